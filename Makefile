@@ -1,0 +1,33 @@
+# What a newcomer types: `make serve`, `make test`. TORCH_INDEX= names another torch build's index.
+PYTHON ?= python3
+BIN := .venv/bin
+PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
+
+.PHONY: serve test lint bench protos
+
+serve: .venv/installed
+	$(BIN)/switchyard serve $(MODEL) $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: .venv/installed
+	$(BIN)/python -m benchmarks.scheduler
+	$(BIN)/python -m benchmarks.offline
+	$(BIN)/python -m benchmarks.sanity
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch --index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# Needed only after a change to a .proto file; the stubs are committed, and a test checks them.
+protos: .venv/installed
+	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto --pyi_out=proto $(PROTOS)

@@ -1,0 +1,55 @@
+"""How a module says which part of which checkpoint tensor it wants.
+
+Owns `CheckpointSlice` and the usual ways to make one. Does not know files, formats or ranks: the
+loader reads, this only describes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class CheckpointSlice:
+    """One tensor of a checkpoint, and the part of it that fills a view of a parameter.
+
+    `shape` is the tensor's full shape in the file; `index` has one slice a dimension; `target` has
+    the shape of the indexed part. Both are None for a tensor that must exist but is another
+    rank's: it is not read. A name may come up several times with different parts.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    index: tuple[slice, ...] | None
+    target: torch.Tensor | None
+
+    def __post_init__(self) -> None:
+        assert (self.index is None) == (self.target is None), self.name
+        if self.index is None or self.target is None:
+            return
+        assert len(self.index) == len(self.shape), self.name
+        spans = zip(self.index, self.shape, strict=True)
+        wanted = tuple(len(range(*span.indices(size))) for span, size in spans)
+        assert wanted == tuple(self.target.shape), (self.name, wanted, tuple(self.target.shape))
+
+
+def whole(name: str, target: torch.Tensor) -> CheckpointSlice:
+    """The whole tensor `name` fills `target`."""
+    shape = tuple(target.shape)
+    return CheckpointSlice(name, shape, tuple(slice(0, size) for size in shape), target)
+
+
+def part(
+    name: str, shape: tuple[int, ...], dim: int, start: int, target: torch.Tensor
+) -> CheckpointSlice:
+    """`target` is filled from `start` on along `dim` of a tensor of `shape`, all of the others."""
+    index = [slice(0, size) for size in shape]
+    index[dim] = slice(start, start + target.shape[dim])
+    return CheckpointSlice(name, shape, tuple(index), target)
+
+
+def unread(name: str, shape: tuple[int, ...]) -> CheckpointSlice:
+    """A tensor that another rank reads."""
+    return CheckpointSlice(name, shape, None, None)

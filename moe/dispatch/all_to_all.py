@@ -1,0 +1,83 @@
+"""all_to_all: a token travels once to each rank that holds one of its experts.
+
+Owns the exchange and the weighted sum at the owner, in order of k: a token's bits are those it has
+without expert parallelism. Splits vary with the routes, and the host reads their sizes once a
+layer: not for CUDA graphs. V tokens of a rank's share, N ranks, K experts per token, U rows
+received, R routes received, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moe.dispatch.base import Dispatched, Exchange, Share
+from moe.dispatch.shares import join_shares, pad_rows, take_share
+from moe.groups import ExpertGroups, exchange_rows
+from moe.placement import ExpertPlacement
+from moe.routes import TopK, sum_routes
+
+
+class AllToAllDispatcher:
+    """Tokens [V,H] out, one result row a route back, all-gather over tp when tp > 1."""
+
+    def __init__(
+        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+    ) -> None:
+        assert groups.ep_group is not None
+        assert placement.num_ranks == groups.ep_size
+        self.groups = groups
+        self.group = groups.ep_group
+        self.owners_E = placement.owners(device)
+        self.ranks_N11 = torch.arange(groups.ep_size, device=device).view(-1, 1, 1)
+
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+        """This tp rank's part of its replica's tokens."""
+        return take_share(hidden_TH, max_tokens, self.groups)
+
+    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+        """The [R,H] rows whose expert is here, one a route, each with the weight 1.
+
+        Routes are ordered by rank, token and k on both sides, so no index travels back.
+        """
+        goes_NVK = self.owners_E[topk.ids.long()] == self.ranks_N11
+        sends_NV = goes_NVK.any(dim=-1)
+        counts = torch.stack((sends_NV.sum(dim=1), goes_NVK.sum(dim=(1, 2))), dim=1)
+        ones = [1] * self.groups.ep_size
+        their_counts = exchange_rows(counts, ones, ones, self.group)
+        rows_sent, routes_sent, rows_received, routes_received = (
+            torch.cat((counts, their_counts), dim=1).t().tolist()
+        )
+        ranks, tokens = sends_NV.nonzero(as_tuple=True)
+        ids_sent = topk.ids[tokens].masked_fill(~goes_NVK[ranks, tokens], -1)
+        hidden_UH = exchange_rows(share.hidden[tokens], rows_sent, rows_received, self.group)
+        ids_UK = exchange_rows(ids_sent, rows_sent, rows_received, self.group)
+        rows, ks = (ids_UK >= 0).nonzero(as_tuple=True)
+        ids_R1 = ids_UK[rows, ks].unsqueeze(1)
+        return Dispatched(
+            hidden=hidden_UH[rows],
+            topk=TopK(torch.ones_like(ids_R1, dtype=torch.float32), ids_R1),
+            share=share,
+            exchange=Exchange(
+                slots=goes_NVK.flatten(1).nonzero(as_tuple=True)[1],
+                num_sent=routes_sent,
+                num_received=routes_received,
+                topk=topk,
+            ),
+        )
+
+    def combine(
+        self, expert_out_RH: torch.Tensor, dispatched: Dispatched, shared_VH: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Results go back to the owner, which weighs and sums them: the replica's [T,H]."""
+        exchange = dispatched.exchange
+        assert exchange is not None
+        back = exchange_rows(expert_out_RH, exchange.num_received, exchange.num_sent, self.group)
+        routes = torch.empty_like(back)
+        routes[exchange.slots] = back
+        routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
+        out_VH = sum_routes(routes_VKH, exchange.topk.weights, back.dtype)
+        if shared_VH is not None:
+            out_VH = out_VH + shared_VH
+        return join_shares(
+            pad_rows(out_VH, dispatched.share.num_rows), dispatched.share, self.groups
+        )

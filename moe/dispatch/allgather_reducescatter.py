@@ -1,0 +1,56 @@
+"""allgather_reducescatter: gather every rank's tokens, compute local routes, reduce to the owner.
+
+Owns the padding to one share size and the two collectives. Shapes depend on `max_tokens` only, so a
+CUDA graph can hold it. S rows of a share, V real ones, N ranks, K experts per token, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moe.dispatch.base import Dispatched, Share
+from moe.dispatch.shares import join_shares, pad_rows, take_share
+from moe.groups import ExpertGroups, all_gather_rows, reduce_scatter_rows
+from moe.placement import ExpertPlacement
+from moe.routes import TopK
+
+
+class AllgatherReducescatterDispatcher:
+    """All-gather to [N·S,H], reduce-scatter to [S,H]; with tp > 1 an all-gather over tp."""
+
+    def __init__(
+        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+    ) -> None:
+        assert groups.ep_group is not None
+        assert placement.num_ranks == groups.ep_size
+        self.groups = groups
+        self.group = groups.ep_group
+
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+        """This tp rank's part of its replica's tokens."""
+        return take_share(hidden_TH, max_tokens, self.groups)
+
+    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+        """[N·S,H] of all ranks; padding rows have ids of −1.
+
+        Weights and ids travel as one int32 tensor [S,2K].
+        """
+        hidden_SH = pad_rows(share.hidden, share.num_rows)
+        weights_SK = pad_rows(topk.weights, share.num_rows)
+        ids_SK = pad_rows(topk.ids, share.num_rows, value=-1)
+        routes = torch.cat((weights_SK.view(torch.int32), ids_SK), dim=1)
+        weights, ids = all_gather_rows(routes, self.group).chunk(2, dim=1)
+        return Dispatched(
+            hidden=all_gather_rows(hidden_SH, self.group),
+            topk=TopK(weights.contiguous().view(torch.float32), ids),
+            share=share,
+        )
+
+    def combine(
+        self, expert_out: torch.Tensor, dispatched: Dispatched, shared_VH: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[N·S,H] → this rank's [S,H], plus shared experts → the replica's [T,H]."""
+        out_SH = reduce_scatter_rows(expert_out, self.group)
+        if shared_VH is not None:
+            out_SH[: shared_VH.shape[0]] += shared_VH
+        return join_shares(out_SH, dispatched.share, self.groups)

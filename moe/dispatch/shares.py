@@ -1,0 +1,39 @@
+"""How the tp ranks of a replica divide its replicated tokens, and put them together again.
+
+Owns the arithmetic of shares. Does not know experts. T tokens, S rows of a share, V real ones.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from moe.dispatch.base import Share
+from moe.groups import ExpertGroups, all_gather_rows
+
+
+def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -> Share:
+    """Rows [r·S, r·S + S) of [T,H], with S = ceil(max_tokens / tp) and r the tp rank."""
+    num_tokens = hidden_TH.shape[0]
+    if num_tokens > max_tokens:
+        raise ValueError(
+            f"a replica has {num_tokens} tokens in a step of max_tokens={max_tokens}: "
+            "max_tokens must be the most that any replica has"
+        )
+    num_rows = -(-max_tokens // groups.tp_size)
+    start = min(groups.tp_rank * num_rows, num_tokens)
+    stop = min(start + num_rows, num_tokens)
+    return Share(hidden=hidden_TH[start:stop], num_tokens=num_tokens, num_rows=num_rows)
+
+
+def join_shares(out_SH: torch.Tensor, share: Share, groups: ExpertGroups) -> torch.Tensor:
+    """[T,H] of the replica from every tp rank's [S,H]."""
+    if groups.tp_group is not None:
+        out_SH = all_gather_rows(out_SH, groups.tp_group)
+    return out_SH[: share.num_tokens]
+
+
+def pad_rows(rows: torch.Tensor, num_rows: int, value: float = 0.0) -> torch.Tensor:
+    """[V,…] → [num_rows,…], new rows filled with `value`."""
+    missing = num_rows - rows.shape[0]
+    return rows if missing == 0 else F.pad(rows, (0, 0, 0, missing), value=value)

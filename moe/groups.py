@@ -1,0 +1,73 @@
+"""The process groups a sparse layer talks over, and this rank's place in them.
+
+Owns `ExpertGroups` and the names of the collectives. Does not start processes or make groups.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertGroups:
+    """Groups and ranks; a group of size 1 is None. Global rank = dp_rank · tp_size + tp_rank.
+
+    `ep` spans all dp × tp ranks, in that order, where experts are spread.
+    """
+
+    tp_group: dist.ProcessGroup | None = None
+    ep_group: dist.ProcessGroup | None = None
+    tp_rank: int = 0
+    tp_size: int = 1
+    dp_rank: int = 0
+    dp_size: int = 1
+    ep_rank: int = 0
+    ep_size: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("tp", "dp", "ep"):
+            rank, size = getattr(self, f"{name}_rank"), getattr(self, f"{name}_size")
+            assert 0 <= rank < size, f"{name} rank {rank} of {size}"
+        assert (self.tp_group is None) == (self.tp_size == 1), "tp_group"
+        assert (self.ep_group is None) == (self.ep_size == 1), "ep_group"
+        assert self.ep_size in (1, self.tp_size * self.dp_size), "ep_size"
+        if self.ep_size > 1:
+            assert self.ep_rank == self.dp_rank * self.tp_size + self.tp_rank, "ep_rank"
+
+
+# torch 2.13 renamed both and warns at each use of the old names, which are all that 2.11 has.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
+
+def all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.Tensor:
+    """The sum over the group, in place; nothing to do for a group of one or an empty tensor."""
+    if group is not None and tensor.numel():
+        dist.all_reduce(tensor, group=group)
+    return tensor
+
+
+def all_gather_rows(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """[S,…] of every rank, in rank order: [N·S,…]. S is the same on all ranks."""
+    out = rows.new_empty(group.size() * rows.shape[0], *rows.shape[1:])
+    _all_gather(out, rows.contiguous(), group=group)
+    return out
+
+
+def reduce_scatter_rows(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """[N·S,…] summed over the ranks; this rank's [S,…] of it."""
+    out = rows.new_empty(rows.shape[0] // group.size(), *rows.shape[1:])
+    _reduce_scatter(out, rows.contiguous(), group=group)
+    return out
+
+
+def exchange_rows(
+    rows: torch.Tensor, send_counts: list[int], recv_counts: list[int], group: dist.ProcessGroup
+) -> torch.Tensor:
+    """`rows` is sent in runs of `send_counts`, one a rank; the runs received, in rank order."""
+    out = rows.new_empty(sum(recv_counts), *rows.shape[1:])
+    dist.all_to_all_single(out, rows.contiguous(), recv_counts, send_counts, group=group)
+    return out

@@ -1,0 +1,118 @@
+"""Routers: which experts a token goes to, and with what weight.
+
+Owns the gate's weight and the selection rules, one function a kind. Does not know where experts
+are. Formulas follow transformers' modelling code of the architecture named at each function.
+T tokens, H hidden, E experts, K experts per token, G groups.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from moe.checkpoint import CheckpointSlice, whole
+from moe.config import MoEConfig
+from moe.routes import TopK
+
+Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
+
+
+class TopKRouter(nn.Module):
+    """hidden [T,H] → `TopK`, ties to the lower id. The same weight on every rank."""
+
+    def __init__(
+        self, config: MoEConfig, *, dtype: torch.dtype, device: torch.device | str
+    ) -> None:
+        super().__init__()
+        self.config = config
+        shape = (config.num_experts, config.hidden_size)
+        self.weight = nn.Parameter(
+            torch.empty(shape, dtype=dtype, device=device), requires_grad=False
+        )
+        self.e_score_correction_bias: nn.Parameter | None = None
+        if config.has_correction_bias:
+            bias = torch.empty(config.num_experts, dtype=torch.float32, device=device)
+            self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
+
+    def forward(self, hidden_TH: torch.Tensor) -> TopK:
+        """Logits in the model's dtype, or fp32 for DeepSeek's kinds; everything after in fp32."""
+        if self.config.router in _FP32_LOGITS:
+            logits_TE = F.linear(hidden_TH.float(), self.weight.float())
+        else:
+            logits_TE = F.linear(hidden_TH, self.weight).float()
+        return SELECTIONS[self.config.router](logits_TE, self.e_score_correction_bias, self.config)
+
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        """The weight, and the bias where the kind has one; `prefix` ends in `gate.`."""
+        yield whole(f"{prefix}weight", self.weight)
+        if self.e_score_correction_bias is not None:
+            yield whole(f"{prefix}e_score_correction_bias", self.e_score_correction_bias)
+
+
+def select_softmax(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
+    """Qwen3-MoE, Qwen3-Next: softmax, top-K, divided by their sum iff `norm_topk_prob`."""
+    assert bias_E is None
+    scores_TE = logits_TE.softmax(dim=-1)
+    ids_TK = _top(scores_TE, config.num_experts_per_tok)
+    weights_TK = scores_TE.gather(1, ids_TK)
+    if config.norm_topk_prob:
+        weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
+    return TopK(weights_TK, ids_TK.int())
+
+
+def select_greedy(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
+    """DeepSeek-V2: softmax, top-K, × `routed_scaling_factor`; never normalised.
+
+    group_limited_greedy keeps `topk_group` groups by their best expert first.
+    """
+    assert bias_E is None
+    scores_TE = logits_TE.softmax(dim=-1)
+    choice_TE = _keep_groups(scores_TE, config, best=1) if config.grouped else scores_TE
+    ids_TK = _top(choice_TE, config.num_experts_per_tok)
+    return TopK(scores_TE.gather(1, ids_TK) * config.routed_scaling_factor, ids_TK.int())
+
+
+def select_sigmoid(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
+    """DeepSeek-V3: chosen by σ + bias, weighted by σ.
+
+    Groups are kept by the sum of their two best; weights are normalised iff `norm_topk_prob`, then
+    × `routed_scaling_factor`.
+    """
+    scores_TE = logits_TE.sigmoid()
+    choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
+    if config.grouped:
+        choice_TE = _keep_groups(choice_TE, config, best=2)
+    ids_TK = _top(choice_TE, config.num_experts_per_tok)
+    weights_TK = scores_TE.gather(1, ids_TK)
+    if config.norm_topk_prob:
+        weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
+    return TopK(weights_TK * config.routed_scaling_factor, ids_TK.int())
+
+
+SELECTIONS: dict[str, Selection] = {
+    "softmax": select_softmax,
+    "greedy": select_greedy,
+    "group_limited_greedy": select_greedy,
+    "sigmoid": select_sigmoid,
+    "noaux_tc": select_sigmoid,
+}
+# transformers computes these kinds' logits in fp32, whatever the model's dtype.
+_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc")
+
+
+def _top(scores_TE: torch.Tensor, count: int) -> torch.Tensor:
+    """int64 [T,count]: best columns first, by a stable sort: torch.topk breaks ties freely."""
+    return scores_TE.sort(dim=-1, descending=True, stable=True).indices[:, :count]
+
+
+def _keep_groups(choice_TE: torch.Tensor, config: MoEConfig, *, best: int) -> torch.Tensor:
+    """−∞ outside the `topk_group` groups whose `best` highest scores add up to most."""
+    choice_TGe = choice_TE.view(-1, config.n_group, choice_TE.shape[1] // config.n_group)
+    count = min(best, choice_TGe.shape[-1])
+    score_TG = choice_TGe.topk(count, dim=-1).values.sum(dim=-1)
+    kept_TG = torch.zeros_like(score_TG, dtype=torch.bool)
+    kept_TG.scatter_(1, _top(score_TG, config.topk_group), True)
+    return choice_TGe.masked_fill(~kept_TG.unsqueeze(-1), -torch.inf).flatten(1)

@@ -1,0 +1,78 @@
+"""Driving a Runner by hand, as a frontend with one replica would."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from moe.config import resolve_parallel
+from switchyard.worker.v1 import worker_pb2
+from workers.config import WorkerConfig
+from workers.startup import Rank, start
+
+
+def start_rank(model: Path, **settings: object) -> Rank:
+    """A single CPU rank of a model folder, in fp32."""
+    values = {
+        "model": model,
+        "listen": "",
+        "device": "cpu",
+        "dtype": "float32",
+        "max_batch_size": 8,
+        "max_num_batched_tokens": 256,
+        "num_blocks": 64,
+        **settings,
+    }
+    parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
+    return start(WorkerConfig(**values), parallel)  # type: ignore[arg-type]
+
+
+def prefill_step(
+    step_id: int,
+    slot: int,
+    tokens: list[int],
+    blocks: list[int],
+    *,
+    position: int = 0,
+    draw: bool = True,
+    **params: object,
+) -> worker_pb2.StepRequest:
+    """One row of given tokens; a new sequence when it starts at position 0."""
+    step = worker_pb2.StepRequest(
+        step_id=step_id,
+        slots=[slot],
+        positions=[position],
+        num_tokens=[len(tokens)],
+        token_ids=tokens,
+        draws=[draw],
+        num_new_blocks=[len(blocks)],
+        new_blocks=blocks,
+        max_replica_tokens=len(tokens),
+    )
+    if position == 0:
+        step.new_sequences.add(slot=slot, **{"top_p": 1.0, **params})
+    return step
+
+
+def decode_step(
+    step_id: int, slots: list[int], positions: list[int], new_blocks: list[list[int]]
+) -> worker_pb2.StepRequest:
+    """Every slot goes on from its last drawn token."""
+    return worker_pb2.StepRequest(
+        step_id=step_id,
+        num_decodes=len(slots),
+        slots=slots,
+        positions=positions,
+        num_new_blocks=[len(blocks) for blocks in new_blocks],
+        new_blocks=[block for blocks in new_blocks for block in blocks],
+        max_replica_tokens=len(slots),
+    )
+
+
+@torch.inference_mode()
+def step_logits(rank: Rank, step: worker_pb2.StepRequest) -> torch.Tensor:
+    """Run a step and return the logits of all its tokens."""
+    runner = rank.runner
+    batch = runner.builder.build(step)
+    return runner.model.logits(runner.model(batch.forward, runner.cache))

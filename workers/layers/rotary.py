@@ -1,0 +1,41 @@
+"""Rotary position embedding (Su et al., 2021), in the half-split form of Llama and Qwen."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+
+class RotaryEmbedding(nn.Module):
+    """Cosines and sines for all positions, computed once in fp32.
+
+    Args:
+        head_dim: D, even.
+        max_positions: positions 0 to max_positions - 1 may be asked for.
+        theta: base of the wavelengths.
+    """
+
+    def __init__(
+        self, head_dim: int, max_positions: int, theta: float, device: torch.device
+    ) -> None:
+        super().__init__()
+        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+        positions = torch.arange(max_positions, dtype=torch.float32, device=device)
+        angles = torch.outer(positions, 1.0 / theta**powers)
+        angles = torch.cat((angles, angles), dim=-1)
+        self.cos: torch.Tensor
+        self.sin: torch.Tensor
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines ``[T, 1, D]`` in fp32."""
+        return self.cos[positions_T].unsqueeze(1), self.sin[positions_T].unsqueeze(1)
+
+
+def rotate(x_TND: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (i, i + D/2) of every head by its position's angle."""
+    x = x_TND.float()
+    first, second = x.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return (x * cos_T1D + turned * sin_T1D).to(x_TND.dtype)

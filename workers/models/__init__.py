@@ -1,0 +1,9 @@
+"""The architectures, by the first name in config.json's ``architectures``."""
+
+from workers.models.qwen3 import Qwen3ForCausalLM
+from workers.models.qwen3_moe import Qwen3MoeForCausalLM
+
+MODELS = {
+    "Qwen3ForCausalLM": Qwen3ForCausalLM,
+    "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
+}

@@ -1,0 +1,179 @@
+"""Qwen3, dense: and the decoder that Qwen3-MoE shares with it.
+
+Plain modules with the checkpoint's names. Shapes: T tokens of the step, H hidden, N query heads,
+K key/value heads (both of this rank), D head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from moe.checkpoint import CheckpointSlice
+from workers.config import ModelConfig
+from workers.kv_cache import KVCache, LayerCache
+from workers.layers.attention import AttentionBatch, paged_attention
+from workers.layers.embedding import Embedding, LMHead
+from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Rows
+from workers.layers.norm import RMSNorm
+from workers.layers.rotary import RotaryEmbedding, rotate
+from workers.models.base import ForwardBatch, Placement
+
+MakeMLP = Callable[[int], nn.Module]
+
+
+class Qwen3Attention(nn.Module):
+    """Grouped-query attention with RMSNorm on each head of q and k. KV heads are replicated when
+    there are fewer than ranks: head = rank // (tp / kv)."""
+
+    def __init__(self, config: ModelConfig, place: Placement) -> None:
+        super().__init__()
+        groups, dtype, device = place.groups, place.dtype, place.device
+        size, head_dim, total_kv = config.hidden_size, config.head_dim, config.num_kv_heads
+        replicas = max(1, groups.tp_size // total_kv)
+        kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
+        self.head_dim = head_dim
+        q_rows = Rows.shard(config.num_heads * head_dim, groups.tp_rank, groups.tp_size)
+        kv_rows = Rows.shard(total_kv * head_dim, kv_rank, kv_ranks)
+        self.num_heads = config.num_heads // groups.tp_size
+        self.num_kv_heads = total_kv // kv_ranks
+        self.qkv_proj = ColumnParallelLinear(
+            size, {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}, dtype, device
+        )
+        self.o_proj = RowParallelLinear(config.num_heads * head_dim, size, groups, dtype, device)
+        self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
+        self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
+
+    def forward(
+        self,
+        hidden_TH: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        qkv_THD = self.qkv_proj(hidden_TH).unflatten(1, (-1, self.head_dim))
+        q_TND, k_TKD, v_TKD = qkv_THD.split(
+            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
+        )
+        q_TND = rotate(self.q_norm(q_TND), *rotary)
+        k_TKD = rotate(self.k_norm(k_TKD), *rotary)
+        return self.o_proj(paged_attention(q_TND, k_TKD, v_TKD, cache, batch))
+
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        yield from self.qkv_proj.checkpoint_slices(prefix)
+        for name in ("o_proj", "q_norm", "k_norm"):
+            yield from getattr(self, name).checkpoint_slices(f"{prefix}{name}.")
+
+
+class Qwen3MLP(nn.Module):
+    """``down(silu(gate x) * up x)``, I / tp wide on each rank."""
+
+    def __init__(self, config: ModelConfig, place: Placement) -> None:
+        super().__init__()
+        groups, dtype, device = place.groups, place.dtype, place.device
+        rows = Rows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
+        self.gate_up_proj = ColumnParallelLinear(
+            config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device
+        )
+        self.down_proj = RowParallelLinear(
+            config.intermediate_size, config.hidden_size, groups, dtype, device
+        )
+
+    def forward(self, hidden_TH: torch.Tensor, max_tokens: int) -> torch.Tensor:
+        """``max_tokens`` is for mixtures, which exchange tokens between replicas."""
+        gate, up = self.gate_up_proj(hidden_TH).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
+
+    def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
+        """``packed`` is for mixtures, whose experts stand in a checkpoint in two ways."""
+        yield from self.gate_up_proj.checkpoint_slices(prefix)
+        yield from self.down_proj.checkpoint_slices(f"{prefix}down_proj.")
+
+
+class Qwen3DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP, each added to the residual."""
+
+    def __init__(self, config: ModelConfig, place: Placement, mlp: nn.Module) -> None:
+        super().__init__()
+        norm = (config.hidden_size, config.rms_norm_eps, place.dtype, place.device)
+        self.self_attn = Qwen3Attention(config, place)
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(*norm)
+        self.post_attention_layernorm = RMSNorm(*norm)
+
+    def forward(
+        self,
+        hidden_TH: torch.Tensor,
+        rotary: tuple[torch.Tensor, torch.Tensor],
+        cache: LayerCache,
+        batch: ForwardBatch,
+    ) -> torch.Tensor:
+        hidden_TH = hidden_TH + self.self_attn(
+            self.input_layernorm(hidden_TH), rotary, cache, batch.attention
+        )
+        return hidden_TH + self.mlp(self.post_attention_layernorm(hidden_TH), batch.max_tokens)
+
+    def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
+        yield from self.self_attn.checkpoint_slices(f"{prefix}self_attn.")
+        yield from self.mlp.checkpoint_slices(f"{prefix}mlp.", packed)
+        for name in ("input_layernorm", "post_attention_layernorm"):
+            yield from getattr(self, name).checkpoint_slices(f"{prefix}{name}.")
+
+
+class Qwen3ForCausalLM(nn.Module):
+    """The whole decoder.
+
+    Args:
+        make_mlp: the MLP of a layer by its index; the dense one by default.
+    """
+
+    def __init__(
+        self, config: ModelConfig, place: Placement, make_mlp: MakeMLP | None = None
+    ) -> None:
+        super().__init__()
+        dtype, device = place.dtype, place.device
+        make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, place))
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device)
+        self.layers = nn.ModuleList(
+            Qwen3DecoderLayer(config, place, make_mlp(layer)) for layer in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.rotary = RotaryEmbedding(
+            config.head_dim, place.max_positions, config.rope_theta, device
+        )
+        tied = self.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = LMHead(
+            config.vocab_size, config.hidden_size, tied, place.groups, dtype, device
+        )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of this rank."""
+        return self.layers[0].self_attn.num_kv_heads
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Last hidden states ``[T, H]``, normed."""
+        hidden_TH = self.embed_tokens(batch.ids_T)
+        rotary = self.rotary(batch.positions_T)
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            hidden_TH = layer(hidden_TH, rotary, layer_cache, batch)
+        return self.norm(hidden_TH)
+
+    def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
+        """Logits ``[D, V]`` in fp32 for the rows given, whole on every rank."""
+        return self.lm_head(hidden_DH)
+
+    def checkpoint_slices(self, packed: bool = False) -> Iterator[CheckpointSlice]:
+        """Every tensor of the checkpoint, those of other ranks without a target.
+
+        Args:
+            packed: a layer's experts stand in two tensors, not in three an expert.
+        """
+        yield from self.embed_tokens.checkpoint_slices("model.embed_tokens.")
+        for index, layer in enumerate(self.layers):
+            yield from layer.checkpoint_slices(f"model.layers.{index}.", packed)
+        yield from self.norm.checkpoint_slices("model.norm.")
+        yield from self.lm_head.checkpoint_slices("lm_head.")

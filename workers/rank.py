@@ -1,0 +1,110 @@
+"""One rank's process, as torchrun starts it: start, listen, run steps until the frontend leaves."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import logging
+import os
+import signal
+import sys
+import time
+
+from moe.config import ParallelConfig
+from switchyard.worker.v1 import worker_pb2
+from workers.config import WorkerConfig
+from workers.flags import VERSION, parse
+from workers.service import PROTOCOL, WorkerService, serve
+from workers.startup import Rank, start
+
+_PR_SET_PDEATHSIG = 1
+_OTHERS_WAIT_SECONDS = 1.0
+
+
+def main() -> None:
+    """Entry point of ``python -m workers.rank``; needs torchrun's environment."""
+    began = time.monotonic()
+    # The launcher's death, even by SIGKILL, must not leave a rank holding a GPU.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.getLogger("workers").setLevel(logging.INFO)
+    config, parallel = parse(sys.argv[1:])
+    rank = int(os.environ.get("RANK", "0"))
+    try:
+        ready = start(config, parallel)
+        service = WorkerService(_describe(ready, parallel, time.monotonic() - began), _leave)
+        serve(service, rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
+    except (ValueError, OSError, RuntimeError) as error:
+        _fail(rank, error)
+    _announce(config, parallel, ready)
+    gc.collect()
+    gc.freeze()
+    service.run(ready.runner)
+
+
+def rank_address(template: str, local_rank: int) -> str:
+    """``unix:/dir/rank-{rank}.sock`` by substitution, ``host:port`` by adding to the port."""
+    if template.startswith("unix:"):
+        return template.replace("{rank}", str(local_rank))
+    host, _, port = template.rpartition(":")
+    return f"{host}:{int(port) + local_rank}"
+
+
+def _describe(
+    ready: Rank, parallel: ParallelConfig, startup_seconds: float
+) -> worker_pb2.DescribeResponse:
+    slots = ready.runner.builder.params.ints.shape[1]
+    return worker_pb2.DescribeResponse(
+        protocol=PROTOCOL,
+        version=VERSION,
+        rank=ready.groups.rank,
+        world_size=ready.groups.world_size,
+        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        tensor_parallel_size=parallel.tp,
+        data_parallel_size=parallel.dp,
+        expert_parallel_size=parallel.ep,
+        moe_ep_backend=parallel.backend,
+        architecture=ready.model_config.architecture,
+        vocab_size=ready.model_config.vocab_size,
+        max_model_len=ready.max_model_len,
+        max_batch_size=slots,
+        max_num_batched_tokens=ready.max_num_batched_tokens,
+        block_size=ready.runner.builder.block_size,
+        num_blocks=ready.num_blocks,
+        eos_token_ids=ready.model_config.eos_token_ids,
+        device=ready.device_name,
+        dtype=str(ready.dtype).removeprefix("torch."),
+        weights_sha256=ready.loaded.sha256,
+        bytes_read=ready.loaded.bytes_read,
+        startup_seconds=startup_seconds,
+    )
+
+
+def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: Rank) -> None:
+    if ready.groups.rank:
+        return
+    tokens = ready.num_blocks * config.block_size * parallel.dp
+    sys.stderr.write(
+        f"{ready.model_config.architecture} on {ready.groups.world_size} × {ready.device_name}, "
+        f"{str(ready.dtype).removeprefix('torch.')}, KV cache of {tokens} tokens\n"
+    )
+    sys.stderr.flush()
+
+
+def _leave(reason: str) -> None:
+    """End the process at once: threads may be inside collectives that never return."""
+    logging.getLogger("workers").info(reason)
+    os._exit(0 if reason.startswith("the frontend") else 1)
+
+
+def _fail(rank: int, error: Exception) -> None:
+    """One line for the whole group: most errors are every rank's, so rank 0 goes first."""
+    if rank:
+        time.sleep(_OTHERS_WAIT_SECONDS)
+    sys.stderr.write(f"switchyard workers: {' '.join(str(error).split())}\n")
+    sys.stderr.flush()
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""The worker's gRPC service: Describe, and Execute with its epochs and step order.
+
+Owns the one live stream of this rank. A stream that breaks ends the process: a half-sent step
+would leave the other ranks hanging in a collective. Knows nothing of what a step computes.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent import futures
+
+import grpc
+
+from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from workers.runner import Runner, StepHandle
+
+PROTOCOL = 1
+_MAX_MESSAGE_BYTES = 64 << 20
+
+log = logging.getLogger(__name__)
+
+Steps = queue.SimpleQueue[worker_pb2.StepRequest]
+Handles = queue.SimpleQueue[StepHandle]
+
+
+class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
+    """Serves one rank.
+
+    Args:
+        description: the answer to Describe.
+        leave: called with a one-line reason when the rank must end; does not return.
+    """
+
+    def __init__(
+        self, description: worker_pb2.DescribeResponse, leave: Callable[[str], None]
+    ) -> None:
+        self.description = description
+        self.leave = leave
+        self.steps: Steps = queue.SimpleQueue()
+        self.handles: Handles = queue.SimpleQueue()
+        self.lock = threading.Lock()
+        self.epoch: int | None = None
+
+    def Describe(  # noqa: N802
+        self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.DescribeResponse:
+        return self.description
+
+    def Execute(  # noqa: N802
+        self, request_iterator: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
+    ) -> Iterator[worker_pb2.ExecuteResponse]:
+        epoch = self._accept(request_iterator, context)
+        context.add_callback(lambda: self.leave(f"the frontend of epoch {epoch} is gone"))
+        yield worker_pb2.ExecuteResponse(welcome=worker_pb2.Welcome(epoch=epoch))
+        reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
+        reader.start()
+        while True:
+            yield worker_pb2.ExecuteResponse(result=self.handles.get().result())
+
+    def run(self, runner: Runner) -> None:
+        """Launch steps as they come, on the calling thread; ends only with the process."""
+        while True:
+            try:
+                self.handles.put(runner.launch(self.steps.get()))
+            except Exception as error:
+                log.exception("a step failed")
+                self.leave(f"a step failed: {error}")
+
+    def _accept(
+        self, requests: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
+    ) -> int:
+        """Take the stream's Hello, or refuse the stream."""
+        first = next(requests, None)
+        if first is None or first.WhichOneof("message") != "hello":
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be hello")
+        hello = first.hello
+        if hello.protocol != PROTOCOL:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"the frontend speaks protocol {hello.protocol}, this worker {PROTOCOL}",
+            )
+        with self.lock:
+            if self.epoch is not None:
+                context.abort(
+                    grpc.StatusCode.FAILED_PRECONDITION,
+                    f"epoch {hello.epoch} is refused: the rank serves epoch {self.epoch}",
+                )
+            self.epoch = hello.epoch
+        return hello.epoch
+
+    def _read(self, requests: Iterator[worker_pb2.ExecuteRequest]) -> None:
+        expected: int | None = None
+        try:
+            for request in requests:
+                step = request.step
+                if request.WhichOneof("message") != "step" or step.step_id != (
+                    step.step_id if expected is None else expected
+                ):
+                    self.leave(f"protocol error: expected step {expected}, got {request!s:.80}")
+                expected = step.step_id + 1
+                self.steps.put(step)
+        except grpc.RpcError:
+            pass  # a broken stream ends as a finished one does
+        self.leave("the frontend closed its stream")
+
+
+def serve(service: WorkerService, address: str) -> grpc.Server:
+    """Listen on ``host:port`` or ``unix:/path``.
+
+    Raises:
+        ValueError: the address can't be had.
+    """
+    server = grpc.server(
+        futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
+        options=[
+            ("grpc.so_reuseport", 0),
+            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+        ],
+    )
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
+    try:
+        server.add_insecure_port(address)
+    except RuntimeError:
+        raise ValueError(f"--listen {address}: the address is in use or not ours") from None
+    server.start()
+    return server
