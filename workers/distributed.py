@@ -16,6 +16,8 @@ import torch.distributed as dist
 from moe.config import ParallelConfig
 from moe.dispatch import ExpertGroups
 
+# torch 2.13 renamed it.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 # A collective that hangs is the step watchdog's business; this only bounds start-up.
 _TIMEOUT = timedelta(minutes=10)
 
@@ -44,7 +46,7 @@ class Groups:
         if self.tp_group is None:
             return x
         parts = x.new_empty(self.tp_size * x.shape[0], x.shape[1])
-        dist.all_gather_into_tensor(parts, x.contiguous(), group=self.tp_group)
+        _all_gather(parts, x.contiguous(), group=self.tp_group)
         return parts.view(self.tp_size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
 
     def minimum(self, value: int) -> int:

@@ -14,7 +14,7 @@ from moe.config import ParallelConfig
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
 from workers.flags import VERSION, parse
-from workers.service import PROTOCOL, WorkerService, serve
+from workers.service import PROTOCOL, WorkerService
 from workers.startup import Rank, start
 
 _PR_SET_PDEATHSIG = 1
@@ -23,7 +23,6 @@ _OTHERS_WAIT_SECONDS = 1.0
 
 def main() -> None:
     """Entry point of ``python -m workers.rank``; needs torchrun's environment."""
-    began = time.monotonic()
     # The launcher's death, even by SIGKILL, must not leave a rank holding a GPU.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -32,14 +31,21 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     try:
         ready = start(config, parallel)
-        service = WorkerService(_describe(ready, parallel, time.monotonic() - began), _leave)
-        serve(service, rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
+        service = WorkerService(_describe(ready, parallel, _seconds_alive()), _leave)
+        service.listen(rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
     except (ValueError, OSError, RuntimeError) as error:
         _fail(rank, error)
     _announce(config, parallel, ready)
     gc.collect()
     gc.freeze()
     service.run(ready.runner)
+
+
+def _seconds_alive() -> float:
+    """Seconds since this process was started, imports included (Linux)."""
+    with open("/proc/self/stat", encoding="ascii") as file:
+        started_ticks = int(file.read().rpartition(")")[2].split()[19])
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def rank_address(template: str, local_rank: int) -> str:

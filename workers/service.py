@@ -43,6 +43,27 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.handles: Handles = queue.SimpleQueue()
         self.lock = threading.Lock()
         self.epoch: int | None = None
+        self.server = grpc.server(
+            futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
+            options=[
+                ("grpc.so_reuseport", 0),
+                ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+                ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+            ],
+        )
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self.server)
+
+    def listen(self, address: str) -> None:
+        """Serve on ``host:port`` or ``unix:/path``.
+
+        Raises:
+            ValueError: the address can't be had.
+        """
+        try:
+            self.server.add_insecure_port(address)
+        except RuntimeError:
+            raise ValueError(f"--listen {address}: the address is in use or not ours") from None
+        self.server.start()
 
     def Describe(  # noqa: N802
         self, request: worker_pb2.DescribeRequest, context: grpc.ServicerContext
@@ -105,26 +126,3 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         except grpc.RpcError:
             pass  # a broken stream ends as a finished one does
         self.leave("the frontend closed its stream")
-
-
-def serve(service: WorkerService, address: str) -> grpc.Server:
-    """Listen on ``host:port`` or ``unix:/path``.
-
-    Raises:
-        ValueError: the address can't be had.
-    """
-    server = grpc.server(
-        futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
-        options=[
-            ("grpc.so_reuseport", 0),
-            ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-            ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
-        ],
-    )
-    worker_pb2_grpc.add_WorkerServiceServicer_to_server(service, server)
-    try:
-        server.add_insecure_port(address)
-    except RuntimeError:
-        raise ValueError(f"--listen {address}: the address is in use or not ours") from None
-    server.start()
-    return server

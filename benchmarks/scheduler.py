@@ -1,0 +1,153 @@
+"""What a step of decodes costs the frontend: schedule + complete, detokenization included.
+
+Runs no workers and no event loop: tokens are random, two steps are in flight, nobody reads.
+Prompts differ in length, so that block boundaries are spread over the steps, and the prefix cache
+is on. One figure is the median over repeats of the mean over a repeat's steps.
+
+    python -m benchmarks.scheduler [--json]
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import random
+import statistics
+import time
+from collections import deque
+
+from rich.console import Console
+from rich.table import Table
+
+from frontend.detokenizer import ByteDecoder
+from frontend.limits import Limits
+from frontend.request import Output, Request, SamplingParams, StopConditions
+from frontend.scheduler import Scheduler
+from frontend.step import Step
+
+VOCAB_SIZE = 32_768
+DEPTH = 2
+GOAL_MS = {1: 0.1, 256: 1.0}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Milliseconds a step, at ``num_running`` decoding sequences."""
+
+    num_running: int
+    schedule_ms: float
+    complete_ms: float
+    step_ms: float
+    goal_ms: float | None
+
+
+def make_pieces(rng: random.Random) -> dict[int, bytes]:
+    """A byte-level vocabulary: words of one to eight letters, and every 64th half a character."""
+    letters = b"abcdefghijklmnopqrstuvwxyz "
+    pieces = {
+        token: bytes(rng.choices(letters, k=rng.randint(1, 8))) for token in range(VOCAB_SIZE)
+    }
+    pieces.update(dict.fromkeys(range(0, VOCAB_SIZE, 64), b"\xc3"))
+    return pieces
+
+
+def start(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> Scheduler:
+    """A scheduler whose sequences will decode for at least ``num_steps`` more steps."""
+    rng = random.Random(num_running)
+    max_model_len = 2 * 1024 + num_steps
+    limits = Limits(
+        max_batch_size=num_running,
+        max_num_batched_tokens=8192,
+        max_model_len=max_model_len,
+        block_size=16,
+        num_blocks=num_running * (max_model_len // 16 + 1),
+    )
+    scheduler = Scheduler(limits)
+    for number in range(num_running):
+        request = Request(
+            id=f"request-{number}",
+            prompt_ids=rng.choices(range(VOCAB_SIZE), k=rng.randint(512, 1024)),
+            sampling=SamplingParams(seed=number),
+            stops=StopConditions(max_new_tokens=max_model_len, eos_token_ids=frozenset({VOCAB_SIZE})),
+            decoder=ByteDecoder(pieces),
+            output=Output(),
+        )
+        scheduler.submit(request)
+    return scheduler
+
+
+def measure(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> tuple[float, float]:
+    """Mean seconds of one schedule and of one complete while all sequences decode."""
+    scheduler = start(num_running, num_steps, pieces)
+    rng = random.Random(0)
+    drawn = [rng.choices(range(VOCAB_SIZE), k=num_running) for _ in range(64)]
+    in_flight: deque[Step] = deque()
+    schedule_s, complete_s, num_timed = 0.0, 0.0, 0
+    while num_timed < num_steps:
+        begun = time.perf_counter()
+        step = scheduler.schedule(begun)
+        scheduled = time.perf_counter()
+        assert step is not None, "sequences decode to the end of the run"
+        in_flight.append(step)
+        if len(in_flight) < DEPTH:
+            continue
+        oldest = in_flight.popleft()
+        tokens = [drawn[oldest.step_id % 64][: oldest.slices[0].num_draws]]
+        before = time.perf_counter()
+        scheduler.complete(oldest, tokens, before)
+        after = time.perf_counter()
+        if oldest.slices[0].num_decodes == num_running:
+            schedule_s += scheduled - begun
+            complete_s += after - before
+            num_timed += 1
+    return schedule_s / num_steps, complete_s / num_steps
+
+
+def run(sizes: list[int], num_steps: int, repeats: int) -> list[Result]:
+    """One result a size."""
+    pieces = make_pieces(random.Random(0))
+    results = []
+    for num_running in sizes:
+        measure(num_running, num_steps // 10 + 1, pieces)
+        times = [measure(num_running, num_steps, pieces) for _ in range(repeats)]
+        results.append(
+            Result(
+                num_running=num_running,
+                schedule_ms=1e3 * statistics.median(schedule for schedule, _ in times),
+                complete_ms=1e3 * statistics.median(complete for _, complete in times),
+                step_ms=1e3 * statistics.median(map(sum, times)),
+                goal_ms=GOAL_MS.get(num_running),
+            )
+        )
+    return results
+
+
+def show(results: list[Result]) -> None:
+    """Print a table."""
+    table = Table(title="Frontend time of a decode step, ms on one core")
+    for heading in ("running", "schedule", "complete", "both", "goal"):
+        table.add_column(heading, justify="right")
+    for result in results:
+        goal = f"≤ {result.goal_ms:g}" if result.goal_ms is not None else ""
+        parts = (result.schedule_ms, result.complete_ms, result.step_ms)
+        table.add_row(str(result.num_running), *(f"{part:.3f}" for part in parts), goal)
+    Console().print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--running", type=int, nargs="+", default=[1, 8, 64, 256], metavar="N")
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    args = parser.parse_args()
+    results = run(args.running, args.steps, args.repeats)
+    if args.json:
+        print(json.dumps([dataclasses.asdict(result) for result in results]))
+    else:
+        show(results)
+
+
+if __name__ == "__main__":
+    main()

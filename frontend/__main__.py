@@ -1,0 +1,261 @@
+"""`python -m frontend`: listen, connect to the workers, serve, drain.
+
+Owns the flags of the process, its signals, its one-line messages and its exit code: 0 after a
+drain, 1 when the workers are lost or never come, 2 for bad flags or an address that is taken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import gc
+import importlib.metadata
+import logging
+import signal
+import sys
+from collections.abc import Awaitable, Coroutine, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import uvloop
+
+from frontend.backend import Backend, Tokenizer
+from frontend.config import FrontendConfig, add_serving_flags
+from frontend.engine import Engine
+from frontend.grpc_server import GrpcServer
+from frontend.limits import Limits
+from frontend.model_folder import (
+    SamplingDefaults,
+    read_sampling_defaults,
+    resolve_model,
+    served_name,
+)
+from frontend.scheduler import Scheduler
+from frontend.service import Service
+from frontend.worker_group import GroupLost, WorkerGroup
+from switchyard.worker.v1 import worker_pb2
+
+# After the drain, or a loss: what streams get to send their last message.
+STOP_GRACE_SECONDS = 1.0
+LAST_WORDS_SECONDS = 5.0
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+_T = TypeVar("_T")
+
+
+def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
+    """Flags to config.
+
+    Raises:
+        ValueError: a flag's value, or the model folder, will not do.
+    """
+    parser = argparse.ArgumentParser(prog="python -m frontend", description=__doc__)
+    parser.add_argument("--model", help="folder, or Hub id; default: the demo model")
+    parser.add_argument(
+        "--workers",
+        required=True,
+        metavar="ADDR[,ADDR]",
+        help="each machine's first rank: HOST:PORT, or unix:DIR/rank-{rank}.sock",
+    )
+    add_serving_flags(parser)
+    flags = parser.parse_args(arguments)
+    model = resolve_model(flags.model)
+    return FrontendConfig(
+        model=model,
+        served_name=flags.served_model_name or served_name(flags.model),
+        workers=tuple(flags.workers.split(",")),
+        host=flags.host,
+        port=flags.port,
+        max_queued_requests=flags.max_queued_requests,
+        prefix_cache=not flags.no_prefix_cache,
+        startup_timeout=flags.startup_timeout,
+        drain_timeout=flags.drain_timeout,
+    )
+
+
+class Stop:
+    """SIGTERM and SIGINT: the first asks for a drain, the second for the end."""
+
+    def __init__(self) -> None:
+        self.drain = asyncio.Event()
+        self.now = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._signal)
+
+    def _signal(self) -> None:
+        (self.now if self.drain.is_set() else self.drain).set()
+
+
+async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
+    """Run until a signal or the loss of the workers.
+
+    Returns:
+        The exit code.
+    """
+    stop = Stop()
+    service = Service(model=config.served_name, version=_version())
+    server = GrpcServer(service, config.address)
+    try:
+        port = await server.start()
+    except OSError as error:
+        return _fail(str(error), 2)
+    group = None
+    try:
+        group, tokenizer = await _unless(stop.drain, _reach(config))
+        engine = Engine(Scheduler(_limits(config, group.info)), group)
+        service.open(
+            Backend(
+                engine=engine,
+                tokenizer=tokenizer,
+                info=group.info,
+                defaults=defaults,
+                max_queued_requests=config.max_queued_requests,
+            )
+        )
+        return await _run(config, port, service, server, engine, stop)
+    except _StoppedError:
+        return 0
+    except (GroupLost, ValueError, OSError) as error:
+        return _fail(str(error), 1)
+    finally:
+        await server.stop(STOP_GRACE_SECONDS)
+        if group is not None:
+            await group.close()
+
+
+class _StoppedError(Exception):
+    """A signal came while the workers were still awaited."""
+
+
+async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
+    """The result of ``work``, or `_StoppedError` once the event is set."""
+    task, stopped = asyncio.create_task(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not task.done():
+            raise _StoppedError
+        return task.result()
+    finally:
+        for each in (task, stopped):
+            each.cancel()
+        await asyncio.gather(task, stopped, return_exceptions=True)
+
+
+async def _reach(config: FrontendConfig) -> tuple[WorkerGroup, Tokenizer | None]:
+    """Load the tokenizer while the workers load their weights."""
+    tokenizer, group = await asyncio.gather(
+        asyncio.to_thread(_load_tokenizer, config.model),
+        WorkerGroup.connect(config.workers, startup_timeout=config.startup_timeout),
+    )
+    return group, tokenizer
+
+
+def _load_tokenizer(folder: Path) -> Tokenizer | None:
+    # Here, not above: transformers takes seconds to import, and the port is open meanwhile.
+    from frontend.tokenizer import Tokenizer as HfTokenizer
+
+    return HfTokenizer.load(folder)
+
+
+def _limits(config: FrontendConfig, info: worker_pb2.DescribeResponse) -> Limits:
+    return Limits(
+        max_batch_size=info.max_batch_size,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        num_replicas=info.data_parallel_size,
+        max_queued_requests=config.max_queued_requests,
+        enable_prefix_cache=config.prefix_cache,
+    )
+
+
+async def _run(
+    config: FrontendConfig,
+    port: int,
+    service: Service,
+    server: GrpcServer,
+    engine: Engine,
+    stop: Stop,
+) -> int:
+    """Serve until the drain is over or the engine ends, which is the loss of the workers."""
+    gc.collect()
+    gc.freeze()  # what lives as long as the process is no work for later collections
+    running = asyncio.create_task(engine.run())
+    draining = asyncio.create_task(_drain(config, service, server, stop))
+    await server.health.set_ready(True)
+    _say_ready(config, port, service)
+    try:
+        await asyncio.wait({running, draining}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done():
+            return 0
+        service.lose()
+        await server.health.set_ready(False)
+        await _within(LAST_WORDS_SECONDS, service.idle())
+        return _fail(f"the workers are lost: {running.exception()}", 1)
+    finally:
+        for task in (running, draining):
+            task.cancel()
+        await asyncio.gather(running, draining, return_exceptions=True)
+
+
+async def _drain(config: FrontendConfig, service: Service, server: GrpcServer, stop: Stop) -> None:
+    """After the first signal: refuse new requests, let the live ones end, then end the rest."""
+    await stop.drain.wait()
+    service.drain()
+    await server.health.set_ready(False)
+    with contextlib.suppress(_StoppedError):
+        await _unless(stop.now, _within(config.drain_timeout, service.idle()))
+    service.abort_all()
+    await _within(LAST_WORDS_SECONDS, service.idle())
+
+
+async def _within(seconds: float, work: Awaitable[None]) -> None:
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(work, seconds)
+
+
+def _say_ready(config: FrontendConfig, port: int, service: Service) -> None:
+    facts = service.server_info()
+    ranks = f"{facts.world_size} rank{'s' if facts.world_size > 1 else ''} on {facts.device}"
+    address = config.address.removesuffix(str(config.port)) + str(port)
+    sys.stdout.write(
+        f"switchyard: serving {config.served_name} on {address} ({ranks}, {facts.dtype}, "
+        f"context {facts.max_prompt_tokens + 1}, KV cache {facts.kv_cache_tokens} tokens)\n"
+    )
+    sys.stdout.flush()
+    if config.host not in LOOPBACK:
+        sys.stderr.write(
+            f"switchyard: {address} is reachable from other machines, without encryption or "
+            "authentication\n"
+        )
+
+
+def _fail(message: str, code: int) -> int:
+    sys.stderr.write(f"switchyard: {message}\n")
+    return code
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("switchyard")
+    except importlib.metadata.PackageNotFoundError:
+        return "0+source"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    logging.basicConfig(level=logging.WARNING, format="switchyard: %(levelname)s %(message)s")
+    try:
+        config = parse_config(arguments)
+        defaults = read_sampling_defaults(config.model)
+    except ValueError as error:
+        return _fail(str(error), 2)
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(serve(config, defaults))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What the service works with once the workers are there: engine, tokenizer, facts.
+
+Owns the protocols of the two, so that the service and its tests depend on nothing behind them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+from frontend.model_folder import SamplingDefaults
+from frontend.request import Request, TextDecoder
+from switchyard.worker.v1 import worker_pb2
+
+
+class Load(Protocol):
+    """The engine's snapshot, field by field as GetLoadResponse says."""
+
+    @property
+    def running_requests(self) -> int: ...
+    @property
+    def queued_requests(self) -> int: ...
+    @property
+    def kv_cache_usage(self) -> float: ...
+    @property
+    def generated_tokens_per_second(self) -> float: ...
+    @property
+    def queued_prompt_tokens(self) -> int: ...
+    @property
+    def preemptions(self) -> int: ...
+    @property
+    def prefix_query_tokens(self) -> int: ...
+    @property
+    def prefix_hit_tokens(self) -> int: ...
+
+
+class Engine(Protocol):
+    """What the service asks of the engine."""
+
+    def submit(self, request: Request) -> None:
+        """Queue a request, whose output then fills; RequestError when it is refused."""
+        ...
+
+    def abort(self, request_id: str) -> bool:
+        """End a request; whether it was running or queued."""
+        ...
+
+    def load(self) -> Load:
+        """A snapshot."""
+        ...
+
+
+class Tokenizer(Protocol):
+    """What the service asks of the tokenizer."""
+
+    @property
+    def has_chat_template(self) -> bool: ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
+
+    def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
+
+    def render_chat(
+        self, messages: list[dict[str, str]], template_kwargs: dict[str, Any]
+    ) -> list[int]: ...
+
+    def decoder(
+        self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
+    ) -> TextDecoder: ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Backend:
+    """Everything a request needs.
+
+    Attributes:
+        tokenizer: None for a model folder without one; token ids only, then.
+        info: rank 0's description of the workers.
+        defaults: what unset sampling fields mean for this model.
+        max_queued_requests: the engine's bound, for GetServerInfo.
+    """
+
+    engine: Engine
+    tokenizer: Tokenizer | None
+    info: worker_pb2.DescribeResponse
+    defaults: SamplingDefaults
+    max_queued_requests: int

@@ -1,0 +1,139 @@
+"""KV blocks of one replica: who holds them, and which prefixes they contain.
+
+Owns reference counts, the free blocks and the index of published prefixes. Knows block ids and
+digests only: nothing of sequences, slots or steps.
+
+A block is in exactly one of three states: held (one or more holders), free with a published
+prefix (may be found again, given away least recently used first), or free without.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections import OrderedDict
+from collections.abc import Sequence
+
+DIGEST_BYTES = 16
+ROOT = b""
+"""Parent of a sequence's first block."""
+
+
+def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
+    """Name of a full block: its tokens and, through ``parent``, all tokens before them.
+
+    Args:
+        parent: digest of the block before, or ``ROOT``.
+        token_ids: the block's tokens, ``block_size`` of them.
+    """
+    tokens = array("I", token_ids).tobytes()
+    return hashlib.blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest()
+
+
+def extend_digests(
+    digests: list[bytes], token_ids: Sequence[int], num_blocks: int, block_size: int
+) -> None:
+    """Append to ``digests`` those of the next blocks of ``token_ids``, up to ``num_blocks``."""
+    parent = digests[-1] if digests else ROOT
+    for start in range(len(digests) * block_size, num_blocks * block_size, block_size):
+        parent = block_digest(parent, token_ids[start : start + block_size])
+        digests.append(parent)
+
+
+class BlockPool:
+    """Hands out block ids 0 to ``num_blocks - 1``, each holding ``block_size`` tokens.
+
+    ``allocate`` and ``acquire`` take hold of blocks, ``free`` lets go of them. A block that nobody
+    holds keeps its published prefix until it is needed for something else.
+    """
+
+    __slots__ = ("_block_of", "_cached", "_digest_of", "_holders", "_unused", "block_size", "size")
+
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.size = num_blocks
+        self.block_size = block_size
+        self._holders = [0] * num_blocks
+        self._digest_of: list[bytes | None] = [None] * num_blocks
+        self._block_of: dict[bytes, int] = {}
+        # Free blocks without a prefix, the next one last; and those with one, oldest first.
+        self._unused = list(range(num_blocks - 1, -1, -1))
+        self._cached: OrderedDict[int, None] = OrderedDict()
+
+    @property
+    def num_free(self) -> int:
+        """Blocks that ``allocate`` could give."""
+        return len(self._unused) + len(self._cached)
+
+    def blocks_for(self, num_tokens: int) -> int:
+        """Blocks that hold ``num_tokens`` tokens."""
+        return -(-num_tokens // self.block_size)
+
+    def match(self, digests: Sequence[bytes]) -> list[int]:
+        """The blocks of the longest published prefix of ``digests``; nobody takes hold of them."""
+        blocks = []
+        for digest in digests:
+            block = self._block_of.get(digest)
+            if block is None:
+                break
+            blocks.append(block)
+        return blocks
+
+    def num_idle(self, blocks: Sequence[int]) -> int:
+        """How many of ``blocks`` nobody holds: what acquiring them takes from ``num_free``."""
+        holders = self._holders
+        return sum(not holders[block] for block in blocks)
+
+    def acquire(self, blocks: Sequence[int]) -> None:
+        """Take hold of blocks that ``match`` found."""
+        for block in blocks:
+            assert self._digest_of[block] is not None, f"block {block} has no published prefix"
+            if self._holders[block] == 0:
+                del self._cached[block]
+            self._holders[block] += 1
+
+    def allocate(self, count: int) -> list[int]:
+        """Take hold of ``count`` blocks with no content; the caller has looked at ``num_free``."""
+        assert count <= self.num_free, f"{count} blocks wanted, {self.num_free} free"
+        blocks = []
+        for _ in range(count):
+            if self._unused:
+                block = self._unused.pop()
+            else:
+                block, _ = self._cached.popitem(last=False)
+                self._forget(block)
+            assert self._holders[block] == 0, f"block {block} was free and held"
+            self._holders[block] = 1
+            blocks.append(block)
+        return blocks
+
+    def free(self, blocks: Sequence[int]) -> None:
+        """Let go of a sequence's blocks, given in its order.
+
+        Its tail goes first, so that of one prefix the end is given away before the beginning.
+        """
+        for block in reversed(blocks):
+            self._holders[block] -= 1
+            assert self._holders[block] >= 0, f"block {block} was freed twice"
+            if self._holders[block]:
+                continue
+            if self._digest_of[block] is None:
+                self._unused.append(block)
+            else:
+                self._cached[block] = None
+
+    def publish(self, block: int, digest: bytes) -> None:
+        """Let later sequences find a held block, full and with all its tokens known.
+
+        Of two blocks with the same content the first one stays.
+        """
+        assert self._holders[block] > 0, f"block {block} is published and nobody holds it"
+        assert self._digest_of[block] is None, f"block {block} is published twice"
+        if digest not in self._block_of:
+            self._block_of[digest] = block
+            self._digest_of[block] = digest
+
+    def _forget(self, block: int) -> None:
+        digest = self._digest_of[block]
+        assert digest is not None, f"block {block} is cached without a prefix"
+        del self._block_of[digest]
+        self._digest_of[block] = None

@@ -1,0 +1,185 @@
+"""The gRPC face of the service: servicers, health, reflection, one listener.
+
+Owns transport options and the order of starting and stopping. Knows nothing of models or workers:
+each method hands its message to `frontend.service` and writes what comes back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import grpc
+from google.protobuf import descriptor_pb2, descriptor_pool, text_format
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection, reflection_pb2
+
+from frontend.guard import Guard
+from frontend.health import SERVICE_NAME, Health
+from frontend.service import Service
+from switchyard.v1 import inference_pb2 as pb
+from switchyard.v1 import inference_pb2_grpc
+
+MAX_MESSAGE_BYTES = 8 << 20
+
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    # Without it a second server takes the same port and half of the connections.
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_metadata_size", 16 << 10),
+    ("grpc.max_concurrent_streams", 1024),
+    # A dead peer is noticed by the ping's own time-out, 60 s when left alone.
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    # Clients may ping through a silent prefill.
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+)
+
+_REFLECTION_V1ALPHA = reflection.SERVICE_NAME
+_REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
+
+
+class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
+    """One method per RPC. Streams are written to the context, so that a cancelled call closes its
+    generator in the same breath."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
+        """Write the stream of `Service.generate`."""
+        async with contextlib.aclosing(self._service.generate(request)) as stream:
+            async for event in stream:
+                await context.write(event)
+
+    async def Chat(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
+        """Write the stream of `Service.chat`."""
+        async with contextlib.aclosing(self._service.chat(request)) as stream:
+            async for event in stream:
+                await context.write(pb.ChatResponse(response=event))
+
+    async def Complete(  # noqa: N802
+        self, request: pb.CompleteRequest, context: Any
+    ) -> pb.CompleteResponse:
+        """Answer with `Service.complete`."""
+        return await self._service.complete(request)
+
+    async def Tokenize(  # noqa: N802
+        self, request: pb.TokenizeRequest, context: Any
+    ) -> pb.TokenizeResponse:
+        """Answer with `Service.tokenize`."""
+        return await self._service.tokenize(request)
+
+    async def Detokenize(  # noqa: N802
+        self, request: pb.DetokenizeRequest, context: Any
+    ) -> pb.DetokenizeResponse:
+        """Answer with `Service.detokenize`."""
+        return await self._service.detokenize(request)
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: pb.GetModelInfoRequest, context: Any
+    ) -> pb.GetModelInfoResponse:
+        """Answer with `Service.model_info`."""
+        return self._service.model_info()
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: pb.GetServerInfoRequest, context: Any
+    ) -> pb.GetServerInfoResponse:
+        """Answer with `Service.server_info`."""
+        return self._service.server_info()
+
+    async def GetLoad(  # noqa: N802
+        self, request: pb.GetLoadRequest, context: Any
+    ) -> pb.GetLoadResponse:
+        """Answer with `Service.load`."""
+        return self._service.load()
+
+    async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
+        """Answer with `Service.abort`."""
+        return self._service.abort(request)
+
+
+class GrpcServer:
+    """Listens for `switchyard.v1`, health and reflection.
+
+    Args:
+        service: what answers.
+        address: HOST:PORT; port 0 takes a free one.
+    """
+
+    def __init__(self, service: Service, address: str) -> None:
+        self._address = address
+        self.health = Health()
+        self._server = grpc.aio.server(interceptors=(Guard(),), options=SERVER_OPTIONS)
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            InferenceServicer(service), self._server
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
+        self._server.add_generic_rpc_handlers(_reflection_handlers())
+
+    async def start(self) -> int:
+        """Listen, not ready yet.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        try:
+            port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise OSError(f"cannot listen on {self._address}; is the port in use?") from error
+        await self._server.start()
+        return int(port)
+
+    async def stop(self, grace: float) -> None:
+        """End Watch streams, close the listener, give what is left ``grace`` seconds."""
+        await self.health.set_ready(False)
+        await self.health.end_watches()
+        await self._server.stop(grace)
+
+
+def _reflection_handlers() -> tuple[grpc.GenericRpcHandler[Any, Any], ...]:
+    """One servicer under both names of reflection, over a pool that holds public files only."""
+    names = (SERVICE_NAME, "grpc.health.v1.Health", _REFLECTION_V1, _REFLECTION_V1ALPHA)
+    servicer = reflection.aio.ReflectionServicer(names, pool=_public_descriptors())
+    method = grpc.stream_stream_rpc_method_handler(
+        servicer.ServerReflectionInfo,
+        request_deserializer=reflection_pb2.ServerReflectionRequest.FromString,
+        response_serializer=reflection_pb2.ServerReflectionResponse.SerializeToString,
+    )
+    return tuple(
+        grpc.method_handlers_generic_handler(name, {"ServerReflectionInfo": method})
+        for name in (_REFLECTION_V1, _REFLECTION_V1ALPHA)
+    )
+
+
+def _public_descriptors() -> descriptor_pool.DescriptorPool:
+    pool = descriptor_pool.DescriptorPool()
+    for file in (pb.DESCRIPTOR, health_pb2.DESCRIPTOR, reflection_pb2.DESCRIPTOR):
+        _add_with_dependencies(pool, file, set())
+    # grpcio ships reflection as v1alpha; v1 is the same file under another package.
+    v1 = text_format.MessageToString(_file_proto(reflection_pb2.DESCRIPTOR))
+    v1 = v1.replace("v1alpha", "v1")
+    pool.Add(text_format.Parse(v1, descriptor_pb2.FileDescriptorProto()))
+    return pool
+
+
+def _add_with_dependencies(pool: descriptor_pool.DescriptorPool, file: Any, seen: set[str]) -> None:
+    if file.name in seen:
+        return
+    seen.add(file.name)
+    for dependency in file.dependencies:
+        _add_with_dependencies(pool, dependency, seen)
+    pool.Add(_file_proto(file))
+
+
+def _file_proto(file: Any) -> descriptor_pb2.FileDescriptorProto:
+    proto = descriptor_pb2.FileDescriptorProto()
+    file.CopyToProto(proto)
+    return proto

@@ -1,0 +1,119 @@
+"""The model's folder as the frontend sees it: finding it, and its generation defaults.
+
+Owns the way from what a user names to a folder, and generation_config.json. Reads no weights and
+no tokenizer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import json
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+logger = logging.getLogger(__name__)
+
+# What a model needs to run: weights as safetensors only, and every small text file.
+DOWNLOADED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def resolve_model(name: str | None) -> Path:
+    """The folder of a model: a local one, one fetched from the Hub, or the demo's for None.
+
+    Raises:
+        ValueError: there is no such folder and the Hub gave none either.
+    """
+    if name is None:
+        return _checked(_demo_checkpoint())
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return _checked(folder.resolve())
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ValueError(
+            f"no model folder {name}; pass a folder, or a Hub id such as Qwen/Qwen3-8B"
+        )
+    try:
+        return _checked(Path(snapshot_download(name, allow_patterns=DOWNLOADED_FILES)))
+    except (OSError, HFValidationError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ValueError(
+            f"{name} is neither a folder here nor a model the Hub gave ({reason}); "
+            "pass the folder of a model"
+        ) from error
+
+
+def served_name(name: str | None) -> str:
+    """What clients call the model when nobody says: a folder's name, a Hub id, or "demo"."""
+    if name is None:
+        return "demo"
+    folder = Path(name).expanduser()
+    return folder.resolve().name if folder.is_dir() else name
+
+
+def _demo_checkpoint() -> Path:
+    """The folder of the checkpoint that comes with Switchyard."""
+    spec = importlib.util.find_spec("demo")
+    if spec is None or not spec.submodule_search_locations:
+        raise ValueError("the demo model is not installed; pass MODEL")
+    return Path(spec.submodule_search_locations[0]) / "checkpoint"
+
+
+def _checked(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json; pass the folder of a model")
+    return folder
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingDefaults:
+    """What an unset sampling field means, from generation_config.json; None is not said there."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+
+
+def read_sampling_defaults(folder: Path) -> SamplingDefaults:
+    """Read generation_config.json of a model folder; a missing file says nothing.
+
+    ``do_sample: false`` is greedy, as transformers means it.
+
+    Raises:
+        ValueError: the file is not JSON, or a value is out of range.
+    """
+    path = folder / "generation_config.json"
+    if not path.is_file():
+        return SamplingDefaults()
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
+    if not isinstance(said, dict):
+        raise ValueError(f"{path} holds no JSON object; mend or remove it")
+    if said.get("repetition_penalty", 1.0) not in (None, 1.0):
+        logger.warning("%s: repetition_penalty is not supported and left out", path)
+    temperature = _number(path, said, "temperature", 0.0, math.inf)
+    top_k = _number(path, said, "top_k", 0, 2**32 - 1)
+    return SamplingDefaults(
+        temperature=0.0 if said.get("do_sample") is False else temperature,
+        top_p=_number(path, said, "top_p", 1e-6, 1.0),
+        top_k=None if top_k is None else int(top_k),
+        min_p=_number(path, said, "min_p", 0.0, 1.0),
+    )
+
+
+def _number(path: Path, said: dict[str, Any], key: str, low: float, high: float) -> float | None:
+    value = said.get(key)
+    if value is None:
+        return None
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if not is_number or not low <= value <= high or math.isinf(value):
+        raise ValueError(f"{path}: {key} {value!r} is not in [{low}, {high}]; mend or remove it")
+    return float(value)

@@ -1,0 +1,71 @@
+"""`python -m frontend.probe [ADDR] [SERVICE]`: ask a server's health, answer by exit code.
+
+Codes are those of grpc_health_probe: 0 healthy, 1 bad arguments, 2 no connection, 3 the call
+failed, 4 not serving. For containers, which need no other binary then.
+"""
+
+from __future__ import annotations
+
+import argparse
+import enum
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from frontend.config import DEFAULT_HOST, DEFAULT_PORT
+
+DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
+
+
+class Verdict(enum.IntEnum):
+    """Exit codes."""
+
+    HEALTHY = 0
+    BAD_ARGUMENTS = 1
+    NO_CONNECTION = 2
+    CALL_FAILED = 3
+    UNHEALTHY = 4
+
+
+def probe(address: str, service: str = "", timeout: float = 2.0) -> tuple[Verdict, str]:
+    """Ask once; the verdict and a line about it. ``timeout`` seconds for each of two stages."""
+    with grpc.insecure_channel(address) as channel:
+        try:
+            grpc.channel_ready_future(channel).result(timeout)
+        except grpc.FutureTimeoutError:
+            return Verdict.NO_CONNECTION, f"no server at {address} within {timeout:g} s"
+        try:
+            answer = health_pb2_grpc.HealthStub(channel).Check(
+                health_pb2.HealthCheckRequest(service=service), timeout=timeout
+            )
+        except grpc.RpcError as error:
+            return Verdict.CALL_FAILED, f"{error.code().name} {error.details() or ''}".rstrip()
+    status = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    healthy = answer.status == health_pb2.HealthCheckResponse.SERVING
+    return (Verdict.HEALTHY if healthy else Verdict.UNHEALTHY), status
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(Verdict.BAD_ARGUMENTS, f"{self.prog}: {message}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    parser = _Parser(prog="python -m frontend.probe", description=__doc__)
+    parser.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, metavar="ADDR")
+    parser.add_argument("service", nargs="?", default="", metavar="SERVICE")
+    parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS")
+    flags = parser.parse_args(arguments)
+    verdict, line = probe(flags.address, flags.service, flags.timeout)
+    stream = sys.stdout if verdict is Verdict.HEALTHY else sys.stderr
+    stream.write(f"{line}\n")
+    return int(verdict)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

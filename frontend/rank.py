@@ -1,0 +1,136 @@
+"""The link to one rank: reaching it, and its Execute stream.
+
+Owns the channel and its failures, each told as a `GroupLost` that names the rank. Knows messages,
+not what they mean for the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from typing import Any
+
+import grpc
+
+from switchyard.worker.v1 import worker_pb2
+
+PROTOCOL = 1
+"""Meaning of worker.proto this frontend speaks."""
+
+RETRY_SECONDS = 0.1
+DESCRIBE = "/switchyard.worker.v1.WorkerService/Describe"
+EXECUTE = "/switchyard.worker.v1.WorkerService/Execute"
+CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.enable_http_proxy", 0),
+)
+
+
+class GroupLost(Exception):  # noqa: N818 - it says what happened, as the log line does
+    """The group cannot be reached or has broken; the message names the rank and the cause."""
+
+
+class Rank:
+    """One rank's channel and its Execute stream.
+
+    Attributes:
+        results: its answers in order, put there by whoever reads; a `GroupLost` ends them.
+    """
+
+    def __init__(self, number: int, address: str) -> None:
+        self.number = number
+        self.address = address
+        self.results: asyncio.Queue[worker_pb2.StepResult | GroupLost] = asyncio.Queue()
+        self._channel: Any = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+        self._stream: Any = None
+
+    def __str__(self) -> str:
+        return f"rank {self.number} at {self.address}"
+
+    async def describe(self, deadline: float) -> worker_pb2.DescribeResponse:
+        """Ask the rank what it is, again and again until it is there.
+
+        Raises:
+            GroupLost: it was not there before ``deadline``, a time.monotonic().
+        """
+        describe = self._channel.unary_unary(
+            DESCRIBE,
+            request_serializer=worker_pb2.DescribeRequest.SerializeToString,
+            response_deserializer=worker_pb2.DescribeResponse.FromString,
+        )
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                info: worker_pb2.DescribeResponse = await describe(
+                    worker_pb2.DescribeRequest(), timeout=max(left, 0.0), wait_for_ready=True
+                )
+                return info
+            except grpc.aio.AioRpcError as error:
+                retry = error.code() is grpc.StatusCode.UNAVAILABLE
+                if not retry or time.monotonic() + RETRY_SECONDS >= deadline:
+                    cause = f"{self} cannot be reached: {_reason(error)}; are the workers running?"
+                    raise GroupLost(cause) from error
+            await asyncio.sleep(RETRY_SECONDS)
+
+    async def open(self, epoch: int, deadline: float) -> None:
+        """Open the stream: Hello, Welcome.
+
+        Raises:
+            GroupLost: the rank refuses, or is silent until ``deadline``.
+        """
+        execute = self._channel.stream_stream(
+            EXECUTE, response_deserializer=worker_pb2.ExecuteResponse.FromString
+        )
+        self._stream = execute()
+        hello = worker_pb2.Hello(epoch=epoch, protocol=PROTOCOL)
+        await self.write(worker_pb2.ExecuteRequest(hello=hello).SerializeToString())
+        try:
+            async with asyncio.timeout(max(deadline - time.monotonic(), 0.0)):
+                answer = await self._read()
+        except TimeoutError as error:
+            raise GroupLost(f"{self} did not answer Hello in time") from error
+        if answer.WhichOneof("message") != "welcome" or answer.welcome.epoch != epoch:
+            raise GroupLost(f"{self} answered Hello of epoch {epoch} with {answer!s:.80}")
+
+    async def write(self, message: bytes) -> None:
+        """Write one serialized ExecuteRequest."""
+        try:
+            await self._stream.write(message)
+        except grpc.aio.AioRpcError as error:
+            raise GroupLost(f"{self}: {_reason(error)}") from error
+        except asyncio.InvalidStateError as error:
+            raise GroupLost(f"{self}: {await self._end()}") from error
+
+    async def read_result(self) -> worker_pb2.StepResult:
+        """The next StepResult."""
+        answer = await self._read()
+        if answer.WhichOneof("message") != "result":
+            raise GroupLost(f"{self} sent {answer!s:.80} where a StepResult was due")
+        return answer.result
+
+    async def close(self) -> None:
+        """Break the stream."""
+        if self._stream is not None:
+            self._stream.cancel()
+        await self._channel.close()
+
+    async def _read(self) -> worker_pb2.ExecuteResponse:
+        try:
+            answer = await self._stream.read()
+        except grpc.aio.AioRpcError as error:
+            raise GroupLost(f"{self}: {_reason(error)}") from error
+        if not isinstance(answer, worker_pb2.ExecuteResponse):
+            raise GroupLost(f"{self}: {await self._end()}")
+        return answer
+
+    async def _end(self) -> str:
+        code, details = await self._stream.code(), await self._stream.details()
+        return f"the stream ended with {code.name} {details or ''}".rstrip()
+
+
+def _reason(error: grpc.aio.AioRpcError) -> str:
+    return f"{error.code().name} {error.details() or ''}".rstrip()

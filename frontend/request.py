@@ -1,0 +1,181 @@
+"""A request and its output, as the service and the scheduler share them.
+
+Owns what a caller asked for and what has been produced for it. Knows nothing of slots, blocks,
+steps or the wire.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import enum
+from typing import Protocol
+
+from frontend.errors import RequestError
+
+
+class FinishReason(enum.Enum):
+    """Why a sequence ended; values are those of switchyard.v1.FinishReason."""
+
+    EOS = 1
+    STOP = 2
+    LENGTH = 3
+    ABORTED = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How tokens are drawn; ranges as in switchyard.v1.SamplingParams, checked by the service."""
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    seed: int = 0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StopConditions:
+    """When generation ends. ``eos_token_ids`` is empty for a request that ignores them."""
+
+    max_new_tokens: int
+    min_new_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    eos_token_ids: frozenset[int] = frozenset()
+    include_stop: bool = False
+
+
+@dataclasses.dataclass(slots=True)
+class Delta:
+    """New output since the last delta that was taken."""
+
+    text: str = ""
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    stop_text: str | None = None
+    stop_token_id: int | None = None
+
+
+class TextDecoder(Protocol):
+    """Turns tokens into text as they come; one per request."""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain after this token; may be empty."""
+        ...
+
+    def flush(self) -> str:
+        """What was held back, at the end of the sequence."""
+        ...
+
+    @property
+    def matched(self) -> str | None:
+        """The stop string that ended the text, once ``push`` has found one."""
+        ...
+
+
+class Output:
+    """One request's pending delta: the engine adds, one reader takes, nobody waits for the other.
+
+    A slow reader costs memory only for the tokens it has not read, at most max_new_tokens.
+    """
+
+    __slots__ = ("_admitted", "_delta", "_error", "_ready", "min_tokens")
+
+    def __init__(self, min_tokens: int = 1) -> None:
+        self.min_tokens = min_tokens
+        self._delta = Delta()
+        self._ready = asyncio.Event()
+        self._admitted = asyncio.Event()
+        self._error: RequestError | None = None
+
+    def admit(self) -> None:
+        """The request got its slot: its first prefill chunk is in a step."""
+        self._admitted.set()
+
+    def add(self, token_id: int, text: str) -> None:
+        """Add one token and the text it completed."""
+        delta = self._delta
+        delta.token_ids.append(token_id)
+        if text:
+            delta.text += text
+        if len(delta.token_ids) >= self.min_tokens:
+            self._ready.set()
+
+    def finish(
+        self,
+        reason: FinishReason,
+        *,
+        text: str = "",
+        stop_text: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        """End the output; nothing is added afterwards."""
+        delta = self._delta
+        delta.text += text
+        delta.finish_reason = reason
+        delta.stop_text = stop_text
+        delta.stop_token_id = stop_token_id
+        self._admitted.set()
+        self._ready.set()
+
+    def fail(self, error: RequestError) -> None:
+        """End the output with an error; what is pending is dropped."""
+        self._error = error
+        self._admitted.set()
+        self._ready.set()
+
+    async def admitted(self) -> None:
+        """Wait for the request's admission.
+
+        Raises:
+            RequestError: it failed before.
+        """
+        await self._admitted.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def take(self) -> Delta:
+        """Wait for new output and take all of it.
+
+        Raises:
+            RequestError: the request failed.
+        """
+        await self._ready.wait()
+        if self._error is not None:
+            raise self._error
+        delta, self._delta = self._delta, Delta()
+        if delta.finish_reason is None:
+            self._ready.clear()
+        return delta
+
+
+@dataclasses.dataclass(slots=True, eq=False, kw_only=True)
+class Request:
+    """One prompt and its continuation.
+
+    Attributes:
+        id: unique among live requests.
+        prompt_ids: at least one token, each below the vocabulary's size.
+        decoder: turns tokens into text and finds stop strings; None for tokens only.
+        queue_deadline: time.monotonic() after which it is no longer worth admitting.
+        arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
+        cached_tokens: prompt tokens found in the prefix cache at the first admission.
+        preemptions: times it gave up its blocks.
+        num_generated: output tokens so far.
+    """
+
+    id: str
+    prompt_ids: list[int]
+    sampling: SamplingParams
+    stops: StopConditions
+    decoder: TextDecoder | None
+    output: Output
+    queue_deadline: float = float("inf")
+    arrived: float = 0.0
+    admitted: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+    cached_tokens: int = 0
+    preemptions: int = 0
+    num_generated: int = 0

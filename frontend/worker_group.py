@@ -1,0 +1,217 @@
+"""The frontend's end of the worker link: one Execute stream per rank.
+
+Owns reaching the ranks, checking that they belong together, and carrying steps to them and tokens
+back. Knows nothing of requests. What goes wrong on one rank goes wrong for the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+from frontend.rank import PROTOCOL, GroupLost, Rank
+from frontend.step import NewSequence, Slice, Step
+from switchyard.worker.v1 import worker_pb2
+
+__all__ = ["PROTOCOL", "GroupLost", "WorkerGroup"]
+
+# What may differ between the ranks of one group.
+OWN_FIELDS = ("rank", "device", "bytes_read", "startup_seconds")
+
+
+class WorkerGroup:
+    """All ranks of one group, in rank order; ``connect`` makes one.
+
+    Attributes:
+        info: what rank 0 says of itself.
+        lost: set, with a `GroupLost`, when any stream breaks.
+    """
+
+    def __init__(
+        self, ranks: Sequence[Rank], info: worker_pb2.DescribeResponse, streams: AsyncExitStack
+    ) -> None:
+        self.info = info
+        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._ranks = ranks
+        self._streams = streams
+        self._expected: deque[tuple[int, list[int]]] = deque()
+        self._readers = [asyncio.create_task(self._read(rank)) for rank in ranks]
+
+    @classmethod
+    async def connect(
+        cls, addresses: Sequence[str], *, startup_timeout: float = 600.0
+    ) -> WorkerGroup:
+        """Wait for all ranks, check that they agree, open their streams.
+
+        Args:
+            addresses: one for each machine: ``host:port`` of its first rank, whose local rank l
+                listens on port + l, or ``unix:/path/rank-{rank}.sock``.
+            startup_timeout: seconds until ranks that are not there are given up.
+
+        Raises:
+            GroupLost: a rank is not reachable in time, or breaks its stream.
+            ValueError: the ranks do not belong together, or speak another protocol.
+        """
+        deadline = time.monotonic() + startup_timeout
+        epoch = time.time_ns()
+        async with AsyncExitStack() as stack:
+
+            def rank_at(number: int, address: str) -> Rank:
+                rank = Rank(number, address)
+                stack.push_async_callback(rank.close)
+                return rank
+
+            ranks = [rank_at(0, local_address(addresses[0], 0))]
+            first = await ranks[0].describe(deadline)
+            _check_first(first, addresses)
+            for number in range(1, first.world_size):
+                machine, local = divmod(number, first.local_world_size)
+                ranks.append(rank_at(number, local_address(addresses[machine], local)))
+            others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
+            _check_agreement([first, *others], ranks)
+            await asyncio.gather(*(rank.open(epoch, deadline) for rank in ranks))
+            return cls(ranks, first, stack.pop_all())
+
+    async def send(self, step: Step) -> None:
+        """Write the step to every rank; a replica's ranks all get its slice.
+
+        Raises:
+            GroupLost: a stream is broken.
+        """
+        self._expected.append((step.step_id, [part.num_draws for part in step.slices]))
+        size = self.info.tensor_parallel_size
+        messages = [_encode(step, part) for part in step.slices]
+        writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
+        if len(writes) == 1:
+            await writes[0]
+        else:
+            await asyncio.gather(*writes)
+
+    async def receive(self) -> list[list[int]]:
+        """Every rank's answer to the oldest outstanding step.
+
+        Returns:
+            For each replica the tokens of its first rank.
+
+        Raises:
+            GroupLost: a stream is broken, or an answer is to another step.
+        """
+        step_id, num_draws = self._expected.popleft()
+        results = []
+        for rank in self._ranks:
+            result = await rank.results.get()
+            if isinstance(result, GroupLost):
+                raise result
+            if result.step_id != step_id:
+                raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
+            results.append(result)
+        size = self.info.tensor_parallel_size
+        tokens = [list(result.token_ids) for result in results[::size]]
+        for replica, wanted in enumerate(num_draws):
+            if len(tokens[replica]) != wanted:
+                detail = f"step {step_id} drew {len(tokens[replica])} tokens, expected {wanted}"
+                raise self._lose(self._ranks[replica * size], detail)
+        return tokens
+
+    async def close(self) -> None:
+        """Break all streams, which ends the workers."""
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        await self._streams.aclose()
+
+    async def _read(self, rank: Rank) -> None:
+        """Pass on one rank's answers until its stream ends."""
+        try:
+            while True:
+                rank.results.put_nowait(await rank.read_result())
+        except GroupLost as error:
+            self._fail(error)
+
+    def _lose(self, rank: Rank, cause: str) -> GroupLost:
+        error = GroupLost(f"{rank}: {cause}")
+        self._fail(error)
+        return error
+
+    def _fail(self, error: GroupLost) -> None:
+        """Whoever waits for any rank gets the first error."""
+        if not self.lost.done():
+            self.lost.set_result(error)
+            for rank in self._ranks:
+                rank.results.put_nowait(error)
+
+
+def local_address(base: str, local_rank: int) -> str:
+    """Address of a machine's local rank, from that of its first.
+
+    Raises:
+        ValueError: the address has neither a port nor a place for the rank.
+    """
+    if "{rank}" in base:
+        return base.replace("{rank}", str(local_rank))
+    host, colon, port = base.rpartition(":")
+    if not colon or not port.isdigit():
+        raise ValueError(f"worker address {base!r} must be host:port or unix:/path/rank-{{rank}}")
+    return f"{host}:{int(port) + local_rank}"
+
+
+def _check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) -> None:
+    if first.protocol != PROTOCOL:
+        raise ValueError(
+            f"workers at {addresses[0]} speak protocol {first.protocol} (version {first.version}), "
+            f"this frontend {PROTOCOL}; install the same release on both"
+        )
+    if first.world_size != len(addresses) * first.local_world_size:
+        raise ValueError(
+            f"the group has {first.world_size} ranks, {first.local_world_size} on each machine, "
+            f"but {len(addresses)} worker addresses are given; give one for each machine"
+        )
+
+
+def _check_agreement(infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequence[Rank]) -> None:
+    """One line for the first rank and field that is not as on rank 0."""
+    fields = [f.name for f in worker_pb2.DescribeResponse.DESCRIPTOR.fields]
+    for rank, info in zip(ranks, infos, strict=True):
+        if info.rank != rank.number:
+            raise ValueError(f"{rank} says it is rank {info.rank}; check the worker addresses")
+        for name in fields:
+            own, first = getattr(info, name), getattr(infos[0], name)
+            if name not in OWN_FIELDS and own != first:
+                raise ValueError(
+                    f"{rank} has {name} {own}, rank 0 has {first}; "
+                    "start all ranks with the same flags and files"
+                )
+
+
+def _encode(step: Step, part: Slice) -> bytes:
+    """One replica's ExecuteRequest, serialized."""
+    message = worker_pb2.StepRequest(
+        step_id=step.step_id,
+        new_sequences=[_new_sequence(new) for new in part.new_sequences],
+        slots=part.slots,
+        positions=part.positions,
+        num_decodes=part.num_decodes,
+        num_tokens=part.num_tokens,
+        token_ids=part.token_ids,
+        draws=part.draws,
+        num_new_blocks=part.num_new_blocks,
+        new_blocks=part.new_blocks,
+        max_replica_tokens=step.max_replica_tokens,
+    )
+    return worker_pb2.ExecuteRequest(step=message).SerializeToString()
+
+
+def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:
+    return worker_pb2.NewSequence(
+        slot=new.slot,
+        temperature=new.temperature,
+        top_p=new.top_p,
+        top_k=new.top_k,
+        min_p=new.min_p,
+        seed=new.seed,
+        suppressed_token_ids=new.suppressed_token_ids,
+        suppress_until=new.suppress_until,
+    )

@@ -1,0 +1,170 @@
+"""Workers that play a deterministic model and check every step against worker.proto.
+
+The model's next token depends on all tokens before it, read back through the block table: a cache
+entry is the digest of the whole prefix it ends, so a wrong block, slot or position is noticed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import hashlib
+from collections import deque
+
+from frontend.limits import Limits
+from frontend.step import NewSequence, Slice, Step
+
+VOCAB = 50
+
+
+def chain(parent: bytes, token: int) -> bytes:
+    return hashlib.blake2b(parent + token.to_bytes(4, "little"), digest_size=8).digest()
+
+
+def draw(prefix: bytes, seed: int, banned: set[int]) -> int:
+    """The model: next token after the prefix of this digest."""
+    token = hashlib.blake2b(prefix + seed.to_bytes(8, "little"), digest_size=4).digest()[0] % VOCAB
+    while token in banned:
+        token = (token + 1) % VOCAB
+    return token
+
+
+def run_alone(
+    prompt: list[int], seed: int, max_tokens: int, end_ids: set[int], min_new_tokens: int
+) -> list[int]:
+    """Output of one request with nothing around it: the oracle."""
+    prefix = b""
+    for token in prompt:
+        prefix = chain(prefix, token)
+    output: list[int] = []
+    while len(prompt) + len(output) < max_tokens:
+        banned = end_ids if len(output) < min_new_tokens else set()
+        token = draw(prefix, seed, banned)
+        output.append(token)
+        if token in end_ids:
+            break
+        prefix = chain(prefix, token)
+    return output
+
+
+@dataclasses.dataclass
+class _Slot:
+    new: NewSequence
+    blocks: list[int] = dataclasses.field(default_factory=list)
+    next_position: int | None = None
+    last_token: int | None = None
+
+
+class FakeReplica:
+    """One replica: KV cache, block tables, last tokens."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.limits = limits
+        self.cache: dict[tuple[int, int], tuple[int, bytes]] = {}
+        self.slots: dict[int, _Slot] = {}
+
+    def run(self, part: Slice) -> list[int]:
+        rows = len(part.slots)
+        assert len(part.positions) == len(part.num_new_blocks) == rows
+        assert len(part.num_tokens) == len(part.draws) == rows - part.num_decodes
+        assert len(set(part.slots)) == rows, "a slot has two rows"
+        assert sum(part.num_new_blocks) == len(part.new_blocks)
+        assert sum(part.num_tokens) == len(part.token_ids)
+        assert part.total_tokens == part.num_decodes + len(part.token_ids)
+        assert part.total_tokens <= self.limits.max_num_batched_tokens
+        for new in part.new_sequences:
+            assert 0 <= new.slot < self.limits.max_batch_size
+            assert new.slot in part.slots, "a sequence enters with a row"
+            self.slots[new.slot] = _Slot(new)
+        token_ids, new_blocks = deque(part.token_ids), deque(part.new_blocks)
+        drawn = []
+        for row in range(rows):
+            slot = self.slots[part.slots[row]]
+            slot.blocks += [new_blocks.popleft() for _ in range(part.num_new_blocks[row])]
+            assert all(0 <= block < self.limits.num_blocks for block in slot.blocks)
+            assert len(set(slot.blocks)) == len(slot.blocks), "a table has a block twice"
+            index = row - part.num_decodes
+            if index < 0:
+                assert slot.last_token is not None, "a decode without a drawn token"
+                tokens, draws = [slot.last_token], True
+            else:
+                assert part.num_tokens[index] > 0
+                tokens = [token_ids.popleft() for _ in range(part.num_tokens[index])]
+                draws = part.draws[index]
+            prefix = self._write(slot, part.positions[row], tokens)
+            if draws:
+                slot.last_token = self._draw(slot, prefix)
+                drawn.append(slot.last_token)
+        return drawn
+
+    def _write(self, slot: _Slot, position: int, tokens: list[int]) -> bytes:
+        """Read all positions before, write these; returns the digest of the whole prefix."""
+        if slot.next_position is None:
+            assert position % self.limits.block_size == 0, "reuse is of whole blocks"
+        else:
+            assert position == slot.next_position, "positions have a gap"
+        prefix = b""
+        for place in range(position):
+            token, digest = self.cache[self._where(slot, place)]
+            prefix = chain(prefix, token)
+            assert digest == prefix, f"position {place} was overwritten"
+        for offset, token in enumerate(tokens):
+            prefix = chain(prefix, token)
+            self.cache[self._where(slot, position + offset)] = (token, prefix)
+        slot.next_position = position + len(tokens)
+        assert slot.next_position < self.limits.max_model_len
+        return prefix
+
+    def _where(self, slot: _Slot, position: int) -> tuple[int, int]:
+        index, offset = divmod(position, self.limits.block_size)
+        return slot.blocks[index], offset
+
+    def _draw(self, slot: _Slot, prefix: bytes) -> int:
+        assert slot.next_position is not None
+        suppressed = slot.next_position < slot.new.suppress_until
+        assert slot.new.suppressed_token_ids == sorted(slot.new.suppressed_token_ids)
+        banned = set(slot.new.suppressed_token_ids) if suppressed else set()
+        return draw(prefix, slot.new.seed, banned)
+
+
+class FakeWorkers:
+    """All replicas; ``run`` executes a step, as the workers do: in order, once each."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.replicas = [FakeReplica(limits) for _ in range(limits.num_replicas)]
+        self.last_step = 0
+        self.steps: list[Step] = []
+
+    def run(self, step: Step) -> list[list[int]]:
+        assert step.step_id == self.last_step + 1
+        assert len(step.slices) == len(self.replicas)
+        assert step.max_replica_tokens == max(part.total_tokens for part in step.slices) > 0
+        self.last_step = step.step_id
+        self.steps.append(step)
+        columns = zip(self.replicas, step.slices, strict=True)
+        return [replica.run(part) for replica, part in columns]
+
+
+class FakeGroup:
+    """The engine's view of `FakeWorkers`: answers come a little later."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.workers = FakeWorkers(limits)
+        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self.max_in_flight = 0
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self._answers: deque[list[list[int]]] = deque()
+
+    async def send(self, step: Step) -> None:
+        self._answers.append(self.workers.run(step))
+        self.max_in_flight = max(self.max_in_flight, len(self._answers))
+
+    async def receive(self) -> list[list[int]]:
+        await asyncio.sleep(0)
+        opened = asyncio.ensure_future(self.gate.wait())
+        await asyncio.wait([opened, self.lost], return_when=asyncio.FIRST_COMPLETED)
+        opened.cancel()
+        if self.lost.done():
+            raise self.lost.result()
+        return self._answers.popleft()

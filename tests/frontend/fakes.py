@@ -1,0 +1,247 @@
+"""An engine, a tokenizer and a worker that are easy to believe, for tests of the outer frontend.
+
+The engine answers every prompt with the letters after its last one; the tokenizer takes a byte for
+a token; the worker draws ever higher tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc.aio
+import jinja2
+
+from frontend.backend import Backend
+from frontend.errors import Code, RequestError
+from frontend.grpc_server import GrpcServer
+from frontend.model_folder import SamplingDefaults
+from frontend.request import FinishReason, Request
+from frontend.service import Service
+from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+
+VOCAB_SIZE = 256
+MAX_CONTEXT = 64
+EOS = 0
+MODEL = "fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeLoad:
+    running_requests: int = 1
+    queued_requests: int = 2
+    kv_cache_usage: float = 0.5
+    generated_tokens_per_second: float = 3.0
+    queued_prompt_tokens: int = 4
+    preemptions: int = 5
+    prefix_query_tokens: int = 6
+    prefix_hit_tokens: int = 7
+
+
+class FakeEngine:
+    """Answers each request in a task of its own, a token a turn of the loop.
+
+    Attributes:
+        go: cleared, tokens wait.
+        refuse: raised by the next ``submit``.
+        aborted: ids that ``abort`` was called with while they were running.
+    """
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.go.set()
+        self.refuse: Exception | None = None
+        self.requests: dict[str, Request] = {}
+        self.running: dict[str, asyncio.Task[None]] = {}
+        self.aborted: list[str] = []
+
+    def submit(self, request: Request) -> None:
+        if self.refuse is not None:
+            raise self.refuse
+        assert request.id not in self.running
+        self.requests[request.id] = request
+        self.running[request.id] = asyncio.create_task(self._answer(request))
+
+    def abort(self, request_id: str) -> bool:
+        task = self.running.pop(request_id, None)
+        if task is None:
+            return False
+        task.cancel()
+        self.aborted.append(request_id)
+        self.requests[request_id].output.finish(FinishReason.ABORTED)
+        return True
+
+    def fail_all(self, error: RequestError) -> None:
+        for request_id, task in self.running.items():
+            task.cancel()
+            self.requests[request_id].output.fail(error)
+        self.running.clear()
+
+    def load(self) -> FakeLoad:
+        return FakeLoad()
+
+    async def _answer(self, request: Request) -> None:
+        request.admitted = time.monotonic()
+        request.output.admit()
+        token = request.prompt_ids[-1]
+        for _ in range(request.stops.max_new_tokens):
+            await self.go.wait()
+            await asyncio.sleep(0)
+            token = next_token(token)
+            request.first_token = request.first_token or time.monotonic()
+            request.num_generated += 1
+            text = request.decoder.push(token) if request.decoder else ""
+            request.output.add(token, text)
+        request.finished = time.monotonic()
+        self.running.pop(request.id)
+        request.output.finish(FinishReason.LENGTH)
+
+
+def next_token(token: int) -> int:
+    """a → b → … → z → a; anything else begins at a."""
+    return token + 1 if ord("a") <= token < ord("z") else ord("a")
+
+
+def answer_text(prompt: str, num_tokens: int) -> str:
+    """What the engine says to a prompt."""
+    tokens = [ord(prompt[-1]) if prompt[-1].isascii() else 0]
+    for _ in range(num_tokens):
+        tokens.append(next_token(tokens[-1]))
+    return "".join(map(chr, tokens[1:]))
+
+
+class FakeDecoder:
+    """A letter a token; looks for no stop strings."""
+
+    matched = None
+
+    def push(self, token_id: int) -> str:
+        return chr(token_id)
+
+    def flush(self) -> str:
+        return ""
+
+
+class FakeTokenizer:
+    """A byte is a token. The template refuses turns that begin with the assistant's."""
+
+    has_chat_template = True
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        return list(text.encode())
+
+    def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:
+        return bytes(ids).decode(errors="replace")
+
+    def render_chat(
+        self, messages: list[dict[str, str]], template_kwargs: dict[str, Any]
+    ) -> list[int]:
+        if messages[0]["role"] == "assistant":
+            raise jinja2.TemplateError("the first turn must be the user's")
+        return self.encode("".join(f"{m['role'][0]}:{m['content']}" for m in messages))
+
+    def decoder(
+        self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
+    ) -> FakeDecoder:
+        return FakeDecoder()
+
+
+def describe(**changes: Any) -> worker_pb2.DescribeResponse:
+    """What the workers of a small model say."""
+    facts: dict[str, Any] = {
+        "protocol": 1, "version": "0", "rank": 0, "world_size": 1, "local_world_size": 1,
+        "tensor_parallel_size": 1, "data_parallel_size": 1, "expert_parallel_size": 1,
+        "moe_ep_backend": "disabled", "architecture": "FakeForCausalLM", "vocab_size": VOCAB_SIZE,
+        "max_model_len": MAX_CONTEXT, "max_batch_size": 4, "max_num_batched_tokens": 64,
+        "block_size": 4, "num_blocks": 64, "eos_token_ids": [EOS], "device": "cpu",
+        "dtype": "float32", "weights_sha256": "00",
+    }  # fmt: skip
+    return worker_pb2.DescribeResponse(**(facts | changes))
+
+
+def backend(engine: Any, **changes: Any) -> Backend:
+    """A backend around an engine."""
+    parts: dict[str, Any] = {
+        "tokenizer": FakeTokenizer(),
+        "info": describe(),
+        "defaults": SamplingDefaults(),
+        "max_queued_requests": 8,
+    }
+    return Backend(engine=engine, **(parts | changes))
+
+
+@dataclasses.dataclass(frozen=True)
+class Running:
+    """A server that takes requests, and what is behind it."""
+
+    engine: FakeEngine
+    service: Service
+    server: GrpcServer
+    address: str
+
+
+@contextlib.asynccontextmanager
+async def running_server(ready: bool = True) -> AsyncIterator[Running]:
+    """A gRPC server on a free port, with a fake engine behind it when ``ready``."""
+    engine, service = FakeEngine(), Service(model=MODEL, version="1.2.3")
+    server = GrpcServer(service, "127.0.0.1:0")
+    port = await server.start()
+    if ready:
+        service.open(backend(engine))
+        await server.health.set_ready(True)
+    try:
+        yield Running(engine, service, server, f"127.0.0.1:{port}")
+    finally:
+        await server.stop(0.0)
+
+
+class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
+    """One rank that draws 1, 2, 3, … whatever it is given.
+
+    Attributes:
+        seconds: how long each step takes.
+    """
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        self.seconds = seconds
+
+    async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+        return describe()
+
+    async def Execute(self, requests: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        token = 0
+        async for request in requests:
+            if request.HasField("hello"):
+                yield worker_pb2.ExecuteResponse(welcome={"epoch": request.hello.epoch})
+                continue
+            await asyncio.sleep(self.seconds)
+            step = request.step
+            tokens = []
+            for _ in range(step.num_decodes + sum(step.draws)):
+                token = token % (VOCAB_SIZE - 1) + 1
+                tokens.append(token)
+            yield worker_pb2.ExecuteResponse(result={"step_id": step.step_id, "token_ids": tokens})
+
+
+@contextlib.asynccontextmanager
+async def running_worker(worker: FakeWorker) -> AsyncIterator[tuple[grpc.aio.Server, str]]:
+    """A rank's server on a free port."""
+    server = grpc.aio.server()
+    worker_pb2_grpc.add_WorkerServiceServicer_to_server(worker, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        yield server, f"127.0.0.1:{port}"
+    finally:
+        await server.stop(0.0)
+
+
+def queue_full() -> RequestError:
+    """What a full queue answers."""
+    return RequestError(
+        Code.RESOURCE_EXHAUSTED, "8 requests wait", reason="QUEUE_FULL", retry_after=1.5
+    )

@@ -1,0 +1,154 @@
+"""The thin client against a server in this process: what it sends, cancels, retries and raises."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+
+from switchyard.client import AsyncClient, Client, ServerError
+from switchyard.requests import chat_request, generate_request
+from switchyard.v1 import inference_pb2 as pb
+from switchyard.v1 import inference_pb2_grpc
+from tests.frontend.fakes import MODEL, Running, answer_text, queue_full, running_server
+
+
+@pytest.fixture
+async def running() -> AsyncIterator[Running]:
+    async with running_server() as server:
+        yield server
+
+
+@pytest.fixture
+async def client(running: Running) -> AsyncIterator[AsyncClient]:
+    async with AsyncClient(running.address) as connection:
+        yield connection
+
+
+def test_options_find_their_places() -> None:
+    request = generate_request(
+        [1, 2], temperature=0.0, max_new_tokens=3, stop=["x"], echo=True, request_id="me"
+    )
+    assert request == pb.GenerateRequest(
+        request_id="me",
+        prompt={"tokens": {"ids": [1, 2]}},
+        sampling={"temperature": 0.0},
+        stop_conditions={"max_new_tokens": 3, "stop": ["x"]},
+        output={"echo": True},
+    )
+    assert not generate_request("x").sampling.HasField("temperature")
+    with pytest.raises(TypeError, match="no option max_tokens"):
+        generate_request("x", max_tokens=3)
+
+
+def test_messages_become_turns() -> None:
+    request = chat_request([{"role": "user", "content": "hi"}], {"a": 1}, seed=3)
+    assert request.messages[0] == pb.ChatMessage(role=pb.ROLE_USER, content="hi")
+    assert request.template_kwargs_json == '{"a": 1}'
+    assert request.request.sampling.seed == 3
+
+
+async def test_async_streams(client: AsyncClient) -> None:
+    async with client.generate("abc", max_new_tokens=5) as stream:
+        text = "".join([delta.text async for delta in stream])
+    assert text == answer_text("abc", 5)
+    assert stream.started.model == MODEL
+    assert stream.finished.usage.completion_tokens == 5
+    async with client.chat([{"role": "user", "content": "hi"}], max_new_tokens=2) as stream:
+        assert "".join([delta.text async for delta in stream]) == "jk"
+    assert (await client.complete("abc", max_new_tokens=3)).outputs[0].text == "def"
+    assert (await client.model_info()).has_chat_template
+    assert await client.abort("nobody") == []
+
+
+async def test_leaving_early_aborts(running: Running, client: AsyncClient) -> None:
+    async with client.generate("abc", max_new_tokens=50, request_id="left") as stream:
+        async for _ in stream:
+            running.engine.go.clear()
+            break
+    await asyncio.wait_for(running.service.idle(), 2.0)
+    assert running.engine.aborted == ["left"]
+
+
+async def test_errors_carry_what_the_server_said(running: Running, client: AsyncClient) -> None:
+    with pytest.raises(ServerError) as caught:
+        async with client.generate("abc", top_p=2.0) as stream:
+            [delta async for delta in stream]
+    assert caught.value.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert (caught.value.reason, caught.value.field) == ("INVALID_FIELD", "sampling.top_p")
+    running.engine.refuse = queue_full()
+    with pytest.raises(ServerError) as caught:
+        await client.complete("abc")
+    assert (caught.value.reason, caught.value.retry_after) == ("QUEUE_FULL", 1.5)
+
+
+async def test_the_sync_client(running: Running) -> None:
+    def talk() -> None:
+        with Client(running.address) as client:
+            with client.generate("abc", max_new_tokens=5) as stream:
+                assert "".join(delta.text for delta in stream) == answer_text("abc", 5)
+            assert stream.finished.usage.prompt_tokens == 3
+            with client.chat([{"role": "user", "content": "hi"}], max_new_tokens=2) as stream:
+                assert "".join(delta.text for delta in stream) == "jk"
+            assert client.complete("abc", max_new_tokens=3).outputs[0].text == "def"
+            assert client.model_info().model == MODEL
+            assert client.abort("nobody") == []
+            with pytest.raises(ServerError) as caught:
+                client.complete("")
+            assert caught.value.field == "request.prompt.text"
+            with client.generate("abc", max_new_tokens=50, request_id="left") as stream:
+                next(iter(stream))
+                running.engine.go.clear()
+
+    await asyncio.to_thread(talk)
+    await asyncio.wait_for(running.service.idle(), 2.0)
+    assert set(running.engine.aborted) <= {"left"}
+
+
+class Flaky(inference_pb2_grpc.InferenceServiceServicer):
+    """UNAVAILABLE before the first message for the first calls, or after it for all."""
+
+    def __init__(self, refusals: int, *, late: bool = False) -> None:
+        self.calls = 0
+        self._refusals = refusals
+        self._late = late
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
+        self.calls += 1
+        if self._late:
+            await context.write(pb.GenerateResponse(delta={"text": "some"}))
+        if self.calls <= self._refusals:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        await context.write(pb.GenerateResponse(delta={"text": "ok"}))
+
+
+async def _read(flaky: Flaky) -> str:
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(flaky, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with (
+            AsyncClient(f"127.0.0.1:{port}") as client,
+            client.generate("x", timeout=20.0) as stream,
+        ):
+            return "".join([delta.text async for delta in stream])
+    finally:
+        await server.stop(None)
+
+
+async def test_what_was_refused_is_tried_again() -> None:
+    flaky = Flaky(2)
+    assert await _read(flaky) == "ok"
+    assert flaky.calls == 3
+
+
+async def test_a_stream_that_broke_is_not() -> None:
+    flaky = Flaky(9, late=True)
+    with pytest.raises(ServerError, match="not now"):
+        await _read(flaky)
+    assert flaky.calls == 1

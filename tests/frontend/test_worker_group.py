@@ -1,0 +1,310 @@
+"""The worker link against ranks served by grpc.aio in this process."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+
+from frontend.engine import Engine
+from frontend.scheduler import Scheduler
+from frontend.step import NewSequence, Slice, Step
+from frontend.worker_group import PROTOCOL, GroupLost, WorkerGroup, local_address
+from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from tests.frontend.fake_workers import FakeReplica
+from tests.frontend.test_scheduler import LIMITS, expected_output, make_request
+
+Answer = Callable[[worker_pb2.StepRequest], worker_pb2.StepResult]
+
+
+class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
+    """One rank: answers steps with ``answer``, keeps what it was sent."""
+
+    def __init__(self, info: worker_pb2.DescribeResponse, answer: Answer) -> None:
+        self.info = info
+        self.answer = answer
+        self.received: list[bytes] = []
+        self.epochs: list[int] = []
+
+    async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+        return self.info
+
+    async def Execute(  # noqa: N802
+        self, requests: AsyncIterator[worker_pb2.ExecuteRequest], context: Any
+    ) -> AsyncIterator[worker_pb2.ExecuteResponse]:
+        async for request in requests:
+            if request.WhichOneof("message") == "hello":
+                assert request.hello.protocol == PROTOCOL
+                self.epochs.append(request.hello.epoch)
+                welcome = worker_pb2.Welcome(epoch=request.hello.epoch)
+                yield worker_pb2.ExecuteResponse(welcome=welcome)
+                continue
+            self.received.append(request.step.SerializeToString())
+            if request.step.step_id == 666:
+                await context.abort(grpc.StatusCode.INTERNAL, "out of luck")
+            yield worker_pb2.ExecuteResponse(result=self.answer(request.step))
+
+
+def rows_drawn(request: worker_pb2.StepRequest) -> int:
+    return request.num_decodes + sum(request.draws)
+
+
+def info(rank: int, dp: int = 1, tp: int = 1, **other: Any) -> worker_pb2.DescribeResponse:
+    return worker_pb2.DescribeResponse(
+        **{
+            "protocol": PROTOCOL,
+            "rank": rank,
+            "world_size": dp * tp,
+            "local_world_size": dp * tp,
+            "tensor_parallel_size": tp,
+            "data_parallel_size": dp,
+            "num_blocks": 64,
+            "eos_token_ids": [1],
+            "startup_seconds": float(rank),
+            **other,
+        }
+    )
+
+
+class Ranks:
+    """Fake ranks on unix sockets in a folder."""
+
+    def __init__(self, folder: Path, dp: int = 1, tp: int = 1) -> None:
+        self.address = f"unix:{folder}/rank-{{rank}}.sock"
+        self.dp, self.tp = dp, tp
+        self.ranks = [FakeRank(info(rank, dp, tp), self.answer_of(rank)) for rank in range(dp * tp)]
+        self.servers: list[grpc.aio.Server] = []
+        self.stack = AsyncExitStack()
+
+    def answer_of(self, rank: int) -> Answer:
+        """Tokens 100 · rank + row from the first rank of a replica, nothing from the others."""
+
+        def answer(request: worker_pb2.StepRequest) -> worker_pb2.StepResult:
+            count = rows_drawn(request) if rank % self.tp == 0 else 0
+            tokens = [100 * rank + row for row in range(count)]
+            return worker_pb2.StepResult(step_id=request.step_id, token_ids=tokens)
+
+        return answer
+
+    async def start(self) -> None:
+        for number, rank in enumerate(self.ranks):
+            server = grpc.aio.server()
+            worker_pb2_grpc.add_WorkerServiceServicer_to_server(rank, server)
+            server.add_insecure_port(local_address(self.address, number))
+            await server.start()
+            self.stack.push_async_callback(server.stop, None)
+            self.servers.append(server)
+
+    async def __aenter__(self) -> Ranks:
+        await self.start()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.stack.aclose()
+
+    async def connect(self) -> WorkerGroup:
+        group = await WorkerGroup.connect([self.address], startup_timeout=5)
+        self.stack.push_async_callback(group.close)
+        return group
+
+
+def a_slice(first: int) -> Slice:
+    """Two decodes and two prefill rows, of which one draws."""
+    return Slice(
+        new_sequences=[
+            NewSequence(
+                slot=first + 2,
+                temperature=0.5,
+                top_p=0.9,
+                top_k=7,
+                min_p=0.25,
+                seed=2**64 - 1,
+                suppressed_token_ids=[3, 5],
+                suppress_until=9,
+            )
+        ],
+        slots=[first, first + 1, first + 2, first + 3],
+        positions=[4, 5, 0, 16],
+        num_decodes=2,
+        num_tokens=[3, 1],
+        token_ids=[10, 11, 12, 13],
+        draws=[False, True],
+        num_new_blocks=[0, 1, 1, 0],
+        new_blocks=[8, 9],
+        total_tokens=6,
+        num_draws=3,
+    )
+
+
+async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, dp=2, tp=2) as ranks:
+        group = await ranks.connect()
+        assert group.info == ranks.ranks[0].info
+        for step_id in (1, 2):
+            await group.send(Step(step_id, [a_slice(0), Slice()], 6))
+        assert await group.receive() == [[0, 1, 2], []]
+        assert await group.receive() == [[0, 1, 2], []]
+        await group.send(Step(3, [Slice(), a_slice(4)], 6))
+        assert await group.receive() == [[], [200, 201, 202]]
+        assert len({rank.epochs[0] for rank in ranks.ranks}) == 1
+        received = [rank.received for rank in ranks.ranks]
+    assert received[0] == received[1]
+    assert received[2] == received[3]
+    sent = worker_pb2.StepRequest.FromString(received[0][0])
+    part = a_slice(0)
+    assert (sent.step_id, sent.max_replica_tokens, sent.num_decodes) == (1, 6, 2)
+    for name in ("slots", "positions", "num_tokens", "token_ids", "draws", "new_blocks"):
+        assert list(getattr(sent, name)) == getattr(part, name)
+    assert list(sent.num_new_blocks) == part.num_new_blocks
+    [new] = sent.new_sequences
+    assert (new.slot, new.seed, new.top_k, new.suppress_until) == (2, 2**64 - 1, 7, 9)
+    assert (new.temperature, new.min_p, list(new.suppressed_token_ids)) == (0.5, 0.25, [3, 5])
+    assert new.top_p == pytest.approx(0.9)
+    empty = worker_pb2.StepRequest.FromString(received[2][0])
+    assert empty == worker_pb2.StepRequest(step_id=1, max_replica_tokens=6)
+
+
+async def test_epochs_grow(tmp_path: Path) -> None:
+    async with Ranks(tmp_path) as ranks:
+        for _ in range(2):
+            await (await ranks.connect()).close()
+        first, second = ranks.ranks[0].epochs
+        assert first < second
+
+
+async def test_waits_for_ranks_that_come_later(tmp_path: Path) -> None:
+    ranks = Ranks(tmp_path, tp=2)
+    connecting = asyncio.create_task(ranks.connect())
+    await asyncio.sleep(0.3)
+    assert not connecting.done()
+    async with ranks:
+        group = await connecting
+        assert group.info.world_size == 2
+
+
+async def test_ranks_that_never_come_are_named(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/rank-{{rank}}.sock"
+    with pytest.raises(GroupLost, match=r"rank 0 at unix.* cannot be reached.*workers running"):
+        await WorkerGroup.connect([address], startup_timeout=0.3)
+
+
+@pytest.mark.parametrize(
+    ("second", "message"),
+    [
+        (info(1, tp=2, num_blocks=63), "rank 1 at .* has num_blocks 63, rank 0 has 64"),
+        (info(1, tp=2, protocol=PROTOCOL + 1), "rank 1 at .* has protocol"),
+        (info(0, tp=2), "says it is rank 0"),
+    ],
+)
+async def test_ranks_that_disagree_are_refused(
+    tmp_path: Path, second: worker_pb2.DescribeResponse, message: str
+) -> None:
+    ranks = Ranks(tmp_path, tp=2)
+    ranks.ranks[1].info = second
+    async with ranks:
+        with pytest.raises(ValueError, match=message):
+            await ranks.connect()
+
+
+@pytest.mark.parametrize(
+    ("first", "message"),
+    [
+        (info(0, protocol=99), "speak protocol 99 .*this frontend"),
+        (info(0, tp=2, local_world_size=1), "2 ranks, 1 on each machine, but 1 worker address"),
+    ],
+)
+async def test_first_rank_is_checked_before_the_others(
+    tmp_path: Path, first: worker_pb2.DescribeResponse, message: str
+) -> None:
+    ranks = Ranks(tmp_path)
+    ranks.ranks[0].info = first
+    async with ranks:
+        with pytest.raises(ValueError, match=message):
+            await ranks.connect()
+
+
+async def test_a_broken_stream_loses_the_group_and_names_rank_and_cause(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, dp=2) as ranks:
+        group = await ranks.connect()
+        ranks.ranks[0].answer = lambda request: worker_pb2.StepResult(step_id=request.step_id)
+        await group.send(Step(666, [Slice(), Slice()], 0))
+        with pytest.raises(GroupLost, match=r"rank [01] at .*INTERNAL out of luck"):
+            await group.receive()
+        assert isinstance(group.lost.result(), GroupLost)
+
+
+async def test_loss_is_noticed_with_no_step_in_flight(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, tp=2) as ranks:
+        group = await ranks.connect()
+        await ranks.servers[1].stop(None)
+        async with asyncio.timeout(1):
+            error = await group.lost
+        assert "rank 1 at" in str(error)
+        with pytest.raises(GroupLost, match="rank 1 at"):
+            await group.send(Step(1, [Slice()], 0))
+        with pytest.raises(GroupLost, match="rank 1 at"):
+            await group.receive()
+
+
+@pytest.mark.parametrize(
+    ("result", "message"),
+    [
+        (worker_pb2.StepResult(step_id=7), "answered step 7, expected 1"),
+        (worker_pb2.StepResult(step_id=1, token_ids=[1]), "step 1 drew 1 tokens, expected 3"),
+    ],
+)
+async def test_wrong_answers_lose_the_group(
+    tmp_path: Path, result: worker_pb2.StepResult, message: str
+) -> None:
+    async with Ranks(tmp_path) as ranks:
+        ranks.ranks[0].answer = lambda _: result
+        group = await ranks.connect()
+        await group.send(Step(1, [a_slice(0)], 6))
+        with pytest.raises(GroupLost, match=message):
+            await group.receive()
+        assert group.lost.done()
+
+
+async def test_engine_over_the_real_link(tmp_path: Path) -> None:
+    """The model of the fake workers, told by messages instead of objects."""
+    limits = dataclasses.replace(LIMITS, num_blocks=20)
+    ranks = Ranks(tmp_path)
+    replica = FakeReplica(limits)
+
+    def answer(request: worker_pb2.StepRequest) -> worker_pb2.StepResult:
+        names = [f.name for f in request.DESCRIPTOR.fields if f.is_repeated]
+        columns = {name: list(getattr(request, name)) for name in names}
+        total = request.num_decodes + sum(request.num_tokens)
+        part = Slice(**columns, num_decodes=request.num_decodes, total_tokens=total)
+        return worker_pb2.StepResult(step_id=request.step_id, token_ids=replica.run(part))
+
+    ranks.ranks[0].answer = answer
+    async with ranks:
+        engine = Engine(Scheduler(limits), await ranks.connect())
+        running = asyncio.create_task(engine.run())
+        requests = [make_request(f"r{n}", [n] * 9, max_new_tokens=9 + n) for n in range(8)]
+        for request in requests:
+            engine.submit(request)
+        for request in requests:
+            tokens: list[int] = []
+            finished = None
+            while finished is None:
+                delta = await request.output.take()
+                tokens += delta.token_ids
+                finished = delta.finish_reason
+            assert tokens == expected_output(request, limits)
+        running.cancel()
+        await asyncio.wait([running])
+
+
+def test_local_addresses() -> None:
+    assert local_address("10.0.0.1:7100", 3) == "10.0.0.1:7103"
+    assert local_address("unix:/run/x/rank-{rank}.sock", 2) == "unix:/run/x/rank-2.sock"
+    with pytest.raises(ValueError, match="must be host:port"):
+        local_address("unix:/run/x.sock", 1)

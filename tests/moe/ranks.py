@@ -1,0 +1,162 @@
+"""A pool of gloo ranks that stay up for a whole test module, and what they run.
+
+Owns the processes and their groups: the world of 4, and the pairs (0, 1) and (2, 3).
+"""
+
+from __future__ import annotations
+
+import traceback
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+
+from moe.config import MoEConfig, ParallelConfig, resolve_parallel
+from moe.groups import ExpertGroups
+from moe.routes import local_ids
+from tests.moe.builders import Weights, make_layer, make_weights
+
+POOL_SIZE = 4
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """One forward pass of a layer over tp × dp ranks; `counts` has a replica's tokens each."""
+
+    tp: int
+    dp: int
+    backend: str
+    counts: tuple[int, ...]
+    ep: int | None = None
+    config: MoEConfig
+    runner: str = "fused"
+    exact: bool = False
+    skew: bool = False
+    dtype: torch.dtype = torch.float32
+
+    @property
+    def parallel(self) -> ParallelConfig:
+        return resolve_parallel(
+            tp=self.tp, dp=self.dp, ep=self.ep, backend=self.backend, has_experts=True
+        )
+
+    def weights(self) -> Weights:
+        """Made-up weights; `skew` sends every token to the same experts.
+
+        With `exact`, each output of an expert's matrices is a sum whose value does not depend on
+        its order, so that the bits of a route do not depend on the shape of a GEMM.
+        """
+        weights = make_weights(self.config)
+        if self.exact:
+            for name, weight in weights.items():
+                if name.startswith("experts."):
+                    weights[name] = one_hot_rows(weight) if "down" in name else weight.sign()
+        if self.skew:
+            weights["gate.weight"].zero_()
+        return weights
+
+    def hidden(self, replica: int) -> torch.Tensor:
+        """[T,H] of a replica."""
+        generator = torch.Generator().manual_seed(100 + replica)
+        hidden = torch.randn(self.counts[replica], self.config.hidden_size, generator=generator)
+        return (hidden.mul(4).round() / 4 if self.exact else hidden).to(self.dtype)
+
+
+def one_hot_rows(weight: torch.Tensor) -> torch.Tensor:
+    """Keeps the largest element of each row."""
+    best = weight.abs().argmax(dim=1, keepdim=True)
+    return torch.zeros_like(weight).scatter(1, best, weight.gather(1, best))
+
+
+@dataclass(slots=True)
+class RankPool:
+    """Starts the ranks once; `run` gives each rank of a case its answer."""
+
+    folder: Path
+    processes: list[Any] = field(default_factory=list)
+    inboxes: list[Any] = field(default_factory=list)
+    outboxes: list[Any] = field(default_factory=list)
+
+    def start(self) -> None:
+        context = mp.get_context("spawn")
+        for rank in range(POOL_SIZE):
+            inbox, outbox = context.SimpleQueue(), context.SimpleQueue()
+            args = (rank, str(self.folder / "rendezvous"), inbox, outbox)
+            process = context.Process(target=_serve, args=args, daemon=True)
+            process.start()
+            self.processes.append(process)
+            self.inboxes.append(inbox)
+            self.outboxes.append(outbox)
+
+    def run(self, case: Case) -> list[dict[str, Any]]:
+        """Of each rank in order: `out`, its replica's [T,H], and `num_routes` it computed."""
+        num_ranks = case.tp * case.dp
+        for inbox in self.inboxes[:num_ranks]:
+            inbox.put(case)
+        answers = [outbox.get() for outbox in self.outboxes[:num_ranks]]
+        failures = [answer for answer in answers if isinstance(answer, str)]
+        assert not failures, failures[0]
+        return [answer | {"out": torch.from_numpy(answer["out"])} for answer in answers]
+
+    def stop(self) -> None:
+        for inbox in self.inboxes:
+            inbox.put(None)
+        for process in self.processes:
+            process.join(timeout=10)
+            if process.is_alive():
+                process.kill()
+
+
+def _serve(rank: int, rendezvous: str, inbox: Any, outbox: Any) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=POOL_SIZE
+    )
+    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    while (case := inbox.get()) is not None:
+        try:
+            outbox.put(_forward(case, rank, pairs))
+        except Exception:  # whatever it is, the test must see it
+            outbox.put(traceback.format_exc())
+    dist.destroy_process_group()
+
+
+def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
+    groups = {1: None, 2: pairs[rank // 2], POOL_SIZE: dist.group.WORLD}
+    ep = case.parallel.ep
+    return ExpertGroups(
+        tp_group=groups[case.tp],
+        ep_group=groups[ep],
+        tp_rank=rank % case.tp,
+        tp_size=case.tp,
+        dp_rank=rank // case.tp,
+        dp_size=case.dp,
+        ep_rank=rank if ep > 1 else 0,
+        ep_size=ep,
+    )
+
+
+@torch.no_grad()
+def _forward(case: Case, rank: int, pairs: list[Any]) -> dict[str, Any]:
+    layer = make_layer(
+        case.config,
+        case.weights(),
+        parallel=case.parallel,
+        groups=_groups(case, rank, pairs),
+        runner=case.runner,
+        dtype=case.dtype,
+    )
+    num_routes = 0
+    run = layer.experts.run
+
+    def counting_run(hidden: Any, topk: Any, w13: Any, w2: Any, expert_map: Any) -> torch.Tensor:
+        nonlocal num_routes
+        num_routes += int((local_ids(topk.ids, expert_map) >= 0).sum())
+        return run(hidden, topk, w13, w2, expert_map)
+
+    layer.experts.run = counting_run
+    out = layer(case.hidden(rank // case.tp), max(case.counts))
+    return {"out": out.float().numpy(), "num_routes": num_routes}

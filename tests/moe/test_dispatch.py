@@ -1,0 +1,162 @@
+"""Dispatchers on real gloo ranks: the same answer as the oracle, whatever the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from moe.config import MoEConfig
+from moe.dispatch import make_dispatcher
+from moe.dispatch.shares import take_share
+from moe.groups import ExpertGroups
+from moe.placement import ExpertPlacement
+from tests.moe.builders import make_layer, oracle
+from tests.moe.ranks import Case, RankPool
+
+AG_RS = "allgather_reducescatter"
+H, I, K = 32, 32, 3
+
+
+def make_config(num_experts: int = 7, **changes: Any) -> MoEConfig:
+    return MoEConfig(
+        hidden_size=H,
+        intermediate_size=I,
+        num_experts=num_experts,
+        num_experts_per_tok=changes.pop("num_experts_per_tok", K),
+        norm_topk_prob=True,
+        **changes,
+    )
+
+
+QWEN3 = make_config()
+QWEN3_NEXT = make_config(shared_expert_size=24, shared_expert_gated=True)
+DEEPSEEK = make_config(
+    8, router="noaux_tc", n_group=4, topk_group=2, shared_expert_size=24, routed_scaling_factor=1.5
+)
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    ranks = RankPool(tmp_path_factory.mktemp("ranks"))
+    ranks.start()
+    yield ranks
+    ranks.stop()
+
+
+def check(pool: RankPool, case: Case) -> list[dict[str, Any]]:
+    """Every rank answers with its replica's tokens, as the oracle computes them."""
+    answers = pool.run(case)
+    weights = case.weights()
+    tolerance = 1e-5 if case.dtype == torch.float32 else 4e-2
+    for rank, answer in enumerate(answers):
+        hidden = case.hidden(rank // case.tp)
+        expected = oracle(case.config, weights, hidden.float())
+        torch.testing.assert_close(answer["out"].double(), expected, rtol=tolerance, atol=tolerance)
+    return answers
+
+
+# tp, dp, tokens of each replica
+LAYOUTS = [
+    (2, 1, (5,)),
+    (2, 1, (1,)),
+    (4, 1, (9,)),
+    (4, 1, (1,)),
+    (1, 2, (3, 6)),
+    (1, 2, (0, 4)),
+    (1, 4, (2, 0, 7, 1)),
+    (2, 2, (5, 2)),
+    (2, 2, (0, 3)),
+    (2, 2, (1, 1)),
+]
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", ["disabled", "local_allreduce", AG_RS, "all_to_all"])
+@pytest.mark.parametrize(("tp", "dp", "counts"), LAYOUTS)
+def test_layouts(pool: RankPool, tp: int, dp: int, counts: tuple[int, ...], backend: str) -> None:
+    if backend == "local_allreduce" and dp > 1:
+        backend = "auto"
+    for config in (QWEN3, QWEN3_NEXT, DEEPSEEK):
+        check(pool, Case(tp=tp, dp=dp, backend=backend, counts=counts, config=config))
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", [AG_RS, "all_to_all"])
+@pytest.mark.parametrize(("tp", "dp"), [(4, 1), (2, 2), (1, 4)])
+def test_all_tokens_to_the_same_experts(pool: RankPool, tp: int, dp: int, backend: str) -> None:
+    case = Case(tp=tp, dp=dp, backend=backend, counts=(6,) * dp, config=QWEN3, skew=True)
+    answers = check(pool, case)
+    # Experts 0, 1 are rank 0's and 2 is rank 1's.
+    routes = 6 * dp
+    assert [answer["num_routes"] for answer in answers] == [2 * routes, routes, 0, 0]
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", ["local_allreduce", AG_RS, "all_to_all"])
+def test_more_ranks_than_experts(pool: RankPool, backend: str) -> None:
+    config = make_config(3, num_experts_per_tok=2)
+    check(pool, Case(tp=4, dp=1, backend=backend, counts=(5,), config=config))
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", ["disabled", "local_allreduce", AG_RS, "all_to_all"])
+def test_bfloat16(pool: RankPool, backend: str) -> None:
+    """A router that fp32 and bf16 agree on: the bias decides."""
+    config = make_config(8, router="noaux_tc", n_group=1, topk_group=1)
+    case = Case(
+        tp=4, dp=1, backend=backend, counts=(6,), config=config, skew=True, dtype=torch.bfloat16
+    )
+    check(pool, case)
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", ["local_allreduce", AG_RS, "all_to_all"])
+def test_legacy_runner(pool: RankPool, backend: str) -> None:
+    case = Case(tp=2, dp=1, backend=backend, counts=(5,), config=QWEN3_NEXT, runner="legacy")
+    check(pool, case)
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("backend", ["local_allreduce", AG_RS, "all_to_all"])
+@pytest.mark.parametrize(("tp", "dp"), [(4, 1), (2, 2), (1, 4)])
+def test_no_route_is_computed_twice(pool: RankPool, tp: int, dp: int, backend: str) -> None:
+    if backend == "local_allreduce" and dp > 1:
+        pytest.skip("refused by the truth table")
+    counts = (12, 5, 0, 7)[:dp]
+    answers = check(pool, Case(tp=tp, dp=dp, backend=backend, counts=counts, config=QWEN3))
+    assert sum(answer["num_routes"] for answer in answers) == sum(counts) * K
+
+
+@pytest.mark.multirank
+@pytest.mark.parametrize("config", [QWEN3, QWEN3_NEXT], ids=["routed", "shared"])
+@pytest.mark.parametrize(
+    ("tp", "dp", "counts"), [(2, 1, (33,)), (4, 1, (21,)), (1, 4, (9, 0, 1, 17)), (2, 2, (5, 8))]
+)
+def test_all_to_all_has_the_bits_of_one_rank(
+    pool: RankPool, tp: int, dp: int, counts: tuple[int, ...], config: MoEConfig
+) -> None:
+    case = Case(tp=tp, dp=dp, backend="all_to_all", counts=counts, config=config, exact=True)
+    answers = check(pool, case)
+    layer = make_layer(config, case.weights())
+    for rank, answer in enumerate(answers):
+        hidden = case.hidden(rank // tp)
+        alone = layer(hidden, len(hidden))
+        if config.shared_expert_size:
+            # A shared expert's GEMM may round otherwise for a share than for all tokens.
+            torch.testing.assert_close(answer["out"], alone, rtol=1e-6, atol=1e-6)
+        else:
+            assert torch.equal(answer["out"], alone)
+
+
+def test_deepep_is_reserved() -> None:
+    placement = ExpertPlacement(num_experts=4, num_ranks=1, rank=0)
+    with pytest.raises(ValueError, match=r"deepep is reserved.*not installed.*use all_to_all"):
+        make_dispatcher("deepep", ExpertGroups(), placement, device="cpu")
+
+
+def test_more_tokens_than_max_tokens() -> None:
+    with pytest.raises(ValueError, match=r"4 tokens.*max_tokens=3"):
+        take_share(torch.zeros(4, H), 3, ExpertGroups())

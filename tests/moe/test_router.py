@@ -1,0 +1,181 @@
+"""Routers against transformers' modules, ties, and numbers that are not finite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3MoeConfig, Qwen3NextConfig
+from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
+from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
+from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
+
+from moe.config import MoEConfig
+from moe.router import TopKRouter
+from moe.routes import TopK
+
+E, K, H = 24, 5, 32
+
+
+def make_router(theirs: nn.Module | None = None, dtype: torch.dtype = torch.float32, **kind: Any):
+    numbers = {"num_experts": E, "num_experts_per_tok": K} | kind
+    config = MoEConfig(hidden_size=H, intermediate_size=8, **numbers)
+    router = TopKRouter(config, dtype=dtype, device="cpu")
+    if theirs is not None:
+        router.load_state_dict(theirs.state_dict())
+    return router
+
+
+def assert_same_routes(
+    ours: TopK, weights: torch.Tensor, ids: torch.Tensor, tolerance: float = 1e-6
+) -> None:
+    """The same experts with the same weights; transformers may list them in another order."""
+    assert (ours.weights.dtype, ours.ids.dtype) == (torch.float32, torch.int32)
+    ours_order, order = ours.ids.argsort(dim=1), ids.argsort(dim=1)
+    assert torch.equal(ours.ids.gather(1, ours_order).long(), ids.gather(1, order))
+    torch.testing.assert_close(
+        ours.weights.gather(1, ours_order),
+        weights.gather(1, order).float(),
+        rtol=tolerance,
+        atol=tolerance,
+    )
+
+
+def randomize(module: nn.Module, seed: int = 0) -> None:
+    torch.manual_seed(seed)
+    for tensor in module.state_dict().values():
+        tensor.normal_(std=0.4)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(
+    ("config_class", "router_class"),
+    [(Qwen3MoeConfig, Qwen3MoeTopKRouter), (Qwen3NextConfig, Qwen3NextTopKRouter)],
+)
+def test_qwen3(config_class: Any, router_class: Any, norm: bool) -> None:
+    theirs = router_class(
+        config_class(num_experts=E, num_experts_per_tok=K, hidden_size=H, norm_topk_prob=norm)
+    )
+    randomize(theirs)
+    hidden = torch.randn(200, H)
+    ours = make_router(theirs, norm_topk_prob=norm)
+    _, weights, ids = theirs(hidden)
+    assert_same_routes(ours(hidden), weights, ids)
+    _, weights, ids = theirs.bfloat16()(hidden.bfloat16())
+    ours = make_router(theirs, norm_topk_prob=norm, dtype=torch.bfloat16)
+    routes = ours(hidden.bfloat16())
+    clear = separated(theirs.weight, hidden.bfloat16(), routes)
+    assert clear.sum() > 100
+    routes = TopK(routes.weights[clear], routes.ids[clear])
+    assert_same_routes(routes, weights[clear], ids[clear], tolerance=2**-8)
+
+
+def separated(weight: torch.Tensor, hidden: torch.Tensor, routes: TopK) -> torch.Tensor:
+    """[T]: rows where bf16 logits leave no tie at the edge of the top K."""
+    best = (hidden @ weight.T).sort(dim=1, descending=True).values
+    assert routes.ids.shape[1] == K
+    return best[:, K - 1] > best[:, K]
+
+
+@pytest.mark.parametrize(
+    ("method", "n_group", "topk_group"),
+    [("greedy", 1, 1), ("group_limited_greedy", 4, 2), ("group_limited_greedy", 24, 5)],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_deepseek_v2(method: str, n_group: int, topk_group: int, dtype: torch.dtype) -> None:
+    groups = {"n_group": n_group, "topk_group": topk_group, "routed_scaling_factor": 1.7}
+    theirs = DeepseekV2TopkRouter(
+        DeepseekV2Config(
+            n_routed_experts=E, num_experts_per_tok=K, hidden_size=H, topk_method=method, **groups
+        )
+    )
+    randomize(theirs)
+    theirs.to(dtype)
+    hidden = torch.randn(200, H, dtype=dtype)
+    _, weights, ids = theirs(hidden)
+    assert_same_routes(make_router(theirs, dtype, router=method, **groups)(hidden), weights, ids)
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize(("n_group", "topk_group"), [(1, 1), (4, 2), (8, 8)])
+def test_deepseek_v3(norm: bool, n_group: int, topk_group: int) -> None:
+    same = {
+        "n_group": n_group,
+        "topk_group": topk_group,
+        "routed_scaling_factor": 2.5,
+        "norm_topk_prob": norm,
+    }
+    theirs = DeepseekV3TopkRouter(
+        DeepseekV3Config(n_routed_experts=E, num_experts_per_tok=K, hidden_size=H, **same)
+    )
+    randomize(theirs)
+    hidden = torch.randn(200, H)
+    _, weights, ids = theirs(hidden)
+    ours = make_router(theirs, router="noaux_tc", **same)
+    assert_same_routes(ours(hidden), weights, ids)
+    ours = make_router(theirs, router="sigmoid", use_correction_bias=True, **same)
+    assert_same_routes(ours(hidden), weights, ids)
+
+
+def test_sigmoid_without_bias_is_a_zero_bias() -> None:
+    plain = make_router(router="sigmoid", norm_topk_prob=True)
+    biased = make_router(router="sigmoid", norm_topk_prob=True, use_correction_bias=True)
+    randomize(plain)
+    biased.load_state_dict(plain.state_dict() | {"e_score_correction_bias": torch.zeros(E)})
+    hidden = torch.randn(50, H)
+    for ours, other in zip(plain(hidden), biased(hidden), strict=True):
+        assert torch.equal(ours, other)
+
+
+def test_bias_selects_but_does_not_weigh() -> None:
+    router = make_router(router="noaux_tc", n_group=1, topk_group=1)
+    nn.init.zeros_(router.weight)
+    nn.init.zeros_(router.e_score_correction_bias)
+    router.e_score_correction_bias[-K:] = 3.0
+    topk = router(torch.randn(2, H))
+    assert topk.ids.tolist() == [list(range(E - K, E))] * 2
+    assert torch.equal(topk.weights, torch.full((2, K), 0.5))
+
+
+@pytest.mark.parametrize("kind", ["softmax", "greedy", "sigmoid"])
+def test_ties_go_to_the_lower_id(kind: str) -> None:
+    router = make_router(router=kind)
+    nn.init.zeros_(router.weight)
+    router.weight[7] = router.weight[20] = 1.0
+    topk = router(torch.ones(3, H))
+    assert topk.ids.tolist() == [[7, 20, 0, 1, 2]] * 3
+
+
+def test_tied_groups_go_to_the_lower_id() -> None:
+    router = make_router(router="group_limited_greedy", n_group=4, topk_group=2)
+    nn.init.zeros_(router.weight)
+    assert router(torch.ones(2, H)).ids.tolist() == [[0, 1, 2, 3, 4]] * 2
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {"router": "softmax"},
+        {"router": "group_limited_greedy", "n_group": 4, "topk_group": 2},
+        {"router": "noaux_tc", "n_group": 4, "topk_group": 2},
+    ],
+)
+def test_ids_stay_in_range_when_a_token_is_not_finite(kind: dict[str, Any]) -> None:
+    router = make_router(**kind)
+    randomize(router)
+    hidden = torch.randn(3, H)
+    hidden[1] = torch.nan
+    topk = router(hidden)
+    assert ((topk.ids >= 0) & (topk.ids < E)).all()
+    assert topk.weights[1].isnan().all()
+    assert topk.weights[[0, 2]].isfinite().all()
+
+
+def test_no_tokens() -> None:
+    for kind in ({}, {"router": "noaux_tc", "n_group": 4, "topk_group": 2}):
+        router = make_router(**kind)
+        randomize(router)
+        assert [tuple(part.shape) for part in router(torch.empty(0, H))] == [(0, K), (0, K)]
