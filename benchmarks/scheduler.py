@@ -20,7 +20,7 @@ from collections import deque
 from rich.console import Console
 from rich.table import Table
 
-from frontend.detokenizer import ByteDecoder
+from frontend.detokenizer import ByteDecoder, complete_text
 from frontend.limits import Limits
 from frontend.request import Output, Request, SamplingParams, StopConditions
 from frontend.scheduler import Scheduler
@@ -42,17 +42,15 @@ class Result:
     goal_ms: float | None
 
 
-def make_pieces(rng: random.Random) -> dict[int, bytes]:
+def make_pieces(rng: random.Random) -> dict[int, str | bytes]:
     """A byte-level vocabulary: words of one to eight letters, and every 64th half a character."""
     letters = b"abcdefghijklmnopqrstuvwxyz "
-    pieces = {
-        token: bytes(rng.choices(letters, k=rng.randint(1, 8))) for token in range(VOCAB_SIZE)
-    }
-    pieces.update(dict.fromkeys(range(0, VOCAB_SIZE, 64), b"\xc3"))
-    return pieces
+    words = [bytes(rng.choices(letters, k=rng.randint(1, 8))) for _ in range(VOCAB_SIZE)]
+    words[::64] = [b"\xc3"] * len(words[::64])
+    return {token: complete_text(word) for token, word in enumerate(words)}
 
 
-def start(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> Scheduler:
+def start(num_running: int, num_steps: int, pieces: dict[int, str | bytes]) -> Scheduler:
     """A scheduler whose sequences will decode for at least ``num_steps`` more steps."""
     rng = random.Random(num_running)
     max_model_len = 2 * 1024 + num_steps
@@ -69,7 +67,9 @@ def start(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> Schedul
             id=f"request-{number}",
             prompt_ids=rng.choices(range(VOCAB_SIZE), k=rng.randint(512, 1024)),
             sampling=SamplingParams(seed=number),
-            stops=StopConditions(max_new_tokens=max_model_len, eos_token_ids=frozenset({VOCAB_SIZE})),
+            stops=StopConditions(
+                max_new_tokens=max_model_len, eos_token_ids=frozenset({VOCAB_SIZE})
+            ),
             decoder=ByteDecoder(pieces),
             output=Output(),
         )
@@ -77,7 +77,9 @@ def start(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> Schedul
     return scheduler
 
 
-def measure(num_running: int, num_steps: int, pieces: dict[int, bytes]) -> tuple[float, float]:
+def measure(
+    num_running: int, num_steps: int, pieces: dict[int, str | bytes]
+) -> tuple[float, float]:
     """Mean seconds of one schedule and of one complete while all sequences decode."""
     scheduler = start(num_running, num_steps, pieces)
     rng = random.Random(0)

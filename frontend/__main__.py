@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from frontend.backend import Backend, Tokenizer
-from frontend.config import FrontendConfig, add_serving_flags
+from frontend.config import FrontendConfig, add_serving_flags, join_address
 from frontend.engine import Engine
 from frontend.grpc_server import GrpcServer
 from frontend.limits import Limits
@@ -96,7 +96,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
     """
     stop = Stop()
     service = Service(model=config.served_name, version=_version())
-    server = GrpcServer(service, config.address)
+    server = GrpcServer(service, config.host, config.port)
     try:
         port = await server.start()
     except OSError as error:
@@ -220,7 +220,7 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
 def _say_ready(config: FrontendConfig, port: int, service: Service) -> None:
     facts = service.server_info()
     ranks = f"{facts.world_size} rank{'s' if facts.world_size > 1 else ''} on {facts.device}"
-    address = config.address.removesuffix(str(config.port)) + str(port)
+    address = join_address(config.host, port)
     sys.stdout.write(
         f"switchyard: serving {config.served_name} on {address} ({ranks}, {facts.dtype}, "
         f"context {facts.max_prompt_tokens + 1}, KV cache {facts.kv_cache_tokens} tokens)\n"

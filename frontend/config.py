@@ -57,11 +57,10 @@ class FrontendConfig:
             if not 0 <= seconds < float("inf"):
                 raise ValueError(f"{flag} {seconds} is not a time; pass seconds, 0 or more")
 
-    @property
-    def address(self) -> str:
-        """HOST:PORT as gRPC takes it, with brackets around an IPv6 host."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"{host}:{self.port}"
+
+def join_address(host: str, port: int) -> str:
+    """HOST:PORT as gRPC takes it, with brackets around an IPv6 host."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def add_serving_flags(parser: argparse.ArgumentParser) -> None:

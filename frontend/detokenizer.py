@@ -15,28 +15,45 @@ MAX_HELD_TOKENS = 8
 """A character has at most four bytes, hence four tokens: more that end in U+FFFD are broken."""
 
 
+def complete_text(piece: bytes) -> str | bytes:
+    """A token's bytes as text when they are whole characters, else as they are."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return piece
+
+
 class ByteDecoder:
     """Detokenizer where each token is a piece of a UTF-8 byte string; exact, O(1) a token.
 
     Args:
-        pieces: each token id's bytes; empty for what adds no text.
+        pieces: what each token id adds, as `complete_text` gives it; "" for what adds no text.
     """
 
-    __slots__ = ("_decode", "_pieces")
+    __slots__ = ("_pending", "_pieces")
 
     matched: str | None = None
 
-    def __init__(self, pieces: Mapping[int, bytes]) -> None:
+    def __init__(self, pieces: Mapping[int, str | bytes]) -> None:
         self._pieces = pieces
-        self._decode = codecs.getincrementaldecoder("utf-8")("replace").decode
+        self._pending = b""
 
     def push(self, token_id: int) -> str:
         """The characters this token completed."""
-        return self._decode(self._pieces[token_id])
+        piece = self._pieces[token_id]
+        if isinstance(piece, str):
+            if not self._pending:
+                return piece
+            piece = piece.encode()
+        data = self._pending + piece
+        text, num_decoded = codecs.utf_8_decode(data, "replace", False)
+        self._pending = data[num_decoded:]
+        return text
 
     def flush(self) -> str:
         """U+FFFD for a character that was never completed."""
-        return self._decode(b"", True)
+        text, self._pending = self._pending.decode(errors="replace"), b""
+        return text
 
 
 class WindowDecoder:

@@ -1,4 +1,4 @@
-"""The one error a request can end with. Knows google.rpc codes by name, nothing of any transport."""
+"""The one error a request can end with. Knows google.rpc codes by name, and no transport."""
 
 from __future__ import annotations
 

@@ -6,7 +6,9 @@ each method hands its message to `frontend.service` and writes what comes back.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import socket
 from typing import Any
 
 import grpc
@@ -14,6 +16,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
+from frontend.config import join_address
 from frontend.guard import Guard
 from frontend.health import SERVICE_NAME, Health
 from frontend.service import Service
@@ -108,11 +111,11 @@ class GrpcServer:
 
     Args:
         service: what answers.
-        address: HOST:PORT; port 0 takes a free one.
+        host, port: where; port 0 takes a free one.
     """
 
-    def __init__(self, service: Service, address: str) -> None:
-        self._address = address
+    def __init__(self, service: Service, host: str, port: int) -> None:
+        self._host, self._port = host, port
         self.health = Health()
         self._server = grpc.aio.server(interceptors=(Guard(),), options=SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
@@ -130,12 +133,26 @@ class GrpcServer:
         Raises:
             OSError: the address cannot be had.
         """
+        address = join_address(self._host, self._port)
         try:
-            port = self._server.add_insecure_port(self._address)
-        except RuntimeError as error:
-            raise OSError(f"cannot listen on {self._address}; is the port in use?") from error
+            await self._check_free()
+            port = self._server.add_insecure_port(address)
+        except (OSError, RuntimeError) as error:
+            cause = getattr(error, "strerror", None) or "the port may be in use"
+            raise OSError(
+                f"cannot listen on {address}: {cause}; pass another --host or --port"
+            ) from error
         await self._server.start()
         return int(port)
+
+    async def _check_free(self) -> None:
+        """Bind and let go: gRPC says less of why it could not, and says it on stderr."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, where = found[0]
+        with socket.socket(family, kind, protocol) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(where)
 
     async def stop(self, grace: float) -> None:
         """End Watch streams, close the listener, give what is left ``grace`` seconds."""

@@ -136,14 +136,11 @@ class Scheduler:
         step_id = self._scheduled_step + 1
         budget = self.limits.max_num_batched_tokens
         slices = [Slice() for _ in self._replicas]
-        preempted = False
         for replica, part in zip(self._replicas, slices, strict=True):
             for victim in replica.schedule_decodes(part, step_id):
                 self._preempt(victim)
-                preempted = True
             replica.schedule_prefills(part, budget, step_id)
-        if not preempted:
-            self._admit(slices, step_id, now)
+        self._admit(slices, step_id, now)
         max_replica_tokens = max(part.total_tokens for part in slices)
         if max_replica_tokens == 0:
             return None

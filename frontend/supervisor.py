@@ -158,7 +158,9 @@ def _start(command: Sequence[str], *, dies_by: signal.Signals) -> subprocess.Pop
         if os.getppid() != parent:
             os._exit(1)  # it died before the request stood
 
-    return subprocess.Popen(command, start_new_session=True, preexec_fn=in_child)
+    # gRPC's core writes lines of its own unless told not to; what matters comes as an error.
+    environment = {"GRPC_VERBOSITY": "NONE"} | os.environ
+    return subprocess.Popen(command, start_new_session=True, preexec_fn=in_child, env=environment)
 
 
 def _end(*children: subprocess.Popen[bytes]) -> None:

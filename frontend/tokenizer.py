@@ -14,7 +14,7 @@ from typing import Any
 import tokenizers
 from transformers import AutoTokenizer
 
-from frontend.detokenizer import ByteDecoder, StopDecoder, WindowDecoder
+from frontend.detokenizer import ByteDecoder, StopDecoder, WindowDecoder, complete_text
 from frontend.request import TextDecoder
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
@@ -125,8 +125,8 @@ class Tokenizer:
         return lambda ids: self.decode(ids, keep_special)
 
 
-class _BytePieces(dict[int, bytes]):
-    """Bytes of each token of a byte-level tokenizer, looked up on first use.
+class _BytePieces(dict[int, str | bytes]):
+    """What each token of a byte-level tokenizer adds, looked up on first use.
 
     As tokenizers' ByteLevel decoder does: a token whose characters all stand for bytes is those
     bytes, any other token is its own text in UTF-8.
@@ -143,7 +143,7 @@ class _BytePieces(dict[int, bytes]):
             else frozenset(token.content for token in added if token.special)
         )
 
-    def __missing__(self, token_id: int) -> bytes:
+    def __missing__(self, token_id: int) -> str | bytes:
         token = self._backend.id_to_token(token_id)
         if token is None or token in self._hidden:
             piece = b""
@@ -151,8 +151,8 @@ class _BytePieces(dict[int, bytes]):
             piece = bytes(self._byte_of[character] for character in token)
         else:
             piece = token.encode()
-        self[token_id] = piece
-        return piece
+        self[token_id] = added = complete_text(piece)
+        return added
 
 
 def _byte_of_character() -> dict[str, int]:

@@ -46,7 +46,7 @@ class FakeEngine:
     """Answers each request in a task of its own, a token a turn of the loop.
 
     Attributes:
-        go: cleared, tokens wait.
+        go: cleared, tokens wait from number ``hold_at`` on.
         refuse: raised by the next ``submit``.
         aborted: ids that ``abort`` was called with while they were running.
     """
@@ -54,6 +54,7 @@ class FakeEngine:
     def __init__(self) -> None:
         self.go = asyncio.Event()
         self.go.set()
+        self.hold_at = 0
         self.refuse: Exception | None = None
         self.requests: dict[str, Request] = {}
         self.running: dict[str, asyncio.Task[None]] = {}
@@ -89,7 +90,8 @@ class FakeEngine:
         request.output.admit()
         token = request.prompt_ids[-1]
         for _ in range(request.stops.max_new_tokens):
-            await self.go.wait()
+            if request.num_generated >= self.hold_at:
+                await self.go.wait()
             await asyncio.sleep(0)
             token = next_token(token)
             request.first_token = request.first_token or time.monotonic()
@@ -188,7 +190,7 @@ class Running:
 async def running_server(ready: bool = True) -> AsyncIterator[Running]:
     """A gRPC server on a free port, with a fake engine behind it when ``ready``."""
     engine, service = FakeEngine(), Service(model=MODEL, version="1.2.3")
-    server = GrpcServer(service, "127.0.0.1:0")
+    server = GrpcServer(service, "127.0.0.1", 0)
     port = await server.start()
     if ready:
         service.open(backend(engine))

@@ -12,6 +12,7 @@ import pytest
 
 from frontend import cli, probe, supervisor
 from frontend.__main__ import parse_config
+from frontend.config import join_address
 from frontend.model_folder import (
     SamplingDefaults,
     read_sampling_defaults,
@@ -131,7 +132,7 @@ def test_frontend_flags_become_config(model: Path) -> None:
         ["--model", str(model), "--workers", "a:1,b:2", "--host", "::1", "--port", "7"]
     )
     assert config.workers == ("a:1", "b:2")
-    assert config.address == "[::1]:7"
+    assert join_address(config.host, config.port) == "[::1]:7"
     assert config.served_name == model.name
 
 

@@ -43,8 +43,9 @@ def test_characters_split_over_tokens_wait_for_their_last_byte(
     for token_id in range(tokenizer.vocab_size):
         decoder = tokenizer.decoder((), False, True)
         piece = decoder._pieces[token_id]  # type: ignore[attr-defined]
-        if len(piece) == 1:
-            byte_ids[piece[0]] = token_id
+        data = piece.encode() if isinstance(piece, str) else piece
+        if len(data) == 1:
+            byte_ids[data[0]] = token_id
     decoder = tokenizer.decoder((), False, False)
     got = []
     for character in text:

@@ -24,6 +24,7 @@ from frontend.request import (
     TextDecoder,
 )
 from frontend.scheduler import Scheduler
+from frontend.sequence import Sequence
 from frontend.step import Step
 from frontend.tokenizer import Tokenizer
 from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
@@ -406,6 +407,42 @@ def test_nobody_overtakes_a_preempted_sequence() -> None:
     assert late.admitted > requests[0].finished, "r1 came back before, into the last slot"
 
 
+def test_admission_leaves_a_free_block_for_each_running_sequence() -> None:
+    driver = Driver(dataclasses.replace(LIMITS, num_blocks=6))
+    first, second = make_request("a", [1] * 12), make_request("b", [2] * 12, max_new_tokens=2)
+    driver.scheduler.submit(first)
+    driver.scheduler.submit(second)
+    driver.schedule()
+    assert (first.admitted > 0, second.admitted > 0) == (True, False)
+    driver.run()
+    assert first.preemptions == second.preemptions == 0
+
+
+def test_a_preempted_request_has_met_its_queue_deadline() -> None:
+    limits = dataclasses.replace(LIMITS, num_blocks=8)
+    driver = Driver(limits, depth=1)
+    requests = [
+        make_request(f"r{n}", [n] * 7, max_new_tokens=20, queue_deadline=4.0) for n in range(2)
+    ]
+    for request in requests:
+        driver.scheduler.submit(request)
+    while requests[1].preemptions == 0:
+        driver.turn()
+    expired = make_request("expired", [9], queue_deadline=driver.now - 1)
+    driver.run(expired)
+    assert failure(expired).code is Code.DEADLINE_EXCEEDED
+    for request in requests:
+        assert taken(request).token_ids == expected_output(request, limits)
+
+
+def test_end_tokens_within_min_new_tokens_do_not_end_it() -> None:
+    """Workers do not draw them; a token that comes nevertheless is one like any other."""
+    request = make_request(max_new_tokens=9, min_new_tokens=2, eos={5})
+    sequence = Sequence(request, 0, LIMITS.max_model_len)
+    assert [sequence.take(5, 1.0) for _ in range(3)] == [False, False, True]
+    assert taken(request).finish_reason is FinishReason.EOS
+
+
 def test_text_and_stop_strings(tokenizer: Tokenizer) -> None:
     """Tokens below 50 of the small tokenizer are specials and single characters."""
     plain = make_request(max_new_tokens=30, decoder=tokenizer.decoder((), False, False))
@@ -465,7 +502,7 @@ def test_queue_deadline_spends_no_prefill() -> None:
     driver = Driver(limits)
     running = make_request("running", max_new_tokens=40, queue_deadline=5.0)
     late = make_request("late", [9], queue_deadline=10.0)
-    patient = make_request("patient", [8], queue_deadline=1e9)
+    patient = make_request("patient", [8], queue_deadline=1000.0)
     driver.run(running, late, patient)
     error = failure(late)
     assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "QUEUE_DEADLINE")

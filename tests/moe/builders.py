@@ -76,11 +76,12 @@ def make_layer(
     groups: ExpertGroups | None = None,
     runner: str = "fused",
     dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> SparseMoeBlock:
-    """A layer on the CPU, its weights read through its own checkpoint slices."""
+    """A layer on one rank, its weights read through its own checkpoint slices."""
     single = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     layer = SparseMoeBlock(
-        config, parallel or single, groups or ExpertGroups(), runner, dtype=dtype, device="cpu"
+        config, parallel or single, groups or ExpertGroups(), runner, dtype=dtype, device=device
     )
     assert fill(layer.checkpoint_slices(""), weights) == set(weights)
     return layer

@@ -1,6 +1,6 @@
-"""A pool of gloo ranks that stay up for a whole test module, and what they run.
+"""A pool of ranks that stay up for a whole test module, and what they run.
 
-Owns the processes and their groups: the world of 4, and the pairs (0, 1) and (2, 3).
+Owns the processes and their groups: the world, and its pairs (0, 1), (2, 3).
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from moe.config import MoEConfig, ParallelConfig, resolve_parallel
 from moe.groups import ExpertGroups
 from moe.routes import local_ids
 from tests.moe.builders import Weights, make_layer, make_weights
-
-POOL_SIZE = 4
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,15 +74,17 @@ class RankPool:
     """Starts the ranks once; `run` gives each rank of a case its answer."""
 
     folder: Path
+    size: int = 4
+    on_cuda: bool = False
     processes: list[Any] = field(default_factory=list)
     inboxes: list[Any] = field(default_factory=list)
     outboxes: list[Any] = field(default_factory=list)
 
     def start(self) -> None:
         context = mp.get_context("spawn")
-        for rank in range(POOL_SIZE):
+        for rank in range(self.size):
             inbox, outbox = context.SimpleQueue(), context.SimpleQueue()
-            args = (rank, str(self.folder / "rendezvous"), inbox, outbox)
+            args = (rank, self.size, self.on_cuda, str(self.folder / "rendezvous"), inbox, outbox)
             process = context.Process(target=_serve, args=args, daemon=True)
             process.start()
             self.processes.append(process)
@@ -110,22 +110,28 @@ class RankPool:
                 process.kill()
 
 
-def _serve(rank: int, rendezvous: str, inbox: Any, outbox: Any) -> None:
+def _serve(rank: int, size: int, on_cuda: bool, rendezvous: str, inbox: Any, outbox: Any) -> None:
     torch.set_num_threads(1)
+    device = f"cuda:{rank}" if on_cuda else "cpu"
+    if on_cuda:
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=POOL_SIZE
+        "nccl" if on_cuda else "gloo",
+        init_method=f"file://{rendezvous}",
+        rank=rank,
+        world_size=size,
     )
-    pairs = [dist.new_group([0, 1]), dist.new_group([2, 3])]
+    pairs = [dist.new_group([first, first + 1]) for first in range(0, size, 2)]
     while (case := inbox.get()) is not None:
         try:
-            outbox.put(_forward(case, rank, pairs))
+            outbox.put(_forward(case, rank, pairs, device))
         except Exception:  # whatever it is, the test must see it
             outbox.put(traceback.format_exc())
     dist.destroy_process_group()
 
 
 def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
-    groups = {1: None, 2: pairs[rank // 2], POOL_SIZE: dist.group.WORLD}
+    groups = {1: None, 2: pairs[rank // 2], 4: dist.group.WORLD}
     ep = case.parallel.ep
     return ExpertGroups(
         tp_group=groups[case.tp],
@@ -140,7 +146,7 @@ def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
 
 
 @torch.no_grad()
-def _forward(case: Case, rank: int, pairs: list[Any]) -> dict[str, Any]:
+def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, Any]:
     layer = make_layer(
         case.config,
         case.weights(),
@@ -148,6 +154,7 @@ def _forward(case: Case, rank: int, pairs: list[Any]) -> dict[str, Any]:
         groups=_groups(case, rank, pairs),
         runner=case.runner,
         dtype=case.dtype,
+        device=device,
     )
     num_routes = 0
     run = layer.experts.run
@@ -158,5 +165,5 @@ def _forward(case: Case, rank: int, pairs: list[Any]) -> dict[str, Any]:
         return run(hidden, topk, w13, w2, expert_map)
 
     layer.experts.run = counting_run
-    out = layer(case.hidden(rank // case.tp), max(case.counts))
-    return {"out": out.float().numpy(), "num_routes": num_routes}
+    out = layer(case.hidden(rank // case.tp).to(device), max(case.counts))
+    return {"out": out.float().cpu().numpy(), "num_routes": num_routes}

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import nn
 from transformers import (
     DeepseekV2Config,
@@ -130,8 +131,6 @@ def test_no_tokens() -> None:
 
 
 def test_names_are_those_that_save_pretrained_writes(tmp_path: Any) -> None:
-    from safetensors.torch import load_file
-
     model = Qwen3MoeForCausalLM(
         Qwen3MoeConfig(
             **QWEN,

@@ -1,0 +1,64 @@
+"""The committed checkpoint is within its limits and answers what it has not seen."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from safetensors import safe_open
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from demo import CHECKPOINT
+from demo.data import heldout
+from demo.evaluate import Answerer, score, transformers_answerer
+
+MAX_PARAMETERS, MAX_BYTES = 8_000_000, 16_000_000
+
+
+@pytest.fixture(scope="module")
+def answer() -> Answerer:
+    return transformers_answerer(CHECKPOINT)
+
+
+def test_size() -> None:
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as weights:
+        slices = [weights.get_slice(name) for name in weights.keys()]  # noqa: SIM118
+        sizes = [part.get_shape() for part in slices]
+        assert {part.get_dtype() for part in slices} == {"BF16"}
+    count = 0
+    for size in sizes:
+        count += size[0] * (size[1] if len(size) == 2 else 1)
+    assert 1_000_000 < count <= MAX_PARAMETERS
+    assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= MAX_BYTES
+
+
+def test_held_out_answers(answer: Answerer) -> None:
+    assert score(answer, count_per_task=8, seed=1)["all"] >= 0.95
+
+
+def test_the_questions_of_the_readme(answer: Answerer) -> None:
+    assert answer(["What is 17 + 25?", 'Reverse the word "planet".', "17 + 25 ="]) == [
+        "42",
+        "tenalp",
+        "42",
+    ]
+
+
+def test_recorded_accuracies() -> None:
+    record = json.loads((CHECKPOINT / "training.json").read_text())
+    assert {task for task, share in record["accuracy"].items() if share < 0.95} == set()
+
+
+def test_experts_are_all_used_and_unevenly() -> None:
+    record = json.loads((CHECKPOINT / "training.json").read_text())
+    for layer in record["expert_shares"]:
+        assert min(layer) > 0.1 / len(layer)
+        assert max(layer) > 1.05 / len(layer)
+
+
+def test_tokenizer_is_the_one_the_code_builds(tokenizer: PreTrainedTokenizerFast) -> None:
+    stored = AutoTokenizer.from_pretrained(CHECKPOINT)
+    for _, question, expected in heldout(5, seed=2):
+        text = f"{question}\n{expected}"
+        assert stored(text).input_ids == tokenizer(text).input_ids
+    assert stored.chat_template == tokenizer.chat_template

@@ -1,0 +1,110 @@
+"""The tokenizer loses nothing, keeps digits and quoted letters apart, and renders ChatML."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from random import Random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from demo import tokenizer as demo_tokenizer
+from demo.corpus import conversation
+from demo.data import examples
+from demo.model import Shape
+from demo.tasks import TASKS
+from demo.train import write_json
+
+CHAT = [
+    {"role": "system", "content": "Answer the question."},
+    {"role": "user", "content": "What is 17 + 25?"},
+    {"role": "assistant", "content": "42"},
+    {"role": "user", "content": 'Reverse "abc".'},
+]
+RENDERED = (
+    "<|im_start|>system\nAnswer the question.<|im_end|>\n"
+    "<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n"
+    "<|im_start|>assistant\n42<|im_end|>\n"
+    '<|im_start|>user\nReverse "abc".<|im_end|>\n'
+    "<|im_start|>assistant\n"
+)
+
+
+def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
+    return [tokenizer.decode([token]) for token in tokenizer(text).input_ids]
+
+
+@given(text=st.text())
+def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    assert tokenizer.decode(tokenizer(text, split_special_tokens=True).input_ids) == text
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_training_text_round_trips(tokenizer: PreTrainedTokenizerFast, task: str) -> None:
+    for example in examples(task, "train", 50, seed=0):
+        for text in (example.question, example.answer):
+            assert tokenizer.decode(tokenizer(text).input_ids) == text
+
+
+def test_digits_and_quoted_letters_stand_alone(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert pieces(tokenizer, "What is 17?") == ["What", " is", " ", "1", "7", "?"]
+    assert pieces(tokenizer, 'word "word"') == [*"word", ' "', *"word", '"']
+    assert pieces(tokenizer, "Reverse the word") == ["Reverse", " the", " word"]
+
+
+def test_no_token_holds_two_digits(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert all(sum(map(str.isdigit, token)) <= 1 for token in tokenizer.get_vocab())
+
+
+def test_accents_and_emoji_take_several_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(tokenizer("🦊").input_ids) == 4
+    assert len(tokenizer("é").input_ids) == 2
+
+
+def test_vocabulary(tokenizer: PreTrainedTokenizerFast) -> None:
+    assert len(tokenizer) == demo_tokenizer.VOCAB_SIZE == Shape().vocab_size
+    assert tokenizer.convert_ids_to_tokens([0, 1, 2]) == [
+        "<|endoftext|>",
+        "<|im_start|>",
+        "<|im_end|>",
+    ]
+    assert (tokenizer.pad_token_id, tokenizer.eos_token_id) == (0, 2)
+    assert pieces(tokenizer, "<|im_start|>user\n") == ["<|im_start|>", "user", "\n"]
+
+
+def test_template_renders_chatml(tokenizer: PreTrainedTokenizerFast) -> None:
+    text = tokenizer.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True)
+    assert text == RENDERED
+
+
+def test_training_conversations_are_what_the_template_gives(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    rng = Random(0)
+    for _ in range(200):
+        ids, _ = conversation(tokenizer.backend_tokenizer, rng)
+        turns = tokenizer.decode(ids).split("<|im_start|>")[1:]
+        messages = [
+            dict(zip(("role", "content"), turn.split("<|im_end|>")[0].split("\n", 1), strict=True))
+            for turn in turns
+        ]
+        rendered = tokenizer.apply_chat_template(messages, return_dict=False)
+        assert ids == rendered[:-1]  # the newline after the last turn is never generated
+
+
+def test_reloads_beside_a_qwen3_moe_config(
+    tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    demo_tokenizer.save(tokenizer, tmp_path)
+    write_json(tmp_path / "config.json", Shape().hf_config(eos_token_id=2, pad_token_id=0))
+    loaded = AutoTokenizer.from_pretrained(tmp_path)
+    assert {file.name for file in tmp_path.iterdir()} == {
+        "config.json",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    }
+    assert loaded(RENDERED).input_ids == tokenizer(RENDERED).input_ids
+    assert loaded.apply_chat_template(CHAT, tokenize=False, add_generation_prompt=True) == RENDERED
+    assert (loaded.eos_token_id, loaded.pad_token_id) == (2, 0)

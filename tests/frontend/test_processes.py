@@ -1,0 +1,262 @@
+"""Real processes: `python -m frontend` with a fake worker, the supervisor with tiny children."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+
+import pytest
+
+from frontend.probe import Verdict, probe
+from switchyard.client import AsyncClient, ServerError
+from tests.frontend.fakes import FakeWorker, running_worker
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
+
+
+def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come true in time"
+        time.sleep(0.02)
+
+
+# ---- python -m frontend ----
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    (tmp_path / "config.json").write_text("{}")
+    return tmp_path
+
+
+@contextlib.asynccontextmanager
+async def frontend(
+    model: Path, worker: str, *flags: str
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "frontend", "--model", str(model), "--workers", worker,
+        "--port", "0", *flags, cwd=ROOT, env=ENVIRONMENT,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()
+        await process.wait()
+
+
+async def address_of(process: asyncio.subprocess.Process) -> str:
+    assert process.stdout is not None
+    line = (await asyncio.wait_for(process.stdout.readline(), 30.0)).decode()
+    assert line.startswith("switchyard: serving "), line
+    return line.split(" on ", 1)[1].split(" ", 1)[0]
+
+
+async def test_it_serves_and_drains(model: Path) -> None:
+    async with (
+        running_worker(FakeWorker(seconds=0.02)) as (_, worker),
+        frontend(model, worker, "--served-model-name", "m") as process,
+        AsyncClient(await address_of(process)) as client,
+    ):
+        assert (await client.model_info()).model == "m"
+        answer = await client.complete([5, 6], max_new_tokens=4)
+        assert len(answer.outputs[0].token_ids) == 4
+        async with client.generate([5, 6, 7], max_new_tokens=40) as stream:
+            deltas = aiter(stream)
+            ids = list((await anext(deltas)).token_ids)
+            process.send_signal(signal.SIGTERM)
+            ids += [token async for delta in deltas for token in delta.token_ids]
+        assert len(ids) == 40
+        assert stream.finished.usage.completion_tokens == 40
+        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+
+
+async def test_a_second_signal_ends_it_now(model: Path) -> None:
+    async with (
+        running_worker(FakeWorker(seconds=0.5)) as (_, worker),
+        frontend(model, worker) as process,
+        AsyncClient(await address_of(process)) as client,
+    ):
+        async with client.generate([5], max_new_tokens=60) as stream:
+            deltas = aiter(stream)
+            await anext(deltas)
+            process.send_signal(signal.SIGTERM)
+            await asyncio.sleep(0.2)
+            process.send_signal(signal.SIGTERM)
+            reasons = [delta.finish_reason async for delta in deltas]
+        assert reasons[-1] == 4  # FINISH_REASON_ABORTED
+        assert await asyncio.wait_for(process.wait(), 3.0) == 0
+
+
+async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
+    async with (
+        running_worker(FakeWorker(seconds=0.05)) as (ranks, worker),
+        frontend(model, worker) as process,
+        AsyncClient(await address_of(process)) as client,
+    ):
+        async with client.generate([5], max_new_tokens=60) as stream:
+            deltas = aiter(stream)
+            await anext(deltas)
+            await ranks.stop(None)
+            with pytest.raises(ServerError) as caught:
+                [delta async for delta in deltas]
+        assert caught.value.reason == "STREAM_LOST"
+        assert await asyncio.wait_for(process.wait(), 10.0) == 1
+        assert process.stderr is not None
+        lines = (await process.stderr.read()).decode().splitlines()
+        assert len(lines) == 1
+        assert lines[0].startswith("switchyard: the workers are lost: rank 0 at ")
+
+
+async def test_it_listens_while_the_workers_load_and_stops_when_told(model: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    address = f"127.0.0.1:{port}"
+    flags = ("--startup-timeout", "60", "--port", str(port))
+    async with frontend(model, "127.0.0.1:1", *flags) as process:
+        verdict, _ = await asyncio.to_thread(probe, address, "", 20.0)
+        assert verdict is Verdict.UNHEALTHY
+        async with AsyncClient(address) as client:
+            with pytest.raises(ServerError) as caught:
+                await client.complete([1])
+        assert caught.value.reason == "STARTING"
+        process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+
+
+async def test_workers_that_never_come_are_one_line(model: Path) -> None:
+    async with frontend(model, "127.0.0.1:1", "--startup-timeout", "0.5") as process:
+        _, err = await asyncio.wait_for(process.communicate(), 30.0)
+    assert process.returncode == 1
+    assert err.decode().count("\n") == 1
+    assert "rank 0 at 127.0.0.1:1" in err.decode()
+
+
+async def test_a_port_in_use_is_one_line(model: Path) -> None:
+    async with running_worker(FakeWorker()) as (_, worker):
+        port = worker.rpartition(":")[2]
+        async with frontend(model, worker, "--port", port) as process:
+            _, err = await asyncio.wait_for(process.communicate(), 30.0)
+    assert process.returncode == 2
+    assert err.decode() == (
+        f"switchyard: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "pass another --host or --port\n"
+    )
+
+
+# ---- the supervisor ----
+
+# Says that it is there, then does as told on SIGTERM.
+CHILD = """
+import os, pathlib, signal, sys, time
+name, on_term, *then = sys.argv[1:]
+def told(*_):
+    pathlib.Path(name + ".told").touch()
+    if on_term != "ignore":
+        sys.exit(int(on_term))
+signal.signal(signal.SIGTERM, told)
+pathlib.Path(name + ".pid.tmp").write_text(str(os.getpid()))
+os.rename(name + ".pid.tmp", name + ".pid")
+if then:
+    time.sleep(float(then[0])); sys.exit(int(then[1]))
+while True:
+    time.sleep(0.05)
+"""
+
+SUPERVISE = """
+import sys
+from frontend import supervisor
+front, group = sys.argv[1].split("|"), sys.argv[2].split("|")
+supervisor.KILL_AFTER_SECONDS = 1.0
+child = [sys.executable, "-c", sys.argv[3]]
+sys.exit(supervisor.supervise(frontend=child + front, workers=child + group))
+"""
+
+
+class Family:
+    """A supervisor and its two children."""
+
+    def __init__(self, folder: Path, front: str, group: str) -> None:
+        self._folder = folder
+        arguments = [f"{folder / 'front'}|{front}", f"{folder / 'group'}|{group}", CHILD]
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", SUPERVISE, *arguments], cwd=ROOT, env=ENVIRONMENT
+        )
+        wait_for(lambda: all(self._file(name, "pid").exists() for name in ("front", "group")))
+
+    def _file(self, name: str, kind: str) -> Path:
+        return self._folder / f"{name}.{kind}"
+
+    def pid(self, name: str) -> int:
+        return int(self._file(name, "pid").read_text())
+
+    def told(self, name: str) -> bool:
+        return self._file(name, "told").exists()
+
+    def alive(self, name: str) -> bool:
+        try:
+            state = Path(f"/proc/{self.pid(name)}/stat").read_text().rpartition(")")[2].split()[0]
+        except FileNotFoundError:
+            return False
+        return state != "Z"
+
+
+@pytest.mark.parametrize(
+    ("front", "group", "code"),
+    [
+        ("0|0.2|7", "0", 7),
+        ("0", "0|0.2|3", 3),
+        ("0|0.2|5", "ignore", 5),
+    ],
+)
+def test_what_ends_first_ends_the_other(tmp_path: Path, front: str, group: str, code: int) -> None:
+    family = Family(tmp_path, front, group)
+    assert family.process.wait(10.0) == code
+    assert not family.alive("front")
+    assert not family.alive("group")
+
+
+def test_a_killed_child_ends_the_other(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0", "0")
+    os.kill(family.pid("group"), signal.SIGKILL)
+    assert family.process.wait(10.0) == 128 + signal.SIGKILL
+    assert family.told("front")
+    assert not family.alive("front")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_goes_to_the_frontend_first(tmp_path: Path, number: signal.Signals) -> None:
+    family = Family(tmp_path, "ignore", "0")
+    family.process.send_signal(number)
+    wait_for(lambda: family.told("front"))
+    time.sleep(0.2)
+    assert not family.told("group")
+    assert family.alive("group")
+    os.kill(family.pid("front"), signal.SIGKILL)
+    assert family.process.wait(10.0) == 128 + signal.SIGKILL
+    assert family.told("group")
+
+
+def test_a_drained_frontend_is_a_good_end(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0", "0")
+    family.process.terminate()
+    assert family.process.wait(10.0) == 0
+    assert not family.alive("group")
+
+
+def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
+    family = Family(tmp_path, "ignore", "0")
+    family.process.kill()
+    family.process.wait(10.0)
+    wait_for(lambda: not family.alive("front") and not family.alive("group"), 5.0)
