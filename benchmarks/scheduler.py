@@ -2,7 +2,8 @@
 
 Runs no workers and no event loop: tokens are random, two steps are in flight, nobody reads.
 Prompts differ in length, so that block boundaries are spread over the steps, and the prefix cache
-is on. One figure is the median over repeats of the mean over a repeat's steps.
+is on. One figure is the median over repeats of the mean over a repeat's steps, in CPU time of the
+thread: what else runs on the machine does not count, except through shared caches and clocks.
 
     python -m benchmarks.scheduler [--json]
 """
@@ -33,7 +34,7 @@ GOAL_MS = {1: 0.1, 256: 1.0}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Milliseconds a step, at ``num_running`` decoding sequences."""
+    """CPU milliseconds a step, at ``num_running`` decoding sequences."""
 
     num_running: int
     schedule_ms: float
@@ -80,25 +81,25 @@ def start(num_running: int, num_steps: int, pieces: dict[int, str | bytes]) -> S
 def measure(
     num_running: int, num_steps: int, pieces: dict[int, str | bytes]
 ) -> tuple[float, float]:
-    """Mean seconds of one schedule and of one complete while all sequences decode."""
+    """Mean CPU seconds of one schedule and of one complete while all sequences decode."""
     scheduler = start(num_running, num_steps, pieces)
     rng = random.Random(0)
     drawn = [rng.choices(range(VOCAB_SIZE), k=num_running) for _ in range(64)]
     in_flight: deque[Step] = deque()
     schedule_s, complete_s, num_timed = 0.0, 0.0, 0
     while num_timed < num_steps:
-        begun = time.perf_counter()
+        begun = time.thread_time()
         step = scheduler.schedule(begun)
-        scheduled = time.perf_counter()
+        scheduled = time.thread_time()
         assert step is not None, "sequences decode to the end of the run"
         in_flight.append(step)
         if len(in_flight) < DEPTH:
             continue
         oldest = in_flight.popleft()
         tokens = [drawn[oldest.step_id % 64][: oldest.slices[0].num_draws]]
-        before = time.perf_counter()
+        before = time.thread_time()
         scheduler.complete(oldest, tokens, before)
-        after = time.perf_counter()
+        after = time.thread_time()
         if oldest.slices[0].num_decodes == num_running:
             schedule_s += scheduled - begun
             complete_s += after - before
@@ -127,7 +128,7 @@ def run(sizes: list[int], num_steps: int, repeats: int) -> list[Result]:
 
 def show(results: list[Result]) -> None:
     """Print a table."""
-    table = Table(title="Frontend time of a decode step, ms on one core")
+    table = Table(title="Frontend CPU time of a decode step, ms")
     for heading in ("running", "schedule", "complete", "both", "goal"):
         table.add_column(heading, justify="right")
     for result in results:

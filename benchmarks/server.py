@@ -20,6 +20,7 @@ from switchyard.client import Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
 
 _POLL_SECONDS = 0.1
+_STOP_SECONDS = 30.0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,12 +29,14 @@ class Server:
 
     Attributes:
         startup_seconds: from starting the process to ready; None for one that ran already.
+        pid: of the supervisor that was started, or None.
     """
 
     address: str
     model: pb.GetModelInfoResponse
     info: pb.GetServerInfoResponse
     startup_seconds: float | None
+    pid: int | None
 
     def describe(self) -> str:
         """One line for a report's title."""
@@ -70,18 +73,31 @@ def running(flags: argparse.Namespace, extra: Sequence[str] = ()) -> Iterator[Se
     if flags.address:
         yield _wait_ready(flags.address, None, flags.startup_timeout, None)
         return
+    with started(flags.model, [*flags.serve_args, *extra], flags.startup_timeout) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def started(
+    model: str | None, serve_flags: Sequence[str], startup_timeout: float = 900.0
+) -> Iterator[Server]:
+    """``switchyard serve MODEL FLAGS…`` on a free port, ended afterwards.
+
+    Raises:
+        RuntimeError: the server did not become ready.
+    """
     port = _free_port()
     command = [sys.executable, "-m", "frontend.cli", "serve"]
-    command += [flags.model] if flags.model else []
-    command += ["--port", str(port), *flags.serve_args, *extra]
+    command += [model] if model else []
+    command += ["--port", str(port), *serve_flags]
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
     try:
-        yield _wait_ready(f"127.0.0.1:{port}", child, flags.startup_timeout, began)
+        yield _wait_ready(f"127.0.0.1:{port}", child, startup_timeout, began)
     finally:
         child.send_signal(signal.SIGTERM)
         try:
-            child.wait(timeout=30)
+            child.wait(timeout=_STOP_SECONDS)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
@@ -116,6 +132,7 @@ def _wait_ready(
                     model=model,
                     info=info,
                     startup_seconds=None if began is None else time.monotonic() - began,
+                    pid=None if child is None else child.pid,
                 )
         if child is not None and child.poll() is not None:
             raise RuntimeError(f"the server ended with status {child.returncode} before it was up")

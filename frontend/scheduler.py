@@ -97,14 +97,14 @@ class Scheduler:
         sequence = self._open.get(request_id)
         if sequence is None:
             return False
-        self._withdraw(sequence)
+        self._withdraw(sequence, sequence.phase)
         sequence.abort(now)
         return True
 
     def fail_all(self, error_for: Callable[[Request], RequestError], now: float) -> None:
         """End every open request with the error made for it."""
         for sequence in list(self._open.values()):
-            self._withdraw(sequence)
+            self._withdraw(sequence, sequence.phase)
             sequence.fail(error_for(sequence.request), now)
 
     def expire(self, now: float) -> None:
@@ -116,7 +116,7 @@ class Scheduler:
             request = sequence.request
             if request.queue_deadline > now:
                 continue
-            self._withdraw(sequence)
+            self._withdraw(sequence, sequence.phase)
             error = RequestError(
                 Code.DEADLINE_EXCEEDED,
                 f"not admitted within max_queue_time, {len(self._waiting)} requests still wait; "
@@ -249,14 +249,14 @@ class Scheduler:
             place += 1
         waiting.insert(place, sequence)
 
-    def _withdraw(self, sequence: Sequence) -> None:
-        """Take a sequence out of wherever it is."""
+    def _withdraw(self, sequence: Sequence, phase: Phase) -> None:
+        """Take a sequence that is over, or about to be, out of where it was in ``phase``."""
         del self._open[sequence.request.id]
-        if sequence.phase is Phase.WAITING:
+        if phase is Phase.WAITING:
             self._waiting.remove(sequence)
-        elif sequence.phase is Phase.DRAINING:
+        elif phase is Phase.DRAINING:
             self._num_draining -= 1
-        elif sequence.replica >= 0:
+        else:
             self._replicas[sequence.replica].release(sequence)
 
     def _complete_decodes(
@@ -264,6 +264,7 @@ class Scheduler:
     ) -> None:
         block_size = self.limits.block_size
         running, done = Phase.RUNNING, Phase.DONE
+        num_taken = 0
         # Decodes draw first, so the shorter list of rows ends the loop.
         for sequence, token in zip(part.sequences[: part.num_decodes], tokens, strict=False):
             phase = sequence.phase
@@ -271,7 +272,10 @@ class Scheduler:
                 continue
             if phase is running and len(sequence.tokens) % block_size == 0:
                 replica.publish(sequence, len(sequence.tokens))
-            self._take(sequence, token, now)
+            num_taken += token >= 0
+            if sequence.take(token, now):
+                self._withdraw(sequence, phase)
+        self._generated_tokens += num_taken
 
     def _complete_prefills(
         self, replica: Replica, part: Slice, tokens: list[int], now: float
@@ -279,19 +283,12 @@ class Scheduler:
         drawn = iter(tokens)
         for row in range(part.num_decodes, len(part.sequences)):
             sequence = part.sequences[row]
+            phase = sequence.phase
             index = row - part.num_decodes
             token = next(drawn) if part.draws[index] else None
-            if sequence.phase is Phase.RUNNING:
+            if phase is Phase.RUNNING:
                 replica.publish(sequence, part.positions[row] + part.num_tokens[index])
-            if token is not None and sequence.phase is not Phase.DONE:
-                self._take(sequence, token, now)
-
-    def _take(self, sequence: Sequence, token: int, now: float) -> None:
-        self._generated_tokens += token >= 0
-        phase = sequence.phase
-        if sequence.take(token, now):
-            if phase is Phase.DRAINING:
-                self._num_draining -= 1
-            else:
-                self._replicas[sequence.replica].release(sequence)
-            del self._open[sequence.request.id]
+            if token is not None and phase is not Phase.DONE:
+                self._generated_tokens += token >= 0
+                if sequence.take(token, now):
+                    self._withdraw(sequence, phase)
