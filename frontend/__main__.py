@@ -104,7 +104,10 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
     group = None
     try:
         group, tokenizer = await _unless(stop.drain, _reach(config))
-        engine = Engine(Scheduler(_limits(config, group.info)), group)
+        limits = limits_of(
+            group.info, max_queued=config.max_queued_requests, prefix_cache=config.prefix_cache
+        )
+        engine = Engine(Scheduler(limits), group)
         service.open(
             Backend(
                 engine=engine,
@@ -159,7 +162,8 @@ def _load_tokenizer(folder: Path) -> Tokenizer | None:
     return HfTokenizer.load(folder)
 
 
-def _limits(config: FrontendConfig, info: worker_pb2.DescribeResponse) -> Limits:
+def limits_of(info: worker_pb2.DescribeResponse, *, max_queued: int, prefix_cache: bool) -> Limits:
+    """What a group of workers lets the scheduler do."""
     return Limits(
         max_batch_size=info.max_batch_size,
         max_num_batched_tokens=info.max_num_batched_tokens,
@@ -167,8 +171,8 @@ def _limits(config: FrontendConfig, info: worker_pb2.DescribeResponse) -> Limits
         block_size=info.block_size,
         num_blocks=info.num_blocks,
         num_replicas=info.data_parallel_size,
-        max_queued_requests=config.max_queued_requests,
-        enable_prefix_cache=config.prefix_cache,
+        max_queued_requests=max_queued,
+        enable_prefix_cache=prefix_cache,
     )
 
 

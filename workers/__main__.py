@@ -70,7 +70,7 @@ def _run(flags: argparse.Namespace, nproc: int, rank_arguments: list[str]) -> in
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
     # The ranks speak for themselves; what the engine would add is tables and tracebacks.
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)
+    logging.disable(logging.CRITICAL)
     one_machine = flags.nnodes == 1
     if one_machine:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")

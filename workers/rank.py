@@ -97,10 +97,12 @@ def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: Rank) -> No
     sys.stderr.flush()
 
 
-def _leave(reason: str) -> None:
+def _leave(reason: str, failed: bool) -> None:
     """End the process at once: threads may be inside collectives that never return."""
-    logging.getLogger("workers").info(reason)
-    os._exit(0 if reason.startswith("the frontend") else 1)
+    if failed or os.environ.get("RANK", "0") == "0":
+        sys.stderr.write(f"switchyard workers: {reason}\n")
+        sys.stderr.flush()
+    os._exit(1 if failed else 0)
 
 
 def _fail(rank: int, error: Exception) -> None:

@@ -31,11 +31,12 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
 
     Args:
         description: the answer to Describe.
-        leave: called with a one-line reason when the rank must end; does not return.
+        leave: called with a one-line reason, and whether it is a failure, when the rank must end;
+            does not return.
     """
 
     def __init__(
-        self, description: worker_pb2.DescribeResponse, leave: Callable[[str], None]
+        self, description: worker_pb2.DescribeResponse, leave: Callable[[str, bool], None]
     ) -> None:
         self.description = description
         self.leave = leave
@@ -74,7 +75,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self, request_iterator: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
     ) -> Iterator[worker_pb2.ExecuteResponse]:
         epoch = self._accept(request_iterator, context)
-        context.add_callback(lambda: self.leave(f"the frontend of epoch {epoch} is gone"))
+        context.add_callback(lambda: self.leave("the frontend is gone", False))
         yield worker_pb2.ExecuteResponse(welcome=worker_pb2.Welcome(epoch=epoch))
         reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
         reader.start()
@@ -88,7 +89,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 self.handles.put(runner.launch(self.steps.get()))
             except Exception as error:
                 log.exception("a step failed")
-                self.leave(f"a step failed: {error}")
+                self.leave(f"a step failed: {error}", True)
 
     def _accept(
         self, requests: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
@@ -120,9 +121,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 if request.WhichOneof("message") != "step" or step.step_id != (
                     step.step_id if expected is None else expected
                 ):
-                    self.leave(f"protocol error: expected step {expected}, got {request!s:.80}")
+                    self.leave(
+                        f"protocol error: expected step {expected}, got {request!s:.80}", True
+                    )
                 expected = step.step_id + 1
                 self.steps.put(step)
         except grpc.RpcError:
             pass  # a broken stream ends as a finished one does
-        self.leave("the frontend closed its stream")
+        self.leave("the frontend is gone", False)

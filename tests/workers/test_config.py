@@ -117,7 +117,7 @@ def test_bad_flags_are_named(flags: dict[str, Any], named: str) -> None:
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
 def test_a_config_that_is_not_json_is_one_line(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ValueError, match="config.json") as raised:
+    with pytest.raises(ValueError, match=r"config\.json") as raised:
         ModelConfig.from_folder(tmp_path)
     assert "\n" not in str(raised.value)
 

@@ -263,7 +263,9 @@ def test_damage_has_its_one_line(damage: Callable[[Path], None], copy: Path) -> 
     assert what in line
     assert "\n" not in line
     after = list(model.parameters())
-    assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after))
+    assert all(
+        torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(before, after, strict=True)
+    )
 
 
 def test_an_intact_copy_in_shards_loads(copy: Path) -> None:
