@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
 
 from moe.config import ParallelConfig
@@ -95,6 +96,10 @@ def _run(flags: argparse.Namespace, nproc: int, rank_arguments: list[str]) -> in
         return failure.exitcode if failure.exitcode > 0 else 1
     except SignalException:
         return 0
+    finally:
+        # The engine's handlers raise, also in the middle of the interpreter's exit.
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)
     return 0
 
 

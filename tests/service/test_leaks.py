@@ -78,7 +78,11 @@ async def one_request(client: AsyncClient, draw: random.Random) -> str:
     """One request of a random kind; how it ended."""
     kind = draw.choice(["finish", "finish", "cancel", "expire", "refuse", "abort"])
     prompt = [draw.randrange(3, 1000) for _ in range(draw.randint(1, 60))]
-    options = {"max_new_tokens": draw.choice([1, 4, 12, 64]), "ignore_eos": True, "temperature": 1.0}
+    options = {
+        "max_new_tokens": draw.choice([1, 4, 12, 64]),
+        "ignore_eos": True,
+        "temperature": 1.0,
+    }
     if kind == "refuse":
         options["top_p"] = 2.0
     if kind == "abort":
