@@ -1,5 +1,8 @@
-# What a newcomer types: `make serve`, `make test`. TORCH_INDEX= names another torch build's index.
+# What a newcomer types: `make serve`, `make test`.
+#   make serve MODEL=path/or/hub-id ARGS="--tp 2"
+#   TORCH= another version, TORCH_INDEX= the package index of another build of it.
 PYTHON ?= python3
+TORCH ?= torch>=2.11
 BIN := .venv/bin
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
@@ -24,7 +27,7 @@ bench: .venv/installed
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(if $(TORCH_INDEX),$(BIN)/python -m pip install --quiet torch --index-url $(TORCH_INDEX))
+	$(BIN)/python -m pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
