@@ -8,11 +8,15 @@ PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.
 
 .PHONY: serve test lint bench protos
 
+# Without a MODEL, the demo on what this machine has: one GPU, two GPUs, or two ranks on the CPU.
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
+
 serve: .venv/installed
 	$(BIN)/switchyard serve $(MODEL) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
@@ -148,4 +149,20 @@ def test_both_come_back_after_a_restart_of_the_frontend(stack: Stack) -> None:
     stack.run("restart", "frontend")
     stack.wait(Verdict.HEALTHY)
 
+    assert stack.answer("What is 17 + 25?").strip() == "42"
+
+
+def test_a_request_in_flight_ends_before_a_frontend_that_is_stopped(stack: Stack) -> None:
+    with Client(stack.address) as client, ThreadPoolExecutor(1) as pool:
+        with client.generate("What is", max_new_tokens=300, ignore_eos=True) as stream:
+            deltas = iter(stream)
+            num_tokens = len(next(deltas).token_ids)
+            stopped = pool.submit(stack.run, "stop", "frontend")
+            num_tokens += sum(len(delta.token_ids) for delta in deltas)
+        stopped.result()
+    assert num_tokens == 300
+    assert probe(stack.address, timeout=1.0)[0] is Verdict.NO_CONNECTION
+
+    stack.run("start", "frontend")
+    stack.wait(Verdict.HEALTHY)
     assert stack.answer("What is 17 + 25?").strip() == "42"
