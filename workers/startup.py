@@ -74,7 +74,7 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     else:
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks_here))
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     model_config = ModelConfig.from_folder(config.model)
     model_config.check_tensor_parallel(parallel.tp)
     dtype = _dtype(config.dtype, model_config.dtype, device)

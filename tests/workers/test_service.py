@@ -1,0 +1,143 @@
+"""The worker's stream: epochs, protocol, step order, and what ends the rank."""
+
+import queue
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+
+from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from workers.service import PROTOCOL, WorkerService
+
+
+class FakeHandle:
+    """A launched step that draws its own number."""
+
+    def __init__(self, step: worker_pb2.StepRequest) -> None:
+        self.step = step
+
+    def result(self) -> worker_pb2.StepResult:
+        return worker_pb2.StepResult(step_id=self.step.step_id, token_ids=[self.step.step_id])
+
+
+class Link:
+    """One Execute stream from the frontend's side."""
+
+    def __init__(self, stub: worker_pb2_grpc.WorkerServiceStub) -> None:
+        self.requests: queue.SimpleQueue[worker_pb2.ExecuteRequest | None] = queue.SimpleQueue()
+        self.answers = stub.Execute(iter(self.requests.get, None), timeout=10)
+
+    def hello(self, epoch: int, protocol: int = PROTOCOL) -> worker_pb2.ExecuteResponse:
+        hello = worker_pb2.Hello(epoch=epoch, protocol=protocol)
+        self.requests.put(worker_pb2.ExecuteRequest(hello=hello))
+        return next(self.answers)
+
+    def step(self, step_id: int) -> None:
+        step = worker_pb2.StepRequest(step_id=step_id)
+        self.requests.put(worker_pb2.ExecuteRequest(step=step))
+
+
+Left = queue.SimpleQueue[tuple[str, bool]]
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> Iterator[tuple[WorkerService, worker_pb2_grpc.WorkerServiceStub, Left]]:
+    left: Left = queue.SimpleQueue()
+    description = worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1)
+    service = WorkerService(description, lambda reason, failed: left.put((reason, failed)))
+    address = f"unix:{tmp_path}/rank.sock"
+    service.listen(address)
+    with grpc.insecure_channel(address) as channel:
+        yield service, worker_pb2_grpc.WorkerServiceStub(channel), left
+    # A handler thread that waits for a step's result goes on with this one, and ends.
+    service.handles.put(FakeHandle(worker_pb2.StepRequest()))
+    service.server.stop(None)
+
+
+def test_steps_come_in_and_results_go_out_in_order(rank) -> None:
+    service, stub, left = rank
+    assert stub.Describe(worker_pb2.DescribeRequest()).world_size == 1
+    link = Link(stub)
+    assert link.hello(7).welcome.epoch == 7
+    for step_id in (5, 6):
+        link.step(step_id)
+    for step_id in (5, 6):
+        step = service.steps.get(timeout=5)
+        assert step.step_id == step_id
+        service.handles.put(FakeHandle(step))
+        assert next(link.answers).result.token_ids == [step_id]
+    assert left.empty()
+
+
+@pytest.mark.parametrize("second", [6, 7, 8])
+def test_a_second_frontend_is_refused(rank, second: int) -> None:
+    _, stub, left = rank
+    first = Link(stub)  # held: a call that nobody holds is cancelled
+    assert first.hello(7).welcome.epoch == 7
+    with pytest.raises(grpc.RpcError) as refused:
+        Link(stub).hello(second)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"epoch {second}" in refused.value.details()
+    assert left.empty()
+
+
+def test_another_protocol_is_refused_with_both_numbers(rank) -> None:
+    _, stub, _ = rank
+    with pytest.raises(grpc.RpcError) as refused:
+        Link(stub).hello(1, protocol=PROTOCOL + 1)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"protocol {PROTOCOL + 1}, this worker {PROTOCOL}" in refused.value.details()
+
+
+def test_the_first_message_must_be_hello(rank) -> None:
+    _, stub, _ = rank
+    link = Link(stub)
+    link.step(1)
+    with pytest.raises(grpc.RpcError) as refused:
+        next(link.answers)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("wrong", [3, 5])
+def test_a_gap_or_a_repeat_ends_the_rank(rank, wrong: int) -> None:
+    _, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+    link.step(3)
+    link.step(wrong)
+    reason, failed = left.get(timeout=5)
+    assert failed
+    assert "expected step 4" in reason
+
+
+def test_a_frontend_that_leaves_ends_the_rank(rank) -> None:
+    _, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+    link.answers.cancel()
+    assert left.get(timeout=5) == ("the frontend is gone", False)
+
+
+def test_a_step_that_fails_ends_the_rank(rank) -> None:
+    service, _, left = rank
+
+    class Broken:
+        def launch(self, step: worker_pb2.StepRequest) -> FakeHandle:
+            if step.step_id == 2:
+                raise SystemExit
+            raise RuntimeError("no such block")
+
+    service.steps.put(worker_pb2.StepRequest(step_id=1))
+    service.steps.put(worker_pb2.StepRequest(step_id=2))
+    with pytest.raises(SystemExit):
+        service.run(Broken())
+    assert left.get(timeout=5) == ("a step failed: no such block", True)
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    first = WorkerService(worker_pb2.DescribeResponse(), lambda reason, failed: None)
+    port = first.server.add_insecure_port("127.0.0.1:0")
+    second = WorkerService(worker_pb2.DescribeResponse(), lambda reason, failed: None)
+    with pytest.raises(ValueError, match=f"--listen 127.0.0.1:{port}"):
+        second.listen(f"127.0.0.1:{port}")
