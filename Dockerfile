@@ -1,6 +1,7 @@
 # Two images from one file: `--target frontend`, without torch, and `--target worker`, with it.
-# BASE is any image with Python 3.11 or newer and its venv module. TORCH_INDEX picks the build of
-# torch, SYSTEM_PACKAGES what a worker needs from the distribution. A pip configuration of one's own
+# BASE is any image with Python 3.11 or newer and its venv module. TORCH_INDEX is the package index of
+# another build of torch (the default one is for CUDA and runs on CPUs too; the CPU build is a tenth
+# of its size), SYSTEM_PACKAGES what a worker needs from the distribution. A pip configuration of one's own
 # (a mirror, say) comes in as the build secret `pip_conf` and stays in no layer.
 ARG BASE=python:3.12-slim
 
@@ -15,10 +16,10 @@ RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     && pip install --no-cache-dir --requirement packages.txt
 
 FROM frontend-packages AS worker-packages
-ARG TORCH=torch==2.13.0
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+ARG TORCH=torch>=2.11
+ARG TORCH_INDEX=
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
-    pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}"
+    pip install --no-cache-dir ${TORCH_INDEX:+--index-url "${TORCH_INDEX}"} "${TORCH}"
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
     python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["worker"], sep="\n")' > packages.txt \
     && pip install --no-cache-dir --requirement packages.txt
