@@ -36,5 +36,8 @@ bench: .venv/installed
 	touch $@
 
 # Needed only after a change to a .proto file; the stubs are committed, and a test checks them.
+# The linter comes with npm, so it is not part of `make test`.
 protos: .venv/installed
+	npx --yes @bufbuild/buf lint
+	npx --yes @bufbuild/buf format --diff --exit-code
 	$(BIN)/python -m grpc_tools.protoc -Iproto --python_out=proto --grpc_python_out=proto --pyi_out=proto $(PROTOS)

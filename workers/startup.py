@@ -73,7 +73,7 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    else:
+    elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
     model_config = ModelConfig.from_folder(config.model)
     model_config.check_tensor_parallel(parallel.tp)
