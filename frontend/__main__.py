@@ -15,12 +15,11 @@ import logging
 import signal
 import sys
 from collections.abc import Awaitable, Coroutine, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 import uvloop
 
-from frontend.backend import Backend, Tokenizer
+from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
 from frontend.engine import Engine
 from frontend.grpc_server import GrpcServer
@@ -33,6 +32,7 @@ from frontend.model_folder import (
 )
 from frontend.scheduler import Scheduler
 from frontend.service import Service
+from frontend.tokenizer import Tokenizer
 from frontend.worker_group import GroupLost, WorkerGroup
 from switchyard.worker.v1 import worker_pb2
 
@@ -149,17 +149,10 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
 async def _reach(config: FrontendConfig) -> tuple[WorkerGroup, Tokenizer | None]:
     """Load the tokenizer while the workers load their weights."""
     tokenizer, group = await asyncio.gather(
-        asyncio.to_thread(_load_tokenizer, config.model),
+        asyncio.to_thread(Tokenizer.load, config.model),
         WorkerGroup.connect(config.workers, startup_timeout=config.startup_timeout),
     )
     return group, tokenizer
-
-
-def _load_tokenizer(folder: Path) -> Tokenizer | None:
-    # Here, not above: transformers takes seconds to import, and the port is open meanwhile.
-    from frontend.tokenizer import Tokenizer as HfTokenizer
-
-    return HfTokenizer.load(folder)
 
 
 def limits_of(info: worker_pb2.DescribeResponse, *, max_queued: int, prefix_cache: bool) -> Limits:

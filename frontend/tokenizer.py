@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from transformers import AutoTokenizer
 
 from frontend.detokenizer import ByteDecoder, StopDecoder, WindowDecoder, complete_text
 from frontend.request import TextDecoder
@@ -42,6 +41,9 @@ class Tokenizer:
         """
         if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
             return None
+        # Here, not above: it takes seconds, which a folder without a tokenizer need not wait for.
+        from transformers import AutoTokenizer
+
         try:
             wrapped = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
