@@ -69,6 +69,7 @@ class Engine:
         self._wake = asyncio.Event()
         self._ended = False
         self._rate = _Rate()
+        self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, request: Request) -> None:
         """Queue a request; its output fills as tokens arrive.
@@ -83,8 +84,7 @@ class Engine:
             request.arrived = now
         self._scheduler.submit(request)
         if request.queue_deadline != float("inf"):
-            delay = max(0.0, request.queue_deadline - now) + TIMER_SLACK_SECONDS
-            asyncio.get_running_loop().call_later(delay, self._expire)
+            self._set_timer(now)
         self._wake.set()
 
     def abort(self, request_id: str) -> bool:
@@ -138,8 +138,20 @@ class Engine:
         self._rate.sample(self._scheduler.generated_tokens, now)
         return True
 
+    def _set_timer(self, now: float) -> None:
+        """One timer, for the earliest queue deadline of all."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._scheduler.earliest_deadline
+        if deadline != float("inf"):
+            delay = max(0.0, deadline - now) + TIMER_SLACK_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
     def _expire(self) -> None:
-        self._scheduler.expire(time.monotonic())
+        now = time.monotonic()
+        self._scheduler.expire(now)
+        self._set_timer(now)
 
 
 class _Rate:

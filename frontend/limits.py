@@ -74,7 +74,7 @@ def check_fits(limits: Limits, num_prompt: int, max_new_tokens: int) -> None:
             Code.INVALID_ARGUMENT,
             f"prompt has {num_prompt} tokens, must be 1 to {limits.max_model_len - 1}: "
             "the context holds the prompt and at least one new token",
-            reason="CONTEXT_EXCEEDED",
+            reason="PROMPT_TOO_LONG",
             field="prompt",
         )
     capacity = limits.num_blocks * limits.block_size

@@ -31,6 +31,9 @@ class Scheduler:
     ``schedule`` and ``complete`` come in pairs, in the same order, with any number of steps
     between. State runs ahead of results: a sequence whose prompt is scheduled decodes in the next
     step, since its token is already where the workers need it.
+
+    Attributes:
+        earliest_deadline: no waiting request's queue deadline is before it.
     """
 
     def __init__(self, limits: Limits) -> None:
@@ -47,7 +50,7 @@ class Scheduler:
         self._waiting: deque[Sequence] = deque()
         self._open: dict[str, Sequence] = {}
         self._num_draining = 0
-        self._earliest_deadline = float("inf")
+        self.earliest_deadline = float("inf")
         self._num_submitted = 0
         self._scheduled_step = 0
         self._completed_step = 0
@@ -72,7 +75,7 @@ class Scheduler:
             raise RequestError(
                 Code.ALREADY_EXISTS,
                 f"request_id {request.id!r} is in use by a live request; choose another",
-                reason="REQUEST_ID_IN_USE",
+                reason="DUPLICATE_REQUEST_ID",
                 field="request_id",
             )
         check_fits(limits, len(request.prompt_ids), request.stops.max_new_tokens)
@@ -90,7 +93,7 @@ class Scheduler:
         self._num_submitted += 1
         self._open[request.id] = sequence
         self._waiting.append(sequence)
-        self._earliest_deadline = min(self._earliest_deadline, request.queue_deadline)
+        self.earliest_deadline = min(self.earliest_deadline, request.queue_deadline)
 
     def abort(self, request_id: str, now: float) -> bool:
         """End a request with what it has; false when there is none of this id."""
@@ -109,7 +112,7 @@ class Scheduler:
 
     def expire(self, now: float) -> None:
         """Fail the requests whose queue deadline passed before they were ever admitted."""
-        if now < self._earliest_deadline:
+        if now < self.earliest_deadline:
             return
         fresh = [seq for seq in self._waiting if not seq.request.admitted]
         for sequence in fresh:
@@ -125,7 +128,7 @@ class Scheduler:
                 field="max_queue_time",
             )
             sequence.fail(error, now)
-        self._earliest_deadline = min(
+        self.earliest_deadline = min(
             (seq.request.queue_deadline for seq in fresh if seq.phase is Phase.WAITING),
             default=float("inf"),
         )

@@ -7,10 +7,13 @@ and of slots and blocks only which are its own.
 from __future__ import annotations
 
 import enum
+import logging
 
 from frontend.blocks import extend_digests
 from frontend.errors import Code, RequestError
 from frontend.request import FinishReason, Request
+
+logger = logging.getLogger(__name__)
 
 
 class Phase(enum.Enum):
@@ -174,6 +177,7 @@ class Sequence:
 
     def _fail_numerically(self, now: float) -> None:
         request_id = self.request.id
+        logger.error("request %s: the logits were not finite", request_id)
         error = RequestError(
             Code.INTERNAL, f"internal error in request {request_id}", reason="NUMERICAL_FAULT"
         )

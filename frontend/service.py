@@ -22,6 +22,9 @@ from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
 
+# A field path that starts with one of these is told below the message that wraps the request.
+_GENERATE_FIELDS = frozenset(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
+
 
 def internal_error(request_id: str) -> RequestError:
     """INTERNAL for a bug: opaque, with the id under which the log has the rest."""
@@ -140,7 +143,9 @@ class Service:
             await request.output.admitted()
             yield events.started(request, self._model)
             if asked.output.echo:
-                yield events.echoed(intake.echo_text(backend, asked, request.prompt_ids))
+                ids = request.prompt_ids
+                text = await intake.threaded(len(ids), intake.echo_text, backend, asked, ids)
+                yield events.echoed(text)
             while not ended:
                 delta = await request.output.take()
                 if not whole:
@@ -150,7 +155,9 @@ class Service:
                     self._leave(request_id)
                 yield events.delta(delta)
             yield events.finished(request)
-        except RequestError:
+        except RequestError as error:
+            if error.field is not None and error.field.partition(".")[0] in _GENERATE_FIELDS:
+                error.field = path + error.field
             raise
         except Exception as error:
             logger.exception("request %s failed", request_id)

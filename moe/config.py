@@ -208,11 +208,6 @@ def resolve_runner(name: str, *, preferred: str = "fused") -> str:
     return preferred if chosen == "auto" else chosen
 
 
-def is_capturable(parallel: ParallelConfig, runner: str) -> bool:
-    """Whether a sparse block has static shapes and no host sync, as a CUDA graph needs it."""
-    return runner == "fused" and parallel.backend != "all_to_all"
-
-
 DEEPEP_UNAVAILABLE = (
     "--moe-ep-backend deepep is reserved, DeepEP is not installed: "
     "use all_to_all or allgather_reducescatter, or local_allreduce with --dp 1"

@@ -36,11 +36,11 @@ class DeviceBatch:
     sampling: SamplingRows | None
 
 
-@dataclasses.dataclass(slots=True)
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Suppression:
-    """Tokens a slot may not draw before a position."""
+    """Tokens, int64, that a slot may not draw before a position."""
 
-    token_ids: list[int]
+    token_ids: np.ndarray
     until: int
 
 
@@ -59,7 +59,7 @@ class _SlotParams:
         self.suppressions.pop(new.slot, None)
         if new.suppressed_token_ids:
             self.suppressions[new.slot] = _Suppression(
-                list(new.suppressed_token_ids), new.suppress_until
+                np.array(new.suppressed_token_ids, dtype=np.int64), new.suppress_until
             )
 
 
@@ -146,17 +146,14 @@ class BatchBuilder:
 
     def _suppressed(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
         """``[2, P]`` pairs of (draw row, token id) that may not be drawn."""
-        pairs = (
-            [
-                (row, token)
-                for row, (slot, position) in enumerate(zip(slots, positions, strict=True))
-                if (held := self.params.suppressions.get(int(slot))) and position < held.until
-                for token in held.token_ids
-            ]
-            if self.params.suppressions
-            else []
-        )
-        return np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+        held = self.params.suppressions
+        rows, ids = [], [np.empty(0, dtype=np.int64)]
+        for row, slot in enumerate(slots.tolist() if held else ()):
+            if slot in held and positions[row] < held[slot].until:
+                rows.append(row)
+                ids.append(held[slot].token_ids)
+        repeats = [len(part) for part in ids[1:]]
+        return np.stack([np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)])
 
     def _assemble(
         self, step: worker_pb2.StepRequest, rows: _Rows, on: dict[str, torch.Tensor]

@@ -94,6 +94,12 @@ class WorkerConfig:
         ):
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
+        if not self.listen.startswith("unix:"):
+            host, _, port = self.listen.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(
+                    f"--listen is {self.listen!r}; give HOST:PORT or unix:/dir/rank-{{rank}}.sock"
+                )
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(
                 f"--memory-fraction is {self.memory_fraction}; it must be above 0 and at most 1"
@@ -177,6 +183,7 @@ class ModelConfig:
         if model_type not in _DEFAULTS:
             known = ", ".join(sorted(_DEFAULTS))
             raise ValueError(f"model_type {model_type!r} is not supported; known: {known}")
+        _check_types(raw, _DEFAULTS[model_type])
         _refuse_unbuilt(raw)
         values = {**_DEFAULTS[model_type], **raw}
         if "num_local_experts" in raw:
@@ -214,6 +221,16 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path}: not a JSON object")
     return value
+
+
+def _check_types(raw: dict[str, Any], defaults: dict[str, Any]) -> None:
+    """Each key that is read has its default's type; null means absent, a float may be whole."""
+    for key, default in {**defaults, "num_local_experts": 0, "head_dim": 0}.items():
+        value = raw.get(key)
+        wanted = (float, int) if isinstance(default, float) else (type(default),)
+        if value is not None and type(value) not in wanted:
+            names = " or ".join(kind.__name__ for kind in wanted)
+            raise ValueError(f"{key} is {value!r}; it must be {names}")
 
 
 def _refuse_unbuilt(raw: dict[str, Any]) -> None:

@@ -18,7 +18,7 @@ from moe.dispatch import ExpertGroups
 
 # torch 2.13 renamed it.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
-# A collective that hangs is the step watchdog's business; this only bounds start-up.
+# A collective that hangs longer ends the rank.
 _TIMEOUT = timedelta(minutes=10)
 
 
@@ -51,18 +51,11 @@ class Groups:
 
     def minimum(self, value: int) -> int:
         """The smallest value any rank of the world has."""
-        return self._reduce(value, dist.ReduceOp.MIN)
-
-    def maximum(self, value: int) -> int:
-        """The largest value any rank of the world has."""
-        return self._reduce(value, dist.ReduceOp.MAX)
-
-    def _reduce(self, value: int, op: dist.ReduceOp.RedOpType) -> int:
         if self.world_group is None:
             return value
         on_cuda = dist.get_backend(self.world_group) == "nccl"
         box = torch.tensor([value], dtype=torch.int64, device="cuda" if on_cuda else "cpu")
-        dist.all_reduce(box, op=op, group=self.world_group)
+        dist.all_reduce(box, op=dist.ReduceOp.MIN, group=self.world_group)
         return int(box.item())
 
 

@@ -26,6 +26,7 @@ def parser() -> argparse.ArgumentParser:
     flags = argparse.ArgumentParser(
         prog="python -m workers",
         description="Start a group of worker ranks, one per GPU (or CPU processes).",
+        allow_abbrev=False,  # the launcher takes its own flags out by their full names
     )
     flags.add_argument("--model", type=Path, required=True, help="folder in Hugging Face layout")
     flags.add_argument(

@@ -30,9 +30,10 @@ def main() -> None:
     config, parallel = parse(sys.argv[1:])
     rank = int(os.environ.get("RANK", "0"))
     try:
+        service = WorkerService(_leave)
+        service.bind(rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
         ready = start(config, parallel)
-        service = WorkerService(_describe(ready, parallel, _seconds_alive()), _leave)
-        service.listen(rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
+        service.open(_describe(ready, parallel, _seconds_alive()))
     except (ValueError, OSError, RuntimeError) as error:
         _fail(rank, error)
     _announce(config, parallel, ready)

@@ -15,6 +15,7 @@ import torch
 from workers.philox import vocabulary_words
 
 NOT_FINITE = -1
+_LARGEST_BELOW_ONE = 1.0 - 2.0**-24  # in fp32
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,7 +70,8 @@ def _draw(logits_DV: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
     words_DV = vocabulary_words(
         rows.seed_D, rows.sample_index_D, rows.position_D, logits_DV.shape[1]
     )
-    uniform_DV = (words_DV.float() + 0.5) * 2.0**-32
+    # Words near 2³² round to 1.0, whose E would be infinite and lose against an excluded token.
+    uniform_DV = ((words_DV.float() + 0.5) * 2.0**-32).clamp(max=_LARGEST_BELOW_ONE)
     exponential_DV = -torch.log1p(-uniform_DV)
     return (logits_DV - exponential_DV.log()).argmax(dim=-1)
 

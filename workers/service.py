@@ -30,15 +30,12 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     """Serves one rank.
 
     Args:
-        description: the answer to Describe.
         leave: called with a one-line reason, and whether it is a failure, when the rank must end;
             does not return.
     """
 
-    def __init__(
-        self, description: worker_pb2.DescribeResponse, leave: Callable[[str, bool], None]
-    ) -> None:
-        self.description = description
+    def __init__(self, leave: Callable[[str, bool], None]) -> None:
+        self.description = worker_pb2.DescribeResponse()
         self.leave = leave
         self.steps: Steps = queue.SimpleQueue()
         self.handles: Handles = queue.SimpleQueue()
@@ -54,8 +51,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self.server)
 
-    def listen(self, address: str) -> None:
-        """Serve on ``host:port`` or ``unix:/path``.
+    def bind(self, address: str) -> None:
+        """Take ``host:port`` or ``unix:/path``, before the long work of loading.
 
         Raises:
             ValueError: the address can't be had.
@@ -64,6 +61,10 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             self.server.add_insecure_port(address)
         except RuntimeError:
             raise ValueError(f"--listen {address}: the address is in use or not ours") from None
+
+    def open(self, description: worker_pb2.DescribeResponse) -> None:
+        """Answer from now on; ``description`` is Describe's answer."""
+        self.description = description
         self.server.start()
 
     def Describe(  # noqa: N802

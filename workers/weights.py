@@ -138,6 +138,8 @@ def load_weights(
         if piece.target is not None:
             by_file.setdefault(checkpoint.tensors[piece.name].file, []).append(piece)
     bytes_read = sum(_load_file(path, pieces) for path, pieces in by_file.items())
+    needed = expected_bytes(wanted, checkpoint)
+    assert bytes_read == needed, f"read {bytes_read} bytes of weights, this rank holds {needed}"
     return Loaded(bytes_read=bytes_read, sha256=checkpoint.sha256())
 
 

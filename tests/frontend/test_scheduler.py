@@ -528,7 +528,7 @@ def test_a_full_queue_refuses_at_once() -> None:
 
 @pytest.mark.parametrize(
     ("prompt", "max_new", "reason"),
-    [(64, 1, "CONTEXT_EXCEEDED"), (0, 1, "CONTEXT_EXCEEDED"), (10, 24, "CACHE_EXCEEDED")],
+    [(64, 1, "PROMPT_TOO_LONG"), (0, 1, "PROMPT_TOO_LONG"), (10, 24, "CACHE_EXCEEDED")],
 )
 def test_what_could_never_run_is_refused(prompt: int, max_new: int, reason: str) -> None:
     limits = dataclasses.replace(LIMITS, num_blocks=8)

@@ -109,8 +109,7 @@ async def test_a_bad_field_is_named(field: str, change: Change) -> None:
     assert not engine.requests
 
     nested = await _refused_complete(opened(engine), request)
-    expected = field if error.reason == "PROMPT_TOO_LONG" else f"request.{field}"
-    assert (nested.code, nested.field) == (Code.INVALID_ARGUMENT, expected)
+    assert (nested.code, nested.field) == (Code.INVALID_ARGUMENT, f"request.{field}")
 
 
 async def _refused_complete(service: Service, request: pb.GenerateRequest) -> RequestError:

@@ -11,7 +11,6 @@ import pytest
 from moe.config import (
     MoEConfig,
     check_widths,
-    is_capturable,
     resolve_parallel,
     resolve_router,
     resolve_runner,
@@ -130,12 +129,6 @@ def test_runner_names() -> None:
     assert resolve_runner("fused", preferred="legacy") == "fused"
     with pytest.raises(ValueError, match=r"'triton'.*auto, fused, legacy"):
         resolve_runner("triton")
-
-
-def test_capturable() -> None:
-    assert is_capturable(resolve(tp=2), "fused")
-    assert not is_capturable(resolve(tp=2), "legacy")
-    assert not is_capturable(resolve(tp=2, backend="all_to_all"), "fused")
 
 
 def config(**changes: Any) -> MoEConfig:

@@ -16,7 +16,7 @@ def start_rank(model: Path, **settings: object) -> Rank:
     """A single CPU rank of a model folder, in fp32."""
     values = {
         "model": model,
-        "listen": "",
+        "listen": "unix:",
         "device": "cpu",
         "dtype": "float32",
         "max_batch_size": 8,

@@ -81,6 +81,9 @@ def test_reads_real_configs(name: str) -> None:
         ({"hidden_act": "gelu"}, "hidden_act.*gelu"),
         ({"model_type": "llama"}, "model_type.*llama.*qwen3"),
         ({"dtype": "int8"}, "dtype.*int8"),
+        ({"hidden_size": "x"}, "hidden_size is 'x'; it must be int"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps.*float or int"),
+        ({"mlp_only_layers": 3}, "mlp_only_layers.*list"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
         ({"num_experts_per_tok": 129}, "num_experts_per_tok"),
         ({"moe_router_backend": "magic"}, "magic.*softmax"),
@@ -107,11 +110,12 @@ def test_end_tokens_of_the_generation_config_win(tmp_path: Path) -> None:
         ({"load_format": "pickle"}, "--load-format.*pickle"),
         ({"max_batch_size": 0}, "--max-batch-size is 0"),
         ({"memory_fraction": 1.5}, "--memory-fraction is 1.5"),
+        ({"listen": "foo"}, "--listen is 'foo'; give HOST:PORT"),
     ],
 )
 def test_bad_flags_are_named(flags: dict[str, Any], named: str) -> None:
     with pytest.raises(ValueError, match=named):
-        WorkerConfig(model=Path(), listen="", **flags)
+        WorkerConfig(**{"model": Path(), "listen": "127.0.0.1:1", **flags})
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])

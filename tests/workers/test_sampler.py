@@ -107,6 +107,13 @@ def test_filters_keep_what_they_mean(
     assert int(logits.argmax()) in support
 
 
+def test_the_only_candidate_wins_whatever_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the largest word, which fp32 rounds up to 1."""
+    largest = torch.full((1, 4), 2**32 - 1)
+    monkeypatch.setattr("workers.sampler.vocabulary_words", lambda *_: largest)
+    assert sample(torch.tensor([[0.0, 1.0, 3.0, 2.0]]), rows_of(1, top_k=1)).tolist() == [2]
+
+
 def test_a_row_draws_the_same_alone_and_in_a_batch() -> None:
     logits = torch.randn(64, 50, generator=torch.manual_seed(1))
     rows = rows_of(64, temperature=0.8, top_p=0.9, top_k=20, seed=3)

@@ -44,10 +44,10 @@ Left = queue.SimpleQueue[tuple[str, bool]]
 @pytest.fixture
 def rank(tmp_path: Path) -> Iterator[tuple[WorkerService, worker_pb2_grpc.WorkerServiceStub, Left]]:
     left: Left = queue.SimpleQueue()
-    description = worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1)
-    service = WorkerService(description, lambda reason, failed: left.put((reason, failed)))
+    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
     address = f"unix:{tmp_path}/rank.sock"
-    service.listen(address)
+    service.bind(address)
+    service.open(worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1))
     with grpc.insecure_channel(address) as channel:
         yield service, worker_pb2_grpc.WorkerServiceStub(channel), left
     # A handler thread that waits for a step's result goes on with this one, and ends.
@@ -136,8 +136,8 @@ def test_a_step_that_fails_ends_the_rank(rank) -> None:
 
 
 def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
-    first = WorkerService(worker_pb2.DescribeResponse(), lambda reason, failed: None)
+    first = WorkerService(lambda reason, failed: None)
     port = first.server.add_insecure_port("127.0.0.1:0")
-    second = WorkerService(worker_pb2.DescribeResponse(), lambda reason, failed: None)
+    second = WorkerService(lambda reason, failed: None)
     with pytest.raises(ValueError, match=f"--listen 127.0.0.1:{port}"):
-        second.listen(f"127.0.0.1:{port}")
+        second.bind(f"127.0.0.1:{port}")
