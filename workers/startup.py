@@ -74,7 +74,8 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     elif "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // ranks_here))
+        # One core is left to the frontend.
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks_here))
     model_config = ModelConfig.from_folder(config.model)
     model_config.check_tensor_parallel(parallel.tp)
     dtype = _dtype(config.dtype, model_config.dtype, device)
