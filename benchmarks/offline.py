@@ -58,6 +58,8 @@ async def _sweep(flags: argparse.Namespace, server: Server) -> list[report.Row]:
                 for _ in range(flags.repeat + 1):  # the first is a warm-up
                     prompts = _prompts(draw, batch, input_len, server.model.vocab_size)
                     first, _ = await _batch(client, prompts, 1)
+                    # Other prompts: a running server may keep the first ones' KV.
+                    prompts = _prompts(draw, batch, input_len, server.model.vocab_size)
                     whole, ttft = await _batch(client, prompts, output_len + 1)
                     runs.append((first, (whole - first) / output_len, ttft))
                     bar.advance(task)

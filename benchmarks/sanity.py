@@ -21,7 +21,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks import report
-from benchmarks.server import Server, add_flags, running
+from benchmarks.server import Server, started
 from demo import CHECKPOINT
 from demo.data import heldout, is_right
 from demo.evaluate import MAX_NEW_TOKENS
@@ -122,9 +122,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--seed", type=int, default=0)
     report.add_flags(parser)
-    add_flags(parser)
     flags = parser.parse_args()
-    flags.model = str(CHECKPOINT)
     on_cuda = flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available())
     bf16 = flags.dtype == "bfloat16" or (flags.dtype == "auto" and on_cuda)
     oracle = Oracle("cuda" if on_cuda else "cpu", torch.bfloat16 if bf16 else torch.float32)
@@ -153,7 +151,7 @@ def _compare(
         task = bar.add_task("layouts", total=len(layouts))
         for layout in layouts:
             extra = [*layout.split(), "--device", flags.device, "--dtype", flags.dtype]
-            with running(flags, extra) as server:
+            with started(str(CHECKPOINT), extra) as server:
                 answers = asyncio.run(_ask(server, questions.prompts))
             row, named = _judge(oracle, questions, reference, answers, bf16)
             rows.append({"layout": layout or "--tp 1", **row})

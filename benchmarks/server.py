@@ -16,6 +16,8 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 
+import grpc
+
 from switchyard.client import Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
 
@@ -124,7 +126,7 @@ def _wait_ready(
             try:
                 model = client.model_info(timeout=2.0)
                 info = client.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)
-            except (ServerError, OSError) as error:
+            except (ServerError, grpc.RpcError) as error:
                 problem: Exception = error
             else:
                 return Server(

@@ -20,6 +20,8 @@ from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
 THREAD_LENGTH = 2000
+# What a chat's turn costs the template beside its content, in characters.
+TURN_CHARS = 16
 # A template's own complaint may hold parts of the messages.
 MAX_COMPLAINT_CHARS = 200
 
@@ -82,7 +84,8 @@ async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
             "this model has no chat template; use Generate",
             reason="NO_CHAT_TEMPLATE",
         )
-    length = sum(len(message["content"]) for message in messages)
+    length = sum(TURN_CHARS + len(message["content"]) for message in messages)
+    length += len(asked.template_kwargs_json)
     try:
         ids = await threaded(length, tokenizer.render_chat, messages, kwargs)
     except _TEMPLATE_ERRORS as error:

@@ -273,7 +273,8 @@ class Scheduler:
             phase = sequence.phase
             if phase is done:
                 continue
-            if phase is running and len(sequence.tokens) % block_size == 0:
+            # What led to no token is not for others to reuse.
+            if phase is running and token >= 0 and len(sequence.tokens) % block_size == 0:
                 replica.publish(sequence, len(sequence.tokens))
             num_taken += token >= 0
             if sequence.take(token, now):
@@ -289,7 +290,7 @@ class Scheduler:
             phase = sequence.phase
             index = row - part.num_decodes
             token = next(drawn) if part.draws[index] else None
-            if phase is Phase.RUNNING:
+            if phase is Phase.RUNNING and (token is None or token >= 0):
                 replica.publish(sequence, part.positions[row] + part.num_tokens[index])
             if token is not None and phase is not Phase.DONE:
                 self._generated_tokens += token >= 0

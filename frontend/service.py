@@ -16,8 +16,9 @@ import uuid
 from collections.abc import AsyncGenerator
 
 from frontend import events, intake, validation
-from frontend.backend import Backend
+from frontend.backend import Backend, Engine
 from frontend.errors import Code, RequestError
+from frontend.request import FinishReason
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -57,6 +58,7 @@ class Service:
         self._state = State.STARTING
         self._backend: Backend | None = None
         self._live: set[str] = set()
+        self._encoding: dict[str, bool] = {}  # live, not submitted yet; whether it was aborted
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -84,7 +86,7 @@ class Service:
         """End every live request with FINISH_REASON_ABORTED."""
         if self._backend is not None:
             for request_id in tuple(self._live):
-                self._backend.engine.abort(request_id)
+                self._end(self._backend.engine, request_id)
 
     # ---- generation ----
 
@@ -136,10 +138,14 @@ class Service:
         ended = False
         self._enter(request_id)
         try:
+            self._encoding[request_id] = False
             request = await intake.make_request(backend, asked, request_id, encode, path)
             if whole:
                 request.output.min_tokens = sys.maxsize
-            self._attached().engine.submit(request)
+            if self._encoding.pop(request_id):
+                request.output.finish(FinishReason.ABORTED)
+            else:
+                self._attached().engine.submit(request)
             await request.output.admitted()
             yield events.started(request, self._model)
             if asked.output.echo:
@@ -210,6 +216,7 @@ class Service:
 
     def _leave(self, request_id: str) -> None:
         self._live.discard(request_id)
+        self._encoding.pop(request_id, None)
         if not self._live:
             self._idle.set()
 
@@ -289,5 +296,12 @@ class Service:
     def abort(self, asked: pb.AbortRequest) -> pb.AbortResponse:
         """End requests by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
-        ended = [request_id for request_id in asked.request_ids if engine.abort(request_id)]
+        ended = [each for each in asked.request_ids if self._end(engine, each)]
         return pb.AbortResponse(aborted_request_ids=ended)
+
+    def _end(self, engine: Engine, request_id: str) -> bool:
+        """End one request; what is still being encoded ends when it would be submitted."""
+        if request_id in self._encoding:
+            self._encoding[request_id] = True
+            return True
+        return engine.abort(request_id)

@@ -24,6 +24,7 @@ from switchyard.v1 import inference_pb2 as pb
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARS = 256
 MAX_STOP_TOKEN_IDS = 256
+MAX_MESSAGES = 1024
 MAX_TEMPLATE_KWARGS_CHARS = 16_384
 # Colder than this is greedy: dividing logits by less than it leaves the range of fp32.
 MIN_TEMPERATURE = 1e-5
@@ -239,6 +240,10 @@ def chat_messages(request: pb.ChatRequest) -> list[dict[str, str]]:
     """
     if not request.messages:
         raise invalid_field("messages", "is empty; send at least one message")
+    if len(request.messages) > MAX_MESSAGES:
+        raise invalid_field(
+            "messages", f"has {len(request.messages)} turns, may have at most {MAX_MESSAGES}"
+        )
     turns = []
     for index, message in enumerate(request.messages):
         role = _ROLES.get(message.role)

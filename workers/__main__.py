@@ -32,7 +32,8 @@ def main() -> int:
         return 2
     sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n")
     sys.stderr.flush()
-    return _run(flags, nproc, _rank_arguments(sys.argv[1:]))
+    arguments = [*_rank_arguments(sys.argv[1:]), "--launcher-pid", str(os.getpid())]
+    return _run(flags, nproc, arguments)
 
 
 def _ranks_here(flags: argparse.Namespace, parallel: ParallelConfig) -> int:
@@ -66,7 +67,7 @@ def _rank_arguments(argv: list[str]) -> list[str]:
 
 def _run(flags: argparse.Namespace, nproc: int, rank_arguments: list[str]) -> int:
     # Here, not above: bad flags are refused without waiting for torch.
-    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -88,6 +89,7 @@ def _run(flags: argparse.Namespace, nproc: int, rank_arguments: list[str]) -> in
         local_addr="127.0.0.1" if one_machine else None,
         max_restarts=0,
         monitor_interval=0.1,
+        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else a folder in /tmp stays behind
     )
     try:
         elastic_launch(config, sys.executable)("-u", "-m", "workers.rank", *rank_arguments)

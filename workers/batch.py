@@ -25,7 +25,7 @@ class DeviceBatch:
     """A staged step.
 
     Attributes:
-        last_T: index of the last token of each row that draws, into the step's tokens, int64 [D].
+        last_D: index of the last token of each row that draws, into the step's tokens, int64 [D].
         draw_slots_D: slot of each row that draws, int64.
         sampling: None when no row draws.
     """

@@ -52,7 +52,19 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+# Null is a value of its own: as many as query heads; hidden_size / heads.
+_NULLABLE = ("num_key_value_heads", "head_dim")
 _DEFAULT_ROPE_THETA = 10000.0
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+    "max_position_embeddings",
+)
 _TORCH_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -60,7 +72,7 @@ _TORCH_DTYPES = ("bfloat16", "float16", "float32")
 class WorkerConfig:
     """Settings of a group of ranks; each is a flag of ``python -m workers``.
 
-    ``None`` means "chosen from the model and the device" (see runner.py and kv_cache.py).
+    ``None`` means "chosen from the model and the device" (see startup.py).
     """
 
     model: Path
@@ -135,6 +147,11 @@ class ModelConfig:
     moe_layers: tuple[bool, ...]
 
     def __post_init__(self) -> None:
+        for name in _SIZES:
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if any(type(token) is not int for token in self.eos_token_ids):
+            raise ValueError(f"eos_token_id {list(self.eos_token_ids)} must be whole numbers")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_heads} is not a multiple of "
@@ -169,6 +186,8 @@ class ModelConfig:
             config = cls.from_hf(raw)
         except ValueError as error:
             raise ValueError(f"{folder / 'config.json'}: {error}") from None
+        except (TypeError, AttributeError) as error:
+            raise ValueError(f"{folder / 'config.json'}: wrong type: {error}") from None
         generation = folder / "generation_config.json"
         if generation.exists():
             eos = _token_ids(_read_json(generation).get("eos_token_id"))
@@ -185,9 +204,13 @@ class ModelConfig:
             raise ValueError(f"model_type {model_type!r} is not supported; known: {known}")
         _check_types(raw, _DEFAULTS[model_type])
         _refuse_unbuilt(raw)
-        values = {**_DEFAULTS[model_type], **raw}
-        if "num_local_experts" in raw:
-            values["num_experts"] = raw["num_local_experts"]
+        for key in ("num_attention_heads", "decoder_sparse_step"):
+            if raw.get(key) == 0:
+                raise ValueError(f"{key} is 0; it must be at least 1")
+        said = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
+        values = {**_DEFAULTS[model_type], **said}
+        if "num_local_experts" in said:
+            values["num_experts"] = said["num_local_experts"]
         num_layers = values["num_hidden_layers"]
         moe = _moe_config(values) if values.get("num_experts") else None
         heads = values["num_attention_heads"]
@@ -243,7 +266,7 @@ def _refuse_unbuilt(raw: dict[str, Any]) -> None:
         raise ValueError("layer_types names other than full_attention; only that is supported")
     if raw.get("attention_bias"):
         raise ValueError("attention_bias is set; only projections without bias are supported")
-    if raw.get("hidden_act", "silu") != "silu":
+    if (raw.get("hidden_act") or "silu") != "silu":
         raise ValueError(f"hidden_act is {raw['hidden_act']!r}; only silu is supported")
 
 

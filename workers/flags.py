@@ -52,11 +52,6 @@ def parser() -> argparse.ArgumentParser:
     return flags
 
 
-def parse(argv: list[str]) -> tuple[WorkerConfig, ParallelConfig]:
-    """Flags that were already checked by the launcher, in a rank."""
-    return configure(parser().parse_args(argv))
-
-
 def configure(flags: argparse.Namespace) -> tuple[WorkerConfig, ParallelConfig]:
     """Check flags and the model's config.json.
 

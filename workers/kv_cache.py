@@ -6,7 +6,7 @@ Which block belongs to whom is the frontend's business.
 from __future__ import annotations
 
 import dataclasses
-import os
+from pathlib import Path
 
 import torch
 
@@ -21,9 +21,13 @@ class LayerCache:
     values: torch.Tensor
 
     def write(self, slots_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
-        """Store tokens; slot = block * block_size + offset."""
-        self.keys.flatten(0, 1).index_copy_(0, slots_T, k_TND)
-        self.values.flatten(0, 1).index_copy_(0, slots_T, v_TND)
+        """Store tokens; slot = block * block_size + offset.
+
+        What is not finite is stored as 0: attention reads whole blocks and masks what is not a
+        row's own, and a masked NaN would still spread to the block's next holder.
+        """
+        self.keys.flatten(0, 1).index_copy_(0, slots_T, k_TND.nan_to_num(0.0, 0.0, 0.0))
+        self.values.flatten(0, 1).index_copy_(0, slots_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
 
 
 class KVCache:
@@ -75,5 +79,16 @@ def free_bytes(
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         used = total - free - spare
         return int(memory_fraction * total) - used - workspace - _CUDA_RESERVE_BYTES
-    available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return int(memory_fraction * available) // ranks_here
+    return int(memory_fraction * _available_memory()) // ranks_here
+
+
+def _available_memory() -> int:
+    """Bytes of memory that programs may still take, within this container's limit (Linux)."""
+    lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    (line,) = (line for line in lines if line.startswith("MemAvailable:"))
+    available = int(line.split()[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists() and (text := limit.read_text(encoding="ascii").strip()).isdigit():
+        used = int(Path("/sys/fs/cgroup/memory.current").read_text(encoding="ascii"))
+        available = min(available, max(0, int(text) - used))
+    return available

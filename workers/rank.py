@@ -13,7 +13,7 @@ import time
 from moe.config import ParallelConfig
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.flags import VERSION, parse
+from workers.flags import VERSION, configure, parser
 from workers.service import PROTOCOL, WorkerService
 from workers.startup import Rank, start
 
@@ -25,9 +25,14 @@ def main() -> None:
     """Entry point of ``python -m workers.rank``; needs torchrun's environment."""
     # The launcher's death, even by SIGKILL, must not leave a rank holding a GPU.
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    flags_parser = parser()
+    flags_parser.add_argument("--launcher-pid", type=int, required=True)
+    flags = flags_parser.parse_args()
+    if os.getppid() != flags.launcher_pid:
+        os._exit(1)  # it died before the line above could tell
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logging.getLogger("workers").setLevel(logging.INFO)
-    config, parallel = parse(sys.argv[1:])
+    config, parallel = configure(flags)
     rank = int(os.environ.get("RANK", "0"))
     try:
         service = WorkerService(_leave)

@@ -81,7 +81,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
         reader.start()
         while True:
-            yield worker_pb2.ExecuteResponse(result=self.handles.get().result())
+            yield worker_pb2.ExecuteResponse(result=self._next_result())
 
     def run(self, runner: Runner) -> None:
         """Launch steps as they come, on the calling thread; ends only with the process."""
@@ -91,6 +91,15 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             except Exception as error:
                 log.exception("a step failed")
                 self.leave(f"a step failed: {error}", True)
+
+    def _next_result(self) -> worker_pb2.StepResult:
+        """The oldest launched step's, where an error of the device shows."""
+        try:
+            return self.handles.get().result()
+        except Exception as error:
+            log.exception("a step failed")
+            self.leave(f"a step failed: {error}", True)
+            raise
 
     def _accept(
         self, requests: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext

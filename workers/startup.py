@@ -19,6 +19,7 @@ from workers.batch import BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
 from workers.distributed import Groups, expert_groups, join
 from workers.kv_cache import KVCache, bytes_per_block, free_bytes
+from workers.layers.attention import gather_bytes
 from workers.models import MODELS
 from workers.models.base import Placement
 from workers.runner import Runner, warm_up_blocks, warm_up_steps
@@ -115,7 +116,11 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
         "head_dim": model_config.head_dim,
         "dtype": dtype,
     }
-    workspace = _warm_up(model, builder, config, max_model_len, step_tokens, sizes)
+    workspace = max(
+        _warm_up(model, builder, config, max_model_len, step_tokens, sizes),
+        # The warm-up's decodes have short contexts.
+        gather_bytes(model.num_kv_heads, model_config.head_dim, dtype),
+    )
     budget = free_bytes(device, config.memory_fraction, workspace, ranks_here)
     num_blocks = groups.minimum(
         _num_blocks(config, max_model_len, bytes_per_block(**sizes), budget)

@@ -207,7 +207,7 @@ def _read_header(path: Path) -> dict[str, TensorInfo]:
             raise
         raise WeightsError(f"{path}: its safetensors header is malformed") from None
     if end != size:
-        last = max(tensors, key=lambda name: tensors[name][1][1])
+        last = max(tensors, key=lambda name: tensors[name][1][1], default="(none)")
         raise WeightsError(
             f"{path}: {size} bytes, but tensor {last} ends at {end}: the file is "
             f"{'truncated' if size < end else 'longer than its header says'}"

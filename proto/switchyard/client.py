@@ -27,12 +27,25 @@ from switchyard.v1 import inference_pb2_grpc
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 _DETAILS_KEY = "grpc-status-details-bin"
 
-# A refused request is safe to send again, and gRPC retries no call that has had its first message:
-# no retry runs a request twice.
+# A refused request is safe to send again, and gRPC retries no call that has had its first message.
+# Complete, which has none before its end, is not retried: no retry runs a request twice.
+_RETRIED = (
+    "Generate",
+    "Chat",
+    "Tokenize",
+    "Detokenize",
+    "GetModelInfo",
+    "GetServerInfo",
+    "GetLoad",
+    "Abort",
+)
 _SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": "switchyard.v1.InferenceService"}],
+            "name": [
+                {"service": "switchyard.v1.InferenceService", "method": method}
+                for method in _RETRIED
+            ],
             "retryPolicy": {
                 "maxAttempts": 4,
                 "initialBackoff": "0.2s",

@@ -127,6 +127,10 @@ class Flaky(inference_pb2_grpc.InferenceServiceServicer):
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
         await context.write(pb.GenerateResponse(delta={"text": "ok"}))
 
+    async def Complete(self, request: pb.CompleteRequest, context: Any) -> None:  # noqa: N802
+        self.calls += 1
+        await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+
 
 async def _read(flaky: Flaky) -> str:
     server = grpc.aio.server()
@@ -153,4 +157,20 @@ async def test_a_stream_that_broke_is_not() -> None:
     flaky = Flaky(9, late=True)
     with pytest.raises(ServerError, match="not now"):
         await _read(flaky)
+    assert flaky.calls == 1
+
+
+async def test_a_whole_answer_is_not_tried_again() -> None:
+    """It has no first message that would tell whether work was done."""
+    flaky = Flaky(1)
+    server = grpc.aio.server()
+    inference_pb2_grpc.add_InferenceServiceServicer_to_server(flaky, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with AsyncClient(f"127.0.0.1:{port}") as client:
+            with pytest.raises(ServerError, match="not now"):
+                await client.complete("x")
+    finally:
+        await server.stop(None)
     assert flaky.calls == 1

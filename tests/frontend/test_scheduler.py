@@ -497,6 +497,19 @@ def test_a_numerical_fault_ends_one_request_with_its_id() -> None:
     assert taken(good).token_ids == expected_output(good, LIMITS)
 
 
+def test_what_led_to_a_fault_is_not_reused() -> None:
+    driver = Driver(LIMITS, depth=1)
+    prompt = list(range(5, 5 + 4 * LIMITS.block_size))
+    driver.scheduler.submit(make_request("bad", prompt))
+    assert driver.schedule() is not None
+    driver.in_flight[0][1][0][0] = -1
+    driver.run()
+    again = make_request("again", prompt)
+    driver.run(again)
+    assert again.cached_tokens == 0
+    assert taken(again).token_ids == expected_output(again, LIMITS)
+
+
 def test_queue_deadline_spends_no_prefill() -> None:
     limits = dataclasses.replace(LIMITS, max_batch_size=1)
     driver = Driver(limits)

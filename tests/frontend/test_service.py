@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from frontend import intake
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
+from frontend.request import Request
 from frontend.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import (
@@ -329,6 +332,37 @@ async def test_abort_ends_streams_well() -> None:
     events = await collect(stream)
     assert events[-2].delta.finish_reason == pb.FINISH_REASON_ABORTED
     assert events[-1].HasField("finished")
+
+
+async def test_abort_ends_a_request_that_is_still_being_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = FakeEngine()
+    service = opened(engine)
+    gate = asyncio.Event()
+    make_request = intake.make_request
+
+    async def slowly(*arguments: Any) -> Request:
+        await gate.wait()
+        return await make_request(*arguments)
+
+    monkeypatch.setattr(intake, "make_request", slowly)
+    request = asked()
+    request.request_id = "a"
+    task = asyncio.create_task(collect(service.generate(request)))
+    await asyncio.sleep(0)
+    assert service.abort(pb.AbortRequest(request_ids=["a"])).aborted_request_ids == ["a"]
+    gate.set()
+    events = await task
+    assert events[-2].delta.finish_reason == pb.FINISH_REASON_ABORTED
+    assert events[-1].HasField("finished")
+    assert not engine.requests
+
+
+async def test_a_chat_has_a_bound_on_its_turns() -> None:
+    turns = [pb.ChatMessage(role=pb.ROLE_USER)] * 1025
+    error = await refusal(opened(FakeEngine()).chat(pb.ChatRequest(messages=turns)))
+    assert (error.code, error.field) == (Code.INVALID_ARGUMENT, "messages")
 
 
 async def test_chat_renders_the_template() -> None:

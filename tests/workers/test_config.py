@@ -65,6 +65,21 @@ def test_absent_keys_take_transformers_defaults(seed: int, tmp_path: Path) -> No
     assert_same(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["hidden_size", "rms_norm_eps", "vocab_size", "hidden_act"])
+def test_null_means_absent(key: str) -> None:
+    raw = json.loads((CONFIGS / "qwen3-30b-a3b" / "config.json").read_text())
+    without = {name: value for name, value in raw.items() if name != key}
+    assert ModelConfig.from_hf({**raw, key: None}) == ModelConfig.from_hf(without)
+
+
+@pytest.mark.parametrize(("key", "value"), [("rope_scaling", "yarn"), ("layer_types", 5)])
+def test_an_odd_type_is_one_line(key: str, value: Any, tmp_path: Path) -> None:
+    raw = json.loads((CONFIGS / "qwen3-30b-a3b" / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps({**raw, key: value}))
+    with pytest.raises(ValueError, match="wrong type"):
+        ModelConfig.from_folder(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-8b"])
 def test_reads_real_configs(name: str) -> None:
     assert_same(CONFIGS / name)
@@ -84,6 +99,11 @@ def test_reads_real_configs(name: str) -> None:
         ({"hidden_size": "x"}, "hidden_size is 'x'; it must be int"),
         ({"rms_norm_eps": "1e-6"}, "rms_norm_eps.*float or int"),
         ({"mlp_only_layers": 3}, "mlp_only_layers.*list"),
+        ({"decoder_sparse_step": 0}, "decoder_sparse_step is 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"num_hidden_layers": 0}, "num_layers is 0"),
+        ({"vocab_size": -1}, "vocab_size is -1"),
+        ({"eos_token_id": ["a"]}, "eos_token_id"),
         ({"num_key_value_heads": 3}, "num_key_value_heads 3"),
         ({"num_experts_per_tok": 129}, "num_experts_per_tok"),
         ({"moe_router_backend": "magic"}, "magic.*softmax"),

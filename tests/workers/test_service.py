@@ -135,6 +135,21 @@ def test_a_step_that_fails_ends_the_rank(rank) -> None:
     assert left.get(timeout=5) == ("a step failed: no such block", True)
 
 
+def test_an_error_of_the_device_ends_the_rank_as_a_failure(rank) -> None:
+    service, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+
+    class Faulty:
+        def result(self) -> worker_pb2.StepResult:
+            raise RuntimeError("device-side assert")
+
+    service.handles.put(Faulty())
+    assert left.get(timeout=5) == ("a step failed: device-side assert", True)
+    with pytest.raises(grpc.RpcError):
+        next(link.answers)
+
+
 def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
     first = WorkerService(lambda reason, failed: None)
     port = first.server.add_insecure_port("127.0.0.1:0")

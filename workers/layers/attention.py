@@ -25,7 +25,7 @@ class AttentionBatch:
 
     Attributes:
         slots_T: where each token's key and value go, int64.
-        block_tables_SB: blocks of each row, int64, padded with 0.
+        block_tables_SB: blocks of each row, int64; behind a row's own, any valid ids.
         lengths: context of each row after this step, on the host.
         lengths_S: the same on the device, int64.
         num_tokens: tokens of each row, on the host.
@@ -38,6 +38,12 @@ class AttentionBatch:
     lengths_S: torch.Tensor
     num_tokens: list[int]
     num_decodes: int
+
+
+def gather_bytes(num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
+    """Bytes a group of decodes takes at most: keys and values gathered, and laid out once more for
+    the attention kernel."""
+    return 4 * _MAX_GATHERED_TOKENS * num_kv_heads * head_dim * dtype.itemsize
 
 
 def paged_attention(

@@ -1,4 +1,4 @@
-"""The architectures, by the first name in config.json's ``architectures``."""
+"""The architectures by name; workers/config.py chooses one by config.json's model_type."""
 
 from workers.models.qwen3 import Qwen3ForCausalLM
 from workers.models.qwen3_moe import Qwen3MoeForCausalLM

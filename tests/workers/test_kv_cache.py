@@ -1,0 +1,46 @@
+"""The cache keeps one row's fault from the next holder of its blocks."""
+
+import torch
+
+from workers.kv_cache import KVCache
+from workers.layers.attention import AttentionBatch, paged_attention
+
+HEADS, SIZE, BLOCK = 2, 8, 4
+
+
+def attend(
+    cache: KVCache, k: torch.Tensor, tables: list[list[int]], lengths: list[int]
+) -> torch.Tensor:
+    """One decode a row, with ``k`` as query, key and value."""
+    blocks, offsets = zip(*(divmod(length - 1, BLOCK) for length in lengths), strict=True)
+    slots = [tables[row][block] * BLOCK + offset for row, (block, offset) in
+             enumerate(zip(blocks, offsets, strict=True))]  # fmt: skip
+    batch = AttentionBatch(
+        slots_T=torch.tensor(slots),
+        block_tables_SB=torch.tensor(tables),
+        lengths=lengths,
+        lengths_S=torch.tensor(lengths),
+        num_tokens=[1] * len(lengths),
+        num_decodes=len(lengths),
+    )
+    return paged_attention(k, k, k, cache.layers[0], batch)
+
+
+def test_a_fault_does_not_reach_the_next_holder_of_a_block() -> None:
+    cache = KVCache(
+        num_layers=1,
+        num_blocks=4,
+        block_size=BLOCK,
+        num_kv_heads=HEADS,
+        head_dim=SIZE,
+        dtype=torch.float32,
+        device=torch.device("cpu"),
+    )
+    for bad in (float("nan"), float("inf")):
+        faulty = torch.full((1, HEADS, SIZE), bad)
+        attend(cache, faulty, [[1, 0]], [3])
+        # Row 0 takes the block with one token of its own; row 1's longer context pads it.
+        rows = torch.randn(2, HEADS, SIZE)
+        together = attend(cache, rows, [[1, 2], [3, 2]], [1, 6])
+        assert together.isfinite().all()
+        torch.testing.assert_close(together[0], rows[0].flatten())
