@@ -260,3 +260,5 @@ def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     family.process.kill()
     family.process.wait(10.0)
     wait_for(lambda: not family.alive("front") and not family.alive("group"), 5.0)
+    assert not family.alive("front")
+    assert not family.alive("group")
