@@ -10,7 +10,6 @@ import argparse
 import asyncio
 import contextlib
 import gc
-import importlib.metadata
 import logging
 import signal
 import sys
@@ -34,6 +33,7 @@ from frontend.scheduler import Scheduler
 from frontend.service import Service
 from frontend.tokenizer import Tokenizer
 from frontend.worker_group import GroupLost, WorkerGroup
+from switchyard.release import release
 from switchyard.worker.v1 import worker_pb2
 
 # After the drain, or a loss: what streams get to send their last message.
@@ -95,7 +95,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
         The exit code.
     """
     stop = Stop()
-    service = Service(model=config.served_name, version=_version())
+    service = Service(model=config.served_name, version=release())
     server = GrpcServer(service, config.host, config.port)
     try:
         port = await server.start()
@@ -233,13 +233,6 @@ def _say_ready(config: FrontendConfig, port: int, service: Service) -> None:
 def _fail(message: str, code: int) -> int:
     sys.stderr.write(f"switchyard: {message}\n")
     return code
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("switchyard")
-    except importlib.metadata.PackageNotFoundError:
-        return "0+source"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

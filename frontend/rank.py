@@ -12,10 +12,8 @@ from typing import Any
 
 import grpc
 
+from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2
-
-PROTOCOL = 1
-"""Meaning of worker.proto this frontend speaks."""
 
 RETRY_SECONDS = 0.1
 DESCRIBE = "/switchyard.worker.v1.WorkerService/Describe"

@@ -12,11 +12,12 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
-from frontend.rank import PROTOCOL, GroupLost, Rank
+from frontend.rank import GroupLost, Rank
 from frontend.step import NewSequence, Slice, Step
+from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 
-__all__ = ["PROTOCOL", "GroupLost", "WorkerGroup"]
+__all__ = ["GroupLost", "WorkerGroup"]
 
 # What may differ between the ranks of one group.
 OWN_FIELDS = ("rank", "device", "bytes_read", "startup_seconds")
@@ -142,20 +143,6 @@ class WorkerGroup:
             self.lost.set_result(error)
             for rank in self._ranks:
                 rank.results.put_nowait(error)
-
-
-def local_address(base: str, local_rank: int) -> str:
-    """Address of a machine's local rank, from that of its first.
-
-    Raises:
-        ValueError: the address has neither a port nor a place for the rank.
-    """
-    if "{rank}" in base:
-        return base.replace("{rank}", str(local_rank))
-    host, colon, port = base.rpartition(":")
-    if not colon or not port.isdigit():
-        raise ValueError(f"worker address {base!r} must be host:port or unix:/path/rank-{{rank}}")
-    return f"{host}:{int(port) + local_rank}"
 
 
 def _check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) -> None:

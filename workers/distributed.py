@@ -14,10 +14,8 @@ import torch
 import torch.distributed as dist
 
 from moe.config import ParallelConfig
-from moe.dispatch import ExpertGroups
+from moe.groups import ExpertGroups, all_gather_rows, all_reduce
 
-# torch 2.13 renamed it.
-_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 # A collective that hangs longer ends the rank.
 _TIMEOUT = timedelta(minutes=10)
 
@@ -37,16 +35,13 @@ class Groups:
 
     def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
         """Sum over the tensor-parallel group, in place."""
-        if self.tp_group is not None and x.numel():
-            dist.all_reduce(x, group=self.tp_group)
-        return x
+        return all_reduce(x, self.tp_group)
 
     def gather_columns(self, x: torch.Tensor) -> torch.Tensor:
         """``[N, C]`` of every tensor-parallel rank, joined to ``[N, tp * C]``."""
         if self.tp_group is None:
             return x
-        parts = x.new_empty(self.tp_size * x.shape[0], x.shape[1])
-        _all_gather(parts, x.contiguous(), group=self.tp_group)
+        parts = all_gather_rows(x, self.tp_group)
         return parts.view(self.tp_size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
 
     def minimum(self, value: int) -> int:

@@ -4,21 +4,10 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 from pathlib import Path
 
 from moe.config import ParallelConfig, resolve_parallel, resolve_runner
 from workers.config import DEVICES, DTYPES, LOAD_FORMATS, ModelConfig, WorkerConfig
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("switchyard")
-    except importlib.metadata.PackageNotFoundError:  # run from a checkout that is not installed
-        return "0+checkout"
-
-
-VERSION = _version()
 
 
 def parser() -> argparse.ArgumentParser:

@@ -11,10 +11,12 @@ import sys
 import time
 
 from moe.config import ParallelConfig
+from switchyard.release import release
+from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.flags import VERSION, configure, parser
-from workers.service import PROTOCOL, WorkerService
+from workers.flags import configure, parser
+from workers.service import WorkerService
 from workers.startup import Rank, start
 
 _PR_SET_PDEATHSIG = 1
@@ -36,7 +38,7 @@ def main() -> None:
     rank = int(os.environ.get("RANK", "0"))
     try:
         service = WorkerService(_leave)
-        service.bind(rank_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
+        service.bind(local_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
         ready = start(config, parallel)
         service.open(_describe(ready, parallel, _seconds_alive()))
     except (ValueError, OSError, RuntimeError) as error:
@@ -54,21 +56,13 @@ def _seconds_alive() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
-def rank_address(template: str, local_rank: int) -> str:
-    """``unix:/dir/rank-{rank}.sock`` by substitution, ``host:port`` by adding to the port."""
-    if template.startswith("unix:"):
-        return template.replace("{rank}", str(local_rank))
-    host, _, port = template.rpartition(":")
-    return f"{host}:{int(port) + local_rank}"
-
-
 def _describe(
     ready: Rank, parallel: ParallelConfig, startup_seconds: float
 ) -> worker_pb2.DescribeResponse:
     slots = ready.runner.builder.params.ints.shape[1]
     return worker_pb2.DescribeResponse(
         protocol=PROTOCOL,
-        version=VERSION,
+        version=release(),
         rank=ready.groups.rank,
         world_size=ready.groups.world_size,
         local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),

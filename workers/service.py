@@ -14,10 +14,10 @@ from concurrent import futures
 
 import grpc
 
+from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from workers.runner import Runner, StepHandle
 
-PROTOCOL = 1
 _MAX_MESSAGE_BYTES = 64 << 20
 
 log = logging.getLogger(__name__)
@@ -89,17 +89,19 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             try:
                 self.handles.put(runner.launch(self.steps.get()))
             except Exception as error:
-                log.exception("a step failed")
-                self.leave(f"a step failed: {error}", True)
+                self._fail(error)
 
     def _next_result(self) -> worker_pb2.StepResult:
         """The oldest launched step's, where an error of the device shows."""
         try:
             return self.handles.get().result()
         except Exception as error:
-            log.exception("a step failed")
-            self.leave(f"a step failed: {error}", True)
+            self._fail(error)
             raise
+
+    def _fail(self, error: Exception) -> None:
+        log.exception("a step failed")
+        self.leave(f"a step failed: {error}", True)
 
     def _accept(
         self, requests: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext

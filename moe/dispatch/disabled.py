@@ -1,39 +1,19 @@
-"""disabled: every rank holds a slice of every expert's width.
-
-Owns the sum of the slices. T tokens, H hidden.
-"""
+"""disabled: every rank holds a slice of every expert's width, and the slices are summed."""
 
 from __future__ import annotations
 
 import torch
 
-from moe.dispatch.base import Dispatched, Share
-from moe.groups import ExpertGroups, all_reduce
+from moe.dispatch.replicated import ReplicatedDispatcher
+from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
-from moe.routes import TopK
 
 
-class DisabledDispatcher:
-    """No dispatch; one all-reduce [T,H] over the tp ranks, none when tp = 1."""
+class DisabledDispatcher(ReplicatedDispatcher):
+    """One all-reduce [T,H] over the tp ranks, none when tp = 1."""
 
     def __init__(
         self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
     ) -> None:
         assert placement.num_ranks == 1
-        self.group = groups.tp_group
-
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
-        """All tokens: they are replicated."""
-        num_tokens = hidden_TH.shape[0]
-        return Share(hidden=hidden_TH, num_tokens=num_tokens, num_rows=num_tokens)
-
-    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
-        """The share as it is."""
-        return Dispatched(hidden=share.hidden, topk=topk, share=share)
-
-    def combine(
-        self, expert_out_TH: torch.Tensor, dispatched: Dispatched, shared_TH: torch.Tensor | None
-    ) -> torch.Tensor:
-        """[T,H]: slices of routed and shared experts, summed in one all-reduce."""
-        out_TH = expert_out_TH if shared_TH is None else expert_out_TH + shared_TH
-        return all_reduce(out_TH, self.group)
+        super().__init__(groups.tp_group)

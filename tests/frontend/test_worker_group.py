@@ -15,7 +15,8 @@ import pytest
 from frontend.engine import Engine
 from frontend.scheduler import Scheduler
 from frontend.step import NewSequence, Slice, Step
-from frontend.worker_group import PROTOCOL, GroupLost, WorkerGroup, local_address
+from frontend.worker_group import GroupLost, WorkerGroup
+from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from tests.frontend.fake_workers import FakeReplica
 from tests.frontend.test_scheduler import LIMITS, expected_output, make_request

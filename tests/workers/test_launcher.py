@@ -5,8 +5,8 @@ import argparse
 import pytest
 
 from moe.config import resolve_parallel
+from switchyard.worker.link import local_address
 from workers.__main__ import _rank_arguments, _ranks_here
-from workers.rank import rank_address
 
 
 def flags(nproc: int | None, nnodes: int = 1, rdzv: str | None = None) -> argparse.Namespace:
@@ -40,5 +40,5 @@ def test_ranks_get_the_command_line_without_the_launchers_flags() -> None:
 
 
 def test_addresses_of_ranks() -> None:
-    assert rank_address("unix:/run/rank-{rank}.sock", 3) == "unix:/run/rank-3.sock"
-    assert rank_address("0.0.0.0:50061", 3) == "0.0.0.0:50064"
+    assert local_address("unix:/run/rank-{rank}.sock", 3) == "unix:/run/rank-3.sock"
+    assert local_address("0.0.0.0:50061", 3) == "0.0.0.0:50064"

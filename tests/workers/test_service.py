@@ -7,8 +7,9 @@ from pathlib import Path
 import grpc
 import pytest
 
+from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
-from workers.service import PROTOCOL, WorkerService
+from workers.service import WorkerService
 
 
 class FakeHandle:

@@ -1,0 +1,37 @@
+"""Tokens that every rank of a replica already has: nothing is sent, the ranks' parts are summed.
+
+Owns that exchange for `disabled` and `local_allreduce`, which differ in what a rank's part is and
+over whom it is summed. T tokens, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+
+from moe.dispatch.base import Dispatched, Share
+from moe.groups import all_reduce
+from moe.routes import TopK
+
+
+class ReplicatedDispatcher:
+    """No dispatch; one all-reduce [T,H] over ``group``, none for a group of one."""
+
+    def __init__(self, group: dist.ProcessGroup | None) -> None:
+        self.group = group
+
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+        """All tokens: they are replicated."""
+        num_tokens = hidden_TH.shape[0]
+        return Share(hidden=hidden_TH, num_tokens=num_tokens, num_rows=num_tokens)
+
+    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+        """The share as it is; the runner drops foreign routes."""
+        return Dispatched(hidden=share.hidden, topk=topk, share=share)
+
+    def combine(
+        self, expert_out_TH: torch.Tensor, dispatched: Dispatched, shared_TH: torch.Tensor | None
+    ) -> torch.Tensor:
+        """[T,H]: this rank's part of routed and shared experts, summed in one all-reduce."""
+        out_TH = expert_out_TH if shared_TH is None else expert_out_TH + shared_TH
+        return all_reduce(out_TH, self.group)
