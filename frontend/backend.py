@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
+from frontend.meter import StepLoad
 from frontend.model_folder import SamplingDefaults
 from frontend.request import Request, TextDecoder
 from switchyard.worker.v1 import worker_pb2
@@ -23,8 +24,6 @@ class Load(Protocol):
     @property
     def kv_cache_usage(self) -> float: ...
     @property
-    def generated_tokens_per_second(self) -> float: ...
-    @property
     def queued_prompt_tokens(self) -> int: ...
     @property
     def preemptions(self) -> int: ...
@@ -32,6 +31,8 @@ class Load(Protocol):
     def prefix_query_tokens(self) -> int: ...
     @property
     def prefix_hit_tokens(self) -> int: ...
+    @property
+    def steps(self) -> StepLoad: ...
 
 
 class Engine(Protocol):

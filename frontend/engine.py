@@ -14,12 +14,10 @@ from typing import Protocol
 
 from frontend.errors import Code, RequestError
 from frontend.limits import SchedulerLoad
+from frontend.meter import Meter, StepLoad
 from frontend.request import Request
 from frontend.scheduler import Scheduler
-from frontend.step import Step
-
-RATE_WINDOW_SECONDS = 5.0
-RATE_SAMPLE_SECONDS = 0.25
+from frontend.step import Step, StepResults
 
 TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
@@ -38,16 +36,24 @@ class Group(Protocol):
         """Hand a step to every rank without waiting for its answer."""
         ...
 
-    async def receive(self) -> list[list[int]]:
-        """Tokens of the oldest outstanding step, one list a replica."""
+    async def receive(self) -> StepResults:
+        """Tokens and measures of the oldest outstanding step."""
         ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load(SchedulerLoad):
-    """The scheduler's counts and the rate over the last seconds."""
+    """The scheduler's counts, and what the steps take."""
 
-    generated_tokens_per_second: float
+    steps: StepLoad
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was sent, and whether another was under way when it was."""
+
+    step: Step
+    back_to_back: bool
 
 
 class Engine:
@@ -65,10 +71,10 @@ class Engine:
         self._scheduler = scheduler
         self._group = group
         self._depth = depth
-        self._in_flight: deque[Step] = deque()
+        self._in_flight: deque[_Flight] = deque()
         self._wake = asyncio.Event()
         self._ended = False
-        self._rate = _Rate()
+        self._meter = Meter()
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, request: Request) -> None:
@@ -96,8 +102,7 @@ class Engine:
     def load(self) -> Load:
         """A snapshot."""
         counts = dataclasses.asdict(self._scheduler.load())
-        rate = self._rate.per_second(self._scheduler.generated_tokens, time.monotonic())
-        return Load(**counts, generated_tokens_per_second=rate)
+        return Load(**counts, steps=self._meter.load(time.monotonic()))
 
     async def run(self) -> None:
         """Run until cancelled; then, or when the group is lost, every open request fails.
@@ -124,18 +129,25 @@ class Engine:
         step = self._scheduler.schedule(time.monotonic())
         if step is None:
             return False
-        self._in_flight.append(step)
+        self._in_flight.append(_Flight(step, bool(self._in_flight)))
         await self._group.send(step)
         return True
 
     async def _complete_oldest(self) -> bool:
-        """Wait for the oldest step's tokens and take them in; false when none is in flight."""
+        """Wait for the oldest step's results and take them in; false when none is in flight."""
         if not self._in_flight:
             return False
-        tokens = await self._group.receive()
+        results = await self._group.receive()
         now = time.monotonic()
-        self._scheduler.complete(self._in_flight.popleft(), tokens, now)
-        self._rate.sample(self._scheduler.generated_tokens, now)
+        flight = self._in_flight.popleft()
+        self._scheduler.complete(flight.step, results.tokens, now)
+        self._meter.add(
+            results.measures,
+            self._scheduler.generated_tokens,
+            now,
+            decode_only=flight.step.decode_only,
+            back_to_back=flight.back_to_back,
+        )
         return True
 
     def _set_timer(self, now: float) -> None:
@@ -152,30 +164,6 @@ class Engine:
         now = time.monotonic()
         self._scheduler.expire(now)
         self._set_timer(now)
-
-
-class _Rate:
-    """Tokens per second over a sliding window."""
-
-    def __init__(self) -> None:
-        self._samples: deque[tuple[float, int]] = deque([(time.monotonic(), 0)])
-
-    def sample(self, total: int, now: float) -> None:
-        """Remember the total now and then."""
-        if now - self._samples[-1][0] >= RATE_SAMPLE_SECONDS:
-            self._samples.append((now, total))
-            self._trim(now)
-
-    def per_second(self, total: int, now: float) -> float:
-        """Rate since the newest sample that is older than the window, or the oldest there is."""
-        self._trim(now)
-        then, before = self._samples[0]
-        return (total - before) / max(now - then, RATE_SAMPLE_SECONDS)
-
-    def _trim(self, now: float) -> None:
-        samples = self._samples
-        while len(samples) > 1 and samples[1][0] <= now - RATE_WINDOW_SECONDS:
-            samples.popleft()
 
 
 def _workers_lost(request: Request) -> RequestError:

@@ -277,20 +277,31 @@ class Service:
             dtype=info.dtype,
             kv_cache_tokens=info.num_blocks * info.block_size * replicas,
             block_size=info.block_size,
+            bytes_per_second=info.bytes_per_second,
+            flops_per_second=info.flops_per_second,
+            graph_batch_sizes=info.graph_batch_sizes,
         )
 
     def load(self) -> pb.GetLoadResponse:
         """The engine's snapshot."""
         load = self._attached().engine.load()
+        steps = load.steps
         return pb.GetLoadResponse(
             running_requests=load.running_requests,
             queued_requests=load.queued_requests,
             kv_cache_usage=load.kv_cache_usage,
-            generated_tokens_per_second=load.generated_tokens_per_second,
+            generated_tokens_per_second=steps.generated_tokens_per_second,
             queued_prompt_tokens=load.queued_prompt_tokens,
             preemptions=load.preemptions,
             prefix_query_tokens=load.prefix_query_tokens,
             prefix_hit_tokens=load.prefix_hit_tokens,
+            floor_share=steps.floor_share,
+            decode_floor_share=steps.decode_floor_share,
+            device_busy=steps.device_busy,
+            step_seconds=steps.step_seconds,
+            idle_seconds_per_step=steps.idle_seconds_per_step,
+            steps=pb.StepTotals(**dataclasses.asdict(steps.steps)),
+            decode_steps=pb.StepTotals(**dataclasses.asdict(steps.decode_steps)),
         )
 
     def abort(self, asked: pb.AbortRequest) -> pb.AbortResponse:

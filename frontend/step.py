@@ -1,7 +1,7 @@
-"""What one step is: for every replica, its rows as columns.
+"""What one step is: for every replica, its rows as columns; and what comes back of it.
 
-Owns the shape of a step between scheduler and worker group; worker.proto says what the columns
-mean. Knows nothing of queues, or of how a step travels.
+Owns the shape of both between scheduler and worker group; worker.proto says what the columns and
+the measures mean. Knows nothing of queues, or of how a step travels.
 """
 
 from __future__ import annotations
@@ -59,3 +59,35 @@ class Step:
     step_id: int
     slices: list[Slice]
     max_replica_tokens: int
+
+    @property
+    def decode_only(self) -> bool:
+        """No replica has a row after its decodes."""
+        return not any(part.num_tokens for part in self.slices)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a step took and what it had to take; worker.proto's StepResult says how it is measured.
+
+    Attributes:
+        device_seconds: of the slowest rank, waiting for the others included.
+        floor_seconds: of the rank with most to do; 0: unknown.
+        idle_seconds: in which no rank worked: the least of any, since a rank that begins earlier
+            waits for the others inside its device_seconds.
+        bytes_moved, flops: of all ranks together.
+    """
+
+    device_seconds: float = 0.0
+    floor_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    bytes_moved: float = 0.0
+    flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepResults:
+    """What came back of a step: for each replica its tokens, and what it took."""
+
+    tokens: list[list[int]]
+    measures: Measures

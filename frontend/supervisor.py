@@ -40,6 +40,7 @@ WORKER_FLAGS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--num-blocks": ((), "KV blocks of a replica; default: what fits"),
     "--memory-fraction": ((), "share of the device's memory to use"),
     "--seed": ((), "seed of dummy weights"),
+    "--cuda-graphs": ((), "on or off"),
 }
 # Flags of `python -m frontend` that pass through as they are.
 FRONTEND_FLAGS = (

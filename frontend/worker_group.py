@@ -1,6 +1,6 @@
 """The frontend's end of the worker link: one Execute stream per rank.
 
-Owns reaching the ranks, checking that they belong together, and carrying steps to them and tokens
+Owns reaching the ranks, checking that they belong together, and carrying steps to them and results
 back. Knows nothing of requests. What goes wrong on one rank goes wrong for the group.
 """
 
@@ -13,14 +13,21 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from frontend.rank import GroupLost, Rank
-from frontend.step import NewSequence, Slice, Step
+from frontend.step import Measures, NewSequence, Slice, Step, StepResults
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 
 __all__ = ["GroupLost", "WorkerGroup"]
 
 # What may differ between the ranks of one group.
-OWN_FIELDS = ("rank", "device", "bytes_read", "startup_seconds")
+OWN_FIELDS = (
+    "rank",
+    "device",
+    "bytes_per_second",
+    "flops_per_second",
+    "bytes_read",
+    "startup_seconds",
+)
 
 
 class WorkerGroup:
@@ -91,11 +98,11 @@ class WorkerGroup:
         else:
             await asyncio.gather(*writes)
 
-    async def receive(self) -> list[list[int]]:
+    async def receive(self) -> StepResults:
         """Every rank's answer to the oldest outstanding step.
 
         Returns:
-            For each replica the tokens of its first rank.
+            For each replica the tokens of its first rank, and the measures of all ranks.
 
         Raises:
             GroupLost: a stream is broken, or an answer is to another step.
@@ -115,7 +122,7 @@ class WorkerGroup:
             if len(tokens[replica]) != wanted:
                 detail = f"step {step_id} drew {len(tokens[replica])} tokens, expected {wanted}"
                 raise self._lose(self._ranks[replica * size], detail)
-        return tokens
+        return StepResults(tokens, _measures(results))
 
     async def close(self) -> None:
         """Break all streams, which ends the workers."""
@@ -173,6 +180,17 @@ def _check_agreement(infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequen
                 )
 
 
+def _measures(results: Sequence[worker_pb2.StepResult]) -> Measures:
+    """One step's measures over the ranks."""
+    return Measures(
+        device_seconds=max(result.device_seconds for result in results),
+        floor_seconds=max(result.floor_seconds for result in results),
+        idle_seconds=min(result.idle_seconds for result in results),
+        bytes_moved=sum(result.bytes_moved for result in results),
+        flops=sum(result.flops for result in results),
+    )
+
+
 def _encode(step: Step, part: Slice) -> bytes:
     """One replica's ExecuteRequest, serialized."""
     message = worker_pb2.StepRequest(
@@ -187,6 +205,7 @@ def _encode(step: Step, part: Slice) -> bytes:
         num_new_blocks=part.num_new_blocks,
         new_blocks=part.new_blocks,
         max_replica_tokens=step.max_replica_tokens,
+        decode_only=step.decode_only,
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
 

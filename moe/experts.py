@@ -14,8 +14,9 @@ from torch import nn
 
 from moe.checkpoint import CheckpointSlice, part, unread
 from moe.config import MoEConfig
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
-from moe.routes import TopK
+from moe.routes import Summands, TopK
 from moe.runner import RUNNERS
 
 
@@ -37,8 +38,10 @@ class FusedMoeExperts(nn.Module):
         num_slices: int = 1,
         dtype: torch.dtype,
         device: torch.device | str,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.config = config
         self.placement = placement
         self.width = config.intermediate_size // num_slices
@@ -54,9 +57,9 @@ class FusedMoeExperts(nn.Module):
         expert_map = None if every else placement.expert_map(device)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
-    def forward(self, hidden_TH: torch.Tensor, topk: TopK) -> torch.Tensor:
-        """[T,H]: what this rank's experts add for `topk`, whose ids are global."""
-        return self.run(hidden_TH, topk, self.w13, self.w2, self.expert_map)
+    def forward(self, hidden_TH: torch.Tensor, topk: TopK) -> Summands:
+        """What this rank's experts add for `topk`, whose ids are global: a sum to [T,H]."""
+        return self.run(hidden_TH, topk, self.w13, self.w2, self.expert_map, self.context)
 
     def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
         """`prefix` ends in `experts.`.

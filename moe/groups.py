@@ -53,8 +53,13 @@ def all_reduce(tensor: torch.Tensor, group: dist.ProcessGroup | None) -> torch.T
 def all_gather_rows(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """[S,…] of every rank, in rank order: [N·S,…]. S is the same on all ranks."""
     out = rows.new_empty(group.size() * rows.shape[0], *rows.shape[1:])
-    _all_gather(out, rows.contiguous(), group=group)
+    all_gather_into(out, rows.contiguous(), group)
     return out
+
+
+def all_gather_into(out: torch.Tensor, rows: torch.Tensor, group: dist.ProcessGroup) -> None:
+    """As `all_gather_rows`, into `out`; both contiguous."""
+    _all_gather(out, rows, group=group)
 
 
 def reduce_scatter_rows(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:

@@ -16,16 +16,22 @@ from moe.config import MoEConfig, ParallelConfig, check_widths
 from moe.dispatch import make_dispatcher
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.router import TopKRouter
+from moe.routes import Summands, TopK
 from moe.shared import SharedExperts
 
 
 class SparseMoeBlock(nn.Module):
-    """hidden [T,H] → [T,H], replicated over the tp ranks of a replica on both sides.
+    """hidden [T,H] → a sum to [T,H], replicated over the tp ranks of a replica on both sides.
 
-    `runner` is a name from `moe.runner.RUNNERS`. Raises ValueError where the widths of experts do
-    not divide by tp and the backend needs it.
+    `runner` is a name from `moe.runner.RUNNERS`. With a `context` the work is done by Triton
+    kernels. Raises ValueError where the widths of experts do not divide by tp and the backend needs
+    it.
+
+    Attributes:
+        record: int32 [P]; takes the routes this rank computes in each step, where it is set.
     """
 
     def __init__(
@@ -37,6 +43,7 @@ class SparseMoeBlock(nn.Module):
         *,
         dtype: torch.dtype,
         device: torch.device | str,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
         assert (parallel.tp, parallel.dp, parallel.ep) == (
@@ -48,7 +55,7 @@ class SparseMoeBlock(nn.Module):
         placement = ExpertPlacement(
             num_experts=config.num_experts, num_ranks=groups.ep_size, rank=groups.ep_rank
         )
-        self.gate = TopKRouter(config, dtype=dtype, device=device)
+        self.gate = TopKRouter(config, dtype=dtype, device=device, context=context)
         num_slices = parallel.tp if parallel.ep == 1 else 1
         self.experts = FusedMoeExperts(
             config,
@@ -58,6 +65,7 @@ class SparseMoeBlock(nn.Module):
             num_slices=num_slices,
             dtype=dtype,
             device=device,
+            context=context,
         )
         self.shared_experts: SharedExperts | None = None
         if config.shared_expert_size:
@@ -69,21 +77,43 @@ class SparseMoeBlock(nn.Module):
                 dtype=dtype,
                 device=device,
             )
-        self.dispatcher = make_dispatcher(parallel.backend, groups, placement, device=device)
+        self.dispatcher = make_dispatcher(
+            parallel.backend, groups, placement, device=device, context=context
+        )
+        self.tokens_replicated = parallel.tokens_replicated
+        self.record: torch.Tensor | None = None
 
-    def forward(self, hidden_TH: torch.Tensor, max_tokens: int) -> torch.Tensor:
-        """[T,H]. `max_tokens` is the largest T of any replica in this step, a host number.
+    def forward(
+        self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None = None
+    ) -> Summands:
+        """`max_tokens` is the largest T of any replica in this step, a host number.
 
+        Tokens from `num_valid`, int32 [1] on the device, on are padding, which no expert computes.
         Every rank calls it in every step, also with T = 0: the other ranks wait for it.
         """
         if max_tokens == 0:
-            return hidden_TH
+            return Summands.of(hidden_TH)
         share = self.dispatcher.share(hidden_TH, max_tokens)
-        topk = self.gate(share.hidden)
+        if num_valid is not None and share.first_row:
+            num_valid = num_valid - share.first_row
+        topk = self.gate(share.hidden, num_valid, self._record_of(share.hidden))
         dispatched = self.dispatcher.dispatch(share, topk)
+        self._keep(dispatched.topk)
         expert_out = self.experts(dispatched.hidden, dispatched.topk)
         shared = None if self.shared_experts is None else self.shared_experts(share.hidden)
         return self.dispatcher.combine(expert_out, dispatched, shared)
+
+    def _record_of(self, hidden_TH: torch.Tensor) -> torch.Tensor | None:
+        """Where the router may write ids at once: they are the ones this rank computes."""
+        if self.record is None or not self.tokens_replicated:
+            return None
+        return self.record[: hidden_TH.shape[0] * self.gate.config.num_experts_per_tok]
+
+    def _keep(self, topk: TopK) -> None:
+        """Record the ids that came from the exchange."""
+        if self.record is not None and not self.tokens_replicated:
+            self.record.fill_(-1)
+            self.record[: topk.ids.numel()].copy_(topk.ids.flatten())
 
     def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
         """Every tensor of the block; `prefix` ends in `mlp.`, `packed` as in `FusedMoeExperts`."""

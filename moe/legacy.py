@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moe.routes import TopK, local_ids, sum_routes
+from moe.kernels.context import KernelContext
+from moe.routes import Summands, TopK, local_ids
 
 
 def legacy_experts(
@@ -18,8 +19,9 @@ def legacy_experts(
     w13: torch.Tensor,
     w2: torch.Tensor,
     expert_map_E: torch.Tensor | None,
-) -> torch.Tensor:
-    """[T,H], as `moe.runner.fused_experts`: one expert after the other, each over its tokens."""
+    context: KernelContext | None = None,
+) -> Summands:
+    """As `moe.runner.fused_experts`: one expert after the other, each over its tokens."""
     T, K = topk.ids.shape
     local_TK = local_ids(topk.ids, expert_map_E)
     routes_TKH = hidden_TH.new_zeros(T, K, hidden_TH.shape[1])
@@ -27,7 +29,7 @@ def legacy_experts(
         tokens, ks = torch.where(local_TK == expert)
         routes_TKH[tokens, ks] = mlp(hidden_TH[tokens], w13[expert], w2[expert])
     weights_TK = topk.weights.masked_fill(local_TK < 0, 0.0)
-    return sum_routes(routes_TKH, weights_TK, hidden_TH.dtype)
+    return Summands(routes_TKH, weights_TK)
 
 
 def mlp(hidden_TH: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,9 @@ from torch.nn import functional as F
 
 from moe.checkpoint import CheckpointSlice, whole
 from moe.config import MoEConfig
+from moe.kernels.context import KernelContext
+from moe.kernels.linear import linear_parts
+from moe.kernels.topk import topk_softmax
 from moe.routes import TopK
 
 Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
@@ -24,9 +27,15 @@ class TopKRouter(nn.Module):
     """hidden [T,H] → `TopK`, ties to the lower id. The same weight on every rank."""
 
     def __init__(
-        self, config: MoEConfig, *, dtype: torch.dtype, device: torch.device | str
+        self,
+        config: MoEConfig,
+        *,
+        dtype: torch.dtype,
+        device: torch.device | str,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.config = config
         shape = (config.num_experts, config.hidden_size)
         self.weight = nn.Parameter(
@@ -37,8 +46,52 @@ class TopKRouter(nn.Module):
             bias = torch.empty(config.num_experts, dtype=torch.float32, device=device)
             self.e_score_correction_bias = nn.Parameter(bias, requires_grad=False)
 
-    def forward(self, hidden_TH: torch.Tensor) -> TopK:
-        """Logits in the model's dtype, or fp32 for DeepSeek's kinds; everything after in fp32."""
+    def forward(
+        self,
+        hidden_TH: torch.Tensor,
+        num_valid: torch.Tensor | None = None,
+        out_ids_P: torch.Tensor | None = None,
+    ) -> TopK:
+        """Logits in the model's dtype, or fp32 for DeepSeek's kinds; everything after in fp32.
+
+        Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
+        `out_ids_P` [T·K] int32 takes the ids.
+        """
+        if self.context is not None and self.config.router == "softmax":
+            return self._kernels(hidden_TH, num_valid, out_ids_P, self.context)
+        topk = self._select(hidden_TH)
+        if num_valid is not None:
+            is_pad_T1 = torch.arange(len(hidden_TH), device=hidden_TH.device)[:, None] >= num_valid
+            topk = TopK(
+                topk.weights.masked_fill(is_pad_T1, 0.0), topk.ids.masked_fill(is_pad_T1, -1)
+            )
+        if out_ids_P is not None:
+            out_ids_P.copy_(topk.ids.flatten())
+        return topk
+
+    def _kernels(
+        self,
+        hidden_TH: torch.Tensor,
+        num_valid: torch.Tensor | None,
+        out_ids_P: torch.Tensor | None,
+        context: KernelContext,
+    ) -> TopK:
+        shape = (hidden_TH.shape[0], self.config.num_experts_per_tok)
+        take = context.workspace.take
+        ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
+        weights, ids = topk_softmax(
+            linear_parts(hidden_TH, self.weight, context, "router"),
+            self.config.num_experts_per_tok,
+            self.config.norm_topk_prob,
+            num_valid,
+            logits_dtype=hidden_TH.dtype,
+            out_weights_TK=take("weights", shape, torch.float32),
+            out_ids_TK=ids_TK,
+            pdl=context.pdl,
+        )
+        return TopK(weights, ids)
+
+    def _select(self, hidden_TH: torch.Tensor) -> TopK:
         if self.config.router in _FP32_LOGITS:
             logits_TE = F.linear(hidden_TH.float(), self.weight.float())
         else:

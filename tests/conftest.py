@@ -1,5 +1,10 @@
-"""What all tests share: one thread a process, since several processes share the cores."""
+"""What all tests share: one thread a process, since several processes share the cores; and without a
+GPU, kernels that Triton interprets."""
 
 import os
 
+import torch
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # read when kernels are defined

@@ -16,6 +16,7 @@ from moe.config import MoEConfig, resolve_router
 DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
+ON_OFF = ("on", "off")
 
 # transformers' defaults: what a key absent from config.json means.
 _COMMON_DEFAULTS: dict[str, Any] = {
@@ -88,12 +89,14 @@ class WorkerConfig:
     memory_fraction: float = 0.9
     seed: int = 0
     moe_runner: str = "auto"
+    cuda_graphs: str = "on"
 
     def __post_init__(self) -> None:
         for name, value, choices in (
             ("--device", self.device, DEVICES),
             ("--dtype", self.dtype, DTYPES),
             ("--load-format", self.load_format, LOAD_FORMATS),
+            ("--cuda-graphs", self.cuda_graphs, ON_OFF),
         ):
             if value not in choices:
                 raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")

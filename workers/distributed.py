@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from moe.config import ParallelConfig
-from moe.groups import ExpertGroups, all_gather_rows, all_reduce
+from moe.groups import ExpertGroups, all_gather_into, all_gather_rows, all_reduce
 
 # A collective that hangs longer ends the rank.
 _TIMEOUT = timedelta(minutes=10)
@@ -43,6 +43,11 @@ class Groups:
             return x
         parts = all_gather_rows(x, self.tp_group)
         return parts.view(self.tp_size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
+
+    def gather_rows(self, x: torch.Tensor, out: torch.Tensor) -> None:
+        """``[N, C]`` of every tensor-parallel rank, one below the other, into ``[tp * N, C]``."""
+        assert self.tp_group is not None
+        all_gather_into(out, x, self.tp_group)
 
     def minimum(self, value: int) -> int:
         """The smallest value any rank of the world has."""

@@ -38,6 +38,7 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--num-blocks", type=int, default=None, help="KV blocks; default: what fits")
     flags.add_argument("--memory-fraction", type=float, default=0.9)
     flags.add_argument("--seed", type=int, default=0, help="of made-up weights")
+    flags.add_argument("--cuda-graphs", default="on", help="off: launch decodes kernel by kernel")
     return flags
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-_CUDA_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
+GRAPH_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -19,6 +19,11 @@ class LayerCache:
 
     keys: torch.Tensor
     values: torch.Tensor
+
+    @property
+    def block_size(self) -> int:
+        """Tokens in a block."""
+        return int(self.keys.shape[1])
 
     def write(self, slots_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
         """Store tokens; slot = block * block_size + offset.
@@ -78,7 +83,7 @@ def free_bytes(
         free, total = torch.cuda.mem_get_info(device)
         spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         used = total - free - spare
-        return int(memory_fraction * total) - used - workspace - _CUDA_RESERVE_BYTES
+        return int(memory_fraction * total) - used - workspace - GRAPH_RESERVE_BYTES
     return int(memory_fraction * _available_memory()) // ranks_here
 
 

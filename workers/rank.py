@@ -59,7 +59,7 @@ def _seconds_alive() -> float:
 def _describe(
     ready: Rank, parallel: ParallelConfig, startup_seconds: float
 ) -> worker_pb2.DescribeResponse:
-    slots = ready.runner.builder.params.ints.shape[1]
+    ceilings = ready.runner.measure.device
     return worker_pb2.DescribeResponse(
         protocol=PROTOCOL,
         version=release(),
@@ -73,7 +73,7 @@ def _describe(
         architecture=ready.model_config.architecture,
         vocab_size=ready.model_config.vocab_size,
         max_model_len=ready.max_model_len,
-        max_batch_size=slots,
+        max_batch_size=ready.runner.builder.num_slots,
         max_num_batched_tokens=ready.max_num_batched_tokens,
         block_size=ready.runner.builder.block_size,
         num_blocks=ready.num_blocks,
@@ -83,6 +83,9 @@ def _describe(
         weights_sha256=ready.loaded.sha256,
         bytes_read=ready.loaded.bytes_read,
         startup_seconds=startup_seconds,
+        bytes_per_second=ceilings.bytes_per_second if ceilings else 0.0,
+        flops_per_second=ceilings.flops_per_second if ceilings else 0.0,
+        graph_batch_sizes=ready.runner.graphs.sizes,
     )
 
 

@@ -12,30 +12,70 @@ import time
 import torch
 from torch import nn
 
+from moe.kernels.context import KernelContext
 from switchyard.worker.v1 import worker_pb2
 from workers.batch import BatchBuilder, DeviceBatch
+from workers.graphs import DecodeGraphs
+from workers.kernel_sampler import KernelSampler
 from workers.kv_cache import KVCache
+from workers.roofline import Device, Roofline, StepWork
 from workers.sampler import sample
+
+_RING = 8  # results on their way to the host; more than the steps a frontend keeps in flight
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class Measure:
+    """What turns a step into bytes, operations and their least time."""
+
+    roofline: Roofline
+    device: Device | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class _Copies:
+    """Where a step's results come to on the host, and when it began and ended."""
+
+    results: torch.Tensor
+    started: torch.cuda.Event
+    done: torch.cuda.Event
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepHandle:
-    """A launched step, whose tokens are on their way to the host."""
+    """A launched step, whose tokens are on their way to the host.
+
+    Attributes:
+        num_tokens: of these, at the front of `results`; behind them, from `hits_at` on, the experts
+            each sparse layer hit.
+        started, done: events, or seconds on a CPU; `before` is the `done` of the step before.
+    """
 
     step_id: int
-    tokens_D: torch.Tensor | None
+    results: torch.Tensor
+    num_tokens: int
+    hits_at: int
+    work: StepWork
+    measure: Measure
     started: torch.cuda.Event | float
     done: torch.cuda.Event | float
+    before: torch.cuda.Event | float | None
 
     def result(self) -> worker_pb2.StepResult:
         """Wait for the step and report its tokens."""
-        if isinstance(self.done, float):
-            seconds = self.done - self.started
-        else:
+        if not isinstance(self.done, float):
             self.done.synchronize()
-            seconds = self.started.elapsed_time(self.done) / 1e3
-        tokens = [] if self.tokens_D is None else self.tokens_D.tolist()
-        return worker_pb2.StepResult(step_id=self.step_id, token_ids=tokens, device_seconds=seconds)
+        experts_hit = int(self.results[self.hits_at :].sum())
+        cost = self.measure.roofline.cost(self.work, experts_hit)
+        return worker_pb2.StepResult(
+            step_id=self.step_id,
+            token_ids=self.results[: self.num_tokens].tolist(),
+            device_seconds=_seconds(self.started, self.done),
+            floor_seconds=cost.floor_seconds(self.measure.device),
+            idle_seconds=max(0.0, _seconds(self.before, self.started)),
+            bytes_moved=cost.bytes_moved,
+            flops=cost.flops,
+        )
 
 
 class Runner:
@@ -43,16 +83,44 @@ class Runner:
 
     Args:
         reports: whether this rank's results carry the tokens (the first of a tp group).
+        context: what the model's kernels share; None for plain torch.
     """
 
     def __init__(
-        self, model: nn.Module, cache: KVCache, builder: BatchBuilder, *, reports: bool
+        self,
+        model: nn.Module,
+        cache: KVCache,
+        builder: BatchBuilder,
+        measure: Measure,
+        *,
+        reports: bool,
+        context: KernelContext | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
         self.builder = builder
+        self.measure = measure
         self.reports = reports
+        self.graphs = DecodeGraphs([])
         self.on_cuda = builder.device.type == "cuda"
+        self.sampler = None
+        if context is not None:
+            self.sampler = KernelSampler(
+                max_rows=builder.num_slots,
+                vocab_size=model.lm_head.vocab_size,
+                device=builder.device,
+                pdl=context.pdl,
+            )
+        load = model.expert_load
+        num_layers = 0 if load is None else len(load.hits_L)
+        self.results = torch.zeros(
+            builder.num_slots + num_layers, dtype=torch.int32, device=builder.device
+        )
+        if load is not None:
+            load.hits_L = self.results[builder.num_slots :]
+        self.copies = [self._make_copies() for _ in range(_RING)] if self.on_cuda else []
+        self.num_launched = 0
+        self.last_done: torch.cuda.Event | float | None = None
 
     @torch.inference_mode()
     def launch(self, step: worker_pb2.StepRequest) -> StepHandle:
@@ -61,69 +129,77 @@ class Runner:
         Raises:
             ValueError: the step's columns are inconsistent.
         """
-        started = self._mark()
-        batch = self.builder.build(step)
-        hidden_TH = self.model(batch.forward, self.cache)
-        tokens_D = self._draw(hidden_TH, batch)
-        if not self.reports:
-            tokens_D = None
-        elif tokens_D is not None and self.on_cuda:
-            tokens_D = tokens_D.to("cpu", non_blocking=True)
-        return StepHandle(step.step_id, tokens_D, started, self._mark())
+        size = self.graphs.size_for(step)
+        batch = self.builder.build(step, pad_to=size)
+        copies = self.copies[self.num_launched % _RING] if self.on_cuda else None
+        self.num_launched += 1
+        started = _now(copies and copies.started)
+        logits_DV = self.forward(batch) if size is None else self.graphs.replay(size)
+        if logits_DV is not None:
+            self._draw(logits_DV, batch)
+        if copies is None:
+            results = self.results.clone()
+        else:
+            results = copies.results
+            results.copy_(self.results, non_blocking=True)
+        before, self.last_done = self.last_done, _now(copies and copies.done)
+        rows = batch.rows
+        return StepHandle(
+            step_id=step.step_id,
+            results=results,
+            num_tokens=int(rows.draws.sum()) if self.reports else 0,
+            hits_at=self.builder.num_slots,
+            work=StepWork.of_rows(rows.positions, rows.num_tokens, draws=int(rows.draws.sum())),
+            measure=self.measure,
+            started=started,
+            done=self.last_done,
+            before=before,
+        )
 
-    def _draw(self, hidden_TH: torch.Tensor, batch: DeviceBatch) -> torch.Tensor | None:
+    def forward(self, batch: DeviceBatch) -> torch.Tensor | None:
+        """Logits ``[D, V]`` of the rows that draw; None when there are none."""
+        hidden_TH = self.model(batch.forward, self.cache)
+        if self.model.expert_load is not None:
+            self.model.expert_load.count(len(hidden_TH))
         if batch.sampling is None:
             return None
-        tokens_D = sample(self.model.logits(hidden_TH[batch.last_D]), batch.sampling)
-        # A row without a token goes on with token 0 until the frontend hears of it and ends it.
-        self.builder.last_token[batch.draw_slots_D] = tokens_D.clamp(min=0)
-        return tokens_D
+        if batch.last_D is not None:
+            hidden_TH = hidden_TH[batch.last_D]
+        return self.model.logits(hidden_TH)
 
-    def _mark(self) -> torch.cuda.Event | float:
-        if not self.on_cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+    def _draw(self, logits_DV: torch.Tensor, batch: DeviceBatch) -> None:
+        """Tokens to the front of ``results`` and to their slots' last tokens. A row without a
+        finite token goes on with token 0 until the frontend hears of it and ends it."""
+        assert batch.sampling is not None
+        out_D = self.results[: len(logits_DV)]
+        last_token, slots_D = self.builder.last_token, batch.draw_slots_D
+        if self.sampler is not None:
+            self.sampler.draw(
+                logits_DV, batch.sampling, slots_D, last_token=last_token, out_D=out_D
+            )
+            return
+        out_D.copy_(sample(logits_DV, batch.sampling))
+        last_token[slots_D] = out_D.clamp(min=0)
 
-
-def warm_up_steps(
-    *, num_tokens: int, num_sequences: int, max_model_len: int, block_size: int
-) -> list[worker_pb2.StepRequest]:
-    """Two made-up steps of the largest shapes: a full prefill, and a draw for every slot.
-
-    Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
-    """
-    prefill = worker_pb2.StepRequest(step_id=0, max_replica_tokens=num_tokens)
-    used, left, slot = 0, num_tokens, 0
-    while left and slot < num_sequences:
-        length = min(left, max_model_len)
-        blocks = -(-length // block_size)
-        prefill.new_sequences.add(slot=slot, temperature=1.0, top_p=0.9)
-        prefill.slots.append(slot)
-        prefill.positions.append(0)
-        prefill.num_tokens.append(length)
-        prefill.token_ids.extend([0] * length)
-        prefill.draws.append(True)
-        prefill.num_new_blocks.append(blocks)
-        prefill.new_blocks.extend(range(used, used + blocks))
-        used, left, slot = used + blocks, left - length, slot + 1
-    prefill.max_replica_tokens = num_tokens - left
-    decode = worker_pb2.StepRequest(
-        step_id=1, num_decodes=num_sequences, max_replica_tokens=num_sequences
-    )
-    for slot in range(num_sequences):
-        decode.new_sequences.add(slot=slot, temperature=1.0, top_p=0.9)
-        decode.slots.append(slot)
-        decode.positions.append(0)
-        decode.num_new_blocks.append(1)
-        decode.new_blocks.append(slot)
-    return [prefill, decode]
+    def _make_copies(self) -> _Copies:
+        return _Copies(
+            results=torch.zeros(len(self.results), dtype=torch.int32, pin_memory=True),
+            started=torch.cuda.Event(enable_timing=True),
+            done=torch.cuda.Event(enable_timing=True),
+        )
 
 
-def warm_up_blocks(
-    *, num_tokens: int, num_sequences: int, max_model_len: int, block_size: int
-) -> int:
-    """Blocks that ``warm_up_steps`` touches."""
-    rows = -(-num_tokens // max_model_len)
-    return max(num_sequences, -(-num_tokens // block_size) + rows)
+def _now(event: torch.cuda.Event | None) -> torch.cuda.Event | float:
+    """The event, recorded; without one, the clock."""
+    if event is None:
+        return time.perf_counter()
+    event.record()
+    return event
+
+
+def _seconds(first: torch.cuda.Event | float | None, second: torch.cuda.Event | float) -> float:
+    if first is None:
+        return 0.0
+    if isinstance(first, float):
+        return second - first
+    return first.elapsed_time(second) / 1e3

@@ -1,6 +1,6 @@
 """From flags to a rank that is ready to run steps.
 
-Owns the order: group → model → weights → warm-up → KV cache. Knows nothing of gRPC.
+Owns the order: group → model → weights → warm-up → KV cache → graphs. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -15,14 +15,18 @@ import torch
 from torch import nn
 
 from moe.config import ParallelConfig, resolve_runner
-from workers.batch import BatchBuilder
+from moe.kernels.context import KernelContext, make_context
+from moe.placement import ExpertPlacement
+from workers.batch import AttentionShape, BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
 from workers.distributed import Groups, expert_groups, join
-from workers.kv_cache import KVCache, bytes_per_block, free_bytes
-from workers.layers.attention import gather_bytes
+from workers.graphs import DecodeGraphs, batch_sizes
+from workers.kv_cache import GRAPH_RESERVE_BYTES, KVCache, bytes_per_block, free_bytes
 from workers.models import MODELS
 from workers.models.base import Placement
-from workers.runner import Runner, warm_up_blocks, warm_up_steps
+from workers.roofline import Roofline, device_ceilings
+from workers.runner import Measure, Runner
+from workers.warm_up import warm_up_blocks, warm_up_steps
 from workers.weights import Checkpoint, Loaded, load_weights, make_up_weights
 
 log = logging.getLogger(__name__)
@@ -45,6 +49,7 @@ class Rank:
     num_blocks: int
     device_name: str
     dtype: torch.dtype
+    context: KernelContext | None
 
 
 def choose_device(name: str) -> torch.device:
@@ -64,8 +69,13 @@ def choose_device(name: str) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
+def start(
+    config: WorkerConfig, parallel: ParallelConfig, context: KernelContext | None = None
+) -> Rank:
     """Build everything on this rank.
+
+    Args:
+        context: for kernels; a CUDA device has its own by default, a CPU none.
 
     Raises:
         ValueError: flags, model folder or memory do not fit; one line saying why.
@@ -74,6 +84,8 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if device.type == "cuda":
         torch.cuda.set_device(device)
+        # The default stream cannot be captured.
+        torch.cuda.set_stream(torch.cuda.Stream(device))
     elif "OMP_NUM_THREADS" not in os.environ:
         # One core is left to the frontend.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks_here))
@@ -90,6 +102,8 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
             f"{config.max_batch_size}; each running sequence needs a token a step"
         )
     checkpoint = None if _is_dummy(config) else Checkpoint(config.model)
+    if context is None and device.type == "cuda":
+        context = make_context(device, dtype)
     groups = join(parallel, device)
     place = Placement(
         groups=groups,
@@ -97,6 +111,8 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
         parallel=parallel,
         moe_runner=resolve_runner(config.moe_runner),
         max_positions=max_model_len,
+        max_tokens=step_tokens,
+        context=context,
         dtype=dtype,
         device=device,
     )
@@ -107,7 +123,19 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
         num_slots=config.max_batch_size,
         max_blocks=-(-max_model_len // config.block_size),
         block_size=config.block_size,
+        max_tokens=step_tokens,
         device=device,
+        attention=_attention_shape(model_config, model.num_kv_heads, place),
+    )
+    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+    measure = Measure(
+        Roofline.of_rank(
+            model_config,
+            parallel,
+            num_local_experts=_num_local(model_config, place),
+            dtype=str(dtype).removeprefix("torch."),
+        ),
+        device_ceilings(device_name),
     )
     sizes = {
         "num_layers": model_config.num_layers,
@@ -116,26 +144,30 @@ def start(config: WorkerConfig, parallel: ParallelConfig) -> Rank:
         "head_dim": model_config.head_dim,
         "dtype": dtype,
     }
-    workspace = max(
-        _warm_up(model, builder, config, max_model_len, step_tokens, sizes),
-        # The warm-up's decodes have short contexts.
-        gather_bytes(model.num_kv_heads, model_config.head_dim, dtype),
+    workspace = _warm_up(
+        model, builder, measure, place.context, config, max_model_len, step_tokens, sizes
     )
     budget = free_bytes(device, config.memory_fraction, workspace, ranks_here)
     num_blocks = groups.minimum(
         _num_blocks(config, max_model_len, bytes_per_block(**sizes), budget)
     )
     cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
+    runner = Runner(
+        model, cache, builder, measure, reports=groups.tp_rank == 0, context=place.context
+    )
+    if device.type == "cuda" and _capturable(config, parallel):
+        _capture(runner, place.context, config.max_batch_size)
     return Rank(
-        runner=Runner(model, cache, builder, reports=groups.tp_rank == 0),
+        runner=runner,
         groups=groups,
         model_config=model_config,
         loaded=loaded,
         max_model_len=max_model_len,
         max_num_batched_tokens=step_tokens,
         num_blocks=num_blocks,
-        device_name=torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+        device_name=device_name,
         dtype=dtype,
+        context=place.context,
     )
 
 
@@ -171,9 +203,62 @@ def _load(model: nn.Module, checkpoint: Checkpoint | None, config: WorkerConfig)
         return load_weights(slices, checkpoint, ignore=tied)
 
 
+def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:
+    if place.context is None:
+        return None
+    return AttentionShape(
+        num_heads=config.num_heads // place.parallel.tp,
+        kv_heads=kv_heads,
+        num_cores=place.context.num_cores,
+    )
+
+
+def _num_local(config: ModelConfig, place: Placement) -> int:
+    """Experts of this rank in each sparse layer."""
+    if config.moe is None:
+        return 0
+    groups = place.expert_groups
+    return ExpertPlacement(
+        num_experts=config.moe.num_experts, num_ranks=groups.ep_size, rank=groups.ep_rank
+    ).num_local
+
+
+def _capturable(config: WorkerConfig, parallel: ParallelConfig) -> bool:
+    """Neither the exchange nor the runner asks the device for numbers."""
+    return (
+        config.cuda_graphs == "on"
+        and parallel.backend != "all_to_all"
+        and resolve_runner(config.moe_runner) != "legacy"
+    )
+
+
+@torch.inference_mode()
+def _capture(runner: Runner, context: KernelContext, max_batch_size: int) -> None:
+    """Capture the decode steps; raises ValueError where they take more than their reserve."""
+    context.workspace.freeze()
+    free_before, _ = torch.cuda.mem_get_info()
+    runner.graphs = DecodeGraphs(batch_sizes(max_batch_size))
+    runner.graphs.capture(runner.forward, runner.builder)
+    free_after, _ = torch.cuda.mem_get_info()
+    if free_before - free_after > GRAPH_RESERVE_BYTES:
+        raise ValueError(
+            f"CUDA graphs of {len(runner.graphs.sizes)} batch sizes take "
+            f"{(free_before - free_after) / 2**30:.1f} GiB, {GRAPH_RESERVE_BYTES / 2**30:.0f} GiB "
+            "are kept for them; lower --max-batch-size or use --cuda-graphs off"
+        )
+    log.info(
+        "%d CUDA graphs take %d MiB, workspaces %d MiB",
+        len(runner.graphs.sizes),
+        (free_before - free_after) >> 20,
+        context.workspace.num_bytes >> 20,
+    )
+
+
 def _warm_up(
     model: nn.Module,
     builder: BatchBuilder,
+    measure: Measure,
+    context: KernelContext | None,
     config: WorkerConfig,
     max_model_len: int,
     step_tokens: int,
@@ -192,13 +277,16 @@ def _warm_up(
         "block_size": config.block_size,
     }
     cache = KVCache(num_blocks=warm_up_blocks(**shape), device=builder.device, **sizes)
-    runner = Runner(model, cache, builder, reports=True)
+    runner = Runner(model, cache, builder, measure, reports=True, context=context)
     before = torch.cuda.memory_allocated() if on_cuda else 0
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     for step in warm_up_steps(**shape):
         runner.launch(step).result()
-    return torch.cuda.max_memory_allocated() - before if on_cuda else 0
+    if not on_cuda:
+        return 0
+    # What stays is counted as used.
+    return torch.cuda.max_memory_allocated() - max(before, torch.cuda.memory_allocated())
 
 
 def _num_blocks(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:

@@ -13,12 +13,14 @@ from moe.dispatch.deepep import refuse_deepep
 from moe.dispatch.disabled import DisabledDispatcher
 from moe.dispatch.local_allreduce import LocalAllreduceDispatcher
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 
 __all__ = ["DISPATCHERS", "ExpertGroups", "make_dispatcher"]
 
 DISPATCHERS: dict[
-    str, Callable[[ExpertGroups, ExpertPlacement, torch.device | str], Dispatcher]
+    str,
+    Callable[[ExpertGroups, ExpertPlacement, torch.device | str, KernelContext | None], Dispatcher],
 ] = {
     "disabled": DisabledDispatcher,
     "local_allreduce": LocalAllreduceDispatcher,
@@ -34,6 +36,7 @@ def make_dispatcher(
     placement: ExpertPlacement,
     *,
     device: torch.device | str,
+    context: KernelContext | None = None,
 ) -> Dispatcher:
     """The dispatcher of a `ParallelConfig.backend`; ValueError for the reserved deepep."""
-    return DISPATCHERS[backend](groups, placement, device)
+    return DISPATCHERS[backend](groups, placement, device, context)

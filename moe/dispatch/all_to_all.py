@@ -13,20 +13,26 @@ import torch
 from moe.dispatch.base import Dispatched, Exchange, Share
 from moe.dispatch.shares import join_shares, pad_rows, take_share
 from moe.groups import ExpertGroups, exchange_rows
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
-from moe.routes import TopK, sum_routes
+from moe.routes import Summands, TopK
 
 
 class AllToAllDispatcher:
     """Tokens [V,H] out, one result row a route back, all-gather over tp when tp > 1."""
 
     def __init__(
-        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
     ) -> None:
         assert groups.ep_group is not None
         assert placement.num_ranks == groups.ep_size
         self.groups = groups
         self.group = groups.ep_group
+        self.context = context
         self.owners_E = placement.owners(device)
         self.ranks_N11 = torch.arange(groups.ep_size, device=device).view(-1, 1, 1)
 
@@ -66,18 +72,18 @@ class AllToAllDispatcher:
         )
 
     def combine(
-        self, expert_out_RH: torch.Tensor, dispatched: Dispatched, shared_VH: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+    ) -> Summands:
         """Results go back to the owner, which weighs and sums them: the replica's [T,H]."""
         exchange = dispatched.exchange
         assert exchange is not None
-        back = exchange_rows(expert_out_RH, exchange.num_received, exchange.num_sent, self.group)
+        rows_RH = expert_out.total(dispatched.hidden.dtype, self.context)
+        back = exchange_rows(rows_RH, exchange.num_received, exchange.num_sent, self.group)
         routes = torch.empty_like(back)
         routes[exchange.slots] = back
         routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
-        out_VH = sum_routes(routes_VKH, exchange.topk.weights, back.dtype)
+        out_VH = Summands(routes_VKH, exchange.topk.weights).total(back.dtype, self.context)
         if shared_VH is not None:
             out_VH = out_VH + shared_VH
-        return join_shares(
-            pad_rows(out_VH, dispatched.share.num_rows), dispatched.share, self.groups
-        )
+        out_SH = pad_rows(out_VH, dispatched.share.num_rows)
+        return Summands.of(join_shares(out_SH, dispatched.share, self.groups))

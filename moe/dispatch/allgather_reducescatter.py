@@ -11,20 +11,26 @@ import torch
 from moe.dispatch.base import Dispatched, Share
 from moe.dispatch.shares import join_shares, pad_rows, take_share
 from moe.groups import ExpertGroups, all_gather_rows, reduce_scatter_rows
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
-from moe.routes import TopK
+from moe.routes import Summands, TopK
 
 
 class AllgatherReducescatterDispatcher:
     """All-gather to [N·S,H], reduce-scatter to [S,H]; with tp > 1 an all-gather over tp."""
 
     def __init__(
-        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
     ) -> None:
         assert groups.ep_group is not None
         assert placement.num_ranks == groups.ep_size
         self.groups = groups
         self.group = groups.ep_group
+        self.context = context
 
     def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
         """This tp rank's part of its replica's tokens."""
@@ -47,10 +53,11 @@ class AllgatherReducescatterDispatcher:
         )
 
     def combine(
-        self, expert_out: torch.Tensor, dispatched: Dispatched, shared_VH: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+    ) -> Summands:
         """[N·S,H] → this rank's [S,H], plus shared experts → the replica's [T,H]."""
-        out_SH = reduce_scatter_rows(expert_out, self.group)
+        rows = expert_out.total(dispatched.hidden.dtype, self.context)
+        out_SH = reduce_scatter_rows(rows, self.group)
         if shared_VH is not None:
             out_SH[: shared_VH.shape[0]] += shared_VH
-        return join_shares(out_SH, dispatched.share, self.groups)
+        return Summands.of(join_shares(out_SH, dispatched.share, self.groups))

@@ -12,19 +12,20 @@ from typing import Protocol
 
 import torch
 
-from moe.routes import TopK
+from moe.routes import Summands, TopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Share:
     """The tokens a rank routes: `hidden` [V,H], of its replica's `num_tokens` T.
 
-    `num_rows` is S, the same on every rank of the step.
+    They start at row `first_row`; `num_rows` is S, the same on every rank of the step.
     """
 
     hidden: torch.Tensor
     num_tokens: int
     num_rows: int
+    first_row: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -66,9 +67,10 @@ class Dispatcher(Protocol):
         ...
 
     def combine(
-        self, expert_out_RH: torch.Tensor, dispatched: Dispatched, shared_VH: torch.Tensor | None
-    ) -> torch.Tensor:
-        """[T,H], the same on all tp ranks of a replica: routed results plus `shared_VH`.
+        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+    ) -> Summands:
+        """A sum to [T,H], the same on all tp ranks of a replica: `expert_out`, a sum to [R,H], plus
+        `shared_VH`.
 
         `shared_VH` is what shared experts made of the share: a slice of their width where tokens
         are replicated, the whole otherwise.

@@ -13,8 +13,9 @@ import torch
 from moe.config import DEEPEP_UNAVAILABLE
 from moe.dispatch.base import Dispatched, Dispatcher, Share
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
-from moe.routes import TopK
+from moe.routes import Summands, TopK
 
 
 class SplitDispatcher(Protocol):
@@ -31,17 +32,20 @@ class SplitDispatcher(Protocol):
         """Waits for what this rank's experts compute."""
         ...
 
-    def combine_begin(self, expert_out_RH: torch.Tensor, dispatched: Dispatched) -> object:
+    def combine_begin(self, expert_out: Summands, dispatched: Dispatched) -> object:
         """Starts sending results back."""
         ...
 
-    def combine_end(self, begun: object, shared_VH: torch.Tensor | None) -> torch.Tensor:
-        """Waits for the replica's [T,H]."""
+    def combine_end(self, begun: object, shared_VH: torch.Tensor | None) -> Summands:
+        """Waits for the replica's sum to [T,H]."""
         ...
 
 
 def refuse_deepep(
-    groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+    groups: ExpertGroups,
+    placement: ExpertPlacement,
+    device: torch.device | str,
+    context: KernelContext | None,
 ) -> Dispatcher:
     """Raises ValueError: reserved, not installed, and what to use instead."""
     raise ValueError(DEEPEP_UNAVAILABLE)

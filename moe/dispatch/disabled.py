@@ -6,6 +6,7 @@ import torch
 
 from moe.dispatch.replicated import ReplicatedDispatcher
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 
 
@@ -13,7 +14,11 @@ class DisabledDispatcher(ReplicatedDispatcher):
     """One all-reduce [T,H] over the tp ranks, none when tp = 1."""
 
     def __init__(
-        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
     ) -> None:
         assert placement.num_ranks == 1
-        super().__init__(groups.tp_group)
+        super().__init__(groups.tp_group, context)

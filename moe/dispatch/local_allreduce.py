@@ -7,6 +7,7 @@ import torch
 
 from moe.dispatch.replicated import ReplicatedDispatcher
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 
 
@@ -14,8 +15,12 @@ class LocalAllreduceDispatcher(ReplicatedDispatcher):
     """One all-reduce [T,H] over the ranks that share the experts."""
 
     def __init__(
-        self, groups: ExpertGroups, placement: ExpertPlacement, device: torch.device | str
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
     ) -> None:
         assert groups.dp_size == 1
         assert placement.num_ranks == groups.ep_size
-        super().__init__(groups.ep_group)
+        super().__init__(groups.ep_group, context)

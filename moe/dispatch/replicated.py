@@ -11,14 +11,16 @@ import torch.distributed as dist
 
 from moe.dispatch.base import Dispatched, Share
 from moe.groups import all_reduce
-from moe.routes import TopK
+from moe.kernels.context import KernelContext
+from moe.routes import Summands, TopK
 
 
 class ReplicatedDispatcher:
     """No dispatch; one all-reduce [T,H] over ``group``, none for a group of one."""
 
-    def __init__(self, group: dist.ProcessGroup | None) -> None:
+    def __init__(self, group: dist.ProcessGroup | None, context: KernelContext | None) -> None:
         self.group = group
+        self.context = context
 
     def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
         """All tokens: they are replicated."""
@@ -30,8 +32,13 @@ class ReplicatedDispatcher:
         return Dispatched(hidden=share.hidden, topk=topk, share=share)
 
     def combine(
-        self, expert_out_TH: torch.Tensor, dispatched: Dispatched, shared_TH: torch.Tensor | None
-    ) -> torch.Tensor:
-        """[T,H]: this rank's part of routed and shared experts, summed in one all-reduce."""
-        out_TH = expert_out_TH if shared_TH is None else expert_out_TH + shared_TH
-        return all_reduce(out_TH, self.group)
+        self, expert_out: Summands, dispatched: Dispatched, shared_TH: torch.Tensor | None
+    ) -> Summands:
+        """This rank's part of routed and shared experts, summed in one all-reduce; a rank that is
+        alone leaves the sum over k to its reader."""
+        if self.group is None and shared_TH is None:
+            return expert_out
+        out_TH = expert_out.total(dispatched.hidden.dtype, self.context)
+        if shared_TH is not None:
+            out_TH = out_TH + shared_TH
+        return Summands.of(all_reduce(out_TH, self.group))

@@ -23,7 +23,9 @@ def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -
     num_rows = -(-max_tokens // groups.tp_size)
     start = min(groups.tp_rank * num_rows, num_tokens)
     stop = min(start + num_rows, num_tokens)
-    return Share(hidden=hidden_TH[start:stop], num_tokens=num_tokens, num_rows=num_rows)
+    return Share(
+        hidden=hidden_TH[start:stop], num_tokens=num_tokens, num_rows=num_rows, first_row=start
+    )
 
 
 def join_shares(out_SH: torch.Tensor, share: Share, groups: ExpertGroups) -> torch.Tensor:

@@ -12,7 +12,7 @@ import hashlib
 from collections import deque
 
 from frontend.limits import Limits
-from frontend.step import NewSequence, Slice, Step
+from frontend.step import Measures, NewSequence, Slice, Step, StepResults
 
 VOCAB = 50
 
@@ -146,7 +146,11 @@ class FakeWorkers:
 
 
 class FakeGroup:
-    """The engine's view of `FakeWorkers`: answers come a little later."""
+    """The engine's view of `FakeWorkers`: answers come a little later.
+
+    Attributes:
+        measures: what every step sent from now on is said to have taken.
+    """
 
     def __init__(self, limits: Limits) -> None:
         self.workers = FakeWorkers(limits)
@@ -154,13 +158,14 @@ class FakeGroup:
         self.max_in_flight = 0
         self.gate = asyncio.Event()
         self.gate.set()
-        self._answers: deque[list[list[int]]] = deque()
+        self.measures = Measures()
+        self._answers: deque[StepResults] = deque()
 
     async def send(self, step: Step) -> None:
-        self._answers.append(self.workers.run(step))
+        self._answers.append(StepResults(self.workers.run(step), self.measures))
         self.max_in_flight = max(self.max_in_flight, len(self._answers))
 
-    async def receive(self) -> list[list[int]]:
+    async def receive(self) -> StepResults:
         await asyncio.sleep(0)
         opened = asyncio.ensure_future(self.gate.wait())
         await asyncio.wait([opened, self.lost], return_when=asyncio.FIRST_COMPLETED)

@@ -19,9 +19,11 @@ import jinja2
 from frontend.backend import Backend
 from frontend.errors import Code, RequestError
 from frontend.grpc_server import GrpcServer
+from frontend.meter import StepLoad, StepTotals
 from frontend.model_folder import SamplingDefaults
 from frontend.request import FinishReason, Request
 from frontend.service import Service
+from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 
 VOCAB_SIZE = 256
@@ -30,16 +32,29 @@ EOS = 0
 MODEL = "fake"
 
 
+STEP_LOAD = StepLoad(
+    generated_tokens_per_second=3.0,
+    floor_share=0.5,
+    decode_floor_share=0.75,
+    device_busy=0.25,
+    step_seconds=0.125,
+    idle_seconds_per_step=0.0625,
+    # A fleet's bytes and operations pass 2**64 within days.
+    steps=StepTotals(steps=8, device_seconds=2.0, floor_seconds=1.0, bytes_moved=1e30, flops=2e30),
+    decode_steps=StepTotals(steps=4, device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125),
+)
+
+
 @dataclasses.dataclass(frozen=True)
 class FakeLoad:
     running_requests: int = 1
     queued_requests: int = 2
     kv_cache_usage: float = 0.5
-    generated_tokens_per_second: float = 3.0
     queued_prompt_tokens: int = 4
     preemptions: int = 5
     prefix_query_tokens: int = 6
     prefix_hit_tokens: int = 7
+    steps: StepLoad = STEP_LOAD
 
 
 class FakeEngine:
@@ -155,7 +170,7 @@ class FakeTokenizer:
 def describe(**changes: Any) -> worker_pb2.DescribeResponse:
     """What the workers of a small model say."""
     facts: dict[str, Any] = {
-        "protocol": 1, "version": "0", "rank": 0, "world_size": 1, "local_world_size": 1,
+        "protocol": PROTOCOL, "version": "0", "rank": 0, "world_size": 1, "local_world_size": 1,
         "tensor_parallel_size": 1, "data_parallel_size": 1, "expert_parallel_size": 1,
         "moe_ep_backend": "disabled", "architecture": "FakeForCausalLM", "vocab_size": VOCAB_SIZE,
         "max_model_len": MAX_CONTEXT, "max_batch_size": 4, "max_num_batched_tokens": 64,

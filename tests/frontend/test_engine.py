@@ -11,8 +11,10 @@ import pytest
 
 from frontend.engine import Engine
 from frontend.errors import Code, RequestError
+from frontend.meter import StepTotals
 from frontend.request import Delta, FinishReason, Request
 from frontend.scheduler import Scheduler
+from frontend.step import Measures
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.test_scheduler import LIMITS, expected_output, make_request, random_request
 
@@ -69,7 +71,7 @@ async def test_outputs_under_random_arrivals(depth: int) -> None:
         load = running.engine.load()
         assert (load.running_requests, load.queued_requests, load.kv_cache_usage) == (0, 0, 0)
         assert load.generated_tokens == sum(request.num_generated for request in requests)
-        assert load.generated_tokens_per_second > 0
+        assert load.steps.generated_tokens_per_second > 0
         assert running.group.max_in_flight == depth
 
 
@@ -142,6 +144,37 @@ async def test_queue_deadline_passes_while_the_workers_are_busy() -> None:
 async def test_abort_of_a_stranger_is_false() -> None:
     async with Running() as running:
         assert not running.engine.abort("nobody")
+
+
+async def test_steps_are_measured() -> None:
+    async with Running() as running:
+        running.group.measures = Measures(
+            device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125, bytes_moved=1e20, flops=3.0
+        )
+        for name in ("a", "b"):
+            request = make_request(name, max_new_tokens=6)
+            running.engine.submit(request)
+            await running.output(request)
+        while running.group._answers:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        load = running.engine.load()
+        steps = running.group.workers.steps
+        num_steps, num_decodes = len(steps), sum(step.decode_only for step in steps)
+        # A request is one prefill and five decodes.
+        assert (num_steps, num_decodes) == (12, 10)
+        assert load.steps.steps == StepTotals(
+            steps=num_steps,
+            device_seconds=0.5 * num_steps,
+            floor_seconds=0.25 * num_steps,
+            # Nothing was under way when a request came.
+            idle_seconds=0.125 * num_decodes,
+            bytes_moved=1e20 * num_steps,
+            flops=3.0 * num_steps,
+        )
+        assert load.steps.decode_steps.steps == num_decodes
+        assert load.steps.floor_share == load.steps.decode_floor_share == 0.5
+        assert load.steps.device_busy == 1.0
 
 
 async def test_depth_below_one_is_refused() -> None:

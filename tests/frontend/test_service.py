@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
@@ -18,6 +19,7 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import (
     MAX_CONTEXT,
     MODEL,
+    STEP_LOAD,
     VOCAB_SIZE,
     FakeEngine,
     FakeTokenizer,
@@ -502,7 +504,13 @@ async def test_tokenize_and_back() -> None:
 async def test_facts() -> None:
     service = opened(
         FakeEngine(),
-        info=describe(data_parallel_size=2, world_size=2),
+        info=describe(
+            data_parallel_size=2,
+            world_size=2,
+            bytes_per_second=4.3e12,
+            flops_per_second=790e12,
+            graph_batch_sizes=[1, 2, 4],
+        ),
         defaults=SamplingDefaults(temperature=0.5),
     )
     model = service.model_info()
@@ -515,5 +523,16 @@ async def test_facts() -> None:
     assert (server.version, server.world_size, server.max_running_requests) == ("1.2.3", 2, 8)
     assert (server.kv_cache_tokens, server.block_size) == (2 * 64 * 4, 4)
     assert server.max_prompt_tokens == MAX_CONTEXT - 1
+    assert (server.bytes_per_second, server.flops_per_second) == (4.3e12, 790e12)
+    assert server.graph_batch_sizes == [1, 2, 4]
     load = service.load()
     assert (load.queued_requests, load.kv_cache_usage, load.prefix_hit_tokens) == (2, 0.5, 7)
+    assert load.generated_tokens_per_second == 3.0
+    assert (load.floor_share, load.decode_floor_share, load.device_busy) == (0.5, 0.75, 0.25)
+    assert (load.step_seconds, load.idle_seconds_per_step) == (0.125, 0.0625)
+    for said, meant in (
+        (load.steps, STEP_LOAD.steps),
+        (load.decode_steps, STEP_LOAD.decode_steps),
+    ):
+        assert said == pb.StepTotals(**dataclasses.asdict(meant))
+        assert len(said.ListFields()) >= 4

@@ -14,7 +14,7 @@ import pytest
 
 from frontend.engine import Engine
 from frontend.scheduler import Scheduler
-from frontend.step import NewSequence, Slice, Step
+from frontend.step import Measures, NewSequence, Slice, Step
 from frontend.worker_group import GroupLost, WorkerGroup
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -68,6 +68,8 @@ def info(rank: int, dp: int = 1, tp: int = 1, **other: Any) -> worker_pb2.Descri
             "num_blocks": 64,
             "eos_token_ids": [1],
             "startup_seconds": float(rank),
+            "bytes_per_second": 1e12 * rank,
+            "flops_per_second": 1e15 * rank,
             **other,
         }
     )
@@ -149,10 +151,10 @@ async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_pa
         assert group.info == ranks.ranks[0].info
         for step_id in (1, 2):
             await group.send(Step(step_id, [a_slice(0), Slice()], 6))
-        assert await group.receive() == [[0, 1, 2], []]
-        assert await group.receive() == [[0, 1, 2], []]
+        assert (await group.receive()).tokens == [[0, 1, 2], []]
+        assert (await group.receive()).tokens == [[0, 1, 2], []]
         await group.send(Step(3, [Slice(), a_slice(4)], 6))
-        assert await group.receive() == [[], [200, 201, 202]]
+        assert (await group.receive()).tokens == [[], [200, 201, 202]]
         assert len({rank.epochs[0] for rank in ranks.ranks}) == 1
         received = [rank.received for rank in ranks.ranks]
     assert received[0] == received[1]
@@ -168,7 +170,57 @@ async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_pa
     assert (new.temperature, new.min_p, list(new.suppressed_token_ids)) == (0.5, 0.25, [3, 5])
     assert new.top_p == pytest.approx(0.9)
     empty = worker_pb2.StepRequest.FromString(received[2][0])
-    assert empty == worker_pb2.StepRequest(step_id=1, max_replica_tokens=6)
+    assert empty == worker_pb2.StepRequest(step_id=1, max_replica_tokens=6, decode_only=False)
+
+
+async def test_measures_are_of_the_group(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, tp=2) as ranks:
+        group = await ranks.connect()
+        ranks.ranks[0].answer = lambda request: worker_pb2.StepResult(
+            step_id=request.step_id,
+            device_seconds=0.5,
+            floor_seconds=0.25,
+            idle_seconds=0.125,
+            bytes_moved=1e13,
+            flops=1e14,
+        )
+        ranks.ranks[1].answer = lambda request: worker_pb2.StepResult(
+            step_id=request.step_id,
+            device_seconds=0.25,
+            floor_seconds=0.375,
+            idle_seconds=0.375,
+            bytes_moved=3e13,
+            flops=2e14,
+        )
+        await group.send(Step(1, [Slice()], 0))
+        assert (await group.receive()).measures == Measures(
+            device_seconds=0.5,
+            floor_seconds=0.375,
+            idle_seconds=0.125,
+            bytes_moved=4e13,
+            flops=3e14,
+        )
+
+
+async def test_workers_that_measure_nothing(tmp_path: Path) -> None:
+    async with Ranks(tmp_path) as ranks:
+        group = await ranks.connect()
+        await group.send(Step(1, [Slice()], 0))
+        assert (await group.receive()).measures == Measures()
+
+
+async def test_a_step_says_whether_any_replica_prefills(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, dp=2) as ranks:
+        group = await ranks.connect()
+        decode = Slice(
+            slots=[0], positions=[4], num_decodes=1, num_new_blocks=[0], total_tokens=1, num_draws=1
+        )
+        for step_id, second in enumerate((Slice(), a_slice(0), decode), 1):
+            await group.send(Step(step_id, [decode, second], second.total_tokens))
+            await group.receive()
+        for rank in ranks.ranks:
+            sent = [worker_pb2.StepRequest.FromString(each) for each in rank.received]
+            assert [step.decode_only for step in sent] == [True, False, True]
 
 
 async def test_epochs_grow(tmp_path: Path) -> None:
@@ -200,6 +252,7 @@ async def test_ranks_that_never_come_are_named(tmp_path: Path) -> None:
     [
         (info(1, tp=2, num_blocks=63), "rank 1 at .* has num_blocks 63, rank 0 has 64"),
         (info(1, tp=2, protocol=PROTOCOL + 1), "rank 1 at .* has protocol"),
+        (info(1, tp=2, graph_batch_sizes=[1, 2]), r"rank 1 at .* has graph_batch_sizes \[1, 2\]"),
         (info(0, tp=2), "says it is rank 0"),
     ],
 )

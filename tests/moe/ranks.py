@@ -159,11 +159,15 @@ def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, 
     num_routes = 0
     run = layer.experts.run
 
-    def counting_run(hidden: Any, topk: Any, w13: Any, w2: Any, expert_map: Any) -> torch.Tensor:
+    def counting_run(
+        hidden: Any, topk: Any, w13: Any, w2: Any, expert_map: Any, context: Any
+    ) -> Any:
         nonlocal num_routes
         num_routes += int((local_ids(topk.ids, expert_map) >= 0).sum())
-        return run(hidden, topk, w13, w2, expert_map)
+        return run(hidden, topk, w13, w2, expert_map, context)
 
     layer.experts.run = counting_run
-    out = layer(case.hidden(rank // case.tp).to(device), max(case.counts))
+    out = layer(case.hidden(rank // case.tp).to(device), max(case.counts)).total(
+        case.dtype, layer.experts.context
+    )
     return {"out": out.float().cpu().numpy(), "num_routes": num_routes}

@@ -7,13 +7,26 @@ from pathlib import Path
 import torch
 
 from moe.config import resolve_parallel
+from moe.kernels.context import KernelContext
+from moe.kernels.tiles import TileBook
+from moe.kernels.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
 from workers.startup import Rank, start
 
 
-def start_rank(model: Path, **settings: object) -> Rank:
-    """A single CPU rank of a model folder, in fp32."""
+def interpreted() -> KernelContext:
+    """Kernels on a CPU, in fp32."""
+    return KernelContext(
+        workspace=Workspace("cpu"),
+        tiles=TileBook(dtype="float32", item_size=4, shared_bytes=100_000),
+        pdl=False,
+        num_cores=2,
+    )
+
+
+def start_rank(model: Path, context: KernelContext | None = None, **settings: object) -> Rank:
+    """A single CPU rank of a model folder, in fp32; with a context its kernels are interpreted."""
     values = {
         "model": model,
         "listen": "unix:",
@@ -25,7 +38,7 @@ def start_rank(model: Path, **settings: object) -> Rank:
         **settings,
     }
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
-    return start(WorkerConfig(**values), parallel)  # type: ignore[arg-type]
+    return start(WorkerConfig(**values), parallel, context)  # type: ignore[arg-type]
 
 
 def prefill_step(
@@ -67,6 +80,7 @@ def decode_step(
         num_new_blocks=[len(blocks) for blocks in new_blocks],
         new_blocks=[block for blocks in new_blocks for block in blocks],
         max_replica_tokens=len(slots),
+        decode_only=True,
     )
 
 

@@ -1,7 +1,7 @@
-"""Attention of a mixed batch over the paged KV cache, in plain torch.
+"""Attention of a mixed batch over the paged KV cache, in plain torch or by kernels.
 
-Owns the arithmetic and the gathering of blocks; knows nothing of projections, norms or where the
-batch came from. Shapes: T tokens, S sequences (rows), B blocks, N query heads, K key/value heads,
+Owns the plain arithmetic and the gathering of blocks, and which kernels take which rows; knows
+nothing of projections, norms or where the batch came from. Shapes: T tokens, S sequences (rows), B blocks, N query heads, K key/value heads,
 G = N / K, D head_dim, L context length.
 """
 
@@ -13,8 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
+from moe.kernels.context import KernelContext
+from workers.kernels.decode_attention import DecodeWorkspace, decode_attention
+from workers.kernels.prefill_attention import prefill_attention
 from workers.kv_cache import LayerCache
 
+TILE_TOKENS = 64  # tokens a decode kernel handles at once
+PREFILL_ROWS = 128  # query rows of a tile of the prefill kernel
 # Decodes are gathered in groups of at most this many context tokens, which bounds the workspace.
 _MAX_GATHERED_TOKENS = 1 << 18
 
@@ -24,26 +29,28 @@ class AttentionBatch:
     """Which tokens belong to which sequences; rows as in StepRequest, decodes first.
 
     Attributes:
-        slots_T: where each token's key and value go, int64.
-        block_tables_SB: blocks of each row, int64; behind a row's own, any valid ids.
+        positions_T: position of each token in its sequence, int32.
+        slots_T: slot of each token's sequence, int32; -1 is padding.
+        tables: blocks of each slot, int32 ``[num_slots, max_blocks]``; behind a sequence's own,
+            any valid ids.
+        slots: slot of each row, on the host.
         lengths: context of each row after this step, on the host.
-        lengths_S: the same on the device, int64.
         num_tokens: tokens of each row, on the host.
         num_decodes: leading rows of one token.
+        chunks, splits: of attention_plan.DecodePlan; None without kernels or decodes.
+        tiles: of attention_plan.plan_prefill; None without kernels or prefills.
     """
 
+    positions_T: torch.Tensor
     slots_T: torch.Tensor
-    block_tables_SB: torch.Tensor
+    tables: torch.Tensor
+    slots: list[int]
     lengths: list[int]
-    lengths_S: torch.Tensor
     num_tokens: list[int]
     num_decodes: int
-
-
-def gather_bytes(num_kv_heads: int, head_dim: int, dtype: torch.dtype) -> int:
-    """Bytes a group of decodes takes at most: keys and values gathered, and laid out once more for
-    the attention kernel."""
-    return 4 * _MAX_GATHERED_TOKENS * num_kv_heads * head_dim * dtype.itemsize
+    chunks: torch.Tensor | None = None
+    splits: torch.Tensor | None = None
+    tiles: torch.Tensor | None = None
 
 
 def paged_attention(
@@ -58,7 +65,9 @@ def paged_attention(
     Returns:
         ``[T, N * D]``.
     """
-    cache.write(batch.slots_T, k_TKD, v_TKD)
+    block, offset = batch.positions_T // cache.block_size, batch.positions_T % cache.block_size
+    blocks_T = batch.tables[batch.slots_T, block].long()
+    cache.write(blocks_T * cache.block_size + offset, k_TKD, v_TKD)
     parts = []
     for first, last in _decode_groups(batch):
         parts.append(_decode(q_TND[first:last], cache, batch, first, last))
@@ -69,6 +78,48 @@ def paged_attention(
         start = stop
     attended = torch.cat(parts) if parts else q_TND
     return attended.flatten(1)
+
+
+def kernel_attention(
+    q_TND: torch.Tensor, cache: LayerCache, batch: AttentionBatch, context: KernelContext
+) -> torch.Tensor:
+    """As ``paged_attention``, with keys and values stored already."""
+    T, N, D = q_TND.shape
+    take = context.workspace.take
+    out_TND = take("attended", (T, N, D), q_TND.dtype)
+    decodes = batch.num_decodes
+    if decodes:
+        assert batch.chunks is not None
+        assert batch.splits is not None
+        capacity = len(batch.chunks)
+        parts = DecodeWorkspace(
+            partials_CND=take("attention_parts", (capacity, N, D), torch.float32),
+            lse_CN=take("attention_lse", (capacity, N), torch.float32),
+        )
+        decode_attention(
+            q_TND[:decodes],
+            cache.keys,
+            cache.values,
+            batch.tables,
+            batch.chunks,
+            batch.splits,
+            out=out_TND[:decodes],
+            workspace=parts,
+            pdl=context.pdl,
+            tile=TILE_TOKENS,
+        )
+    if batch.tiles is not None:
+        prefill_attention(
+            q_TND,
+            cache.keys,
+            cache.values,
+            batch.tables,
+            batch.tiles,
+            out=out_TND,
+            pdl=context.pdl,
+            block_m=PREFILL_ROWS,
+        )
+    return out_TND.view(T, N * D)
 
 
 def _decode_groups(batch: AttentionBatch) -> list[tuple[int, int]]:
@@ -87,14 +138,14 @@ def _decode(
 ) -> torch.Tensor:
     """One query token a row, all rows padded to the longest context: ``[S, N, D]``."""
     longest = max(batch.lengths[first:last])
-    num_blocks = -(-longest // cache.keys.shape[1])
-    tables_SB = batch.block_tables_SB[first:last, :num_blocks]
+    num_blocks = -(-longest // cache.block_size)
+    tables_SB = batch.tables[batch.slots[first:last], :num_blocks]
     k_SLKD = cache.keys[tables_SB].flatten(1, 2)[:, :longest]
     v_SLKD = cache.values[tables_SB].flatten(1, 2)[:, :longest]
     mask = None
     if last - first > 1:
         positions_L = torch.arange(longest, device=q_SND.device)
-        mask = (positions_L < batch.lengths_S[first:last, None])[:, None, None, :]
+        mask = (positions_L <= batch.positions_T[first:last, None])[:, None, None, :]
     # The N / K query heads of a key head stand where several queries would: no key is repeated.
     q_SKGD = q_SND.unflatten(1, (k_SLKD.shape[2], -1))
     out_SKGD = F.scaled_dot_product_attention(
@@ -108,8 +159,8 @@ def _prefill(
 ) -> torch.Tensor:
     """Several query tokens of one row, the last ones of its context."""
     length, num_tokens = batch.lengths[row], batch.num_tokens[row]
-    num_blocks = -(-length // cache.keys.shape[1])
-    table_B = batch.block_tables_SB[row, :num_blocks]
+    num_blocks = -(-length // cache.block_size)
+    table_B = batch.tables[batch.slots[row], :num_blocks]
     k_LKD = cache.keys[table_B].flatten(0, 1)[:length]
     v_LKD = cache.values[table_B].flatten(0, 1)[:length]
     out_NTD = F.scaled_dot_product_attention(

@@ -12,22 +12,43 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe.checkpoint import CheckpointSlice
+from moe.kernels.context import KernelContext
+from moe.kernels.linear import linear_parts
+from moe.routes import Summands
 from workers.distributed import Groups
+from workers.kernels.embed import embed
 
 
 class Embedding(nn.Module):
-    """Rows of a ``[V, H]`` table, whole on every rank."""
+    """Rows of a ``[V, H]`` table, whole on every rank.
+
+    An id of -1 stands for the last token drawn by the token's slot; a slot of -1 is padding.
+    """
 
     def __init__(
-        self, vocab_size: int, hidden_size: int, dtype: torch.dtype, device: torch.device
+        self,
+        vocab_size: int,
+        hidden_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.weight = nn.Parameter(
             torch.empty(vocab_size, hidden_size, dtype=dtype, device=device), requires_grad=False
         )
 
-    def forward(self, ids_T: torch.Tensor) -> torch.Tensor:
-        return F.embedding(ids_T, self.weight)
+    def forward(
+        self, ids_T: torch.Tensor, slots_T: torch.Tensor, last_token: torch.Tensor
+    ) -> torch.Tensor:
+        """Rows ``[T, H]``."""
+        if self.context is None:
+            ids_T = torch.where(ids_T < 0, last_token[slots_T.clamp(min=0)], ids_T)
+            return F.embedding(ids_T, self.weight)
+        shape = (len(ids_T), self.weight.shape[1])
+        out_TH = self.context.workspace.take("residual", shape, self.weight.dtype)
+        return embed(ids_T, slots_T, last_token, self.weight, out_TH=out_TH, pdl=self.context.pdl)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
@@ -54,8 +75,10 @@ class LMHead(nn.Module):
         groups: Groups,
         dtype: torch.dtype,
         device: torch.device,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.groups = groups
@@ -70,10 +93,27 @@ class LMHead(nn.Module):
             self.weight = nn.Parameter(rows, requires_grad=False)
 
     def forward(self, hidden_DH: torch.Tensor) -> torch.Tensor:
-        """Logits ``[D, V]`` in fp32, the same on every rank of the group."""
+        """Logits ``[D, V]``, the same on every rank of the group; in fp32 without kernels."""
+        if self.context is not None:
+            return self._kernels(hidden_DH, self.context)
         logits = F.linear(hidden_DH, self.weight)
         logits = F.pad(logits, (0, self.share - logits.shape[1]))
         return self.groups.gather_columns(logits)[:, : self.vocab_size].float()
+
+    def _kernels(self, hidden_DH: torch.Tensor, context: KernelContext) -> torch.Tensor:
+        """Logits in the dtype of the model."""
+        parts_SDV = linear_parts(hidden_DH, self.weight, context, "head")
+        own_DV = Summands(parts_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
+        if self.groups.tp_size == 1:
+            return own_DV
+        rows, dtype, take = len(hidden_DH), hidden_DH.dtype, context.workspace.take
+        padded_DV = take("head_share", (rows, self.share), dtype)
+        padded_DV[:, : own_DV.shape[1]].copy_(own_DV)
+        gathered = take("head_gathered", (self.groups.tp_size, rows, self.share), dtype)
+        self.groups.gather_rows(padded_DV, gathered.flatten(0, 1))
+        joined = take("logits", (rows, self.groups.tp_size, self.share), dtype)
+        joined.copy_(gathered.transpose(0, 1))
+        return joined.view(rows, -1)[:, : self.vocab_size]
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor, none when it is the embedding's; ``prefix`` ends with a dot."""

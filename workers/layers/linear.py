@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe.checkpoint import CheckpointSlice
+from moe.kernels.context import KernelContext
+from moe.kernels.linear import linear_parts
+from moe.routes import Summands
 from workers.distributed import Groups
 
 
@@ -36,14 +39,22 @@ class Rows:
 class ColumnParallelLinear(nn.Module):
     """``y[T, O] = x[T, I] Wᵀ``; W stacks this rank's rows of one or more checkpoint tensors.
 
+    The result comes as parts ``[S, T, O]`` whose sum it is; without a context there is one.
+
     Args:
         parts: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
     """
 
     def __init__(
-        self, in_features: int, parts: dict[str, Rows], dtype: torch.dtype, device: torch.device
+        self,
+        in_features: int,
+        parts: dict[str, Rows],
+        dtype: torch.dtype,
+        device: torch.device,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.parts = parts
         self.splits = [rows.stop - rows.start for rows in parts.values()]
         self.weight = nn.Parameter(
@@ -52,7 +63,9 @@ class ColumnParallelLinear(nn.Module):
         )
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return F.linear(x_TI, self.weight)
+        if self.context is None:
+            return F.linear(x_TI, self.weight).unsqueeze(0)
+        return linear_parts(x_TI, self.weight, self.context, "column_parallel")
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
@@ -76,17 +89,26 @@ class RowParallelLinear(nn.Module):
         groups: Groups,
         dtype: torch.dtype,
         device: torch.device,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
         self.groups = groups
+        self.context = context
         self.columns = Rows.shard(in_features, groups.tp_rank, groups.tp_size)
         local = self.columns.stop - self.columns.start
         self.weight = nn.Parameter(
             torch.empty(out_features, local, dtype=dtype, device=device), requires_grad=False
         )
 
-    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
-        return self.groups.all_reduce(F.linear(x_TI, self.weight))
+    def forward(self, x_TI: torch.Tensor) -> Summands:
+        if self.context is None:
+            return Summands.of(self.groups.all_reduce(F.linear(x_TI, self.weight)))
+        parts_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
+        update = Summands(parts_STO.transpose(0, 1))
+        if self.groups.tp_size == 1:
+            return update
+        total_TO = update.total(x_TI.dtype, self.context)
+        return Summands.of(self.groups.all_reduce(total_TO))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""

@@ -8,24 +8,62 @@ import torch
 from torch import nn
 
 from moe.checkpoint import CheckpointSlice
+from moe.kernels.context import KernelContext
+from moe.kernels.sum_norm import sum_norm
+from moe.routes import Summands
 
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x²) + eps) · w`` over the last dimension, in fp32, cast before the weight
     (Zhang & Sennrich, 2019; the order of casts is transformers')."""
 
-    def __init__(self, size: int, eps: float, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        context: KernelContext | None = None,
+    ) -> None:
         super().__init__()
         self.eps = eps
+        self.context = context
         self.weight = nn.Parameter(
             torch.empty(size, dtype=dtype, device=device), requires_grad=False
         )
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if self.context is not None:
+            return self._normed(x, Summands.of(x), None)
         if x.dtype == torch.float32:
             return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
         scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
         return self.weight * scaled.to(x.dtype)
+
+    def add(self, residual_TH: torch.Tensor, update: Summands) -> tuple[torch.Tensor, torch.Tensor]:
+        """The residual with ``update`` added, in place where kernels run, and its norm."""
+        if self.context is None:
+            residual_TH = residual_TH + update.total(residual_TH.dtype)
+            return residual_TH, self(residual_TH)
+        return residual_TH, self._normed(residual_TH, update, residual_TH)
+
+    def _normed(
+        self, out_residual_TH: torch.Tensor, update: Summands, residual_TH: torch.Tensor | None
+    ) -> torch.Tensor:
+        assert self.context is not None
+        shape = tuple(out_residual_TH.shape)
+        out_TH = self.context.workspace.take("normed", shape, out_residual_TH.dtype)
+        sum_norm(
+            update.parts,
+            update.weights,
+            residual_TH,
+            self.weight,
+            self.eps,
+            out_normed=out_TH,
+            out_residual=out_residual_TH,
+            pdl=self.context.pdl,
+        )
+        return out_TH
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""

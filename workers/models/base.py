@@ -1,7 +1,7 @@
 """What every architecture is given: its place in the group, and a step's batch.
 
 An architecture is an nn.Module with ``forward(batch, cache) -> hidden [T, H]``,
-``logits(hidden) -> [D, V]``, ``checkpoint_slices()`` and ``num_kv_heads``.
+``logits(hidden) -> [D, V]``, ``checkpoint_slices()``, ``num_kv_heads`` and ``expert_load``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 
 from moe.config import ParallelConfig
 from moe.dispatch import ExpertGroups
+from moe.kernels.context import KernelContext
 from workers.distributed import Groups
 from workers.layers.attention import AttentionBatch
 
@@ -22,6 +23,8 @@ class Placement:
 
     Attributes:
         max_positions: rows of the rotary table, the longest context.
+        max_tokens: most tokens of a step on one replica.
+        context: what Triton kernels share; None for plain torch.
         moe_runner: key of moe.runner.RUNNERS.
     """
 
@@ -30,6 +33,8 @@ class Placement:
     parallel: ParallelConfig
     moe_runner: str
     max_positions: int
+    max_tokens: int
+    context: KernelContext | None
     dtype: torch.dtype
     device: torch.device
 
@@ -39,13 +44,15 @@ class ForwardBatch:
     """One step's input on the device.
 
     Attributes:
-        ids_T: token ids, int64.
-        positions_T: position of each token in its sequence, int64.
-        attention: which tokens belong together.
+        ids_T: token ids, int32; -1 stands for the last token drawn by the token's slot.
+        last_token: int32, by slot.
+        attention: which tokens belong together, and where they stand.
         max_tokens: most tokens any replica has in this step.
+        num_valid: int32 [1]; tokens from there on are padding. None: there is none.
     """
 
     ids_T: torch.Tensor
-    positions_T: torch.Tensor
+    last_token: torch.Tensor
     attention: AttentionBatch
     max_tokens: int
+    num_valid: torch.Tensor | None = None

@@ -13,9 +13,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from moe.checkpoint import CheckpointSlice
+from moe.kernels.context import KernelContext
+from moe.load import ExpertLoad
+from moe.routes import Summands
 from workers.config import ModelConfig
+from workers.kernels.qk_rope import qk_rope
+from workers.kernels.swiglu import swiglu
 from workers.kv_cache import KVCache, LayerCache
-from workers.layers.attention import AttentionBatch, paged_attention
+from workers.layers.attention import AttentionBatch, kernel_attention, paged_attention
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Rows
 from workers.layers.norm import RMSNorm
@@ -32,6 +37,7 @@ class Qwen3Attention(nn.Module):
     def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         groups, dtype, device = place.groups, place.dtype, place.device
+        self.context = context = place.context
         size, head_dim, total_kv = config.hidden_size, config.head_dim, config.num_kv_heads
         replicas = max(1, groups.tp_size // total_kv)
         kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
@@ -41,26 +47,60 @@ class Qwen3Attention(nn.Module):
         self.num_heads = config.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
         self.qkv_proj = ColumnParallelLinear(
-            size, {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}, dtype, device
+            size, {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}, dtype, device, context
         )
-        self.o_proj = RowParallelLinear(config.num_heads * head_dim, size, groups, dtype, device)
+        self.o_proj = RowParallelLinear(
+            config.num_heads * head_dim, size, groups, dtype, device, context
+        )
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
 
     def forward(
         self,
         hidden_TH: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        rotary: RotaryEmbedding,
         cache: LayerCache,
         batch: AttentionBatch,
-    ) -> torch.Tensor:
-        qkv_THD = self.qkv_proj(hidden_TH).unflatten(1, (-1, self.head_dim))
-        q_TND, k_TKD, v_TKD = qkv_THD.split(
-            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
+    ) -> Summands:
+        qkv_STW = self.qkv_proj(hidden_TH)
+        if self.context is not None:
+            return self.o_proj(self._kernels(qkv_STW, rotary, cache, batch, self.context))
+        q_TND, k_TKD, v_TKD = (
+            qkv_STW[0]
+            .unflatten(1, (-1, self.head_dim))
+            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
         )
-        q_TND = rotate(self.q_norm(q_TND), *rotary)
-        k_TKD = rotate(self.k_norm(k_TKD), *rotary)
+        angles = rotary(batch.positions_T)
+        q_TND = rotate(self.q_norm(q_TND), *angles)
+        k_TKD = rotate(self.k_norm(k_TKD), *angles)
         return self.o_proj(paged_attention(q_TND, k_TKD, v_TKD, cache, batch))
+
+    def _kernels(
+        self,
+        qkv_STW: torch.Tensor,
+        rotary: RotaryEmbedding,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        context: KernelContext,
+    ) -> torch.Tensor:
+        """Norms, rotation and the cache's new entries in one kernel, then attention ``[T, N·D]``."""
+        shape = (qkv_STW.shape[1], self.num_heads, self.head_dim)
+        q_TND = qk_rope(
+            qkv_STW,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.eps,
+            rotary.cos,
+            rotary.sin,
+            batch.positions_T,
+            batch.slots_T,
+            batch.tables,
+            cache.keys,
+            cache.values,
+            out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
+            pdl=context.pdl,
+        )
+        return kernel_attention(q_TND, cache, batch, context)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)
@@ -74,17 +114,25 @@ class Qwen3MLP(nn.Module):
     def __init__(self, config: ModelConfig, place: Placement) -> None:
         super().__init__()
         groups, dtype, device = place.groups, place.dtype, place.device
+        self.context = context = place.context
         rows = Rows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
         self.gate_up_proj = ColumnParallelLinear(
-            config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device
+            config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device, context
         )
         self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, groups, dtype, device
+            config.intermediate_size, config.hidden_size, groups, dtype, device, context
         )
 
-    def forward(self, hidden_TH: torch.Tensor, max_tokens: int) -> torch.Tensor:
-        """``max_tokens`` is for mixtures, which exchange tokens between replicas."""
-        gate, up = self.gate_up_proj(hidden_TH).chunk(2, dim=-1)
+    def forward(
+        self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None
+    ) -> Summands:
+        """The last two are for mixtures, which exchange tokens and skip padding."""
+        parts_STW = self.gate_up_proj(hidden_TH)
+        if self.context is not None:
+            shape = (len(hidden_TH), parts_STW.shape[2] // 2)
+            inner_TI = self.context.workspace.take("inner", shape, hidden_TH.dtype)
+            return self.down_proj(swiglu(parts_STW, out_TI=inner_TI, pdl=self.context.pdl))
+        gate, up = parts_STW[0].chunk(2, dim=-1)
         return self.down_proj(F.silu(gate) * up)
 
     def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
@@ -94,11 +142,17 @@ class Qwen3MLP(nn.Module):
 
 
 class Qwen3DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP, each added to the residual."""
+    """Pre-norm attention and MLP. What a part makes is added to the residual by the next norm."""
 
     def __init__(self, config: ModelConfig, place: Placement, mlp: nn.Module) -> None:
         super().__init__()
-        norm = (config.hidden_size, config.rms_norm_eps, place.dtype, place.device)
+        norm = (
+            config.hidden_size,
+            config.rms_norm_eps,
+            place.dtype,
+            place.device,
+            place.context,
+        )
         self.self_attn = Qwen3Attention(config, place)
         self.mlp = mlp
         self.input_layernorm = RMSNorm(*norm)
@@ -106,15 +160,21 @@ class Qwen3DecoderLayer(nn.Module):
 
     def forward(
         self,
-        hidden_TH: torch.Tensor,
-        rotary: tuple[torch.Tensor, torch.Tensor],
+        residual_TH: torch.Tensor,
+        update: Summands | None,
+        rotary: RotaryEmbedding,
         cache: LayerCache,
         batch: ForwardBatch,
-    ) -> torch.Tensor:
-        hidden_TH = hidden_TH + self.self_attn(
-            self.input_layernorm(hidden_TH), rotary, cache, batch.attention
-        )
-        return hidden_TH + self.mlp(self.post_attention_layernorm(hidden_TH), batch.max_tokens)
+    ) -> tuple[torch.Tensor, Summands]:
+        """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
+        before."""
+        if update is None:
+            hidden_TH = self.input_layernorm(residual_TH)
+        else:
+            residual_TH, hidden_TH = self.input_layernorm.add(residual_TH, update)
+        update = self.self_attn(hidden_TH, rotary, cache, batch.attention)
+        residual_TH, hidden_TH = self.post_attention_layernorm.add(residual_TH, update)
+        return residual_TH, self.mlp(hidden_TH, batch.max_tokens, batch.num_valid)
 
     def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
         yield from self.self_attn.checkpoint_slices(f"{prefix}self_attn.")
@@ -134,20 +194,21 @@ class Qwen3ForCausalLM(nn.Module):
         self, config: ModelConfig, place: Placement, make_mlp: MakeMLP | None = None
     ) -> None:
         super().__init__()
-        dtype, device = place.dtype, place.device
+        dtype, device, context = place.dtype, place.device, place.context
         make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, place))
-        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device)
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
         self.layers = nn.ModuleList(
             Qwen3DecoderLayer(config, place, make_mlp(layer)) for layer in range(config.num_layers)
         )
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
         self.rotary = RotaryEmbedding(
             config.head_dim, place.max_positions, config.rope_theta, device
         )
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LMHead(
-            config.vocab_size, config.hidden_size, tied, place.groups, dtype, device
+            config.vocab_size, config.hidden_size, tied, place.groups, dtype, device, context
         )
+        self.expert_load: ExpertLoad | None = None
 
     @property
     def num_kv_heads(self) -> int:
@@ -156,14 +217,15 @@ class Qwen3ForCausalLM(nn.Module):
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """Last hidden states ``[T, H]``, normed."""
-        hidden_TH = self.embed_tokens(batch.ids_T)
-        rotary = self.rotary(batch.positions_T)
+        residual_TH = self.embed_tokens(batch.ids_T, batch.attention.slots_T, batch.last_token)
+        update = None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            hidden_TH = layer(hidden_TH, rotary, layer_cache, batch)
-        return self.norm(hidden_TH)
+            residual_TH, update = layer(residual_TH, update, self.rotary, layer_cache, batch)
+        assert update is not None
+        return self.norm.add(residual_TH, update)[1]
 
     def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
-        """Logits ``[D, V]`` in fp32 for the rows given, whole on every rank."""
+        """Logits ``[D, V]`` for the rows given, whole on every rank."""
         return self.lm_head(hidden_DH)
 
     def checkpoint_slices(self, packed: bool = False) -> Iterator[CheckpointSlice]:

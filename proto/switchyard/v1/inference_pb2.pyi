@@ -319,7 +319,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "started", "world_size", "max_running_requests", "max_queued_requests", "max_prompt_tokens", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "device", "dtype", "kv_cache_tokens", "block_size")
+    __slots__ = ("version", "started", "world_size", "max_running_requests", "max_queued_requests", "max_prompt_tokens", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "device", "dtype", "kv_cache_tokens", "block_size", "bytes_per_second", "flops_per_second", "graph_batch_sizes")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -334,6 +334,9 @@ class GetServerInfoResponse(_message.Message):
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BLOCK_SIZE_FIELD_NUMBER: _ClassVar[int]
+    BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
+    GRAPH_BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
     version: str
     started: _timestamp_pb2.Timestamp
     world_size: int
@@ -348,14 +351,33 @@ class GetServerInfoResponse(_message.Message):
     dtype: str
     kv_cache_tokens: int
     block_size: int
-    def __init__(self, version: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., world_size: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., kv_cache_tokens: _Optional[int] = ..., block_size: _Optional[int] = ...) -> None: ...
+    bytes_per_second: float
+    flops_per_second: float
+    graph_batch_sizes: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, version: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., world_size: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., kv_cache_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
+class StepTotals(_message.Message):
+    __slots__ = ("steps", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
+    FLOPS_FIELD_NUMBER: _ClassVar[int]
+    steps: int
+    device_seconds: float
+    floor_seconds: float
+    idle_seconds: float
+    bytes_moved: float
+    flops: float
+    def __init__(self, steps: _Optional[int] = ..., device_seconds: _Optional[float] = ..., floor_seconds: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., bytes_moved: _Optional[float] = ..., flops: _Optional[float] = ...) -> None: ...
+
 class GetLoadResponse(_message.Message):
-    __slots__ = ("running_requests", "queued_requests", "kv_cache_usage", "generated_tokens_per_second", "queued_prompt_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens")
+    __slots__ = ("running_requests", "queued_requests", "kv_cache_usage", "generated_tokens_per_second", "queued_prompt_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "floor_share", "decode_floor_share", "device_busy", "step_seconds", "idle_seconds_per_step", "steps", "decode_steps")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -364,6 +386,13 @@ class GetLoadResponse(_message.Message):
     PREEMPTIONS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_QUERY_TOKENS_FIELD_NUMBER: _ClassVar[int]
     PREFIX_HIT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FLOOR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DECODE_FLOOR_SHARE_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_BUSY_FIELD_NUMBER: _ClassVar[int]
+    STEP_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    IDLE_SECONDS_PER_STEP_FIELD_NUMBER: _ClassVar[int]
+    STEPS_FIELD_NUMBER: _ClassVar[int]
+    DECODE_STEPS_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     queued_requests: int
     kv_cache_usage: float
@@ -372,7 +401,14 @@ class GetLoadResponse(_message.Message):
     preemptions: int
     prefix_query_tokens: int
     prefix_hit_tokens: int
-    def __init__(self, running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens_per_second: _Optional[float] = ..., queued_prompt_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ...) -> None: ...
+    floor_share: float
+    decode_floor_share: float
+    device_busy: float
+    step_seconds: float
+    idle_seconds_per_step: float
+    steps: StepTotals
+    decode_steps: StepTotals
+    def __init__(self, running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens_per_second: _Optional[float] = ..., queued_prompt_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., floor_share: _Optional[float] = ..., decode_floor_share: _Optional[float] = ..., device_busy: _Optional[float] = ..., step_seconds: _Optional[float] = ..., idle_seconds_per_step: _Optional[float] = ..., steps: _Optional[_Union[StepTotals, _Mapping]] = ..., decode_steps: _Optional[_Union[StepTotals, _Mapping]] = ...) -> None: ...
 
 class AbortRequest(_message.Message):
     __slots__ = ("request_ids",)

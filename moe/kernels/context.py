@@ -1,0 +1,41 @@
+"""What the kernels of a rank share.
+
+Owns `KernelContext`. A module that has one runs Triton kernels, one that has None plain torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from moe.kernels.tiles import TileBook, load_book
+from moe.kernels.workspace import Workspace
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class KernelContext:
+    """`pdl`: kernels are chained by programmatic dependent launch. `num_cores`: multiprocessors."""
+
+    workspace: Workspace
+    tiles: TileBook
+    pdl: bool
+    num_cores: int
+
+
+def make_context(device: torch.device, dtype: torch.dtype) -> KernelContext:
+    """The context of a CUDA device. Raises ValueError for a file of tiles that cannot be read."""
+    properties = torch.cuda.get_device_properties(device)
+    return KernelContext(
+        workspace=Workspace(device),
+        tiles=load_book(
+            device_name=properties.name,
+            triton_version=triton.__version__,
+            dtype=str(dtype).removeprefix("torch."),
+            item_size=dtype.itemsize,
+            shared_bytes=properties.shared_memory_per_block_optin,
+        ),
+        pdl=properties.major >= 9,
+        num_cores=properties.multi_processor_count,
+    )

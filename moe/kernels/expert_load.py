@@ -1,0 +1,81 @@
+"""How often each expert was asked for, and how many local ones a step had to read.
+
+Owns two counters of the live roofline. Does not know what they are used for.
+L layers, T tokens (capacity of the buffer), K experts per token, E global experts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options
+
+_BLOCK = 2048
+
+
+@triton.jit(do_not_specialize=["num_tokens"])
+def _expert_load_kernel(
+    ids_ptr, num_tokens, load_ptr, hit_ptr, stride_l, K: tl.constexpr, E: tl.constexpr,
+    FIRST_LOCAL: tl.constexpr, NUM_LOCAL: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK: tl.constexpr, ON_DEVICE: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One layer: its row of the load is this program's alone."""
+    layer = tl.program_id(0)
+    experts_E, routes = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    num_routes = (tl.load(num_tokens) if ON_DEVICE else num_tokens) * K
+    ids_ptr += layer.to(tl.int64) * stride_l
+    counts_E = tl.zeros((BLOCK_E,), dtype=tl.int32)
+    start = 0
+    while start < num_routes:
+        ids = tl.load(ids_ptr + start + routes, mask=start + routes < num_routes, other=-1)
+        counts_E += tl.histogram(ids, BLOCK_E, mask=ids >= 0)
+        start += BLOCK
+    load_ptrs = load_ptr + layer * E + experts_E
+    load_E = tl.load(load_ptrs, mask=experts_E < E, other=0)
+    tl.store(load_ptrs, load_E + counts_E, mask=experts_E < E)
+    is_local_E = (experts_E >= FIRST_LOCAL) & (experts_E < FIRST_LOCAL + NUM_LOCAL)
+    tl.store(hit_ptr + layer, tl.sum((is_local_E & (counts_E > 0)).to(tl.int32), axis=0))
+
+
+def expert_load(
+    ids_LTK: torch.Tensor,
+    num_tokens: torch.Tensor | int,
+    load_LE: torch.Tensor,
+    hit_L: torch.Tensor,
+    first_local: int,
+    num_local: int,
+    *,
+    pdl: bool = False,
+) -> None:
+    """Add a step's routes to ``load_LE``; set ``hit_L`` to the number of local experts it hit.
+
+    Args:
+        ids_LTK: int32 global ids, −1 for none; the first ``num_tokens`` of each layer count.
+        num_tokens: int32 [1] on the device, or a number.
+        load_LE: int64, added to.
+        hit_L: int32, overwritten.
+        first_local, num_local: local experts are first_local … first_local + num_local − 1.
+    """
+    L, T, K = ids_LTK.shape
+    E = load_LE.shape[1]
+    on_device = isinstance(num_tokens, torch.Tensor)
+    assert ids_LTK.dtype == torch.int32
+    assert ids_LTK.stride()[1:] == (K, 1)
+    assert load_LE.shape == (L, E)
+    assert load_LE.dtype == torch.int64
+    assert load_LE.is_contiguous()
+    assert hit_L.shape == (L,)
+    assert hit_L.dtype == torch.int32
+    assert hit_L.is_contiguous()
+    assert 0 <= first_local <= first_local + num_local <= E
+    assert num_tokens.dtype == torch.int32 if on_device else num_tokens <= T
+    _expert_load_kernel[(L,)](
+        ids_LTK, num_tokens, load_LE, hit_L, ids_LTK.stride(0), K=K, E=E,
+        FIRST_LOCAL=first_local, NUM_LOCAL=num_local, BLOCK_E=triton.next_power_of_2(E),
+        BLOCK=_BLOCK, ON_DEVICE=on_device, num_warps=8, **launch_options(pdl),
+    )  # fmt: skip

@@ -1,0 +1,79 @@
+"""The routed experts of a step in Triton: which kernels run, and in which buffers.
+
+Owns the order align → gate/up → down, or two streams of weights for a few routes. Does not know how
+routes were chosen. T tokens, K experts per token, P = T·K routes, E local experts, H hidden, I expert
+width.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moe.kernels.align import Alignment, align, max_tiles
+from moe.kernels.context import KernelContext
+from moe.kernels.foreign import drop_foreign
+from moe.kernels.grouped import down, gate_up
+from moe.kernels.tiles import ExpertTiles
+from moe.kernels.vector import down_vector, gate_up_vector
+
+
+def expert_routes(
+    hidden_TH: torch.Tensor,
+    weights_TK: torch.Tensor,
+    ids_TK: torch.Tensor,
+    w13: torch.Tensor,
+    w2: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    context: KernelContext,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Outputs of routes [T,K,H] and their weights [T,K], 0 for foreign routes, whose output is
+    undefined.
+
+    w13 [E,2I,H] has gate rows first, w2 is [E,H,I]; ids are global, −1 for none.
+    """
+    T, K = ids_TK.shape
+    E, H, width = w2.shape
+    tiles = context.tiles.experts(E, width, H, T, T * K)
+    inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
+    routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
+    if tiles.gate_up.block_m == 1:
+        gate_up_vector(
+            hidden_TH, w13, ids_TK, expert_map_E, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl
+        )
+        down_vector(
+            inner_PI, w2, ids_TK, expert_map_E, tiles.down, out_PH=routes_PH, pdl=context.pdl
+        )
+    else:
+        aligned = _align(ids_TK, expert_map_E, E, tiles, context)
+        gate_up(hidden_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl)
+        down(inner_PI, w2, aligned, tiles.down, out_PH=routes_PH, pdl=context.pdl)
+    if expert_map_E is not None:
+        out_TK = context.workspace.take("local_weights", (T, K), torch.float32)
+        drop_foreign(weights_TK, ids_TK, expert_map_E, out_TK=out_TK, pdl=context.pdl)
+        weights_TK = out_TK
+    return routes_PH.view(T, K, H), weights_TK
+
+
+def _align(
+    ids_TK: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    num_local: int,
+    tiles: ExpertTiles,
+    context: KernelContext,
+) -> Alignment:
+    """The routes in order of expert, in the workspace's buffers."""
+    P, block_m = ids_TK.numel(), tiles.gate_up.block_m
+    num_tiles = max_tiles(P, num_local, block_m)
+    sizes = {
+        "order": P,
+        "offsets": num_local + 1,
+        "tile_expert": num_tiles,
+        "tile_start": num_tiles,
+    }
+    out = Alignment(
+        **{
+            name: context.workspace.take(f"align_{name}", (size,), torch.int32)
+            for name, size in sizes.items()
+        }
+    )
+    return align(ids_TK.view(-1), expert_map_E, num_local, block_m, out=out, pdl=context.pdl)

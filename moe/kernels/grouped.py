@@ -1,0 +1,175 @@
+"""Grouped expert GEMMs on tensor cores: each tile is some routes of one expert.
+
+Owns the two kernels of a sparse layer's arithmetic. Which routes form a tile is `align`'s business;
+the weighted sum over k is `sum_norm`'s. T tokens, K experts per token, P = T·K routes, R ≤ P local
+routes in order of expert, E local experts, H hidden, I expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.align import Alignment
+from moe.kernels.launch import launch_options, precision
+from moe.kernels.tiles import Tiles
+
+
+@triton.jit
+def _gate_up_kernel(
+    x_ptr, w13_ptr, inner_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
+    K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """inner[row] = silu(gate·x) · (up·x) for the rows of one tile and BLOCK_N columns of I."""
+    num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
+    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    expert = tl.load(tile_expert_ptr + tile)
+    if expert < 0:
+        return
+    rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
+    is_row_M = rows_M < tl.load(offsets_ptr + expert + 1)
+    tokens_M = tl.load(order_ptr + rows_M, mask=is_row_M, other=0) // K
+    columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column_N = columns_N < I
+    ks = tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + tokens_M.to(tl.int64)[:, None] * H + ks[None, :]
+    gate_ptrs = w13_ptr + expert.to(tl.int64) * (2 * I * H) + columns_N[:, None] * H + ks[None, :]
+    even: tl.constexpr = (I % BLOCK_N == 0) and (H % BLOCK_K == 0)
+    if SWAP:
+        gate = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+        up = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+        up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, H, BLOCK_K):
+        if even:
+            x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
+            w_gate = tl.load(gate_ptrs + k, eviction_policy="evict_first")
+            w_up = tl.load(gate_ptrs + I * H + k, eviction_policy="evict_first")
+        else:
+            is_k = ks[None, :] + k < H
+            x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
+            w_gate = tl.load(gate_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
+            w_up = tl.load(gate_ptrs + I * H + k, mask=is_column_N[:, None] & is_k, other=0.0)
+        if SWAP:
+            gate = tl.dot(w_gate, x.T, gate, input_precision=PRECISION)
+            up = tl.dot(w_up, x.T, up, input_precision=PRECISION)
+        else:
+            gate = tl.dot(x, w_gate.T, gate, input_precision=PRECISION)
+            up = tl.dot(x, w_up.T, up, input_precision=PRECISION)
+    inner = (gate / (1.0 + tl.exp(-gate))) * up
+    if SWAP:
+        inner = inner.T
+    out_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + columns_N[None, :]
+    tl.store(
+        out_ptrs,
+        inner.to(inner_ptr.dtype.element_ty),
+        mask=is_row_M[:, None] & is_column_N[None, :],
+    )
+
+
+@triton.jit
+def _down_kernel(
+    inner_ptr, w2_ptr, out_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
+    H: tl.constexpr, I: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[route] = down·inner[row] for the rows of one tile and BLOCK_N columns of H."""
+    num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
+    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    expert = tl.load(tile_expert_ptr + tile)
+    if expert < 0:
+        return
+    rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
+    is_row_M = rows_M < tl.load(offsets_ptr + expert + 1)
+    columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column_N = columns_N < H
+    ks = tl.arange(0, BLOCK_K)
+    inner_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + ks[None, :]
+    w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
+    even: tl.constexpr = (H % BLOCK_N == 0) and (I % BLOCK_K == 0)
+    if SWAP:
+        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    for k in range(0, I, BLOCK_K):
+        if even:
+            inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None], other=0.0)
+            w = tl.load(w_ptrs + k, eviction_policy="evict_first")
+        else:
+            is_k = ks[None, :] + k < I
+            inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
+            w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
+        if SWAP:
+            total = tl.dot(w, inner.T, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(inner, w.T, total, input_precision=PRECISION)
+    if SWAP:
+        total = total.T
+    routes_M = tl.load(order_ptr + rows_M, mask=is_row_M, other=0)
+    out_ptrs = out_ptr + routes_M.to(tl.int64)[:, None] * H + columns_N[None, :]
+    tl.store(
+        out_ptrs, total.to(out_ptr.dtype.element_ty), mask=is_row_M[:, None] & is_column_N[None, :]
+    )
+
+
+def gate_up(
+    x_TH: torch.Tensor,
+    w13: torch.Tensor,
+    aligned: Alignment,
+    num_routes_per_token: int,
+    tiles: Tiles,
+    *,
+    out_PI: torch.Tensor,
+    pdl: bool,
+) -> None:
+    """silu(gate·x) · (up·x) of every local route, in the order of `aligned`.
+
+    w13 [E,2I,H] has gate rows first. Rows of `out_PI` past the last local route stay as they are.
+    """
+    E, double, H = w13.shape
+    width = double // 2
+    assert w13.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
+    assert x_TH.shape[1] == H and out_PI.shape[1] == width
+    grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
+    _gate_up_kernel[grid](
+        x_TH, w13, out_PI, aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
+        K=num_routes_per_token, H=H, I=width,
+        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        PRECISION=precision(x_TH.dtype), SWAP=tiles.swap,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+    )  # fmt: skip
+
+
+def down(
+    inner_PI: torch.Tensor,
+    w2: torch.Tensor,
+    aligned: Alignment,
+    tiles: Tiles,
+    *,
+    out_PH: torch.Tensor,
+    pdl: bool,
+) -> None:
+    """down·inner of every local route, at the route's own row: rows of other routes stay as they
+    are. w2 [E,H,I]; `inner_PI` is what `gate_up` wrote."""
+    E, H, width = w2.shape
+    assert w2.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
+    assert inner_PI.shape[1] == width and out_PH.shape[1] == H
+    grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
+    _down_kernel[grid](
+        inner_PI, w2, out_PH, aligned.order, aligned.offsets,
+        aligned.tile_expert, aligned.tile_start,
+        H=H, I=width, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        PRECISION=precision(inner_PI.dtype), SWAP=tiles.swap,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""y = x Wᵀ for few rows x: a stream of weights, cut along the depth where columns are too few to
+fill the device.
+
+Owns the kernels and the choice between them and the library's GEMM. Where the depth is cut, the
+result is fp32 parts, which the next kernel sums in fixed order. M rows, N outputs, K inputs, S
+parts.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.context import KernelContext
+from moe.kernels.launch import launch_options, precision
+from moe.kernels.tiles import Tiles
+
+
+@triton.jit(do_not_specialize=["M"])
+def _linear_kernel(
+    x_ptr, w_ptr, out_ptr, M, N: tl.constexpr, K: tl.constexpr, K_PART: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    part = tl.program_id(1)
+    columns_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    rows_M = tl.program_id(2) * BLOCK_M + tl.arange(0, BLOCK_M)
+    is_row_M, is_column_N = rows_M < M, columns_N < N
+    ks = part * K_PART + tl.arange(0, BLOCK_K)
+    x_ptrs = x_ptr + rows_M[:, None] * K + ks[None, :]
+    w_ptrs = w_ptr + columns_N.to(tl.int64)[:, None] * K + ks[None, :]
+    even: tl.constexpr = (N % BLOCK_N == 0) and (K_PART % BLOCK_K == 0) and (K % K_PART == 0)
+    if SWAP:
+        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
+    else:
+        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    for k in range(0, K_PART, BLOCK_K):
+        if even:
+            x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
+            w = tl.load(w_ptrs + k)
+        else:
+            is_k = (ks[None, :] + k < K) & (tl.arange(0, BLOCK_K)[None, :] + k < K_PART)
+            x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
+            w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
+        if SWAP:
+            total = tl.dot(w, x.T, total, input_precision=PRECISION)
+        else:
+            total = tl.dot(x, w.T, total, input_precision=PRECISION)
+    if SWAP:
+        total = total.T
+    out_ptrs = out_ptr + part.to(tl.int64) * M * N + rows_M[:, None] * N + columns_N[None, :]
+    tl.store(
+        out_ptrs, total.to(out_ptr.dtype.element_ty), mask=is_row_M[:, None] & is_column_N[None, :]
+    )
+
+
+@triton.jit(do_not_specialize=["N"])
+def _linear_vector_kernel(
+    x_ptr, w_ptr, out_ptr, N, K: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """out[n] = Σ_k w[n, k] x[k]: the weights' tile is on its way before the input is there."""
+    rows_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_row_N = rows_N < N
+    ks = tl.arange(0, BLOCK_K)
+    is_k = ks < K
+    w = tl.load(
+        w_ptr + rows_N.to(tl.int64)[:, None] * K + ks[None, :],
+        mask=is_row_N[:, None] & is_k[None, :],
+        other=0.0,
+        eviction_policy="evict_first",
+    )
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    x = tl.load(x_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
+    total_N = tl.sum(w.to(tl.float32) * x[None, :], axis=1)
+    tl.store(out_ptr + rows_N, total_N.to(out_ptr.dtype.element_ty), mask=is_row_N)
+
+
+def linear_parts(
+    x_MK: torch.Tensor, w_NK: torch.Tensor, context: KernelContext, name: str
+) -> torch.Tensor:
+    """Parts ``[S, M, N]`` whose sum is x Wᵀ: fp32, or one part in the dtype of ``x_MK``.
+
+    Args:
+        name: of the workspace buffer that holds them.
+    """
+    M, K = x_MK.shape
+    N = w_NK.shape[0]
+    assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()
+    tiles = context.tiles.linear(N, K, M)
+    splits = 1 if tiles is None else tiles.splits
+    dtype = x_MK.dtype if splits == 1 else torch.float32
+    out_SMN = context.workspace.take(name, (splits, M, N), dtype)
+    if tiles is None:
+        torch.mm(x_MK, w_NK.t(), out=out_SMN[0])
+    elif tiles.block_m == 1:
+        assert M == 1
+        _vector(x_MK, w_NK, out_SMN, tiles, context.pdl)
+    else:
+        _tiled(x_MK, w_NK, out_SMN, tiles, context.pdl)
+    return out_SMN
+
+
+def _vector(
+    x_1K: torch.Tensor, w_NK: torch.Tensor, out: torch.Tensor, tiles: Tiles, pdl: bool
+) -> None:
+    N, K = w_NK.shape
+    _linear_vector_kernel[(triton.cdiv(N, tiles.block_n),)](
+        x_1K, w_NK, out, N, K=K, BLOCK_N=tiles.block_n, BLOCK_K=triton.next_power_of_2(K),
+        num_warps=tiles.warps, **launch_options(pdl),
+    )  # fmt: skip
+
+
+def _tiled(
+    x_MK: torch.Tensor, w_NK: torch.Tensor, out_SMN: torch.Tensor, tiles: Tiles, pdl: bool
+) -> None:
+    M, (N, K) = x_MK.shape[0], w_NK.shape
+    grid = (triton.cdiv(N, tiles.block_n), tiles.splits, triton.cdiv(M, tiles.block_m))
+    _linear_kernel[grid](
+        x_MK, w_NK, out_SMN, M, N=N, K=K, K_PART=triton.cdiv(K, tiles.splits),
+        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
+        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+    )  # fmt: skip

@@ -1,0 +1,181 @@
+"""Sum of parts + residual + RMSNorm, one launch.
+
+Owns the sum of whatever a kernel before it left in parts (split-K partials, routes of a token) and
+the norm that follows. Does not know what the parts are.
+T tokens, S parts, H hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options
+
+# From so many tokens on, memory traffic counts more than one more round trip.
+_MANY_TOKENS = 256
+# Columns of one program where nothing is normed.
+_MAX_COLUMNS = 1024
+# Given any limit, ptxas keeps loads above uses; given none it saves registers by mixing them, which
+# costs further round trips to memory.
+MAX_REGISTERS = 128
+
+
+@triton.jit
+def load_parts(ptrs, mask, stride_s, S: tl.constexpr):
+    """The S parts as a tuple, all in flight at once; to be summed after everything is loaded."""
+    parts = ()
+    for _ in tl.static_range(S):
+        parts = parts + (tl.load(ptrs, mask=mask, other=0.0),)  # noqa: RUF005
+        ptrs += stride_s
+    return parts
+
+
+@triton.jit
+def add_parts(parts, S: tl.constexpr):
+    """Their sum in fp32 from s = 0 upwards."""
+    total = parts[0].to(tl.float32)
+    for s in tl.static_range(1, S):
+        total += parts[s].to(tl.float32)
+    return total
+
+
+@triton.jit
+def _weigh_parts(parts, weights, S: tl.constexpr):
+    """fp32 products, 0 for a part of weight 0."""
+    weighted = ()
+    for s in tl.static_range(S):
+        product = parts[s].to(tl.float32) * weights[s]
+        weighted = weighted + (tl.where(weights[s] != 0.0, product, 0.0),)  # noqa: RUF005
+    return weighted
+
+
+@triton.jit
+def _load_read_parts(ptrs, weights, mask, stride_s, S: tl.constexpr):
+    """`load_parts` without those of weight 0."""
+    parts = ()
+    for s in tl.static_range(S):
+        is_read = tl.where(weights[s] != 0.0, mask, False)
+        parts = parts + (tl.load(ptrs, mask=is_read, other=0.0),)  # noqa: RUF005
+        ptrs += stride_s
+    return parts
+
+
+@triton.jit
+def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr):
+    """Norm of the last dimension, 0 where padded: rounded before the weight, and after it."""
+    mean_square = tl.sum(x * x, axis=-1, keep_dims=True) / SIZE
+    scaled = x * tl.rsqrt(mean_square + EPS)
+    return (scaled.to(DTYPE).to(tl.float32) * weight).to(DTYPE)
+
+
+@triton.jit
+def _sum_norm_kernel(
+    parts_ptr, weights_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr, out_residual_ptr,
+    stride_t, stride_s, EPS: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
+    BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    dtype: tl.constexpr = out_residual_ptr.dtype.element_ty
+    token = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    is_column = columns < H
+    if HAS_NORM:
+        norm_weight = tl.load(norm_weight_ptr + columns, mask=is_column, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if HAS_RESIDUAL:
+        residual = tl.load(residual_ptr + token * H + columns, mask=is_column, other=0.0)
+    part_ptrs = parts_ptr + token * stride_t + columns
+    if HAS_WEIGHTS:
+        weights = load_parts(weights_ptr + token * S, True, 1, S)
+        # Not waiting for the weights costs the bytes of parts left out.
+        if SKIP:
+            parts = _load_read_parts(part_ptrs, weights, is_column, stride_s, S)
+        else:
+            parts = load_parts(part_ptrs, is_column, stride_s, S)
+        parts = _weigh_parts(parts, weights, S)
+    else:
+        parts = load_parts(part_ptrs, is_column, stride_s, S)
+    # Each rounding is one that `residual + update` makes.
+    x = add_parts(parts, S).to(dtype)
+    if HAS_RESIDUAL:
+        x = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
+    tl.store(out_residual_ptr + token * H + columns, x, mask=is_column)
+    if HAS_NORM:
+        normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
+        tl.store(out_normed_ptr + token * H + columns, normed, mask=is_column)
+
+
+def row_warps(block: int, itemsize: int) -> int:
+    """Warps for a row of ``block`` elements, each lane loading 16 bytes of it."""
+    return min(16, max(1, block * itemsize // 512))
+
+
+def sum_norm(
+    parts_TSH: torch.Tensor,
+    weights_TS: torch.Tensor | None = None,
+    residual_TH: torch.Tensor | None = None,
+    norm_weight_H: torch.Tensor | None = None,
+    eps: float = 0.0,
+    *,
+    out_normed: torch.Tensor | None = None,
+    out_residual: torch.Tensor | None = None,
+    pdl: bool = False,
+) -> tuple[torch.Tensor | None, torch.Tensor]:
+    """Σ_s weight · part in fp32 from s = 0 upwards, + residual, then RMSNorm.
+
+    A part of weight 0 is left out whatever it holds. The sum is rounded to the model's dtype, that
+    of ``out_residual``; where that is not given, of the residual, else of the norm, else of the
+    parts. ``out_residual`` may be ``residual_TH``. Without a norm nothing is normed.
+
+    Args:
+        parts_TSH: any strides over tokens and parts; H contiguous.
+        weights_TS: fp32; None for ones.
+
+    Returns:
+        Normed rows (None without a norm) and the new residual, both ``[T, H]``.
+    """
+    T, S, H = parts_TSH.shape
+    if out_residual is None:
+        model = next(x for x in (residual_TH, norm_weight_H, parts_TSH) if x is not None)
+        out_residual = parts_TSH.new_empty((T, H), dtype=model.dtype)
+    if out_normed is None and norm_weight_H is not None:
+        out_normed = torch.empty_like(out_residual)
+    assert S > 0
+    assert parts_TSH.stride(2) == 1 or H == 1
+    _assert_rows(T, H, out_residual.dtype, residual_TH, out_residual, out_normed)
+    if weights_TS is not None:
+        assert weights_TS.shape == (T, S)
+        assert weights_TS.dtype == torch.float32
+        assert weights_TS.is_contiguous()
+    if norm_weight_H is not None:
+        assert norm_weight_H.shape == (H,)
+        assert norm_weight_H.is_contiguous()
+    if T == 0:
+        return out_normed, out_residual
+    block = triton.next_power_of_2(H)
+    if norm_weight_H is None:  # programs may share a row
+        block = min(block, _MAX_COLUMNS)
+    _sum_norm_kernel[(T, triton.cdiv(H, block))](
+        parts_TSH, weights_TS, residual_TH, norm_weight_H, out_normed, out_residual,
+        parts_TSH.stride(0), parts_TSH.stride(1), EPS=eps, S=S, H=H, BLOCK=block,
+        HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
+        HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
+        num_warps=row_warps(block, parts_TSH.itemsize),
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,  # multiply, then add: the bits of moe.routes.sum_routes
+        **launch_options(pdl),
+    )  # fmt: skip
+    return out_normed, out_residual
+
+
+def _assert_rows(T: int, H: int, dtype: torch.dtype, *rows: torch.Tensor | None) -> None:
+    """Each given is a contiguous [T,H] of the dtype."""
+    for rows_TH in rows:
+        if rows_TH is not None:
+            assert rows_TH.shape == (T, H)
+            assert rows_TH.dtype == dtype
+            assert rows_TH.is_contiguous()

@@ -1,0 +1,151 @@
+"""Expert GEMMs of a few tokens: a stream of weights without tensor cores or alignment.
+
+Owns two matrix-vector kernels; a program takes one route and some rows of its expert's matrix.
+T tokens, K experts per token, P = T·K routes, E local experts, H hidden, I expert width.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options
+from moe.kernels.tiles import Tiles
+
+
+@triton.jit
+def _local(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
+    """Local expert of a route, −1 where there is none."""
+    expert = tl.load(ids_ptr + route)
+    if HAS_MAP:
+        expert = tl.where(expert < 0, -1, tl.load(map_ptr + tl.maximum(expert, 0)))
+    return expert
+
+
+@triton.jit
+def _gate_up_vector_kernel(
+    x_ptr, w13_ptr, inner_ptr, ids_ptr, map_ptr,
+    K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
+    route, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
+    if expert < 0:
+        return
+    columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column_N = columns_N < I
+    ks = tl.arange(0, BLOCK_K)
+    gate_ptrs = w13_ptr + expert.to(tl.int64) * (2 * I * H) + columns_N[:, None] * H + ks[None, :]
+    x_ptrs = x_ptr + (route // K) * H + ks
+    gate = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    up = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for k in tl.static_range(0, H, BLOCK_K):
+        if H % BLOCK_K == 0 and I % BLOCK_N == 0:
+            x = tl.load(x_ptrs + k).to(tl.float32)
+            w_gate = tl.load(gate_ptrs + k, eviction_policy="evict_first")
+            w_up = tl.load(gate_ptrs + I * H + k, eviction_policy="evict_first")
+        else:
+            is_k = ks + k < H
+            is_w = is_column_N[:, None] & is_k[None, :]
+            x = tl.load(x_ptrs + k, mask=is_k, other=0.0).to(tl.float32)
+            w_gate = tl.load(gate_ptrs + k, mask=is_w, other=0.0)
+            w_up = tl.load(gate_ptrs + I * H + k, mask=is_w, other=0.0)
+        gate += w_gate.to(tl.float32) * x[None, :]
+        up += w_up.to(tl.float32) * x[None, :]
+    gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
+    inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
+    tl.store(
+        inner_ptr + route * I + columns_N,
+        inner_N.to(inner_ptr.dtype.element_ty),
+        mask=is_column_N,
+    )
+
+
+@triton.jit
+def _down_vector_kernel(
+    inner_ptr, w2_ptr, out_ptr, ids_ptr, map_ptr,
+    H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
+    route, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
+    is_column_N = columns_N < H
+    ks = tl.arange(0, BLOCK_K)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
+    if expert < 0:
+        return
+    w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
+    total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    for k in tl.static_range(0, I, BLOCK_K):
+        if I % BLOCK_K == 0 and H % BLOCK_N == 0:
+            inner = tl.load(inner_ptr + route * I + k + ks).to(tl.float32)
+            w = tl.load(w_ptrs + k, eviction_policy="evict_first")
+        else:
+            is_k = ks + k < I
+            inner = tl.load(inner_ptr + route * I + k + ks, mask=is_k, other=0.0).to(tl.float32)
+            w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k[None, :], other=0.0)
+        total += w.to(tl.float32) * inner[None, :]
+    total_N = tl.sum(total, axis=1)
+    tl.store(
+        out_ptr + route * H + columns_N, total_N.to(out_ptr.dtype.element_ty), mask=is_column_N
+    )
+
+
+def gate_up_vector(
+    x_TH: torch.Tensor,
+    w13: torch.Tensor,
+    ids_TK: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    tiles: Tiles,
+    *,
+    out_PI: torch.Tensor,
+    pdl: bool,
+) -> None:
+    """silu(gate·x) · (up·x) of every local route, at the route's own row.
+
+    w13 [E,2I,H] has gate rows first; ids are global, −1 for none. Rows of other routes stay as they
+    are.
+    """
+    E, double, H = w13.shape
+    width = double // 2
+    assert w13.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
+    assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
+    grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
+    _gate_up_vector_kernel[grid](
+        x_TH, w13, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
+        BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        num_warps=tiles.warps, **launch_options(pdl),
+    )  # fmt: skip
+
+
+def down_vector(
+    inner_PI: torch.Tensor,
+    w2: torch.Tensor,
+    ids_TK: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    tiles: Tiles,
+    *,
+    out_PH: torch.Tensor,
+    pdl: bool,
+) -> None:
+    """down·inner of every local route, at the route's own row. w2 [E,H,I]."""
+    E, H, width = w2.shape
+    assert w2.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
+    assert inner_PI.shape == (ids_TK.numel(), width) and out_PH.shape == (ids_TK.numel(), H)
+    grid = (ids_TK.numel() * triton.cdiv(H, tiles.block_n),)
+    _down_vector_kernel[grid](
+        inner_PI, w2, out_PH, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        H=H, I=width, HAS_MAP=expert_map_E is not None,
+        BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
+        num_warps=tiles.warps, **launch_options(pdl),
+    )  # fmt: skip

@@ -1,0 +1,137 @@
+"""sum_norm against sum_routes, plain addition and RMSNorm."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe.kernels.sum_norm import sum_norm
+from moe.routes import sum_routes
+from workers.layers.norm import RMSNorm
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+EPS = 1e-6
+
+
+def make_norm(size: int, dtype: torch.dtype, device: str) -> RMSNorm:
+    norm = RMSNorm(size, EPS, dtype, torch.device(device))
+    torch.nn.init.normal_(norm.weight, mean=1.0)
+    return norm
+
+
+def check(
+    T: int, S: int, H: int, dtype: torch.dtype, part_dtype: torch.dtype, device: str,
+    *, weighted: bool = False, residual: bool = True, normed: bool = True, s_first: bool = False,
+) -> None:  # fmt: skip
+    """Sums to the bit (fp32 parts and residuals on any device), norms to a rounding."""
+    shape = (S, T, H) if s_first else (T, S, H)
+    parts = torch.randn(shape, device=device).to(part_dtype)
+    parts = parts.transpose(0, 1) if s_first else parts
+    weights = torch.rand(T, S, device=device) if weighted else None
+    old = torch.randn(T, H, device=device).to(dtype) if residual else None
+    norm = make_norm(H, dtype, device) if normed else None
+    out_residual = torch.empty(T, H, dtype=dtype, device=device)
+    out = sum_norm(
+        parts, weights, old, None if norm is None else norm.weight, EPS, out_residual=out_residual
+    )
+    ones = torch.ones(T, S, device=device)
+    expected = sum_routes(parts, ones if weights is None else weights, dtype)
+    expected = expected if old is None else old + expected
+    assert out[1] is out_residual
+    if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts off, see triton's source
+        torch.testing.assert_close(out_residual, expected, rtol=0.02, atol=0.02)
+    else:
+        assert torch.equal(out_residual, expected)
+    if norm is None:
+        assert out[0] is None
+    else:
+        tolerance = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}[dtype]
+        torch.testing.assert_close(out[0], norm(out_residual), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("T", "S", "H"), [(1, 1, 48), (1, 8, 64), (3, 5, 33), (2, 3, 1)])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_rows(T: int, S: int, H: int, dtype: torch.dtype, weighted: bool) -> None:
+    check(T, S, H, dtype, dtype, DEVICE, weighted=weighted)
+
+
+@pytest.mark.parametrize("residual", [False, True])
+@pytest.mark.parametrize("normed", [False, True])
+def test_split_k_parts(residual: bool, normed: bool) -> None:
+    check(
+        5, 4, 48, torch.float16, torch.float32, DEVICE,
+        residual=residual, normed=normed, s_first=True,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("H", [1024, 1025, 2500])
+def test_wide_rows_without_norm(H: int) -> None:
+    check(2, 3, H, torch.float16, torch.float32, DEVICE, normed=False, s_first=True)
+
+
+def test_many_tokens() -> None:
+    check(300, 2, 40, torch.float16, torch.float16, DEVICE, weighted=True)
+
+
+def test_no_tokens() -> None:
+    check(0, 2, 40, torch.float16, torch.float16, DEVICE, weighted=True)
+
+
+@pytest.mark.parametrize("T", [4, 260])
+def test_weight_zero_leaves_out(T: int) -> None:
+    parts = torch.randn(T, 3, 32, device=DEVICE)
+    weights = torch.rand(T, 3, device=DEVICE) + 0.5
+    left_out = torch.rand(T, 3, device=DEVICE) < 0.5
+    weights[left_out] = 0.0
+    clean = parts.masked_fill(left_out.unsqueeze(-1), 0.0)
+    parts[left_out] = torch.tensor([torch.nan, torch.inf], device=DEVICE).repeat(16)
+    _, out = sum_norm(parts, weights)
+    assert torch.equal(out, sum_routes(clean, weights, torch.float32))
+
+
+def test_casts_of_the_norm() -> None:
+    """Rounded before the weight: other casts agree within a rounding, not in almost all bits."""
+    parts = torch.randn(4, 1, 512, device=DEVICE).half()
+    norm = make_norm(512, torch.float16, DEVICE)
+    normed, residual = sum_norm(parts, None, None, norm.weight, EPS)
+    assert normed is not None
+    assert (normed == norm(residual)).float().mean() > 0.97
+
+
+def test_residual_in_place() -> None:
+    parts, residual = torch.randn(3, 1, 32, device=DEVICE), torch.randn(3, 32, device=DEVICE)
+    expected = residual + parts[:, 0]
+    _, out = sum_norm(parts, None, residual, out_residual=residual)
+    assert out is residual
+    assert torch.equal(residual, expected)
+
+
+def test_dtype_without_out() -> None:
+    parts = torch.randn(2, 4, 32, device=DEVICE)
+    weight = torch.ones(32, dtype=torch.float16, device=DEVICE)
+    normed, residual = sum_norm(parts, None, None, weight, EPS)
+    assert normed is not None
+    assert normed.dtype == residual.dtype == torch.float16
+    assert sum_norm(parts)[1].dtype == torch.float32
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("T", [1, 7, 256, 8192])
+@pytest.mark.parametrize("H", [2048, 4096, 8192])
+@pytest.mark.parametrize(
+    ("S", "part_dtype", "weighted", "s_first"),
+    [
+        (1, torch.bfloat16, False, False),
+        (8, torch.bfloat16, True, False),
+        (6, torch.float32, False, True),
+    ],
+)
+def test_real_shapes(
+    T: int, H: int, S: int, part_dtype: torch.dtype, weighted: bool, s_first: bool
+) -> None:
+    for normed in (False, True):
+        check(
+            T, S, H, torch.bfloat16, part_dtype, "cuda",
+            weighted=weighted, s_first=s_first, normed=normed,
+        )  # fmt: skip

@@ -1,0 +1,179 @@
+"""Causal attention of prompt tokens over the paged KV cache, which holds their keys already.
+
+Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles
+(workers.attention_plan) or who wrote the cache. Shapes: T tokens, P tiles, N query heads, K key
+heads, G = N / K, D head_dim. A tile's rows are the G query heads of each of its tokens, so keys
+and values are read once for all of them and a tile's mask reaches over few keys. Sums are fp32;
+probabilities are rounded to the model dtype before they meet the values, as
+scaled_dot_product_attention does, and the output once at the end.
+
+The tiles and the tables are read before the wait for the kernel before this one: they must have
+been written at least two kernels earlier.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from workers.attention_plan import prefill_tile_tokens
+
+# Of a multiprocessor's 227 KiB, what queries, keys and values may take together.
+_SHARED_BYTES = 224 << 10
+
+
+@triton.jit
+def _tile_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    tables_ptr,
+    tiles_ptr,
+    out_ptr,
+    q_stride,
+    table_stride,
+    SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One tile of queries, for one key head and its query heads; grid (K, P)."""
+    kv_head = tl.program_id(0)
+    fields = tiles_ptr + tl.program_id(1) * 4
+    first = tl.load(fields)
+    count = tl.load(fields + 1)
+    slot = tl.load(fields + 2)
+    position = tl.load(fields + 3)
+    stop = position + count
+    tokens = tl.arange(0, BLOCK_N)
+    table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    query = m // GROUP
+    head = kv_head * GROUP + m % GROUP
+    real_d = d < HEAD_DIM
+    real_md = (query < count)[:, None] & real_d[None, :]
+    in_row = head[:, None] * HEAD_DIM + d[None, :]
+    q_ptr += first.to(tl.int64) * q_stride
+    q = tl.load(q_ptr + query[:, None] * q_stride + in_row, mask=real_md, other=0.0)
+    keys_ptr += kv_head * HEAD_DIM
+    values_ptr += kv_head * HEAD_DIM
+
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(0, stop, BLOCK_N):
+        live_nd = (tokens < stop)[:, None] & real_d[None, :]
+        place = blocks.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
+        at = place[:, None] * (KV_HEADS * HEAD_DIM) + d[None, :]
+        # The ids of the next tile are under way while this one is at work.
+        tokens += BLOCK_N
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+        # Behind the length a block may hold anything: zeros stand there instead.
+        k = tl.load(keys_ptr + at, mask=live_nd, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if start + BLOCK_N > position + 1:
+            seen = (position + query)[:, None] >= (start + tl.arange(0, BLOCK_N))[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, 1) * SCALE)
+        p = tl.exp2(scores * SCALE - new_top[:, None])
+        fade = tl.exp2(top - new_top)
+        v = tl.load(values_ptr + at, mask=live_nd, other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        total = total * fade + tl.sum(p, 1)
+        top = new_top
+
+    acc = acc / total[:, None]
+    out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
+    to = out_ptr + query[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + in_row
+    tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+
+
+def prefill_attention(
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tables: torch.Tensor,
+    tiles: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    pdl: bool = False,
+    block_m: int = 128,
+    block_n: int = 64,
+    num_warps: int = 8,
+    num_stages: int | None = None,
+) -> torch.Tensor:
+    """Attend with each tile's queries to all up to themselves; scale 1 / sqrt(D).
+
+    Args:
+        q_TND: ``[T, N, D]``, tokens any distance apart.
+        keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
+        tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
+        tiles: int32 ``[P, 4]`` on the device, of plan_prefill with
+            ``prefill_tile_tokens(block_m, N, K)``; tokens of no tile keep what ``out`` holds.
+        out: ``[T, N, D]``.
+        pdl: launch while the kernel before ends (CUDA only).
+        block_m: rows of a tile; block_n: keys handled at once; powers of two of at least 16.
+        num_stages: tiles of keys in flight; 3, or as many as shared memory holds.
+
+    Returns:
+        ``out``.
+    """
+    _, num_heads, head_dim = q_TND.shape
+    _, block_size, kv_heads, _ = keys.shape
+    if out is None:
+        out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
+    assert keys.shape == values.shape and keys.shape[3] == head_dim
+    assert keys.is_contiguous() and values.is_contiguous()
+    assert keys.dtype == values.dtype == q_TND.dtype == out.dtype
+    assert num_heads % kv_heads == 0 and prefill_tile_tokens(block_m, num_heads, kv_heads)
+    assert q_TND.stride()[1:] == (head_dim, 1)
+    assert tables.dtype == tiles.dtype == torch.int32
+    assert tables.stride(1) == 1
+    assert tiles.shape[1:] == (4,) and tiles.is_contiguous()
+    assert out.shape == q_TND.shape and out.is_contiguous()
+    if not len(tiles):
+        return out
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    if num_stages is None:
+        row_bytes = block_d * keys.element_size()
+        fit = (_SHARED_BYTES - block_m * row_bytes) // (2 * block_n * row_bytes)
+        num_stages = max(1, min(3, fit))
+    _tile_kernel[(kv_heads, len(tiles))](
+        q_TND,
+        keys,
+        values,
+        tables,
+        tiles,
+        out,
+        q_TND.stride(0),
+        tables.stride(0),
+        SCALE=math.log2(math.e) / math.sqrt(head_dim),
+        KV_HEADS=kv_heads,
+        GROUP=num_heads // kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        BLOCK_M=block_m,
+        BLOCK_N=block_n,
+        BLOCK_D=block_d,
+        PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",
+        PDL=pdl,
+        num_warps=num_warps,
+        num_stages=num_stages,
+        **({"launch_pdl": True} if pdl else {}),
+    )
+    return out

@@ -1,0 +1,228 @@
+"""The least time a step can take: bytes that must move over the device's bandwidth, or operations
+over its rate, whichever is longer.
+
+Owns the arithmetic and the measured ceilings of known devices. Imports no torch. Knows nothing of
+how steps are run or measured.
+
+Counted: the matrices of attention, router, head and MLPs, those of experts when they are hit, and
+keys and values, each read or written once. Neglected: activations, embedding rows, norms, and what
+ranks say to each other. So it is less than any device can need, by about 1 % in decodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from moe.config import ParallelConfig
+from workers.config import ModelConfig
+
+_BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Device:
+    """Ceilings of one device: bytes/s of a copy (read and written), FLOP/s of an 8192³ product."""
+
+    name: str
+    bytes_per_second: float
+    flops_per_second: float
+
+
+# Measured with a large device-to-device copy and an 8192×8192×8192 bf16 matrix product.
+_MEASURED = (
+    Device(name="NVIDIA H200", bytes_per_second=4.3e12, flops_per_second=790e12),
+    Device(name="NVIDIA H100 80GB HBM3", bytes_per_second=3.0e12, flops_per_second=798e12),
+)
+
+
+def device_ceilings(name: str) -> Device | None:
+    """The ceilings of a device by the name it goes by; None: nobody measured them."""
+    return next((device for device in _MEASURED if device.name == name), None)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepWork:
+    """How much of everything one step of one replica asks for.
+
+    Attributes:
+        tokens: tokens computed.
+        draws: rows whose next token is drawn.
+        cached: tokens whose keys and values are read or written: every row's length after the step.
+        attended: query-key pairs.
+    """
+
+    tokens: int
+    draws: int
+    cached: float
+    attended: float
+
+    @classmethod
+    def of_rows(cls, positions: np.ndarray, num_tokens: np.ndarray, *, draws: int) -> StepWork:
+        """Of rows that compute ``num_tokens`` tokens each, from ``positions`` on (int64)."""
+        attended = num_tokens * positions + num_tokens * (num_tokens + 1) // 2
+        return cls(
+            tokens=int(num_tokens.sum()),
+            draws=draws,
+            cached=int((positions + num_tokens).sum()),
+            attended=int(attended.sum()),
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepCost:
+    """What one rank must move and do for a step."""
+
+    dense_bytes: float
+    head_bytes: float
+    expert_bytes: float
+    cache_bytes: float
+    flops: float
+
+    @property
+    def bytes_moved(self) -> float:
+        """All bytes."""
+        return self.dense_bytes + self.head_bytes + self.expert_bytes + self.cache_bytes
+
+    def floor_seconds(self, device: Device | None) -> float:
+        """The least time on a device; 0 when its ceilings are not known."""
+        if device is None:
+            return 0.0
+        moved = self.bytes_moved / device.bytes_per_second
+        return max(moved, self.flops / device.flops_per_second)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Roofline:
+    """One rank's share of a model in numbers; ``of_rank`` makes one, once.
+
+    Attributes:
+        value_bytes: of a weight, and of a cached key's or value's element.
+        dense: parameters that every token passes, without the head: attention, routers, dense MLPs,
+            shared experts.
+        head: parameters of the head.
+        expert: parameters of one expert, or of the slice of it that is here.
+        experts_per_layer: experts a token may choose from, over all ranks.
+        experts_per_token: of which it chooses.
+        local_share: share of a layer's experts that is here.
+        replicas: attention replicas.
+        expert_replicas: of these, the ones whose tokens come to the experts here.
+        moe_layers: layers with experts.
+        cache_values: elements one token has in this rank's cache.
+        pair_flops: operations of one query-key pair, over all layers and this rank's heads.
+    """
+
+    value_bytes: int
+    dense: int
+    head: int
+    expert: int
+    experts_per_layer: int
+    experts_per_token: int
+    local_share: float
+    replicas: int
+    expert_replicas: int
+    moe_layers: int
+    cache_values: int
+    pair_flops: int
+
+    @property
+    def expert_bytes(self) -> int:
+        """Of one expert, or of the slice of it that is here."""
+        return self.value_bytes * self.expert
+
+    @classmethod
+    def of_rank(
+        cls, config: ModelConfig, parallel: ParallelConfig, *, num_local_experts: int, dtype: str
+    ) -> Roofline:
+        """The share of a rank with ``num_local_experts``, whole or sliced, in each sparse layer."""
+        tp, moe = parallel.tp, config.moe
+        heads, kv_heads = config.num_heads / tp, max(1.0, config.num_kv_heads / tp)
+        num_experts = moe.num_experts if moe else 0
+        return cls(
+            value_bytes=_BYTES[dtype],
+            dense=_dense_parameters(config, parallel),
+            head=round(config.vocab_size * config.hidden_size / tp),
+            expert=_expert_parameters(config, tp if parallel.ep == 1 else 1),
+            experts_per_layer=num_experts,
+            experts_per_token=moe.num_experts_per_tok if moe else 0,
+            local_share=num_local_experts / num_experts if num_experts else 0.0,
+            replicas=parallel.dp,
+            expert_replicas=parallel.dp if parallel.ep > 1 else 1,
+            moe_layers=sum(config.moe_layers) if moe else 0,
+            cache_values=round(2 * config.num_layers * kv_heads * config.head_dim),
+            pair_flops=round(4 * config.num_layers * heads * config.head_dim),
+        )
+
+    @classmethod
+    def of_layout(cls, config: ModelConfig, parallel: ParallelConfig, *, dtype: str) -> Roofline:
+        """The largest share that any rank of a layout has: for floors of the whole."""
+        num_experts = config.moe.num_experts if config.moe else 0
+        each = -(-num_experts // parallel.ep)
+        return cls.of_rank(config, parallel, num_local_experts=each, dtype=dtype)
+
+    def cost(self, work: StepWork, experts_hit: float) -> StepCost:
+        """What a step moves and does here.
+
+        Args:
+            work: of this rank's replica.
+            experts_hit: (layer, expert of this rank) pairs that got at least one token, of any
+                replica. Operations are counted as if routing were even and replicas equally busy.
+        """
+        routes = work.tokens * self.expert_replicas * self.experts_per_token * self.local_share
+        dense = work.tokens * self.dense + work.draws * self.head
+        active = dense + routes * self.moe_layers * self.expert
+        return StepCost(
+            dense_bytes=self.value_bytes * self.dense if work.tokens else 0,
+            head_bytes=self.value_bytes * self.head if work.draws else 0,
+            expert_bytes=self.expert_bytes * experts_hit,
+            cache_bytes=self.value_bytes * self.cache_values * work.cached,
+            flops=2 * active + self.pair_flops * work.attended,
+        )
+
+    def expected_hits(self, tokens: int) -> float:
+        """(layer, local expert) pairs that ``tokens`` are expected to hit, routed evenly and
+        independently: of E experts with K a token E · (1 − (1 − K/E)^tokens) a layer.
+        """
+        if not self.moe_layers:
+            return 0.0
+        missed: float = (1 - self.experts_per_token / self.experts_per_layer) ** tokens
+        return self.moe_layers * self.local_share * self.experts_per_layer * (1 - missed)
+
+    def decode(self, *, batch: int, context: float) -> StepCost:
+        """A step in which ``batch`` sequences, spread over the replicas, decode at ``context``
+        tokens each: what the busiest replica's rank is expected to cost."""
+        here = -(-batch // self.replicas)
+        read = here * context
+        work = StepWork(tokens=here, draws=here, cached=read, attended=read)
+        return self.cost(work, self.expected_hits(min(batch, here * self.expert_replicas)))
+
+    def prefill(self, *, prompts: int, length: int) -> StepCost:
+        """``prompts`` prompts, spread over the replicas, in one step, and each one's first draw."""
+        here = -(-prompts // self.replicas)
+        tokens = here * length
+        pairs = tokens * (length + 1) / 2
+        work = StepWork(tokens=tokens, draws=here, cached=tokens, attended=pairs)
+        reached = min(prompts, here * self.expert_replicas) * length
+        return self.cost(work, self.expected_hits(reached))
+
+
+def _dense_parameters(config: ModelConfig, parallel: ParallelConfig) -> int:
+    """Sliced over tp, but for KV heads fewer than ranks, routers, and shared experts of a backend
+    that shares tokens out."""
+    tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
+    width = (config.num_heads / tp + max(1.0, config.num_kv_heads / tp)) * config.head_dim
+    total = config.num_layers * hidden * 2 * width
+    for is_moe in config.moe_layers:
+        if is_moe and moe is not None:
+            shared = 3 * moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
+            total += hidden * (moe.num_experts + shared)
+        else:
+            total += hidden * 3 * config.intermediate_size / tp
+    return round(total)
+
+
+def _expert_parameters(config: ModelConfig, num_slices: int) -> int:
+    if config.moe is None:
+        return 0
+    return 3 * config.hidden_size * config.moe.intermediate_size // num_slices

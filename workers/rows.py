@@ -1,0 +1,80 @@
+"""The rows of a step as host columns: what a StepRequest says, checked.
+
+Knows nothing of devices, blocks or sampling. S rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from switchyard.worker.v1 import worker_pb2
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Rows:
+    """One entry a row, decodes first.
+
+    Attributes:
+        slots: int32; -1 is padding.
+        positions: of the row's first token in its sequence, int32.
+        num_tokens: int32.
+        first_token: where the row's tokens begin in the step, int32.
+        draws: whether a token is drawn behind the row's last one.
+        lengths: context after this step, int32; 0 for padding.
+        is_padded: whether rows may be padding, behind the others.
+    """
+
+    slots: np.ndarray
+    positions: np.ndarray
+    num_tokens: np.ndarray
+    first_token: np.ndarray
+    draws: np.ndarray
+    lengths: np.ndarray
+    is_padded: bool = False
+
+    @classmethod
+    def from_step(cls, step: worker_pb2.StepRequest) -> Rows:
+        """Raises ValueError when the columns contradict each other."""
+        slots = np.array(step.slots, dtype=np.int32)
+        decodes = step.num_decodes
+        num_tokens = np.ones(len(slots), dtype=np.int32)
+        draws = np.ones(len(slots), dtype=bool)
+        if len(step.num_tokens) != len(slots) - decodes or len(step.draws) != len(slots) - decodes:
+            raise ValueError(
+                f"step {step.step_id}: {len(slots)} rows, {decodes} decodes, but "
+                f"{len(step.num_tokens)} token counts and {len(step.draws)} draw marks"
+            )
+        if decodes < len(slots):
+            num_tokens[decodes:] = np.array(step.num_tokens, dtype=np.int32)
+            draws[decodes:] = np.array(step.draws, dtype=bool)
+        if num_tokens.sum() != decodes + len(step.token_ids):
+            raise ValueError(
+                f"step {step.step_id}: {len(step.token_ids)} token ids, its rows ask for "
+                f"{num_tokens.sum() - decodes}"
+            )
+        positions = np.array(step.positions, dtype=np.int32)
+        return cls(
+            slots=slots,
+            positions=positions,
+            num_tokens=num_tokens,
+            first_token=np.cumsum(num_tokens, dtype=np.int32) - num_tokens,
+            draws=draws,
+            lengths=positions + num_tokens,
+        )
+
+    def padded(self, num_rows: int) -> Rows:
+        """With rows of no sequence behind, each of one token; all rows must be decodes."""
+        missing = num_rows - len(self.slots)
+        assert missing >= 0
+        zeros = np.zeros(missing, dtype=np.int32)
+        return Rows(
+            slots=np.concatenate((self.slots, zeros - 1)),
+            positions=np.concatenate((self.positions, zeros)),
+            num_tokens=np.ones(num_rows, dtype=np.int32),
+            first_token=np.arange(num_rows, dtype=np.int32),
+            draws=np.ones(num_rows, dtype=bool),
+            lengths=np.concatenate((self.lengths, zeros)),
+            is_padded=True,
+        )
