@@ -8,6 +8,7 @@ attention is divided by.
 from __future__ import annotations
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +29,13 @@ from workers.staging import Staging
 _TABLE_WORDS = 1 << 16
 
 
+class Shape(NamedTuple):
+    """What a captured step is padded to: its tokens, and whether all of them are decodes."""
+
+    tokens: int
+    decodes: bool
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
     """What divides the work of attention kernels on this rank."""
@@ -43,6 +51,7 @@ class DeviceBatch:
 
     Attributes:
         rows: what it was made of, without padding.
+        shape: what it was padded to, None if it was not.
         last_D: index of the last token of each row that draws, into the step's tokens, int32 [D];
             None when every token draws.
         draw_slots_D: slot of each row that draws, int32, -1 for padding.
@@ -50,6 +59,7 @@ class DeviceBatch:
     """
 
     rows: Rows
+    shape: Shape | None
     forward: ForwardBatch
     last_D: torch.Tensor | None
     draw_slots_D: torch.Tensor
@@ -115,12 +125,13 @@ class BatchBuilder:
         self.columns = Staging(device, 16 * max_tokens + 256 * num_slots + 4096)
         self.table_changes = Staging(device, _TABLE_WORDS)
 
-    def build(self, step: worker_pb2.StepRequest, pad_to: int | None = None) -> DeviceBatch:
+    def build(self, step: worker_pb2.StepRequest, shape: Shape | None = None) -> DeviceBatch:
         """Take in the step's changes and stage its batch.
 
         Args:
-            pad_to: rows that a step of decodes alone is padded to; its columns then have sizes that
-                depend on nothing else.
+            shape: what it is padded to. What the model reads then has sizes, and places on the
+                device, that depend on nothing else; in a shape that is not of decodes, what is
+                drawn has not.
 
         Raises:
             ValueError: the columns contradict each other or name what does not exist.
@@ -130,10 +141,16 @@ class BatchBuilder:
             self.table_lengths[new.slot] = 0
         rows = Rows.from_step(step)
         self._add_blocks(step, rows.slots)
-        padded = rows if pad_to is None else rows.padded(pad_to)
-        columns = self._columns(step, padded, num_valid=int(rows.num_tokens.sum()))
-        on_device = self.columns.copy(columns)
-        return self._assemble(step, rows, padded, on_device)
+        num_tokens = int(rows.num_tokens.sum())
+        padded = rows
+        if shape is not None and shape.decodes:
+            padded = rows.padded(shape.tokens)
+        columns = self._token_columns(step, padded, num_tokens if shape is None else shape.tokens)
+        columns["num_valid"] = np.array([num_tokens], dtype=np.int32)
+        if self.attention is not None:
+            columns |= self._attention_columns(step.num_decodes, padded, shape, self.attention)
+        columns |= self._draw_columns(padded)
+        return self._assemble(step, rows, padded, shape, self.columns.copy(columns))
 
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
         """Append new blocks to the rows' tables."""
@@ -158,54 +175,65 @@ class BatchBuilder:
         self.tables.view(-1).index_copy_(0, changes["places"], changes["blocks"])
         self.table_lengths[slots] += counts
 
-    def _columns(
-        self, step: worker_pb2.StepRequest, rows: Rows, *, num_valid: int
+    def _token_columns(
+        self, step: worker_pb2.StepRequest, rows: Rows, size: int
     ) -> dict[str, np.ndarray]:
-        """Everything the device needs."""
+        """One entry a token, and padding behind."""
+        num_tokens = int(rows.num_tokens.sum())
         row_of_token = np.repeat(np.arange(len(rows.slots)), rows.num_tokens)
         starts = np.repeat(rows.positions - rows.first_token, rows.num_tokens)
-        ids = np.full(len(row_of_token), -1, dtype=np.int32)
+        ids = np.full(size, -1, dtype=np.int32)
         if len(step.token_ids):
-            ids[step.num_decodes :] = np.array(step.token_ids, dtype=np.int32)
-        draw_slots = rows.slots[rows.draws]
-        draw_positions = rows.lengths[rows.draws].astype(np.int64)
+            ids[step.num_decodes : num_tokens] = np.array(step.token_ids, dtype=np.int32)
+        positions = np.zeros(size, dtype=np.int32)
+        positions[:num_tokens] = np.arange(num_tokens) + starts
+        slots = np.full(size, -1, dtype=np.int32)
+        slots[:num_tokens] = rows.slots[row_of_token]
+        return {"ids": ids, "positions": positions, "slots": slots}
+
+    def _draw_columns(self, rows: Rows) -> dict[str, np.ndarray]:
+        """One entry a row that draws."""
+        slots = rows.slots[rows.draws]
+        positions = rows.lengths[rows.draws].astype(np.int64)
         columns = {
-            "ids": ids,
-            "positions": (np.arange(len(row_of_token)) + starts).astype(np.int32),
-            "slots": rows.slots[row_of_token],
-            "num_valid": np.array([num_valid], dtype=np.int32),
-            "draw_slots": draw_slots,
-            "draw_positions": draw_positions,
-            "draw_ints": self.params.ints[:, draw_slots],
-            "draw_floats": self.params.floats[:, draw_slots],
+            "draw_slots": slots,
+            "draw_positions": positions,
+            "draw_ints": self.params.ints[:, slots],
+            "draw_floats": self.params.floats[:, slots],
         }
-        if len(draw_slots) != len(row_of_token):
-            columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws].astype(np.int32)
-        if self.attention is not None:
-            columns |= self._attention_columns(step.num_decodes, rows, self.attention)
-        # Last, since their number varies.
-        columns["suppressed"] = self._suppressed(draw_slots, draw_positions)
+        if len(slots) != rows.num_tokens.sum():
+            columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
+        columns["suppressed"] = self._suppressed(slots, positions)
         return columns
 
     def _attention_columns(
-        self, num_decodes: int, rows: Rows, shape: AttentionShape
+        self, num_decodes: int, rows: Rows, shape: Shape | None, heads: AttentionShape
     ) -> dict[str, np.ndarray]:
-        num_decodes = max(num_decodes, len(rows.slots) if rows.is_padded else 0)
+        """Plans of the attention kernels; a captured step's are as long as any of its shape."""
         columns = {}
+        if shape is not None:
+            num_decodes = shape.tokens if shape.decodes else 0
         if num_decodes:
-            capacity = decode_capacity(num_decodes, shape.kv_heads, shape.num_cores)
+            capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores)
             plan = plan_decode(
                 rows.lengths[:num_decodes], rows.slots[:num_decodes], capacity, TILE_TOKENS
             )
             columns |= {"chunks": plan.chunks, "splits": plan.splits}
-        if num_decodes < len(rows.slots):
-            columns["tiles"] = plan_prefill(
+        if shape is None and num_decodes == len(rows.slots):
+            return columns
+        if shape is None or not shape.decodes:
+            tile_tokens = prefill_tile_tokens(PREFILL_ROWS, heads.num_heads, heads.kv_heads)
+            tiles = plan_prefill(
                 rows.num_tokens[num_decodes:],
                 rows.positions[num_decodes:],
                 rows.first_token[num_decodes:],
                 rows.slots[num_decodes:],
-                prefill_tile_tokens(PREFILL_ROWS, shape.num_heads, shape.kv_heads),
+                tile_tokens,
             )
+            if shape is not None:
+                most = shape.tokens // tile_tokens + min(self.num_slots, shape.tokens)
+                tiles = np.concatenate((tiles, np.zeros((most - len(tiles), 4), dtype=np.int32)))
+            columns["tiles"] = tiles
         return columns
 
     def _suppressed(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
@@ -220,8 +248,16 @@ class BatchBuilder:
         return np.stack([np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)])
 
     def _assemble(
-        self, step: worker_pb2.StepRequest, rows: Rows, padded: Rows, on: dict[str, torch.Tensor]
+        self,
+        step: worker_pb2.StepRequest,
+        rows: Rows,
+        padded: Rows,
+        shape: Shape | None,
+        on: dict[str, torch.Tensor],
     ) -> DeviceBatch:
+        num_decodes = step.num_decodes
+        if shape is not None:
+            num_decodes = shape.tokens if shape.decodes else 0
         attention = AttentionBatch(
             positions_T=on["positions"],
             slots_T=on["slots"],
@@ -229,7 +265,7 @@ class BatchBuilder:
             slots=padded.slots.tolist(),
             lengths=padded.lengths.tolist(),
             num_tokens=padded.num_tokens.tolist(),
-            num_decodes=len(padded.slots) if padded.is_padded else step.num_decodes,
+            num_decodes=num_decodes,
             chunks=on.get("chunks"),
             splits=on.get("splits"),
             tiles=on.get("tiles"),
@@ -238,11 +274,12 @@ class BatchBuilder:
             ids_T=on["ids"],
             last_token=self.last_token,
             attention=attention,
-            max_tokens=len(padded.slots) if padded.is_padded else step.max_replica_tokens,
-            num_valid=on["num_valid"] if padded.is_padded else None,
+            max_tokens=step.max_replica_tokens if shape is None else shape.tokens,
+            num_valid=None if shape is None else on["num_valid"],
         )
         return DeviceBatch(
             rows=rows,
+            shape=shape,
             forward=forward,
             last_D=on.get("last"),
             draw_slots_D=on["draw_slots"],

@@ -85,7 +85,7 @@ def _describe(
         startup_seconds=startup_seconds,
         bytes_per_second=ceilings.bytes_per_second if ceilings else 0.0,
         flops_per_second=ceilings.flops_per_second if ceilings else 0.0,
-        graph_batch_sizes=ready.runner.graphs.sizes,
+        graph_batch_sizes=ready.runner.graphs.decodes,
     )
 
 

@@ -23,7 +23,6 @@ class Rows:
         first_token: where the row's tokens begin in the step, int32.
         draws: whether a token is drawn behind the row's last one.
         lengths: context after this step, int32; 0 for padding.
-        is_padded: whether rows may be padding, behind the others.
     """
 
     slots: np.ndarray
@@ -32,7 +31,6 @@ class Rows:
     first_token: np.ndarray
     draws: np.ndarray
     lengths: np.ndarray
-    is_padded: bool = False
 
     @classmethod
     def from_step(cls, step: worker_pb2.StepRequest) -> Rows:
@@ -76,5 +74,4 @@ class Rows:
             first_token=np.arange(num_rows, dtype=np.int32),
             draws=np.ones(num_rows, dtype=bool),
             lengths=np.concatenate((self.lengths, zeros)),
-            is_padded=True,
         )

@@ -15,7 +15,7 @@ from torch import nn
 from moe.kernels.context import KernelContext
 from switchyard.worker.v1 import worker_pb2
 from workers.batch import BatchBuilder, DeviceBatch
-from workers.graphs import DecodeGraphs
+from workers.graphs import StepGraphs
 from workers.kernel_sampler import KernelSampler
 from workers.kv_cache import KVCache
 from workers.roofline import Device, Roofline, StepWork
@@ -101,7 +101,7 @@ class Runner:
         self.builder = builder
         self.measure = measure
         self.reports = reports
-        self.graphs = DecodeGraphs([])
+        self.graphs = StepGraphs([], [])
         self.on_cuda = builder.device.type == "cuda"
         self.sampler = None
         if context is not None:
@@ -129,14 +129,14 @@ class Runner:
         Raises:
             ValueError: the step's columns are inconsistent.
         """
-        size = self.graphs.size_for(step)
-        batch = self.builder.build(step, pad_to=size)
+        shape = self.graphs.shape_for(step)
+        batch = self.builder.build(step, shape)
         copies = self.copies[self.num_launched % _RING] if self.on_cuda else None
         self.num_launched += 1
         started = _now(copies and copies.started)
-        logits_DV = self.forward(batch) if size is None else self.graphs.replay(size)
-        if logits_DV is not None:
-            self._draw(logits_DV, batch)
+        out = self.forward(batch) if shape is None else self.graphs.replay(shape)
+        if batch.sampling is not None:
+            self._draw(out if _all_draw(batch) else self._logits(out, batch), batch)
         if copies is None:
             results = self.results.clone()
         else:
@@ -156,16 +156,19 @@ class Runner:
             before=before,
         )
 
-    def forward(self, batch: DeviceBatch) -> torch.Tensor | None:
-        """Logits ``[D, V]`` of the rows that draw; None when there are none."""
+    def forward(self, batch: DeviceBatch) -> torch.Tensor:
+        """Logits ``[D, V]`` of a step padded to decodes, else the last hidden states ``[T, H]``:
+        what a graph of the batch's shape holds."""
         hidden_TH = self.model(batch.forward, self.cache)
         if self.model.expert_load is not None:
             self.model.expert_load.count(len(hidden_TH))
-        if batch.sampling is None:
-            return None
-        if batch.last_D is not None:
-            hidden_TH = hidden_TH[batch.last_D]
-        return self.model.logits(hidden_TH)
+        return self.model.logits(hidden_TH) if _all_draw(batch) else hidden_TH
+
+    def _logits(self, hidden_TH: torch.Tensor, batch: DeviceBatch) -> torch.Tensor:
+        """Logits ``[D, V]`` of the rows that draw."""
+        if batch.last_D is None:
+            return self.model.logits(hidden_TH[: len(batch.draw_slots_D)])
+        return self.model.logits(hidden_TH[batch.last_D])
 
     def _draw(self, logits_DV: torch.Tensor, batch: DeviceBatch) -> None:
         """Tokens to the front of ``results`` and to their slots' last tokens. A row without a
@@ -187,6 +190,11 @@ class Runner:
             started=torch.cuda.Event(enable_timing=True),
             done=torch.cuda.Event(enable_timing=True),
         )
+
+
+def _all_draw(batch: DeviceBatch) -> bool:
+    """Whether the batch is padded to decodes, each of which draws."""
+    return batch.shape is not None and batch.shape.decodes
 
 
 def _now(event: torch.cuda.Event | None) -> torch.cuda.Event | float:

@@ -20,7 +20,7 @@ from moe.placement import ExpertPlacement
 from workers.batch import AttentionShape, BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
 from workers.distributed import Groups, expert_groups, join
-from workers.graphs import DecodeGraphs, batch_sizes
+from workers.graphs import StepGraphs, batch_sizes, mixed_sizes
 from workers.kv_cache import GRAPH_RESERVE_BYTES, KVCache, bytes_per_block, free_bytes
 from workers.models import MODELS
 from workers.models.base import Placement
@@ -156,7 +156,8 @@ def start(
         model, cache, builder, measure, reports=groups.tp_rank == 0, context=place.context
     )
     if device.type == "cuda" and _capturable(config, parallel):
-        _capture(runner, place.context, config.max_batch_size)
+        mixed = mixed_sizes(step_tokens) if parallel.dp == 1 else []
+        _capture(runner, place.context, StepGraphs(batch_sizes(config.max_batch_size), mixed))
     return Rank(
         runner=runner,
         groups=groups,
@@ -233,22 +234,22 @@ def _capturable(config: WorkerConfig, parallel: ParallelConfig) -> bool:
 
 
 @torch.inference_mode()
-def _capture(runner: Runner, context: KernelContext, max_batch_size: int) -> None:
-    """Capture the decode steps; raises ValueError where they take more than their reserve."""
+def _capture(runner: Runner, context: KernelContext, graphs: StepGraphs) -> None:
+    """Capture the steps; raises ValueError where they take more than their reserve."""
     context.workspace.freeze()
     free_before, _ = torch.cuda.mem_get_info()
-    runner.graphs = DecodeGraphs(batch_sizes(max_batch_size))
-    runner.graphs.capture(runner.forward, runner.builder)
+    graphs.capture(runner.forward, runner.builder)
+    runner.graphs = graphs
     free_after, _ = torch.cuda.mem_get_info()
     if free_before - free_after > GRAPH_RESERVE_BYTES:
         raise ValueError(
-            f"CUDA graphs of {len(runner.graphs.sizes)} batch sizes take "
+            f"{len(graphs.decodes) + len(graphs.mixed)} CUDA graphs take "
             f"{(free_before - free_after) / 2**30:.1f} GiB, {GRAPH_RESERVE_BYTES / 2**30:.0f} GiB "
             "are kept for them; lower --max-batch-size or use --cuda-graphs off"
         )
     log.info(
         "%d CUDA graphs take %d MiB, workspaces %d MiB",
-        len(runner.graphs.sizes),
+        len(graphs.decodes) + len(graphs.mixed),
         (free_before - free_after) >> 20,
         context.workspace.num_bytes >> 20,
     )

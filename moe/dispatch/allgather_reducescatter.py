@@ -48,7 +48,7 @@ class AllgatherReducescatterDispatcher:
         weights, ids = all_gather_rows(routes, self.group).chunk(2, dim=1)
         return Dispatched(
             hidden=all_gather_rows(hidden_SH, self.group),
-            topk=TopK(weights.contiguous().view(torch.float32), ids),
+            topk=TopK(weights.contiguous().view(torch.float32), ids.contiguous()),
             share=share,
         )
 

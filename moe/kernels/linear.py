@@ -17,11 +17,31 @@ from moe.kernels.launch import launch_options, precision
 from moe.kernels.tiles import Tiles
 
 
+# Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
+_PREFETCH_BYTES = 32 << 20
+
+
+@triton.jit
+def _prefetch_tile(
+    w_ptr, first_row, first_column, N: tl.constexpr, K: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """Bring a tile of weights to the L2 cache, line by line of 128 bytes."""
+    line: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
+    rows = tl.minimum(first_row + tl.arange(0, ROWS), N - 1)
+    lines = first_column + line * tl.arange(0, COLUMNS // line)
+    ptrs = w_ptr + rows.to(tl.int64)[:, None] * K + tl.minimum(lines, K - 1)[None, :]
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptrs],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
 @triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
     x_ptr, w_ptr, out_ptr, M, N: tl.constexpr, K: tl.constexpr, K_PART: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
+    PRECISION: tl.constexpr, SWAP: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     part = tl.program_id(1)
     columns_N = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -36,6 +56,8 @@ def _linear_kernel(
     else:
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if PDL:
+        if PREFETCH:
+            _prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     for k in range(0, K_PART, BLOCK_K):
@@ -126,5 +148,13 @@ def _tiled(
         x_MK, w_NK, out_SMN, M, N=N, K=K, K_PART=triton.cdiv(K, tiles.splits),
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
+        PREFETCH=_fits_cache(w_NK, tiles.splits),
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
     )  # fmt: skip
+
+
+def _fits_cache(w_NK: torch.Tensor, splits: int) -> bool:
+    """Whether a program's share is a power of two of whole lines, and all shares fit."""
+    depth = w_NK.shape[1] // splits
+    whole = depth * splits == w_NK.shape[1] and depth & (depth - 1) == 0
+    return whole and depth * w_NK.itemsize >= 128 and w_NK.nbytes <= _PREFETCH_BYTES

@@ -77,16 +77,29 @@ def _down_vector_kernel(
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column_N = columns_N < H
     ks = tl.arange(0, BLOCK_K)
+    # The routes are older than the kernel before, gate·up, which has waited for them itself.
+    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
+    if expert < 0:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
+        return
+    w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
+    if BLOCK_K >= I:
+        # The whole rows are on their way before the input is there.
+        w = tl.load(
+            w_ptrs,
+            mask=is_column_N[:, None] & (ks < I)[None, :],
+            other=0.0,
+            eviction_policy="evict_first",
+        )
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
-    if expert < 0:
-        return
-    w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
     total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
     for k in tl.static_range(0, I, BLOCK_K):
-        if I % BLOCK_K == 0 and H % BLOCK_N == 0:
+        if BLOCK_K >= I:
+            inner = tl.load(inner_ptr + route * I + ks, mask=ks < I, other=0.0).to(tl.float32)
+        elif I % BLOCK_K == 0 and H % BLOCK_N == 0:
             inner = tl.load(inner_ptr + route * I + k + ks).to(tl.float32)
             w = tl.load(w_ptrs + k, eviction_policy="evict_first")
         else:

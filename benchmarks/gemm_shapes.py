@@ -1,0 +1,80 @@
+"""The GEMMs of a rank: which matrices a model and a layout give it.
+
+Owns their sizes and names. Imports no torch; knows nothing of kernels or tiles. Where ranks differ
+it is the largest share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moe.config import ParallelConfig
+from moe.kernels.tiles import experts_key, linear_key
+from workers.config import ModelConfig
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ExpertShape:
+    """A rank's share of a sparse layer: `num_local` of the experts, `width` wide."""
+
+    num_experts: int
+    num_local: int
+    top_k: int
+    width: int
+    hidden: int
+
+    def key(self, dtype: str) -> str:
+        """Its name in a file of tiles."""
+        return experts_key(self.num_local, self.width, self.hidden, dtype)
+
+    def extent(self, op: str) -> tuple[int, int]:
+        """Columns and depth of one matrix."""
+        return (self.width, self.hidden) if op == "gate_up" else (self.hidden, self.width)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LinearShape:
+    """A rank's share of a dense layer."""
+
+    name: str
+    outputs: int
+    inputs: int
+
+    def key(self, dtype: str) -> str:
+        """Its name in a file of tiles."""
+        return linear_key(self.outputs, self.inputs, dtype)
+
+    def extent(self, op: str) -> tuple[int, int]:
+        """Columns and depth."""
+        assert op == "linear"
+        return self.outputs, self.inputs
+
+
+def expert_shape(config: ModelConfig, parallel: ParallelConfig) -> ExpertShape | None:
+    """The largest share of any rank; None for a model without experts."""
+    moe = config.moe
+    if moe is None or not any(config.moe_layers):
+        return None
+    return ExpertShape(
+        num_experts=moe.num_experts,
+        num_local=-(-moe.num_experts // parallel.ep),
+        top_k=moe.num_experts_per_tok,
+        width=moe.intermediate_size // (parallel.tp if parallel.ep == 1 else 1),
+        hidden=config.hidden_size,
+    )
+
+
+def linear_shapes(config: ModelConfig, parallel: ParallelConfig) -> list[LinearShape]:
+    """Of attention, router, dense MLP and head; one of each size."""
+    tp, hidden = parallel.tp, config.hidden_size
+    queries = config.num_heads // tp * config.head_dim
+    keys = max(1, config.num_kv_heads // tp) * config.head_dim
+    sizes = [("qkv", queries + 2 * keys, hidden), ("o_proj", hidden, queries)]
+    if config.moe is not None and any(config.moe_layers):
+        sizes.append(("router", config.moe.num_experts, hidden))
+    if not all(config.moe_layers):
+        width = config.intermediate_size // tp
+        sizes += [("dense gate·up", 2 * width, hidden), ("dense down", hidden, width)]
+    sizes.append(("head", -(-config.vocab_size // tp), hidden))
+    shapes = {(N, K): LinearShape(name=name, outputs=N, inputs=K) for name, N, K in sizes}
+    return list(shapes.values())

@@ -1,0 +1,254 @@
+"""Which tiles are worth timing for the GEMMs of a model, and which of the timed ones to take.
+
+Owns the candidates and the choice. Imports no torch: how tiles are timed is
+`benchmarks.tile_timing`'s business.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from moe.kernels.tiles import ExpertTiles, Tiles
+
+_VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
+_BLOCK_MS = (16, 32, 64, 128)
+_MAX_SUMS = 128  # fp32 sums a thread can hold beside everything else
+_MOST_PROGRAMS = 384  # about three a core: a deeper cut only makes more parts
+_MOST_STAGES = 8
+
+# Columns, depth, warps, stages, swap: what won on an H200, and what came close to it.
+_Cut = tuple[int, int, int, int, bool]
+_FEW_ROWS: dict[str, tuple[_Cut, ...]] = {
+    "gate_up": (
+        (32, 128, 4, 3, False), (32, 256, 4, 2, False), (32, 256, 4, 3, False),
+        (64, 64, 4, 4, False), (64, 128, 4, 2, False), (64, 128, 4, 3, False),
+        (128, 64, 8, 3, False), (16, 256, 4, 3, False), (64, 64, 4, 4, True),
+        (64, 64, 4, 6, True), (64, 128, 4, 2, True), (64, 128, 4, 3, True),
+        (64, 128, 8, 3, True), (128, 64, 8, 3, True),
+    ),
+    "down": (
+        (32, 128, 4, 4, False), (32, 256, 4, 3, False), (64, 64, 4, 5, False),
+        (64, 128, 4, 3, False), (64, 128, 4, 4, False), (64, 256, 4, 2, False),
+        (128, 64, 4, 4, False), (128, 128, 4, 2, False), (128, 128, 8, 3, False),
+        (64, 64, 4, 5, True), (64, 128, 4, 3, True), (64, 128, 4, 4, True),
+        (64, 256, 4, 2, True), (128, 64, 4, 4, True), (128, 128, 8, 3, True),
+    ),
+    "linear": (
+        (32, 128, 4, 4, False), (32, 256, 4, 3, False), (64, 64, 4, 5, False),
+        (64, 128, 4, 4, False), (128, 64, 4, 4, False), (64, 64, 4, 6, True),
+        (64, 128, 4, 4, True),
+    ),
+}  # fmt: skip
+_MANY_ROWS: dict[str, tuple[_Cut, ...]] = {
+    "gate_up": (
+        (64, 64, 4, 4, False), (64, 64, 8, 4, False), (64, 128, 4, 3, True),
+        (128, 64, 4, 3, False), (128, 64, 4, 4, False), (128, 64, 8, 3, False),
+        (128, 64, 8, 4, False),
+    ),
+    "down": (
+        (64, 128, 4, 3, True), (128, 64, 4, 4, False), (128, 64, 8, 4, False),
+        (128, 128, 8, 3, False), (256, 64, 8, 3, False), (256, 64, 8, 4, False),
+    ),
+    "linear": (
+        (32, 128, 4, 4, False), (64, 64, 4, 5, False), (64, 128, 4, 4, False),
+        (128, 64, 4, 4, False), (64, 64, 4, 6, True), (128, 64, 8, 4, False),
+    ),
+}  # fmt: skip
+# Columns, depth (0: all of it), warps of matrix-vector kernels; linear ones know only all of it.
+_VECTORS = {
+    "gate_up": (
+        (2, 0, 4), (2, 0, 8), (4, 0, 8), (2, 1024, 2), (4, 512, 4), (4, 1024, 4), (8, 256, 4),
+        (8, 512, 4), (8, 1024, 8), (16, 128, 4),
+    ),
+    "down": (
+        (4, 0, 4), (8, 0, 4), (8, 0, 8), (16, 0, 8), (4, 256, 2), (8, 256, 4), (16, 128, 4),
+        (16, 256, 4), (32, 128, 4), (32, 256, 4),
+    ),
+    "linear": ((2, 0, 4), (4, 0, 4), (4, 0, 8), (8, 0, 4), (8, 0, 8), (16, 0, 8), (16, 0, 16)),
+}  # fmt: skip
+_MATRICES = {"gate_up": 2, "down": 1, "linear": 1}
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a device lets tiles be: shared memory of a program, and the size of a number."""
+
+    shared_bytes: int
+    item_size: int
+
+
+def expert_candidates(
+    op: str,
+    shape: ExpertShape,
+    tokens: int,
+    known: Iterable[Tiles],
+    limits: Limits,
+    winners: Iterable[Tiles] = (),
+) -> list[Tiles]:
+    """Tiles of `gate_up` or `down`: the `known` ones first, then their neighbours and the lists'.
+
+    Args:
+        winners: of the same op elsewhere; those with as many rows as seem right here are tried.
+    """
+    rows = _block_ms(tokens * shape.top_k / shape.num_experts, limits, reach=4)
+    vectors = _vectors(op, shape) if tokens * shape.top_k <= _VECTOR_ROUTES else []
+    first = list(known)
+    found = [near for tiles in first for near in neighbours(tiles, _unread(op, tiles))]
+    found += [tiles for tiles in winners if tiles.block_m in rows or (vectors and tiles.block_m == 1)]
+    found += vectors
+    found += [tiles for block_m in rows for tiles in _tiled(op, block_m)]
+    return _fitting(first, found, op, shape, limits)
+
+
+def linear_candidates(
+    shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: Limits
+) -> list[Tiles | None]:
+    """Tiles of a dense GEMM, the `known` ones first; None is the library's GEMM."""
+    first = list(known)
+    own = [tiles for tiles in first if tiles is not None]
+    found = [near for tiles in own for near in neighbours(tiles, _unread("linear", tiles))]
+    if tokens == 1:
+        found += _vectors("linear", shape)
+    for block_m in _block_ms(tokens, limits, reach=2):
+        found += [
+            dataclasses.replace(tiles, splits=splits)
+            for tiles in _tiled("linear", block_m)
+            for splits in _splits(shape, tokens, tiles)
+        ]
+    return list(dict.fromkeys([*first, None, *_fitting(own, found, "linear", shape, limits)]))
+
+
+def neighbours(tiles: Tiles, fixed: Iterable[str] = ()) -> Iterator[Tiles]:
+    """Tiles that differ in one field that is not `fixed`: a switch the other way, a size twice or
+    half as much, a stage more or less."""
+    for field in dataclasses.fields(tiles):
+        value = getattr(tiles, field.name)
+        if field.name in fixed or not isinstance(value, int):
+            continue
+        others: tuple[Any, ...] = (2 * value, value // 2)
+        if isinstance(value, bool):
+            others = (not value,)
+        elif field.name == "stages":
+            others = (value + 1, value - 1)
+        for other in others:
+            if isinstance(other, bool) or other >= 1:
+                yield dataclasses.replace(tiles, **{field.name: other})
+
+
+def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: Limits) -> bool:
+    """Whether tiles make sense for a matrix of `extent` columns and depth; a compiler may still
+    find that they need too much."""
+    matrices, (columns, depth) = _MATRICES[op], extent
+    wide, deep = _power_of_2(columns), _power_of_2(depth)
+    if tiles.block_m == 1:
+        held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * _MAX_SUMS
+        return held and tiles.block_n <= wide and tiles.block_k <= deep and tiles.warps <= 16
+    stage = (tiles.block_m + matrices * tiles.block_n) * tiles.block_k * limits.item_size
+    return (
+        16 <= tiles.block_n <= max(16, wide)
+        and 16 <= tiles.block_k <= max(16, deep)
+        and tiles.warps in (2, 4, 8)
+        and 2 <= tiles.stages <= _MOST_STAGES
+        and matrices * tiles.block_m * tiles.block_n <= tiles.warps * 32 * _MAX_SUMS
+        and (tiles.stages - 1) * stage <= limits.shared_bytes
+        and depth // tiles.splits >= min(depth, 128)
+    )
+
+
+def choose_pair(
+    align: Mapping[int, float], gate_up: Mapping[Tiles, float], down: Mapping[Tiles, float]
+) -> ExpertTiles | None:
+    """The two with the least sum of microseconds among those that share `block_m`.
+
+    Args:
+        align: microseconds of sorting routes, by block_m; a missing one costs nothing.
+    """
+    pairs = {}
+    for block_m in {tiles.block_m for tiles in gate_up} & {tiles.block_m for tiles in down}:
+        first, second = (
+            min((us, i, tiles) for i, (tiles, us) in enumerate(times.items())
+                if tiles.block_m == block_m)
+            for times in (gate_up, down)
+        )  # fmt: skip
+        total = align.get(block_m, 0.0) + first[0] + second[0]
+        pairs[total, block_m] = ExpertTiles(gate_up=first[2], down=second[2])
+    return pairs[min(pairs)] if pairs else None
+
+
+def describe(tiles: Tiles | None) -> str:
+    """A short name: rows × columns × depth, warps, stages, and what else is not as usual."""
+    if tiles is None:
+        return "library"
+    words = [f"{tiles.block_m}×{tiles.block_n}×{tiles.block_k}", f"w{tiles.warps}"]
+    if tiles.block_m > 1:
+        words.append(f"s{tiles.stages}")
+    for field in dataclasses.fields(tiles):
+        value = getattr(tiles, field.name)
+        if field.default not in (dataclasses.MISSING, value) and field.name not in (
+            "warps",
+            "stages",
+        ):
+            words.append(field.name if value is True else f"{field.name}={value}")
+    return " ".join(words)
+
+
+def _tiled(op: str, block_m: int) -> list[Tiles]:
+    lists = _FEW_ROWS if block_m <= 32 else _MANY_ROWS
+    return [
+        Tiles(block_m=block_m, block_n=bn, block_k=bk, warps=warps, stages=stages, swap=swap)
+        for bn, bk, warps, stages, swap in lists[op]
+    ]
+
+
+def _vectors(op: str, shape: ExpertShape | LinearShape) -> list[Tiles]:
+    whole = _power_of_2(shape.extent(op)[1])
+    return [
+        Tiles(block_m=1, block_n=bn, block_k=bk or whole, warps=warps, stages=1)
+        for bn, bk, warps in _VECTORS[op]
+    ]
+
+
+def _block_ms(mean: float, limits: Limits, *, reach: int) -> list[int]:
+    """Rows worth trying for `mean` rows a group: half as many to `reach` times as many."""
+    least, most = min(mean / 2, 64), max(reach * mean, 16)
+    if limits.item_size == 4:
+        most = min(most, 32)
+    chosen = [block_m for block_m in _BLOCK_MS if least <= block_m <= most]
+    return chosen or [32]
+
+
+def _splits(shape: LinearShape, tokens: int, tiles: Tiles) -> list[int]:
+    """The three deepest cuts that do not make more programs than the device has use for."""
+    programs = -(-shape.outputs // tiles.block_n) * -(-tokens // tiles.block_m)
+    cuts = [1]
+    while 2 * cuts[-1] * programs <= _MOST_PROGRAMS and cuts[-1] < 16:
+        cuts.append(2 * cuts[-1])
+    return cuts[-3:]
+
+
+def _unread(op: str, tiles: Tiles) -> tuple[str, ...]:
+    """Fields that do not matter to an op's kernel, or that are chosen elsewhere."""
+    vector = ("stages", "swap", "splits") if tiles.block_m == 1 else ()
+    depth = ("block_k",) if op == "linear" and tiles.block_m == 1 else ()
+    return ("block_m", *vector, *depth, *(() if op == "linear" else ("splits",)))
+
+
+def _fitting(
+    first: list[Tiles],
+    found: list[Tiles],
+    op: str,
+    shape: ExpertShape | LinearShape,
+    limits: Limits,
+) -> list[Tiles]:
+    """Those that fit, each once; the `first` whether or not."""
+    extent = shape.extent(op)
+    return list(
+        dict.fromkeys([*first, *(tiles for tiles in found if fits(tiles, op, extent, limits))])
+    )
+
+
+def _power_of_2(size: int) -> int:
+    return 1 << (size - 1).bit_length()

@@ -1,0 +1,248 @@
+"""Times the tiles of one GEMM on a CUDA device, through the product's own launchers.
+
+Owns inputs, weights in so many copies that the L2 cache is no help, graphs, and the check against
+plain torch. Does not know which tiles are worth trying. T tokens, K experts per token, P = T·K
+routes, E local experts, H hidden, I expert width, C copies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import statistics
+from collections.abc import Callable
+
+import torch
+from torch.nn import functional as F
+from triton.errors import TritonError
+
+from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from moe.kernels.align import Alignment, align, allocate_alignment
+from moe.kernels.context import KernelContext
+from moe.kernels.grouped import down, gate_up
+from moe.kernels.linear import linear_parts
+from moe.kernels.tiles import TileBook, Tiles
+from moe.kernels.vector import down_vector, gate_up_vector
+from moe.placement import ExpertPlacement
+from workers.roofline import Device
+
+Call = Callable[[], None]
+# What tiles that a device or a compiler cannot take raise.
+REFUSALS = (TritonError, RuntimeError, AssertionError, ValueError)
+
+_REPLAYS = 5
+_REPLAY_US = 1000.0  # so long a replay is long beside the clock's steps
+_FEWEST_COPIES, _MOST_COPIES = 4, 256
+_L2_SHARE = 3  # copies that are read between two reads of one, in sizes of L2
+_TOLERANCE = 2**-6
+
+
+def num_copies(touched_bytes: float, whole_bytes: int, l2_bytes: int, free_bytes: int) -> int:
+    """Copies of weights, of which a launch reads `touched_bytes`, that L2 cannot hold."""
+    wanted = min(max(-(-_L2_SHARE * l2_bytes // touched_bytes), _FEWEST_COPIES), _MOST_COPIES)
+    return int(max(1, min(wanted, free_bytes // 2 // whole_bytes)))
+
+
+class ExpertProblem:
+    """The expert GEMMs of one number of tokens, routed at random to distinct experts.
+
+    Args:
+        w13: [C,E,2I,H]; w2: [C,E,H,I].
+    """
+
+    ops = ("gate_up", "down")
+
+    def __init__(
+        self,
+        shape: ExpertShape,
+        tokens: int,
+        w13: torch.Tensor,
+        w2: torch.Tensor,
+        context: KernelContext,
+    ) -> None:
+        self.shape, self.w13, self.w2, self.pdl = shape, w13, w2, context.pdl
+        device, dtype, routes = w13.device, w13.dtype, tokens * shape.top_k
+        self.x_TH = torch.randn(tokens, shape.hidden, device=device, dtype=dtype)
+        self.inner_PI = torch.randn(routes, shape.width, device=device, dtype=dtype)
+        self.out_PH = torch.empty(routes, shape.hidden, device=device, dtype=dtype)
+        scores = torch.rand(len(w13), tokens, shape.num_experts, device=device)
+        self.ids_CTK = scores.argsort(dim=-1)[..., : shape.top_k].int().contiguous()
+        placement = ExpertPlacement(
+            num_experts=shape.num_experts,
+            num_ranks=-(-shape.num_experts // shape.num_local),
+            rank=0,
+        )
+        self.local_map_E = placement.expert_map(device)
+        self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
+        self._aligned: dict[int, list[Alignment]] = {}
+
+    def calls(self, op: str, tiles: Tiles) -> list[Call]:
+        """One launch of `op` a copy of the weights."""
+        launch = self._gate_up if op == "gate_up" else self._down
+        if tiles.block_m > 1:
+            self.align_calls(tiles.block_m)
+        return [functools.partial(launch, tiles, copy) for copy in range(len(self.w13))]
+
+    def align_calls(self, block_m: int) -> list[Call]:
+        """Sorting each copy's routes, into the buffers from which `calls` read them."""
+        E, P = self.shape.num_local, self.out_PH.shape[0]
+        if block_m not in self._aligned:
+            self._aligned[block_m] = [
+                align(ids_TK, self.map_E, E, block_m) for ids_TK in self.ids_CTK
+            ]
+        out = allocate_alignment(P, E, block_m, self.x_TH.device)
+        return [
+            functools.partial(align, ids_TK, self.map_E, E, block_m, out=out, pdl=self.pdl)
+            for ids_TK in self.ids_CTK
+        ]
+
+    def floor_us(self, op: str, device: Device | None) -> float:
+        """Least time of one launch with these routes; 0 where the ceilings are not known."""
+        if device is None:
+            return 0.0
+        local_CP = self.local_map_E[self.ids_CTK.flatten(1).long()]
+        hits = statistics.mean(len(ids.unique()) - int((ids < 0).any()) for ids in local_CP)
+        routes = float((local_CP >= 0).sum()) / len(local_CP)
+        weights = (2 if op == "gate_up" else 1) * self.shape.width * self.shape.hidden
+        moved = hits * weights * self.w13.dtype.itemsize / device.bytes_per_second
+        return 1e6 * max(moved, 2 * routes * weights / device.flops_per_second)
+
+    def charge_us(self, op: str, tiles: Tiles | None, device: Device | None) -> float:
+        """What tiles cost whoever reads their result: all cost the same."""
+        return 0.0
+
+    def is_right(self, op: str, tiles: Tiles) -> bool:
+        """Whether the first copy's result is that of plain torch in fp32."""
+        local_P = self.local_map_E[self.ids_CTK[0].flatten().long()]
+        routes = (local_P >= 0).nonzero().flatten()
+        rows = routes  # of `inner`: by route, or in order of expert
+        if tiles.block_m > 1:
+            self.align_calls(tiles.block_m)
+            rows = torch.arange(len(routes), device=routes.device)
+            routes = self._aligned[tiles.block_m][0].order[: len(routes)].long()
+        if op == "gate_up":
+            self.inner_PI.fill_(torch.nan)
+            self.calls(op, tiles)[0]()
+            expected, result = self._expected_inner(routes, local_P), self.inner_PI[rows]
+            self.inner_PI.normal_()
+        else:
+            self.out_PH.fill_(torch.nan)
+            self.calls(op, tiles)[0]()
+            expected, result = self._expected_out(rows, routes, local_P), self.out_PH[routes]
+        return _close(result, expected)
+
+    def _expected_inner(self, routes: torch.Tensor, local_P: torch.Tensor) -> torch.Tensor:
+        out = torch.empty(len(routes), self.shape.width, device=routes.device)
+        for expert in range(self.shape.num_local):
+            mine = local_P[routes] == expert
+            x = self.x_TH[routes[mine] // self.shape.top_k].float()
+            gate, up = (x @ self.w13[0, expert].float().t()).chunk(2, dim=1)
+            out[mine] = F.silu(gate) * up
+        return out
+
+    def _expected_out(
+        self, rows: torch.Tensor, routes: torch.Tensor, local_P: torch.Tensor
+    ) -> torch.Tensor:
+        out = torch.empty(len(routes), self.shape.hidden, device=routes.device)
+        for expert in range(self.shape.num_local):
+            mine = local_P[routes] == expert
+            out[mine] = self.inner_PI[rows[mine]].float() @ self.w2[0, expert].float().t()
+        return out
+
+    def _gate_up(self, tiles: Tiles, copy: int) -> None:
+        out, w13 = self.inner_PI, self.w13[copy]
+        if tiles.block_m == 1:
+            ids_TK = self.ids_CTK[copy]
+            gate_up_vector(self.x_TH, w13, ids_TK, self.map_E, tiles, out_PI=out, pdl=self.pdl)
+        else:
+            aligned = self._aligned[tiles.block_m][copy]
+            gate_up(self.x_TH, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=self.pdl)
+
+    def _down(self, tiles: Tiles, copy: int) -> None:
+        inner, out, w2 = self.inner_PI, self.out_PH, self.w2[copy]
+        if tiles.block_m == 1:
+            ids_TK = self.ids_CTK[copy]
+            down_vector(inner, w2, ids_TK, self.map_E, tiles, out_PH=out, pdl=self.pdl)
+        else:
+            aligned = self._aligned[tiles.block_m][copy]
+            down(inner, w2, aligned, tiles, out_PH=out, pdl=self.pdl)
+
+
+class LinearProblem:
+    """A dense GEMM of one number of tokens. `w` is [C,N,K]."""
+
+    ops = ("linear",)
+
+    def __init__(
+        self, shape: LinearShape, tokens: int, w: torch.Tensor, context: KernelContext
+    ) -> None:
+        self.shape, self.tokens, self.w, self.context = shape, tokens, w, context
+        self.x = torch.randn(tokens, shape.inputs, device=w.device, dtype=w.dtype)
+
+    def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
+        """One launch a copy of the weights."""
+        book = self.context.tiles
+        key = self.shape.key(book.dtype)
+        context = dataclasses.replace(
+            self.context,
+            tiles=TileBook(
+                dtype=book.dtype,
+                item_size=book.item_size,
+                shared_bytes=book.shared_bytes,
+                linear={key: {self.tokens: tiles}},
+            ),
+        )
+        return [functools.partial(linear_parts, self.x, w, context, "timed") for w in self.w]
+
+    def floor_us(self, op: str, device: Device | None) -> float:
+        """Least time of one launch; 0 where the ceilings are not known."""
+        if device is None:
+            return 0.0
+        size = self.shape.outputs * self.shape.inputs
+        moved = size * self.w.dtype.itemsize / device.bytes_per_second
+        return 1e6 * max(moved, 2 * self.tokens * size / device.flops_per_second)
+
+    def charge_us(self, op: str, tiles: Tiles | None, device: Device | None) -> float:
+        """What the next kernel pays for reading several fp32 parts in place of one result."""
+        if device is None or tiles is None or tiles.splits == 1:
+            return 0.0
+        more = 4 * tiles.splits - self.w.dtype.itemsize
+        return 1e6 * more * self.tokens * self.shape.outputs / device.bytes_per_second
+
+    def is_right(self, op: str, tiles: Tiles | None) -> bool:
+        """Whether the first copy's result is that of plain torch in fp32."""
+        result = self.calls(op, tiles)[0]()
+        return _close(result.float().sum(dim=0), self.x.float() @ self.w[0].float().t())
+
+
+def time_us(calls: list[Call], floor_us: float) -> float:
+    """Microseconds of one of `calls`, which follow each other in a CUDA graph: the median replay.
+
+    Raises one of `REFUSALS` where the device cannot take them.
+    """
+    repeats = int(max(1, min(32, _REPLAY_US / (len(calls) * max(floor_us, 3.0)))))
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        calls[0]()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, stream=stream):
+        for _ in range(repeats):
+            for call in calls:
+                call()
+    graph.replay()
+    times = []
+    for _ in range(_REPLAYS):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        graph.replay()
+        end.record()
+        end.synchronize()
+        times.append(1e3 * begin.elapsed_time(end) / (repeats * len(calls)))
+    return statistics.median(times)
+
+
+def _close(result: torch.Tensor, expected: torch.Tensor) -> bool:
+    scale = float(expected.square().mean().sqrt()) if expected.numel() else 0.0
+    return torch.allclose(result.float(), expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale)

@@ -1,0 +1,105 @@
+"""Made-up steps: every one is valid, the largest is the largest, and each kind is among them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from switchyard.worker.v1 import worker_pb2
+from workers.batch import BatchBuilder
+from workers.warm_up import warm_up_blocks, warm_up_steps
+
+SHAPES = st.fixed_dictionaries(
+    {
+        "num_tokens": st.integers(1, 300),
+        "num_sequences": st.integers(1, 20),
+        "max_model_len": st.integers(1, 80),
+        "block_size": st.integers(1, 20),
+    }
+)
+
+
+@given(shape=SHAPES)
+@settings(max_examples=60, deadline=None)
+def test_steps_are_ones_a_frontend_could_send(shape: dict[str, int]) -> None:
+    """A rank takes them; blocks, tables and slots are within what it has."""
+    num_sequences, block_size = shape["num_sequences"], shape["block_size"]
+    builder = BatchBuilder(
+        num_slots=num_sequences,
+        max_blocks=-(-shape["max_model_len"] // block_size),
+        block_size=block_size,
+        max_tokens=shape["num_tokens"],
+        device=torch.device("cpu"),
+    )
+    for step in warm_up_steps(**shape):
+        assert all(0 <= block < warm_up_blocks(**shape) for block in step.new_blocks)
+        assert len(set(step.slots)) == len(step.slots)
+        assert all(0 <= slot < num_sequences for slot in step.slots)
+        rows = builder.build(step).rows
+        assert rows.num_tokens.sum() == step.max_replica_tokens <= max_tokens(shape)
+        assert rows.lengths.max() <= shape["max_model_len"]
+        held = builder.table_lengths[rows.slots] * block_size
+        assert (held >= rows.lengths).all()
+        # Two rows of a step never write to one block.
+        assert len(set(step.new_blocks)) == len(step.new_blocks)
+
+
+def max_tokens(shape: dict[str, int]) -> int:
+    return max(shape["num_tokens"], shape["num_sequences"])
+
+
+def prefills(steps: list[worker_pb2.StepRequest]) -> list[int]:
+    return [step.max_replica_tokens for step in steps if not step.num_decodes]
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "sizes"),
+    [
+        (1, [1]),
+        (8, [8, 1, 2, 4]),
+        (300, [300, 1, 2, 4, 8, 16, 32, 64, 128, 256]),
+    ],
+)
+def test_prefills_of_every_order_of_size_the_largest_first(
+    num_tokens: int, sizes: list[int]
+) -> None:
+    steps = warm_up_steps(
+        num_tokens=num_tokens, num_sequences=9, max_model_len=40, block_size=16
+    )
+    assert prefills(list(steps)) == sizes
+
+
+def test_no_more_than_all_slots_can_hold() -> None:
+    steps = warm_up_steps(num_tokens=300, num_sequences=2, max_model_len=40, block_size=16)
+    assert max(prefills(list(steps))) == 80
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2, 9])
+def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int) -> None:
+    """None is marked as one that a graph may take: they run kernel by kernel."""
+    steps = list(
+        warm_up_steps(
+            num_tokens=64, num_sequences=num_sequences, max_model_len=40, block_size=16
+        )
+    )
+    assert not any(step.decode_only for step in steps)
+    alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]
+    assert alone == [num_sequences]
+    mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
+    assert len(mixed) == (num_sequences > 1)
+
+
+def test_draws_are_filtered_and_suppressed_and_plain() -> None:
+    """Whatever a request may ask of the sampler has run once."""
+    builder = BatchBuilder(
+        num_slots=4, max_blocks=3, block_size=16, max_tokens=64, device=torch.device("cpu")
+    )
+    seen = set()
+    for step in warm_up_steps(num_tokens=64, num_sequences=4, max_model_len=40, block_size=16):
+        sampling = builder.build(step).sampling
+        assert sampling is not None
+        seen.add((sampling.any_filter, sampling.suppressed is not None))
+    assert (True, True) in seen
+    assert {has_filter for has_filter, _ in seen} == {True} or (False, False) in seen
