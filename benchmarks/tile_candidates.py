@@ -14,6 +14,7 @@ from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.kernels.tiles import ExpertTiles, Tiles
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
+_TILE_ROUTES = 16  # up to so many, tiles are all but empty and not tried
 _BLOCK_MS = (16, 32, 64, 128)
 _MAX_SUMS = 128  # fp32 sums a thread can hold beside everything else
 _MOST_PROGRAMS = 384  # about three a core: a deeper cut only makes more parts
@@ -88,16 +89,18 @@ def expert_candidates(
     limits: Limits,
     winners: Iterable[Tiles] = (),
 ) -> list[Tiles]:
-    """Tiles of `gate_up` or `down`: the `known` ones first, then their neighbours and the lists'.
+    """Tiles of `gate_up` or `down`: the `known` ones, the last one's neighbours and the lists'.
 
     Args:
         winners: of the same op elsewhere; those with as many rows as seem right here are tried.
     """
-    rows = _block_ms(tokens * shape.top_k / shape.num_experts, limits, reach=4)
-    vectors = _vectors(op, shape) if tokens * shape.top_k <= _VECTOR_ROUTES else []
+    routes = tokens * shape.top_k
+    vectors = _vectors(op, shape) if routes <= _VECTOR_ROUTES else []
+    rows = [] if routes <= _TILE_ROUTES else _block_ms(routes / shape.num_experts, limits, reach=4)
     first = list(known)
-    found = [near for tiles in first for near in neighbours(tiles, _unread(op, tiles))]
-    found += [tiles for tiles in winners if tiles.block_m in rows or (vectors and tiles.block_m == 1)]
+    found = [near for tiles in first[-1:] for near in neighbours(tiles, _unread(op, tiles))]
+    seen = {*rows, 1} if vectors else set(rows)
+    found += [tiles for tiles in winners if tiles.block_m in seen]
     found += vectors
     found += [tiles for block_m in rows for tiles in _tiled(op, block_m)]
     return _fitting(first, found, op, shape, limits)
@@ -106,13 +109,14 @@ def expert_candidates(
 def linear_candidates(
     shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: Limits
 ) -> list[Tiles | None]:
-    """Tiles of a dense GEMM, the `known` ones first; None is the library's GEMM."""
+    """Tiles of a dense GEMM: the `known` ones, the last one's neighbours and the lists'; None is
+    the library's GEMM."""
     first = list(known)
     own = [tiles for tiles in first if tiles is not None]
-    found = [near for tiles in own for near in neighbours(tiles, _unread("linear", tiles))]
+    found = [near for tiles in own[-1:] for near in neighbours(tiles, _unread("linear", tiles))]
     if tokens == 1:
         found += _vectors("linear", shape)
-    for block_m in _block_ms(tokens, limits, reach=2):
+    for block_m in [] if tokens == 1 else _block_ms(tokens, limits, reach=1):
         found += [
             dataclasses.replace(tiles, splits=splits)
             for tiles in _tiled("linear", block_m)
@@ -221,12 +225,12 @@ def _block_ms(mean: float, limits: Limits, *, reach: int) -> list[int]:
 
 
 def _splits(shape: LinearShape, tokens: int, tiles: Tiles) -> list[int]:
-    """The three deepest cuts that do not make more programs than the device has use for."""
+    """The two deepest cuts that do not make more programs than the device has use for."""
     programs = -(-shape.outputs // tiles.block_n) * -(-tokens // tiles.block_m)
     cuts = [1]
     while 2 * cuts[-1] * programs <= _MOST_PROGRAMS and cuts[-1] < 16:
         cuts.append(2 * cuts[-1])
-    return cuts[-3:]
+    return cuts[-2:]
 
 
 def _unread(op: str, tiles: Tiles) -> tuple[str, ...]:

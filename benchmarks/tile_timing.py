@@ -11,14 +11,16 @@ import dataclasses
 import functools
 import statistics
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 from triton.errors import TritonError
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from benchmarks.tile_tasks import Job
 from moe.kernels.align import Alignment, align, allocate_alignment
-from moe.kernels.context import KernelContext
+from moe.kernels.context import KernelContext, make_context
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.linear import linear_parts
 from moe.kernels.tiles import TileBook, Tiles
@@ -26,7 +28,7 @@ from moe.kernels.vector import down_vector, gate_up_vector
 from moe.placement import ExpertPlacement
 from workers.roofline import Device
 
-Call = Callable[[], None]
+Call = Callable[[], Any]
 # What tiles that a device or a compiler cannot take raise.
 REFUSALS = (TritonError, RuntimeError, AssertionError, ValueError)
 
@@ -76,8 +78,9 @@ class ExpertProblem:
         self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
         self._aligned: dict[int, list[Alignment]] = {}
 
-    def calls(self, op: str, tiles: Tiles) -> list[Call]:
+    def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch of `op` a copy of the weights."""
+        assert tiles is not None
         launch = self._gate_up if op == "gate_up" else self._down
         if tiles.block_m > 1:
             self.align_calls(tiles.block_m)
@@ -111,8 +114,9 @@ class ExpertProblem:
         """What tiles cost whoever reads their result: all cost the same."""
         return 0.0
 
-    def is_right(self, op: str, tiles: Tiles) -> bool:
+    def is_right(self, op: str, tiles: Tiles | None) -> bool:
         """Whether the first copy's result is that of plain torch in fp32."""
+        assert tiles is not None
         local_P = self.local_map_E[self.ids_CTK[0].flatten().long()]
         routes = (local_P >= 0).nonzero().flatten()
         rows = routes  # of `inner`: by route, or in order of expert
@@ -241,6 +245,45 @@ def time_us(calls: list[Call], floor_us: float) -> float:
         end.synchronize()
         times.append(1e3 * begin.elapsed_time(end) / (repeats * len(calls)))
     return statistics.median(times)
+
+
+def compile_job(job: Job, dtype: torch.dtype, context: KernelContext | None = None) -> str | None:
+    """Compile a kernel into Triton's cache on disk by running it on a small problem: what it says
+    where it cannot be. For processes of their own, which make their `context`."""
+    device = torch.device("cuda") if context is None else context.workspace.device
+    context = context or make_context(device, dtype)
+    try:
+        _small(job.shape, dtype, device, context).calls(job.op, job.tiles)[0]()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+    except REFUSALS as error:
+        return f"{type(error).__name__}: {error}"
+    return None
+
+
+def make_weights(
+    shape: tuple[int, ...], copies: int, dtype: torch.dtype, device: torch.device
+) -> torch.Tensor:
+    """Made-up weights [C, …] as benchmarks have them."""
+    return torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02)
+
+
+def _small(
+    shape: ExpertShape | LinearShape,
+    dtype: torch.dtype,
+    device: torch.device,
+    context: KernelContext,
+) -> ExpertProblem | LinearProblem:
+    """One token, and no more experts than it goes to: kernels do not know how many there are."""
+    if isinstance(shape, LinearShape):
+        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device)
+        return LinearProblem(shape, 1, w, context)
+    num_ranks = 1 if shape.num_local == shape.num_experts else 2
+    E, width, hidden = shape.top_k, shape.width, shape.hidden
+    small = dataclasses.replace(shape, num_experts=num_ranks * E, num_local=E)
+    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device)
+    w2 = make_weights((E, hidden, width), 1, dtype, device)
+    return ExpertProblem(small, 1, w13, w2, context)
 
 
 def _close(result: torch.Tensor, expected: torch.Tensor) -> bool:

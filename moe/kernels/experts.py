@@ -38,7 +38,14 @@ def expert_routes(
     routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
     if tiles.gate_up.block_m == 1:
         gate_up_vector(
-            hidden_TH, w13, ids_TK, expert_map_E, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl
+            hidden_TH,
+            w13,
+            w2,
+            ids_TK,
+            expert_map_E,
+            tiles.gate_up,
+            out_PI=inner_PI,
+            pdl=context.pdl,
         )
         down_vector(
             inner_PI, w2, ids_TK, expert_map_E, tiles.down, out_PH=routes_PH, pdl=context.pdl

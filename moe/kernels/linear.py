@@ -14,27 +14,12 @@ import triton.language as tl
 
 from moe.kernels.context import KernelContext
 from moe.kernels.launch import launch_options, precision
+from moe.kernels.prefetch import prefetch_tile
 from moe.kernels.tiles import Tiles
 
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
 _PREFETCH_BYTES = 32 << 20
-
-
-@triton.jit
-def _prefetch_tile(
-    w_ptr, first_row, first_column, N: tl.constexpr, K: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr,
-):  # fmt: skip
-    """Bring a tile of weights to the L2 cache, line by line of 128 bytes."""
-    line: tl.constexpr = 128 // (w_ptr.dtype.element_ty.primitive_bitwidth // 8)
-    rows = tl.minimum(first_row + tl.arange(0, ROWS), N - 1)
-    lines = first_column + line * tl.arange(0, COLUMNS // line)
-    ptrs = w_ptr + rows.to(tl.int64)[:, None] * K + tl.minimum(lines, K - 1)[None, :]
-    tl.inline_asm_elementwise(
-        "prefetch.global.L2 [$1]; mov.u32 $0, 0;", "=r,l", [ptrs],
-        dtype=tl.int32, is_pure=False, pack=1,
-    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -57,7 +42,7 @@ def _linear_kernel(
         total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
     if PDL:
         if PREFETCH:
-            _prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
+            prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     for k in range(0, K_PART, BLOCK_K):

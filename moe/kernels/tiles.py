@@ -157,14 +157,22 @@ class TileBook:
 def load_book(
     *, device_name: str, triton_version: str, dtype: str, item_size: int, shared_bytes: int
 ) -> TileBook:
-    """The book for a device: the user's own measurements, else those the project ships.
+    """The book for a device: for each shape the user's own measurements, else those the project
+    ships.
 
     Raises ValueError naming a file that cannot be read.
     """
-    path = find_file(device_name, triton_version)
-    tables = read_tables(path) if path is not None else {}
-    if path is not None and triton_version not in path.name:
-        log.info("tiles of %s are used with Triton %s", path.name, triton_version)
+    tables: dict[str, Any] = {"experts": {}, "linear": {}}
+    for path in (
+        _find_shipped(device_name, triton_version),
+        user_file(device_name, triton_version),
+    ):
+        if path is None or not path.exists():
+            continue
+        if triton_version not in path.name:
+            log.info("tiles of %s are used with Triton %s", path.name, triton_version)
+        for kind, entries in read_tables(path).items():
+            tables[kind].update(entries)
     return TileBook(dtype=dtype, item_size=item_size, shared_bytes=shared_bytes, **tables)
 
 
@@ -174,15 +182,22 @@ def user_file(device_name: str, triton_version: str) -> Path:
     return cache / "switchyard" / "tiles" / _file_name(device_name, triton_version)
 
 
+def shipped_file(device_name: str, triton_version: str) -> Path:
+    """Where the project keeps what it measured."""
+    return _SHIPPED / _file_name(device_name, triton_version)
+
+
 def find_file(device_name: str, triton_version: str) -> Path | None:
     """The user's file for this device and Triton, the shipped one, or the shipped one for another
     Triton."""
-    exact = [
-        user_file(device_name, triton_version),
-        _SHIPPED / _file_name(device_name, triton_version),
-    ]
+    own = user_file(device_name, triton_version)
+    return own if own.exists() else _find_shipped(device_name, triton_version)
+
+
+def _find_shipped(device_name: str, triton_version: str) -> Path | None:
+    exact = shipped_file(device_name, triton_version)
     others = sorted(_SHIPPED.glob(_file_name(device_name, "*")), reverse=True)
-    return next((path for path in (*exact, *others) if path.exists()), None)
+    return next((path for path in (exact, *others) if path.exists()), None)
 
 
 def read_tables(path: Path) -> dict[str, Any]:

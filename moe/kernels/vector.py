@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from moe.kernels.launch import launch_options
+from moe.kernels.prefetch import prefetch_share
 from moe.kernels.tiles import Tiles
 
 
@@ -25,7 +26,7 @@ def _local(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
 
 @triton.jit
 def _gate_up_vector_kernel(
-    x_ptr, w13_ptr, inner_ptr, ids_ptr, map_ptr,
+    x_ptr, w13_ptr, w2_ptr, inner_ptr, ids_ptr, map_ptr,
     K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -57,6 +58,9 @@ def _gate_up_vector_kernel(
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_w, other=0.0)
         gate += w_gate.to(tl.float32) * x[None, :]
         up += w_up.to(tl.float32) * x[None, :]
+    if PDL:
+        # The device's memory would rest while `down` starts: what it reads is asked for now.
+        prefetch_share(w2_ptr + expert.to(tl.int64) * (H * I), n, H * I, num_n)
     gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
     inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
     tl.store(
@@ -116,6 +120,7 @@ def _down_vector_kernel(
 def gate_up_vector(
     x_TH: torch.Tensor,
     w13: torch.Tensor,
+    w2: torch.Tensor,
     ids_TK: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     tiles: Tiles,
@@ -126,7 +131,7 @@ def gate_up_vector(
     """silu(gate·x) · (up·x) of every local route, at the route's own row.
 
     w13 [E,2I,H] has gate rows first; ids are global, −1 for none. Rows of other routes stay as they
-    are.
+    are. `w2`, which `down_vector` takes next, is brought to the L2 cache on the way.
     """
     E, double, H = w13.shape
     width = double // 2
@@ -134,7 +139,7 @@ def gate_up_vector(
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
     grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
     _gate_up_vector_kernel[grid](
-        x_TH, w13, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        x_TH, w13, w2, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
         K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **launch_options(pdl),

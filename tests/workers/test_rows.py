@@ -46,7 +46,6 @@ def test_columns_are_the_rows_one_by_one(step: worker_pb2.StepRequest) -> None:
         assert rows.draws[index] == (given < 0 or step.draws[given])
         first += num_tokens
     assert len(rows.slots) == len(step.slots)
-    assert not rows.is_padded
 
 
 def test_columns_have_the_devices_types() -> None:
@@ -70,7 +69,6 @@ def decodes(count: int) -> Rows:
 def test_padding_stands_behind_and_has_no_context(count: int, size: int) -> None:
     rows = decodes(count)
     padded = rows.padded(size)
-    assert padded.is_padded
     assert padded.slots.tolist() == [*rows.slots, *[-1] * (size - count)]
     assert padded.positions.tolist() == [*rows.positions, *[0] * (size - count)]
     assert padded.lengths.tolist() == [*rows.lengths, *[0] * (size - count)]
