@@ -2,11 +2,11 @@
 
 ``python -m benchmarks.kernels MODEL [--batch-sizes 1 64] [--context 1088] [--prefill 1024 8192]``
 
-Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI (through
-torch.profiler) say when kernels end. A kernel's part is the time from the end of the one before to
-its own end: chained kernels overlap, so their durations would count time twice; parts add up to the
-step. Decode steps are replays of CUDA graphs, prefill steps are launched kernel by kernel. Needs one
-CUDA device.
+Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI
+(through torch.profiler) say when kernels end. A kernel's part is the time from the end of the one
+before to its own end: chained kernels overlap, so their durations would count time twice; parts add
+up to the step. Decode steps are replays of CUDA graphs, prefill steps are launched kernel by
+kernel. Needs one CUDA device.
 """
 
 from __future__ import annotations

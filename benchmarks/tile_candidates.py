@@ -19,6 +19,7 @@ _BLOCK_MS = (16, 32, 64, 128)
 _MAX_SUMS = 128  # fp32 sums a thread can hold beside everything else
 _MOST_PROGRAMS = 384  # about three a core: a deeper cut only makes more parts
 _MOST_STAGES = 8
+_FASTEST, _PAIRS = 3, 8  # of an op with the same rows; of pairs that are timed together
 
 # Columns, depth, warps, stages, swap: what won on an H200, and what came close to it.
 _Cut = tuple[int, int, int, int, bool]
@@ -162,24 +163,21 @@ def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: Limits) -> bool
     )
 
 
-def choose_pair(
+def shortlist(
     align: Mapping[int, float], gate_up: Mapping[Tiles, float], down: Mapping[Tiles, float]
-) -> ExpertTiles | None:
-    """The two with the least sum of microseconds among those that share `block_m`.
+) -> list[ExpertTiles]:
+    """Pairs that share `block_m`, the least sum of microseconds first: of each op the few fastest.
 
     Args:
         align: microseconds of sorting routes, by block_m; a missing one costs nothing.
     """
-    pairs = {}
-    for block_m in {tiles.block_m for tiles in gate_up} & {tiles.block_m for tiles in down}:
-        first, second = (
-            min((us, i, tiles) for i, (tiles, us) in enumerate(times.items())
-                if tiles.block_m == block_m)
-            for times in (gate_up, down)
-        )  # fmt: skip
-        total = align.get(block_m, 0.0) + first[0] + second[0]
-        pairs[total, block_m] = ExpertTiles(gate_up=first[2], down=second[2])
-    return pairs[min(pairs)] if pairs else None
+    sums = {}
+    for block_m in {tiles.block_m for tiles in gate_up}:
+        for first in _fastest(gate_up, block_m):
+            for second in _fastest(down, block_m):
+                pair = ExpertTiles(gate_up=first, down=second)
+                sums[pair] = align.get(block_m, 0.0) + gate_up[first] + down[second]
+    return sorted(sums, key=sums.__getitem__)[:_PAIRS]
 
 
 def describe(tiles: Tiles | None) -> str:
@@ -197,6 +195,11 @@ def describe(tiles: Tiles | None) -> str:
         ):
             words.append(field.name if value is True else f"{field.name}={value}")
     return " ".join(words)
+
+
+def _fastest(times: Mapping[Tiles, float], block_m: int) -> list[Tiles]:
+    mine = [tiles for tiles in times if tiles.block_m == block_m]
+    return sorted(mine, key=times.__getitem__)[:_FASTEST]
 
 
 def _tiled(op: str, block_m: int) -> list[Tiles]:

@@ -14,7 +14,6 @@ from typing import Any
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from benchmarks.tile_candidates import (
     Limits,
-    choose_pair,
     expert_candidates,
     linear_candidates,
 )
@@ -24,8 +23,7 @@ EXPERT_TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
 _LIBRARY_FROM = 8192  # tokens of a dense GEMM that are left to the library unmeasured
 
-Chosen = dict[str, Tiles | None]  # by op
-Times = dict[str, dict[Tiles | None, float]]  # microseconds, by op and tiles
+Entry = ExpertTiles | Tiles | None  # of a file; None is the library's GEMM
 
 
 class Deadline:
@@ -64,23 +62,26 @@ class Task:
 
     shape: ExpertShape | LinearShape
     tokens: int
-    guess: Chosen
-    current: Chosen
+    guess: Entry
+    current: Entry
     candidates: dict[str, list[Tiles | None]]
+
+    def known(self) -> list[Entry]:
+        """What is in use."""
+        return list(dict.fromkeys((self.guess, self.current)))
 
     def order(self) -> list[tuple[str, Tiles | None]]:
         """Ops and tiles: of each op first those in use, so that any part of it is of use."""
-        known = [
-            (op, tiles)
-            for op in self.candidates
-            for tiles in dict.fromkeys((self.guess[op], self.current[op]))
-        ]
+        known = [op for entry in self.known() for op in by_op(entry).items()]
         rest = [(op, tiles) for op, several in self.candidates.items() for tiles in several]
         return list(dict.fromkeys(known + rest))
 
-    def is_known(self, op: str, tiles: Tiles | None) -> bool:
-        """Whether these are in use, measured or guessed."""
-        return tiles is None or tiles in (self.guess[op], self.current[op])
+
+def by_op(entry: Entry) -> dict[str, Tiles | None]:
+    """The tiles of each GEMM of an entry."""
+    if isinstance(entry, ExpertTiles):
+        return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
+    return {"linear": entry}
 
 
 def plan(
@@ -110,26 +111,20 @@ def jobs(tasks: Iterable[Task]) -> list[Job]:
     )
 
 
-def choose(
-    times: Times, align: Mapping[int, float], is_right: Callable[[str, Tiles | None], bool]
-) -> Chosen | None:
-    """The fastest tiles whose results are right; wrong ones are taken out of `times`.
+def choose(times: dict[Any, float], is_right: Callable[[Any], bool]) -> Any:
+    """The fastest of `times` whose result is right; wrong ones before it are taken out.
 
-    Args:
-        align: microseconds of sorting routes, by block_m, which expert GEMMs pay once.
+    Raises LookupError when none is right.
     """
-    while True:
-        best = _fastest(times, align)
-        if best is None:
-            return None
-        wrong = [op for op, tiles in best.items() if not is_right(op, tiles)]
-        if not wrong:
+    while times:
+        best = min(times, key=times.__getitem__)
+        if is_right(best):
             return best
-        for op in wrong:
-            del times[op][best[op]]
+        del times[best]
+    raise LookupError("none of the tiles that were timed gave the right result")
 
 
-def tables(tasks: Iterable[Task], chosen: Mapping[Task, Chosen], dtype: str) -> dict[str, Any]:
+def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> dict[str, Any]:
     """Entries as `moe.kernels.tiles.write_tables` takes them. Numbers of tokens that were not
     reached keep what is used now; a shape of which nothing was reached is left out."""
     found: dict[str, Any] = {"experts": {}, "linear": {}}
@@ -138,13 +133,10 @@ def tables(tasks: Iterable[Task], chosen: Mapping[Task, Chosen], dtype: str) -> 
     for task in tasks:
         if task.shape not in reached:
             continue
-        entry = chosen.get(task, task.current)
-        if isinstance(task.shape, ExpertShape):
-            table = found["experts"].setdefault(task.shape.key(dtype), {})
-            table[task.tokens] = ExpertTiles(**entry)  # type: ignore[arg-type]
-        else:
-            table = found["linear"].setdefault(task.shape.key(dtype), {_LIBRARY_FROM: None})
-            table[task.tokens] = entry["linear"]
+        kind = "experts" if isinstance(task.shape, ExpertShape) else "linear"
+        start = {} if kind == "experts" else {_LIBRARY_FROM: None}
+        table = found[kind].setdefault(task.shape.key(dtype), start)
+        table[task.tokens] = chosen.get(task, task.current)
     return found
 
 
@@ -153,42 +145,22 @@ def _expert_task(
 ) -> Task:
     routes = tokens * shape.top_k
     guess, current = (
-        _by_op(which.experts(shape.num_local, shape.width, shape.hidden, tokens, routes))
+        which.experts(shape.num_local, shape.width, shape.hidden, tokens, routes)
         for which in (bare, book)
     )
     entries = [entry for table in book.experts_tables.values() for entry in table.values()]
-    candidates = {
-        op: expert_candidates(
-            op,
-            shape,
-            tokens,
-            dict.fromkeys((guess[op], current[op])),
-            limits,
-            [getattr(entry, op) for entry in entries],
-        )
-        for op in guess
-    }
+    candidates: dict[str, list[Tiles | None]] = {}
+    for op in by_op(guess):
+        known = dict.fromkeys(getattr(entry, op) for entry in (guess, current))
+        winners = [getattr(entry, op) for entry in entries]
+        candidates[op] = [*expert_candidates(op, shape, tokens, known, limits, winners)]
     return Task(shape=shape, tokens=tokens, guess=guess, current=current, candidates=candidates)
 
 
 def _linear_task(
     shape: LinearShape, tokens: int, bare: TileBook, book: TileBook, limits: Limits
 ) -> Task:
-    guess, current = (
-        {"linear": which.linear(shape.outputs, shape.inputs, tokens)} for which in (bare, book)
-    )
-    known = dict.fromkeys((guess["linear"], current["linear"]))
+    guess, current = (which.linear(shape.outputs, shape.inputs, tokens) for which in (bare, book))
+    known = dict.fromkeys((guess, current))
     candidates = {"linear": linear_candidates(shape, tokens, known, limits)}
     return Task(shape=shape, tokens=tokens, guess=guess, current=current, candidates=candidates)
-
-
-def _by_op(entry: ExpertTiles) -> Chosen:
-    return {field.name: getattr(entry, field.name) for field in dataclasses.fields(entry)}
-
-
-def _fastest(times: Times, align: Mapping[int, float]) -> Chosen | None:
-    if set(times) == {"linear"}:
-        linear = times["linear"]
-        return {"linear": min(linear, key=linear.__getitem__)} if linear else None
-    pair = choose_pair(align, times["gate_up"], times["down"])
-    return None if pair is None else _by_op(pair)

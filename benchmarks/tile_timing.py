@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from triton.errors import TritonError
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from benchmarks.tile_tasks import Job
 from moe.kernels.align import Alignment, align, allocate_alignment
-from moe.kernels.context import KernelContext, make_context
+from moe.kernels.context import KernelContext
+from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.linear import linear_parts
-from moe.kernels.tiles import TileBook, Tiles
+from moe.kernels.tiles import ExpertTiles, TileBook, Tiles
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.placement import ExpertPlacement
 from workers.roofline import Device
@@ -62,7 +62,7 @@ class ExpertProblem:
         w2: torch.Tensor,
         context: KernelContext,
     ) -> None:
-        self.shape, self.w13, self.w2, self.pdl = shape, w13, w2, context.pdl
+        self.shape, self.w13, self.w2, self.context = shape, w13, w2, context
         device, dtype, routes = w13.device, w13.dtype, tokens * shape.top_k
         self.x_TH = torch.randn(tokens, shape.hidden, device=device, dtype=dtype)
         self.inner_PI = torch.randn(routes, shape.width, device=device, dtype=dtype)
@@ -76,6 +76,7 @@ class ExpertProblem:
         )
         self.local_map_E = placement.expert_map(device)
         self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
+        self.weights_TK = torch.ones(tokens, shape.top_k, device=device)
         self._aligned: dict[int, list[Alignment]] = {}
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
@@ -86,16 +87,27 @@ class ExpertProblem:
             self.align_calls(tiles.block_m)
         return [functools.partial(launch, tiles, copy) for copy in range(len(self.w13))]
 
+    def entry_calls(self, entry: ExpertTiles) -> list[Call]:
+        """All that the experts of a layer launch, a copy of the weights."""
+        key = self.shape.key(self.context.tiles.dtype)
+        context = _with_tables(self.context, experts={key: {len(self.x_TH): entry}})
+        return [
+            functools.partial(
+                expert_routes, self.x_TH, self.weights_TK, ids_TK, w13, w2, self.map_E, context
+            )
+            for ids_TK, w13, w2 in zip(self.ids_CTK, self.w13, self.w2, strict=True)
+        ]
+
     def align_calls(self, block_m: int) -> list[Call]:
         """Sorting each copy's routes, into the buffers from which `calls` read them."""
         E, P = self.shape.num_local, self.out_PH.shape[0]
         if block_m not in self._aligned:
             self._aligned[block_m] = [
-                align(ids_TK, self.map_E, E, block_m) for ids_TK in self.ids_CTK
+                align(ids_TK.flatten(), self.map_E, E, block_m) for ids_TK in self.ids_CTK
             ]
         out = allocate_alignment(P, E, block_m, self.x_TH.device)
         return [
-            functools.partial(align, ids_TK, self.map_E, E, block_m, out=out, pdl=self.pdl)
+            functools.partial(align, ids_TK, self.map_E, E, block_m, out=out, pdl=self.context.pdl)
             for ids_TK in self.ids_CTK
         ]
 
@@ -109,10 +121,6 @@ class ExpertProblem:
         weights = (2 if op == "gate_up" else 1) * self.shape.width * self.shape.hidden
         moved = hits * weights * self.w13.dtype.itemsize / device.bytes_per_second
         return 1e6 * max(moved, 2 * routes * weights / device.flops_per_second)
-
-    def charge_us(self, op: str, tiles: Tiles | None, device: Device | None) -> float:
-        """What tiles cost whoever reads their result: all cost the same."""
-        return 0.0
 
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
         """Whether the first copy's result is that of plain torch in fp32."""
@@ -154,22 +162,26 @@ class ExpertProblem:
         return out
 
     def _gate_up(self, tiles: Tiles, copy: int) -> None:
-        out, w13 = self.inner_PI, self.w13[copy]
+        x, w13, w2, out, pdl = (
+            self.x_TH,
+            self.w13[copy],
+            self.w2[copy],
+            self.inner_PI,
+            self.context.pdl,
+        )
         if tiles.block_m == 1:
-            ids_TK = self.ids_CTK[copy]
-            gate_up_vector(self.x_TH, w13, ids_TK, self.map_E, tiles, out_PI=out, pdl=self.pdl)
+            gate_up_vector(x, w13, w2, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
         else:
             aligned = self._aligned[tiles.block_m][copy]
-            gate_up(self.x_TH, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=self.pdl)
+            gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)
 
     def _down(self, tiles: Tiles, copy: int) -> None:
-        inner, out, w2 = self.inner_PI, self.out_PH, self.w2[copy]
+        inner, w2, out, pdl = self.inner_PI, self.w2[copy], self.out_PH, self.context.pdl
         if tiles.block_m == 1:
-            ids_TK = self.ids_CTK[copy]
-            down_vector(inner, w2, ids_TK, self.map_E, tiles, out_PH=out, pdl=self.pdl)
+            down_vector(inner, w2, self.ids_CTK[copy], self.map_E, tiles, out_PH=out, pdl=pdl)
         else:
             aligned = self._aligned[tiles.block_m][copy]
-            down(inner, w2, aligned, tiles, out_PH=out, pdl=self.pdl)
+            down(inner, w2, aligned, tiles, out_PH=out, pdl=pdl)
 
 
 class LinearProblem:
@@ -185,17 +197,8 @@ class LinearProblem:
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch a copy of the weights."""
-        book = self.context.tiles
-        key = self.shape.key(book.dtype)
-        context = dataclasses.replace(
-            self.context,
-            tiles=TileBook(
-                dtype=book.dtype,
-                item_size=book.item_size,
-                shared_bytes=book.shared_bytes,
-                linear={key: {self.tokens: tiles}},
-            ),
-        )
+        key = self.shape.key(self.context.tiles.dtype)
+        context = _with_tables(self.context, linear={key: {self.tokens: tiles}})
         return [functools.partial(linear_parts, self.x, w, context, "timed") for w in self.w]
 
     def floor_us(self, op: str, device: Device | None) -> float:
@@ -206,7 +209,7 @@ class LinearProblem:
         moved = size * self.w.dtype.itemsize / device.bytes_per_second
         return 1e6 * max(moved, 2 * self.tokens * size / device.flops_per_second)
 
-    def charge_us(self, op: str, tiles: Tiles | None, device: Device | None) -> float:
+    def charge_us(self, tiles: Tiles | None, device: Device | None) -> float:
         """What the next kernel pays for reading several fp32 parts in place of one result."""
         if device is None or tiles is None or tiles.splits == 1:
             return 0.0
@@ -247,20 +250,6 @@ def time_us(calls: list[Call], floor_us: float) -> float:
     return statistics.median(times)
 
 
-def compile_job(job: Job, dtype: torch.dtype, context: KernelContext | None = None) -> str | None:
-    """Compile a kernel into Triton's cache on disk by running it on a small problem: what it says
-    where it cannot be. For processes of their own, which make their `context`."""
-    device = torch.device("cuda") if context is None else context.workspace.device
-    context = context or make_context(device, dtype)
-    try:
-        _small(job.shape, dtype, device, context).calls(job.op, job.tiles)[0]()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-    except REFUSALS as error:
-        return f"{type(error).__name__}: {error}"
-    return None
-
-
 def make_weights(
     shape: tuple[int, ...], copies: int, dtype: torch.dtype, device: torch.device
 ) -> torch.Tensor:
@@ -268,22 +257,13 @@ def make_weights(
     return torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02)
 
 
-def _small(
-    shape: ExpertShape | LinearShape,
-    dtype: torch.dtype,
-    device: torch.device,
-    context: KernelContext,
-) -> ExpertProblem | LinearProblem:
-    """One token, and no more experts than it goes to: kernels do not know how many there are."""
-    if isinstance(shape, LinearShape):
-        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device)
-        return LinearProblem(shape, 1, w, context)
-    num_ranks = 1 if shape.num_local == shape.num_experts else 2
-    E, width, hidden = shape.top_k, shape.width, shape.hidden
-    small = dataclasses.replace(shape, num_experts=num_ranks * E, num_local=E)
-    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device)
-    w2 = make_weights((E, hidden, width), 1, dtype, device)
-    return ExpertProblem(small, 1, w13, w2, context)
+def _with_tables(context: KernelContext, **tables: Any) -> KernelContext:
+    """The context with a book that has nothing but `tables`."""
+    book = context.tiles
+    own = TileBook(
+        dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes, **tables
+    )
+    return dataclasses.replace(context, tiles=own)
 
 
 def _close(result: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -5,140 +5,132 @@
 
 For each GEMM of a rank and a few numbers of tokens: kernels of all candidates are compiled in
 processes side by side, then timed in CUDA graphs over several copies of made-up weights, so that
-the L2 cache is no help, with routes drawn at random. The fastest whose result is right is kept: of
-the two expert GEMMs the pair with the least sum, that of sorting routes included; dense GEMMs pay
-for the parts that the next kernel must read, and the library's GEMM is one of the candidates. When
-the time is spent, what was not reached stays as it is. Servers on this machine read the result at
-their next start; with --ship it goes to the files the project ships.
+the L2 cache is no help, with routes drawn at random. The fastest whose result is right is kept. The
+two expert GEMMs share the rows of tiles: their best pairs are timed together, with the sorting of
+routes. Dense GEMMs pay for the parts that the next kernel must read, and the library's GEMM is one
+of the candidates. When the time is spent, what was not reached stays as it is. Servers on this
+machine read the result at their next start; with --ship it goes to the files the project ships.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
-import sys
-from collections.abc import Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import triton
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tile_candidates import Limits, describe
-from benchmarks.tile_tasks import Chosen, Deadline, Job, Task, Times, choose, jobs, plan, tables
+from benchmarks.tile_candidates import Limits, describe, shortlist
+from benchmarks.tile_compile import compile_jobs
+from benchmarks.tile_tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
 from benchmarks.tile_timing import (
     REFUSALS,
+    Call,
     ExpertProblem,
     LinearProblem,
-    compile_job,
     make_weights,
     num_copies,
     time_us,
 )
 from moe.config import check_widths, resolve_parallel
 from moe.kernels.context import KernelContext, make_context
-from moe.kernels.tiles import Tiles, shipped_file, user_file, write_tables
+from moe.kernels.tiles import ExpertTiles, shipped_file, user_file, write_tables
 from workers.config import ModelConfig
 from workers.roofline import Device, device_ceilings
 
 Shape = ExpertShape | LinearShape
 
 _COMPILE_SHARE = 0.6  # of the time
-_MOST_PROCESSES = 14
-_PROCESS_BYTES = 4 << 30  # of the device's memory that one may need
-_NAMES = {"gate_up": "experts gate·up", "down": "experts down"}
 
 
 class Tuning:
-    """One run: the device, what was compiled, measured and left out."""
+    """One run: the device, what was measured, chosen and left out."""
 
     def __init__(self, context: KernelContext, dtype: torch.dtype, deadline: Deadline) -> None:
         self.context, self.dtype, self.deadline = context, dtype, deadline
         self.torch_device = context.workspace.device
         self.device: Device | None = device_ceilings(torch.cuda.get_device_name())
         self.weights: dict[Shape, tuple[torch.Tensor, ...]] = {}
-        self.chosen: dict[Task, Chosen] = {}
+        self.chosen: dict[Task, Entry] = {}
         self.rows: list[report.Row] = []
-        self.counts = dict.fromkeys(("timed", "refused", "wrong", "not reached"), 0)
+        self.counts = dict.fromkeys(("timed", "refused", "wrong"), 0)
 
-    def compile(self, wanted: list[Job]) -> set[Job]:
-        """Those that compile and fit, as far as the time's share for it goes."""
-        free, _ = torch.cuda.mem_get_info()
-        cores = len(os.sched_getaffinity(0)) - 1
-        processes = max(1, min(_MOST_PROCESSES, cores, free // _PROCESS_BYTES, len(wanted)))
-        ready: set[Job] = set()
-        with (
-            ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
-            report.progress() as bar,
-        ):
-            futures = {pool.submit(compile_job, job, self.dtype): job for job in wanted}
-            task = bar.add_task("compile", total=len(wanted))
-            try:
-                for future in as_completed(futures, timeout=self.deadline.left(_COMPILE_SHARE)):
-                    bar.advance(task)
-                    if future.result() is None:
-                        ready.add(futures[future])
-                    else:
-                        self.counts["refused"] += 1
-            except TimeoutError:
-                pool.shutdown(wait=False, cancel_futures=True)
-            except BrokenProcessPool:
-                print("a compiling process was killed: less is tried", file=sys.stderr)
-        return ready
-
-    def measure(self, tasks: list[Task], ready: set[Job]) -> None:
-        """Time and choose, task by task, until the time is spent."""
+    def run(self, tasks: list[Task]) -> None:
+        """Compile, then time and choose task by task, until the time is spent."""
+        timeout = self.deadline.left(_COMPILE_SHARE)
+        ready, refused = compile_jobs(jobs(tasks), self.dtype, timeout)
+        self.counts["refused"] += len(refused)
         with report.progress() as bar:
             progress = bar.add_task("measure", total=len(tasks))
             for task in tasks:
                 if self.deadline.left():
                     self._settle(task, ready)
-                else:
-                    self.counts["not reached"] += 1
                 bar.advance(progress)
 
     def _settle(self, task: Task, ready: set[Job]) -> None:
         problem = self._problem(task)
         floors = {op: problem.floor_us(op, self.device) for op in problem.ops}
-        times: Times = {op: {} for op in problem.ops}
+        times: dict[str, dict[Any, float]] = {op: {} for op in problem.ops}
+        known = {item for entry in task.known() for item in by_op(entry).items()}
         for op, tiles in task.order():
-            known = task.is_known(op, tiles)
-            if known or (tiles and Job(op=op, shape=task.shape, tiles=tiles) in ready):
-                self._time(problem, op, tiles, floors[op], times)
-        align: dict[int, float] = {}
+            compiled = tiles is None or Job(op=op, shape=task.shape, tiles=tiles) in ready
+            if compiled or (op, tiles) in known:
+                self._time(times[op], tiles, partial(problem.calls, op, tiles), floors[op])
         if isinstance(problem, ExpertProblem):
-            sizes = {tiles.block_m for several in times.values() for tiles in several if tiles}
-            align = {m: time_us(problem.align_calls(m), 0.0) for m in sizes if m > 1}
-        guesses = {op: times[op].get(task.guess[op]) for op in times}
-        before = sum(map(len, times.values()))
-        chosen = choose(times, align, problem.is_right)
-        self.counts["wrong"] += before - sum(map(len, times.values()))
-        if chosen is not None:
-            self.chosen[task] = chosen
-            self.rows += _rows(task, chosen, times, floors, guesses)
+            whole = self._time_pairs(task, problem, times, sum(floors.values()))
+        else:
+            whole = {
+                tiles: taken + problem.charge_us(tiles, self.device)
+                for tiles, taken in times["linear"].items()
+            }
+        guess_us, timed = whole.get(task.guess), len(whole)
+        try:
+            chosen = choose(
+                whole,
+                lambda entry: all(problem.is_right(*item) for item in by_op(entry).items()),
+            )
+        except LookupError:
+            self.counts["wrong"] += timed
+            return
+        self.counts["wrong"] += timed - len(whole)
+        self.chosen[task] = chosen
+        self.rows += self._rows(task, floors, times, whole[chosen], guess_us)
+
+    def _time_pairs(
+        self,
+        task: Task,
+        problem: ExpertProblem,
+        times: dict[str, dict[Any, float]],
+        floor: float,
+    ) -> dict[Any, float]:
+        """The experts' launches together, as gate·up reads ahead for down: of the best pairs."""
+        sizes = {tiles.block_m for tiles in times["gate_up"]} - {1}
+        align = {block_m: time_us(problem.align_calls(block_m), 0.0) for block_m in sizes}
+        pairs = [*task.known(), *shortlist(align, times["gate_up"], times["down"])]
+        whole: dict[Any, float] = {}
+        for pair in dict.fromkeys(pairs):
+            assert isinstance(pair, ExpertTiles)
+            self._time(whole, pair, partial(problem.entry_calls, pair), floor)
+        return whole
 
     def _time(
-        self,
-        problem: ExpertProblem | LinearProblem,
-        op: str,
-        tiles: Tiles | None,
-        floor: float,
-        times: Times,
+        self, times: dict[Any, float], key: Entry, calls: Callable[[], list[Call]], floor: float
     ) -> None:
+        """Add one measurement, unless the time is spent or the device refuses."""
         if not self.deadline.left():
             return
         try:
-            taken = time_us(problem.calls(op, tiles), floor)
+            times[key] = time_us(calls(), floor)
         except REFUSALS:
             torch.cuda.synchronize()  # raises where the device itself is lost
             self.counts["refused"] += 1
-            return
-        self.counts["timed"] += 1
-        times[op][tiles] = taken + problem.charge_us(op, tiles, self.device)
+        else:
+            self.counts["timed"] += 1
 
     def _problem(self, task: Task) -> ExpertProblem | LinearProblem:
         shape = task.shape
@@ -150,7 +142,7 @@ class Tuning:
         return LinearProblem(shape, task.tokens, self.weights[shape][0], self.context)
 
     def _make(self, shape: Shape) -> tuple[torch.Tensor, ...]:
-        """Copies that the L2 cache cannot hold, of which a token reads `touched` bytes each."""
+        """As many copies as the L2 cache cannot hold of what one token reads."""
         if isinstance(shape, ExpertShape):
             E, width, hidden = shape.num_local, shape.width, shape.hidden
             sizes: tuple[tuple[int, ...], ...] = ((E, 2 * width, hidden), (E, hidden, width))
@@ -162,6 +154,37 @@ class Tuning:
         l2 = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
         copies = num_copies(read * whole, whole, l2, torch.cuda.mem_get_info()[0])
         return tuple(make_weights(size, copies, self.dtype, self.torch_device) for size in sizes)
+
+    def _rows(
+        self,
+        task: Task,
+        floors: dict[str, float],
+        times: dict[str, dict[Any, float]],
+        whole_us: float,
+        guess_us: float | None,
+    ) -> list[report.Row]:
+        """Of experts each GEMM by itself and both together, with the sorting of routes."""
+        entry, rows = self.chosen[task], []
+        if isinstance(entry, ExpertTiles):
+            for op, tiles in by_op(entry).items():
+                guess = times[op].get(by_op(task.guess)[op])
+                rows.append((f"experts {op}", describe(tiles), times[op][tiles], floors[op], guess))
+            rows.append(("experts", "", whole_us, sum(floors.values()), guess_us))
+        else:
+            name = getattr(task.shape, "name", "linear")
+            rows.append((name, describe(entry), whole_us, floors["linear"], guess_us))
+        return [
+            {
+                "op": op,
+                "tokens": task.tokens,
+                "tiles": tiles,
+                "µs": taken,
+                "floor µs": floor or None,
+                "share %": 100 * floor / taken if floor else None,
+                "guess µs": guess,
+            }
+            for op, tiles, taken, floor, guess in rows
+        ]
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -190,7 +213,7 @@ def main(arguments: list[str] | None = None) -> None:
     limits = Limits(shared_bytes=book.shared_bytes, item_size=book.item_size)
     tasks = plan(expert_shape(config, parallel), linear_shapes(config, parallel), book, limits)
     tuning = Tuning(context, dtype, Deadline(flags.seconds))
-    tuning.measure(tasks, tuning.compile(jobs(tasks)))
+    tuning.run(tasks)
     where = shipped_file if flags.ship else user_file
     path = where(torch.cuda.get_device_name(), triton.__version__)
     write_tables(path, tables(tasks, tuning.chosen, book.dtype))
@@ -207,27 +230,6 @@ def _report(flags: argparse.Namespace, tuning: Tuning, num_tasks: int, path: Pat
             f"{num_tasks - len(tuning.chosen)} of {num_tasks} GEMMs were not reached in "
             f"{flags.seconds:g} s and stay as they are: give more --seconds"
         )
-
-
-def _rows(
-    task: Task,
-    chosen: Chosen,
-    times: Times,
-    floors: Mapping[str, float],
-    guesses: Mapping[str, float | None],
-) -> list[report.Row]:
-    return [
-        {
-            "op": _NAMES.get(op) or getattr(task.shape, "name", op),
-            "tokens": task.tokens,
-            "tiles": describe(tiles),
-            "µs": times[op][tiles],
-            "floor µs": floors[op] or None,
-            "share %": 100 * floors[op] / times[op][tiles] if floors[op] else None,
-            "guess µs": guesses[op],
-        }
-        for op, tiles in chosen.items()
-    ]
 
 
 def _parser() -> argparse.ArgumentParser:

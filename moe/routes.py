@@ -1,7 +1,7 @@
 """The routes of tokens to experts, and sums that are not taken yet.
 
-Owns `TopK`, `Summands` and what every runner and dispatcher must do alike. Does not know how experts
-compute or where they are. T tokens, K experts per token, E experts, H hidden, S parts.
+Owns `TopK`, `Summands` and what every runner and dispatcher must do alike. Does not know how
+experts compute or where they are. T tokens, K experts per token, E experts, H hidden, S parts.
 """
 
 from __future__ import annotations

@@ -42,8 +42,9 @@ def fused_experts(
     """Outputs of the routes and their weights: the layer's [T,H] is their sum over k.
 
     w13 [E,2I,H] has gate rows first, w2 is [E,H,I]. `expert_map_E` maps global ids to local
-    indices, −1 where foreign; None when all are local. A foreign route, or an id of −1 (padding),
-    has the weight 0. With a `context`: no host sync, static shapes.
+    indices, −1 where foreign; None when all are local. A foreign route has the weight 0; one with
+    an id of −1 (padding) must have it already where `expert_map_E` is None. With a `context`: no
+    host sync, static shapes.
     """
     T, K = topk.ids.shape
     if T == 0 or w13.shape[0] == 0:

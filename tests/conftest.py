@@ -1,5 +1,5 @@
-"""What all tests share: one thread a process, since several processes share the cores; and without a
-GPU, kernels that Triton interprets."""
+"""What all tests share: one thread a process, since several processes share the cores; and kernels
+that Triton interprets where there is no GPU."""
 
 import os
 

@@ -1,103 +1,138 @@
 """How the attention of one step is divided among programs: made by the host, read by the kernels.
 
-Owns the split of long decode contexts, and the tiles of prefill queries. Knows neither heads'
-contents nor the device: numpy in, int32 arrays out, at every step anew.
+Owns the split of long decode contexts, the tiles of prefill queries, and the sizes both are cut by.
+Knows neither heads' contents nor the device: numpy in, int32 arrays out, at every step anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
-# Columns of DecodePlan.chunks, as the decode kernel reads them.
-CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_WHOLE = range(5)
-CHUNK_FIELDS = 5
+# Columns of a plan's chunks, as the decode kernel reads them.
+CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_PART, CHUNK_FIRST, CHUNK_COUNT = range(7)
+CHUNK_FIELDS = 8  # 32 bytes
 
-# Programs of one key head for each multiprocessor that a batch with few rows is cut into.
-_PROGRAMS_PER_SM = 2
+_FEW_ROWS = 16
+# Programs a multiprocessor: of a batch of few rows, and beyond one a row and key head of any.
+_FILL = 1.1
+_SPARE = 0.25
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class DecodePlan:
-    """Chunks of contexts. Every row has one at least: an empty one if it is padding.
+class DecodeTiles:
+    """How decodes are cut.
 
     Attributes:
-        chunks: ``[capacity, 5]``: row (-1: unused), slot, first token, token behind the last, and
-            whether the row has no other chunk. A row's chunks are neighbours in order of tokens;
-            rows of longer contexts come first.
-        splits: ``[num_splits, 3]``: row (-1: unused), first chunk and number of chunks of each
-            row that has more than one.
-        chunk_tokens: tokens of every chunk but a row's last.
+        unit: chunks have multiples of so many tokens.
+        tile: tokens handled at once, a power of two of at least 16; a pipeline of ``num_stages``.
+        join: chunks of a row that the program which joins them reads at once; each costs registers.
+            0: a kernel of its own joins.
+        ahead: tiles of a chunk asked into L2 while the kernel before still runs.
+        max_registers: of a thread, so that more programs fit; None: as many as it takes.
     """
 
-    chunks: np.ndarray
-    splits: np.ndarray
-    chunk_tokens: int
+    unit: int = 64
+    tile: int = 64
+    join: int = 16
+    ahead: int = 0
+    num_warps: int = 4
+    num_stages: int = 3
+    max_registers: int | None = None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillTiles:
+    """How prefills are cut.
+
+    Attributes:
+        block_m: query rows of a tile, each query head of a token being one; block_n: keys handled
+            at once; powers of two of at least 16.
+        num_stages: tiles of keys in flight, if shared memory holds as many.
+        max_registers: as above.
+    """
+
+    block_m: int = 128
+    block_n: int = 64
+    num_warps: int = 8
+    num_stages: int = 3
+    max_registers: int | None = None
+
+
+def decode_tiles(num_rows: int) -> DecodeTiles:
+    """For a batch of so many decodes, padding included: the fastest of a sweep on an H200."""
+    if num_rows <= _FEW_ROWS:
+        return DecodeTiles(join=0)
+    if num_rows <= 64:
+        return DecodeTiles()
+    return DecodeTiles(join=8, num_stages=2, max_registers=128)
+
+
+def prefill_tiles(num_tokens: int) -> PrefillTiles:
+    """For a step of so many tokens, decodes and padding included: as above."""
+    if num_tokens <= 4096:
+        return PrefillTiles(block_m=64, num_warps=4)
+    return PrefillTiles(num_stages=2, max_registers=128)
 
 
 def decode_capacity(num_rows: int, kv_heads: int, num_sms: int) -> int:
-    """Chunks that a graph of ``num_rows`` rows has room for: one a row, and enough beyond that
-    for few long rows to fill the GPU."""
-    return num_rows + -(-_PROGRAMS_PER_SM * num_sms // kv_heads)
+    """Chunks that a graph of ``num_rows`` rows has room for: few rows are split to give every
+    multiprocessor a program, many only where a row is far longer than the others."""
+    filling = math.ceil(_FILL * num_sms / kv_heads)
+    return max(num_rows + math.ceil(_SPARE * num_sms / kv_heads), filling)
 
 
-def num_splits(num_rows: int, capacity: int) -> int:
-    """Rows that may have more than one chunk, since each has one."""
-    return min(num_rows, capacity - num_rows)
-
-
-def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, tile: int) -> DecodePlan:
+def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int) -> np.ndarray:
     """Cut contexts into chunks of the fewest tokens that still give at most ``capacity`` chunks.
 
     Args:
-        lengths: ``[R]``, context of each row; 0: a padding row.
+        lengths: ``[R]``, context of each row; 0: a padding row, which has one empty chunk.
         slots: ``[R]``, where each row's block table stands.
-        tile: chunks are multiples of so many tokens.
+        unit: all chunks but a row's last have the same multiple of so many tokens.
+
+    Returns:
+        int32 ``[capacity, 8]``, the largest chunks first: row (-1: unused), slot, first token,
+        token behind the last, place among the chunks in the order of their rows and tokens, that
+        of the row's first chunk, and the row's number of chunks.
     """
     lengths = np.asarray(lengths, dtype=np.int32)
     num_rows = len(lengths)
     assert num_rows <= capacity, f"{num_rows} rows need more than {capacity} chunks"
-    tiles_R = np.maximum((lengths + (tile - 1)) // tile, 1)
-    chunk_tiles = _smallest_chunk(tiles_R, capacity)
-    chunk_tokens = chunk_tiles * tile
-    order_R = np.argsort(-lengths, kind="stable")
-    counts_R = ((tiles_R + (chunk_tiles - 1)) // chunk_tiles)[order_R]
+    units_R = np.maximum((lengths + (unit - 1)) // unit, 1)
+    chunk_units = _smallest_chunk(units_R, capacity)
+    chunk_tokens = chunk_units * unit
+    counts_R = (units_R + (chunk_units - 1)) // chunk_units
     firsts_R = np.cumsum(counts_R) - counts_R
 
-    splits = np.zeros((num_splits(num_rows, capacity), 3), dtype=np.int32)
-    split = int(np.count_nonzero(counts_R > 1))
-    splits[split:, 0] = -1
-    for column, source in enumerate((order_R, firsts_R, counts_R)):
-        splits[:split, column] = source[:split]
-
-    rank_C = np.repeat(np.arange(num_rows), counts_R)
-    row_C = order_R[rank_C]
+    row_C = np.repeat(np.arange(num_rows), counts_R)
+    part_C = np.arange(len(row_C))
+    start_C = (part_C - firsts_R[row_C]) * chunk_tokens
+    stop_C = np.minimum(start_C + chunk_tokens, lengths[row_C])
+    order_C = np.argsort(start_C - stop_C, kind="stable")
+    columns = (row_C, np.asarray(slots)[row_C], start_C, stop_C, part_C)
+    columns += (firsts_R[row_C], counts_R[row_C])
     chunks = np.zeros((capacity, CHUNK_FIELDS), dtype=np.int32)
     chunks[len(row_C) :, CHUNK_ROW] = -1
-    used = chunks[: len(row_C)]
-    start_C = (np.arange(len(row_C)) - firsts_R[rank_C]) * chunk_tokens
-    used[:, CHUNK_ROW] = row_C
-    used[:, CHUNK_SLOT] = np.asarray(slots)[row_C]
-    used[:, CHUNK_START] = start_C
-    used[:, CHUNK_STOP] = np.minimum(start_C + chunk_tokens, lengths[row_C])
-    used[:, CHUNK_WHOLE] = counts_R[rank_C] == 1
-    return DecodePlan(chunks=chunks, splits=splits, chunk_tokens=chunk_tokens)
+    for field, column in enumerate(columns):
+        chunks[: len(row_C), field] = column[order_C]
+    return chunks
 
 
-def _smallest_chunk(tiles_R: np.ndarray, capacity: int) -> int:
-    """The least tiles a chunk may have; the number of chunks never grows with it.
+def _smallest_chunk(units_R: np.ndarray, capacity: int) -> int:
+    """The least units a chunk may have; the number of chunks never grows with it.
 
     Searched between total / capacity (perfect packing) and what is enough for any lengths: a
-    row's count is less than its tiles / size + 1.
+    row's count is less than its units / size + 1.
     """
-    total, longest = int(tiles_R.sum()), int(tiles_R.max(initial=1))
+    total, longest = int(units_R.sum()), int(units_R.max(initial=1))
     low = max(1, -(-total // capacity))
-    spare = capacity - len(tiles_R)
+    spare = capacity - len(units_R)
     high = max(low, min(longest, -(-total // spare) if spare else longest))
     while low < high:
         middle = (low + high) // 2
-        if int(((tiles_R + (middle - 1)) // middle).sum()) <= capacity:
+        if int(((units_R + (middle - 1)) // middle).sum()) <= capacity:
             high = middle
         else:
             low = middle + 1

@@ -16,11 +16,13 @@ import torch
 from switchyard.worker.v1 import worker_pb2
 from workers.attention_plan import (
     decode_capacity,
+    decode_tiles,
     plan_decode,
     plan_prefill,
     prefill_tile_tokens,
+    prefill_tiles,
 )
-from workers.layers.attention import PREFILL_ROWS, TILE_TOKENS, AttentionBatch
+from workers.layers.attention import AttentionBatch
 from workers.models.base import ForwardBatch
 from workers.rows import Rows
 from workers.sampler import SamplingRows
@@ -119,6 +121,9 @@ class BatchBuilder:
         self.device = device
         self.attention = attention
         self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int32, device=device)
+        kv_heads = 0 if attention is None else attention.kv_heads
+        # Between steps zeros, which decode attention leaves behind.
+        self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = _SlotParams(num_slots)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
@@ -215,14 +220,16 @@ class BatchBuilder:
             num_decodes = shape.tokens if shape.decodes else 0
         if num_decodes:
             capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores)
-            plan = plan_decode(
-                rows.lengths[:num_decodes], rows.slots[:num_decodes], capacity, TILE_TOKENS
+            unit = decode_tiles(num_decodes).unit
+            columns["chunks"] = plan_decode(
+                rows.lengths[:num_decodes], rows.slots[:num_decodes], capacity, unit
             )
-            columns |= {"chunks": plan.chunks, "splits": plan.splits}
         if shape is None and num_decodes == len(rows.slots):
             return columns
         if shape is None or not shape.decodes:
-            tile_tokens = prefill_tile_tokens(PREFILL_ROWS, heads.num_heads, heads.kv_heads)
+            num_tokens = int(rows.num_tokens.sum()) if shape is None else shape.tokens
+            block_m = prefill_tiles(num_tokens).block_m
+            tile_tokens = prefill_tile_tokens(block_m, heads.num_heads, heads.kv_heads)
             tiles = plan_prefill(
                 rows.num_tokens[num_decodes:],
                 rows.positions[num_decodes:],
@@ -267,7 +274,7 @@ class BatchBuilder:
             num_tokens=padded.num_tokens.tolist(),
             num_decodes=num_decodes,
             chunks=on.get("chunks"),
-            splits=on.get("splits"),
+            finished_SK=self.finished_SK,
             tiles=on.get("tiles"),
         )
         forward = ForwardBatch(

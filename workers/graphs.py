@@ -1,7 +1,8 @@
 """CUDA graphs of steps, one a padded shape.
 
-Owns which shapes are captured, the captures and their replay. Knows nothing of the model: it captures
-a function of a staged batch, whose columns lie at addresses that depend on the shape alone.
+Owns which shapes are captured, the captures and their replay. Knows nothing of the model: it
+captures a function of a staged batch, whose columns lie at addresses that depend on the shape
+alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Drawing tokens by kernels: the GPU's counterpart of `workers.sampler.sample`.
 
-Owns the buffers and the order suppress → filter → draw, each only when a row needs it. Knows nothing
-of batches.
+Owns the buffers and the order suppress → filter → draw, each only when a row needs it. Knows
+nothing of batches.
 """
 
 from __future__ import annotations

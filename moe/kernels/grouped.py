@@ -1,8 +1,8 @@
 """Grouped expert GEMMs on tensor cores: each tile is some routes of one expert.
 
-Owns the two kernels of a sparse layer's arithmetic. Which routes form a tile is `align`'s business;
-the weighted sum over k is `sum_norm`'s. T tokens, K experts per token, P = T·K routes, R ≤ P local
-routes in order of expert, E local experts, H hidden, I expert width.
+Owns the kernels for any shape and for few rows; `wide` has those of many. Which routes form a tile
+is `align`'s business; the weighted sum over k is `sum_norm`'s. T tokens, K experts per token, P =
+T·K routes, R ≤ P local routes in order of expert, E local experts, H hidden, I expert width.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import triton.language as tl
 from moe.kernels.align import Alignment
 from moe.kernels.launch import launch_options, precision
 from moe.kernels.tiles import Tiles
+from moe.kernels.wide import down_wide, fits, gate_up_wide
 
 
 @triton.jit
@@ -137,6 +138,9 @@ def gate_up(
 
     w13 [E,2I,H] has gate rows first. Rows of `out_PI` past the last local route stay as they are.
     """
+    if fits(tiles, w13):
+        gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
+        return
     E, double, H = w13.shape
     width = double // 2
     assert w13.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
@@ -162,6 +166,9 @@ def down(
 ) -> None:
     """down·inner of every local route, at the route's own row: rows of other routes stay as they
     are. w2 [E,H,I]; `inner_PI` is what `gate_up` wrote."""
+    if fits(tiles, w2, inner_PI):
+        down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
+        return
     E, H, width = w2.shape
     assert w2.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H

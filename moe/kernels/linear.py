@@ -17,7 +17,6 @@ from moe.kernels.launch import launch_options, precision
 from moe.kernels.prefetch import prefetch_tile
 from moe.kernels.tiles import Tiles
 
-
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
 _PREFETCH_BYTES = 32 << 20
 
@@ -101,7 +100,8 @@ def linear_parts(
     N = w_NK.shape[0]
     assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()
     tiles = context.tiles.linear(N, K, M)
-    splits = 1 if tiles is None else tiles.splits
+    depth = K if tiles is None else triton.cdiv(K, tiles.splits)
+    splits = triton.cdiv(K, depth)
     dtype = x_MK.dtype if splits == 1 else torch.float32
     out_SMN = context.workspace.take(name, (splits, M, N), dtype)
     if tiles is None:
@@ -110,7 +110,7 @@ def linear_parts(
         assert M == 1
         _vector(x_MK, w_NK, out_SMN, tiles, context.pdl)
     else:
-        _tiled(x_MK, w_NK, out_SMN, tiles, context.pdl)
+        _tiled(x_MK, w_NK, out_SMN, depth, tiles, context.pdl)
     return out_SMN
 
 
@@ -125,21 +125,26 @@ def _vector(
 
 
 def _tiled(
-    x_MK: torch.Tensor, w_NK: torch.Tensor, out_SMN: torch.Tensor, tiles: Tiles, pdl: bool
+    x_MK: torch.Tensor,
+    w_NK: torch.Tensor,
+    out_SMN: torch.Tensor,
+    depth: int,
+    tiles: Tiles,
+    pdl: bool,
 ) -> None:
-    M, (N, K) = x_MK.shape[0], w_NK.shape
-    grid = (triton.cdiv(N, tiles.block_n), tiles.splits, triton.cdiv(M, tiles.block_m))
+    """Each part takes ``depth`` inputs, the last one what is left."""
+    S, M, N = out_SMN.shape
+    grid = (triton.cdiv(N, tiles.block_n), S, triton.cdiv(M, tiles.block_m))
     _linear_kernel[grid](
-        x_MK, w_NK, out_SMN, M, N=N, K=K, K_PART=triton.cdiv(K, tiles.splits),
+        x_MK, w_NK, out_SMN, M, N=N, K=w_NK.shape[1], K_PART=depth,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
-        PREFETCH=_fits_cache(w_NK, tiles.splits),
+        PREFETCH=_fits_cache(w_NK, depth),
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
     )  # fmt: skip
 
 
-def _fits_cache(w_NK: torch.Tensor, splits: int) -> bool:
+def _fits_cache(w_NK: torch.Tensor, depth: int) -> bool:
     """Whether a program's share is a power of two of whole lines, and all shares fit."""
-    depth = w_NK.shape[1] // splits
-    whole = depth * splits == w_NK.shape[1] and depth & (depth - 1) == 0
+    whole = w_NK.shape[1] % depth == 0 and depth & (depth - 1) == 0
     return whole and depth * w_NK.itemsize >= 128 and w_NK.nbytes <= _PREFETCH_BYTES

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 _SHIPPED = Path(__file__).parent / "tuned"
 _VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles
 _MIN_BLOCK = 16  # tl.dot takes no less
+_BARRIER_BYTES = 1024  # beside a kernel's tiles
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -36,6 +37,12 @@ class Tiles:
     stages: int = 3
     swap: bool = False
     splits: int = 1
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if type(value) is not (bool if field.name == "swap" else int) or value < 0:
+                raise TypeError(f"{field.name} is {value!r}")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,7 +126,7 @@ class TileBook:
         block_n = min((128 if matrices == 2 else 256) if wide else 64, _power_of_2(columns))
         block_k = min((64 if block_m >= 64 else 128) * 2 // self.item_size, _power_of_2(depth))
         stage = (block_m + matrices * block_n) * block_k * self.item_size
-        stages = max(1, min(4 if wide else 3, self.shared_bytes // stage))
+        stages = max(1, min(4 if wide else 3, (self.shared_bytes - _BARRIER_BYTES) // stage))
         return Tiles(
             block_m=block_m,
             block_n=block_n,
@@ -137,12 +144,10 @@ class TileBook:
         splits = 1
         while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
             splits *= 2
-        return Tiles(
-            block_m=16 if tokens <= 16 else 64,
-            block_n=64,
-            block_k=min(128, _power_of_2(inputs)),
-            splits=splits,
-        )
+        block_m, block_k = 16 if tokens <= 16 else 64, min(128, _power_of_2(inputs))
+        stage = (block_m + 64) * block_k * self.item_size
+        stages = max(1, min(3, (self.shared_bytes - _BARRIER_BYTES) // stage))
+        return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
 
     def _say(self, key: str) -> None:
         if key not in self._said:
@@ -217,6 +222,8 @@ def read_tables(path: Path) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
         raise ValueError(f"{path}: not a file of tiles: {error!r}; delete it") from None
+    if not all((*experts.values(), *linear.values())):
+        raise ValueError(f"{path}: not a file of tiles: an empty table; delete it")
     return {"experts": experts, "linear": linear}
 
 

@@ -16,13 +16,20 @@ import torch.multiprocessing as mp
 
 from moe.config import MoEConfig, ParallelConfig, resolve_parallel
 from moe.groups import ExpertGroups
+from moe.kernels.context import KernelContext, make_context
+from moe.kernels.tiles import TileBook
+from moe.kernels.workspace import Workspace
+from moe.layer import SparseMoeBlock
 from moe.routes import local_ids
-from tests.moe.builders import Weights, make_layer, make_weights
+from tests.moe.builders import Weights, fill, make_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Case:
-    """One forward pass of a layer over tp × dp ranks; `counts` has a replica's tokens each."""
+    """One forward pass of a layer over tp × dp ranks; `counts` has a replica's tokens each.
+
+    With `kernels` they run interpreted; on GPUs they always run.
+    """
 
     tp: int
     dp: int
@@ -33,6 +40,7 @@ class Case:
     runner: str = "fused"
     exact: bool = False
     skew: bool = False
+    kernels: bool = False
     dtype: torch.dtype = torch.float32
 
     @property
@@ -145,17 +153,29 @@ def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
     )
 
 
+def _context(case: Case, device: str) -> KernelContext | None:
+    if device != "cpu":
+        return make_context(torch.device(device), case.dtype)
+    if not case.kernels:
+        return None
+    name = str(case.dtype).removeprefix("torch.")
+    book = TileBook(dtype=name, item_size=case.dtype.itemsize, shared_bytes=100_000)
+    return KernelContext(workspace=Workspace(device), tiles=book, pdl=False, num_cores=2)
+
+
 @torch.no_grad()
 def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, Any]:
-    layer = make_layer(
+    layer = SparseMoeBlock(
         case.config,
-        case.weights(),
-        parallel=case.parallel,
-        groups=_groups(case, rank, pairs),
-        runner=case.runner,
+        case.parallel,
+        _groups(case, rank, pairs),
+        case.runner,
         dtype=case.dtype,
         device=device,
+        context=_context(case, device),
     )
+    weights = case.weights()
+    assert fill(layer.checkpoint_slices(""), weights) == set(weights)
     num_routes = 0
     run = layer.experts.run
 

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 
 from workers.attention_plan import (
+    CHUNK_COUNT,
+    CHUNK_FIRST,
+    CHUNK_PART,
     CHUNK_ROW,
     CHUNK_SLOT,
     CHUNK_START,
     CHUNK_STOP,
-    CHUNK_WHOLE,
-    DecodePlan,
     decode_capacity,
-    num_splits,
+    decode_tiles,
     plan_decode,
     plan_prefill,
     prefill_tile_tokens,
@@ -19,7 +20,7 @@ from workers.attention_plan import (
 
 
 def decode_case(seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
-    """Lengths (some 0), slots, capacity, tile."""
+    """Lengths (some 0), slots, capacity, unit."""
     rng = np.random.default_rng(seed)
     num_rows = int(rng.integers(1, 40))
     lengths = rng.integers(0, rng.choice([2, 70, 3000]), num_rows)
@@ -29,70 +30,77 @@ def decode_case(seed: int) -> tuple[np.ndarray, np.ndarray, int, int]:
     return lengths, rng.permutation(num_rows), capacity, int(rng.choice([16, 64]))
 
 
+def chunks_of(chunks: np.ndarray, num_rows: int) -> np.ndarray:
+    return np.bincount(chunks[:, CHUNK_ROW] + 1, minlength=num_rows + 1)[1:]
+
+
 @pytest.mark.parametrize("seed", range(60))
 def test_chunks_cover_every_token_once(seed: int) -> None:
-    lengths, slots, capacity, tile = decode_case(seed)
-    plan = plan_decode(lengths, slots, capacity, tile)
-    assert plan.chunks.shape == (capacity, 5)
-    assert plan.chunks.dtype == plan.splits.dtype == np.int32
-    assert plan.chunk_tokens % tile == 0
-    assert plan.splits.shape == (num_splits(len(lengths), capacity), 3)
-    splits = {row: (first, count) for row, first, count in plan.splits if row >= 0}
-    assert len(splits) == (plan.splits[:, 0] >= 0).sum()
-    used = 0
+    lengths, slots, capacity, unit = decode_case(seed)
+    chunks = plan_decode(lengths, slots, capacity, unit)
+    assert chunks.shape == (capacity, 8)
+    assert chunks.dtype == np.int32
+    used = int(chunks_of(chunks, len(lengths)).sum())
+    assert (chunks[used:, CHUNK_ROW] == -1).all()
+    assert sorted(chunks[:used, CHUNK_PART]) == list(range(used))
+    by_part = chunks[:used][np.argsort(chunks[:used, CHUNK_PART])]
     for row, length in enumerate(lengths):
-        at = np.flatnonzero(plan.chunks[:, CHUNK_ROW] == row)
+        at = np.flatnonzero(by_part[:, CHUNK_ROW] == row)
         assert (np.diff(at) == 1).all()
-        chunks = plan.chunks[at]
-        assert (chunks[:, CHUNK_SLOT] == slots[row]).all()
-        assert (chunks[:, CHUNK_WHOLE] == (len(at) == 1)).all()
-        assert splits.get(row) == ((at[0], len(at)) if len(at) > 1 else None)
-        tokens = [t for c in chunks for t in range(c[CHUNK_START], c[CHUNK_STOP])]
+        own = by_part[at]
+        assert (own[:, CHUNK_SLOT] == slots[row]).all()
+        assert (own[:, CHUNK_FIRST] == at[0]).all()
+        assert (own[:, CHUNK_COUNT] == len(at)).all()
+        tokens = [t for c in own for t in range(c[CHUNK_START], c[CHUNK_STOP])]
         assert tokens == list(range(length))
-        sizes = chunks[:, CHUNK_STOP] - chunks[:, CHUNK_START]
-        assert (sizes[:-1] == plan.chunk_tokens).all()
-        assert (sizes[-1] > 0) == (length > 0)
-        used += len(at)
-    assert (plan.chunks[used:, CHUNK_ROW] == -1).all()
 
 
 @pytest.mark.parametrize("seed", range(60))
-def test_chunks_are_the_smallest_that_fit(seed: int) -> None:
-    lengths, slots, capacity, tile = decode_case(seed)
-    size = plan_decode(lengths, slots, capacity, tile).chunk_tokens
-    assert size == next(
+def test_chunks_are_the_smallest_that_fit_largest_first(seed: int) -> None:
+    lengths, slots, capacity, unit = decode_case(seed)
+    chunks = plan_decode(lengths, slots, capacity, unit)
+    size = next(
         size
-        for size in range(tile, 1 << 20, tile)
+        for size in range(unit, 1 << 20, unit)
         if np.maximum(-(-lengths // size), 1).sum() <= capacity
     )
+    counts = np.maximum(-(-lengths // size), 1)
+    assert chunks_of(chunks, len(lengths)).tolist() == counts.tolist()
+    sizes = (chunks[:, CHUNK_STOP] - chunks[:, CHUNK_START])[: counts.sum()]
+    assert (np.diff(sizes) <= 0).all()
+    rests = sizes[sizes < size]
+    assert len(rests) <= len(lengths)
 
 
-def chunks_of(plan: DecodePlan, num_rows: int) -> np.ndarray:
-    return np.bincount(plan.chunks[:, CHUNK_ROW] + 1, minlength=num_rows + 1)[1:]
-
-
-def test_longer_rows_come_first() -> None:
-    plan = plan_decode(np.array([3, 500, 0, 70]), np.arange(4), 6, 16)
-    assert plan.chunks[:, CHUNK_ROW].tolist() == [1, 1, 1, 3, 0, 2]
-    assert plan.splits.tolist() == [[1, 0, 3], [-1, 0, 0]]
+def test_whole_chunks_come_before_rests() -> None:
+    chunks = plan_decode(np.array([3, 500, 0, 70]), np.arange(4), 6, 16)
+    assert chunks[:, CHUNK_ROW].tolist() == [1, 1, 1, 3, 0, 2]
+    assert chunks[:, CHUNK_START].tolist() == [0, 176, 352, 0, 0, 0]
+    assert chunks[:, CHUNK_PART].tolist() == [1, 2, 3, 5, 0, 4]
+    assert chunks[:, CHUNK_FIRST].tolist() == [1, 1, 1, 5, 0, 4]
+    assert chunks[:, CHUNK_COUNT].tolist() == [3, 3, 3, 1, 1, 1]
 
 
 def test_one_long_row_among_short_ones_is_spread() -> None:
     lengths = np.full(256, 90)
     lengths[100] = 32768
-    plan = plan_decode(lengths, np.arange(256), decode_capacity(256, 4, 132), 64)
-    counts = chunks_of(plan, 256)
-    assert counts[100] >= 60
+    chunks = plan_decode(lengths, np.arange(256), decode_capacity(256, 4, 132), 64)
+    counts = chunks_of(chunks, 256)
+    assert counts[100] >= 10
     assert (np.delete(counts, 100) == 1).all()
 
 
-def test_a_full_batch_is_not_cut_and_a_single_row_fills_the_gpu() -> None:
-    capacity = decode_capacity(256, 4, 132)
-    assert 256 <= capacity <= 400
-    plan = plan_decode(np.full(256, 1100), np.arange(256), capacity, 64)
-    assert (chunks_of(plan, 256) == 1).all()
-    plan = plan_decode(np.array([32768]), np.array([0]), decode_capacity(1, 4, 132), 64)
-    assert 132 <= 4 * chunks_of(plan, 1)[0] <= 3 * 132
+@pytest.mark.parametrize("num_rows", [1, 2, 8, 64, 256])
+@pytest.mark.parametrize("kv_heads", [1, 4, 8])
+def test_batches_fill_the_gpu_and_large_ones_are_not_cut_needlessly(
+    num_rows: int, kv_heads: int
+) -> None:
+    capacity = decode_capacity(num_rows, kv_heads, 132)
+    unit = decode_tiles(num_rows).unit
+    chunks = plan_decode(np.full(num_rows, 32768), np.arange(num_rows), capacity, unit)
+    used = chunks_of(chunks, num_rows).sum()
+    assert used * kv_heads >= 0.9 * 132
+    assert capacity <= num_rows + 8 * 132
 
 
 def test_more_rows_than_room_are_refused() -> None:

@@ -12,14 +12,12 @@ def attend(
     cache: KVCache, k: torch.Tensor, tables: list[list[int]], lengths: list[int]
 ) -> torch.Tensor:
     """One decode a row, with ``k`` as query, key and value."""
-    blocks, offsets = zip(*(divmod(length - 1, BLOCK) for length in lengths), strict=True)
-    slots = [tables[row][block] * BLOCK + offset for row, (block, offset) in
-             enumerate(zip(blocks, offsets, strict=True))]  # fmt: skip
     batch = AttentionBatch(
-        slots_T=torch.tensor(slots),
-        block_tables_SB=torch.tensor(tables),
+        positions_T=torch.tensor(lengths, dtype=torch.int32) - 1,
+        slots_T=torch.arange(len(lengths), dtype=torch.int32),
+        tables=torch.tensor(tables, dtype=torch.int32),
+        slots=list(range(len(lengths))),
         lengths=lengths,
-        lengths_S=torch.tensor(lengths),
         num_tokens=[1] * len(lengths),
         num_decodes=len(lengths),
     )

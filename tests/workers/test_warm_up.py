@@ -65,9 +65,7 @@ def prefills(steps: list[worker_pb2.StepRequest]) -> list[int]:
 def test_prefills_of_every_order_of_size_the_largest_first(
     num_tokens: int, sizes: list[int]
 ) -> None:
-    steps = warm_up_steps(
-        num_tokens=num_tokens, num_sequences=9, max_model_len=40, block_size=16
-    )
+    steps = warm_up_steps(num_tokens=num_tokens, num_sequences=9, max_model_len=40, block_size=16)
     assert prefills(list(steps)) == sizes
 
 
@@ -80,9 +78,7 @@ def test_no_more_than_all_slots_can_hold() -> None:
 def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int) -> None:
     """None is marked as one that a graph may take: they run kernel by kernel."""
     steps = list(
-        warm_up_steps(
-            num_tokens=64, num_sequences=num_sequences, max_model_len=40, block_size=16
-        )
+        warm_up_steps(num_tokens=64, num_sequences=num_sequences, max_model_len=40, block_size=16)
     )
     assert not any(step.decode_only for step in steps)
     alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]

@@ -92,6 +92,8 @@ def model_of(
         ep_size=parallel.ep,
     )
     place = Placement(
+        max_tokens=64,
+        context=None,
         groups=groups,
         expert_groups=experts,
         parallel=parallel,

@@ -1,9 +1,13 @@
 """Attention of one query token a row over the paged KV cache, split along long contexts.
 
-Owns the arithmetic of a chunk and the joining of a row's chunks; knows nothing of how contexts
+Owns the arithmetic of a chunk and when a row's chunks are joined; knows nothing of how contexts
 are cut (workers.attention_plan) or who wrote the cache. Shapes: S rows, C chunks, N query heads,
 K key heads, G = N / K, D head_dim. Sums are fp32; probabilities are rounded to the model dtype
 before they meet the values, as scaled_dot_product_attention does, and the output once at the end.
+
+Chunks are joined in the order of their tokens, whoever does it: with many rows the last program of
+a row and key head to finish, which a counter tells that it is; with few rows, all of which are
+split, a second kernel, whose programs share the work better.
 
 The plan and the tables are read before the wait for the kernel before this one: they must have
 been written at least two kernels earlier.
@@ -18,25 +22,72 @@ import torch
 import triton
 import triton.language as tl
 
-from workers.attention_plan import CHUNK_FIELDS, num_splits
+from moe.kernels.launch import launch_options
+from workers.attention_plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
+from workers.kernels.join_chunks import join_chunks
+
+_JOIN_CHUNKS = 32  # that the second kernel reads at once
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeWorkspace:
-    """What chunks of split rows leave for the join: fp32 outputs and base-2 log-sum-exps."""
+    """What chunks of split rows leave for the join.
+
+    Attributes:
+        partials_CND, lse_CN: fp32 outputs and base-2 log-sum-exps, of any values between launches.
+        finished_SK: int32, chunks of a row that are done; zeros between launches.
+    """
 
     partials_CND: torch.Tensor
     lse_CN: torch.Tensor
+    finished_SK: torch.Tensor
 
     @classmethod
     def allocate(
-        cls, capacity: int, num_heads: int, head_dim: int, device: torch.device | str
+        cls,
+        num_rows: int,
+        capacity: int,
+        num_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device | str,
     ) -> DecodeWorkspace:
         shape = (capacity, num_heads, head_dim)
         return cls(
             partials_CND=torch.empty(shape, dtype=torch.float32, device=device),
             lse_CN=torch.empty(shape[:2], dtype=torch.float32, device=device),
+            finished_SK=torch.zeros((num_rows, kv_heads), dtype=torch.int32, device=device),
         )
+
+
+@triton.jit
+def _ask_into_l2(
+    keys_ptr,
+    values_ptr,
+    table_ptr,
+    start,
+    stop,
+    STRIDE: tl.constexpr,  # elements between tokens
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    TILE: tl.constexpr,
+):
+    """Keys and values of one tile: each lane names one token's. A key that the kernel before is
+    about to write goes to L2 as well, so that what is read later is never the old one."""
+    NUM_BYTES: tl.constexpr = HEAD_DIM * keys_ptr.dtype.element_ty.primitive_bitwidth // 8
+    both = tl.arange(0, 2 * TILE)
+    token = tl.minimum(start + both % TILE, stop - 1)
+    block = tl.load(table_ptr + token // BLOCK_SIZE)
+    at = (block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE) * STRIDE
+    address = tl.where(both < TILE, (keys_ptr + at).to(tl.int64), (values_ptr + at).to(tl.int64))
+    tl.inline_asm_elementwise(
+        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
+        "=r,l,r",
+        [address, tl.full([2 * TILE], NUM_BYTES, tl.int32)],
+        dtype=tl.int32,
+        is_pure=False,
+        pack=1,
+    )
 
 
 @triton.jit
@@ -49,6 +100,7 @@ def _chunk_kernel(
     out_ptr,
     partials_ptr,
     lse_ptr,
+    finished_ptr,
     q_stride,
     table_stride,
     SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
@@ -58,24 +110,37 @@ def _chunk_kernel(
     BLOCK_SIZE: tl.constexpr,
     CHUNK_FIELDS: tl.constexpr,
     TILE: tl.constexpr,
+    JOIN: tl.constexpr,
+    AHEAD: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One chunk of one row, for one key head and its query heads; grid (K, C)."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
     kv_head = tl.program_id(0)
-    chunk = tl.program_id(1)
-    fields = chunks_ptr + chunk * CHUNK_FIELDS
+    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
     row = tl.load(fields)
     slot = tl.load(fields + 1)
     start = tl.load(fields + 2)
     stop = tl.load(fields + 3)
-    whole = tl.load(fields + 4)
-    tokens = start + tl.arange(0, TILE)
+    part = tl.load(fields + 4)
+    first = tl.load(fields + 5)
+    count = tl.load(fields + 6)
+    # Unsigned, so that block and place in it are a shift and a mask.
+    end = stop.to(tl.uint32)
+    tokens = start.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+    keys_ptr += kv_head * HEAD_DIM
+    values_ptr += kv_head * HEAD_DIM
+    STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
     if PDL:
+        for tile in range(start, tl.minimum(stop, start + AHEAD * TILE), TILE):
+            _ask_into_l2(
+                keys_ptr, values_ptr, table_ptr, tile, stop, STRIDE, HEAD_DIM, BLOCK_SIZE, TILE
+            )
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     if row < 0:
@@ -85,23 +150,23 @@ def _chunk_kernel(
     d = tl.arange(0, BLOCK_D)
     real_d = d < HEAD_DIM
     real_gd = (g < GROUP)[:, None] & real_d[None, :]
-    gd = (kv_head * GROUP + g)[:, None] * HEAD_DIM + d[None, :]
-    q = tl.load(q_ptr + row.to(tl.int64) * q_stride + gd, mask=real_gd, other=0.0)
-    keys_ptr += kv_head * HEAD_DIM
-    values_ptr += kv_head * HEAD_DIM
+    gd = g[:, None] * HEAD_DIM + d[None, :]
+    head = kv_head * GROUP
+    q_ptr += row.to(tl.int64) * q_stride + head * HEAD_DIM
+    q = tl.load(q_ptr + gd, mask=real_gd, other=0.0)
 
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     # Summed over tokens at the end alone: in every tile it would cost barriers between warps.
     totals = tl.zeros([BLOCK_G, TILE], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
     for _ in range(start, stop, TILE):
-        live = tokens < stop
+        live = tokens < end
         live_td = live[:, None] & real_d[None, :]
-        place = blocks.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
-        at = place[:, None] * (KV_HEADS * HEAD_DIM) + d[None, :]
+        place = blocks.to(tl.int64) * (BLOCK_SIZE * STRIDE) + tokens % BLOCK_SIZE * STRIDE
+        at = place[:, None] + d[None, :]
         # The ids of the next tile are under way while this one is at work.
         tokens += TILE
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_td, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -117,59 +182,53 @@ def _chunk_kernel(
     total = tl.sum(totals, 1)
     # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
     acc = acc / tl.where(stop > start, total, 1.0)[:, None]
-    if whole != 0:
-        out_ptr += row.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
+    out_ptr += (row.to(tl.int64) * HEADS + head) * HEAD_DIM
+    if count == 1:
         tl.store(out_ptr + gd, acc.to(out_ptr.dtype.element_ty), mask=real_gd)
     else:
-        partials_ptr += chunk.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
-        tl.store(partials_ptr + gd, acc, mask=real_gd)
-        lse_ptr += (chunk * KV_HEADS + kv_head) * GROUP
-        tl.store(lse_ptr + g, top + tl.log2(total), mask=g < GROUP)
+        partials_ptr += head * HEAD_DIM
+        lse_ptr += head
+        part_ptr = partials_ptr + part.to(tl.int64) * (HEADS * HEAD_DIM)
+        tl.store(part_ptr + gd, acc, mask=real_gd)
+        tl.store(lse_ptr + part * HEADS + g, top + tl.log2(total), mask=g < GROUP)
+        if JOIN == 0:
+            return
+        # All threads' stores come before the one thread's release.
+        tl.debug_barrier()
+        finished_ptr += row * KV_HEADS + kv_head
+        others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
+        if others == count - 1:
+            partials_ptr += first.to(tl.int64) * (HEADS * HEAD_DIM)
+            lse_ptr += first * HEADS
+            join_chunks(
+                partials_ptr, lse_ptr, out_ptr, count, HEADS, GROUP, HEAD_DIM, JOIN, BLOCK_D
+            )
+            tl.store(finished_ptr, 0)
 
 
 @triton.jit
 def _join_kernel(
-    partials_ptr,
-    lse_ptr,
-    splits_ptr,
-    out_ptr,
-    HEADS: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
-    BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """The chunks of one row in their order, for one query head; grid (N, splits)."""
+    partials_ptr, lse_ptr, chunks_ptr, out_ptr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One query head of the row whose first chunk this is; grid (N, C)."""
     head = tl.program_id(0)
-    fields = splits_ptr + tl.program_id(1) * 3
+    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
     row = tl.load(fields)
-    first = tl.load(fields + 1)
-    count = tl.load(fields + 2)
+    part = tl.load(fields + 4)
+    first = tl.load(fields + 5)
+    count = tl.load(fields + 6)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    if row < 0:
-        return
-    c = tl.arange(0, BLOCK_C)
-    d = tl.arange(0, BLOCK_D)
-    real_d = d < HEAD_DIM
-    top = float("-inf")
-    total = 0.0
-    acc = tl.zeros([BLOCK_D], tl.float32)
-    for done in range(0, count, BLOCK_C):
-        live = done + c < count
-        at = (first + done + c) * HEADS + head
-        lse = tl.load(lse_ptr + at, mask=live, other=float("-inf"))
-        from_ptr = partials_ptr + at.to(tl.int64)[:, None] * HEAD_DIM + d[None, :]
-        part = tl.load(from_ptr, mask=live[:, None] & real_d[None, :], other=0.0)
-        new_top = tl.maximum(top, tl.max(lse, 0))
-        weight = tl.exp2(lse - new_top)
-        fade = tl.exp2(top - new_top)
-        acc = acc * fade + tl.sum(part * weight[:, None], 0)
-        total = total * fade + tl.sum(weight, 0)
-        top = new_top
-    to = out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM + d
-    tl.store(to, (acc / total).to(out_ptr.dtype.element_ty), mask=real_d)
+    if row >= 0 and part == first and count > 1:
+        join_chunks(
+            partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,
+            lse_ptr + first * HEADS + head,
+            out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM,
+            count, HEADS, 1, HEAD_DIM, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
 
 
 def decode_attention(
@@ -178,29 +237,25 @@ def decode_attention(
     values: torch.Tensor,
     tables: torch.Tensor,
     chunks: torch.Tensor,
-    splits: torch.Tensor,
     *,
     out: torch.Tensor | None = None,
     workspace: DecodeWorkspace | None = None,
     pdl: bool = False,
-    tile: int = 64,
-    num_warps: int = 4,
-    num_stages: int = 3,
+    tiles: DecodeTiles | None = None,
 ) -> torch.Tensor:
     """Attend with one query a row, whose key and value are in the cache; scale 1 / sqrt(D).
 
-    Same launches whatever ``chunks`` and ``splits`` hold, so a CUDA graph may replay them.
+    Same launches whatever ``chunks`` holds, so a CUDA graph may replay them.
 
     Args:
         q_SND: ``[S, N, D]``, rows any distance apart.
         keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
-        chunks: int32 ``[C, 5]`` on the device, DecodePlan.chunks.
-        splits: int32 ``[num_splits, 3]`` on the device, DecodePlan.splits.
+        chunks: int32 ``[C, 8]`` on the device, of plan_decode.
         out: ``[S, N, D]``; padding rows become zeros.
-        workspace: for at least C chunks.
+        workspace: for at least C chunks and S rows.
         pdl: launch while the kernel before ends (CUDA only).
-        tile: tokens handled at once, a power of two of at least 16.
+        tiles: of ``decode_tiles`` unless given; any do for any chunks.
 
     Returns:
         ``out``.
@@ -211,23 +266,23 @@ def decode_attention(
     if out is None:
         out = torch.empty_like(q_SND, memory_format=torch.contiguous_format)
     if workspace is None:
-        workspace = DecodeWorkspace.allocate(capacity, num_heads, head_dim, q_SND.device)
+        workspace = DecodeWorkspace.allocate(
+            num_rows, capacity, num_heads, kv_heads, head_dim, q_SND.device
+        )
+    if tiles is None:
+        tiles = decode_tiles(num_rows)
     assert keys.shape == values.shape and keys.shape[3] == head_dim
     assert keys.is_contiguous() and values.is_contiguous()
     assert keys.dtype == values.dtype == q_SND.dtype == out.dtype
     assert num_heads % kv_heads == 0
     assert q_SND.stride()[1:] == (head_dim, 1)
-    assert tables.dtype == chunks.dtype == splits.dtype == torch.int32
+    assert tables.dtype == chunks.dtype == torch.int32
     assert tables.stride(1) == 1
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
-    assert splits.shape == (num_splits(num_rows, capacity), 3) and splits.is_contiguous()
     assert out.shape == q_SND.shape and out.is_contiguous()
-    assert workspace.partials_CND.shape[1:] == (num_heads, head_dim)
-    assert workspace.lse_CN.shape[0] >= capacity <= workspace.partials_CND.shape[0]
-    assert workspace.partials_CND.is_contiguous() and workspace.lse_CN.is_contiguous()
-    group = num_heads // kv_heads
-    block_d = max(16, triton.next_power_of_2(head_dim))
-    launch_pdl = {"launch_pdl": True} if pdl else {}
+    _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
+    # The instruction takes multiples of 16 bytes.
+    ahead = 0 if head_dim * keys.element_size() % 16 else tiles.ahead
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         keys,
@@ -237,37 +292,43 @@ def decode_attention(
         out,
         workspace.partials_CND,
         workspace.lse_CN,
+        workspace.finished_SK,
         q_SND.stride(0),
         tables.stride(0),
         SCALE=math.log2(math.e) / math.sqrt(head_dim),
         KV_HEADS=kv_heads,
-        GROUP=group,
+        GROUP=num_heads // kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
         CHUNK_FIELDS=CHUNK_FIELDS,
-        TILE=tile,
-        BLOCK_G=max(16, triton.next_power_of_2(group)),
-        BLOCK_D=block_d,
+        TILE=tiles.tile,
+        JOIN=tiles.join,
+        AHEAD=ahead,
+        BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",
         PDL=pdl,
-        num_warps=num_warps,
-        num_stages=num_stages,
-        **launch_pdl,
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
+        **({"launch_pdl": True} if pdl else {}),
     )
-    if len(splits):
-        # Few rows: all chunks in flight at once; many: small programs, since most find no work.
-        block_c, join_warps = (64, 8) if num_rows <= 32 else (32, 4)
-        _join_kernel[(num_heads, len(splits))](
-            workspace.partials_CND,
-            workspace.lse_CN,
-            splits,
-            out,
-            HEADS=num_heads,
-            HEAD_DIM=head_dim,
-            BLOCK_C=block_c,
-            BLOCK_D=block_d,
-            PDL=pdl,
-            num_warps=join_warps,
-            **launch_pdl,
-        )
+    if tiles.join == 0:
+        _join_kernel[(num_heads, capacity)](
+            workspace.partials_CND, workspace.lse_CN, chunks, out,
+            HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=CHUNK_FIELDS,
+            BLOCK_C=_JOIN_CHUNKS, BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+            num_warps=4, **launch_options(pdl),
+        )  # fmt: skip
     return out
+
+
+def _check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int, int]) -> None:
+    num_rows, capacity, num_heads, kv_heads, head_dim = sizes
+    partials_CND, lse_CN = workspace.partials_CND, workspace.lse_CN
+    finished_SK = workspace.finished_SK
+    assert partials_CND.shape[1:] == (num_heads, head_dim) and lse_CN.shape[1] == num_heads
+    assert lse_CN.shape[0] >= capacity <= partials_CND.shape[0]
+    assert finished_SK.shape[0] >= num_rows and finished_SK.shape[1] == kv_heads
+    assert finished_SK.dtype == torch.int32
+    assert partials_CND.is_contiguous() and lse_CN.is_contiguous() and finished_SK.is_contiguous()

@@ -19,7 +19,7 @@ import torch
 import triton
 import triton.language as tl
 
-from workers.attention_plan import prefill_tile_tokens
+from workers.attention_plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
 
 # Of a multiprocessor's 227 KiB, what queries, keys and values may take together.
 _SHARED_BYTES = 224 << 10
@@ -54,9 +54,11 @@ def _tile_kernel(
     slot = tl.load(fields + 2)
     position = tl.load(fields + 3)
     stop = position + count
-    tokens = tl.arange(0, BLOCK_N)
+    # Unsigned, so that block and place in it are a shift and a mask.
+    end = stop.to(tl.uint32)
+    tokens = tl.arange(0, BLOCK_N).to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
@@ -72,17 +74,18 @@ def _tile_kernel(
     q = tl.load(q_ptr + query[:, None] * q_stride + in_row, mask=real_md, other=0.0)
     keys_ptr += kv_head * HEAD_DIM
     values_ptr += kv_head * HEAD_DIM
+    STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
 
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, stop, BLOCK_N):
-        live_nd = (tokens < stop)[:, None] & real_d[None, :]
-        place = blocks.to(tl.int64) * BLOCK_SIZE + tokens % BLOCK_SIZE
-        at = place[:, None] * (KV_HEADS * HEAD_DIM) + d[None, :]
+        live_nd = (tokens < end)[:, None] & real_d[None, :]
+        place = blocks.to(tl.int64) * (BLOCK_SIZE * STRIDE) + tokens % BLOCK_SIZE * STRIDE
+        at = place[:, None] + d[None, :]
         # The ids of the next tile are under way while this one is at work.
         tokens += BLOCK_N
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < stop, other=0)
+        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_nd, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
@@ -108,14 +111,11 @@ def prefill_attention(
     keys: torch.Tensor,
     values: torch.Tensor,
     tables: torch.Tensor,
-    tiles: torch.Tensor,
+    plan: torch.Tensor,
     *,
     out: torch.Tensor | None = None,
     pdl: bool = False,
-    block_m: int = 128,
-    block_n: int = 64,
-    num_warps: int = 8,
-    num_stages: int | None = None,
+    tiles: PrefillTiles | None = None,
 ) -> torch.Tensor:
     """Attend with each tile's queries to all up to themselves; scale 1 / sqrt(D).
 
@@ -123,42 +123,40 @@ def prefill_attention(
         q_TND: ``[T, N, D]``, tokens any distance apart.
         keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
-        tiles: int32 ``[P, 4]`` on the device, of plan_prefill with
-            ``prefill_tile_tokens(block_m, N, K)``; tokens of no tile keep what ``out`` holds.
+        plan: int32 ``[P, 4]`` on the device, of plan_prefill with
+            ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
+            holds.
         out: ``[T, N, D]``.
         pdl: launch while the kernel before ends (CUDA only).
-        block_m: rows of a tile; block_n: keys handled at once; powers of two of at least 16.
-        num_stages: tiles of keys in flight; 3, or as many as shared memory holds.
+        tiles: of ``prefill_tiles`` for T tokens unless given.
 
     Returns:
         ``out``.
     """
-    _, num_heads, head_dim = q_TND.shape
+    num_tokens, num_heads, head_dim = q_TND.shape
     _, block_size, kv_heads, _ = keys.shape
     if out is None:
         out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
+    if tiles is None:
+        tiles = prefill_tiles(num_tokens)
     assert keys.shape == values.shape and keys.shape[3] == head_dim
     assert keys.is_contiguous() and values.is_contiguous()
     assert keys.dtype == values.dtype == q_TND.dtype == out.dtype
-    assert num_heads % kv_heads == 0 and prefill_tile_tokens(block_m, num_heads, kv_heads)
+    assert num_heads % kv_heads == 0 and prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
     assert q_TND.stride()[1:] == (head_dim, 1)
-    assert tables.dtype == tiles.dtype == torch.int32
+    assert tables.dtype == plan.dtype == torch.int32
     assert tables.stride(1) == 1
-    assert tiles.shape[1:] == (4,) and tiles.is_contiguous()
+    assert plan.shape[1:] == (4,) and plan.is_contiguous()
     assert out.shape == q_TND.shape and out.is_contiguous()
-    if not len(tiles):
+    if not len(plan):
         return out
     block_d = max(16, triton.next_power_of_2(head_dim))
-    if num_stages is None:
-        row_bytes = block_d * keys.element_size()
-        fit = (_SHARED_BYTES - block_m * row_bytes) // (2 * block_n * row_bytes)
-        num_stages = max(1, min(3, fit))
-    _tile_kernel[(kv_heads, len(tiles))](
+    _tile_kernel[(kv_heads, len(plan))](
         q_TND,
         keys,
         values,
         tables,
-        tiles,
+        plan,
         out,
         q_TND.stride(0),
         tables.stride(0),
@@ -167,13 +165,20 @@ def prefill_attention(
         GROUP=num_heads // kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
-        BLOCK_M=block_m,
-        BLOCK_N=block_n,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",
         PDL=pdl,
-        num_warps=num_warps,
-        num_stages=num_stages,
+        num_warps=tiles.num_warps,
+        num_stages=_fitting_stages(tiles, block_d * keys.element_size()),
+        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
         **({"launch_pdl": True} if pdl else {}),
     )
     return out
+
+
+def _fitting_stages(tiles: PrefillTiles, row_bytes: int) -> int:
+    """As many as shared memory holds, ``tiles.num_stages`` at most."""
+    fit = (_SHARED_BYTES - tiles.block_m * row_bytes) // (2 * tiles.block_n * row_bytes)
+    return max(1, min(tiles.num_stages, fit))

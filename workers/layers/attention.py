@@ -1,8 +1,8 @@
 """Attention of a mixed batch over the paged KV cache, in plain torch or by kernels.
 
 Owns the plain arithmetic and the gathering of blocks, and which kernels take which rows; knows
-nothing of projections, norms or where the batch came from. Shapes: T tokens, S sequences (rows), B blocks, N query heads, K key/value heads,
-G = N / K, D head_dim, L context length.
+nothing of projections, norms or where the batch came from. Shapes: T tokens, S sequences (rows), B
+blocks, N query heads, K key/value heads, G = N / K, D head_dim, L context length.
 """
 
 from __future__ import annotations
@@ -18,8 +18,6 @@ from workers.kernels.decode_attention import DecodeWorkspace, decode_attention
 from workers.kernels.prefill_attention import prefill_attention
 from workers.kv_cache import LayerCache
 
-TILE_TOKENS = 64  # tokens a decode kernel handles at once
-PREFILL_ROWS = 128  # query rows of a tile of the prefill kernel
 # Decodes are gathered in groups of at most this many context tokens, which bounds the workspace.
 _MAX_GATHERED_TOKENS = 1 << 18
 
@@ -37,7 +35,8 @@ class AttentionBatch:
         lengths: context of each row after this step, on the host.
         num_tokens: tokens of each row, on the host.
         num_decodes: leading rows of one token.
-        chunks, splits: of attention_plan.DecodePlan; None without kernels or decodes.
+        chunks: of attention_plan.plan_decode; None without kernels or decodes.
+        finished_SK: of DecodeWorkspace, the same tensor at every step; read by kernels alone.
         tiles: of attention_plan.plan_prefill; None without kernels or prefills.
     """
 
@@ -49,7 +48,7 @@ class AttentionBatch:
     num_tokens: list[int]
     num_decodes: int
     chunks: torch.Tensor | None = None
-    splits: torch.Tensor | None = None
+    finished_SK: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
 
 
@@ -90,11 +89,12 @@ def kernel_attention(
     decodes = batch.num_decodes
     if decodes:
         assert batch.chunks is not None
-        assert batch.splits is not None
+        assert batch.finished_SK is not None
         capacity = len(batch.chunks)
-        parts = DecodeWorkspace(
+        workspace = DecodeWorkspace(
             partials_CND=take("attention_parts", (capacity, N, D), torch.float32),
             lse_CN=take("attention_lse", (capacity, N), torch.float32),
+            finished_SK=batch.finished_SK,
         )
         decode_attention(
             q_TND[:decodes],
@@ -102,11 +102,9 @@ def kernel_attention(
             cache.values,
             batch.tables,
             batch.chunks,
-            batch.splits,
             out=out_TND[:decodes],
-            workspace=parts,
+            workspace=workspace,
             pdl=context.pdl,
-            tile=TILE_TOKENS,
         )
     if batch.tiles is not None:
         prefill_attention(
@@ -117,7 +115,6 @@ def kernel_attention(
             batch.tiles,
             out=out_TND,
             pdl=context.pdl,
-            block_m=PREFILL_ROWS,
         )
     return out_TND.view(T, N * D)
 

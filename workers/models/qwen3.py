@@ -83,7 +83,7 @@ class Qwen3Attention(nn.Module):
         batch: AttentionBatch,
         context: KernelContext,
     ) -> torch.Tensor:
-        """Norms, rotation and the cache's new entries in one kernel, then attention ``[T, N·D]``."""
+        """Norms, rotation and new cache entries in one kernel, then attention ``[T, N·D]``."""
         shape = (qkv_STW.shape[1], self.num_heads, self.head_dim)
         q_TND = qk_rope(
             qkv_STW,
@@ -98,6 +98,7 @@ class Qwen3Attention(nn.Module):
             cache.keys,
             cache.values,
             out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
+            next_weight=self.o_proj.weight,
             pdl=context.pdl,
         )
         return kernel_attention(q_TND, cache, batch, context)

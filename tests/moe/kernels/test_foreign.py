@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,8 +22,12 @@ from moe.routes import TopK
 from moe.runner import fused_experts
 from tests.moe.builders import fill, make_weights
 from tests.moe.kernels.test_grouped import make_experts, make_ids
+from tests.moe.ranks import Case, RankPool
+from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, check
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+# On a GPU each shape is compiled.
+EXAMPLES = 40 if DEVICE == "cpu" else 4
 
 
 @pytest.mark.parametrize("P", [1, 255, 256, 257, 600])
@@ -61,7 +66,7 @@ def shapes(draw: st.DrawFn) -> dict[str, int]:
 
 
 @given(shape=shapes(), num_ranks=st.integers(1, 4), data=st.data())
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_experts_equal_plain_torch(shape: dict[str, int], num_ranks: int, data: Any) -> None:
     """One of several ranks; what foreign routes' rows hold does not show."""
     torch.manual_seed(shape["seed"])
@@ -91,7 +96,7 @@ def make_block(config: MoEConfig, context: KernelContext | None) -> SparseMoeBlo
 
 
 @given(shape=shapes(), renormalise=st.booleans(), num_pads=st.integers(0, 3))
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=EXAMPLES, deadline=None, derandomize=True)
 def test_the_layer_equals_plain_torch(
     shape: dict[str, int], renormalise: bool, num_pads: int
 ) -> None:
@@ -113,3 +118,26 @@ def test_the_layer_equals_plain_torch(
         plain = make_block(config, None)(hidden, T, num_valid).total(torch.float32)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
     assert ours[int(num_valid) :].eq(0).all()
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
+    ranks = RankPool(tmp_path_factory.mktemp("ranks"), size=2)
+    ranks.start()
+    yield ranks
+    ranks.stop()
+
+
+@pytest.mark.multirank
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on CPUs alone")
+@pytest.mark.parametrize(
+    ("tp", "dp", "counts", "backend"),
+    [(2, 1, (5,), backend) for backend in ("disabled", "local_allreduce", AG_RS, "all_to_all")]
+    + [(1, 2, (0, 13), backend) for backend in ("disabled", AG_RS, "all_to_all")],
+)
+def test_every_exchange(
+    pool: RankPool, tp: int, dp: int, counts: tuple[int, ...], backend: str
+) -> None:
+    """Two ranks whose kernels are interpreted add up to the oracle's layer."""
+    for config in (QWEN3, DEEPSEEK):
+        check(pool, Case(tp=tp, dp=dp, backend=backend, counts=counts, config=config, kernels=True))

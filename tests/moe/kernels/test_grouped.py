@@ -14,7 +14,7 @@ from moe.reference import reference_mlp
 from moe.routes import local_ids
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 
 def tile(block_m: int = 16, block_n: int = 16, block_k: int = 16, swap: bool = False) -> Tiles:
@@ -59,7 +59,7 @@ def spread(aligned: Alignment) -> Alignment:
     """The same tiles with entries of no expert before, between and behind them."""
     experts, starts = (
         torch.full((2 * len(aligned.tile_expert) + 1,), value, dtype=torch.int32, device=x.device)
-        for value, x in ((-1, aligned.tile_expert), (1 << 30, aligned.tile_start))
+        for value, x in ((-1, aligned.tile_expert), (-(1 << 30), aligned.tile_start))
     )
     experts[1::2], starts[1::2] = aligned.tile_expert, aligned.tile_start
     return aligned._replace(tile_expert=experts, tile_start=starts)
@@ -101,9 +101,7 @@ def check(
 @pytest.mark.parametrize("swap", [False, True])
 @pytest.mark.parametrize("block_m", [16, 32, 64])
 @pytest.mark.parametrize(("T", "H", "width"), [(1, 48, 24), (7, 17, 48), (13, 24, 17)])
-def test_routes(
-    T: int, H: int, width: int, block_m: int, swap: bool, dtype: torch.dtype
-) -> None:
+def test_routes(T: int, H: int, width: int, block_m: int, swap: bool, dtype: torch.dtype) -> None:
     tiles = tile(block_m, 32, 16, swap), tile(block_m, 16, 32, swap)
     ids = make_ids(T, 5, 3, DEVICE)
     check(ids, E=5, H=H, width=width, tiles=tiles, dtype=dtype)
@@ -122,6 +120,17 @@ def test_one_expert_takes_all(T: int) -> None:
     for E, taker in ((4, 2), (1, 0)):
         ids = torch.full((T, 1), taker, dtype=torch.int32, device=DEVICE)
         check(ids, E=E, H=24, width=17, tiles=tiles)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("H", "width"), [(48, 24), (17, 40)])
+def test_full_tiles_beside_nearly_empty_ones(H: int, width: int, dtype: torch.dtype) -> None:
+    """Of 64 rows and of 128, with one expert of 130 routes and one of 5."""
+    ids = torch.zeros(135, 1, dtype=torch.int32, device=DEVICE)
+    ids[::30] = 2
+    for block_m in (64, 128):
+        tiles = tile(block_m, 16, 16), tile(block_m, 32, 16)
+        check(ids, E=3, H=H, width=width, tiles=tiles, dtype=dtype)
 
 
 @pytest.mark.parametrize("rank", [0, 1, 2])

@@ -13,7 +13,7 @@ from moe.kernels.tiles import TileBook, Tiles, linear_key
 from moe.kernels.workspace import Workspace
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 DTYPES = [torch.float32, torch.float16]
 
 
@@ -56,10 +56,10 @@ def check(
     ("M", "N", "K"), [(1, 24, 48), (3, 17, 40), (17, 33, 64), (9, 32, 128), (2, 1, 5)]
 )
 def test_tiles(M: int, N: int, K: int, splits: int, swap: bool, dtype: torch.dtype) -> None:
-    """(9, 32, 128): sizes that tiles divide; (2, 1, 5): fewer inputs than some splits have tiles."""
+    """(9, 32, 128): sizes that tiles divide; (2, 1, 5): inputs too few for all parts."""
     tiles = Tiles(block_m=16, block_n=16, block_k=16, swap=swap, splits=splits)
     parts = check(M, N, K, dtype, context_of(N, K, tiles, dtype))
-    assert len(parts) == splits
+    assert len(parts) == -(-K // -(-K // splits))
 
 
 def test_a_tile_of_more_rows_than_there_are_and_of_fewer() -> None:

@@ -1,4 +1,4 @@
-"""Which tiles a shape gets: measured, of the nearest size, or guessed; and the files they stand in."""
+"""Which tiles a shape gets, measured or guessed, and the files they stand in."""
 
 from __future__ import annotations
 

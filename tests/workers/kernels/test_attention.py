@@ -9,11 +9,16 @@ import pytest
 import torch
 
 from workers.attention_plan import (
+    CHUNK_FIELDS,
     CHUNK_ROW,
+    DecodeTiles,
+    PrefillTiles,
     decode_capacity,
+    decode_tiles,
     plan_decode,
     plan_prefill,
     prefill_tile_tokens,
+    prefill_tiles,
 )
 from workers.kernels.decode_attention import DecodeWorkspace, decode_attention
 from workers.kernels.prefill_attention import prefill_attention
@@ -134,33 +139,34 @@ def check_decode(
     device: str,
     *,
     capacity: int,
-    tile: int = 16,
-    **options: int,
+    tiles: DecodeTiles,
 ) -> np.ndarray:
-    """Attend, compare, and give the number of chunks of each row."""
+    """Attend, compare, attend again, and give the number of chunks of each row."""
     cache = paged(lengths, heads, dtype, device)
     q_SND = queries(len(lengths), heads, dtype, device)
-    plan = plan_decode(np.array(lengths), cache.slots, capacity, tile)
-    workspace = DecodeWorkspace.allocate(capacity, heads.num, heads.dim, device)
+    plan = plan_decode(np.array(lengths), cache.slots, capacity, tiles.unit)
+    workspace = DecodeWorkspace.allocate(
+        len(lengths), capacity, heads.num, heads.kv, heads.dim, device
+    )
     workspace.partials_CND.fill_(torch.nan)
     workspace.lse_CN.fill_(torch.nan)
     out = torch.full(q_SND.shape, torch.nan, dtype=dtype, device=device)
-    arguments = (cache.keys, cache.values, cache.tables)
-    arguments += (
-        torch.from_numpy(plan.chunks).to(device),
-        torch.from_numpy(plan.splits).to(device),
-    )
-    ours = decode_attention(q_SND, *arguments, out=out, workspace=workspace, tile=tile, **options)
+    arguments = (q_SND, cache.keys, cache.values, cache.tables, torch.from_numpy(plan).to(device))
+    ours = decode_attention(*arguments, out=out, workspace=workspace, tiles=tiles)
     assert ours is out
+    assert not workspace.finished_SK.any()
     for row, length in enumerate(lengths):
         if length == 0:
             assert not out[row].any()
             continue
         expected = oracle(q_SND[row : row + 1], cache.k_LKD[row], cache.v_LKD[row])
         assert_close(out[row : row + 1], expected)
-    again = decode_attention(q_SND, *arguments, tile=tile, **options)
-    assert torch.equal(again, out)
-    return np.bincount(plan.chunks[:, CHUNK_ROW] + 1, minlength=len(lengths) + 1)[1:]
+    for kept in (workspace, None):
+        assert torch.equal(decode_attention(*arguments, workspace=kept, tiles=tiles), out)
+    return np.bincount(plan[:, CHUNK_ROW] + 1, minlength=len(lengths) + 1)[1:]
+
+
+SMALL = DecodeTiles(unit=16, tile=16, join=4, max_registers=128)
 
 
 @pytest.mark.parametrize(("dtype", "block_size", "group", "dim"), CASES)
@@ -168,7 +174,7 @@ def test_decode_of_mixed_rows(dtype: torch.dtype, block_size: int, group: int, d
     """Lengths of 1, at and beside the edges of blocks, tiles and chunks; two padding rows."""
     heads = Heads(num=2 * group, kv=2, dim=dim, block_size=block_size)
     lengths = [1, 0, block_size, block_size + 1, 17, 32, 0, 33, 70]
-    counts = check_decode(lengths, heads, dtype, "cpu", capacity=12)
+    counts = check_decode(lengths, heads, dtype, "cpu", capacity=12, tiles=SMALL)
     assert set(counts) == {1, 2, 3}
 
 
@@ -176,26 +182,31 @@ def test_decode_of_mixed_rows(dtype: torch.dtype, block_size: int, group: int, d
 def test_decode_of_a_single_row(length: int) -> None:
     """As many chunks as tiles."""
     heads = Heads(num=8, kv=1, dim=16, block_size=16)
-    counts = check_decode([length], heads, torch.float32, "cpu", capacity=40)
+    counts = check_decode([length], heads, torch.float32, "cpu", capacity=40, tiles=SMALL)
     assert counts[0] == -(-length // 16)
 
 
-def test_decode_joins_more_chunks_than_one_load_holds() -> None:
-    heads = Heads(num=2, kv=2, dim=8, block_size=4)
-    counts = check_decode([16 * 65 + 3, 5], heads, torch.float32, "cpu", capacity=80)
-    assert counts.tolist() == [66, 1]
+@pytest.mark.parametrize("join", [1, 2, 16, 128])
+def test_decode_joins_chunks_in_blocks_of_any_size(join: int) -> None:
+    heads = Heads(num=6, kv=2, dim=8, block_size=4)
+    tiles = DecodeTiles(unit=16, tile=16, join=join)
+    lengths = [16 * 17 + 3, 5, 16 * 2]
+    counts = check_decode(lengths, heads, torch.float32, "cpu", capacity=80, tiles=tiles)
+    assert counts.tolist() == [18, 1, 2]
 
 
-def test_decode_of_many_rows_joins_in_small_programs() -> None:
-    heads = Heads(num=6, kv=2, dim=8, block_size=16)
-    lengths = [1] * 30 + [0, 40, 16 * 33, 7]
-    counts = check_decode(lengths, heads, torch.float32, "cpu", capacity=80)
-    assert counts.max() > 32
+@pytest.mark.parametrize(("unit", "tile"), [(16, 64), (64, 16), (32, 32)])
+def test_decode_tiles_need_not_divide_chunks(unit: int, tile: int) -> None:
+    heads = Heads(num=4, kv=2, dim=16, block_size=16)
+    tiles = DecodeTiles(unit=unit, tile=tile, join=4)
+    lengths = [16, 100, 0, 130, 1]
+    counts = check_decode(lengths, heads, torch.float32, "cpu", capacity=9, tiles=tiles)
+    assert counts.max() > 1
 
 
 def test_decode_without_room_for_splits() -> None:
     heads = Heads(num=2, kv=1, dim=8, block_size=16)
-    counts = check_decode([40, 0, 3], heads, torch.float32, "cpu", capacity=3)
+    counts = check_decode([40, 0, 3], heads, torch.float32, "cpu", capacity=3, tiles=SMALL)
     assert counts.tolist() == [1, 1, 1]
 
 
@@ -205,9 +216,8 @@ def check_prefill(
     dtype: torch.dtype,
     device: str,
     *,
-    block_m: int = 16,
+    tiles: PrefillTiles,
     first_token: int = 2,
-    **options: int,
 ) -> None:
     """Rows of (position, tokens), behind ``first_token`` tokens that are none of prefill's."""
     lengths = [position + tokens for position, tokens in rows]
@@ -215,18 +225,16 @@ def check_prefill(
     num_tokens = np.array([tokens for _, tokens in rows])
     firsts = first_token + np.cumsum(num_tokens) - num_tokens
     q_TND = queries(first_token + int(num_tokens.sum()), heads, dtype, device)
-    tiles = plan_prefill(
+    plan = plan_prefill(
         num_tokens,
         np.array([position for position, _ in rows]),
         firsts,
         cache.slots,
-        prefill_tile_tokens(block_m, heads.num, heads.kv),
+        prefill_tile_tokens(tiles.block_m, heads.num, heads.kv),
     )
     out = torch.full(q_TND.shape, 7.0, dtype=dtype, device=device)
-    tiles = torch.from_numpy(tiles).to(device)
-    prefill_attention(
-        q_TND, cache.keys, cache.values, cache.tables, tiles, out=out, block_m=block_m, **options
-    )
+    arguments = (q_TND, cache.keys, cache.values, cache.tables, torch.from_numpy(plan).to(device))
+    assert prefill_attention(*arguments, out=out, tiles=tiles) is out
     assert bool((out[:first_token] == 7).all())
     for row, (first, tokens) in enumerate(zip(firsts, num_tokens, strict=True)):
         expected = oracle(q_TND[first : first + tokens], cache.k_LKD[row], cache.v_LKD[row])
@@ -238,14 +246,15 @@ def test_prefill_of_mixed_rows(dtype: torch.dtype, block_size: int, group: int, 
     """Whole prompts and chunks behind a context, of one token and more than a tile."""
     heads = Heads(num=2 * group, kv=2, dim=dim, block_size=block_size)
     rows = [(0, 1), (0, 37), (20, 1), (15, 6), (33, 18)]
-    check_prefill(rows, heads, dtype, "cpu", block_n=16)
+    check_prefill(rows, heads, dtype, "cpu", tiles=PrefillTiles(block_m=16, block_n=16))
 
 
 @pytest.mark.parametrize(("block_m", "block_n"), [(16, 64), (64, 16), (32, 32), (128, 64)])
 def test_prefill_tiles_of_any_size(block_m: int, block_n: int) -> None:
     heads = Heads(num=6, kv=2, dim=16, block_size=16)
     rows = [(0, 70), (50, 33), (64, 1), (63, 2)]
-    check_prefill(rows, heads, torch.float32, "cpu", block_m=block_m, block_n=block_n)
+    tiles = PrefillTiles(block_m=block_m, block_n=block_n, max_registers=128)
+    check_prefill(rows, heads, torch.float32, "cpu", tiles=tiles)
 
 
 def test_prefill_of_nothing_launches_nothing() -> None:
@@ -253,8 +262,8 @@ def test_prefill_of_nothing_launches_nothing() -> None:
     cache = paged([5], heads, torch.float32, "cpu")
     q_TND = queries(3, heads, torch.float32, "cpu")
     out = torch.full(q_TND.shape, 7.0)
-    tiles = torch.zeros((0, 4), dtype=torch.int32)
-    prefill_attention(q_TND, cache.keys, cache.values, cache.tables, tiles, out=out)
+    plan = torch.zeros((0, 4), dtype=torch.int32)
+    prefill_attention(q_TND, cache.keys, cache.values, cache.tables, plan, out=out)
     assert bool((out == 7).all())
 
 
@@ -273,22 +282,63 @@ def test_prefill_of_nothing_launches_nothing() -> None:
 )
 def test_decode_of_real_shapes(dtype: torch.dtype, lengths: list[int]) -> None:
     capacity = decode_capacity(len(lengths), REAL.kv, 132)
-    check_decode(lengths, REAL, dtype, "cuda", capacity=capacity, tile=64)
+    tiles = decode_tiles(len(lengths))
+    check_decode(lengths, REAL, dtype, "cuda", capacity=capacity, tiles=tiles)
+
+
+@pytest.mark.gpu
+def test_decodes_in_a_graph_of_chained_launches() -> None:
+    """Launches that overlap, replayed for other plans: what one leaves the next may build on."""
+    rng = np.random.default_rng(0)
+    num_rows, capacity, tiles = 12, 90, decode_tiles(12)
+    cache = paged([2048] * num_rows, REAL, torch.bfloat16, "cuda")
+    q_SND = queries(num_rows, REAL, torch.bfloat16, "cuda")
+    workspace = DecodeWorkspace.allocate(num_rows, capacity, REAL.num, REAL.kv, REAL.dim, "cuda")
+    chunks = torch.zeros((capacity, CHUNK_FIELDS), dtype=torch.int32, device="cuda")
+    chunks[:, CHUNK_ROW] = -1
+    out_LSND = torch.empty((4, *q_SND.shape), dtype=torch.bfloat16, device="cuda")
+
+    def launch() -> None:
+        for out in out_LSND:
+            decode_attention(
+                q_SND, cache.keys, cache.values, cache.tables, chunks,
+                out=out, workspace=workspace, pdl=True, tiles=tiles,
+            )  # fmt: skip
+
+    launch()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        launch()
+    for _ in range(20):
+        lengths = rng.integers(0, 2049, num_rows)
+        plan = plan_decode(lengths, cache.slots, capacity, tiles.unit)
+        chunks.copy_(torch.from_numpy(plan))
+        torch.cuda.synchronize()
+        graph.replay()
+        assert not workspace.finished_SK.any()
+        assert (out_LSND == out_LSND[0]).all()
+        for row in np.flatnonzero(lengths):
+            k_LKD, v_LKD = (kv[row][: lengths[row]] for kv in (cache.k_LKD, cache.v_LKD))
+            expected = oracle(q_SND[row : row + 1], k_LKD, v_LKD)
+            assert_close(out_LSND[0, row : row + 1], expected)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("block_m", [64, 128])
+@pytest.mark.parametrize(
+    "tiles",
+    [prefill_tiles(8192), prefill_tiles(1), PrefillTiles(block_m=64, num_warps=4)],
+    ids=["many", "few", "64"],
+)
 @pytest.mark.parametrize(
     "rows",
     [[(0, 1024)] * 4, [(3000, 700)], [(0, 1), (5, 1), (0, 300), (2047, 129)]],
     ids=["prompts", "chunk", "mixed"],
 )
 def test_prefill_of_real_shapes(
-    rows: list[tuple[int, int]], block_m: int, dtype: torch.dtype
+    rows: list[tuple[int, int]], tiles: PrefillTiles, dtype: torch.dtype
 ) -> None:
-    options = {"num_warps": 4 * block_m // 64}
-    check_prefill(rows, REAL, dtype, "cuda", block_m=block_m, **options)
+    check_prefill(rows, REAL, dtype, "cuda", tiles=tiles)
 
 
 @pytest.mark.gpu
@@ -297,7 +347,8 @@ def test_prefill_of_real_shapes(
 def test_odd_shapes_on_the_gpu(dtype: torch.dtype, heads: tuple[int, int, int, int]) -> None:
     """What the interpreter cannot show: that such shapes compile, and bf16."""
     shape = Heads(num=heads[0], kv=heads[1], dim=heads[2], block_size=heads[3])
-    check_decode([1, 0, 70, 17, 500], shape, dtype, "cuda", capacity=14, tile=16)
+    check_decode([1, 0, 70, 17, 500], shape, dtype, "cuda", capacity=14, tiles=SMALL)
     rows = [(0, 1), (0, 137), (20, 1), (33, 18)]
-    check_prefill(rows, shape, dtype, "cuda", block_m=16, num_warps=4)
-    check_prefill(rows, shape, dtype, "cuda", block_m=64, num_warps=4)
+    for block_m in (16, 64):
+        tiles = PrefillTiles(block_m=block_m, num_warps=4)
+        check_prefill(rows, shape, dtype, "cuda", tiles=tiles)

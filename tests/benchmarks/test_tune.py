@@ -1,0 +1,398 @@
+"""What a tune tries, how it chooses and what it writes; the launches it times, interpreted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+from pathlib import Path
+
+import pytest
+import torch
+import triton
+
+from benchmarks import tune
+from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
+from benchmarks.tile_candidates import Limits, describe, fits, neighbours, shortlist
+from benchmarks.tile_compile import compile_job
+from benchmarks.tile_tasks import (
+    EXPERT_TOKENS,
+    LINEAR_TOKENS,
+    Deadline,
+    Job,
+    Task,
+    by_op,
+    choose,
+    jobs,
+    plan,
+    tables,
+)
+from benchmarks.tile_timing import ExpertProblem, LinearProblem, make_weights, num_copies
+from moe.config import resolve_parallel
+from moe.kernels.context import KernelContext
+from moe.kernels.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
+from moe.kernels.workspace import Workspace
+from workers.config import ModelConfig
+from workers.roofline import Device
+
+CONFIGS = Path("benchmarks/configs")
+H200 = Limits(shared_bytes=232448, item_size=2)
+TILES = Tiles(block_m=16, block_n=64, block_k=128)
+
+
+def shapes(name: str, tp: int = 1, ep: int | None = None) -> tuple[object, dict[str, tuple]]:
+    config = ModelConfig.from_folder(CONFIGS / name)
+    parallel = resolve_parallel(
+        tp=tp, dp=1, ep=ep, backend="auto", has_experts=config.moe is not None
+    )
+    linears = {s.name: (s.outputs, s.inputs) for s in linear_shapes(config, parallel)}
+    return expert_shape(config, parallel), linears
+
+
+def book(**entries: object) -> TileBook:
+    return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200.shared_bytes, **entries)
+
+
+def qwen_plan(own: TileBook, limits: Limits = H200) -> list[Task]:
+    config = ModelConfig.from_folder(CONFIGS / "qwen3-30b-a3b")
+    parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
+    return plan(expert_shape(config, parallel), linear_shapes(config, parallel), own, limits)
+
+
+def test_shapes_of_a_rank() -> None:
+    experts, linears = shapes("qwen3-30b-a3b")
+    assert experts == ExpertShape(num_experts=128, num_local=128, top_k=8, width=768, hidden=2048)
+    assert linears == {
+        "qkv": (5120, 2048),
+        "o_proj": (2048, 4096),
+        "router": (128, 2048),
+        "head": (151936, 2048),
+    }
+    experts, linears = shapes("qwen3-30b-a3b", tp=8)
+    assert isinstance(experts, ExpertShape)
+    assert (experts.num_local, experts.width) == (16, 768)
+    assert linears["qkv"] == ((4 + 2) * 128, 2048)  # a KV head is on two ranks
+    experts, _ = shapes("qwen3-30b-a3b", tp=2, ep=1)
+    assert isinstance(experts, ExpertShape)
+    assert (experts.num_local, experts.width) == (128, 384)
+    experts, linears = shapes("qwen3-8b", tp=2)
+    assert experts is None
+    assert linears["dense gate·up"] == (12288, 4096)
+    assert linears["dense down"] == (4096, 6144)
+
+
+def test_neighbours_go_through_every_field_but_the_fixed() -> None:
+    near = list(neighbours(TILES, fixed=("block_m",)))
+    changed = [
+        [f.name for f in dataclasses.fields(Tiles) if getattr(t, f.name) != getattr(TILES, f.name)]
+        for t in near
+    ]
+    assert all(len(names) == 1 for names in changed)
+    names = {name for [name] in changed}
+    assert names == {f.name for f in dataclasses.fields(Tiles)} - {"block_m"}
+    assert dataclasses.replace(TILES, swap=True) in near
+    assert dataclasses.replace(TILES, stages=4) in near
+    assert dataclasses.replace(TILES, splits=2) in near
+    assert all(t.splits >= 1 and t.stages >= 1 for t in near)
+
+
+@pytest.mark.parametrize(
+    ("change", "fine"),
+    [
+        ({}, True),
+        ({"stages": 9}, False),
+        ({"block_k": 512, "stages": 4}, False),  # 3 × 80 KB
+        ({"block_m": 128, "block_n": 256}, False),  # 256 sums a thread
+        ({"block_n": 8}, False),
+        ({"block_k": 1024, "stages": 2}, True),
+        ({"block_k": 4096, "stages": 2}, False),  # deeper than the matrix
+        ({"splits": 32}, False),
+        ({"block_m": 1, "block_n": 4, "block_k": 2048}, True),
+        ({"block_m": 1, "block_n": 16, "block_k": 2048}, False),
+    ],
+)
+def test_what_fits(change: dict[str, int], fine: bool) -> None:
+    assert fits(dataclasses.replace(TILES, **change), "linear", (2048, 2048), H200) is fine
+
+
+def test_a_plan_tries_what_is_in_use_first_and_nothing_twice() -> None:
+    pair = ExpertTiles(gate_up=dataclasses.replace(TILES, stages=7), down=TILES)
+    own = book(experts={"E=128 I=768 H=2048 bfloat16": {8: pair}})
+    tasks = qwen_plan(own)
+    assert [t.tokens for t in tasks if isinstance(t.shape, ExpertShape)] == [*EXPERT_TOKENS]
+    assert [t.tokens for t in tasks if t.shape == tasks[1].shape] == [*LINEAR_TOKENS]
+    assert [t.tokens for t in tasks] == sorted(t.tokens for t in tasks)
+    for task in tasks:
+        order = task.order()
+        assert len(set(order)) == len(order)
+        in_use = [item for entry in (task.guess, task.current) for item in by_op(entry).items()]
+        assert set(order[: len(set(in_use))]) == set(in_use)
+        for op, tiles in set(order) - set(in_use):
+            assert tiles is None or fits(tiles, op, task.shape.extent(op), H200)
+            if tiles is not None and tiles.block_m == 1 and op == "linear":
+                assert task.tokens == 1
+        if isinstance(task.shape, LinearShape):
+            assert ("linear", None) in order
+        else:
+            ops = [{t.block_m for o, t in order if o == op and t} for op in ("gate_up", "down")]
+            assert ops[0] & ops[1]
+    assert tasks[0].current == pair
+    # All of it is to be compiled and timed within two minutes by fourteen processes.
+    assert 100 < len(jobs(tasks)) < 700
+    assert sum(len(task.order()) for task in tasks) < 2000
+
+
+def test_rows_grow_with_the_routes_of_an_expert() -> None:
+    rows = {
+        task.tokens: {t.block_m for op, t in task.order() if op == "down" and t is not None}
+        for task in qwen_plan(book())
+        if isinstance(task.shape, ExpertShape)
+    }
+    assert rows[1] == {1}
+    assert rows[8] == {1, 16}
+    assert rows[64] == {16}
+    assert rows[256] == {16, 32, 64}
+    assert rows[8192] == {64, 128}
+
+
+def test_a_winner_elsewhere_is_a_candidate() -> None:
+    odd = dataclasses.replace(TILES, block_n=32, stages=5)
+    elsewhere = {"E=3 I=8 H=8 bfloat16": {9: ExpertTiles(gate_up=odd, down=TILES)}}
+    with_it = [t for t in qwen_plan(book(experts=elsewhere)) if ("gate_up", odd) in t.order()]
+    assert [t.tokens for t in with_it] == [4, 8, 16, 32, 64, 128, 256, 512]
+
+
+def test_fp32_takes_few_rows() -> None:
+    own = TileBook(dtype="float32", item_size=4, shared_bytes=H200.shared_bytes)
+    limits = Limits(shared_bytes=H200.shared_bytes, item_size=4)
+    found = {t.block_m for job in jobs(qwen_plan(own, limits)) if (t := job.tiles)}
+    assert found == {1, 16, 32}
+
+
+def test_pairs_share_rows_and_sorting_counts() -> None:
+    def tiles(block_m: int, block_n: int) -> Tiles:
+        return Tiles(block_m=block_m, block_n=block_n, block_k=64)
+
+    gate_up = {tiles(16, 32): 10.0, tiles(16, 64): 9.0, tiles(32, 32): 7.0, tiles(1, 8): 20.0}
+    down = {tiles(16, 32): 5.0, tiles(32, 32): 6.0, tiles(1, 8): 1.0, tiles(64, 64): 0.1}
+    found = shortlist({16: 2.0, 32: 2.5}, gate_up, down)
+    sums = [(pair.gate_up.block_n, pair.down.block_m) for pair in found]
+    assert sums == [(32, 32), (64, 16), (32, 16), (8, 1)]  # 15.5, 16, 17, 21
+    assert shortlist({16: 0.1, 32: 2.5}, gate_up, down)[0].down.block_m == 16
+    assert shortlist({}, gate_up, {}) == []
+    many = {tiles(16, n): float(n) for n in range(32, 64)}
+    assert shortlist({}, many, many)[0] == ExpertTiles(gate_up=tiles(16, 32), down=tiles(16, 32))
+    assert len(shortlist({}, many, many)) < 10
+
+
+def test_wrong_results_are_not_chosen() -> None:
+    times = {"fast": 1.0, "faster": 0.5, "slow": 2.0}
+    assert choose(times, lambda name: name != "faster") == "fast"
+    assert set(times) == {"fast", "slow"}
+    with pytest.raises(LookupError):
+        choose(times, lambda name: False)
+
+
+def test_the_time_bound() -> None:
+    now = [100.0]
+    deadline = Deadline(10.0, clock=lambda: now[0])
+    assert deadline.left() == 10.0
+    assert deadline.left(0.6) == 6.0
+    now[0] = 107.0
+    assert (deadline.spent, deadline.left(), deadline.left(0.6)) == (7.0, 3.0, 0.0)
+    now[0] = 200.0
+    assert deadline.left() == 0.0
+
+
+def test_what_was_not_reached_stays_as_it_is(tmp_path: Path) -> None:
+    tasks = qwen_plan(book())
+    experts = [task for task in tasks if isinstance(task.shape, ExpertShape)]
+    qkv = [task for task in tasks if getattr(task.shape, "name", "") == "qkv"]
+    pair = ExpertTiles(gate_up=TILES, down=dataclasses.replace(TILES, swap=True))
+    found = tables(tasks, {experts[2]: pair, qkv[0]: None, qkv[1]: TILES}, "bfloat16")
+    path = tmp_path / "tiles.json"
+    write_tables(path, found)
+    own = book(**read_tables(path))
+    assert own.experts(128, 768, 2048, 8, 64) == pair
+    for task in experts:
+        if task.tokens != 8:
+            entry = own.experts(128, 768, 2048, task.tokens, 8 * task.tokens)
+            assert entry == task.current
+    assert own.linear(5120, 2048, 1) is None
+    assert own.linear(5120, 2048, 8) == TILES
+    assert own.linear(5120, 2048, 16) == qkv[2].current
+    assert own.linear(5120, 2048, 8192) is None
+    assert list(found["linear"]) == ["N=5120 K=2048 bfloat16"]
+
+
+def test_names_say_what_is_unusual() -> None:
+    assert describe(None) == "library"
+    assert describe(dataclasses.replace(TILES, swap=True, splits=4)) == (
+        "16×64×128 w4 s3 swap splits=4"
+    )
+    assert describe(Tiles(block_m=1, block_n=2, block_k=2048, stages=1)) == "1×2×2048 w4"
+
+
+def test_copies_outgrow_the_cache_and_fit_memory() -> None:
+    mib = 1 << 20
+    assert num_copies(25 * mib, 1200 * mib, 50 * mib, 140_000 * mib) == 6
+    assert num_copies(25 * mib, 1200 * mib, 50 * mib, 5_000 * mib) == 2
+    assert num_copies(600 * mib, 600 * mib, 50 * mib, 140_000 * mib) == 4
+    assert num_copies(10, 10, 50 * mib, 140_000 * mib) == 256
+    assert num_copies(10, 100, 50 * mib, 10) == 1
+
+
+def context() -> KernelContext:
+    own = TileBook(dtype="float32", item_size=4, shared_bytes=100_000)
+    return KernelContext(workspace=Workspace("cpu"), tiles=own, pdl=False, num_cores=4)
+
+
+SMALL = Tiles(block_m=16, block_n=16, block_k=16, stages=2)
+VECTOR = Tiles(block_m=1, block_n=4, block_k=16)
+
+
+def small_experts(num_local: int, tokens: int = 5) -> ExpertProblem:
+    torch.manual_seed(tokens)
+    shape = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=24, hidden=40)
+    cpu = torch.device("cpu")
+    w13 = make_weights((num_local, 48, 40), 2, torch.float32, cpu)
+    w2 = make_weights((num_local, 40, 24), 2, torch.float32, cpu)
+    return ExpertProblem(shape, tokens, w13, w2, context())
+
+
+@pytest.mark.parametrize("tiles", [SMALL, VECTOR], ids=["tiles", "vectors"])
+@pytest.mark.parametrize("num_local", [6, 3])
+def test_expert_launches_are_right_and_mistakes_are_seen(
+    tiles: Tiles, num_local: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = small_experts(num_local)
+    assert len(problem.calls("gate_up", tiles)) == 2
+    assert problem.is_right("gate_up", tiles)
+    assert problem.is_right("down", tiles)
+    for call in problem.entry_calls(ExpertTiles(gate_up=tiles, down=tiles)):
+        call()
+    for name in ("_gate_up", "_down"):
+        launch = getattr(problem, name)
+
+        def wrong(tiles: Tiles, copy: int, launch=launch) -> None:
+            launch(tiles, copy)
+            for out in (problem.inner_PI, problem.out_PH):
+                out[:, 0] += 0.1 * out.nan_to_num().abs().max()
+
+        monkeypatch.setattr(problem, name, wrong)
+    assert not problem.is_right("gate_up", tiles)
+    assert not problem.is_right("down", tiles)
+
+
+def test_floors_of_experts_count_what_is_hit_here() -> None:
+    problem = small_experts(num_local=3, tokens=1)
+    problem.ids_CTK = torch.tensor([[[0, 5]], [[1, 2]]], dtype=torch.int32)
+    device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
+    assert problem.floor_us("down", device) == pytest.approx(1.5 * 24 * 40 * 4)
+    assert problem.floor_us("gate_up", device) == pytest.approx(2 * 1.5 * 24 * 40 * 4)
+    slow = Device(name="", bytes_per_second=1e12, flops_per_second=1e6)
+    assert problem.floor_us("down", slow) == pytest.approx(2 * 1.5 * 24 * 40)
+    assert problem.floor_us("down", None) == 0.0
+
+
+def test_dense_launches_are_right_and_parts_are_charged() -> None:
+    shape = LinearShape(name="qkv", outputs=24, inputs=32)
+    w = make_weights((24, 32), 2, torch.float32, torch.device("cpu"))
+    problem = LinearProblem(shape, 3, w, context())
+    split = dataclasses.replace(SMALL, splits=2)
+    for tiles in (None, SMALL, split):
+        assert problem.is_right("linear", tiles)
+    device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
+    assert problem.floor_us("linear", device) == pytest.approx(24 * 32 * 4)
+    assert problem.charge_us(SMALL, device) == problem.charge_us(None, device) == 0.0
+    assert problem.charge_us(split, device) == pytest.approx((2 - 1) * 3 * 24 * 4)
+    result = problem.calls("linear", split)[1]()
+    torch.testing.assert_close(result.sum(0), problem.x @ w[1].t())
+    problem.calls = lambda op, tiles: [lambda: 1.05 * result]  # type: ignore[method-assign]
+    assert not problem.is_right("linear", SMALL)
+
+
+@pytest.mark.parametrize("num_local", [6, 3])
+def test_a_kernel_is_compiled_by_running_something_small(num_local: int) -> None:
+    experts = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=24, hidden=40)
+    dense = LinearShape(name="qkv", outputs=24, inputs=32)
+    for job in (
+        Job(op="gate_up", shape=experts, tiles=SMALL),
+        Job(op="down", shape=experts, tiles=VECTOR),
+        Job(op="linear", shape=dense, tiles=dataclasses.replace(VECTOR, block_k=32)),
+    ):
+        assert compile_job(job, torch.float32, context()) is None
+    wrong = Job(op="linear", shape=dense, tiles=dataclasses.replace(SMALL, block_n=24))
+    assert compile_job(wrong, torch.float32, context())
+
+
+SMALL_MODEL = {
+    "model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"], "hidden_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 16,
+    "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "vocab_size": 48,
+    "eos_token_id": 0, "torch_dtype": "float32",
+}  # fmt: skip
+
+
+def on_a_fake_device(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, now: list[float], *flags: str
+) -> dict[str, dict]:
+    """The tables that a tune of a small model writes. Time passes with each measurement, of which
+    each later one is shorter; launches are checked, not timed."""
+    (tmp_path / "config.json").write_text(json.dumps(SMALL_MODEL))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    properties = types.SimpleNamespace(L2_cache_size=1000)
+    for name, value in {
+        "is_available": True,
+        "current_device": 0,
+        "get_device_name": "NVIDIA H200",
+        "mem_get_info": (10**9, 10**9),
+        "get_device_properties": properties,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
+    monkeypatch.setattr(tune, "make_context", lambda device, dtype: context())
+    monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout: (set(wanted), {}))
+    monkeypatch.setattr(tune, "Deadline", lambda s: Deadline(s, clock=lambda: now[0]))
+    for name in ("EXPERT_TOKENS", "LINEAR_TOKENS"):
+        monkeypatch.setattr(f"benchmarks.tile_tasks.{name}", (1, 16))
+
+    def time_us(calls: list, floor_us: float) -> float:
+        assert calls
+        now[0] += 1
+        return 1e6 / now[0]
+
+    monkeypatch.setattr(tune, "time_us", time_us)
+    tune.main([str(tmp_path), "--dtype", "float32", *flags])
+    return read_tables(user_file("NVIDIA H200", triton.__version__))
+
+
+def test_a_whole_tune(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = on_a_fake_device(monkeypatch, tmp_path, [0.0], "--seconds", "100000")
+    assert list(found["experts"]) == ["E=4 I=16 H=32 float32"]
+    assert set(found["linear"]) == {
+        "N=64 K=32 float32",
+        "N=32 K=32 float32",
+        "N=4 K=32 float32",
+        "N=48 K=32 float32",
+    }
+    assert set(found["linear"]["N=64 K=32 float32"]) == {1, 16, 8192}
+    printed = capsys.readouterr().out
+    assert "experts gate_up" in printed
+    assert "guess µs" in printed
+    assert "not reached" not in printed
+
+
+def test_a_tune_that_is_cut_short_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    found = on_a_fake_device(monkeypatch, tmp_path, [0.0], "--seconds", "3")
+    assert set(found["linear"]) == set()
+    assert "10 of 10 GEMMs were not reached" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a device")
+def test_without_a_device_it_says_so_in_a_line() -> None:
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        tune.main([str(CONFIGS / "qwen3-30b-a3b")])
