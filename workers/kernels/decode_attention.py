@@ -191,19 +191,18 @@ def _chunk_kernel(
         part_ptr = partials_ptr + part.to(tl.int64) * (HEADS * HEAD_DIM)
         tl.store(part_ptr + gd, acc, mask=real_gd)
         tl.store(lse_ptr + part * HEADS + g, top + tl.log2(total), mask=g < GROUP)
-        if JOIN == 0:
-            return
-        # All threads' stores come before the one thread's release.
-        tl.debug_barrier()
-        finished_ptr += row * KV_HEADS + kv_head
-        others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
-        if others == count - 1:
-            partials_ptr += first.to(tl.int64) * (HEADS * HEAD_DIM)
-            lse_ptr += first * HEADS
-            join_chunks(
-                partials_ptr, lse_ptr, out_ptr, count, HEADS, GROUP, HEAD_DIM, JOIN, BLOCK_D
-            )
-            tl.store(finished_ptr, 0)
+        if JOIN > 0:
+            # All threads' stores come before the one thread's release.
+            tl.debug_barrier()
+            finished_ptr += row * KV_HEADS + kv_head
+            others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
+            if others == count - 1:
+                partials_ptr += first.to(tl.int64) * (HEADS * HEAD_DIM)
+                lse_ptr += first * HEADS
+                join_chunks(
+                    partials_ptr, lse_ptr, out_ptr, count, HEADS, GROUP, HEAD_DIM, JOIN, BLOCK_D
+                )
+                tl.store(finished_ptr, 0)
 
 
 @triton.jit
