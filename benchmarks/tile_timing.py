@@ -162,15 +162,9 @@ class ExpertProblem:
         return out
 
     def _gate_up(self, tiles: Tiles, copy: int) -> None:
-        x, w13, w2, out, pdl = (
-            self.x_TH,
-            self.w13[copy],
-            self.w2[copy],
-            self.inner_PI,
-            self.context.pdl,
-        )
+        x, w13, out, pdl = self.x_TH, self.w13[copy], self.inner_PI, self.context.pdl
         if tiles.block_m == 1:
-            gate_up_vector(x, w13, w2, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
+            gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
         else:
             aligned = self._aligned[tiles.block_m][copy]
             gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)

@@ -40,7 +40,6 @@ def expert_routes(
         gate_up_vector(
             hidden_TH,
             w13,
-            w2,
             ids_TK,
             expert_map_E,
             tiles.gate_up,

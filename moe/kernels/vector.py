@@ -11,7 +11,6 @@ import triton
 import triton.language as tl
 
 from moe.kernels.launch import launch_options
-from moe.kernels.prefetch import prefetch_share
 from moe.kernels.tiles import Tiles
 
 
@@ -26,7 +25,7 @@ def _local(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
 
 @triton.jit
 def _gate_up_vector_kernel(
-    x_ptr, w13_ptr, w2_ptr, inner_ptr, ids_ptr, map_ptr,
+    x_ptr, w13_ptr, inner_ptr, ids_ptr, map_ptr,
     K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -58,9 +57,6 @@ def _gate_up_vector_kernel(
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_w, other=0.0)
         gate += w_gate.to(tl.float32) * x[None, :]
         up += w_up.to(tl.float32) * x[None, :]
-    if PDL:
-        # The device's memory would rest while `down` starts: what it reads is asked for now.
-        prefetch_share(w2_ptr + expert.to(tl.int64) * (H * I), n, H * I, num_n)
     gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
     inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
     tl.store(
@@ -88,22 +84,12 @@ def _down_vector_kernel(
             tl.extra.cuda.gdc_wait()
         return
     w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
-    if BLOCK_K >= I:
-        # The whole rows are on their way before the input is there.
-        w = tl.load(
-            w_ptrs,
-            mask=is_column_N[:, None] & (ks < I)[None, :],
-            other=0.0,
-            eviction_policy="evict_first",
-        )
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
     for k in tl.static_range(0, I, BLOCK_K):
-        if BLOCK_K >= I:
-            inner = tl.load(inner_ptr + route * I + ks, mask=ks < I, other=0.0).to(tl.float32)
-        elif I % BLOCK_K == 0 and H % BLOCK_N == 0:
+        if I % BLOCK_K == 0 and H % BLOCK_N == 0:
             inner = tl.load(inner_ptr + route * I + k + ks).to(tl.float32)
             w = tl.load(w_ptrs + k, eviction_policy="evict_first")
         else:
@@ -120,7 +106,6 @@ def _down_vector_kernel(
 def gate_up_vector(
     x_TH: torch.Tensor,
     w13: torch.Tensor,
-    w2: torch.Tensor,
     ids_TK: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     tiles: Tiles,
@@ -131,7 +116,7 @@ def gate_up_vector(
     """silu(gate·x) · (up·x) of every local route, at the route's own row.
 
     w13 [E,2I,H] has gate rows first; ids are global, −1 for none. Rows of other routes stay as they
-    are. `w2`, which `down_vector` takes next, is brought to the L2 cache on the way.
+    are.
     """
     E, double, H = w13.shape
     width = double // 2
@@ -139,7 +124,7 @@ def gate_up_vector(
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
     grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
     _gate_up_vector_kernel[grid](
-        x_TH, w13, w2, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        x_TH, w13, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
         K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **launch_options(pdl),

@@ -26,7 +26,9 @@ from moe.kernels.launch import launch_options
 from workers.attention_plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 from workers.kernels.join_chunks import join_chunks
 
-_JOIN_CHUNKS = 32  # that the second kernel reads at once
+# Chunks that the second kernel reads at once: with very few rows all that there may be.
+_VERY_FEW_ROWS = 2
+_JOIN_CHUNKS = (32, 8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -316,8 +318,9 @@ def decode_attention(
         _join_kernel[(num_heads, capacity)](
             workspace.partials_CND, workspace.lse_CN, chunks, out,
             HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=CHUNK_FIELDS,
-            BLOCK_C=_JOIN_CHUNKS, BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-            num_warps=4, **launch_options(pdl),
+            BLOCK_C=_JOIN_CHUNKS[num_rows > _VERY_FEW_ROWS],
+            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+            num_warps=4 if num_rows <= _VERY_FEW_ROWS else 1, **launch_options(pdl),
         )  # fmt: skip
     return out
 

@@ -12,15 +12,10 @@ import triton
 import triton.language as tl
 
 from moe.kernels.launch import launch_options
-from moe.kernels.prefetch import prefetch_share
 from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
 _FEW_TOKENS = 32
-# While attention reads little, the next weights come to the cache: up to so many tokens, and bytes.
-_PREFETCH_TOKENS = 16
-_PREFETCH_BYTES = 32 << 20
-_PREFETCH_SHARES = 128
 
 
 @triton.jit
@@ -52,23 +47,16 @@ def _finite(x):
 @triton.jit(do_not_specialize=["max_blocks"])
 def _qk_rope_kernel(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
-    keys_ptr, values_ptr, q_ptr, next_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
+    keys_ptr, values_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
     S: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
-    NEXT_SIZE: tl.constexpr, SHARES: tl.constexpr, PDL: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of one kind of one token: groups of q first, then of k, then of v; groups beyond
-    bring a share of the next weights to the cache."""
+    """HEADS heads of one kind of one token: groups of q first, then of k, then of v."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
     HALF: tl.constexpr = D // 2
     q_groups: tl.constexpr = (N + HEADS - 1) // HEADS
     kv_groups: tl.constexpr = (K + HEADS - 1) // HEADS
     group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    if NEXT_SIZE > 0 and group >= q_groups + 2 * kv_groups:
-        share = (group - q_groups - 2 * kv_groups) * tl.num_programs(1) + tl.program_id(1)
-        prefetch_share(next_ptr, share, NEXT_SIZE, SHARES)
-        tl.extra.cuda.gdc_wait()
-        return
     is_q, is_v = group < q_groups, group >= q_groups + kv_groups
     first_group = tl.where(is_q, 0, tl.where(is_v, q_groups + kv_groups, q_groups))
     row_head = tl.where(is_q, 0, tl.where(is_v, N + K, N))
@@ -129,7 +117,6 @@ def qk_rope(
     values: torch.Tensor,
     *,
     out_q_TND: torch.Tensor,
-    next_weight: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
     """q normed and rotated, in ``out_q_TND``; k (likewise) and v stored in the paged cache.
@@ -144,8 +131,6 @@ def qk_rope(
         tables: int32 ``[num_slots, max_blocks]``: blocks of each sequence.
         keys, values: ``[num_blocks, block_size, K, D]``.
         out_q_TND: in the model's dtype, to which the sum of the parts is rounded.
-        next_weight: what the projection behind attention reads; steps of few tokens bring it to
-            the L2 cache meanwhile.
     """
     if qkv_STW.dim() == 2:
         qkv_STW = qkv_STW.unsqueeze(0)
@@ -171,15 +156,9 @@ def qk_rope(
     heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
     block_d = triton.next_power_of_2(D // 2)
     groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
-    ahead = pdl and next_weight is not None and T <= _PREFETCH_TOKENS
-    ahead = ahead and next_weight.nbytes <= _PREFETCH_BYTES
-    if ahead:
-        groups += _PREFETCH_SHARES // T
     _qk_rope_kernel[(groups, T)](
-        qkv_STW, *tensors, out_q_TND, next_weight if ahead else out_q_TND,
-        qkv_STW.stride(0), qkv_STW.stride(1), tables.shape[1],
+        qkv_STW, *tensors, out_q_TND, qkv_STW.stride(0), qkv_STW.stride(1), tables.shape[1],
         EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=block_size, HEADS=heads, BLOCK_D=block_d,
-        NEXT_SIZE=next_weight.numel() if ahead else 0, SHARES=_PREFETCH_SHARES,
         num_warps=max(1, heads * block_d // 256),
         maxnreg=MAX_REGISTERS,
         enable_fp_fusion=False,  # multiply, then add: the bits of workers.layers.rotary.rotate

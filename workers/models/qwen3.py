@@ -98,7 +98,6 @@ class Qwen3Attention(nn.Module):
             cache.keys,
             cache.values,
             out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
-            next_weight=self.o_proj.weight,
             pdl=context.pdl,
         )
         return kernel_attention(q_TND, cache, batch, context)

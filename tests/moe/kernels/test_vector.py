@@ -34,7 +34,7 @@ def check(
     w13, w2 = make_experts(E, H, width, dtype, device)
     inner_PI = torch.full((T * K, width), torch.nan, dtype=dtype, device=device)
     out_PH = torch.full((T * K, H), torch.nan, dtype=dtype, device=device)
-    gate_up_vector(x_TH, w13, w2, ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
+    gate_up_vector(x_TH, w13, ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
     down_vector(inner_PI, w2, ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
     expected = expected_routes(x_TH, local_ids(ids_TK, expert_map_E), w13, w2)
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype], "equal_nan": True}
