@@ -29,6 +29,9 @@ from workers.sampler import SamplingRows
 from workers.staging import Staging
 
 _TABLE_WORDS = 1 << 16
+# Rows of _SlotParams' arrays. Each becomes a column of its own, whose address is always aligned.
+_FLOATS = ("temperature", "top_p", "min_p")
+_INTS = ("top_k", "seed", "sample_index")
 
 
 class Shape(NamedTuple):
@@ -80,8 +83,8 @@ class _SlotParams:
     """Sampling parameters by slot, columns on the host; the last column is padding's."""
 
     def __init__(self, num_slots: int) -> None:
-        self.floats = np.zeros((3, num_slots + 1), dtype=np.float32)  # temperature, top_p, min_p
-        self.ints = np.zeros((3, num_slots + 1), dtype=np.int64)  # top_k, seed, sample_index
+        self.floats = np.zeros((len(_FLOATS), num_slots + 1), dtype=np.float32)
+        self.ints = np.zeros((len(_INTS), num_slots + 1), dtype=np.int64)
         self.suppressions: dict[int, _Suppression] = {}
 
     def set(self, new: worker_pb2.NewSequence) -> None:
@@ -203,12 +206,12 @@ class BatchBuilder:
         columns = {
             "draw_slots": slots,
             "draw_positions": positions,
-            "draw_ints": self.params.ints[:, slots],
-            "draw_floats": self.params.floats[:, slots],
+            **dict(zip(_FLOATS, self.params.floats[:, slots], strict=True)),
+            **dict(zip(_INTS, self.params.ints[:, slots], strict=True)),
         }
         if len(slots) != rows.num_tokens.sum():
             columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
-        columns["suppressed"] = self._suppressed(slots, positions)
+        columns["suppressed_rows"], columns["suppressed_ids"] = self._suppressed(slots, positions)
         return columns
 
     def _attention_columns(
@@ -243,8 +246,10 @@ class BatchBuilder:
             columns["tiles"] = tiles
         return columns
 
-    def _suppressed(self, slots: np.ndarray, positions: np.ndarray) -> np.ndarray:
-        """``[2, P]`` pairs of (draw row, token id) that may not be drawn, int64."""
+    def _suppressed(
+        self, slots: np.ndarray, positions: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs of draw row and token id that may not be drawn, int64 ``[P]`` each."""
         held = self.params.suppressions
         rows, ids = [], [np.empty(0, dtype=np.int64)]
         for row, slot in enumerate(slots.tolist() if held else ()):
@@ -252,7 +257,7 @@ class BatchBuilder:
                 rows.append(row)
                 ids.append(held[slot].token_ids)
         repeats = [len(part) for part in ids[1:]]
-        return np.stack([np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)])
+        return np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)
 
     def _assemble(
         self,
@@ -300,16 +305,16 @@ class BatchBuilder:
         temperature, top_p, min_p = self.params.floats[:, slots]
         random = temperature > 0
         filtered = (top_p < 1) | (min_p > 0) | (self.params.ints[0, slots] > 0)
-        floats, ints, suppressed = on["draw_floats"], on["draw_ints"], on["suppressed"]
+        suppressed = (on["suppressed_rows"], on["suppressed_ids"])
         return SamplingRows(
-            temperature_D=floats[0],
-            top_p_D=floats[1],
-            min_p_D=floats[2],
-            top_k_D=ints[0],
-            seed_D=ints[1],
-            sample_index_D=ints[2],
+            temperature_D=on["temperature"],
+            top_p_D=on["top_p"],
+            min_p_D=on["min_p"],
+            top_k_D=on["top_k"],
+            seed_D=on["seed"],
+            sample_index_D=on["sample_index"],
             position_D=on["draw_positions"],
-            suppressed=(suppressed[0], suppressed[1]) if suppressed.shape[1] else None,
+            suppressed=suppressed if len(suppressed[0]) else None,
             any_random=bool(random.any()),
             any_filter=bool((random & filtered).any()),
         )

@@ -13,6 +13,7 @@ from collections.abc import Callable
 
 import torch
 
+from moe.kernels.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.batch import BatchBuilder, DeviceBatch, Shape
 
@@ -59,11 +60,9 @@ class StepGraphs:
         self.num_allocations = 0
         self._captured: dict[Shape, _Captured] = {}
 
-    def capture(self, forward: Forward, builder: BatchBuilder) -> None:
-        """Run each shape once, which compiles its kernels and grows its buffers, then capture it.
-
-        Largest first, so that buffers are at their final places before the first capture. Every
-        rank of a group must call it at the same time.
+    def capture(self, forward: Forward, builder: BatchBuilder, workspace: Workspace) -> None:
+        """Run each shape once, which compiles its kernels and grows its buffers, then freeze the
+        workspace and capture each. Every rank of a group must call it at the same time.
         """
         pool = torch.cuda.graph_pool_handle()
         shapes = [Shape(tokens, decodes=False) for tokens in reversed(self.mixed)]
@@ -71,10 +70,9 @@ class StepGraphs:
         for shape in shapes:
             forward(builder.build(_no_rows(), shape))
         torch.cuda.synchronize()
-        before = _allocations()
+        workspace.freeze()
         for shape in shapes:
-            self._captured[shape] = _capture(forward, builder, shape, pool)
-        self.num_allocations = _allocations() - before
+            self._captured[shape] = self._capture(forward, builder, shape, pool)
         torch.cuda.synchronize()
 
     def shape_for(self, step: worker_pb2.StepRequest) -> Shape | None:
@@ -93,23 +91,24 @@ class StepGraphs:
         captured.graph.replay()
         return captured.out
 
+    def _capture(
+        self, forward: Forward, builder: BatchBuilder, shape: Shape, pool: tuple[int, int]
+    ) -> _Captured:
+        batch = builder.build(_no_rows(), shape)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, gRPC's and NCCL's, may call CUDA meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            before = _allocations()
+            out = forward(batch)
+            self.num_allocations += _allocations() - before
+        finally:
+            graph.capture_end()
+        return _Captured(graph, out)
+
 
 def _longest_decode(step: worker_pb2.StepRequest) -> int:
     return max(step.positions[: step.num_decodes], default=0) + 1
-
-
-def _capture(
-    forward: Forward, builder: BatchBuilder, shape: Shape, pool: tuple[int, int]
-) -> _Captured:
-    batch = builder.build(_no_rows(), shape)
-    graph = torch.cuda.CUDAGraph()
-    # Other threads, gRPC's and NCCL's, may call CUDA meanwhile.
-    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-    try:
-        out = forward(batch)
-    finally:
-        graph.capture_end()
-    return _Captured(graph, out)
 
 
 def _no_rows() -> worker_pb2.StepRequest:

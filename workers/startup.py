@@ -236,9 +236,8 @@ def _capturable(config: WorkerConfig, parallel: ParallelConfig) -> bool:
 @torch.inference_mode()
 def _capture(runner: Runner, context: KernelContext, graphs: StepGraphs) -> None:
     """Capture the steps; raises ValueError where they take more than their reserve."""
-    context.workspace.freeze()
     free_before, _ = torch.cuda.mem_get_info()
-    graphs.capture(runner.forward, runner.builder)
+    graphs.capture(runner.forward, runner.builder, context.workspace)
     runner.graphs = graphs
     free_after, _ = torch.cuda.mem_get_info()
     if free_before - free_after > GRAPH_RESERVE_BYTES:

@@ -16,6 +16,8 @@ from moe.kernels.grouped import down, gate_up
 from moe.kernels.tiles import ExpertTiles
 from moe.kernels.vector import down_vector, gate_up_vector
 
+_SMALLEST_BLOCK = 16  # rows of a tile
+
 
 def expert_routes(
     hidden_TH: torch.Tensor,
@@ -69,17 +71,15 @@ def _align(
 ) -> Alignment:
     """The routes in order of expert, in the workspace's buffers."""
     P, block_m = ids_TK.numel(), tiles.gate_up.block_m
-    num_tiles = max_tiles(P, num_local, block_m)
-    sizes = {
-        "order": P,
-        "offsets": num_local + 1,
-        "tile_expert": num_tiles,
-        "tile_start": num_tiles,
+    # Room for the smallest tiles: it grows with the routes alone, whichever tiles they get.
+    room = max_tiles(P, num_local, _SMALLEST_BLOCK)
+    sizes = {"order": P, "offsets": num_local + 1, "tile_expert": room, "tile_start": room}
+    buffers = {
+        name: context.workspace.take(f"align_{name}", (size,), torch.int32)
+        for name, size in sizes.items()
     }
-    out = Alignment(
-        **{
-            name: context.workspace.take(f"align_{name}", (size,), torch.int32)
-            for name, size in sizes.items()
-        }
-    )
+    num_tiles = max_tiles(P, num_local, block_m)
+    for name in ("tile_expert", "tile_start"):
+        buffers[name] = buffers[name][:num_tiles]
+    out = Alignment(**buffers)
     return align(ids_TK.view(-1), expert_map_E, num_local, block_m, out=out, pdl=context.pdl)

@@ -74,15 +74,17 @@ def test_no_more_than_all_slots_can_hold() -> None:
     assert max(prefills(list(steps))) == 80
 
 
-@pytest.mark.parametrize("num_sequences", [1, 2, 9])
-def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int) -> None:
+@pytest.mark.parametrize(
+    ("num_sequences", "decodes"), [(1, [1]), (2, [1, 2]), (9, [1, 3, 9]), (80, [1, 3, 17, 65, 80])]
+)
+def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: list[int]) -> None:
     """None is marked as one that a graph may take: they run kernel by kernel."""
     steps = list(
-        warm_up_steps(num_tokens=64, num_sequences=num_sequences, max_model_len=40, block_size=16)
+        warm_up_steps(num_tokens=96, num_sequences=num_sequences, max_model_len=40, block_size=16)
     )
     assert not any(step.decode_only for step in steps)
     alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]
-    assert alone == [num_sequences]
+    assert alone == sorted(2 * decodes)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
     assert len(mixed) == (num_sequences > 1)
 
@@ -98,4 +100,4 @@ def test_draws_are_filtered_and_suppressed_and_plain() -> None:
         assert sampling is not None
         seen.add((sampling.any_filter, sampling.suppressed is not None))
     assert (True, True) in seen
-    assert {has_filter for has_filter, _ in seen} == {True} or (False, False) in seen
+    assert (False, False) in seen
