@@ -85,14 +85,17 @@ def _down_kernel(
     """out[route] = down·inner[row] for the rows of one tile and BLOCK_N columns of H."""
     num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
     tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    # The tables are older than the kernel before, gate·up, which has waited for them itself.
     expert = tl.load(tile_expert_ptr + tile)
     if expert < 0:
+        if PDL:
+            tl.extra.cuda.gdc_wait()
         return
     rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
     is_row_M = rows_M < tl.load(offsets_ptr + expert + 1)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column_N = columns_N < H
     ks = tl.arange(0, BLOCK_K)

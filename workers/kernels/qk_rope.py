@@ -71,14 +71,9 @@ def _qk_rope_kernel(
     else:
         weight_1 = tl.load(k_norm_ptr + halves, mask=mask, other=0.0)
         weight_2 = tl.load(k_norm_ptr + HALF + halves, mask=mask, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    # Slots, positions and tables are older than the projection, which has waited for them itself.
     slot = tl.load(slots_ptr + token)
     position = tl.load(positions_ptr + token)
-    qkv_ptrs = qkv_ptr + token * stride_t + row_head * D + inner
-    first_parts = load_parts(qkv_ptrs, mask, stride_s, S)
-    second_parts = load_parts(qkv_ptrs + HALF, mask, stride_s, S)
     is_token = slot >= 0
     position = tl.where(is_token, position, 0)
     table_ptr = tables_ptr + slot.to(tl.int64) * max_blocks
@@ -86,6 +81,12 @@ def _qk_rope_kernel(
     turns = position.to(tl.int64) * D + halves
     cos = tl.load(cos_ptr + turns, mask=mask, other=0.0)
     sin = tl.load(sin_ptr + turns, mask=mask, other=0.0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    qkv_ptrs = qkv_ptr + token * stride_t + row_head * D + inner
+    first_parts = load_parts(qkv_ptrs, mask, stride_s, S)
+    second_parts = load_parts(qkv_ptrs + HALF, mask, stride_s, S)
     # Rounded as F.linear rounds.
     first, second = add_parts(first_parts, S).to(dtype), add_parts(second_parts, S).to(dtype)
     cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D) + inner
