@@ -26,12 +26,10 @@ from workers.layers.attention import AttentionBatch
 from workers.models.base import ForwardBatch
 from workers.rows import Rows
 from workers.sampler import SamplingRows
+from workers.slot_params import SlotParams
 from workers.staging import Staging
 
 _TABLE_WORDS = 1 << 16
-# Rows of _SlotParams' arrays. Each becomes a column of its own, whose address is always aligned.
-_FLOATS = ("temperature", "top_p", "min_p")
-_INTS = ("top_k", "seed", "sample_index")
 
 
 class Shape(NamedTuple):
@@ -71,33 +69,6 @@ class DeviceBatch:
     sampling: SamplingRows | None
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Suppression:
-    """Tokens, int64, that a slot may not draw before a position."""
-
-    token_ids: np.ndarray
-    until: int
-
-
-class _SlotParams:
-    """Sampling parameters by slot, columns on the host; the last column is padding's."""
-
-    def __init__(self, num_slots: int) -> None:
-        self.floats = np.zeros((len(_FLOATS), num_slots + 1), dtype=np.float32)
-        self.ints = np.zeros((len(_INTS), num_slots + 1), dtype=np.int64)
-        self.suppressions: dict[int, _Suppression] = {}
-
-    def set(self, new: worker_pb2.NewSequence) -> None:
-        seed = np.uint64(new.seed).astype(np.int64)
-        self.floats[:, new.slot] = (new.temperature, new.top_p, new.min_p)
-        self.ints[:, new.slot] = (new.top_k, seed, new.sample_index)
-        self.suppressions.pop(new.slot, None)
-        if new.suppressed_token_ids:
-            self.suppressions[new.slot] = _Suppression(
-                np.array(new.suppressed_token_ids, dtype=np.int64), new.suppress_until
-            )
-
-
 class BatchBuilder:
     """Stages steps.
 
@@ -128,7 +99,7 @@ class BatchBuilder:
         # Between steps zeros, which decode attention leaves behind.
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
-        self.params = _SlotParams(num_slots)
+        self.params = SlotParams(num_slots)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.columns = Staging(device, 16 * max_tokens + 256 * num_slots + 4096)
         self.table_changes = Staging(device, _TABLE_WORDS)
@@ -206,12 +177,12 @@ class BatchBuilder:
         columns = {
             "draw_slots": slots,
             "draw_positions": positions,
-            **dict(zip(_FLOATS, self.params.floats[:, slots], strict=True)),
-            **dict(zip(_INTS, self.params.ints[:, slots], strict=True)),
+            **self.params.columns(slots),
         }
         if len(slots) != rows.num_tokens.sum():
             columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
-        columns["suppressed_rows"], columns["suppressed_ids"] = self._suppressed(slots, positions)
+        suppressed = self.params.suppressed(slots, positions)
+        columns["suppressed_rows"], columns["suppressed_ids"] = suppressed
         return columns
 
     def _attention_columns(
@@ -245,19 +216,6 @@ class BatchBuilder:
                 tiles = np.concatenate((tiles, np.zeros((most - len(tiles), 4), dtype=np.int32)))
             columns["tiles"] = tiles
         return columns
-
-    def _suppressed(
-        self, slots: np.ndarray, positions: np.ndarray
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Pairs of draw row and token id that may not be drawn, int64 ``[P]`` each."""
-        held = self.params.suppressions
-        rows, ids = [], [np.empty(0, dtype=np.int64)]
-        for row, slot in enumerate(slots.tolist() if held else ()):
-            if slot in held and positions[row] < held[slot].until:
-                rows.append(row)
-                ids.append(held[slot].token_ids)
-        repeats = [len(part) for part in ids[1:]]
-        return np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)
 
     def _assemble(
         self,
@@ -302,9 +260,7 @@ class BatchBuilder:
         slots = rows.slots[rows.draws]
         if not len(slots):
             return None
-        temperature, top_p, min_p = self.params.floats[:, slots]
-        random = temperature > 0
-        filtered = (top_p < 1) | (min_p > 0) | (self.params.ints[0, slots] > 0)
+        any_random, any_filter = self.params.kinds(slots)
         suppressed = (on["suppressed_rows"], on["suppressed_ids"])
         return SamplingRows(
             temperature_D=on["temperature"],
@@ -315,6 +271,6 @@ class BatchBuilder:
             sample_index_D=on["sample_index"],
             position_D=on["draw_positions"],
             suppressed=suppressed if len(suppressed[0]) else None,
-            any_random=bool(random.any()),
-            any_filter=bool((random & filtered).any()),
+            any_random=any_random,
+            any_filter=any_filter,
         )

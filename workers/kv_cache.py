@@ -10,6 +10,8 @@ from pathlib import Path
 
 import torch
 
+from workers.config import WorkerConfig
+
 GRAPH_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
 
 
@@ -85,6 +87,25 @@ def free_bytes(
         used = total - free - spare
         return int(memory_fraction * total) - used - workspace - GRAPH_RESERVE_BYTES
     return int(memory_fraction * _available_memory()) // ranks_here
+
+
+def blocks_that_fit(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:
+    """Blocks of the KV cache: as many as fit, at most what all slots together can use.
+
+    Raises:
+        ValueError: not even one fits.
+    """
+    if config.num_blocks is not None:
+        return config.num_blocks
+    most = config.max_batch_size * -(-max_model_len // config.block_size)
+    num_blocks = min(most, budget // block_bytes)
+    if num_blocks < 1:
+        raise ValueError(
+            f"--memory-fraction {config.memory_fraction} leaves {budget / 2**30:.1f} GiB for the "
+            f"KV cache, one block takes {block_bytes / 2**20:.1f} MiB; raise it, or lower "
+            "--max-num-batched-tokens or --max-batch-size"
+        )
+    return num_blocks
 
 
 def _available_memory() -> int:

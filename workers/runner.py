@@ -12,7 +12,6 @@ import time
 import torch
 from torch import nn
 
-from moe.kernels.context import KernelContext
 from switchyard.worker.v1 import worker_pb2
 from workers.batch import BatchBuilder, DeviceBatch
 from workers.graphs import StepGraphs
@@ -83,18 +82,18 @@ class Runner:
 
     Args:
         reports: whether this rank's results carry the tokens (the first of a tp group).
-        context: what the model's kernels share; None for plain torch.
+        sampler: draws by kernels; None for plain torch.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        cache: KVCache,
+        cache: KVCache | None,
         builder: BatchBuilder,
         measure: Measure,
         *,
         reports: bool,
-        context: KernelContext | None = None,
+        sampler: KernelSampler | None = None,
     ) -> None:
         self.model = model
         self.cache = cache
@@ -103,14 +102,7 @@ class Runner:
         self.reports = reports
         self.graphs = StepGraphs([], [])
         self.on_cuda = builder.device.type == "cuda"
-        self.sampler = None
-        if context is not None:
-            self.sampler = KernelSampler(
-                max_rows=builder.num_slots,
-                vocab_size=model.lm_head.vocab_size,
-                device=builder.device,
-                pdl=context.pdl,
-            )
+        self.sampler = sampler
         load = model.expert_load
         num_layers = 0 if load is None else len(load.hits_L)
         self.results = torch.zeros(

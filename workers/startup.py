@@ -9,7 +9,6 @@ import dataclasses
 import hashlib
 import logging
 import os
-from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +20,14 @@ from workers.batch import AttentionShape, BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
 from workers.distributed import Groups, expert_groups, join
 from workers.graphs import StepGraphs, batch_sizes, mixed_sizes
-from workers.kv_cache import GRAPH_RESERVE_BYTES, KVCache, bytes_per_block, free_bytes
+from workers.kernel_sampler import KernelSampler
+from workers.kv_cache import (
+    GRAPH_RESERVE_BYTES,
+    KVCache,
+    blocks_that_fit,
+    bytes_per_block,
+    free_bytes,
+)
 from workers.models import MODELS
 from workers.models.base import Placement
 from workers.roofline import Roofline, device_ceilings
@@ -144,20 +150,27 @@ def start(
         "head_dim": model_config.head_dim,
         "dtype": dtype,
     }
-    workspace = _warm_up(
-        model, builder, measure, place.context, config, max_model_len, step_tokens, sizes
+    shape = _warm_up_shape(config, max_model_len, step_tokens, device)
+    runner = Runner(
+        model,
+        KVCache(num_blocks=warm_up_blocks(**shape), device=device, **sizes),
+        builder,
+        measure,
+        reports=groups.tp_rank == 0,
+        sampler=_sampler(config, model_config, place),
     )
+    workspace = _warm_up(runner, shape)
+    runner.cache = None  # its memory is part of what may be given away
     budget = free_bytes(device, config.memory_fraction, workspace, ranks_here)
     num_blocks = groups.minimum(
-        _num_blocks(config, max_model_len, bytes_per_block(**sizes), budget)
+        blocks_that_fit(config, max_model_len, bytes_per_block(**sizes), budget)
     )
-    cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
-    runner = Runner(
-        model, cache, builder, measure, reports=groups.tp_rank == 0, context=place.context
-    )
+    runner.cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
     if device.type == "cuda" and _capturable(config, parallel):
         mixed = mixed_sizes(step_tokens) if parallel.dp == 1 else []
         _capture(runner, place.context, StepGraphs(batch_sizes(config.max_batch_size), mixed))
+    if model.expert_load is not None:
+        model.expert_load.load_LE.zero_()  # of made-up steps
     return Rank(
         runner=runner,
         groups=groups,
@@ -254,51 +267,42 @@ def _capture(runner: Runner, context: KernelContext, graphs: StepGraphs) -> None
     )
 
 
-def _warm_up(
-    model: nn.Module,
-    builder: BatchBuilder,
-    measure: Measure,
-    context: KernelContext | None,
-    config: WorkerConfig,
-    max_model_len: int,
-    step_tokens: int,
-    sizes: dict[str, Any],
-) -> int:
-    """Run the largest steps on a cache of their own, which is dropped.
+def _sampler(
+    config: WorkerConfig, model_config: ModelConfig, place: Placement
+) -> KernelSampler | None:
+    if place.context is None:
+        return None
+    return KernelSampler(
+        max_rows=config.max_batch_size,
+        vocab_size=model_config.vocab_size,
+        device=place.device,
+        pdl=place.context.pdl,
+    )
 
-    Returns:
-        Bytes of device memory the steps took at their peak, 0 on CPU.
-    """
-    on_cuda = builder.device.type == "cuda"
-    shape = {
+
+def _warm_up_shape(
+    config: WorkerConfig, max_model_len: int, step_tokens: int, device: torch.device
+) -> dict[str, int]:
+    """The largest steps on CUDA; on a CPU, where nothing is compiled, small ones."""
+    on_cuda = device.type == "cuda"
+    return {
         "num_tokens": step_tokens if on_cuda else min(_CPU_WARM_UP_TOKENS, step_tokens),
         "num_sequences": config.max_batch_size if on_cuda else 1,
         "max_model_len": max_model_len,
         "block_size": config.block_size,
     }
-    cache = KVCache(num_blocks=warm_up_blocks(**shape), device=builder.device, **sizes)
-    runner = Runner(model, cache, builder, measure, reports=True, context=context)
-    before = torch.cuda.memory_allocated() if on_cuda else 0
-    if on_cuda:
+
+
+def _warm_up(runner: Runner, shape: dict[str, int]) -> int:
+    """Run made-up steps.
+
+    Returns:
+        Bytes of device memory they took at their peak beyond what stays, 0 on a CPU.
+    """
+    if runner.on_cuda:
         torch.cuda.reset_peak_memory_stats()
     for step in warm_up_steps(**shape):
         runner.launch(step).result()
-    if not on_cuda:
+    if not runner.on_cuda:
         return 0
-    # What stays is counted as used.
-    return torch.cuda.max_memory_allocated() - max(before, torch.cuda.memory_allocated())
-
-
-def _num_blocks(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:
-    """Blocks of the KV cache: as many as fit, at most what all slots together can use."""
-    if config.num_blocks is not None:
-        return config.num_blocks
-    most = config.max_batch_size * -(-max_model_len // config.block_size)
-    num_blocks = min(most, budget // block_bytes)
-    if num_blocks < 1:
-        raise ValueError(
-            f"--memory-fraction {config.memory_fraction} leaves {budget / 2**30:.1f} GiB for the "
-            f"KV cache, one block takes {block_bytes / 2**20:.1f} MiB; raise it, or lower "
-            "--max-num-batched-tokens or --max-batch-size"
-        )
-    return num_blocks
+    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()

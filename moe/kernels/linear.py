@@ -99,6 +99,8 @@ def linear_parts(
     M, K = x_MK.shape
     N = w_NK.shape[0]
     assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()
+    if M == 0:
+        return x_MK.new_empty((1, 0, N))
     tiles = context.tiles.linear(N, K, M)
     depth = K if tiles is None else triton.cdiv(K, tiles.splits)
     splits = triton.cdiv(K, depth)

@@ -22,13 +22,8 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
 from workers.attention_plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
-from workers.kernels.join_chunks import join_chunks
-
-# Chunks that the second kernel reads at once: with very few rows all that there may be.
-_VERY_FEW_ROWS = 2
-_JOIN_CHUNKS = (32, 8)
+from workers.kernels.join_chunks import join_apart, join_chunks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,31 +202,6 @@ def _chunk_kernel(
                 tl.store(finished_ptr, 0)
 
 
-@triton.jit
-def _join_kernel(
-    partials_ptr, lse_ptr, chunks_ptr, out_ptr,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One query head of the row whose first chunk this is; grid (N, C)."""
-    head = tl.program_id(0)
-    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
-    row = tl.load(fields)
-    part = tl.load(fields + 4)
-    first = tl.load(fields + 5)
-    count = tl.load(fields + 6)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    if row >= 0 and part == first and count > 1:
-        join_chunks(
-            partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,
-            lse_ptr + first * HEADS + head,
-            out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM,
-            count, HEADS, 1, HEAD_DIM, BLOCK_C, BLOCK_D,
-        )  # fmt: skip
-
-
 def decode_attention(
     q_SND: torch.Tensor,
     keys: torch.Tensor,
@@ -315,13 +285,15 @@ def decode_attention(
         **({"launch_pdl": True} if pdl else {}),
     )
     if tiles.join == 0:
-        _join_kernel[(num_heads, capacity)](
-            workspace.partials_CND, workspace.lse_CN, chunks, out,
-            HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=CHUNK_FIELDS,
-            BLOCK_C=_JOIN_CHUNKS[num_rows > _VERY_FEW_ROWS],
-            BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-            num_warps=4 if num_rows <= _VERY_FEW_ROWS else 1, **launch_options(pdl),
-        )  # fmt: skip
+        join_apart(
+            workspace.partials_CND,
+            workspace.lse_CN,
+            chunks,
+            num_rows,
+            CHUNK_FIELDS,
+            out=out,
+            pdl=pdl,
+        )
     return out
 
 

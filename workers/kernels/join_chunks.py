@@ -1,13 +1,21 @@
 """What the chunks of a context found, joined to attention over all of it.
 
-Owns the arithmetic; does not know when all chunks are there. Shapes: C chunks, N query heads, D
+Owns the arithmetic, for a program that finds all chunks there and as a kernel of its own; does not
+know how contexts were cut. Shapes: C chunks, N query heads, D
 head_dim: fp32 outputs ``[C, N, D]`` and base-2 log-sum-exps ``[C, N]`` in, the model dtype out.
 """
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
+
+from moe.kernels.launch import launch_options
+
+# Chunks that the second kernel reads at once: with very few rows all that there may be.
+_VERY_FEW_ROWS = 2
+_JOIN_CHUNKS = (32, 8)
 
 
 @triton.jit
@@ -56,3 +64,54 @@ def join_chunks(
         lse_ptr += BLOCK_C * HEADS
     acc = acc / total[:, None]
     tl.store(out_ptr + gd, acc.to(out_ptr.dtype.element_ty), mask=real_gd)
+
+
+@triton.jit
+def _join_kernel(
+    partials_ptr, lse_ptr, chunks_ptr, out_ptr,
+    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One query head of the row whose first chunk this is; grid (N, C)."""
+    head = tl.program_id(0)
+    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
+    row = tl.load(fields)
+    part = tl.load(fields + 4)
+    first = tl.load(fields + 5)
+    count = tl.load(fields + 6)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if row >= 0 and part == first and count > 1:
+        join_chunks(
+            partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,
+            lse_ptr + first * HEADS + head,
+            out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM,
+            count, HEADS, 1, HEAD_DIM, BLOCK_C, BLOCK_D,
+        )  # fmt: skip
+
+
+def join_apart(
+    partials_CND: torch.Tensor,
+    lse_CN: torch.Tensor,
+    chunks: torch.Tensor,
+    num_rows: int,
+    num_fields: int,
+    *,
+    out: torch.Tensor,
+    pdl: bool,
+) -> None:
+    """Rows of more than one chunk, in ``out [S, N, D]``.
+
+    Args:
+        chunks: int32 ``[C, num_fields]``, of attention_plan.plan_decode.
+        num_rows: padding included.
+    """
+    _, num_heads, head_dim = out.shape
+    few = num_rows <= _VERY_FEW_ROWS
+    _join_kernel[(num_heads, len(chunks))](
+        partials_CND, lse_CN, chunks, out,
+        HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=num_fields,
+        BLOCK_C=_JOIN_CHUNKS[not few], BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        num_warps=4 if few else 1, **launch_options(pdl),
+    )  # fmt: skip
