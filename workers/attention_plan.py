@@ -13,6 +13,7 @@ import numpy as np
 
 # Columns of a plan's chunks, as the decode kernel reads them.
 CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_PART, CHUNK_FIRST, CHUNK_COUNT = range(7)
+CHUNK_OF_ROW = 7
 CHUNK_FIELDS = 8  # 32 bytes
 
 _FEW_ROWS = 16
@@ -95,7 +96,8 @@ def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int
     Returns:
         int32 ``[capacity, 8]``, the largest chunks first: row (-1: unused), slot, first token,
         token behind the last, place among the chunks in the order of their rows and tokens, that
-        of the row's first chunk, and the row's number of chunks.
+        of the row's first chunk, and the row's number of chunks. The last column is no chunk's: in
+        entry i it says which entry is the first chunk of row i.
     """
     lengths = np.asarray(lengths, dtype=np.int32)
     num_rows = len(lengths)
@@ -117,6 +119,9 @@ def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int
     chunks[len(row_C) :, CHUNK_ROW] = -1
     for field, column in enumerate(columns):
         chunks[: len(row_C), field] = column[order_C]
+    entry_C = np.empty_like(order_C)
+    entry_C[order_C] = part_C
+    chunks[:num_rows, CHUNK_OF_ROW] = entry_C[firsts_R]
     return chunks
 
 

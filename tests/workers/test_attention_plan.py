@@ -6,6 +6,7 @@ import pytest
 from workers.attention_plan import (
     CHUNK_COUNT,
     CHUNK_FIRST,
+    CHUNK_OF_ROW,
     CHUNK_PART,
     CHUNK_ROW,
     CHUNK_SLOT,
@@ -79,6 +80,7 @@ def test_whole_chunks_come_before_rests() -> None:
     assert chunks[:, CHUNK_PART].tolist() == [1, 2, 3, 5, 0, 4]
     assert chunks[:, CHUNK_FIRST].tolist() == [1, 1, 1, 5, 0, 4]
     assert chunks[:, CHUNK_COUNT].tolist() == [3, 3, 3, 1, 1, 1]
+    assert chunks[:4, CHUNK_OF_ROW].tolist() == [4, 0, 5, 3]
 
 
 def test_one_long_row_among_short_ones_is_spread() -> None:

@@ -285,15 +285,7 @@ def decode_attention(
         **({"launch_pdl": True} if pdl else {}),
     )
     if tiles.join == 0:
-        join_apart(
-            workspace.partials_CND,
-            workspace.lse_CN,
-            chunks,
-            num_rows,
-            CHUNK_FIELDS,
-            out=out,
-            pdl=pdl,
-        )
+        join_apart(workspace.partials_CND, workspace.lse_CN, chunks, CHUNK_FIELDS, out=out, pdl=pdl)
     return out
 
 

@@ -72,17 +72,16 @@ def _join_kernel(
     HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One query head of the row whose first chunk this is; grid (N, C)."""
+    """One query head of one row; grid (N, S)."""
     head = tl.program_id(0)
-    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
-    row = tl.load(fields)
-    part = tl.load(fields + 4)
-    first = tl.load(fields + 5)
-    count = tl.load(fields + 6)
+    row = tl.program_id(1)
+    entry = tl.load(chunks_ptr + row * CHUNK_FIELDS + 7)
+    first = tl.load(chunks_ptr + entry * CHUNK_FIELDS + 5)
+    count = tl.load(chunks_ptr + entry * CHUNK_FIELDS + 6)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    if row >= 0 and part == first and count > 1:
+    if count > 1:
         join_chunks(
             partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,
             lse_ptr + first * HEADS + head,
@@ -95,7 +94,6 @@ def join_apart(
     partials_CND: torch.Tensor,
     lse_CN: torch.Tensor,
     chunks: torch.Tensor,
-    num_rows: int,
     num_fields: int,
     *,
     out: torch.Tensor,
@@ -105,11 +103,10 @@ def join_apart(
 
     Args:
         chunks: int32 ``[C, num_fields]``, of attention_plan.plan_decode.
-        num_rows: padding included.
     """
-    _, num_heads, head_dim = out.shape
+    num_rows, num_heads, head_dim = out.shape
     few = num_rows <= _VERY_FEW_ROWS
-    _join_kernel[(num_heads, len(chunks))](
+    _join_kernel[(num_heads, num_rows)](
         partials_CND, lse_CN, chunks, out,
         HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=num_fields,
         BLOCK_C=_JOIN_CHUNKS[not few], BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
