@@ -16,6 +16,11 @@ from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
 _FEW_TOKENS = 32
+# Up to so many tokens all programs run at once: what they load ahead of the wait is hidden. From
+# there on it would only delay the loads that count, those of the projection.
+_ONE_WAVE_TOKENS = 512
+# Query heads of one program there, 64 bytes a lane in flight.
+_WIDE_HEADS = 16
 
 
 @triton.jit
@@ -104,6 +109,110 @@ def _qk_rope_kernel(
             tl.store(keys_ptr + cache + HALF, _finite(second), mask=mask & is_token)
 
 
+@triton.jit
+def _load_heads(
+    qkv_ptr, inner, mask, stride_s, S: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
+    """Both halves of a token's heads, their parts summed and rounded as F.linear rounds."""
+    first_parts = load_parts(qkv_ptr + inner, mask, stride_s, S)
+    second_parts = load_parts(qkv_ptr + HALF + inner, mask, stride_s, S)
+    return add_parts(first_parts, S).to(DTYPE), add_parts(second_parts, S).to(DTYPE)
+
+
+@triton.jit
+def _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, BLOCK_D: tl.constexpr):
+    """What all heads of a token share: both halves of the norm's weight, cos and sin [1, D/2]."""
+    halves = tl.arange(0, BLOCK_D)[None, :]
+    mask = halves < D // 2
+    turns = position.to(tl.int64) * D + halves
+    weight_1 = tl.load(norm_ptr + halves, mask=mask, other=0.0)
+    weight_2 = tl.load(norm_ptr + D // 2 + halves, mask=mask, other=0.0)
+    cos = tl.load(cos_ptr + turns, mask=mask, other=0.0)
+    return weight_1, weight_2, cos, tl.load(sin_ptr + turns, mask=mask, other=0.0)
+
+
+@triton.jit
+def _rope_queries(
+    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, q_ptr, stride_s, first_head,
+    EPS: tl.constexpr, S: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """HEADS query heads of one token."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    HALF: tl.constexpr = D // 2
+    heads = first_head + tl.arange(0, HEADS)[:, None]
+    halves = tl.arange(0, BLOCK_D)[None, :]
+    inner = heads * D + halves
+    mask = (heads < N) & (halves < HALF)
+    first, second = _load_heads(qkv_ptr, inner, mask, stride_s, S, HALF, dtype)
+    slot, position = tl.load(slot_ptr), tl.load(position_ptr)
+    position = tl.where(slot >= 0, position, 0)
+    weight_1, weight_2, cos, sin = _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D, BLOCK_D)
+    first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
+    tl.store(q_ptr + inner, first, mask=mask)
+    tl.store(q_ptr + HALF + inner, second, mask=mask)
+
+
+@triton.jit
+def _rope_keys_values(
+    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, tables_ptr, keys_ptr, values_ptr,
+    stride_s, max_blocks, EPS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All heads of k and v of one token."""
+    dtype: tl.constexpr = keys_ptr.dtype.element_ty
+    HALF: tl.constexpr = D // 2
+    heads = tl.arange(0, HEADS)[:, None]
+    halves = tl.arange(0, BLOCK_D)[None, :]
+    inner = heads * D + halves
+    mask = (heads < 2 * K) & (halves < HALF)
+    v_1, v_2 = _load_heads(qkv_ptr, inner, mask, stride_s, S, HALF, dtype)
+    slot, position = tl.load(slot_ptr), tl.load(position_ptr)
+    is_token = slot >= 0
+    position = tl.where(is_token, position, 0)
+    table_ptr = tables_ptr + slot.to(tl.int64) * max_blocks
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=is_token, other=0)
+    weight_1, weight_2, cos, sin = _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D, BLOCK_D)
+    # For all heads, but only stored of k's; as they were, only of v's.
+    k_1, k_2 = _norm_rotate(v_1, v_2, weight_1, weight_2, cos, sin, EPS, D, dtype)
+    cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D)
+    is_k = mask & is_token & (heads < K)
+    tl.store(keys_ptr + cache + inner, _finite(k_1), mask=is_k)
+    tl.store(keys_ptr + cache + HALF + inner, _finite(k_2), mask=is_k)
+    is_v = mask & is_token & (heads >= K)
+    cache -= K * D
+    tl.store(values_ptr + cache + inner, _finite(v_1), mask=is_v)
+    tl.store(values_ptr + cache + HALF + inner, _finite(v_2), mask=is_v)
+
+
+@triton.jit(do_not_specialize=["max_blocks"])
+def _qk_rope_wide_kernel(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
+    keys_ptr, values_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
+    S: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """HEADS heads of q of one token, or, in its last program, all its heads of k and v."""
+    group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    qkv_ptr += token * stride_t
+    slots_ptr += token
+    positions_ptr += token
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    if group < (N + HEADS - 1) // HEADS:
+        _rope_queries(
+            qkv_ptr, q_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
+            q_ptr + token * (N * D), stride_s, group * HEADS, EPS, S, N, D, HEADS, BLOCK_D,
+        )  # fmt: skip
+    else:
+        _rope_keys_values(
+            qkv_ptr + N * D, k_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
+            tables_ptr, keys_ptr, values_ptr, stride_s, max_blocks,
+            EPS, S, K, D, BLOCK_SIZE, KV_HEADS, BLOCK_D,
+        )  # fmt: skip
+
+
 def qk_rope(
     qkv_STW: torch.Tensor,
     q_norm_D: torch.Tensor,
@@ -154,15 +263,25 @@ def qk_rope(
     assert all(tensor.is_contiguous() for tensor in (*tensors, out_q_TND))
     if T == 0:
         return out_q_TND
-    heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
     block_d = triton.next_power_of_2(D // 2)
-    groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
-    _qk_rope_kernel[(groups, T)](
-        qkv_STW, *tensors, out_q_TND, qkv_STW.stride(0), qkv_STW.stride(1), tables.shape[1],
-        EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=block_size, HEADS=heads, BLOCK_D=block_d,
-        num_warps=max(1, heads * block_d // 256),
-        maxnreg=MAX_REGISTERS,
-        enable_fp_fusion=False,  # multiply, then add: the bits of workers.layers.rotary.rotate
+    args = (*tensors, out_q_TND, qkv_STW.stride(0), qkv_STW.stride(1), tables.shape[1])
+    options = {
+        **{"EPS": eps, "S": S, "N": N, "K": K, "D": D, "BLOCK_SIZE": block_size},
+        "BLOCK_D": block_d,
+        "maxnreg": MAX_REGISTERS,
+        "enable_fp_fusion": False,  # multiply, then add: the bits of workers.layers.rotary.rotate
         **launch_options(pdl),
-    )  # fmt: skip
+    }
+    if T <= _ONE_WAVE_TOKENS:
+        heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
+        groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
+        _qk_rope_kernel[(groups, T)](
+            qkv_STW, *args, HEADS=heads, num_warps=max(1, heads * block_d // 256), **options
+        )
+    else:
+        heads = min(_WIDE_HEADS, triton.next_power_of_2(N))
+        _qk_rope_wide_kernel[(triton.cdiv(N, heads) + 1, T)](
+            qkv_STW, *args, HEADS=heads, KV_HEADS=triton.next_power_of_2(2 * K),
+            num_warps=max(1, heads * block_d // 512), **options,
+        )  # fmt: skip
     return out_q_TND
