@@ -110,20 +110,16 @@ def _qk_rope_kernel(
 
 
 @triton.jit
-def _load_heads(
-    qkv_ptr, inner, mask, stride_s, S: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr
-):  # fmt: skip
-    """Both halves of a token's heads, their parts summed and rounded as F.linear rounds."""
-    first_parts = load_parts(qkv_ptr + inner, mask, stride_s, S)
-    second_parts = load_parts(qkv_ptr + HALF + inner, mask, stride_s, S)
-    return add_parts(first_parts, S).to(DTYPE), add_parts(second_parts, S).to(DTYPE)
+def _load_halves(ptr, inner, mask, D: tl.constexpr):
+    """Both halves of some heads, read once."""
+    first = tl.load(ptr + inner, mask=mask, other=0.0, eviction_policy="evict_first")
+    second = tl.load(ptr + D // 2 + inner, mask=mask, other=0.0, eviction_policy="evict_first")
+    return first, second
 
 
 @triton.jit
-def _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, BLOCK_D: tl.constexpr):
-    """What all heads of a token share: both halves of the norm's weight, cos and sin [1, D/2]."""
-    halves = tl.arange(0, BLOCK_D)[None, :]
-    mask = halves < D // 2
+def _load_shared(norm_ptr, cos_ptr, sin_ptr, position, halves, mask, D: tl.constexpr):
+    """What all heads share, for each of a tile's heads: no barrier, and registers keep it."""
     turns = position.to(tl.int64) * D + halves
     weight_1 = tl.load(norm_ptr + halves, mask=mask, other=0.0)
     weight_2 = tl.load(norm_ptr + D // 2 + halves, mask=mask, other=0.0)
@@ -133,66 +129,80 @@ def _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D: tl.constexpr, BLOCK_D:
 
 @triton.jit
 def _rope_queries(
-    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, q_ptr, stride_s, first_head,
-    EPS: tl.constexpr, S: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
-    HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, q_ptr, first_head,
+    EPS: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    HEADS: tl.constexpr, REPEAT: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """HEADS query heads of one token."""
+    """REPEAT tiles of HEADS query heads of one token."""
     dtype: tl.constexpr = q_ptr.dtype.element_ty
-    HALF: tl.constexpr = D // 2
     heads = first_head + tl.arange(0, HEADS)[:, None]
-    halves = tl.arange(0, BLOCK_D)[None, :]
+    halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
+    is_half = halves < D // 2
     inner = heads * D + halves
-    mask = (heads < N) & (halves < HALF)
-    first, second = _load_heads(qkv_ptr, inner, mask, stride_s, S, HALF, dtype)
+    tiles = ()
+    for r in tl.static_range(REPEAT):
+        mask = (heads + r * HEADS < N) & is_half
+        tiles = tiles + _load_halves(qkv_ptr + r * HEADS * D, inner, mask, D)
     slot, position = tl.load(slot_ptr), tl.load(position_ptr)
     position = tl.where(slot >= 0, position, 0)
-    weight_1, weight_2, cos, sin = _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D, BLOCK_D)
-    first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
-    tl.store(q_ptr + inner, first, mask=mask)
-    tl.store(q_ptr + HALF + inner, second, mask=mask)
+    weight_1, weight_2, cos, sin = _load_shared(
+        norm_ptr, cos_ptr, sin_ptr, position, halves, is_half, D
+    )
+    for r in tl.static_range(REPEAT):
+        first, second = tiles[2 * r].to(dtype), tiles[2 * r + 1].to(dtype)
+        first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
+        mask = (heads + r * HEADS < N) & is_half
+        q_ptrs = q_ptr + r * HEADS * D + inner
+        tl.store(q_ptrs, first, mask=mask)
+        tl.store(q_ptrs + D // 2, second, mask=mask)
 
 
 @triton.jit
 def _rope_keys_values(
     qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, tables_ptr, keys_ptr, values_ptr,
-    stride_s, max_blocks, EPS: tl.constexpr, S: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    max_blocks, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """All heads of k and v of one token."""
+    """All heads of k and v of one token, HEADS or fewer."""
     dtype: tl.constexpr = keys_ptr.dtype.element_ty
-    HALF: tl.constexpr = D // 2
     heads = tl.arange(0, HEADS)[:, None]
-    halves = tl.arange(0, BLOCK_D)[None, :]
+    halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
+    mask = (heads < 2 * K) & (halves < D // 2)
     inner = heads * D + halves
-    mask = (heads < 2 * K) & (halves < HALF)
-    v_1, v_2 = _load_heads(qkv_ptr, inner, mask, stride_s, S, HALF, dtype)
+    v_1, v_2 = _load_halves(qkv_ptr, inner, mask, D)
     slot, position = tl.load(slot_ptr), tl.load(position_ptr)
     is_token = slot >= 0
     position = tl.where(is_token, position, 0)
     table_ptr = tables_ptr + slot.to(tl.int64) * max_blocks
     block = tl.load(table_ptr + position // BLOCK_SIZE, mask=is_token, other=0)
-    weight_1, weight_2, cos, sin = _load_shared(norm_ptr, cos_ptr, sin_ptr, position, D, BLOCK_D)
-    # For all heads, but only stored of k's; as they were, only of v's.
+    weight_1, weight_2, cos, sin = _load_shared(
+        norm_ptr, cos_ptr, sin_ptr, position, halves, mask, D
+    )
+    v_1, v_2 = v_1.to(dtype), v_2.to(dtype)
+    # For every head, of which k's are stored; of those left as they are, v's.
     k_1, k_2 = _norm_rotate(v_1, v_2, weight_1, weight_2, cos, sin, EPS, D, dtype)
     cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D)
-    is_k = mask & is_token & (heads < K)
-    tl.store(keys_ptr + cache + inner, _finite(k_1), mask=is_k)
-    tl.store(keys_ptr + cache + HALF + inner, _finite(k_2), mask=is_k)
-    is_v = mask & is_token & (heads >= K)
-    cache -= K * D
-    tl.store(values_ptr + cache + inner, _finite(v_1), mask=is_v)
-    tl.store(values_ptr + cache + HALF + inner, _finite(v_2), mask=is_v)
+    key_ptrs, value_ptrs = keys_ptr + cache + inner, values_ptr + (cache - K * D) + inner
+    is_k, is_v = mask & is_token & (heads < K), mask & is_token & (heads >= K)
+    tl.store(key_ptrs, _finite(k_1), mask=is_k)
+    tl.store(key_ptrs + D // 2, _finite(k_2), mask=is_k)
+    tl.store(value_ptrs, _finite(v_1), mask=is_v)
+    tl.store(value_ptrs + D // 2, _finite(v_2), mask=is_v)
 
 
 @triton.jit(do_not_specialize=["max_blocks"])
 def _qk_rope_wide_kernel(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
-    keys_ptr, values_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
-    S: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
-    HEADS: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+    keys_ptr, values_ptr, q_ptr, stride_t, max_blocks, EPS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr, REPEAT: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
-    """HEADS heads of q of one token, or, in its last program, all its heads of k and v."""
+    """REPEAT · HEADS heads of q of one token or, in its last program, all its heads of k and v.
+
+    The projection's loads come first: those of position and turn, one after the other, are over
+    before them.
+    """
     group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
     qkv_ptr += token * stride_t
     slots_ptr += token
@@ -200,16 +210,15 @@ def _qk_rope_wide_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    if group < (N + HEADS - 1) // HEADS:
+    if group < tl.num_programs(0) - 1:
         _rope_queries(
             qkv_ptr, q_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
-            q_ptr + token * (N * D), stride_s, group * HEADS, EPS, S, N, D, HEADS, BLOCK_D,
+            q_ptr + token * (N * D), group * (REPEAT * HEADS), EPS, N, D, HEADS, REPEAT, BLOCK_D,
         )  # fmt: skip
     else:
         _rope_keys_values(
             qkv_ptr + N * D, k_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
-            tables_ptr, keys_ptr, values_ptr, stride_s, max_blocks,
-            EPS, S, K, D, BLOCK_SIZE, KV_HEADS, BLOCK_D,
+            tables_ptr, keys_ptr, values_ptr, max_blocks, EPS, K, D, BLOCK_SIZE, KV_HEADS, BLOCK_D,
         )  # fmt: skip
 
 

@@ -108,3 +108,9 @@ def test_real_shapes(N: int, K: int, M: int, dtype: torch.dtype) -> None:
     if N * M > 1 << 26:
         pytest.skip("the fp64 product would not fit; the head sees one row a sequence")
     check(M, N, K, dtype, make_context(torch.device("cuda"), dtype), device="cuda")
+
+
+@pytest.mark.parametrize("entry", [Tiles(block_m=1, block_n=4, block_k=64), None])
+def test_no_rows(entry: Tiles | None) -> None:
+    """A rank whose share of the tokens is empty, whatever the table says of few."""
+    assert len(check(0, 24, 40, torch.float32, context_of(24, 40, entry, torch.float32))) == 1
