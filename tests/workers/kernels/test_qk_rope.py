@@ -7,6 +7,7 @@ import dataclasses
 import pytest
 import torch
 
+from workers.kernels import qk_rope as module
 from workers.kernels.qk_rope import qk_rope
 from workers.kv_cache import LayerCache
 from workers.layers.norm import RMSNorm
@@ -82,6 +83,13 @@ class Case:
 SHAPES = [(1, 4, 2, 8), (5, 3, 1, 24), (3, 1, 1, 6), (4, 6, 3, 2), (2, 32, 4, 128), (40, 5, 2, 16)]
 
 
+@pytest.fixture(params=[False, True], ids=["narrow", "wide"])
+def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of few tokens and that of many, whatever their number."""
+    monkeypatch.setattr(module, "_ONE_WAVE_TOKENS", 0 if request.param else 1 << 30)
+
+
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("T", "N", "K", "D"), SHAPES)
 def test_projection(T: int, N: int, K: int, D: int, dtype: torch.dtype) -> None:
@@ -96,6 +104,7 @@ def test_parts(S: int, dtype: torch.dtype) -> None:
     case.check(case.parts(S, torch.float32))
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("T", [6, 35])
 def test_padding_writes_nothing(T: int) -> None:
     """Whatever a padding's position: its q is that of position 0, its k and v go nowhere."""
@@ -105,12 +114,14 @@ def test_padding_writes_nothing(T: int) -> None:
     case.check(case.parts(1, torch.float32))
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_all_padding() -> None:
     case = Case(3, 4, 2, 8, torch.float32, DEVICE)
     case.slots.fill_(-1)
-    case.check(case.parts(2, torch.float32))
+    case.check(case.parts(1, torch.float32))
 
 
+@pytest.mark.usefixtures("each_kernel")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_not_finite_is_stored_as_zero(dtype: torch.dtype) -> None:
     case = Case(4, 3, 2, 16, dtype, DEVICE)
@@ -126,22 +137,30 @@ def test_not_finite_is_stored_as_zero(dtype: torch.dtype) -> None:
     assert values.isfinite().all()
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_casts() -> None:
     """Each cast where plain torch has it: others agree within a rounding, seldom to the bit."""
     case = Case(4, 3, 2, 64, torch.float16, DEVICE)
-    qkv = case.parts(3, torch.float32)
+    qkv = case.parts(1, torch.float32)
     for out, expected in zip(case.run(qkv), case.expected(qkv), strict=True):
         assert (out == expected).float().mean() > 0.97
 
 
+@pytest.mark.usefixtures("each_kernel")
 def test_strided_rows() -> None:
     case = Case(5, 4, 2, 8, torch.float32, DEVICE)
     wide = torch.randn(2, 5, case.width + 16, device=DEVICE)
     case.check(wide[:, :, : case.width])
+    case.check(wide[0, :, : case.width])
+
+
+def test_many_tokens() -> None:
+    case = Case(515, 2, 1, 8, torch.float32, DEVICE)
+    case.check(case.parts(1, torch.float32))
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("T", [1, 33, 256, 8192])
+@pytest.mark.parametrize("T", [1, 33, 256, 600, 8192])
 @pytest.mark.parametrize(("N", "K"), [(32, 4), (16, 2), (64, 4)])
 @pytest.mark.parametrize(
     ("S", "dtype"), [(1, torch.bfloat16), (1, torch.float32), (6, torch.float32)]

@@ -1,0 +1,86 @@
+"""Replays of graphs against the same steps launched kernel by kernel."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from demo import CHECKPOINT
+from switchyard.worker.v1 import worker_pb2
+from tests.workers.gpu.driver import (
+    CUDA,
+    Frontend,
+    Prompt,
+    random_prompts,
+)
+from tests.workers.models import random_config, save_model
+from tests.workers.steps import start_rank
+from workers.batch import Shape
+from workers.startup import Rank
+
+pytestmark = pytest.mark.gpu
+
+
+@torch.inference_mode()
+def check_graphs(rank: Rank, vocab_size: int) -> None:
+    """Every captured shape, full and with as much padding as it may have, gives the bits of the
+    same kernels launched one by one."""
+    runner, graphs, rng = rank.runner, rank.runner.graphs, random.Random(0)
+    slots = runner.builder.num_slots
+    assert graphs.decodes[-1] == slots
+    assert graphs.mixed
+    frontend = Frontend(rank)
+    for slot, prompt in random_prompts(slots, vocab_size, 40, 1).items():
+        runner.launch(frontend.step(prompts={slot: prompt})).result()
+
+    def check(step: worker_pb2.StepRequest, shape: Shape) -> None:
+        assert graphs.shape_for(step) == shape
+        num_tokens = step.max_replica_tokens
+        batch = runner.builder.build(step, shape)
+        eager = runner.forward(batch)[:num_tokens].clone()
+        replayed = graphs.replay(shape)[:num_tokens]
+        assert eager.isfinite().all()
+        assert torch.equal(eager, replayed), shape
+
+    for before, size in itertools.pairwise([0, *graphs.decodes]):
+        for count in {before + 1, size}:
+            step = frontend.step(rng.sample(range(slots), count))
+            check(step, Shape(size, decodes=True))
+    for before, size in itertools.pairwise([0, *graphs.mixed]):
+        for count in {before + 1, size}:
+            decodes = rng.sample(range(1, slots), min(slots - 1, (count - 1) // 2))
+            tokens = [rng.randrange(3, vocab_size) for _ in range(count - len(decodes))]
+            step = frontend.step(decodes, {0: Prompt(tokens, {})})
+            check(step, Shape(size, decodes=False))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_graphs_of_the_demo_equal_single_launches(dtype: str) -> None:
+    rank = start_rank(
+        CHECKPOINT, dtype=dtype, max_batch_size=256, max_num_batched_tokens=768,
+        num_blocks=4096, **CUDA,
+    )  # fmt: skip
+    check_graphs(rank, 1000)
+
+
+@pytest.mark.parametrize(("seed", "moe"), [(69, True), (62, True), (1, False)])
+def test_graphs_of_random_models_equal_single_launches(
+    seed: int, moe: bool, tmp_path: Path
+) -> None:
+    config = random_config(seed, moe=moe)
+    save_model(config, tmp_path, seed)
+    rank = start_rank(
+        tmp_path, max_batch_size=16, max_num_batched_tokens=64, num_blocks=512,
+        block_size=(16, 4, 5)[seed % 3], **CUDA,
+    )  # fmt: skip
+    check_graphs(rank, config.vocab_size)
+
+
+def test_capturing_allocates_nothing() -> None:
+    """Every buffer that a graph holds is a workspace's."""
+    rank = start_rank(CHECKPOINT, dtype="bfloat16", **CUDA)
+    assert rank.runner.graphs.num_allocations == 0

@@ -1,0 +1,119 @@
+"""What a step may cost the host after start-up: no compilation, allocation or wait."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import random
+from collections.abc import Iterator
+
+import pytest
+import torch
+import triton
+
+from demo import CHECKPOINT
+from tests.workers.gpu.driver import (
+    CUDA,
+    IN_FLIGHT,
+    PARAMS,
+    Frontend,
+    Params,
+    random_prompts,
+)
+from tests.workers.steps import start_rank
+from workers.runner import StepHandle
+
+pytestmark = pytest.mark.gpu
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Kernels that Triton compiles, or loads from its cache, meanwhile."""
+    names: list[str] = []
+    knobs = triton.knobs.runtime
+    before = knobs.jit_post_compile_hook
+    knobs.jit_post_compile_hook = lambda **about: names.append(about["fn"].name)
+    try:
+        yield names
+    finally:
+        knobs.jit_post_compile_hook = before
+
+
+@contextlib.contextmanager
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def num_allocations() -> int:
+    return int(torch.cuda.memory_stats()["allocation.all.allocated"])
+
+
+@pytest.mark.parametrize("cuda_graphs", ["on", "off"])
+def test_no_step_after_start_up_compiles(cuda_graphs: str) -> None:
+    """Prompts of any length, decodes of any number of rows and both, with all that rows may ask."""
+    rank = start_rank(
+        CHECKPOINT, dtype="bfloat16", max_batch_size=40, max_num_batched_tokens=512,
+        num_blocks=4096, cuda_graphs=cuda_graphs, **CUDA,
+    )  # fmt: skip
+    frontend, rng = Frontend(rank), random.Random(2)
+    with compilations() as names:
+        for slot, prompt in random_prompts(40, 1000, 300, 4).items():
+            rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
+        assert names == []
+        for count in range(1, 41):
+            rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
+        assert names == []
+        for slot, prompt in random_prompts(40, 1000, 400, 5).items():
+            decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
+            rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
+    assert names == []
+
+
+def test_a_compilation_would_be_counted() -> None:
+    with compilations() as names:
+        start_rank(CHECKPOINT, dtype="float32", block_size=8, cuda_graphs="off", **CUDA)
+    assert names
+
+
+@pytest.mark.parametrize("kinds", [PARAMS[:1], PARAMS[:2], PARAMS[1:4], PARAMS])
+def test_decodes_neither_allocate_nor_wait(kinds: list[Params]) -> None:
+    """Fifty steps of growing contexts and new blocks, rows joining and leaving."""
+    rank = start_rank(
+        CHECKPOINT, dtype="bfloat16", max_batch_size=24, max_num_batched_tokens=512,
+        num_blocks=1024, **CUDA,
+    )  # fmt: skip
+    frontend, rng = Frontend(rank), random.Random(6)
+    for slot, prompt in random_prompts(24, 1000, 60, 7).items():
+        params = kinds[slot % len(kinds)]
+        step = frontend.step(prompts={slot: dataclasses.replace(prompt, params=params)})
+        rank.runner.launch(step).result()
+    torch.cuda.synchronize()
+    before = num_allocations()
+    flying: list[StepHandle] = []
+    for number in range(50):
+        step = frontend.step(rng.sample(range(24), 13 + number // 5))
+        with no_synchronisation():
+            flying.append(rank.runner.launch(step))
+        if len(flying) == IN_FLIGHT:
+            flying.pop(0).result()
+    drawn = [handle.result().token_ids for handle in flying]
+    assert num_allocations() == before
+    assert all(0 <= token < 1024 for tokens in drawn for token in tokens)
+
+
+def test_launching_a_prompt_never_waits() -> None:
+    rank = start_rank(
+        CHECKPOINT, dtype="bfloat16", max_batch_size=24, max_num_batched_tokens=512,
+        num_blocks=1024, **CUDA,
+    )  # fmt: skip
+    frontend = Frontend(rank)
+    handles: list[StepHandle] = []
+    for slot, prompt in random_prompts(24, 1000, 400, 8).items():
+        step = frontend.step(range(slot), {slot: prompt})
+        with no_synchronisation():
+            handles.append(rank.runner.launch(step))
+        handles.pop().result()

@@ -1,0 +1,66 @@
+"""Logits against transformers, and draws against the CPU's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from demo import CHECKPOINT
+from tests.workers.gpu.driver import (
+    CUDA,
+    Frontend,
+    Prompt,
+    in_flight,
+    relative_error,
+)
+from tests.workers.models import random_config, save_model
+from tests.workers.steps import prefill_step, start_rank, step_logits
+
+pytestmark = pytest.mark.gpu
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_fp32_logits_equal_transformers(seed: int, tmp_path: Path) -> None:
+    config = random_config(seed, moe=seed % 3 != 0)
+    oracle = save_model(config, tmp_path, seed)
+    rank = start_rank(tmp_path, cuda_graphs="off", **CUDA)
+    tokens = torch.randint(config.vocab_size, (37,), generator=torch.manual_seed(seed)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    ours = step_logits(rank, prefill_step(0, 2, tokens, [7, 3, 5, 1]))
+    assert relative_error(ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_demo_logits_equal_transformers_on_the_gpu(dtype: torch.dtype) -> None:
+    """bf16 against fp32 on both sides: ours is no further away than transformers' own bf16."""
+    name = str(dtype).removeprefix("torch.")
+    rank = start_rank(CHECKPOINT, dtype=name, cuda_graphs="off", **CUDA)
+    model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
+    tokens = torch.randint(3, 1000, (200,), generator=torch.manual_seed(3)).tolist()
+    with torch.inference_mode():
+        exact = model(torch.tensor([tokens])).logits[0]
+        theirs = model.to("cuda", dtype)(torch.tensor([tokens], device="cuda")).logits[0].float()
+    ours = step_logits(rank, prefill_step(0, 0, tokens, list(range(13))))
+    assert relative_error(ours, exact) <= max(1e-4, 1.5 * relative_error(theirs, exact))
+
+
+@pytest.mark.parametrize("cuda_graphs", ["on", "off"])
+def test_steps_in_flight_draw_what_the_cpu_draws(cuda_graphs: str) -> None:
+    """Four steps launched before the first result is asked for, greedy and seeded, in fp32."""
+
+    def run(device: str) -> list[list[int]]:
+        rank = start_rank(CHECKPOINT, device=device, memory_fraction=0.3, cuda_graphs=cuda_graphs)
+        frontend = Frontend(rank)
+        prompts = {
+            0: Prompt(list(range(10, 40)), {}),
+            3: Prompt(list(range(100, 121)), {"temperature": 0.9, "top_p": 0.95, "seed": 11}),
+        }
+        steps = [frontend.step(prompts={slot: prompt}) for slot, prompt in prompts.items()]
+        steps += [frontend.step([0, 3]) for _ in range(40)]
+        return list(in_flight(rank, iter(steps)))
+
+    assert run("cuda") == run("cpu")
