@@ -14,6 +14,14 @@ import triton.language as tl
 
 from moe.kernels.launch import launch_options
 
+# Up to so many routes one block of a program holds them all.
+_FEW_ROUTES = 2048
+# Of many routes each program takes one block: so many that the table of counts stays small, so few
+# that programs fill half the device when the routes are 65536.
+_BLOCK, _WARPS = 1024, 8
+_ENTRIES = 32  # of the tile table, by one program
+_MIN_EXPERTS = 32  # columns of the table of counts: one a lane
+
 
 class Alignment(NamedTuple):
     """What a grouped GEMM needs, all int32 on the device.
@@ -21,8 +29,7 @@ class Alignment(NamedTuple):
     `order` [P] holds route numbers by local expert, then by route number; behind the local routes
     it is undefined. `offsets` [L+1] is each expert's first place in `order`, and their number.
     A tile is of expert `tile_expert[i]` and starts at place `tile_start[i]`; tiles stand in order
-    of place. An entry of expert −1 is no tile (its start is undefined): such stand behind all tiles
-    where routes are few, also between experts where they are many.
+    of place. Behind all tiles stand entries of expert −1, whose start is undefined.
     """
 
     order: torch.Tensor
@@ -31,21 +38,23 @@ class Alignment(NamedTuple):
     tile_start: torch.Tensor
 
 
-# Up to so many routes one block of a program holds them all, and tiles stand without gaps.
-_FEW_ROUTES = 2048
-
-
 def max_tiles(num_routes: int, num_local: int, block_m: int) -> int:
     """Length of the tile table: enough for however many routes each expert has.
 
-    Few routes: the first route of an expert makes a tile, each further tile takes block_m. Many:
-    see `_align_kernel`.
+    The first route of an expert makes a tile, each further tile takes block_m.
     """
     if num_routes <= num_local:
         return num_routes
-    if num_routes <= _FEW_ROUTES:
-        return num_local + (num_routes - num_local) // block_m
-    return num_local + num_routes // block_m
+    return num_local + (num_routes - num_local) // block_m
+
+
+def scratch_size(num_routes: int, num_local: int) -> int:
+    """Counts that `align` keeps between its kernels: of each block of routes, by expert."""
+    return triton.cdiv(num_routes, _BLOCK) * _padded(num_local)
+
+
+def _padded(num_local: int) -> int:
+    return max(_MIN_EXPERTS, triton.next_power_of_2(num_local))
 
 
 def allocate_alignment(
@@ -58,61 +67,35 @@ def allocate_alignment(
 
 
 @triton.jit
-def _load_local(ids_ptr, map_ptr, start, P, BLOCK: tl.constexpr, HAS_MAP: tl.constexpr):
-    """Local expert of BLOCK routes, −1 where foreign, padding or past the last."""
-    routes = start + tl.arange(0, BLOCK)
+def _load_local(ids_ptr, map_ptr, routes, P, HAS_MAP: tl.constexpr):
+    """Local expert of each route, −1 where foreign, padding or past the last."""
     ids = tl.load(ids_ptr + routes, mask=routes < P, other=-1)
     if HAS_MAP:
         ids = tl.load(map_ptr + ids, mask=ids >= 0, other=-1)
     return ids
 
 
-@triton.jit
-def _place(order_ptr, is_mine, place, start, BLOCK: tl.constexpr):
-    """Write one expert's routes of a block in a row; returns the place behind them."""
-    rank = tl.cumsum(is_mine.to(tl.int32), axis=0) - 1
-    tl.store(order_ptr + place + rank, start + tl.arange(0, BLOCK), mask=is_mine)
-    return place + tl.sum(is_mine.to(tl.int32), axis=0)
-
-
 @triton.jit(do_not_specialize=["P", "max_tiles"])
-def _align_kernel(
+def _align_few_kernel(
     ids_ptr, map_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, P, max_tiles,
     NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr,
-    FEW: tl.constexpr, HAS_MAP: tl.constexpr, PDL: tl.constexpr,
+    HAS_MAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One expert's share of the tables; every program counts all routes for itself.
-
-    FEW (P ≤ BLOCK): all experts are counted, and tiles stand without gaps. Otherwise that would
-    cost more than all else, so tiles of expert e stand from ⌊first / BLOCK_M⌋ + e on, which leaves
-    at most one entry free before those of e + 1.
-    """
+    """One expert's share of the tables; every program counts all P ≤ BLOCK routes for itself."""
     expert = tl.program_id(0)
     tiles = tl.arange(0, 128)
+    routes = tl.arange(0, BLOCK)
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    local = _load_local(ids_ptr, map_ptr, 0, P, BLOCK, HAS_MAP)
-    if FEW:
-        experts_E = tl.arange(0, BLOCK_E)
-        counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
-        tiles_E = (counts_E + (BLOCK_M - 1)) // BLOCK_M
-        first = tl.sum(tl.where(experts_E < expert, counts_E, 0), axis=0)
-        count = tl.sum(tl.where(experts_E == expert, counts_E, 0), axis=0)
-        first_tile = tl.sum(tl.where(experts_E < expert, tiles_E, 0), axis=0)
-        end_tile = first_tile + (count + (BLOCK_M - 1)) // BLOCK_M
-    else:
-        lower = ((local >= 0) & (local < expert)).to(tl.int32)
-        mine = (local == expert).to(tl.int32)
-        start = BLOCK
-        while start < P:
-            local = _load_local(ids_ptr, map_ptr, start, P, BLOCK, HAS_MAP)
-            lower += ((local >= 0) & (local < expert)).to(tl.int32)
-            mine += (local == expert).to(tl.int32)
-            start += BLOCK
-        first, count = tl.sum(lower, axis=0), tl.sum(mine, axis=0)
-        first_tile = first // BLOCK_M + expert
-        end_tile = (first + count) // BLOCK_M + expert + 1
+    local = _load_local(ids_ptr, map_ptr, routes, P, HAS_MAP)
+    experts_E = tl.arange(0, BLOCK_E)
+    counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
+    tiles_E = (counts_E + (BLOCK_M - 1)) // BLOCK_M
+    first = tl.sum(tl.where(experts_E < expert, counts_E, 0), axis=0)
+    count = tl.sum(tl.where(experts_E == expert, counts_E, 0), axis=0)
+    first_tile = tl.sum(tl.where(experts_E < expert, tiles_E, 0), axis=0)
+    end_tile = first_tile + (count + (BLOCK_M - 1)) // BLOCK_M
     if expert == NUM_LOCAL - 1:
         tl.store(offsets_ptr + NUM_LOCAL, first + count)
         end_tile = max_tiles
@@ -126,22 +109,113 @@ def _align_kernel(
         tl.store(tile_start_ptr + entries, first + starts, mask=is_entry)
         tile += 128
     if count > 0:
-        if FEW:
-            _place(order_ptr, local == expert, first, 0, BLOCK)
-        else:
-            start = 0
-            while start < P:
-                local = _load_local(ids_ptr, map_ptr, start, P, BLOCK, HAS_MAP)
-                first = _place(order_ptr, local == expert, first, start, BLOCK)
-                start += BLOCK
+        is_mine = local == expert
+        rank = tl.cumsum(is_mine.to(tl.int32), axis=0) - 1
+        tl.store(order_ptr + first + rank, routes, mask=is_mine)
 
 
-def _block(num_routes: int) -> tuple[int, int]:
-    """Routes a block and warps: few sizes, so that few kernels are compiled."""
-    for block, warps in ((128, 1), (512, 4), (_FEW_ROUTES, 8)):
-        if num_routes <= block:
-            return block, warps
-    return 8192, 16
+@triton.jit(do_not_specialize=["P"])
+def _align_count_kernel(
+    ids_ptr, map_ptr, counts_ptr, P,
+    BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, HAS_MAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """How many routes of one block each expert has."""
+    block = tl.program_id(0)
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    local = _load_local(ids_ptr, map_ptr, block * BLOCK + tl.arange(0, BLOCK), P, HAS_MAP)
+    counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
+    tl.store(counts_ptr + block * BLOCK_E + tl.arange(0, BLOCK_E), counts_E)
+
+
+@triton.jit
+def _sum_counts(counts_ptr, block, num_blocks, BLOCK_E: tl.constexpr):
+    """Each expert's routes, in all blocks and in those before one."""
+    ROWS: tl.constexpr = 8192 // BLOCK_E if BLOCK_E < 4096 else 2
+    rows, experts_E = tl.arange(0, ROWS), tl.arange(0, BLOCK_E)
+    total_E = tl.zeros((BLOCK_E,), tl.int32)
+    before_E = tl.zeros((BLOCK_E,), tl.int32)
+    for start in range(0, num_blocks, ROWS):
+        blocks = start + rows
+        counts_ptrs = counts_ptr + blocks[:, None] * BLOCK_E + experts_E[None, :]
+        counts = tl.load(counts_ptrs, mask=(blocks < num_blocks)[:, None], other=0)
+        total_E += tl.sum(counts, axis=0)
+        before_E += tl.sum(tl.where((blocks < block)[:, None], counts, 0), axis=0)
+    return total_E, before_E
+
+
+@triton.jit
+def _scatter(
+    ids_ptr, map_ptr, counts_ptr, order_ptr, P, block, num_blocks,
+    BLOCK: tl.constexpr, BLOCK_E: tl.constexpr, HAS_MAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """Sort one block's routes and write each expert's run of them to its place."""
+    places = tl.arange(0, BLOCK)
+    # Ids are older than the counts, whose kernel has waited for them itself.
+    local = _load_local(ids_ptr, map_ptr, block * BLOCK + places, P, HAS_MAP)
+    keys = tl.sort(tl.where(local >= 0, local, BLOCK_E) * BLOCK + places)
+    experts, routes = keys // BLOCK, block * BLOCK + keys % BLOCK
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    mine_E = tl.load(counts_ptr + block * BLOCK_E + tl.arange(0, BLOCK_E))
+    total_E, before_E = _sum_counts(counts_ptr, block, num_blocks, BLOCK_E)
+    # From a place in the sorted block to one in `order`, the same for all routes of an expert.
+    others_E = total_E - mine_E
+    shift_E = tl.cumsum(others_E, axis=0) - others_E + before_E
+    shift = tl.gather(shift_E, tl.minimum(experts, BLOCK_E - 1), axis=0)
+    tl.store(order_ptr + places + shift, routes, mask=experts < BLOCK_E)
+
+
+@triton.jit
+def _write_tiles(
+    counts_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, part, num_blocks, max_tiles,
+    NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+    ENTRIES: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """ENTRIES of the tile table and, in part 0, the offsets."""
+    experts_E = tl.arange(0, BLOCK_E)
+    entries = part * ENTRIES + tl.arange(0, ENTRIES)
+    is_entry = entries < max_tiles
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    count_E, _ = _sum_counts(counts_ptr, 0, num_blocks, BLOCK_E)
+    end_E = tl.cumsum(count_E, axis=0)
+    tiles_E = (count_E + (BLOCK_M - 1)) // BLOCK_M
+    end_tile_E = tl.cumsum(tiles_E, axis=0)
+    # The expert of an entry comes after all whose tiles end at or before it.
+    is_past = end_tile_E[None, :] <= entries[:, None]
+    expert = tl.sum(is_past.to(tl.int32), axis=1)
+    first_E = (end_E - count_E) - (end_tile_E - tiles_E) * BLOCK_M
+    first = tl.gather(first_E, tl.minimum(expert, BLOCK_E - 1), axis=0)
+    tl.store(tile_expert_ptr + entries, tl.where(expert < BLOCK_E, expert, -1), mask=is_entry)
+    tl.store(tile_start_ptr + entries, first + entries * BLOCK_M, mask=is_entry)
+    if part == 0:
+        tl.store(offsets_ptr + 1 + experts_E, end_E, mask=experts_E < NUM_LOCAL)
+        tl.store(offsets_ptr, 0)
+
+
+@triton.jit(do_not_specialize=["P", "num_blocks", "max_tiles"])
+def _align_many_kernel(
+    ids_ptr, map_ptr, counts_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
+    P, num_blocks, max_tiles, NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    HAS_MAP: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """From the blocks' counts: one block's part of the order, or one of the tables."""
+    program = tl.program_id(0)
+    if program < num_blocks:
+        _scatter(
+            ids_ptr, map_ptr, counts_ptr, order_ptr, P, program, num_blocks,
+            BLOCK, BLOCK_E, HAS_MAP, PDL,
+        )  # fmt: skip
+    else:
+        _write_tiles(
+            counts_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, program - num_blocks,
+            num_blocks, max_tiles, NUM_LOCAL, BLOCK_M, BLOCK_E, ENTRIES, PDL,
+        )  # fmt: skip
 
 
 def align(
@@ -151,6 +225,7 @@ def align(
     block_m: int,
     *,
     out: Alignment | None = None,
+    scratch: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> Alignment:
     """Sort routes by local expert, stable in the route's number, and cut them into tiles.
@@ -160,25 +235,65 @@ def align(
         expert_map_E: int32, local index of a global expert or −1; None where all are local.
         block_m: rows of a tile.
         out: of `allocate_alignment` for the same sizes, or longer in its tiles.
+        scratch: int32 of at least `scratch_size`.
     """
     P = ids_P.numel()
     if out is None:
         out = allocate_alignment(P, num_local, block_m, ids_P.device)
+    if scratch is None:
+        scratch = ids_P.new_empty(scratch_size(P, num_local))
     assert num_local > 0
     assert ids_P.dtype == torch.int32
     assert ids_P.is_contiguous()
     assert expert_map_E is None or expert_map_E.dtype == torch.int32
-    assert all(x.dtype == torch.int32 and x.is_contiguous() for x in out)
+    assert all(x.dtype == torch.int32 and x.is_contiguous() for x in (*out, scratch))
     assert out.order.shape == (P,)
     assert out.offsets.shape == (num_local + 1,)
     tiles = out.tile_expert.shape[0]
     assert out.tile_start.shape == (tiles,)
     assert tiles >= max_tiles(P, num_local, block_m)
-    block, warps = _block(P)
-    _align_kernel[(num_local,)](
-        ids_P, expert_map_E, *out, P, tiles, NUM_LOCAL=num_local, BLOCK_M=block_m,
-        BLOCK_E=triton.next_power_of_2(num_local), BLOCK=block,
-        FEW=P <= _FEW_ROUTES, HAS_MAP=expert_map_E is not None, num_warps=warps,
-        **launch_options(pdl),
-    )  # fmt: skip
+    assert scratch.numel() >= scratch_size(P, num_local)
+    if P <= _FEW_ROUTES:
+        _launch_few(ids_P, expert_map_E, num_local, block_m, out, pdl)
+    else:
+        _launch_many(ids_P, expert_map_E, num_local, block_m, out, scratch, pdl)
     return out
+
+
+def _launch_few(
+    ids_P: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    num_local: int,
+    block_m: int,
+    out: Alignment,
+    pdl: bool,
+) -> None:
+    # Few sizes, so that few kernels are compiled.
+    sizes = ((128, 1), (512, 4), (_FEW_ROUTES, 8))
+    block, warps = next(size for size in sizes if ids_P.numel() <= size[0])
+    _align_few_kernel[(num_local,)](
+        ids_P, expert_map_E, *out, ids_P.numel(), out.tile_expert.shape[0],
+        NUM_LOCAL=num_local, BLOCK_M=block_m, BLOCK_E=triton.next_power_of_2(num_local),
+        BLOCK=block, HAS_MAP=expert_map_E is not None, num_warps=warps, **launch_options(pdl),
+    )  # fmt: skip
+
+
+def _launch_many(
+    ids_P: torch.Tensor,
+    expert_map_E: torch.Tensor | None,
+    num_local: int,
+    block_m: int,
+    out: Alignment,
+    scratch: torch.Tensor,
+    pdl: bool,
+) -> None:
+    P, tiles = ids_P.numel(), out.tile_expert.shape[0]
+    num_blocks = triton.cdiv(P, _BLOCK)
+    options = launch_options(pdl)
+    options |= {"BLOCK": _BLOCK, "BLOCK_E": _padded(num_local)}
+    options |= {"HAS_MAP": expert_map_E is not None, "num_warps": _WARPS}
+    _align_count_kernel[(num_blocks,)](ids_P, expert_map_E, scratch, P, **options)
+    _align_many_kernel[(num_blocks + triton.cdiv(tiles, _ENTRIES),)](
+        ids_P, expert_map_E, scratch, *out, P, num_blocks, tiles,
+        NUM_LOCAL=num_local, BLOCK_M=block_m, ENTRIES=_ENTRIES, **options,
+    )  # fmt: skip

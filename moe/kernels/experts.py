@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import torch
 
-from moe.kernels.align import Alignment, align, max_tiles
+from moe.kernels.align import Alignment, align, max_tiles, scratch_size
 from moe.kernels.context import KernelContext
 from moe.kernels.foreign import drop_foreign
 from moe.kernels.grouped import down, gate_up
@@ -74,12 +74,22 @@ def _align(
     # Room for the smallest tiles: it grows with the routes alone, whichever tiles they get.
     room = max_tiles(P, num_local, _SMALLEST_BLOCK)
     sizes = {"order": P, "offsets": num_local + 1, "tile_expert": room, "tile_start": room}
+    sizes["scratch"] = scratch_size(P, num_local)
     buffers = {
         name: context.workspace.take(f"align_{name}", (size,), torch.int32)
         for name, size in sizes.items()
     }
+    scratch = buffers.pop("scratch")
     num_tiles = max_tiles(P, num_local, block_m)
     for name in ("tile_expert", "tile_start"):
         buffers[name] = buffers[name][:num_tiles]
     out = Alignment(**buffers)
-    return align(ids_TK.view(-1), expert_map_E, num_local, block_m, out=out, pdl=context.pdl)
+    return align(
+        ids_TK.view(-1),
+        expert_map_E,
+        num_local,
+        block_m,
+        out=out,
+        scratch=scratch,
+        pdl=context.pdl,
+    )

@@ -16,11 +16,10 @@ from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
 _FEW_TOKENS = 32
-# Up to so many tokens all programs run at once: what they load ahead of the wait is hidden. From
-# there on it would only delay the loads that count, those of the projection.
+# Up to so many all programs run at once, and what they load ahead of the wait is hidden.
 _ONE_WAVE_TOKENS = 512
-# Query heads of one program there, 64 bytes a lane in flight.
-_WIDE_HEADS = 16
+# Beyond, a program turns so many times so many query heads: 64 bytes a lane in flight.
+_WIDE_HEADS, _WIDE_REPEAT = 8, 2
 
 
 @triton.jit
@@ -200,8 +199,7 @@ def _qk_rope_wide_kernel(
 ):  # fmt: skip
     """REPEAT · HEADS heads of q of one token or, in its last program, all its heads of k and v.
 
-    The projection's loads come first: those of position and turn, one after the other, are over
-    before them.
+    The projection's loads are sent first, and do not wait for a position.
     """
     group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
     qkv_ptr += token * stride_t
@@ -272,25 +270,43 @@ def qk_rope(
     assert all(tensor.is_contiguous() for tensor in (*tensors, out_q_TND))
     if T == 0:
         return out_q_TND
-    block_d = triton.next_power_of_2(D // 2)
-    args = (*tensors, out_q_TND, qkv_STW.stride(0), qkv_STW.stride(1), tables.shape[1])
-    options = {
-        **{"EPS": eps, "S": S, "N": N, "K": K, "D": D, "BLOCK_SIZE": block_size},
-        "BLOCK_D": block_d,
-        "maxnreg": MAX_REGISTERS,
-        "enable_fp_fusion": False,  # multiply, then add: the bits of workers.layers.rotary.rotate
-        **launch_options(pdl),
-    }
-    if T <= _ONE_WAVE_TOKENS:
-        heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
-        groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
-        _qk_rope_kernel[(groups, T)](
-            qkv_STW, *args, HEADS=heads, num_warps=max(1, heads * block_d // 256), **options
-        )
+    args = (*tensors, out_q_TND)
+    if T > _ONE_WAVE_TOKENS and S == 1:
+        _launch_wide(qkv_STW[0], *args, eps=eps, pdl=pdl)
     else:
-        heads = min(_WIDE_HEADS, triton.next_power_of_2(N))
-        _qk_rope_wide_kernel[(triton.cdiv(N, heads) + 1, T)](
-            qkv_STW, *args, HEADS=heads, KV_HEADS=triton.next_power_of_2(2 * K),
-            num_warps=max(1, heads * block_d // 512), **options,
-        )  # fmt: skip
+        _launch(qkv_STW, *args, eps=eps, pdl=pdl)
     return out_q_TND
+
+
+def _launch(qkv_STW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
+    """``args`` as the kernel names them."""
+    S, T, _ = qkv_STW.shape
+    N, K, D = args[-1].shape[1], args[-2].shape[2], args[-1].shape[2]
+    heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
+    groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
+    block_d = triton.next_power_of_2(D // 2)
+    _qk_rope_kernel[(groups, T)](
+        qkv_STW, *args, qkv_STW.stride(0), qkv_STW.stride(1), args[6].shape[1],
+        EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, BLOCK_D=block_d,
+        num_warps=max(1, heads * block_d // 256),
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,  # multiply, then add: the bits of workers.layers.rotary.rotate
+        **launch_options(pdl),
+    )  # fmt: skip
+
+
+def _launch_wide(qkv_TW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
+    """``args`` as the kernel names them."""
+    T, N, D = args[-1].shape
+    K = args[-2].shape[2]
+    heads = min(_WIDE_HEADS, triton.next_power_of_2(N))
+    block_d = triton.next_power_of_2(D // 2)
+    _qk_rope_wide_kernel[(triton.cdiv(N, heads * _WIDE_REPEAT) + 1, T)](
+        qkv_TW, *args, qkv_TW.stride(0), args[6].shape[1],
+        EPS=eps, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, REPEAT=_WIDE_REPEAT,
+        KV_HEADS=triton.next_power_of_2(2 * K), BLOCK_D=block_d,
+        num_warps=max(1, heads * block_d // 256),
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,  # as above
+        **launch_options(pdl),
+    )  # fmt: skip

@@ -64,16 +64,15 @@ def test_all_local(num_routes: int, num_experts: int, block: int) -> None:
     check(make_ids(num_routes, num_experts, DEVICE), None, num_experts, block)
 
 
-@pytest.mark.parametrize("num_routes", [5, 200, 2049])
+@pytest.mark.parametrize("num_routes", [5, 200])
 @pytest.mark.parametrize(("first", "num_local"), [(0, 7), (5, 4), (19, 1)])
 def test_foreign_routes(num_routes: int, first: int, num_local: int) -> None:
     ids = make_ids(num_routes, 20, DEVICE)
     check(ids, make_map(20, first, num_local, DEVICE), num_local, 16)
 
 
-@pytest.mark.parametrize("num_routes", [6, 2049])
-def test_no_local_route(num_routes: int) -> None:
-    ids = torch.full((num_routes,), 3, dtype=torch.int32, device=DEVICE)
+def test_no_local_route() -> None:
+    ids = torch.full((6,), 3, dtype=torch.int32, device=DEVICE)
     check(ids, make_map(8, 0, 3, DEVICE), 3, 16)
     check(torch.full_like(ids, -1), None, 8, 16)
 
@@ -112,9 +111,10 @@ def test_more_counts_than_are_read_at_once() -> None:
 
 
 @pytest.mark.usefixtures("small_blocks")
-@pytest.mark.parametrize("expert", [0, 2, -1])
+@pytest.mark.parametrize("expert", [0, 2, 3, -1])
 def test_many_blocks_of_one_expert(expert: int) -> None:
-    check(torch.full((100,), expert, dtype=torch.int32, device=DEVICE), None, 3, 16)
+    ids = torch.full((100,), expert, dtype=torch.int32, device=DEVICE)
+    check(ids, make_map(4, 0, 3, DEVICE), 3, 16)
 
 
 def test_a_longer_table_ends_in_no_tiles() -> None:
