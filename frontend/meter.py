@@ -101,6 +101,9 @@ class Meter:
 
     def load(self, now: float) -> StepLoad:
         """Rates since the newest sample that is older than the window, or the oldest there is."""
+        if now - self._samples[-1][0] >= WINDOW_SECONDS:
+            # Nothing was sampled for so long: all that there was lies before the window.
+            self._samples.append((now - WINDOW_SECONDS, self._totals))
         self._trim(now)
         then, before = self._samples[0]
         total, seconds = self._totals, max(now - then, SAMPLE_SECONDS)

@@ -81,6 +81,7 @@ class SparseMoeBlock(nn.Module):
             parallel.backend, groups, placement, device=device, context=context
         )
         self.tokens_replicated = parallel.tokens_replicated
+        self.routes_vary = parallel.backend == "all_to_all"
         self.record: torch.Tensor | None = None
 
     def forward(
@@ -111,9 +112,11 @@ class SparseMoeBlock(nn.Module):
 
     def _keep(self, topk: TopK) -> None:
         """Record the ids that came from the exchange."""
-        if self.record is not None and not self.tokens_replicated:
+        if self.record is None or self.tokens_replicated:
+            return
+        if self.routes_vary:
             self.record.fill_(-1)
-            self.record[: topk.ids.numel()].copy_(topk.ids.flatten())
+        self.record[: topk.ids.numel()].copy_(topk.ids.flatten())
 
     def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
         """Every tensor of the block; `prefix` ends in `mlp.`, `packed` as in `FusedMoeExperts`."""

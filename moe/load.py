@@ -15,8 +15,8 @@ from moe.kernels.expert_load import expert_load
 class ExpertLoad:
     """Counts over the steps of a rank.
 
-    `exchanged` says that a layer's routes come from an exchange among ranks: their number is not
-    the step's, and unused places of `ids_LP` hold −1.
+    `routes_vary` says that a layer's routes come from an exchange whose size nobody knows ahead:
+    unused places of `ids_LP` hold −1, and all are read.
 
     `ids_LP` int32 takes a step's routes, global ids, −1 for none. `load_LE` int64 adds up routes an
     expert was asked for; `hits_L` int32 says how many of this rank's experts the last step hit.
@@ -29,14 +29,14 @@ class ExpertLoad:
         num_experts: int,
         routes_per_token: int,
         max_tokens: int,
-        exchanged: bool,
+        routes_vary: bool,
         first_local: int,
         num_local: int,
         device: torch.device,
         context: KernelContext | None,
     ) -> None:
         self.routes_per_token = routes_per_token
-        self.exchanged = exchanged
+        self.routes_vary = routes_vary
         self.first_local = first_local
         self.num_local = num_local
         self.context = context
@@ -46,9 +46,9 @@ class ExpertLoad:
         self.hits_L = torch.zeros(num_layers, dtype=torch.int32, device=device)
 
     def count(self, num_tokens: int) -> None:
-        """Take in what a step of `num_tokens` tokens left in `ids_LP`."""
+        """Take in what a step left in `ids_LP`: routes of `num_tokens` tokens."""
         num_routes = num_tokens * self.routes_per_token
-        if self.exchanged:
+        if self.routes_vary:
             num_routes = self.ids_LP.shape[1]
         if self.context is not None:
             expert_load(

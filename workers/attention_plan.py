@@ -16,6 +16,10 @@ CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_PART, CHUNK_FIRST, CHUNK_C
 CHUNK_OF_ROW = 7
 CHUNK_FIELDS = 8  # 32 bytes
 
+# What the kernels have registers and shared memory for.
+MAX_HEAD_DIM = 128
+MAX_GROUP = 64
+
 _FEW_ROWS = 16
 # Programs a multiprocessor: of a batch of few rows, and beyond one a row and key head of any.
 _FILL = 1.1
@@ -31,14 +35,12 @@ class DecodeTiles:
         tile: tokens handled at once, a power of two of at least 16; a pipeline of ``num_stages``.
         join: chunks of a row that the program which joins them reads at once; each costs registers.
             0: a kernel of its own joins.
-        ahead: tiles of a chunk asked into L2 while the kernel before still runs.
         max_registers: of a thread, so that more programs fit; None: as many as it takes.
     """
 
     unit: int = 64
     tile: int = 64
     join: int = 16
-    ahead: int = 0
     num_warps: int = 4
     num_stages: int = 3
     max_registers: int | None = None

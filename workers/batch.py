@@ -29,7 +29,7 @@ from workers.sampler import SamplingRows
 from workers.slot_params import SlotParams
 from workers.staging import Staging
 
-_TABLE_WORDS = 1 << 16
+_SPARE_WORDS = 1 << 16  # of what no graph reads, to begin with
 
 
 class Shape(NamedTuple):
@@ -102,7 +102,8 @@ class BatchBuilder:
         self.params = SlotParams(num_slots)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.columns = Staging(device, 16 * max_tokens + 256 * num_slots + 4096)
-        self.table_changes = Staging(device, _TABLE_WORDS)
+        self.table_changes = Staging(device, _SPARE_WORDS)
+        self.pairs = Staging(device, _SPARE_WORDS)
 
     def build(self, step: worker_pb2.StepRequest, shape: Shape | None = None) -> DeviceBatch:
         """Take in the step's changes and stage its batch.
@@ -181,8 +182,6 @@ class BatchBuilder:
         }
         if len(slots) != rows.num_tokens.sum():
             columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
-        suppressed = self.params.suppressed(slots, positions)
-        columns["suppressed_rows"], columns["suppressed_ids"] = suppressed
         return columns
 
     def _attention_columns(
@@ -253,15 +252,28 @@ class BatchBuilder:
             forward=forward,
             last_D=on.get("last"),
             draw_slots_D=on["draw_slots"],
-            sampling=self._sampling(padded, on),
+            sampling=self._sampling(padded, on, self._suppressed(padded)),
         )
 
-    def _sampling(self, rows: Rows, on: dict[str, torch.Tensor]) -> SamplingRows | None:
+    def _suppressed(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Pairs that may not be drawn; no graph reads them, so their number has no bound."""
+        slots, lengths = rows.slots[rows.draws], rows.lengths[rows.draws]
+        draw_rows, ids = self.params.suppressed(slots, lengths)
+        if not len(ids):
+            return None
+        on = self.pairs.copy({"rows": draw_rows, "ids": ids})
+        return on["rows"], on["ids"]
+
+    def _sampling(
+        self,
+        rows: Rows,
+        on: dict[str, torch.Tensor],
+        suppressed: tuple[torch.Tensor, torch.Tensor] | None,
+    ) -> SamplingRows | None:
         slots = rows.slots[rows.draws]
         if not len(slots):
             return None
         any_random, any_filter = self.params.kinds(slots)
-        suppressed = (on["suppressed_rows"], on["suppressed_ids"])
         return SamplingRows(
             temperature_D=on["temperature"],
             top_p_D=on["top_p"],
@@ -270,7 +282,7 @@ class BatchBuilder:
             seed_D=on["seed"],
             sample_index_D=on["sample_index"],
             position_D=on["draw_positions"],
-            suppressed=suppressed if len(suppressed[0]) else None,
+            suppressed=suppressed,
             any_random=any_random,
             any_filter=any_filter,
         )

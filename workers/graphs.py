@@ -71,6 +71,7 @@ class StepGraphs:
             forward(builder.build(_no_rows(), shape))
         torch.cuda.synchronize()
         workspace.freeze()
+        builder.columns.freeze()
         for shape in shapes:
             self._captured[shape] = self._capture(forward, builder, shape, pool)
         torch.cuda.synchronize()

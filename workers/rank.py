@@ -10,6 +10,8 @@ import signal
 import sys
 import time
 
+from triton.errors import TritonError
+
 from moe.config import ParallelConfig
 from switchyard.release import release
 from switchyard.worker.link import PROTOCOL, local_address
@@ -33,7 +35,8 @@ def main() -> None:
     if os.getppid() != flags.launcher_pid:
         os._exit(1)  # it died before the line above could tell
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    logging.getLogger("workers").setLevel(logging.INFO)
+    for package in ("workers", "moe"):
+        logging.getLogger(package).setLevel(logging.INFO)
     config, parallel = configure(flags)
     rank = int(os.environ.get("RANK", "0"))
     try:
@@ -41,7 +44,7 @@ def main() -> None:
         service.bind(local_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
         ready = start(config, parallel)
         service.open(_describe(ready, parallel, _seconds_alive()))
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, TritonError) as error:
         _fail(rank, error)
     _announce(config, parallel, ready)
     gc.collect()

@@ -60,7 +60,8 @@ class StepWork:
 
     @classmethod
     def of_rows(cls, positions: np.ndarray, num_tokens: np.ndarray, *, draws: int) -> StepWork:
-        """Of rows that compute ``num_tokens`` tokens each, from ``positions`` on (int64)."""
+        """Of rows that compute ``num_tokens`` tokens each, from ``positions`` on."""
+        positions, num_tokens = positions.astype(np.int64), num_tokens.astype(np.int64)
         attended = num_tokens * positions + num_tokens * (num_tokens + 1) // 2
         return cls(
             tokens=int(num_tokens.sum()),

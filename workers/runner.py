@@ -152,8 +152,6 @@ class Runner:
         """Logits ``[D, V]`` of a step padded to decodes, else the last hidden states ``[T, H]``:
         what a graph of the batch's shape holds."""
         hidden_TH = self.model(batch.forward, self.cache)
-        if self.model.expert_load is not None:
-            self.model.expert_load.count(len(hidden_TH))
         return self.model.logits(hidden_TH) if _all_draw(batch) else hidden_TH
 
     def _logits(self, hidden_TH: torch.Tensor, batch: DeviceBatch) -> torch.Tensor:

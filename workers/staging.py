@@ -17,13 +17,14 @@ class Staging:
     """A buffer on the device and the pinned ones it is filled from.
 
     Columns of the same sizes in the same order lie at the same addresses, so that a CUDA graph may
-    read them, as long as the buffer does not grow. Nothing is copied for a CPU.
+    read them once the buffer is frozen; until then it grows. Nothing is copied for a CPU.
     """
 
     def __init__(self, device: torch.device, num_words: int) -> None:
         self.device = device
         self.on_cuda = device.type == "cuda"
         self.turn = 0
+        self.frozen = False
         self.pinned: list[torch.Tensor] = []
         if self.on_cuda:
             self.copied = [torch.cuda.Event() for _ in range(_RING)]
@@ -39,6 +40,11 @@ class Staging:
         places, total = _places(columns)
         self.turn = (self.turn + 1) % _RING
         if total > len(self.buffer):
+            if self.frozen:
+                raise RuntimeError(
+                    f"a step's columns take {total} words, the buffer that graphs read holds "
+                    f"{len(self.buffer)}"
+                )
             self._allocate(2 * total)
         self.copied[self.turn].synchronize()
         host = self.pinned[self.turn]
@@ -54,6 +60,10 @@ class Staging:
             .view(column.shape)
             for name, column in columns.items()
         }
+
+    def freeze(self) -> None:
+        """From now on the buffer keeps its address; `copy` raises RuntimeError rather than grow."""
+        self.frozen = True
 
     def _allocate(self, num_words: int) -> None:
         self.buffer = torch.empty(num_words, dtype=torch.int32, device=self.device)

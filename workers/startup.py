@@ -16,6 +16,7 @@ from torch import nn
 from moe.config import ParallelConfig, resolve_runner
 from moe.kernels.context import KernelContext, make_context
 from moe.placement import ExpertPlacement
+from workers.attention_plan import MAX_GROUP, MAX_HEAD_DIM
 from workers.batch import AttentionShape, BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
 from workers.distributed import Groups, expert_groups, join
@@ -161,6 +162,8 @@ def start(
     )
     workspace = _warm_up(runner, shape)
     runner.cache = None  # its memory is part of what may be given away
+    if runner.on_cuda:
+        torch.cuda.empty_cache()  # in pieces that the cache could not use
     budget = free_bytes(device, config.memory_fraction, workspace, ranks_here)
     num_blocks = groups.minimum(
         blocks_that_fit(config, max_model_len, bytes_per_block(**sizes), budget)
@@ -220,6 +223,12 @@ def _load(model: nn.Module, checkpoint: Checkpoint | None, config: WorkerConfig)
 def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:
     if place.context is None:
         return None
+    group = config.num_heads // config.num_kv_heads
+    if config.head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
+        raise ValueError(
+            f"head_dim {config.head_dim} with {group} query heads a KV head: attention kernels "
+            f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
+        )
     return AttentionShape(
         num_heads=config.num_heads // place.parallel.tp,
         kv_heads=kv_heads,

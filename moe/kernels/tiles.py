@@ -104,6 +104,7 @@ class TileBook:
         """None: the library's GEMM."""
         table = self.linear_tables.get(linear_key(outputs, inputs, self.dtype))
         if table is None:
+            self._say(linear_key(outputs, inputs, self.dtype))
             return self._guess_linear(outputs, inputs, tokens)
         return _entry(table, tokens)
 
@@ -153,7 +154,7 @@ class TileBook:
         if key not in self._said:
             self._said.add(key)
             log.info(
-                "no tuned tiles for experts %s: guessed from the roofline; "
+                "no tuned tiles for %s: guessed from the roofline; "
                 "`python -m benchmarks.tune` measures and keeps them",
                 key,
             )

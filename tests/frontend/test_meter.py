@@ -60,8 +60,8 @@ def test_the_window_forgets_and_the_totals_do_not() -> None:
     assert load.steps.floor_seconds == pytest.approx(320 * 0.018)
     # Rested for a minute: nothing is running, and no share is made up from nothing.
     load = meter.load(now + 60)
-    assert load.device_busy < 0.01
-    assert load.generated_tokens_per_second < 1
+    assert load.device_busy == load.generated_tokens_per_second == 0
+    assert (load.floor_share, load.decode_floor_share, load.step_seconds) == (0, 0, 0)
 
 
 def test_prefills_are_not_decodes() -> None:

@@ -20,7 +20,7 @@ def make_context() -> KernelContext:
 
 
 def make_load(kernels: bool, **changes: object) -> ExpertLoad:
-    values = {"exchanged": False, "first_local": 0, "num_local": E, **changes}
+    values = {"routes_vary": False, "first_local": 0, "num_local": E, **changes}
     return ExpertLoad(
         num_layers=L,
         num_experts=E,
@@ -55,7 +55,7 @@ def test_steps_add_up(kernels: bool, first: int, num_local: int) -> None:
 
 @pytest.mark.parametrize("kernels", [False, True])
 def test_of_an_exchange_every_place_counts(kernels: bool) -> None:
-    load = make_load(kernels, exchanged=True)
+    load = make_load(kernels, routes_vary=True)
     load.ids_LP[:, 1] = 4
     load.ids_LP[1, -1] = 2
     load.count(1)

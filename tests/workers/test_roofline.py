@@ -141,6 +141,12 @@ def test_a_step_costs_what_its_rows_ask_for(
     assert cost.flops == pytest.approx(2 * products + 4 * pairs * 4 * (8 // tp) * 16)
 
 
+def test_long_contexts_do_not_overflow_the_columns_of_a_step() -> None:
+    """Rows come as int32; 65,536 tokens attend to 2,147,516,416 pairs."""
+    columns = np.array([0], dtype=np.int32), np.array([65_536], dtype=np.int32)
+    assert StepWork.of_rows(*columns, draws=1).attended == 65_536 * 65_537 // 2
+
+
 def test_what_a_step_does_not_use_is_not_read() -> None:
     roofline = Roofline.of_layout(CONFIG, layout(dp=2), dtype="bfloat16")
     idle = roofline.cost(StepWork(tokens=0, draws=0, cached=0, attended=0), 3)

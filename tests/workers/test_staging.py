@@ -91,3 +91,14 @@ def test_copying_neither_waits_nor_allocates(on_gpu: Staging) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.cuda.memory_stats()["allocation.all.allocated"] == before
+
+
+@pytest.mark.gpu
+def test_what_graphs_read_never_moves(on_gpu: Staging) -> None:
+    check(on_gpu, columns_of(0))
+    on_gpu.freeze()
+    held = on_gpu.buffer.data_ptr()
+    with pytest.raises(RuntimeError, match="words"):
+        on_gpu.copy({"ids": np.zeros(1 << 20, dtype=np.int32)})
+    check(on_gpu, columns_of(1))
+    assert on_gpu.buffer.data_ptr() == held

@@ -58,36 +58,6 @@ class DecodeWorkspace:
 
 
 @triton.jit
-def _ask_into_l2(
-    keys_ptr,
-    values_ptr,
-    table_ptr,
-    start,
-    stop,
-    STRIDE: tl.constexpr,  # elements between tokens
-    HEAD_DIM: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr,
-    TILE: tl.constexpr,
-):
-    """Keys and values of one tile: each lane names one token's. A key that the kernel before is
-    about to write goes to L2 as well, so that what is read later is never the old one."""
-    NUM_BYTES: tl.constexpr = HEAD_DIM * keys_ptr.dtype.element_ty.primitive_bitwidth // 8
-    both = tl.arange(0, 2 * TILE)
-    token = tl.minimum(start + both % TILE, stop - 1)
-    block = tl.load(table_ptr + token // BLOCK_SIZE)
-    at = (block.to(tl.int64) * BLOCK_SIZE + token % BLOCK_SIZE) * STRIDE
-    address = tl.where(both < TILE, (keys_ptr + at).to(tl.int64), (values_ptr + at).to(tl.int64))
-    tl.inline_asm_elementwise(
-        "cp.async.bulk.prefetch.L2.global [$1], $2; mov.u32 $0, 0;",
-        "=r,l,r",
-        [address, tl.full([2 * TILE], NUM_BYTES, tl.int32)],
-        dtype=tl.int32,
-        is_pure=False,
-        pack=1,
-    )
-
-
-@triton.jit
 def _chunk_kernel(
     q_ptr,
     keys_ptr,
@@ -108,7 +78,6 @@ def _chunk_kernel(
     CHUNK_FIELDS: tl.constexpr,
     TILE: tl.constexpr,
     JOIN: tl.constexpr,
-    AHEAD: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
@@ -134,10 +103,6 @@ def _chunk_kernel(
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
     blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
     if PDL:
-        for tile in range(start, tl.minimum(stop, start + AHEAD * TILE), TILE):
-            _ask_into_l2(
-                keys_ptr, values_ptr, table_ptr, tile, stop, STRIDE, HEAD_DIM, BLOCK_SIZE, TILE
-            )
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
     if row < 0:
@@ -252,8 +217,6 @@ def decode_attention(
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert out.shape == q_SND.shape and out.is_contiguous()
     _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
-    # The instruction takes multiples of 16 bytes.
-    ahead = 0 if head_dim * keys.element_size() % 16 else tiles.ahead
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         keys,
@@ -274,7 +237,6 @@ def decode_attention(
         CHUNK_FIELDS=CHUNK_FIELDS,
         TILE=tiles.tile,
         JOIN=tiles.join,
-        AHEAD=ahead,
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
         PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
+from moe.config import ParallelConfig
 from moe.layer import SparseMoeBlock
 from moe.load import ExpertLoad
 from workers.config import ModelConfig
-from workers.models.base import Placement
+from workers.kv_cache import KVCache
+from workers.models.base import ForwardBatch, Placement
 from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
 
 
@@ -29,7 +32,16 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
             )
 
         super().__init__(config, place, make_mlp)
+        self.parallel = place.parallel
         self.expert_load = self._record_routes(config, place)
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """As the dense decoder's; then counts which experts were asked for."""
+        hidden_TH = super().forward(batch, cache)
+        if self.expert_load is not None:
+            rows = expert_rows(self.parallel, len(hidden_TH), batch.max_tokens)
+            self.expert_load.count(rows)
+        return hidden_TH
 
     def _record_routes(self, config: ModelConfig, place: Placement) -> ExpertLoad | None:
         """Every sparse layer writes the routes it computes where they are counted."""
@@ -41,8 +53,8 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
             num_layers=len(blocks),
             num_experts=config.moe.num_experts,
             routes_per_token=config.moe.num_experts_per_tok,
-            max_tokens=_most_rows(place),
-            exchanged=not place.parallel.tokens_replicated,
+            max_tokens=expert_rows(place.parallel, place.max_tokens, place.max_tokens),
+            routes_vary=place.parallel.backend == "all_to_all",
             first_local=placement.start,
             num_local=placement.num_local,
             device=place.device,
@@ -53,9 +65,14 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
         return load
 
 
-def _most_rows(place: Placement) -> int:
-    """Tokens a rank may compute experts for in one step: every replica's, shares rounded up."""
-    parallel = place.parallel
+def expert_rows(parallel: ParallelConfig, num_tokens: int, max_tokens: int) -> int:
+    """Tokens a rank computes experts for in a step: its replica's, or every replica's with shares
+    rounded up.
+
+    Args:
+        num_tokens: of this replica.
+        max_tokens: most of any replica.
+    """
     if parallel.tokens_replicated:
-        return place.max_tokens
-    return parallel.world_size * -(-place.max_tokens // parallel.tp)
+        return num_tokens
+    return parallel.world_size * -(-max_tokens // parallel.tp)

@@ -27,7 +27,6 @@ def test_the_cache_takes_what_is_left_and_no_more() -> None:
         CHECKPOINT, device="cuda", memory_fraction=0.5, num_blocks=None, max_batch_size=40_000,
         max_num_batched_tokens=40_000, cuda_graphs="off",
     )  # fmt: skip
-    torch.cuda.empty_cache()
     after, _ = torch.cuda.mem_get_info()
     used = total - after
     assert used <= 0.5 * total
