@@ -3,13 +3,15 @@
 #   TORCH= another version, TORCH_INDEX= the package index of another build of it.
 PYTHON ?= python3
 TORCH ?= torch>=2.11
+GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
+# torch brings its own Triton to a GPU. Elsewhere kernels are interpreted, by the version tests know.
+TRITON ?= $(if $(filter-out 0,$(GPUS)),,triton==3.6.0)
 BIN := .venv/bin
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
 .PHONY: serve test lint bench protos
 
 # Without a MODEL, the demo on what this machine has: one GPU, two GPUs, or two ranks on the CPU.
-GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
 
 serve: .venv/installed
@@ -32,6 +34,7 @@ bench: .venv/installed
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(if $(TRITON),$(BIN)/python -m pip install --quiet '$(TRITON)')
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
