@@ -19,6 +19,8 @@ from moe.kernels.tiles import Tiles
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
 _PREFETCH_BYTES = 32 << 20
+# Of so many inputs each weight is asked for by so many programs that asking early costs more.
+_PREFETCH_ROWS = 2048
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -141,7 +143,7 @@ def _tiled(
         x_MK, w_NK, out_SMN, M, N=N, K=w_NK.shape[1], K_PART=depth,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
-        PREFETCH=_fits_cache(w_NK, depth),
+        PREFETCH=M <= _PREFETCH_ROWS and _fits_cache(w_NK, depth),
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
     )  # fmt: skip
 
