@@ -18,6 +18,7 @@ from frontend.meter import Meter, StepLoad
 from frontend.request import Request
 from frontend.scheduler import Scheduler
 from frontend.step import Step, StepResults
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
@@ -66,8 +67,8 @@ class Engine:
     """
 
     def __init__(self, scheduler: Scheduler, group: Group, depth: int = 2) -> None:
-        if depth < 1:
-            raise ValueError(f"depth is {depth}, must be at least 1")
+        if not 1 <= depth <= MAX_STEPS_IN_FLIGHT:
+            raise ValueError(f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}")
         self._scheduler = scheduler
         self._group = group
         self._depth = depth

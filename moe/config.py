@@ -151,6 +151,11 @@ class ParallelConfig:
         return self.backend in ("disabled", "local_allreduce")
 
     @property
+    def routes_vary(self) -> bool:
+        """Whether the host must ask the device how many routes an exchange brought."""
+        return self.backend == "all_to_all"
+
+    @property
     def log_line(self) -> str:
         """The line every start logs; `reason` is the next."""
         return f"MoE EP backend: {self.backend}  TP={self.tp}  DP={self.dp}  EP={self.ep}"

@@ -81,7 +81,7 @@ class SparseMoeBlock(nn.Module):
             parallel.backend, groups, placement, device=device, context=context
         )
         self.tokens_replicated = parallel.tokens_replicated
-        self.routes_vary = parallel.backend == "all_to_all"
+        self.routes_vary = parallel.routes_vary
         self.record: torch.Tensor | None = None
 
     def forward(

@@ -127,10 +127,29 @@ class BatchBuilder:
             padded = rows.padded(shape.tokens)
         columns = self._token_columns(step, padded, num_tokens if shape is None else shape.tokens)
         columns["num_valid"] = np.array([num_tokens], dtype=np.int32)
+        num_decodes = step.num_decodes
+        if shape is not None:
+            num_decodes = shape.tokens if shape.decodes else 0
         if self.attention is not None:
-            columns |= self._attention_columns(step.num_decodes, padded, shape, self.attention)
+            columns |= self._attention_columns(num_decodes, padded, shape, self.attention)
         columns |= self._draw_columns(padded)
-        return self._assemble(step, rows, padded, shape, self.columns.copy(columns))
+        on = self.columns.copy(columns)
+        max_tokens = step.max_replica_tokens if shape is None else shape.tokens
+        forward = ForwardBatch(
+            ids_T=on["ids"],
+            last_token=self.last_token,
+            attention=self._attention_batch(num_decodes, padded, on),
+            max_tokens=max_tokens,
+            num_valid=None if shape is None else on["num_valid"],
+        )
+        return DeviceBatch(
+            rows=rows,
+            shape=shape,
+            forward=forward,
+            last_D=on.get("last"),
+            draw_slots_D=on["draw_slots"],
+            sampling=self._sampling(padded, on, self._suppressed(padded)),
+        )
 
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
         """Append new blocks to the rows' tables."""
@@ -189,8 +208,6 @@ class BatchBuilder:
     ) -> dict[str, np.ndarray]:
         """Plans of the attention kernels; a captured step's are as long as any of its shape."""
         columns = {}
-        if shape is not None:
-            num_decodes = shape.tokens if shape.decodes else 0
         if num_decodes:
             capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores)
             unit = decode_tiles(num_decodes).unit
@@ -216,43 +233,20 @@ class BatchBuilder:
             columns["tiles"] = tiles
         return columns
 
-    def _assemble(
-        self,
-        step: worker_pb2.StepRequest,
-        rows: Rows,
-        padded: Rows,
-        shape: Shape | None,
-        on: dict[str, torch.Tensor],
-    ) -> DeviceBatch:
-        num_decodes = step.num_decodes
-        if shape is not None:
-            num_decodes = shape.tokens if shape.decodes else 0
-        attention = AttentionBatch(
+    def _attention_batch(
+        self, num_decodes: int, rows: Rows, on: dict[str, torch.Tensor]
+    ) -> AttentionBatch:
+        return AttentionBatch(
             positions_T=on["positions"],
             slots_T=on["slots"],
             tables=self.tables,
-            slots=padded.slots.tolist(),
-            lengths=padded.lengths.tolist(),
-            num_tokens=padded.num_tokens.tolist(),
+            slots=rows.slots.tolist(),
+            lengths=rows.lengths.tolist(),
+            num_tokens=rows.num_tokens.tolist(),
             num_decodes=num_decodes,
             chunks=on.get("chunks"),
             finished_SK=self.finished_SK,
             tiles=on.get("tiles"),
-        )
-        forward = ForwardBatch(
-            ids_T=on["ids"],
-            last_token=self.last_token,
-            attention=attention,
-            max_tokens=step.max_replica_tokens if shape is None else shape.tokens,
-            num_valid=None if shape is None else on["num_valid"],
-        )
-        return DeviceBatch(
-            rows=rows,
-            shape=shape,
-            forward=forward,
-            last_D=on.get("last"),
-            draw_slots_D=on["draw_slots"],
-            sampling=self._sampling(padded, on, self._suppressed(padded)),
         )
 
     def _suppressed(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor] | None:

@@ -20,6 +20,11 @@ from moe.groups import ExpertGroups, all_gather_into, all_gather_rows, all_reduc
 _TIMEOUT = timedelta(minutes=10)
 
 
+def ranks_here() -> int:
+    """Ranks on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Groups:
     """This rank's place and its groups; a group of one rank is None."""

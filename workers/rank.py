@@ -17,6 +17,7 @@ from switchyard.release import release
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
+from workers.distributed import ranks_here
 from workers.flags import configure, parser
 from workers.service import WorkerService
 from workers.startup import Rank, start
@@ -68,7 +69,7 @@ def _describe(
         version=release(),
         rank=ready.groups.rank,
         world_size=ready.groups.world_size,
-        local_world_size=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        local_world_size=ranks_here(),
         tensor_parallel_size=parallel.tp,
         data_parallel_size=parallel.dp,
         expert_parallel_size=parallel.ep,

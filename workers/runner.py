@@ -12,6 +12,7 @@ import time
 import torch
 from torch import nn
 
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from workers.batch import BatchBuilder, DeviceBatch
 from workers.graphs import StepGraphs
@@ -19,8 +20,6 @@ from workers.kernel_sampler import KernelSampler
 from workers.kv_cache import KVCache
 from workers.roofline import Device, Roofline, StepWork
 from workers.sampler import sample
-
-_RING = 8  # results on their way to the host; more than the steps a frontend keeps in flight
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -110,7 +109,9 @@ class Runner:
         )
         if load is not None:
             load.hits_L = self.results[builder.num_slots :]
-        self.copies = [self._make_copies() for _ in range(_RING)] if self.on_cuda else []
+        self.copies = (
+            [self._make_copies() for _ in range(MAX_STEPS_IN_FLIGHT)] if self.on_cuda else []
+        )
         self.num_launched = 0
         self.last_done: torch.cuda.Event | float | None = None
 
@@ -123,7 +124,7 @@ class Runner:
         """
         shape = self.graphs.shape_for(step)
         batch = self.builder.build(step, shape)
-        copies = self.copies[self.num_launched % _RING] if self.on_cuda else None
+        copies = self.copies[self.num_launched % MAX_STEPS_IN_FLIGHT] if self.on_cuda else None
         self.num_launched += 1
         started = _now(copies and copies.started)
         out = self.forward(batch) if shape is None else self.graphs.replay(shape)

@@ -8,7 +8,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-_RING = 4  # pinned buffers; more than the steps a frontend keeps in flight
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
+
 _ALIGN_WORDS = 4  # 16 bytes: kernels compiled for aligned columns stay right for all steps
 _TORCH = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
 
@@ -27,7 +28,7 @@ class Staging:
         self.frozen = False
         self.pinned: list[torch.Tensor] = []
         if self.on_cuda:
-            self.copied = [torch.cuda.Event() for _ in range(_RING)]
+            self.copied = [torch.cuda.Event() for _ in range(MAX_STEPS_IN_FLIGHT)]
             self._allocate(num_words)
 
     def copy(self, columns: dict[str, np.ndarray]) -> dict[str, torch.Tensor]:
@@ -38,7 +39,7 @@ class Staging:
                 for name, column in columns.items()
             }
         places, total = _places(columns)
-        self.turn = (self.turn + 1) % _RING
+        self.turn = (self.turn + 1) % MAX_STEPS_IN_FLIGHT
         if total > len(self.buffer):
             if self.frozen:
                 raise RuntimeError(
@@ -68,7 +69,8 @@ class Staging:
     def _allocate(self, num_words: int) -> None:
         self.buffer = torch.empty(num_words, dtype=torch.int32, device=self.device)
         self.pinned = [
-            torch.empty(num_words, dtype=torch.int32, pin_memory=True) for _ in range(_RING)
+            torch.empty(num_words, dtype=torch.int32, pin_memory=True)
+            for _ in range(MAX_STEPS_IN_FLIGHT)
         ]
 
 

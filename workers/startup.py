@@ -1,6 +1,6 @@
 """From flags to a rank that is ready to run steps.
 
-Owns the order: group → model → weights → warm-up → KV cache → graphs. Knows nothing of gRPC.
+Owns the order: group → model → weights → KV cache → graphs. Knows nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import hashlib
 import logging
 import os
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -16,24 +17,16 @@ from torch import nn
 from moe.config import ParallelConfig, resolve_runner
 from moe.kernels.context import KernelContext, make_context
 from moe.placement import ExpertPlacement
+from workers import prepare
 from workers.attention_plan import MAX_GROUP, MAX_HEAD_DIM
 from workers.batch import AttentionShape, BatchBuilder
 from workers.config import ModelConfig, WorkerConfig
-from workers.distributed import Groups, expert_groups, join
-from workers.graphs import StepGraphs, batch_sizes, mixed_sizes
+from workers.distributed import Groups, expert_groups, join, ranks_here
 from workers.kernel_sampler import KernelSampler
-from workers.kv_cache import (
-    GRAPH_RESERVE_BYTES,
-    KVCache,
-    blocks_that_fit,
-    bytes_per_block,
-    free_bytes,
-)
 from workers.models import MODELS
 from workers.models.base import Placement
 from workers.roofline import Roofline, device_ceilings
 from workers.runner import Measure, Runner
-from workers.warm_up import warm_up_blocks, warm_up_steps
 from workers.weights import Checkpoint, Loaded, load_weights, make_up_weights
 
 log = logging.getLogger(__name__)
@@ -88,18 +81,80 @@ def start(
         ValueError: flags, model folder or memory do not fit; one line saying why.
     """
     device = choose_device(config.device)
-    ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    _set_up(device)
+    model_config = ModelConfig.from_folder(config.model)
+    model_config.check_tensor_parallel(parallel.tp)
+    limits = _limits(config, model_config, device)
+    checkpoint = None if config.load_format == "dummy" else Checkpoint(config.model)
+    if context is None and device.type == "cuda":
+        context = make_context(device, limits.dtype)
+    groups = join(parallel, device)
+    place = Placement(
+        groups=groups,
+        expert_groups=expert_groups(groups, parallel),
+        parallel=parallel,
+        moe_runner=resolve_runner(config.moe_runner),
+        max_positions=limits.max_model_len,
+        max_tokens=limits.step_tokens,
+        context=context,
+        dtype=limits.dtype,
+        device=device,
+    )
+    model = MODELS[model_config.architecture](model_config, place).eval()
+    loaded = _load(model, checkpoint, config)
+    log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
+    runner = Runner(
+        model,
+        None,
+        _builder(config, model_config, model, place),
+        _measure(model_config, place),
+        reports=groups.tp_rank == 0,
+        sampler=_sampler(config, model_config, place),
+    )
+    num_blocks = prepare.give_cache(runner, config, model_config, place)
+    if prepare.capturable(config, place):
+        prepare.capture_graphs(runner, config, place)
+    if model.expert_load is not None:
+        model.expert_load.load_LE.zero_()  # of made-up steps
+    return Rank(
+        runner=runner,
+        groups=groups,
+        model_config=model_config,
+        loaded=loaded,
+        max_model_len=limits.max_model_len,
+        max_num_batched_tokens=limits.step_tokens,
+        num_blocks=num_blocks,
+        device_name=device_name(device),
+        dtype=limits.dtype,
+        context=place.context,
+    )
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a card as its driver says it, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def _set_up(device: torch.device) -> None:
+    """Take the card, or this rank's share of the machine's cores."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
         # The default stream cannot be captured.
         torch.cuda.set_stream(torch.cuda.Stream(device))
     elif "OMP_NUM_THREADS" not in os.environ:
         # One core is left to the frontend.
-        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks_here))
-    model_config = ModelConfig.from_folder(config.model)
-    model_config.check_tensor_parallel(parallel.tp)
-    dtype = _dtype(config.dtype, model_config.dtype, device)
-    max_model_len = _max_model_len(config.max_model_len, model_config.max_position_embeddings)
+        torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks_here()))
+
+
+class _Limits(NamedTuple):
+    """What flags and model settle before anything is built."""
+
+    dtype: torch.dtype
+    max_model_len: int
+    step_tokens: int
+
+
+def _limits(config: WorkerConfig, model: ModelConfig, device: torch.device) -> _Limits:
     step_tokens = config.max_num_batched_tokens or (
         _CUDA_STEP_TOKENS if device.type == "cuda" else _CPU_STEP_TOKENS
     )
@@ -108,88 +163,11 @@ def start(
             f"--max-num-batched-tokens {step_tokens} is below --max-batch-size "
             f"{config.max_batch_size}; each running sequence needs a token a step"
         )
-    checkpoint = None if _is_dummy(config) else Checkpoint(config.model)
-    if context is None and device.type == "cuda":
-        context = make_context(device, dtype)
-    groups = join(parallel, device)
-    place = Placement(
-        groups=groups,
-        expert_groups=expert_groups(groups, parallel),
-        parallel=parallel,
-        moe_runner=resolve_runner(config.moe_runner),
-        max_positions=max_model_len,
-        max_tokens=step_tokens,
-        context=context,
-        dtype=dtype,
-        device=device,
+    return _Limits(
+        _dtype(config.dtype, model.dtype, device),
+        _max_model_len(config.max_model_len, model.max_position_embeddings),
+        step_tokens,
     )
-    model = MODELS[model_config.architecture](model_config, place).eval()
-    loaded = _load(model, checkpoint, config)
-    log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
-    builder = BatchBuilder(
-        num_slots=config.max_batch_size,
-        max_blocks=-(-max_model_len // config.block_size),
-        block_size=config.block_size,
-        max_tokens=step_tokens,
-        device=device,
-        attention=_attention_shape(model_config, model.num_kv_heads, place),
-    )
-    device_name = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
-    measure = Measure(
-        Roofline.of_rank(
-            model_config,
-            parallel,
-            num_local_experts=_num_local(model_config, place),
-            dtype=str(dtype).removeprefix("torch."),
-        ),
-        device_ceilings(device_name),
-    )
-    sizes = {
-        "num_layers": model_config.num_layers,
-        "block_size": config.block_size,
-        "num_kv_heads": model.num_kv_heads,
-        "head_dim": model_config.head_dim,
-        "dtype": dtype,
-    }
-    shape = _warm_up_shape(config, max_model_len, step_tokens, device)
-    runner = Runner(
-        model,
-        KVCache(num_blocks=warm_up_blocks(**shape), device=device, **sizes),
-        builder,
-        measure,
-        reports=groups.tp_rank == 0,
-        sampler=_sampler(config, model_config, place),
-    )
-    workspace = _warm_up(runner, shape)
-    runner.cache = None  # its memory is part of what may be given away
-    if runner.on_cuda:
-        torch.cuda.empty_cache()  # in pieces that the cache could not use
-    budget = free_bytes(device, config.memory_fraction, workspace, ranks_here)
-    num_blocks = groups.minimum(
-        blocks_that_fit(config, max_model_len, bytes_per_block(**sizes), budget)
-    )
-    runner.cache = KVCache(num_blocks=num_blocks, device=device, **sizes)
-    if device.type == "cuda" and _capturable(config, parallel):
-        mixed = mixed_sizes(step_tokens) if parallel.dp == 1 else []
-        _capture(runner, place.context, StepGraphs(batch_sizes(config.max_batch_size), mixed))
-    if model.expert_load is not None:
-        model.expert_load.load_LE.zero_()  # of made-up steps
-    return Rank(
-        runner=runner,
-        groups=groups,
-        model_config=model_config,
-        loaded=loaded,
-        max_model_len=max_model_len,
-        max_num_batched_tokens=step_tokens,
-        num_blocks=num_blocks,
-        device_name=device_name,
-        dtype=dtype,
-        context=place.context,
-    )
-
-
-def _is_dummy(config: WorkerConfig) -> bool:
-    return config.load_format == "dummy"
 
 
 def _dtype(asked: str, checkpoint: str, device: torch.device) -> torch.dtype:
@@ -220,6 +198,29 @@ def _load(model: nn.Module, checkpoint: Checkpoint | None, config: WorkerConfig)
         return load_weights(slices, checkpoint, ignore=tied)
 
 
+def _builder(
+    config: WorkerConfig, model_config: ModelConfig, model: nn.Module, place: Placement
+) -> BatchBuilder:
+    return BatchBuilder(
+        num_slots=config.max_batch_size,
+        max_blocks=-(-place.max_positions // config.block_size),
+        block_size=config.block_size,
+        max_tokens=place.max_tokens,
+        device=place.device,
+        attention=_attention_shape(model_config, model.num_kv_heads, place),
+    )
+
+
+def _measure(config: ModelConfig, place: Placement) -> Measure:
+    roofline = Roofline.of_rank(
+        config,
+        place.parallel,
+        num_local_experts=_num_local(config, place),
+        dtype=str(place.dtype).removeprefix("torch."),
+    )
+    return Measure(roofline, device_ceilings(device_name(place.device)))
+
+
 def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:
     if place.context is None:
         return None
@@ -246,36 +247,6 @@ def _num_local(config: ModelConfig, place: Placement) -> int:
     ).num_local
 
 
-def _capturable(config: WorkerConfig, parallel: ParallelConfig) -> bool:
-    """Neither the exchange nor the runner asks the device for numbers."""
-    return (
-        config.cuda_graphs == "on"
-        and parallel.backend != "all_to_all"
-        and resolve_runner(config.moe_runner) != "legacy"
-    )
-
-
-@torch.inference_mode()
-def _capture(runner: Runner, context: KernelContext, graphs: StepGraphs) -> None:
-    """Capture the steps; raises ValueError where they take more than their reserve."""
-    free_before, _ = torch.cuda.mem_get_info()
-    graphs.capture(runner.forward, runner.builder, context.workspace)
-    runner.graphs = graphs
-    free_after, _ = torch.cuda.mem_get_info()
-    if free_before - free_after > GRAPH_RESERVE_BYTES:
-        raise ValueError(
-            f"{len(graphs.decodes) + len(graphs.mixed)} CUDA graphs take "
-            f"{(free_before - free_after) / 2**30:.1f} GiB, {GRAPH_RESERVE_BYTES / 2**30:.0f} GiB "
-            "are kept for them; lower --max-batch-size or use --cuda-graphs off"
-        )
-    log.info(
-        "%d CUDA graphs take %d MiB, workspaces %d MiB",
-        len(graphs.decodes) + len(graphs.mixed),
-        (free_before - free_after) >> 20,
-        context.workspace.num_bytes >> 20,
-    )
-
-
 def _sampler(
     config: WorkerConfig, model_config: ModelConfig, place: Placement
 ) -> KernelSampler | None:
@@ -287,31 +258,3 @@ def _sampler(
         device=place.device,
         pdl=place.context.pdl,
     )
-
-
-def _warm_up_shape(
-    config: WorkerConfig, max_model_len: int, step_tokens: int, device: torch.device
-) -> dict[str, int]:
-    """The largest steps on CUDA; on a CPU, where nothing is compiled, small ones."""
-    on_cuda = device.type == "cuda"
-    return {
-        "num_tokens": step_tokens if on_cuda else min(_CPU_WARM_UP_TOKENS, step_tokens),
-        "num_sequences": config.max_batch_size if on_cuda else 1,
-        "max_model_len": max_model_len,
-        "block_size": config.block_size,
-    }
-
-
-def _warm_up(runner: Runner, shape: dict[str, int]) -> int:
-    """Run made-up steps.
-
-    Returns:
-        Bytes of device memory they took at their peak beyond what stays, 0 on a CPU.
-    """
-    if runner.on_cuda:
-        torch.cuda.reset_peak_memory_stats()
-    for step in warm_up_steps(**shape):
-        runner.launch(step).result()
-    if not runner.on_cuda:
-        return 0
-    return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()

@@ -22,7 +22,7 @@ MODELS = [(35, True), (55, True), (1, False)]
 @pytest.fixture(autouse=True)
 def _no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Interpreted, it would take as long as all else here."""
-    monkeypatch.setattr("workers.startup.warm_up_steps", lambda **shape: iter(()))
+    monkeypatch.setattr("workers.prepare.warm_up_steps", lambda **shape: iter(()))
 
 
 @pytest.mark.parametrize(("seed", "moe"), MODELS)

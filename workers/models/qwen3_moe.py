@@ -54,7 +54,7 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
             num_experts=config.moe.num_experts,
             routes_per_token=config.moe.num_experts_per_tok,
             max_tokens=expert_rows(place.parallel, place.max_tokens, place.max_tokens),
-            routes_vary=place.parallel.backend == "all_to_all",
+            routes_vary=place.parallel.routes_vary,
             first_local=placement.start,
             num_local=placement.num_local,
             device=place.device,

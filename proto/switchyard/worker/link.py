@@ -5,6 +5,9 @@ from __future__ import annotations
 PROTOCOL = 2
 """Meaning of worker.proto that this release speaks."""
 
+MAX_STEPS_IN_FLIGHT = 4
+"""Steps a frontend may send before the first one's result; workers keep buffers for them."""
+
 
 def local_address(base: str, local_rank: int) -> str:
     """Address of a machine's local rank, from that of its first.
