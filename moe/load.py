@@ -52,7 +52,7 @@ class ExpertLoad:
             num_routes = self.ids_LP.shape[1]
         if self.context is not None:
             expert_load(
-                self.ids_LP.unsqueeze(2),
+                self.ids_LP,
                 num_routes,
                 self.load_LE,
                 self.hits_L,

@@ -1,7 +1,7 @@
 """How often each expert was asked for, and how many local ones a step had to read.
 
 Owns two counters of the live roofline. Does not know what they are used for.
-L layers, T tokens (capacity of the buffer), K experts per token, E global experts.
+L layers, P routes (capacity of the buffer), E global experts.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from moe.kernels.launch import launch_options
 _BLOCK = 2048
 
 
-@triton.jit(do_not_specialize=["num_tokens"])
+@triton.jit(do_not_specialize=["num_routes"])
 def _expert_load_kernel(
-    ids_ptr, num_tokens, load_ptr, hit_ptr, stride_l, K: tl.constexpr, E: tl.constexpr,
-    FIRST_LOCAL: tl.constexpr, NUM_LOCAL: tl.constexpr, BLOCK_E: tl.constexpr,
-    BLOCK: tl.constexpr, ON_DEVICE: tl.constexpr, PDL: tl.constexpr,
+    ids_ptr, num_routes, load_ptr, hit_ptr, stride_l, E: tl.constexpr,
+    FIRST_LOCAL: tl.constexpr, NUM_LOCAL: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One layer: its row of the load is this program's alone."""
     layer = tl.program_id(0)
@@ -27,7 +27,6 @@ def _expert_load_kernel(
     if PDL:
         tl.extra.cuda.gdc_wait()
         tl.extra.cuda.gdc_launch_dependents()
-    num_routes = (tl.load(num_tokens) if ON_DEVICE else num_tokens) * K
     ids_ptr += layer.to(tl.int64) * stride_l
     counts_E = tl.zeros((BLOCK_E,), dtype=tl.int32)
     start = 0
@@ -43,8 +42,8 @@ def _expert_load_kernel(
 
 
 def expert_load(
-    ids_LTK: torch.Tensor,
-    num_tokens: torch.Tensor | int,
+    ids_LP: torch.Tensor,
+    num_routes: int,
     load_LE: torch.Tensor,
     hit_L: torch.Tensor,
     first_local: int,
@@ -55,17 +54,15 @@ def expert_load(
     """Add a step's routes to ``load_LE``; set ``hit_L`` to the number of local experts it hit.
 
     Args:
-        ids_LTK: int32 global ids, −1 for none; the first ``num_tokens`` of each layer count.
-        num_tokens: int32 [1] on the device, or a number.
+        ids_LP: int32 global ids, −1 for none; the first ``num_routes`` of each layer count.
         load_LE: int64, added to.
         hit_L: int32, overwritten.
         first_local, num_local: local experts are first_local … first_local + num_local − 1.
     """
-    L, T, K = ids_LTK.shape
+    L, P = ids_LP.shape
     E = load_LE.shape[1]
-    on_device = isinstance(num_tokens, torch.Tensor)
-    assert ids_LTK.dtype == torch.int32
-    assert ids_LTK.stride()[1:] == (K, 1)
+    assert ids_LP.dtype == torch.int32
+    assert ids_LP.stride(1) == 1
     assert load_LE.shape == (L, E)
     assert load_LE.dtype == torch.int64
     assert load_LE.is_contiguous()
@@ -73,9 +70,9 @@ def expert_load(
     assert hit_L.dtype == torch.int32
     assert hit_L.is_contiguous()
     assert 0 <= first_local <= first_local + num_local <= E
-    assert num_tokens.dtype == torch.int32 if on_device else num_tokens <= T
+    assert num_routes <= P
     _expert_load_kernel[(L,)](
-        ids_LTK, num_tokens, load_LE, hit_L, ids_LTK.stride(0), K=K, E=E,
-        FIRST_LOCAL=first_local, NUM_LOCAL=num_local, BLOCK_E=triton.next_power_of_2(E),
-        BLOCK=_BLOCK, ON_DEVICE=on_device, num_warps=8, **launch_options(pdl),
+        ids_LP, num_routes, load_LE, hit_L, ids_LP.stride(0), E=E,
+        FIRST_LOCAL=first_local, NUM_LOCAL=num_local,
+        BLOCK_E=triton.next_power_of_2(E), BLOCK=_BLOCK, num_warps=8, **launch_options(pdl),
     )  # fmt: skip

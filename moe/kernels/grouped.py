@@ -13,8 +13,19 @@ import triton.language as tl
 
 from moe.kernels.align import Alignment
 from moe.kernels.launch import launch_options, precision
+from moe.kernels.locate import locate
 from moe.kernels.tiles import Tiles
 from moe.kernels.wide import down_wide, fits, gate_up_wide
+
+
+@triton.jit
+def _add_dot(total, x, w, PRECISION: tl.constexpr, SWAP: tl.constexpr):
+    """total + x·wᵀ; with SWAP both `total` and the result are transposed."""
+    if SWAP:
+        total = tl.dot(w, x.T, total, input_precision=PRECISION)
+    else:
+        total = tl.dot(x, w.T, total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
@@ -25,12 +36,7 @@ def _gate_up_kernel(
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[row] = silu(gate·x) · (up·x) for the rows of one tile and BLOCK_N columns of I."""
-    num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    expert = tl.load(tile_expert_ptr + tile)
+    tile, n, expert = locate(tile_expert_ptr, I, BLOCK_N, PDL)
     if expert < 0:
         return
     rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
@@ -42,12 +48,8 @@ def _gate_up_kernel(
     x_ptrs = x_ptr + tokens_M.to(tl.int64)[:, None] * H + ks[None, :]
     gate_ptrs = w13_ptr + expert.to(tl.int64) * (2 * I * H) + columns_N[:, None] * H + ks[None, :]
     even: tl.constexpr = (I % BLOCK_N == 0) and (H % BLOCK_K == 0)
-    if SWAP:
-        gate = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-        up = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    else:
-        gate = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-        up = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    shape: tl.constexpr = (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N)
+    gate, up = tl.zeros(shape, dtype=tl.float32), tl.zeros(shape, dtype=tl.float32)
     for k in range(0, H, BLOCK_K):
         if even:
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
@@ -58,12 +60,8 @@ def _gate_up_kernel(
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w_gate = tl.load(gate_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        if SWAP:
-            gate = tl.dot(w_gate, x.T, gate, input_precision=PRECISION)
-            up = tl.dot(w_up, x.T, up, input_precision=PRECISION)
-        else:
-            gate = tl.dot(x, w_gate.T, gate, input_precision=PRECISION)
-            up = tl.dot(x, w_up.T, up, input_precision=PRECISION)
+        gate = _add_dot(gate, x, w_gate, PRECISION, SWAP)
+        up = _add_dot(up, x, w_up, PRECISION, SWAP)
     inner = (gate / (1.0 + tl.exp(-gate))) * up
     if SWAP:
         inner = inner.T
@@ -83,10 +81,8 @@ def _down_kernel(
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[route] = down·inner[row] for the rows of one tile and BLOCK_N columns of H."""
-    num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
     # The tables are older than the kernel before, gate·up, which has waited for them itself.
-    expert = tl.load(tile_expert_ptr + tile)
+    tile, n, expert = locate(tile_expert_ptr, H, BLOCK_N, False)
     if expert < 0:
         if PDL:
             tl.extra.cuda.gdc_wait()
@@ -102,10 +98,8 @@ def _down_kernel(
     inner_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + ks[None, :]
     w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
     even: tl.constexpr = (H % BLOCK_N == 0) and (I % BLOCK_K == 0)
-    if SWAP:
-        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    else:
-        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
+    shape: tl.constexpr = (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N)
+    total = tl.zeros(shape, dtype=tl.float32)
     for k in range(0, I, BLOCK_K):
         if even:
             inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None], other=0.0)
@@ -114,10 +108,7 @@ def _down_kernel(
             is_k = ks[None, :] + k < I
             inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        if SWAP:
-            total = tl.dot(w, inner.T, total, input_precision=PRECISION)
-        else:
-            total = tl.dot(inner, w.T, total, input_precision=PRECISION)
+        total = _add_dot(total, inner, w, PRECISION, SWAP)
     if SWAP:
         total = total.T
     routes_M = tl.load(order_ptr + rows_M, mask=is_row_M, other=0)
@@ -141,13 +132,13 @@ def gate_up(
 
     w13 [E,2I,H] has gate rows first. Rows of `out_PI` past the last local route stay as they are.
     """
-    if fits(tiles, w13):
-        gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
-        return
     E, double, H = w13.shape
     width = double // 2
     assert w13.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape[1] == width
+    if fits(tiles, w13):
+        gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
+        return
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
     _gate_up_kernel[grid](
         x_TH, w13, out_PI, aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
@@ -169,12 +160,12 @@ def down(
 ) -> None:
     """down·inner of every local route, at the route's own row: rows of other routes stay as they
     are. w2 [E,H,I]; `inner_PI` is what `gate_up` wrote."""
-    if fits(tiles, w2, inner_PI):
-        down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
-        return
     E, H, width = w2.shape
     assert w2.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
+    if fits(tiles, w2, inner_PI):
+        down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
+        return
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
     _down_kernel[grid](
         inner_PI, w2, out_PH, aligned.order, aligned.offsets,

@@ -126,14 +126,12 @@ class TileBook:
         wide = block_m >= 128
         block_n = min((128 if matrices == 2 else 256) if wide else 64, _power_of_2(columns))
         block_k = min((64 if block_m >= 64 else 128) * 2 // self.item_size, _power_of_2(depth))
-        stage = (block_m + matrices * block_n) * block_k * self.item_size
-        stages = max(1, min(4 if wide else 3, (self.shared_bytes - _BARRIER_BYTES) // stage))
         return Tiles(
             block_m=block_m,
             block_n=block_n,
             block_k=block_k,
             warps=8 if wide else 4,
-            stages=stages,
+            stages=self._stages(block_m + matrices * block_n, block_k, 4 if wide else 3),
         )
 
     def _guess_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles | None:
@@ -146,9 +144,13 @@ class TileBook:
         while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
             splits *= 2
         block_m, block_k = 16 if tokens <= 16 else 64, min(128, _power_of_2(inputs))
-        stage = (block_m + 64) * block_k * self.item_size
-        stages = max(1, min(3, (self.shared_bytes - _BARRIER_BYTES) // stage))
+        stages = self._stages(block_m + 64, block_k, 3)
         return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
+
+    def _stages(self, rows: int, block_k: int, most: int) -> int:
+        """As many stages of `rows` × `block_k` as shared memory holds, one to `most`."""
+        room = (self.shared_bytes - _BARRIER_BYTES) // (rows * block_k * self.item_size)
+        return max(1, min(most, room))
 
     def _say(self, key: str) -> None:
         if key not in self._said:
@@ -191,13 +193,6 @@ def user_file(device_name: str, triton_version: str) -> Path:
 def shipped_file(device_name: str, triton_version: str) -> Path:
     """Where the project keeps what it measured."""
     return _SHIPPED / _file_name(device_name, triton_version)
-
-
-def find_file(device_name: str, triton_version: str) -> Path | None:
-    """The user's file for this device and Triton, the shipped one, or the shipped one for another
-    Triton."""
-    own = user_file(device_name, triton_version)
-    return own if own.exists() else _find_shipped(device_name, triton_version)
 
 
 def _find_shipped(device_name: str, triton_version: str) -> Path | None:

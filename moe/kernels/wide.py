@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from moe.kernels.align import Alignment
 from moe.kernels.launch import launch_options, precision
+from moe.kernels.locate import locate
 from moe.kernels.tiles import Tiles
 
 _MIN_ROWS = 64  # of a tile: below, wgmma is not filled and masks cost nothing
@@ -66,12 +67,7 @@ def _gate_up_kernel(
     FEW: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[row] = silu(gate·x) · (up·x); a tile of at most FEW rows costs less."""
-    num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    expert = tl.load(tile_expert_ptr + tile)
+    tile, n, expert = locate(tile_expert_ptr, I, BLOCK_N, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)
@@ -116,12 +112,7 @@ def _down_kernel(
     FEW: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[route] = down·inner[row]; a tile of at most FEW rows costs less."""
-    num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    expert = tl.load(tile_expert_ptr + tile)
+    tile, n, expert = locate(tile_expert_ptr, H, BLOCK_N, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)
@@ -147,12 +138,10 @@ def gate_up_wide(
     out_PI: torch.Tensor,
     pdl: bool,
 ) -> None:
-    """`grouped.gate_up` where `fits(tiles, w13)`."""
+    """`grouped.gate_up`, which has checked the shapes, where `fits(tiles, w13)`."""
     E, double, H = w13.shape
     width = double // 2
     assert fits(tiles, w13)
-    assert w13.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
-    assert x_TH.shape[1] == H and out_PI.shape[1] == width
     # [E, gate or up, I, H]: one box holds the same columns of both.
     w13_desc = TensorDescriptor.from_tensor(
         w13.view(E, 2, width, H), [1, 2, tiles.block_n, tiles.block_k]
@@ -177,11 +166,9 @@ def down_wide(
     out_PH: torch.Tensor,
     pdl: bool,
 ) -> None:
-    """`grouped.down` where `fits(tiles, w2, inner_PI)`."""
+    """`grouped.down`, which has checked the shapes, where `fits(tiles, w2, inner_PI)`."""
     E, H, width = w2.shape
     assert fits(tiles, w2, inner_PI)
-    assert w2.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
-    assert inner_PI.shape[1] == width and out_PH.shape[1] == H
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
     _down_kernel[grid](
         TensorDescriptor.from_tensor(inner_PI, [tiles.block_m, tiles.block_k]),

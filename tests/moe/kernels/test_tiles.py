@@ -17,7 +17,6 @@ from moe.kernels.tiles import (
     TileBook,
     Tiles,
     experts_key,
-    find_file,
     linear_key,
     load_book,
     read_tables,
@@ -53,6 +52,13 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def make_book(**tables: Any) -> TileBook:
     return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED, **tables)
+
+
+def load_bf16(device_name: str, triton_version: str) -> TileBook:
+    return load_book(
+        device_name=device_name, triton_version=triton_version,
+        dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -180,7 +186,7 @@ def test_a_damaged_file_is_one_line_that_names_it(damaged: str, home: Path) -> N
     path.parent.mkdir(parents=True)
     path.write_text(damaged, encoding="utf-8")
     with pytest.raises(ValueError, match="delete it") as error:
-        load_book(**H200, dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED)
+        load_bf16(**H200)
     assert str(path) in str(error.value)
     assert len(str(error.value).splitlines()) == 1
 
@@ -192,26 +198,24 @@ def test_bytes_that_are_no_text_are_a_damaged_file(tmp_path: Path) -> None:
         read_tables(path)
 
 
-def test_the_users_file_wins_over_the_shipped_one(home: Path) -> None:
-    shipped = find_file(**H200)
-    assert shipped is not None
-    assert shipped.parent == SHIPPED
-    write_tables(user_file(**H200), {"experts": {experts_key(8, 24, 48, "float32"): {1: pair(32)}}})
-    path = find_file(**H200)
-    assert path is not None
-    assert path.is_relative_to(home)
-    book = load_book(**H200, dtype="float32", item_size=4, shared_bytes=H200_SHARED)
-    assert book.experts(8, 24, 48, 1, 1) == pair(32)
+def test_the_users_entries_win_over_the_shipped_ones() -> None:
+    shipped = load_bf16(**H200).experts_tables
+    key = experts_key(128, 768, 2048, "bfloat16")
+    own = {key: {1: pair(32)}, experts_key(8, 24, 48, "bfloat16"): {1: pair(64)}}
+    assert key in shipped
+    write_tables(user_file(**H200), {"experts": own})
+    assert load_bf16(**H200).experts_tables == shipped | own
 
 
 def test_another_triton_takes_the_shipped_file_and_another_device_none() -> None:
-    assert find_file("NVIDIA H200", "99.0") == find_file(**H200)
-    assert find_file("NVIDIA H2", "3.6.0") is None
-    book = load_book(
-        device_name="Abacus", triton_version="3.6.0", dtype="float32", item_size=4,
-        shared_bytes=H200_SHARED,
-    )  # fmt: skip
-    assert book.experts_tables == book.linear_tables == {}
+    shipped = load_bf16(**H200)
+    other = load_bf16("NVIDIA H200", "99.0")
+    assert shipped.experts_tables
+    assert other.experts_tables == shipped.experts_tables
+    assert other.linear_tables == shipped.linear_tables
+    for name in ("NVIDIA H2", "Abacus"):
+        book = load_bf16(name, "3.6.0")
+        assert book.experts_tables == book.linear_tables == {}
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)

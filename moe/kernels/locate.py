@@ -1,0 +1,23 @@
+"""Which part of a grouped GEMM a program computes: a tile of rows, and some columns of them.
+
+Owns a device function. Does not know what is multiplied.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
+    """The program's tile, its block of columns and the tile's expert, −1 where no tile is.
+
+    With PDL it first waits for the kernel before, which may have written the tiles.
+    """
+    num_n: tl.constexpr = (NUM_COLUMNS + BLOCK_N - 1) // BLOCK_N
+    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
+    return tile, n, tl.load(tile_expert_ptr + tile)
