@@ -3,17 +3,20 @@
 ``python -m benchmarks.kernels MODEL [--batch-sizes 1 64] [--context 1088] [--prefill 1024 8192]``
 
 Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI
-(through torch.profiler) say when kernels end. A kernel's part is the time from the end of the one
-before to its own end: chained kernels overlap, so their durations would count time twice; parts add
-up to the step. Decode steps are replays of CUDA graphs, prefill steps are launched kernel by
-kernel. Needs one CUDA device.
+(through torch.profiler) say when kernels run. A kernel's part is the time from the end of the one
+before to its own end: chained kernels overlap, so their durations would count time twice. The first
+kernel, and copies before it, wait for the host: of these it is the duration alone. A step's last
+row is what the rank itself measures, that wait included. Steps are replays of CUDA graphs where the
+rank has captured their size. Needs one CUDA device.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import statistics
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,40 +26,59 @@ from torch.profiler import ProfilerActivity, profile
 from benchmarks import report
 from moe.config import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
-from workers.config import WorkerConfig
+from workers.config import ModelConfig, WorkerConfig
+from workers.roofline import Device, StepWork
 from workers.startup import Rank, start
 
-_REPEAT = 5
-# Names of kernels by a piece of what CUPTI calls them; the library's GEMMs have many names.
-_NAMES = {
-    "_embed": "embed",
-    "_sum_norm": "sum + residual + norm",
-    "_qk_rope": "qk-norm + rope + cache",
-    "_chunk": "attention",
-    "_tile_kernel": "attention",
-    "_join": "attention join",
-    "_topk": "top-k",
-    "_align": "align",
-    "_gate_up": "experts gate·up",
-    "_down": "experts down",
-    "_expert_load": "expert load",
-    "_race": "draw",
-    "_winner": "draw",
-    "_swiglu": "swiglu",
+_WARM_UP, _REPEAT = 2, 5  # steps that are not measured, and that are
+_PROMPT = 1024  # most tokens of a prompt
+
+# What a launch is for, by the first pattern that its name has. GEMMs, ours and the library's, have
+# the same names all over a layer.
+_LABELS = {
+    "^_embed": "embed",
+    "^_sum_norm": "sum + residual + norm",
+    "^_qk_rope": "qk-norm + rope + cache",
+    "^_(chunk|tile)_kernel": "attention",
+    "^_join": "attention join",
+    "^_topk": "top-k",
+    "^_align": "align",
+    "^_gate_up": "experts gate·up",
+    "^_down": "experts down",
+    "^_swiglu": "swiglu",
+    "^_expert_load": "expert load",
+    "^_(race|winner)": "draw",
+    "_linear|gemm|nvjet|cutlass|gemv": "gemm",
+    "Memcpy|Memset|elementwise|index|vectorized": "copies",
 }
-_GEMMS = ("_linear", "gemm", "nvjet", "cutlass", "gemv")
-_COPIES = ("Memcpy", "Memset", "elementwise", "index", "vectorized")
+_LANDMARKS = {*_LABELS.values()} - {"gemm", "copies"}
+# A GEMM is known by the landmark that it stands behind, else by the one that it stands before.
+_BEHIND = {
+    "attention": "o_proj",
+    "attention join": "o_proj",
+    "swiglu": "dense down",
+    "expert load": "head",
+}
+_BEFORE = {
+    "qk-norm + rope + cache": "qkv",
+    "top-k": "router",
+    "swiglu": "dense gate·up",
+    "draw": "head",
+}
+
+Parts = dict[str, list[float]]  # microseconds of each launch, by label
 
 
-class Kernel(NamedTuple):
-    """One kernel of a step: its name and, in seconds of the profile, when it ended."""
+class Launch(NamedTuple):
+    """A kernel or a copy of a step: its name and, in microseconds, when it began and ended."""
 
     name: str
+    start: float
     end: float
 
 
 def main() -> None:
-    """Print one table a step."""
+    """Print one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("model", type=Path, help="a folder with config.json")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 64])
@@ -64,15 +86,147 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8192], help="tokens")
     report.add_flags(parser)
     flags = parser.parse_args()
-    rank = _start(flags.model, max([1, *flags.batch_sizes]))
-    rows: list[report.Row] = []
-    for batch in flags.batch_sizes:
-        steps = list(_decodes(rank, batch, flags.context))
-        rows += _table(rank, f"decode B={batch}", steps)
-    for tokens in flags.prefill:
-        rows += _table(rank, f"prefill {tokens}", list(_prefills(rank, tokens)))
-    title = f"Kernels: {flags.model.name}, {rank.device_name}, {str(rank.dtype)[6:]}"
-    report.show(title, rows, flags.json)
+    prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
+    rank = _start(flags.model, max([1, *flags.batch_sizes, *prompts]))
+    size, vocab = rank.runner.builder.block_size, rank.model_config.vocab_size
+    decodes = {f"decode B={B}": decode_steps(B, flags.context, size) for B in flags.batch_sizes}
+    prefills = {f"prefill {T}": prefill_steps(T, size, vocab) for T in flags.prefill}
+    cases = decodes | prefills
+    rows = [row for what, steps in cases.items() for row in _measure(rank, what, list(steps))]
+    dtype = str(rank.dtype).removeprefix("torch.")
+    report.show(f"Kernels: {flags.model.name}, {rank.device_name}, {dtype}", rows, flags.json)
+
+
+def decode_steps(batch: int, context: int, block_size: int) -> Iterator[worker_pb2.StepRequest]:
+    """Decodes of sequences that differ: their last tokens are drawn by the first step, prompts of
+    one token."""
+    num_steps = _WARM_UP + _REPEAT
+    num_blocks = -(-(context + num_steps) // block_size)
+    yield _prompts([1] * batch, [num_blocks] * batch, list(range(batch)))
+    for number in range(num_steps):
+        yield worker_pb2.StepRequest(
+            num_decodes=batch, slots=range(batch), positions=[context + number] * batch,
+            num_new_blocks=[0] * batch, max_replica_tokens=batch, decode_only=True,
+        )  # fmt: skip
+
+
+def prefill_steps(tokens: int, block_size: int, vocab: int) -> Iterator[worker_pb2.StepRequest]:
+    """Prompts of random tokens, all but the last as long as may be."""
+    lengths = [min(_PROMPT, tokens - first) for first in range(0, tokens, _PROMPT)]
+    num_blocks = [-(-length // block_size) for length in lengths]
+    for seed in range(_WARM_UP + _REPEAT):
+        generator = torch.Generator().manual_seed(seed)
+        ids = torch.randint(vocab, (tokens,), generator=generator)
+        yield _prompts(lengths, num_blocks, ids.tolist())
+
+
+def _prompts(
+    lengths: list[int], num_blocks: list[int], token_ids: list[int]
+) -> worker_pb2.StepRequest:
+    """New sequences in all slots from 0 on, each of which draws."""
+    num_rows = len(lengths)
+    step = worker_pb2.StepRequest(
+        slots=range(num_rows), positions=[0] * num_rows, num_tokens=lengths, token_ids=token_ids,
+        draws=[True] * num_rows, num_new_blocks=num_blocks, new_blocks=range(sum(num_blocks)),
+        max_replica_tokens=sum(lengths),
+    )  # fmt: skip
+    for slot in range(num_rows):
+        step.new_sequences.add(slot=slot, temperature=1.0, top_p=1.0, seed=slot)
+    return step
+
+
+def labels(names: Sequence[str]) -> list[str]:
+    """What each launch of a step is for; a GEMM is told by the landmarks around it."""
+    found = [_label(name) for name in names]
+    before, behind = _last_landmarks(found), _last_landmarks(found[::-1])[::-1]
+    return [
+        _BEHIND.get(last) or _BEFORE.get(coming, "other gemm") if label == "gemm" else label
+        for label, last, coming in zip(found, before, behind, strict=True)
+    ]
+
+
+def _label(name: str) -> str:
+    """By the name alone, its beginning if nothing is known of it."""
+    known = (label for pattern, label in _LABELS.items() if re.search(pattern, name))
+    return next(known, name[:40])
+
+
+def _last_landmarks(found: Sequence[str]) -> list[str]:
+    """For each label the last landmark before it, empty for none."""
+    seen = accumulate(found, lambda last, own: own if own in _LANDMARKS else last, initial="")
+    return list(seen)[:-1]
+
+
+def parts(launches: Sequence[Launch]) -> Parts:
+    """Of launches in order of their ends."""
+    found: Parts = {}
+    last_end: float | None = None  # None until the first kernel has run
+    for launch, label in zip(launches, labels([name for name, _, _ in launches]), strict=True):
+        begin = launch.start if last_end is None else last_end
+        found.setdefault(label, []).append(launch.end - begin)
+        if last_end is not None or label != "copies":
+            last_end = launch.end
+    return found
+
+
+def floors(
+    config: ModelConfig, work: StepWork, experts_hit: int, value_bytes: int, device: Device | None
+) -> dict[str, float]:
+    """Microseconds that kernels need at least, by label, over all layers of a step; none for a
+    device of unknown ceilings. Experts hit are pairs of a layer and an expert."""
+    if device is None:
+        return {}
+
+    def least(values: float, products: float) -> float:
+        """For values read once and products added up."""
+        moving = value_bytes * values / device.bytes_per_second
+        return 1e6 * max(moving, 2 * products / device.flops_per_second)
+
+    def gemm(weights: int, rows: int) -> float:
+        return least(weights, weights * rows)
+
+    hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    sparse_layers = sum(config.moe_layers)
+    dense = (layers - sparse_layers) * hidden * config.intermediate_size
+    found = {
+        "qkv": gemm(layers * hidden * (queries + 2 * keys), tokens),
+        "attention": least(layers * 2 * keys * work.cached, layers * 2 * queries * work.attended),
+        "o_proj": gemm(layers * hidden * queries, tokens),
+        "dense gate·up": gemm(2 * dense, tokens),
+        "dense down": gemm(dense, tokens),
+        "head": gemm(hidden * config.vocab_size, work.draws),
+    }
+    if config.moe is not None:
+        matrix = hidden * config.moe.intermediate_size
+        routes = sparse_layers * tokens * config.moe.num_experts_per_tok
+        found["experts gate·up"] = least(2 * matrix * experts_hit, 2 * matrix * routes)
+        found["experts down"] = least(matrix * experts_hit, matrix * routes)
+    return found
+
+
+def table(
+    what: str, steps: list[Parts], least: dict[str, float], results: list[worker_pb2.StepResult]
+) -> list[report.Row]:
+    """A row a label, and the step's: medians of all steps, launches and floors of the last one."""
+    last, cells = steps[-1], []
+    for label in dict.fromkeys(label for step in steps for label in step):
+        taken = statistics.median(sum(step[label]) for step in steps if label in step)
+        cells.append((label, len(last.get(label, ())), taken, least.get(label, 0.0)))
+    taken = 1e6 * statistics.median(result.device_seconds for result in results)
+    launches, floor = sum(map(len, last.values())), 1e6 * results[-1].floor_seconds
+    cells.append(("step (device seconds)", launches, taken, floor))
+    return [
+        {
+            "step": what,
+            "kernel": kernel,
+            "launches": launches,
+            "µs": taken,
+            "floor µs": floor,
+            "share %": 100 * floor / taken if floor and taken else "–",
+        }
+        for kernel, launches, taken, floor in cells
+    ]
 
 
 def _start(model: Path, max_batch_size: int) -> Rank:
@@ -83,174 +237,31 @@ def _start(model: Path, max_batch_size: int) -> Rank:
     return start(config, parallel)
 
 
-def _decodes(rank: Rank, batch: int, context: int) -> Iterator[worker_pb2.StepRequest]:
-    """Decodes of sequences that differ: their last tokens are drawn by a prefill of one token."""
-    blocks = -(-(context + _REPEAT + 2) // rank.runner.builder.block_size)
-    for slot in range(batch):
-        step = worker_pb2.StepRequest(
-            slots=[slot], positions=[0], num_tokens=[1], token_ids=[slot], draws=[True],
-            num_new_blocks=[blocks], new_blocks=range(slot * blocks, (slot + 1) * blocks),
-            max_replica_tokens=1,
-        )  # fmt: skip
-        step.new_sequences.add(slot=slot, temperature=1.0, top_p=1.0, seed=slot)
+def _measure(rank: Rank, what: str, steps: Sequence[worker_pb2.StepRequest]) -> list[report.Row]:
+    """Run steps, the last ones under the profiler."""
+    for step in steps[:-_REPEAT]:
         rank.runner.launch(step).result()
-    for number in range(_REPEAT + 2):
-        yield worker_pb2.StepRequest(
-            num_decodes=batch, slots=range(batch), positions=[context + number] * batch,
-            num_new_blocks=[0] * batch, max_replica_tokens=batch, decode_only=True,
-        )  # fmt: skip
-
-
-def _prefills(rank: Rank, tokens: int) -> Iterator[worker_pb2.StepRequest]:
-    """Prompts of at most 1024 random tokens."""
-    block_size = rank.runner.builder.block_size
-    vocab = rank.model_config.vocab_size
-    for number in range(_REPEAT + 2):
-        step = worker_pb2.StepRequest(max_replica_tokens=tokens)
-        generator = torch.Generator().manual_seed(number)
-        for slot, first in enumerate(range(0, tokens, 1024)):
-            length = min(1024, tokens - first)
-            step.new_sequences.add(slot=slot, temperature=1.0, top_p=1.0, seed=number)
-            step.slots.append(slot)
-            step.positions.append(0)
-            step.num_tokens.append(length)
-            step.token_ids.extend(torch.randint(vocab, (length,), generator=generator).tolist())
-            step.draws.append(True)
-            blocks = -(-length // block_size)
-            step.num_new_blocks.append(blocks)
-            step.new_blocks.extend(range(slot * blocks, (slot + 1) * blocks))
-        yield step
-
-
-def _table(rank: Rank, what: str, steps: list[worker_pb2.StepRequest]) -> list[report.Row]:
-    """Parts of the last steps, summed by kernel: medians over the steps."""
-    results = [rank.runner.launch(step).result() for step in steps[:2]]
-    parts, walls, idles = [], [], []
-    for step in steps[2:]:
+    found, results = [], []
+    for step in steps[-_REPEAT:]:
         with profile(activities=[ProfilerActivity.CUDA]) as profiler:
-            results.append(rank.runner.launch(step).result())
+            handle = rank.runner.launch(step)
+            results.append(handle.result())
             torch.cuda.synchronize()
-        kernels = list(_kernels(profiler))
-        parts.append(_parts(kernels))
-        walls.append(1e6 * results[-1].device_seconds)
-        idles.append(1e6 * results[-1].idle_seconds)
-    floors = _floors(rank, steps[-1], results[-1])
-    rows: list[report.Row] = []
-    for name in dict.fromkeys(name for part in parts for name in part):
-        times = [part[name][0] for part in parts if name in part]
-        floor = floors.get(name, 0.0)
-        taken = statistics.median(times)
-        rows.append(
-            {
-                "step": what,
-                "kernel": name,
-                "launches": parts[-1].get(name, (0.0, 0))[1],
-                "µs": taken,
-                "floor µs": floor,
-                "share %": 100 * floor / taken if floor and taken else "–",
-            }
-        )
-    rows.append(
-        {
-            "step": what,
-            "kernel": "step (device seconds)",
-            "launches": sum(count for _, count in parts[-1].values()),
-            "µs": statistics.median(walls),
-            "floor µs": 1e6 * results[-1].floor_seconds,
-            "share %": 100e6 * results[-1].floor_seconds / statistics.median(walls),
-        }
-    )
-    return rows
+        found.append(parts(_launches(profiler)))
+    experts_hit = int(handle.results[handle.hits_at :].sum())
+    device, value_bytes = rank.runner.measure.device, rank.dtype.itemsize
+    least = floors(rank.model_config, handle.work, experts_hit, value_bytes, device)
+    return table(what, found, least, results)
 
 
-def _kernels(profiler: profile) -> Iterator[Kernel]:
-    """Kernels in order of their ends."""
-    events = [event for event in profiler.events() if event.device_type.name == "CUDA"]
-    for event in sorted(events, key=lambda event: event.time_range.end):
-        yield Kernel(event.name, event.time_range.end)
-
-
-def _parts(kernels: list[Kernel]) -> dict[str, tuple[float, int]]:
-    """Microseconds and launches by kernel, GEMMs by their place in the layer."""
-    parts: dict[str, tuple[float, int]] = {}
-    labels = _labels([kernel.name for kernel in kernels])
-    for before, kernel, label in zip(kernels, kernels[1:], labels[1:], strict=False):
-        taken, count = parts.get(label, (0.0, 0))
-        parts[label] = (taken + kernel.end - before.end, count + 1)
-    return parts
-
-
-def _labels(names: Iterable[str]) -> list[str]:
-    """A GEMM is told by what ran before it."""
-    labels: list[str] = []
-    after = {
-        "sum + residual + norm": ("qkv", "router or dense gate·up"),
-        "attention": ("o_proj",) * 2,
-        "attention join": ("o_proj",) * 2,
-        "swiglu": ("dense down",) * 2,
-        "expert load": ("head",) * 2,
-    }
-    last, norms_since_attention = "", 0
-    for name in names:
-        label = next((known for piece, known in _NAMES.items() if piece in name), "")
-        if not label and any(piece in name for piece in _GEMMS):
-            label = after.get(last, (last or "other gemm",) * 2)[norms_since_attention % 2]
-        if not label:
-            label = "copies" if any(piece in name for piece in _COPIES) else name[:40]
-        if label == "attention":
-            norms_since_attention = 0
-        if label == "sum + residual + norm":
-            norms_since_attention += 1 if last.startswith("o_proj") else 2 - norms_since_attention
-        if label not in ("copies",):
-            last = label
-        labels.append(label)
-    return labels
-
-
-def _floors(
-    rank: Rank, step: worker_pb2.StepRequest, result: worker_pb2.StepResult
-) -> dict[str, float]:
-    """Microseconds that each kind of kernel needs at least, over all layers of the step."""
-    measure, config = rank.runner.measure, rank.model_config
-    device = measure.device
-    if device is None:
-        return {}
-    tokens = step.num_decodes + len(step.token_ids)
-    heads, kv = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    hidden, layers, size = config.hidden_size, config.num_layers, rank.dtype.itemsize
-
-    def gemm(parameters: float, rows: float, times: float = layers) -> float:
-        return (
-            1e6
-            * times
-            * max(
-                parameters * size / device.bytes_per_second,
-                2 * parameters * rows / device.flops_per_second,
-            )
-        )
-
-    lengths = [p + 1 for p in step.positions] if step.num_decodes else list(step.num_tokens)
-    attended = sum(lengths) if step.num_decodes else sum(n * (n + 1) / 2 for n in lengths)
-    cached = 2 * kv * size * sum(lengths) / device.bytes_per_second
-    floors = {
-        "qkv": gemm(hidden * (heads + 2 * kv), tokens),
-        "o_proj": gemm(hidden * heads, tokens),
-        "head": gemm(hidden * config.vocab_size, len(step.slots), 1),
-        "attention": 1e6 * layers * max(cached, 4 * attended * heads / device.flops_per_second),
-    }
-    if config.moe is None:
-        floors["router or dense gate·up"] = gemm(2 * hidden * config.intermediate_size, tokens)
-        floors["dense down"] = gemm(hidden * config.intermediate_size, tokens)
-        return floors
-    hits = int(rank.runner.results[rank.runner.builder.num_slots :].sum())
-    expert = hidden * config.moe.intermediate_size
-    work = 2.0 * expert * tokens * config.moe.num_experts_per_tok * sum(config.moe_layers)
-    for name, matrices in (("experts gate·up", 2), ("experts down", 1)):
-        floors[name] = 1e6 * max(
-            matrices * expert * size * hits / device.bytes_per_second,
-            matrices * work / device.flops_per_second,
-        )
-    return floors
+def _launches(profiler: profile) -> list[Launch]:
+    """In order of their ends."""
+    launches = [
+        Launch(event.name, event.time_range.start, event.time_range.end)
+        for event in profiler.events()
+        if event.device_type.name == "CUDA"
+    ]
+    return sorted(launches, key=lambda launch: launch.end)
 
 
 if __name__ == "__main__":
