@@ -222,7 +222,7 @@ def _floors(
     case: Case, row: report.Row, roofline: Roofline | None, info: pb.GetServerInfoResponse
 ) -> report.Row:
     """The floors of even routing, and what shares of the row's times they are."""
-    device = device_ceilings(info.device)
+    device = device_ceilings(info.device, info.dtype)
     if roofline is None or device is None:
         return {}
     context = case.input_len + case.output_len / 2

@@ -108,7 +108,7 @@ class Tuning:
         times: dict[str, dict[Any, float]],
         floor: float,
     ) -> dict[Any, float]:
-        """The experts' launches together, as gate·up reads ahead for down: of the best pairs."""
+        """The experts' launches together, which overlap: of the best pairs."""
         sizes = {tiles.block_m for tiles in times["gate_up"]} - {1}
         align = {block_m: time_us(problem.align_calls(block_m), 0.0) for block_m in sizes}
         pairs = [*task.known(), *shortlist(align, times["gate_up"], times["down"])]

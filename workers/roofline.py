@@ -37,8 +37,10 @@ _MEASURED = (
 )
 
 
-def device_ceilings(name: str) -> Device | None:
-    """The ceilings of a device by the name it goes by; None: nobody measured them."""
+def device_ceilings(name: str, dtype: str = "bfloat16") -> Device | None:
+    """The ceilings of a device by the name it goes by; None: nobody measured them for ``dtype``."""
+    if _BYTES[dtype] != 2:
+        return None  # fp32 products are an order of magnitude slower
     return next((device for device in _MEASURED if device.name == name), None)
 
 

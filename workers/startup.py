@@ -212,13 +212,11 @@ def _builder(
 
 
 def _measure(config: ModelConfig, place: Placement) -> Measure:
+    dtype = str(place.dtype).removeprefix("torch.")
     roofline = Roofline.of_rank(
-        config,
-        place.parallel,
-        num_local_experts=_num_local(config, place),
-        dtype=str(place.dtype).removeprefix("torch."),
+        config, place.parallel, num_local_experts=_num_local(config, place), dtype=dtype
     )
-    return Measure(roofline, device_ceilings(device_name(place.device)))
+    return Measure(roofline, device_ceilings(device_name(place.device), dtype))
 
 
 def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:

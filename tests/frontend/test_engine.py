@@ -15,6 +15,7 @@ from frontend.meter import StepTotals
 from frontend.request import Delta, FinishReason, Request
 from frontend.scheduler import Scheduler
 from frontend.step import Measures
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.test_scheduler import LIMITS, expected_output, make_request, random_request
 
@@ -177,6 +178,7 @@ async def test_steps_are_measured() -> None:
         assert load.steps.device_busy == 1.0
 
 
-async def test_depth_below_one_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least 1"):
-        Engine(Scheduler(LIMITS), FakeGroup(LIMITS), depth=0)
+@pytest.mark.parametrize("depth", [0, MAX_STEPS_IN_FLIGHT + 1])
+async def test_a_depth_workers_have_no_buffers_for_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}"):
+        Engine(Scheduler(LIMITS), FakeGroup(LIMITS), depth=depth)

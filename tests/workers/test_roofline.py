@@ -163,6 +163,7 @@ def test_the_floor_is_the_longer_of_moving_and_computing() -> None:
         assert cost.floor_seconds(device) == wanted
     assert cost.floor_seconds(None) == 0
     assert device_ceilings("NVIDIA Unheard-of") is None
+    assert device_ceilings("NVIDIA H200", "float32") is None
 
 
 def test_expected_hits_are_those_of_random_routing() -> None:

@@ -1,8 +1,8 @@
 """What the chunks of a context found, joined to attention over all of it.
 
 Owns the arithmetic, for a program that finds all chunks there and as a kernel of its own; does not
-know how contexts were cut. Shapes: C chunks, N query heads, D
-head_dim: fp32 outputs ``[C, N, D]`` and base-2 log-sum-exps ``[C, N]`` in, the model dtype out.
+know how contexts were cut. Shapes: C chunks, N query heads, D head_dim: fp32 outputs ``[C, N, D]``
+and base-2 log-sum-exps ``[C, N]`` in, the model dtype out.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import decode_step, prefill_step
 from workers.runner import StepHandle
@@ -18,7 +19,6 @@ from workers.startup import Rank
 
 CUDA = {"device": "cuda", "memory_fraction": 0.3}
 CONFIGS = Path(__file__).parents[3] / "benchmarks" / "configs"
-IN_FLIGHT = 4
 
 Params = dict[str, Any]
 # Whatever a request may ask of the sampler.
@@ -99,7 +99,7 @@ def in_flight(rank: Rank, steps: Iterator[worker_pb2.StepRequest]) -> Iterator[l
     flying: list[StepHandle] = []
     for step in steps:
         flying.append(rank.runner.launch(step))
-        if len(flying) == IN_FLIGHT:
+        if len(flying) == MAX_STEPS_IN_FLIGHT:
             yield list(flying.pop(0).result().token_ids)
     for handle in flying:
         yield list(handle.result().token_ids)

@@ -12,9 +12,9 @@ import torch
 import triton
 
 from demo import CHECKPOINT
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from tests.workers.gpu.driver import (
     CUDA,
-    IN_FLIGHT,
     PARAMS,
     Frontend,
     Params,
@@ -98,7 +98,7 @@ def test_decodes_neither_allocate_nor_wait(kinds: list[Params]) -> None:
         step = frontend.step(rng.sample(range(24), 13 + number // 5))
         with no_synchronisation():
             flying.append(rank.runner.launch(step))
-        if len(flying) == IN_FLIGHT:
+        if len(flying) == MAX_STEPS_IN_FLIGHT:
             flying.pop(0).result()
     drawn = [handle.result().token_ids for handle in flying]
     assert num_allocations() == before
