@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 
 # Up to so many routes one block of a program holds them all.
 _FEW_ROUTES = 2048
@@ -66,7 +66,7 @@ def allocate_alignment(
 
 
 @triton.jit
-def _load_local(ids_ptr, map_ptr, routes, P, HAS_MAP: tl.constexpr):
+def load_local(ids_ptr, map_ptr, routes, P, HAS_MAP: tl.constexpr):
     """Local expert of each route, −1 where foreign, padding or past the last."""
     ids = tl.load(ids_ptr + routes, mask=routes < P, other=-1)
     if HAS_MAP:
@@ -84,10 +84,8 @@ def _align_few_kernel(
     expert = tl.program_id(0)
     tiles = tl.arange(0, 128)
     routes = tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    local = _load_local(ids_ptr, map_ptr, routes, P, HAS_MAP)
+    wait_for_previous(PDL)
+    local = load_local(ids_ptr, map_ptr, routes, P, HAS_MAP)
     experts_E = tl.arange(0, BLOCK_E)
     counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
     tiles_E = (counts_E + (BLOCK_M - 1)) // BLOCK_M
@@ -120,10 +118,8 @@ def _align_count_kernel(
 ):  # fmt: skip
     """How many routes of one block each expert has."""
     block = tl.program_id(0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    local = _load_local(ids_ptr, map_ptr, block * BLOCK + tl.arange(0, BLOCK), P, HAS_MAP)
+    wait_for_previous(PDL)
+    local = load_local(ids_ptr, map_ptr, block * BLOCK + tl.arange(0, BLOCK), P, HAS_MAP)
     counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
     tl.store(counts_ptr + block * BLOCK_E + tl.arange(0, BLOCK_E), counts_E)
 
@@ -152,12 +148,10 @@ def _scatter(
     """Sort one block's routes and write each expert's run of them to its place."""
     places = tl.arange(0, BLOCK)
     # Ids are older than the counts, whose kernel has waited for them itself.
-    local = _load_local(ids_ptr, map_ptr, block * BLOCK + places, P, HAS_MAP)
+    local = load_local(ids_ptr, map_ptr, block * BLOCK + places, P, HAS_MAP)
     keys = tl.sort(tl.where(local >= 0, local, BLOCK_E) * BLOCK + places)
     experts, routes = keys // BLOCK, block * BLOCK + keys % BLOCK
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     mine_E = tl.load(counts_ptr + block * BLOCK_E + tl.arange(0, BLOCK_E))
     total_E, before_E = _sum_counts(counts_ptr, block, num_blocks, BLOCK_E)
     # From a place in the sorted block to one in `order`, the same for all routes of an expert.
@@ -177,9 +171,7 @@ def _write_tiles(
     experts_E = tl.arange(0, BLOCK_E)
     entries = part * ENTRIES + tl.arange(0, ENTRIES)
     is_entry = entries < max_tiles
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     count_E, _ = _sum_counts(counts_ptr, 0, num_blocks, BLOCK_E)
     end_E = tl.cumsum(count_E, axis=0)
     tiles_E = (count_E + (BLOCK_M - 1)) // BLOCK_M

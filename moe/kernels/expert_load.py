@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 
 _BLOCK = 2048
 
@@ -24,9 +24,7 @@ def _expert_load_kernel(
     """One layer: its row of the load is this program's alone."""
     layer = tl.program_id(0)
     experts_E, routes = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     ids_ptr += layer.to(tl.int64) * stride_l
     counts_E = tl.zeros((BLOCK_E,), dtype=tl.int32)
     start = 0

@@ -9,7 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.align import load_local
+from moe.kernels.launch import launch_options, wait_for_previous
 
 _BLOCK = 256
 
@@ -19,11 +20,8 @@ def _drop_foreign_kernel(
     weights_ptr, ids_ptr, map_ptr, out_ptr, P, BLOCK: tl.constexpr, PDL: tl.constexpr
 ):
     routes = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
-    ids = tl.load(ids_ptr + routes, mask=routes < P, other=-1)
-    local = tl.load(map_ptr + ids, mask=ids >= 0, other=-1)
+    wait_for_previous(PDL)
+    local = load_local(ids_ptr, map_ptr, routes, P, True)
     weights = tl.load(weights_ptr + routes, mask=local >= 0, other=0.0)
     tl.store(out_ptr + routes, weights, mask=routes < P)
 

@@ -11,21 +11,12 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.kernels.add_dot import add_dot
 from moe.kernels.align import Alignment
-from moe.kernels.launch import launch_options, precision
+from moe.kernels.launch import launch_options, precision, wait_for_previous
 from moe.kernels.locate import locate
 from moe.kernels.tiles import Tiles
 from moe.kernels.wide import down_wide, fits, gate_up_wide
-
-
-@triton.jit
-def _add_dot(total, x, w, PRECISION: tl.constexpr, SWAP: tl.constexpr):
-    """total + x·wᵀ; with SWAP both `total` and the result are transposed."""
-    if SWAP:
-        total = tl.dot(w, x.T, total, input_precision=PRECISION)
-    else:
-        total = tl.dot(x, w.T, total, input_precision=PRECISION)
-    return total
 
 
 @triton.jit
@@ -60,8 +51,8 @@ def _gate_up_kernel(
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w_gate = tl.load(gate_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        gate = _add_dot(gate, x, w_gate, PRECISION, SWAP)
-        up = _add_dot(up, x, w_up, PRECISION, SWAP)
+        gate = add_dot(gate, x, w_gate, PRECISION, SWAP)
+        up = add_dot(up, x, w_up, PRECISION, SWAP)
     inner = (gate / (1.0 + tl.exp(-gate))) * up
     if SWAP:
         inner = inner.T
@@ -89,9 +80,7 @@ def _down_kernel(
         return
     rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
     is_row_M = rows_M < tl.load(offsets_ptr + expert + 1)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column_N = columns_N < H
     ks = tl.arange(0, BLOCK_K)
@@ -108,7 +97,7 @@ def _down_kernel(
             is_k = ks[None, :] + k < I
             inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        total = _add_dot(total, inner, w, PRECISION, SWAP)
+        total = add_dot(total, inner, w, PRECISION, SWAP)
     if SWAP:
         total = total.T
     routes_M = tl.load(order_ptr + rows_M, mask=is_row_M, other=0)

@@ -1,6 +1,7 @@
 """What launching any kernel of ours has in common.
 
-Owns the options of programmatic dependent launch and the precision of dots. Knows no kernel.
+Owns programmatic dependent launch, its options and its wait, and the precision of dots. Knows no
+kernel.
 """
 
 from __future__ import annotations
@@ -8,11 +9,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def wait_for_previous(PDL: tl.constexpr):
+    """With PDL: wait until what earlier kernels wrote is there, and let the next kernel start."""
+    if PDL:
+        tl.extra.cuda.gdc_wait()
+        tl.extra.cuda.gdc_launch_dependents()
 
 
 def launch_options(pdl: bool) -> dict[str, Any]:
     """Options of a launch; with ``pdl`` the kernel may start before its predecessor has ended and
-    must call gdc_wait before it touches what an earlier kernel wrote."""
+    must call `wait_for_previous` before it touches what an earlier kernel wrote."""
     return {"PDL": True, "launch_pdl": True} if pdl else {"PDL": False}
 
 

@@ -12,8 +12,9 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.kernels.add_dot import add_dot
 from moe.kernels.context import KernelContext
-from moe.kernels.launch import launch_options, precision
+from moe.kernels.launch import launch_options, precision, wait_for_previous
 from moe.kernels.prefetch import prefetch_tile
 from moe.kernels.tiles import Tiles
 
@@ -37,15 +38,11 @@ def _linear_kernel(
     x_ptrs = x_ptr + rows_M[:, None] * K + ks[None, :]
     w_ptrs = w_ptr + columns_N.to(tl.int64)[:, None] * K + ks[None, :]
     even: tl.constexpr = (N % BLOCK_N == 0) and (K_PART % BLOCK_K == 0) and (K % K_PART == 0)
-    if SWAP:
-        total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
-    else:
-        total = tl.zeros((BLOCK_M, BLOCK_N), dtype=tl.float32)
-    if PDL:
-        if PREFETCH:
-            prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    shape: tl.constexpr = (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N)
+    total = tl.zeros(shape, dtype=tl.float32)
+    if PREFETCH:
+        prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
+    wait_for_previous(PDL)
     for k in range(0, K_PART, BLOCK_K):
         if even:
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
@@ -54,10 +51,7 @@ def _linear_kernel(
             is_k = (ks[None, :] + k < K) & (tl.arange(0, BLOCK_K)[None, :] + k < K_PART)
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        if SWAP:
-            total = tl.dot(w, x.T, total, input_precision=PRECISION)
-        else:
-            total = tl.dot(x, w.T, total, input_precision=PRECISION)
+        total = add_dot(total, x, w, PRECISION, SWAP)
     if SWAP:
         total = total.T
     out_ptrs = out_ptr + part.to(tl.int64) * M * N + rows_M[:, None] * N + columns_N[None, :]
@@ -82,9 +76,7 @@ def _linear_vector_kernel(
         other=0.0,
         eviction_policy="evict_first",
     )
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     x = tl.load(x_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
     total_N = tl.sum(w.to(tl.float32) * x[None, :], axis=1)
     tl.store(out_ptr + rows_N, total_N.to(out_ptr.dtype.element_ty), mask=is_row_N)
@@ -143,7 +135,7 @@ def _tiled(
         x_MK, w_NK, out_SMN, M, N=N, K=w_NK.shape[1], K_PART=depth,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
-        PREFETCH=M <= _PREFETCH_ROWS and _fits_cache(w_NK, depth),
+        PREFETCH=pdl and M <= _PREFETCH_ROWS and _fits_cache(w_NK, depth),
         num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
     )  # fmt: skip
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from moe.kernels.launch import wait_for_previous
+
 
 @triton.jit
 def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
@@ -17,7 +19,5 @@ def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PD
     """
     num_n: tl.constexpr = (NUM_COLUMNS + BLOCK_N - 1) // BLOCK_N
     tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     return tile, n, tl.load(tile_expert_ptr + tile)

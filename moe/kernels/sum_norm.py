@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 
 # From so many tokens on, memory traffic counts more than one more round trip.
 _MANY_TOKENS = 256
@@ -83,9 +83,7 @@ def _sum_norm_kernel(
     is_column = columns < H
     if HAS_NORM:
         norm_weight = tl.load(norm_weight_ptr + columns, mask=is_column, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + token * H + columns, mask=is_column, other=0.0)
     part_ptrs = parts_ptr + token * stride_t + columns

@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 _TL_DTYPES = {
@@ -65,9 +65,7 @@ def _topk_kernel(
     token = tl.program_id(0)
     experts_E, ks = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
     is_expert_E = experts_E < E
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     part_ptrs = logits_ptr + token.to(tl.int64) * stride_t + experts_E
     num_valid = tl.load(num_valid_ptr) if HAS_VALID else 0
     parts = load_parts(part_ptrs, is_expert_E, stride_s, S)

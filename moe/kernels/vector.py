@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from moe.kernels.tiles import Tiles
 
 
@@ -31,9 +31,7 @@ def _gate_up_vector_kernel(
 ):  # fmt: skip
     num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
     route, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
     if expert < 0:
         return
@@ -84,9 +82,7 @@ def _down_vector_kernel(
             tl.extra.cuda.gdc_wait()
         return
     w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
     for k in tl.static_range(0, I, BLOCK_K):
         if I % BLOCK_K == 0 and H % BLOCK_N == 0:

@@ -22,8 +22,10 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.kernels.launch import launch_options, precision, wait_for_previous
 from workers.attention_plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 from workers.kernels.join_chunks import join_apart, join_chunks
+from workers.kernels.key_tiles import check_operands, load_blocks, places, soften
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,10 +103,8 @@ def _chunk_kernel(
     keys_ptr += kv_head * HEAD_DIM
     values_ptr += kv_head * HEAD_DIM
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+    wait_for_previous(PDL)
     if row < 0:
         return
 
@@ -124,22 +124,18 @@ def _chunk_kernel(
     for _ in range(start, stop, TILE):
         live = tokens < end
         live_td = live[:, None] & real_d[None, :]
-        place = blocks.to(tl.int64) * (BLOCK_SIZE * STRIDE) + tokens % BLOCK_SIZE * STRIDE
-        at = place[:, None] + d[None, :]
+        at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
         # The ids of the next tile are under way while this one is at work.
         tokens += TILE
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
+        blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_td, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         scores = tl.where(live[None, :], scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * SCALE)
-        p = tl.exp2(scores * SCALE - new_top[:, None])
-        fade = tl.exp2(top - new_top)
+        p, top, fade = soften(scores, top, SCALE)
         v = tl.load(values_ptr + at, mask=live_td, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         totals = totals * fade[:, None] + p
-        top = new_top
 
     total = tl.sum(totals, 1)
     # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
@@ -207,15 +203,9 @@ def decode_attention(
         )
     if tiles is None:
         tiles = decode_tiles(num_rows)
-    assert keys.shape == values.shape and keys.shape[3] == head_dim
-    assert keys.is_contiguous() and values.is_contiguous()
-    assert keys.dtype == values.dtype == q_SND.dtype == out.dtype
-    assert num_heads % kv_heads == 0
-    assert q_SND.stride()[1:] == (head_dim, 1)
-    assert tables.dtype == chunks.dtype == torch.int32
-    assert tables.stride(1) == 1
+    check_operands(q_SND, keys, values, tables, out)
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
-    assert out.shape == q_SND.shape and out.is_contiguous()
+    assert chunks.dtype == torch.int32
     _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
@@ -239,12 +229,11 @@ def decode_attention(
         JOIN=tiles.join,
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",
-        PDL=pdl,
+        PRECISION=precision(keys.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
-        **({"launch_pdl": True} if pdl else {}),
+        **launch_options(pdl),
     )
     if tiles.join == 0:
         join_apart(workspace.partials_CND, workspace.lse_CN, chunks, CHUNK_FIELDS, out=out, pdl=pdl)

@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from workers.kernels.scaled_logits import (
     TILE,
     load_logits,
@@ -92,9 +92,7 @@ def _race_kernel(
     FAST: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The best score of a chunk and its lowest id, in one int64: score key above, ~id below."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     if slots_ptr is not None and tl.load(slots_ptr + row) < 0:
         return
@@ -134,9 +132,7 @@ def _winner_kernel(
     BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A row's token out of its chunks' keys."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row = tl.program_id(0)
     slot = 0
     if slots_ptr is not None:

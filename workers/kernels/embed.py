@@ -9,7 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from moe.kernels.sum_norm import row_warps
 
 
@@ -20,9 +20,7 @@ def _embed_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, BLOCK)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     token = tl.load(ids_ptr + row)
     slot = tl.load(slots_ptr + row)
     drawn = tl.load(last_token_ptr + slot, mask=slot >= 0, other=0)

@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from workers.kernels.boundary import search
 from workers.kernels.draw import Kept
 from workers.kernels.ladder import (
@@ -87,9 +87,7 @@ def _maxima_kernel(
     VOCAB: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
     PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     _, _, _, _, filters, _ = row_filters(row, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr)
     if not filters:
@@ -109,9 +107,7 @@ def _ladder_kernel(
     VOCAB: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
     CHUNKS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     temperature, min_p, _, _, _, searches = row_filters(
         row, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr
@@ -142,9 +138,7 @@ def _collect_kernel(
     VOCAB: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
     CHUNKS: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row, chunk = tl.program_id(0), tl.program_id(1)
     temperature, min_p, top_k, top_p, _, searches = row_filters(
         row, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr
@@ -179,9 +173,7 @@ def _search_kernel(
     VOCAB: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr, ROW_TILE: tl.constexpr,
     CHUNKS: tl.constexpr, ROOM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     row = tl.program_id(0)
     temperature, min_p, top_k, top_p, filters, searches = row_filters(
         row, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 
 # Chunks that the second kernel reads at once: with very few rows all that there may be.
 _VERY_FEW_ROWS = 2
@@ -78,9 +78,7 @@ def _join_kernel(
     entry = tl.load(chunks_ptr + row * CHUNK_FIELDS + 7)
     first = tl.load(chunks_ptr + entry * CHUNK_FIELDS + 5)
     count = tl.load(chunks_ptr + entry * CHUNK_FIELDS + 6)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     if count > 1:
         join_chunks(
             partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,

@@ -19,7 +19,9 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.kernels.launch import launch_options, precision, wait_for_previous
 from workers.attention_plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
+from workers.kernels.key_tiles import check_operands, load_blocks, places, soften
 
 # Of a multiprocessor's 227 KiB, what queries, keys and values may take together.
 _SHARED_BYTES = 224 << 10
@@ -58,10 +60,8 @@ def _tile_kernel(
     end = stop.to(tl.uint32)
     tokens = tl.arange(0, BLOCK_N).to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
-    blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+    wait_for_previous(PDL)
 
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -81,24 +81,20 @@ def _tile_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(0, stop, BLOCK_N):
         live_nd = (tokens < end)[:, None] & real_d[None, :]
-        place = blocks.to(tl.int64) * (BLOCK_SIZE * STRIDE) + tokens % BLOCK_SIZE * STRIDE
-        at = place[:, None] + d[None, :]
+        at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
         # The ids of the next tile are under way while this one is at work.
         tokens += BLOCK_N
-        blocks = tl.load(table_ptr + tokens // BLOCK_SIZE, mask=tokens < end, other=0)
+        blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_nd, other=0.0)
         scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if start + BLOCK_N > position + 1:
             seen = (position + query)[:, None] >= (start + tl.arange(0, BLOCK_N))[None, :]
             scores = tl.where(seen, scores, float("-inf"))
-        new_top = tl.maximum(top, tl.max(scores, 1) * SCALE)
-        p = tl.exp2(scores * SCALE - new_top[:, None])
-        fade = tl.exp2(top - new_top)
+        p, top, fade = soften(scores, top, SCALE)
         v = tl.load(values_ptr + at, mask=live_nd, other=0.0)
         acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         total = total * fade + tl.sum(p, 1)
-        top = new_top
 
     acc = acc / total[:, None]
     out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
@@ -139,15 +135,9 @@ def prefill_attention(
         out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
     if tiles is None:
         tiles = prefill_tiles(num_tokens)
-    assert keys.shape == values.shape and keys.shape[3] == head_dim
-    assert keys.is_contiguous() and values.is_contiguous()
-    assert keys.dtype == values.dtype == q_TND.dtype == out.dtype
-    assert num_heads % kv_heads == 0 and prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
-    assert q_TND.stride()[1:] == (head_dim, 1)
-    assert tables.dtype == plan.dtype == torch.int32
-    assert tables.stride(1) == 1
-    assert plan.shape[1:] == (4,) and plan.is_contiguous()
-    assert out.shape == q_TND.shape and out.is_contiguous()
+    check_operands(q_TND, keys, values, tables, out)
+    assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
+    assert plan.shape[1:] == (4,) and plan.is_contiguous() and plan.dtype == torch.int32
     if not len(plan):
         return out
     block_d = max(16, triton.next_power_of_2(head_dim))
@@ -168,12 +158,11 @@ def prefill_attention(
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
-        PRECISION="ieee" if keys.dtype == torch.float32 else "tf32",
-        PDL=pdl,
+        PRECISION=precision(keys.dtype),
         num_warps=tiles.num_warps,
         num_stages=_fitting_stages(tiles, block_d * keys.element_size()),
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
-        **({"launch_pdl": True} if pdl else {}),
+        **launch_options(pdl),
     )
     return out
 

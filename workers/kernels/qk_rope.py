@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
@@ -85,9 +85,7 @@ def _qk_rope_kernel(
     turns = position.to(tl.int64) * D + halves
     cos = tl.load(cos_ptr + turns, mask=mask, other=0.0)
     sin = tl.load(sin_ptr + turns, mask=mask, other=0.0)
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     qkv_ptrs = qkv_ptr + token * stride_t + row_head * D + inner
     first_parts = load_parts(qkv_ptrs, mask, stride_s, S)
     second_parts = load_parts(qkv_ptrs + HALF, mask, stride_s, S)
@@ -205,9 +203,7 @@ def _qk_rope_wide_kernel(
     qkv_ptr += token * stride_t
     slots_ptr += token
     positions_ptr += token
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     if group < tl.num_programs(0) - 1:
         _rope_queries(
             qkv_ptr, q_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,

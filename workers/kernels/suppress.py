@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options
+from moe.kernels.launch import launch_options, wait_for_previous
 
 
 @triton.jit
@@ -28,9 +28,7 @@ def _suppress_kernel(
     LOWEST: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One program, so that all originals are read before one is overwritten: pairs may repeat."""
-    if PDL:
-        tl.extra.cuda.gdc_wait()
-        tl.extra.cuda.gdc_launch_dependents()
+    wait_for_previous(PDL)
     start = 0
     while start < num_pairs:
         rows, places, is_pair = _load_pairs(rows_ptr, ids_ptr, start, num_pairs, stride, BLOCK)
