@@ -179,8 +179,7 @@ def floors(
 
     def least(values: float, products: float) -> float:
         """For values read once and products added up."""
-        moving = value_bytes * values / device.bytes_per_second
-        return 1e6 * max(moving, 2 * products / device.flops_per_second)
+        return 1e6 * device.least_seconds(value_bytes * values, 2 * products)
 
     def gemm(weights: int, rows: int) -> float:
         return least(weights, weights * rows)

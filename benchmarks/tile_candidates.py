@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from moe.kernels.tiles import ExpertTiles, Tiles
+from moe.kernels.tiles import ExpertTiles, Tiles, power_of_2
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
 _TILE_ROUTES = 16  # up to so many, tiles are all but empty and not tried
@@ -147,7 +147,7 @@ def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: Limits) -> bool
     """Whether tiles make sense for a matrix of `extent` columns and depth; a compiler may still
     find that they need too much."""
     matrices, (columns, depth) = _MATRICES[op], extent
-    wide, deep = _power_of_2(columns), _power_of_2(depth)
+    wide, deep = power_of_2(columns), power_of_2(depth)
     if tiles.block_m == 1:
         held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * _MAX_SUMS
         return held and tiles.block_n <= wide and tiles.block_k <= deep and tiles.warps <= 16
@@ -211,7 +211,7 @@ def _tiled(op: str, block_m: int) -> list[Tiles]:
 
 
 def _vectors(op: str, shape: ExpertShape | LinearShape) -> list[Tiles]:
-    whole = _power_of_2(shape.extent(op)[1])
+    whole = power_of_2(shape.extent(op)[1])
     return [
         Tiles(block_m=1, block_n=bn, block_k=bk or whole, warps=warps, stages=1)
         for bn, bk, warps in _VECTORS[op]
@@ -255,7 +255,3 @@ def _fitting(
     return list(
         dict.fromkeys([*first, *(tiles for tiles in found if fits(tiles, op, extent, limits))])
     )
-
-
-def _power_of_2(size: int) -> int:
-    return 1 << (size - 1).bit_length()

@@ -119,8 +119,8 @@ class ExpertProblem:
         hits = statistics.mean(len(ids.unique()) - int((ids < 0).any()) for ids in local_CP)
         routes = float((local_CP >= 0).sum()) / len(local_CP)
         weights = (2 if op == "gate_up" else 1) * self.shape.width * self.shape.hidden
-        moved = hits * weights * self.w13.dtype.itemsize / device.bytes_per_second
-        return 1e6 * max(moved, 2 * routes * weights / device.flops_per_second)
+        moved = hits * weights * self.w13.dtype.itemsize
+        return 1e6 * device.least_seconds(moved, 2 * routes * weights)
 
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
         """Whether the first copy's result is that of plain torch in fp32."""
@@ -200,8 +200,7 @@ class LinearProblem:
         if device is None:
             return 0.0
         size = self.shape.outputs * self.shape.inputs
-        moved = size * self.w.dtype.itemsize / device.bytes_per_second
-        return 1e6 * max(moved, 2 * self.tokens * size / device.flops_per_second)
+        return 1e6 * device.least_seconds(size * self.w.dtype.itemsize, 2 * self.tokens * size)
 
     def charge_us(self, tiles: Tiles | None, device: Device | None) -> float:
         """What the next kernel pays for reading several fp32 parts in place of one result."""

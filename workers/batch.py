@@ -132,7 +132,8 @@ class BatchBuilder:
             num_decodes = shape.tokens if shape.decodes else 0
         if self.attention is not None:
             columns |= self._attention_columns(num_decodes, padded, shape, self.attention)
-        columns |= self._draw_columns(padded)
+        slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
+        columns |= self._draw_columns(padded, slots, lengths)
         on = self.columns.copy(columns)
         max_tokens = step.max_replica_tokens if shape is None else shape.tokens
         forward = ForwardBatch(
@@ -148,7 +149,7 @@ class BatchBuilder:
             forward=forward,
             last_D=on.get("last"),
             draw_slots_D=on["draw_slots"],
-            sampling=self._sampling(padded, on, self._suppressed(padded)),
+            sampling=self._sampling(slots, lengths, on),
         )
 
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
@@ -190,13 +191,13 @@ class BatchBuilder:
         slots[:num_tokens] = rows.slots[row_of_token]
         return {"ids": ids, "positions": positions, "slots": slots}
 
-    def _draw_columns(self, rows: Rows) -> dict[str, np.ndarray]:
+    def _draw_columns(
+        self, rows: Rows, slots: np.ndarray, lengths: np.ndarray
+    ) -> dict[str, np.ndarray]:
         """One entry a row that draws."""
-        slots = rows.slots[rows.draws]
-        positions = rows.lengths[rows.draws].astype(np.int64)
         columns = {
             "draw_slots": slots,
-            "draw_positions": positions,
+            "draw_positions": lengths.astype(np.int64),
             **self.params.columns(slots),
         }
         if len(slots) != rows.num_tokens.sum():
@@ -249,9 +250,10 @@ class BatchBuilder:
             tiles=on.get("tiles"),
         )
 
-    def _suppressed(self, rows: Rows) -> tuple[torch.Tensor, torch.Tensor] | None:
+    def _suppressed(
+        self, slots: np.ndarray, lengths: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Pairs that may not be drawn; no graph reads them, so their number has no bound."""
-        slots, lengths = rows.slots[rows.draws], rows.lengths[rows.draws]
         draw_rows, ids = self.params.suppressed(slots, lengths)
         if not len(ids):
             return None
@@ -259,12 +261,9 @@ class BatchBuilder:
         return on["rows"], on["ids"]
 
     def _sampling(
-        self,
-        rows: Rows,
-        on: dict[str, torch.Tensor],
-        suppressed: tuple[torch.Tensor, torch.Tensor] | None,
+        self, slots: np.ndarray, lengths: np.ndarray, on: dict[str, torch.Tensor]
     ) -> SamplingRows | None:
-        slots = rows.slots[rows.draws]
+        """Of the rows that draw; None when none does."""
         if not len(slots):
             return None
         any_random, any_filter = self.params.kinds(slots)
@@ -276,7 +275,7 @@ class BatchBuilder:
             seed_D=on["seed"],
             sample_index_D=on["sample_index"],
             position_D=on["draw_positions"],
-            suppressed=suppressed,
+            suppressed=self._suppressed(slots, lengths),
             any_random=any_random,
             any_filter=any_filter,
         )

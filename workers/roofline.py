@@ -29,6 +29,10 @@ class Device:
     bytes_per_second: float
     flops_per_second: float
 
+    def least_seconds(self, bytes_moved: float, flops: float) -> float:
+        """Of work that moves so many bytes and does so many operations: the longer of the two."""
+        return max(bytes_moved / self.bytes_per_second, flops / self.flops_per_second)
+
 
 # Measured with a large device-to-device copy and an 8192×8192×8192 bf16 matrix product.
 _MEASURED = (
@@ -92,8 +96,7 @@ class StepCost:
         """The least time on a device; 0 when its ceilings are not known."""
         if device is None:
             return 0.0
-        moved = self.bytes_moved / device.bytes_per_second
-        return max(moved, self.flops / device.flops_per_second)
+        return device.least_seconds(self.bytes_moved, self.flops)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

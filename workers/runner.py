@@ -136,13 +136,13 @@ class Runner:
             results = copies.results
             results.copy_(self.results, non_blocking=True)
         before, self.last_done = self.last_done, _now(copies and copies.done)
-        rows = batch.rows
+        rows, num_draws = batch.rows, int(batch.rows.draws.sum())
         return StepHandle(
             step_id=step.step_id,
             results=results,
-            num_tokens=int(rows.draws.sum()) if self.reports else 0,
+            num_tokens=num_draws if self.reports else 0,
             hits_at=self.builder.num_slots,
-            work=StepWork.of_rows(rows.positions, rows.num_tokens, draws=int(rows.draws.sum())),
+            work=StepWork.of_rows(rows.positions, rows.num_tokens, draws=num_draws),
             measure=self.measure,
             started=started,
             done=self.last_done,

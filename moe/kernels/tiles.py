@@ -124,8 +124,8 @@ class TileBook:
     def _fit(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
         """A tile of `matrices` weight tiles that fits shared memory."""
         wide = block_m >= 128
-        block_n = min((128 if matrices == 2 else 256) if wide else 64, _power_of_2(columns))
-        block_k = min((64 if block_m >= 64 else 128) * 2 // self.item_size, _power_of_2(depth))
+        block_n = min((128 if matrices == 2 else 256) if wide else 64, power_of_2(columns))
+        block_k = min((64 if block_m >= 64 else 128) * 2 // self.item_size, power_of_2(depth))
         return Tiles(
             block_m=block_m,
             block_n=block_n,
@@ -136,14 +136,14 @@ class TileBook:
 
     def _guess_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles | None:
         """A stream of weights for one token, split depth for some; the library for more."""
-        if tokens == 1 and _power_of_2(inputs) <= 8192:
-            return Tiles(block_m=1, block_n=4, block_k=_power_of_2(inputs))
+        if tokens == 1 and power_of_2(inputs) <= 8192:
+            return Tiles(block_m=1, block_n=4, block_k=power_of_2(inputs))
         if tokens > 64 or self.item_size == 4:
             return None
         splits = 1
         while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
             splits *= 2
-        block_m, block_k = 16 if tokens <= 16 else 64, min(128, _power_of_2(inputs))
+        block_m, block_k = 16 if tokens <= 16 else 64, min(128, power_of_2(inputs))
         stages = self._stages(block_m + 64, block_k, 3)
         return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
 
@@ -251,5 +251,5 @@ def _entry(table: dict[int, Any], tokens: int) -> Any:
     return table[listed[min(bisect_left(listed, tokens), len(listed) - 1)]]
 
 
-def _power_of_2(size: int) -> int:
+def power_of_2(size: int) -> int:
     return max(_MIN_BLOCK, 1 << (size - 1).bit_length())

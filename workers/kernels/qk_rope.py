@@ -237,7 +237,7 @@ def qk_rope(
     What is not finite is stored as 0.
 
     Args:
-        qkv_STW: parts ``[S, T, W]`` (fp32, or any with any strides over S and T), or ``[T, W]``.
+        qkv_STW: parts, in any dtype, any strides over S and T.
         cos_PD, sin_PD: fp32, of every position; the second half repeats the first.
         positions_T: int32.
         slots_T: int32, sequence of each token; −1 is padding, of which nothing is stored.
@@ -245,8 +245,6 @@ def qk_rope(
         keys, values: ``[num_blocks, block_size, K, D]``.
         out_q_TND: in the model's dtype, to which the sum of the parts is rounded.
     """
-    if qkv_STW.dim() == 2:
-        qkv_STW = qkv_STW.unsqueeze(0)
     S, T, W = qkv_STW.shape
     N, D = out_q_TND.shape[1:]
     block_size, K = keys.shape[1:3]

@@ -56,9 +56,8 @@ class Case:
         return out, keys, values
 
     def expected(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        parts = qkv if qkv.dim() == 3 else qkv[None]
-        total = parts[0].float()
-        for part in parts[1:]:
+        total = qkv[0].float()
+        for part in qkv[1:]:
             total = total + part.float()
         heads = total.to(self.dtype).unflatten(1, (-1, self.D))
         q, k, v = heads.split([self.N, self.K, self.K], dim=1)
@@ -71,7 +70,7 @@ class Case:
         cache.write(blocks * BLOCK + positions % BLOCK, k[real], v[real])
         return q, cache.keys, cache.values
 
-    def check(self, qkv: torch.Tensor) -> None:
+    def assert_as_plain_torch(self, qkv: torch.Tensor) -> None:
         small = SMALL[self.dtype]
         for out, expected in zip(self.run(qkv), self.expected(qkv), strict=True):
             torch.testing.assert_close(out, expected, rtol=small, atol=small, equal_nan=True)
@@ -94,14 +93,14 @@ def each_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(("T", "N", "K", "D"), SHAPES)
 def test_projection(T: int, N: int, K: int, D: int, dtype: torch.dtype) -> None:
     case = Case(T, N, K, D, dtype, DEVICE)
-    case.check(case.parts(1, dtype)[0])
+    case.assert_as_plain_torch(case.parts(1, dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("S", [1, 2, 5])
 def test_parts(S: int, dtype: torch.dtype) -> None:
     case = Case(3, 4, 2, 24, dtype, DEVICE)
-    case.check(case.parts(S, torch.float32))
+    case.assert_as_plain_torch(case.parts(S, torch.float32))
 
 
 @pytest.mark.usefixtures("each_kernel")
@@ -111,14 +110,14 @@ def test_padding_writes_nothing(T: int) -> None:
     case = Case(T, 4, 2, 8, torch.float32, DEVICE)
     case.slots[1::2] = -1
     case.positions[1::2] = 1 << 30
-    case.check(case.parts(1, torch.float32))
+    case.assert_as_plain_torch(case.parts(1, torch.float32))
 
 
 @pytest.mark.usefixtures("each_kernel")
 def test_all_padding() -> None:
     case = Case(3, 4, 2, 8, torch.float32, DEVICE)
     case.slots.fill_(-1)
-    case.check(case.parts(1, torch.float32))
+    case.assert_as_plain_torch(case.parts(1, torch.float32))
 
 
 @pytest.mark.usefixtures("each_kernel")
@@ -130,7 +129,7 @@ def test_not_finite_is_stored_as_zero(dtype: torch.dtype) -> None:
     qkv[0, 1, 3 * 16 + 5] = torch.nan  # k
     qkv[0, 2, 2] = torch.inf  # q
     qkv[0, 3] = 1e30  # past fp16, so that its sum is infinite where fp32's is not
-    case.check(qkv)
+    case.assert_as_plain_torch(qkv)
     q, keys, values = case.run(qkv)
     assert q[2, 0].isnan().any()
     assert keys.isfinite().all()
@@ -150,13 +149,13 @@ def test_casts() -> None:
 def test_strided_rows() -> None:
     case = Case(5, 4, 2, 8, torch.float32, DEVICE)
     wide = torch.randn(2, 5, case.width + 16, device=DEVICE)
-    case.check(wide[:, :, : case.width])
-    case.check(wide[0, :, : case.width])
+    case.assert_as_plain_torch(wide[:, :, : case.width])
+    case.assert_as_plain_torch(wide[:1, :, : case.width])
 
 
 def test_many_tokens() -> None:
     case = Case(515, 2, 1, 8, torch.float32, DEVICE)
-    case.check(case.parts(1, torch.float32))
+    case.assert_as_plain_torch(case.parts(1, torch.float32))
 
 
 @pytest.mark.gpu
@@ -167,4 +166,4 @@ def test_many_tokens() -> None:
 )
 def test_real_shapes(T: int, N: int, K: int, S: int, dtype: torch.dtype) -> None:
     case = Case(T, N, K, 128, torch.bfloat16, "cuda")
-    case.check(case.parts(S, dtype))
+    case.assert_as_plain_torch(case.parts(S, dtype))
