@@ -25,7 +25,7 @@ from frontend.detokenizer import ByteDecoder, complete_text
 from frontend.limits import Limits
 from frontend.request import Output, Request, SamplingParams, StopConditions
 from frontend.scheduler import Scheduler
-from frontend.step import Step
+from frontend.step import Drawn, Step
 
 VOCAB_SIZE = 32_768
 DEPTH = 2
@@ -96,9 +96,9 @@ def measure(
         if len(in_flight) < DEPTH:
             continue
         oldest = in_flight.popleft()
-        tokens = [drawn[oldest.step_id % 64][: oldest.slices[0].num_draws]]
+        tokens = drawn[oldest.step_id % 64][: oldest.slices[0].num_draws]
         before = time.thread_time()
-        scheduler.complete(oldest, tokens, before)
+        scheduler.complete(oldest, [Drawn(tokens=tokens)], before)
         after = time.thread_time()
         if oldest.slices[0].num_decodes == num_running:
             schedule_s += scheduled - begun

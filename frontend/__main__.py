@@ -58,6 +58,12 @@ def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
         metavar="ADDR[,ADDR]",
         help="each machine's first rank: HOST:PORT, or unix:DIR/rank-{rank}.sock",
     )
+    parser.add_argument(
+        "--launcher",
+        type=int,
+        metavar="PID",
+        help="the workers' launcher, on this machine",
+    )
     add_serving_flags(parser)
     flags = parser.parse_args(arguments)
     model = resolve_model(flags.model)
@@ -71,6 +77,21 @@ def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
         prefix_cache=not flags.no_prefix_cache,
         startup_timeout=flags.startup_timeout,
         drain_timeout=flags.drain_timeout,
+        step_timeout=flags.step_timeout,
+        max_restarts=flags.max_restarts,
+        restart_window=flags.restart_window,
+        launcher=flags.launcher,
+        http_port=flags.http_port,
+        api_key_file=flags.api_key_file,
+        tls_cert=flags.tls_cert,
+        tls_key=flags.tls_key,
+        tls_client_ca=flags.tls_client_ca,
+        insecure=flags.insecure,
+        link_secret_file=flags.link_secret_file,
+        max_queued_tokens=flags.max_queued_tokens,
+        max_requests_per_key=flags.max_requests_per_key,
+        request_log=not flags.no_request_log,
+        otlp_endpoint=flags.otlp_endpoint,
     )
 
 

@@ -141,7 +141,7 @@ class Engine:
         results = await self._group.receive()
         now = time.monotonic()
         flight = self._in_flight.popleft()
-        self._scheduler.complete(flight.step, results.tokens, now)
+        self._scheduler.complete(flight.step, results.drawn, now)
         self._meter.add(
             results.measures,
             self._scheduler.generated_tokens,

@@ -40,7 +40,7 @@ class Replica:
 
     def match(self, sequence: Sequence) -> list[int]:
         """Blocks that already hold a prefix of the sequence, never all of it."""
-        if not self._reuses_prefixes:
+        if not self._reuses_prefixes or sequence.wants_prompt_logprobs:
             return []
         pool = self.pool
         num_blocks = (len(sequence.tokens) - 1) // pool.block_size
@@ -73,6 +73,8 @@ class Replica:
         sequence.num_scheduled = len(matched) * pool.block_size
         sequence.num_published = len(matched)
         sequence.prefill_end = len(sequence.tokens)
+        if sequence.wants_prompt_logprobs:
+            sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
         part.new_sequences.append(_new_sequence(sequence))
         self._prefilling.append(sequence)
         self._add_chunk(sequence, sequence.blocks, part, budget, step_id)
@@ -103,6 +105,7 @@ class Replica:
                 num_new_blocks.append(1)
             else:
                 num_new_blocks.append(0)
+            _mask_next_draw(sequence, len(slots), part)
             slots.append(sequence.slot)
             positions.append(position)
             sequences.append(sequence)
@@ -169,6 +172,8 @@ class Replica:
         part.new_blocks += blocks
         part.sequences.append(sequence)
         part.total_tokens += end - start
+        if draws:
+            _mask_next_draw(sequence, part.num_draws, part)
         part.num_draws += draws
         sequence.num_scheduled = end
         sequence.last_step = step_id
@@ -177,16 +182,23 @@ class Replica:
             self._decoding.append(sequence)
 
 
+def _mask_next_draw(sequence: Sequence, draw: int, part: Slice) -> None:
+    """Narrow draw number ``draw`` to what the sequence's language allows."""
+    matcher = sequence.request.matcher
+    if matcher is not None:
+        part.masked_draws.append(draw)
+        part.draw_masks.append(matcher.mask())
+
+
 def _new_sequence(sequence: Sequence) -> NewSequence:
     sampling = sequence.request.sampling
     suppressed, suppress_until = sequence.suppression()
     return NewSequence(
         slot=sequence.slot,
-        temperature=sampling.temperature,
-        top_p=sampling.top_p,
-        top_k=sampling.top_k,
-        min_p=sampling.min_p,
-        seed=sampling.seed,
+        sampling=sampling,
         suppressed_token_ids=suppressed,
         suppress_until=suppress_until,
+        history=sequence.tokens.copy() if sampling.needs_history else [],
+        num_prompt=sequence.num_prompt,
+        prompt_logprobs=sequence.wants_prompt_logprobs,
     )

@@ -25,13 +25,41 @@ class FinishReason(enum.Enum):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How tokens are drawn; ranges as in switchyard.v1.SamplingParams, checked by the service."""
+    """How tokens are drawn; ranges as in switchyard.v1.SamplingParams, checked by the service.
+
+    Attributes:
+        logit_bias: pairs of token id and what is added to its logit.
+        allowed_token_ids: unless empty, all that may be drawn, ascending.
+        banned_token_ids: what may never be drawn, ascending.
+        num_logprobs: 0: none; k: log-probabilities of the drawn token and the k - 1 most likely.
+        prompt_logprobs: report those of the prompt's tokens too.
+        sample_index: which of a request's n samples this is.
+    """
 
     temperature: float = 1.0
     top_p: float = 1.0
     top_k: int = 0
     min_p: float = 0.0
     seed: int = 0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    banned_token_ids: tuple[int, ...] = ()
+    num_logprobs: int = 0
+    prompt_logprobs: bool = False
+    sample_index: int = 0
+
+    @property
+    def needs_history(self) -> bool:
+        """Whether the workers must know the sequence's tokens, not only its newest."""
+        return (
+            self.repetition_penalty != 1.0
+            or self.presence_penalty != 0.0
+            or self.frequency_penalty != 0.0
+            or self.prompt_logprobs
+        )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,12 +74,22 @@ class StopConditions:
     include_stop: bool = False
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """A token's log-probability, and the most likely tokens at its place, best first."""
+
+    logprob: float
+    top_ids: list[int]
+    top_logprobs: list[float]
+
+
 @dataclasses.dataclass(slots=True)
 class Delta:
-    """New output since the last delta that was taken."""
+    """New output since the last delta that was taken; ``logprobs`` one a token, or none."""
 
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
     finish_reason: FinishReason | None = None
     stop_text: str | None = None
     stop_token_id: int | None = None
@@ -74,6 +112,23 @@ class TextDecoder(Protocol):
         ...
 
 
+class Matcher(Protocol):
+    """The language that a sequence keeps to; one per sequence, which it follows token by token."""
+
+    def mask(self) -> bytes:
+        """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
+        ...
+
+    def accept(self, token_id: int) -> None:
+        """Go on behind a token that the last mask allowed."""
+        ...
+
+    @property
+    def is_stopped(self) -> bool:
+        """Nothing may come next: the language ended, by an end token or by itself."""
+        ...
+
+
 class Output:
     """One request's pending delta: the engine adds, one reader takes, nobody waits for the other.
 
@@ -93,10 +148,12 @@ class Output:
         """The request got its slot: its first prefill chunk is in a step."""
         self._admitted.set()
 
-    def add(self, token_id: int, text: str) -> None:
+    def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
         """Add one token and the text it completed."""
         delta = self._delta
         delta.token_ids.append(token_id)
+        if logprobs is not None:
+            delta.logprobs.append(logprobs)
         if text:
             delta.text += text
         if len(delta.token_ids) >= self.min_tokens:
@@ -158,11 +215,17 @@ class Request:
         id: unique among live requests.
         prompt_ids: at least one token, each below the vocabulary's size.
         decoder: turns tokens into text and finds stop strings; None for tokens only.
+        matcher: what its output must look like; None for anything.
+        key: whose request it is; keys share the workers fairly.
+        priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.
         arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         preemptions: times it gave up its blocks.
+        replays: times it went on after the workers were lost.
+        prompt_logprobs: of the prompt's tokens from the second on, as they arrive, if asked for.
         num_generated: output tokens so far.
+        finish_reason: why it ended, once it ended well.
     """
 
     id: str
@@ -171,6 +234,9 @@ class Request:
     stops: StopConditions
     decoder: TextDecoder | None
     output: Output
+    matcher: Matcher | None = None
+    key: str = ""
+    priority: int = 0
     queue_deadline: float = float("inf")
     arrived: float = 0.0
     admitted: float = 0.0
@@ -178,4 +244,7 @@ class Request:
     finished: float = 0.0
     cached_tokens: int = 0
     preemptions: int = 0
+    replays: int = 0
     num_generated: int = 0
+    finish_reason: FinishReason | None = None
+    prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)

@@ -13,10 +13,11 @@ from collections.abc import Callable
 from frontend.blocks import BlockPool
 from frontend.errors import Code, RequestError
 from frontend.limits import Limits, SchedulerLoad, check_fits
+from frontend.logprobs import LogprobReader
 from frontend.replica import Replica
 from frontend.request import Request
 from frontend.sequence import Phase, Sequence
-from frontend.step import Slice, Step
+from frontend.step import Drawn, LogprobColumns, Slice, Step
 
 RETRY_AFTER_SECONDS = 1.0
 """What a caller is told who finds the queue full."""
@@ -150,23 +151,26 @@ class Scheduler:
         self._scheduled_step = step_id
         return Step(step_id, slices, max_replica_tokens)
 
-    def complete(self, step: Step, tokens_per_replica: list[list[int]], now: float) -> None:
+    def complete(self, step: Step, drawn_per_replica: list[Drawn], now: float) -> None:
         """Take in the oldest outstanding step's results.
 
         Args:
             step: what ``schedule`` returned.
-            tokens_per_replica: for each slice its ``num_draws`` tokens, in the order of its rows;
-                -1 where the logits were not finite.
+            drawn_per_replica: for each slice what its draws gave.
             now: time.monotonic().
         """
         assert step.step_id == self._completed_step + 1, "steps complete in their order"
         self._completed_step = step.step_id
         drained: list[Sequence] = []
-        columns = zip(self._replicas, step.slices, tokens_per_replica, strict=True)
-        for replica, part, tokens in columns:
+        columns = zip(self._replicas, step.slices, drawn_per_replica, strict=True)
+        for replica, part, drawn in columns:
+            tokens = drawn.tokens
             assert len(tokens) == part.num_draws, f"{len(tokens)} of {part.num_draws} tokens"
-            self._complete_decodes(replica, part, tokens, now)
-            self._complete_prefills(replica, part, tokens[part.num_decodes :], now)
+            logprobs = LogprobReader(drawn.logprobs) if drawn.logprobs.logprobs else None
+            self._complete_decodes(replica, part, tokens, logprobs, now)
+            if drawn.prompt_logprobs.logprobs:
+                _take_prompt_logprobs(part, drawn.prompt_logprobs)
+            self._complete_prefills(replica, part, tokens[part.num_decodes :], logprobs, now)
             drained += [
                 seq
                 for seq in part.sequences
@@ -263,7 +267,12 @@ class Scheduler:
             self._replicas[sequence.replica].release(sequence)
 
     def _complete_decodes(
-        self, replica: Replica, part: Slice, tokens: list[int], now: float
+        self,
+        replica: Replica,
+        part: Slice,
+        tokens: list[int],
+        logprobs: LogprobReader | None,
+        now: float,
     ) -> None:
         block_size = self.limits.block_size
         running, done = Phase.RUNNING, Phase.DONE
@@ -271,18 +280,24 @@ class Scheduler:
         # Decodes draw first, so the shorter list of rows ends the loop.
         for sequence, token in zip(part.sequences[: part.num_decodes], tokens, strict=False):
             phase = sequence.phase
+            beside = logprobs.read(sequence) if logprobs is not None else None
             if phase is done:
                 continue
             # What led to no token is not for others to reuse.
             if phase is running and token >= 0 and len(sequence.tokens) % block_size == 0:
                 replica.publish(sequence, len(sequence.tokens))
             num_taken += token >= 0
-            if sequence.take(token, now):
+            if sequence.take(token, now, beside):
                 self._withdraw(sequence, phase)
         self._generated_tokens += num_taken
 
     def _complete_prefills(
-        self, replica: Replica, part: Slice, tokens: list[int], now: float
+        self,
+        replica: Replica,
+        part: Slice,
+        tokens: list[int],
+        logprobs: LogprobReader | None,
+        now: float,
     ) -> None:
         drawn = iter(tokens)
         for row in range(part.num_decodes, len(part.sequences)):
@@ -290,9 +305,23 @@ class Scheduler:
             phase = sequence.phase
             index = row - part.num_decodes
             token = next(drawn) if part.draws[index] else None
+            beside = logprobs.read(sequence) if logprobs is not None and part.draws[index] else None
             if phase is Phase.RUNNING and (token is None or token >= 0):
                 replica.publish(sequence, part.positions[row] + part.num_tokens[index])
             if token is not None and phase is not Phase.DONE:
                 self._generated_tokens += token >= 0
-                if sequence.take(token, now):
+                if sequence.take(token, now, beside):
                     self._withdraw(sequence, phase)
+
+
+def _take_prompt_logprobs(part: Slice, columns: LogprobColumns) -> None:
+    """Give each prompt that asked the log-probabilities of what this step computed of it."""
+    reader = LogprobReader(columns)
+    for row in range(part.num_decodes, len(part.sequences)):
+        sequence = part.sequences[row]
+        if not sequence.wants_prompt_logprobs:
+            continue
+        start, num_tokens = part.positions[row], part.num_tokens[row - part.num_decodes]
+        last = min(start + num_tokens, sequence.num_prompt - 1)
+        read = [reader.read(sequence) for _ in range(start, last)]
+        sequence.request.prompt_logprobs += [each for each in read if each is not None]

@@ -11,7 +11,7 @@ import logging
 
 from frontend.blocks import extend_digests
 from frontend.errors import Code, RequestError
-from frontend.request import FinishReason, Request
+from frontend.request import FinishReason, Request, TokenLogprobs
 
 logger = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ class Sequence:
     Attributes:
         order: grows with submission; the queue's order.
         tokens: prompt and generated tokens that are known.
+        num_prompt: how many of them are the prompt's.
+        crashes: times the workers were lost over a step of it, since its last new token.
         max_tokens: length at which it ends, prompt included.
         num_scheduled: leading positions whose KV some step has been asked to write. Once the
             prompt is scheduled each step draws a token, so ``num_scheduled + 1`` is the length
@@ -51,12 +53,13 @@ class Sequence:
         "_decoder",
         "_end_ids",
         "_min_new_tokens",
-        "_num_prompt",
         "blocks",
         "capacity",
+        "crashes",
         "digests",
         "last_step",
         "max_tokens",
+        "num_prompt",
         "num_published",
         "num_scheduled",
         "order",
@@ -84,7 +87,8 @@ class Sequence:
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_published = 0
-        self._num_prompt = len(self.tokens)
+        self.num_prompt = len(self.tokens)
+        self.crashes = 0
         self._min_new_tokens = stops.min_new_tokens
         self._end_ids = stops.eos_token_ids | stops.stop_token_ids
         self._decoder = request.decoder
@@ -92,9 +96,17 @@ class Sequence:
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
 
-        A sequence that must know its last token first, as under a grammar, would say so here.
+        What may come next in a language depends on the last token, which must be known then.
         """
+        if self.request.matcher is not None and self.num_scheduled == len(self.tokens):
+            return False
         return self.num_scheduled + 1 < self.max_tokens
+
+    @property
+    def wants_prompt_logprobs(self) -> bool:
+        """Whether the prompt must be computed again for its log-probabilities."""
+        request = self.request
+        return request.sampling.prompt_logprobs and not request.num_generated
 
     def leading_digests(self, num_blocks: int, block_size: int) -> list[bytes]:
         """Prefix digests of the first ``num_blocks`` blocks, whose tokens are all known."""
@@ -105,9 +117,9 @@ class Sequence:
         """Tokens that may not be drawn yet, ascending, and the first position that may be any."""
         if self._min_new_tokens == 0:
             return [], 0
-        return sorted(self._end_ids), self._num_prompt + self._min_new_tokens
+        return sorted(self._end_ids), self.num_prompt + self._min_new_tokens
 
-    def take(self, token: int, now: float) -> bool:
+    def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> bool:
         """Add one drawn token to the output; true when that ended the request.
 
         The token that ends a request counts as output. An end token of the model goes through the
@@ -119,6 +131,7 @@ class Sequence:
             self._fail_numerically(now)
             return True
         self.tokens.append(token)
+        self.crashes = 0
         request.num_generated = num_generated = request.num_generated + 1
         if num_generated == 1:
             request.first_token = now
@@ -129,7 +142,10 @@ class Sequence:
         if decoder is not None and not (ends and self._is_silent(token)):
             text = decoder.push(token)
             stopped = decoder.matched is not None
-        request.output.add(token, text)
+        request.output.add(token, text, logprobs)
+        if request.matcher is not None:
+            request.matcher.accept(token)
+            ends = ends or request.matcher.is_stopped
         if ends or stopped or len(self.tokens) >= self.max_tokens:
             self._finish(token, ends, now)
             return True
@@ -139,6 +155,7 @@ class Sequence:
         """End the request where it stands."""
         self.phase = Phase.DONE
         self.request.finished = now
+        self.request.finish_reason = FinishReason.ABORTED
         self.request.output.finish(FinishReason.ABORTED, text=self._flush())
 
     def fail(self, error: RequestError, now: float) -> None:
@@ -168,6 +185,7 @@ class Sequence:
             reason = FinishReason.LENGTH
         self.phase = Phase.DONE
         request.finished = now
+        request.finish_reason = reason
         request.output.finish(
             reason, text=self._flush(), stop_text=stop_text, stop_token_id=stop_token_id
         )

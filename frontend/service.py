@@ -12,13 +12,15 @@ import dataclasses
 import enum
 import logging
 import sys
+import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 
 from frontend import events, intake, validation
 from frontend.backend import Backend, Engine
 from frontend.errors import Code, RequestError
-from frontend.request import FinishReason
+from frontend.observer import ANYBODY, Caller, Observer, RequestRecord
+from frontend.request import FinishReason, Request
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -32,6 +34,51 @@ def internal_error(request_id: str) -> RequestError:
     return RequestError(
         Code.INTERNAL, f"internal error; quote request {request_id}", reason="INTERNAL"
     )
+
+
+@dataclasses.dataclass(slots=True)
+class Call:
+    """One call on its way: who made it how, and what became of it.
+
+    Attributes:
+        path: what stands before a field's path in errors.
+        whole: its reader wants everything at the end.
+        requests: what the engine was given for it.
+    """
+
+    method: str
+    caller: Caller
+    path: str
+    whole: bool = False
+    arrived: float = 0.0
+    request_id: str = ""
+    code: str = ""
+    reason: str = ""
+    requests: list[Request] = dataclasses.field(default_factory=list)
+
+    def record(self) -> RequestRecord:
+        """What is worth knowing once it is over."""
+        requests = self.requests
+        first = requests[0] if requests else None
+        return RequestRecord(
+            request_id=self.request_id,
+            method=self.method,
+            caller=self.caller,
+            code=self.code,
+            reason=self.reason,
+            finish_reasons=tuple(
+                each.finish_reason.name for each in requests if each.finish_reason is not None
+            ),
+            prompt_tokens=len(first.prompt_ids) if first else 0,
+            cached_tokens=first.cached_tokens if first else 0,
+            completion_tokens=sum(each.num_generated for each in requests),
+            arrived=self.arrived,
+            admitted=first.admitted if first else 0.0,
+            first_token=first.first_token if first else 0.0,
+            finished=time.monotonic(),
+            preemptions=sum(each.preemptions for each in requests),
+            replays=max((each.replays for each in requests), default=0),
+        )
 
 
 class State(enum.Enum):
@@ -49,9 +96,11 @@ class Service:
     Args:
         model: served name.
         version: this release.
+        observers: are told of every request that is over.
     """
 
-    def __init__(self, *, model: str, version: str) -> None:
+    def __init__(self, *, model: str, version: str, observers: Sequence[Observer] = ()) -> None:
+        self._observers = observers
         self._model = model
         self._version = version
         self._started = events.now()
@@ -90,29 +139,34 @@ class Service:
 
     # ---- generation ----
 
-    def generate(self, asked: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
+    def generate(
+        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Stream one continuation. Closing the generator aborts the request.
 
         Raises (when iterated):
             RequestError: refused, or ended by a fault.
         """
-        return self._stream(
-            asked, lambda backend: intake.prompt_ids(backend, asked.prompt, ""), path=""
+        call = Call("Generate", caller, path="")
+        return self._observed(
+            asked, lambda backend: intake.prompt_ids(backend, asked.prompt, ""), call
         )
 
-    def chat(self, asked: pb.ChatRequest) -> AsyncGenerator[pb.GenerateResponse, None]:
+    def chat(
+        self, asked: pb.ChatRequest, caller: Caller = ANYBODY
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Stream the assistant's turn; as `generate` in everything else."""
-        return self._stream(
-            asked.request, lambda backend: intake.chat_ids(backend, asked), path="request."
-        )
+        call = Call("Chat", caller, path="request.")
+        return self._observed(asked.request, lambda backend: intake.chat_ids(backend, asked), call)
 
-    async def complete(self, asked: pb.CompleteRequest) -> pb.CompleteResponse:
+    async def complete(
+        self, asked: pb.CompleteRequest, caller: Caller = ANYBODY
+    ) -> pb.CompleteResponse:
         """The stream of `generate`, gathered."""
-        stream = self._stream(
+        stream = self._observed(
             asked.request,
             lambda backend: intake.prompt_ids(backend, asked.request.prompt, "request."),
-            path="request.",
-            whole=True,
+            Call("Complete", caller, path="request.", whole=True),
         )
         answer, output = pb.CompleteResponse(), pb.Delta()
         async with contextlib.aclosing(stream):
@@ -128,18 +182,40 @@ class Service:
         answer.outputs.append(output)
         return answer
 
-    async def _stream(
-        self, asked: pb.GenerateRequest, encode: intake.Encode, *, path: str, whole: bool = False
+    async def _observed(
+        self, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Events of one request; ``whole`` wakes the reader once, at the end."""
+        """Events of one request, which the observers hear of when it is over."""
+        call.arrived = time.monotonic()
+        call.code = "CANCELLED"  # unless the end comes from here
+        try:
+            async with contextlib.aclosing(self._stream(asked, encode, call)) as stream:
+                async for event in stream:
+                    yield event
+            call.code = "OK"
+        except RequestError as error:
+            call.code, call.reason = error.code.name, error.reason
+            raise
+        finally:
+            record = call.record()
+            for observer in self._observers:
+                observer.request_ended(record)
+
+    async def _stream(
+        self, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """Events of one request."""
+        path, whole = call.path, call.whole
         backend = self._serving()
         self._check(asked, path)
-        request_id = asked.request_id or uuid.uuid4().hex
+        request_id = call.request_id = asked.request_id or uuid.uuid4().hex
         ended = False
         self._enter(request_id)
         try:
             self._encoding[request_id] = False
             request = await intake.make_request(backend, asked, request_id, encode, path)
+            request.key = call.caller.key
+            call.requests.append(request)
             if whole:
                 request.output.min_tokens = sys.maxsize
             if self._encoding.pop(request_id):

@@ -8,21 +8,26 @@ from __future__ import annotations
 
 import dataclasses
 
+from frontend.request import SamplingParams
 from frontend.sequence import Sequence
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NewSequence:
-    """What a replica learns once of the sequence that takes ``slot``; see worker.proto."""
+    """What a replica learns once of the sequence that takes ``slot``; see worker.proto.
+
+    Attributes:
+        history: its tokens so far, the prompt's first; empty when the workers need not know them.
+        num_prompt: how many of them are the prompt's.
+    """
 
     slot: int
-    temperature: float
-    top_p: float
-    top_k: int
-    min_p: float
-    seed: int
+    sampling: SamplingParams
     suppressed_token_ids: list[int]
     suppress_until: int
+    history: list[int]
+    num_prompt: int
+    prompt_logprobs: bool
 
 
 @dataclasses.dataclass(slots=True)
@@ -35,6 +40,7 @@ class Slice:
         token_ids, new_blocks: values of all rows, one row after the other.
         total_tokens: tokens of all rows.
         num_draws: tokens the replica answers with, in the order of the rows that draw.
+        masked_draws, draw_masks: draws that a language narrows, and its mask for each.
         sequences: whose row it is; stays in the frontend.
     """
 
@@ -49,6 +55,8 @@ class Slice:
     new_blocks: list[int] = dataclasses.field(default_factory=list)
     total_tokens: int = 0
     num_draws: int = 0
+    masked_draws: list[int] = dataclasses.field(default_factory=list)
+    draw_masks: list[bytes] = dataclasses.field(default_factory=list)
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
 
 
@@ -85,9 +93,34 @@ class Measures:
     flops: float = 0.0
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobColumns:
+    """Log-probabilities of some tokens, one after the other; ``top_*`` hold as many for each token
+    as its sequence asked for."""
+
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    top_ids: list[int] = dataclasses.field(default_factory=list)
+    top_logprobs: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one replica answers to its slice.
+
+    Attributes:
+        tokens: one a draw, in the order of the rows; -1 where the logits were not finite.
+        logprobs: of the draws whose sequence asked.
+        prompt_logprobs: of the prompt tokens behind the rows whose sequence asked.
+    """
+
+    tokens: list[int]
+    logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
+    prompt_logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResults:
-    """What came back of a step: for each replica its tokens, and what it took."""
+    """What came back of a step: what each replica drew, and what it took."""
 
-    tokens: list[list[int]]
+    drawn: list[Drawn]
     measures: Measures

@@ -44,8 +44,12 @@ WORKER_FLAGS: Mapping[str, tuple[tuple[str, ...], str]] = {
 }
 # Flags of `python -m frontend` that pass through as they are.
 FRONTEND_FLAGS = (
-    "--host", "--port", "--max-queued-requests", "--startup-timeout", "--drain-timeout"
+    "--host", "--port", "--http-port", "--max-queued-requests", "--max-queued-tokens",
+    "--max-requests-per-key", "--max-restarts", "--restart-window", "--startup-timeout",
+    "--drain-timeout", "--step-timeout", "--api-key-file", "--tls-cert", "--tls-key",
+    "--tls-client-ca", "--otlp-endpoint",
 )  # fmt: skip
+FRONTEND_SWITCHES = ("--no-prefix-cache", "--insecure", "--no-request-log")
 
 _PR_SET_PDEATHSIG = 1
 _SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
@@ -93,8 +97,10 @@ def frontend_command(flags: argparse.Namespace, model: Path, name: str, listen: 
     command = [sys.executable, "-m", "frontend", "--model", str(model), "--workers", listen]
     command += ["--served-model-name", name]
     for flag in FRONTEND_FLAGS:
-        command += [flag, str(_value(flags, flag))]
-    return [*command, "--no-prefix-cache"] if flags.no_prefix_cache else command
+        value = _value(flags, flag)
+        if value is not None:
+            command += [flag, str(value)]
+    return command + [switch for switch in FRONTEND_SWITCHES if _value(flags, switch)]
 
 
 def workers_command(

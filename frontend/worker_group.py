@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
 from frontend.rank import GroupLost, Rank
-from frontend.step import Measures, NewSequence, Slice, Step, StepResults
+from frontend.step import Drawn, LogprobColumns, Measures, NewSequence, Slice, Step, StepResults
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 
@@ -117,12 +117,13 @@ class WorkerGroup:
                 raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
             results.append(result)
         size = self.info.tensor_parallel_size
-        tokens = [list(result.token_ids) for result in results[::size]]
+        drawn = [_drawn(result) for result in results[::size]]
         for replica, wanted in enumerate(num_draws):
-            if len(tokens[replica]) != wanted:
-                detail = f"step {step_id} drew {len(tokens[replica])} tokens, expected {wanted}"
+            num_drawn = len(drawn[replica].tokens)
+            if num_drawn != wanted:
+                detail = f"step {step_id} drew {num_drawn} tokens, expected {wanted}"
                 raise self._lose(self._ranks[replica * size], detail)
-        return StepResults(tokens, _measures(results))
+        return StepResults(drawn, _measures(results))
 
     async def close(self) -> None:
         """Break all streams, which ends the workers."""
@@ -206,18 +207,53 @@ def _encode(step: Step, part: Slice) -> bytes:
         new_blocks=part.new_blocks,
         max_replica_tokens=step.max_replica_tokens,
         decode_only=step.decode_only,
+        masked_draws=part.masked_draws,
+        draw_masks=b"".join(part.draw_masks),
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
 
 
 def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:
+    sampling = new.sampling
     return worker_pb2.NewSequence(
         slot=new.slot,
-        temperature=new.temperature,
-        top_p=new.top_p,
-        top_k=new.top_k,
-        min_p=new.min_p,
-        seed=new.seed,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        sample_index=sampling.sample_index,
         suppressed_token_ids=new.suppressed_token_ids,
         suppress_until=new.suppress_until,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        bias_token_ids=[token for token, _ in sampling.logit_bias],
+        bias_values=[bias for _, bias in sampling.logit_bias],
+        allowed_token_ids=sampling.allowed_token_ids,
+        banned_token_ids=sampling.banned_token_ids,
+        num_logprobs=sampling.num_logprobs,
+        prompt_logprobs=new.prompt_logprobs,
+        history_token_ids=new.history,
+        num_prompt_tokens=new.num_prompt if new.history else 0,
+    )
+
+
+def _drawn(result: worker_pb2.StepResult) -> Drawn:
+    """What a replica's first rank answered; the columns of log-probabilities are mostly empty."""
+    tokens = list(result.token_ids)
+    if not result.logprobs and not result.prompt_logprobs:
+        return Drawn(tokens=tokens)
+    return Drawn(
+        tokens=tokens,
+        logprobs=LogprobColumns(
+            logprobs=list(result.logprobs),
+            top_ids=list(result.top_token_ids),
+            top_logprobs=list(result.top_logprobs),
+        ),
+        prompt_logprobs=LogprobColumns(
+            logprobs=list(result.prompt_logprobs),
+            top_ids=list(result.prompt_top_token_ids),
+            top_logprobs=list(result.prompt_top_logprobs),
+        ),
     )

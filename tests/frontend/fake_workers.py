@@ -12,7 +12,7 @@ import hashlib
 from collections import deque
 
 from frontend.limits import Limits
-from frontend.step import Measures, NewSequence, Slice, Step, StepResults
+from frontend.step import Drawn, Measures, NewSequence, Slice, Step, StepResults
 
 VOCAB = 50
 
@@ -124,7 +124,8 @@ class FakeReplica:
         suppressed = slot.next_position < slot.new.suppress_until
         assert slot.new.suppressed_token_ids == sorted(slot.new.suppressed_token_ids)
         banned = set(slot.new.suppressed_token_ids) if suppressed else set()
-        return draw(prefix, slot.new.seed, banned)
+        sampling = getattr(slot.new, "sampling", slot.new)  # a message has it all at one level
+        return draw(prefix, sampling.seed, banned)
 
 
 class FakeWorkers:
@@ -135,14 +136,14 @@ class FakeWorkers:
         self.last_step = 0
         self.steps: list[Step] = []
 
-    def run(self, step: Step) -> list[list[int]]:
+    def run(self, step: Step) -> list[Drawn]:
         assert step.step_id == self.last_step + 1
         assert len(step.slices) == len(self.replicas)
         assert step.max_replica_tokens == max(part.total_tokens for part in step.slices) > 0
         self.last_step = step.step_id
         self.steps.append(step)
         columns = zip(self.replicas, step.slices, strict=True)
-        return [replica.run(part) for replica, part in columns]
+        return [Drawn(tokens=replica.run(part)) for replica, part in columns]
 
 
 class FakeGroup:

@@ -25,7 +25,7 @@ from frontend.request import (
 )
 from frontend.scheduler import Scheduler
 from frontend.sequence import Sequence
-from frontend.step import Step
+from frontend.step import Drawn, Step
 from frontend.tokenizer import Tokenizer
 from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
 
@@ -103,7 +103,7 @@ class Driver:
         self.workers = FakeWorkers(limits)
         self.depth = depth
         self.now = 1.0
-        self.in_flight: deque[tuple[Step, list[list[int]]]] = deque()
+        self.in_flight: deque[tuple[Step, list[Drawn]]] = deque()
 
     def schedule(self) -> Step | None:
         self.now += 1
@@ -114,8 +114,8 @@ class Driver:
 
     def complete(self) -> None:
         self.now += 1
-        step, tokens = self.in_flight.popleft()
-        self.scheduler.complete(step, tokens, self.now)
+        step, drawn = self.in_flight.popleft()
+        self.scheduler.complete(step, drawn, self.now)
 
     def turn(self) -> bool:
         """One turn of the engine's loop; false when there is nothing left to do."""
@@ -489,7 +489,7 @@ def test_a_numerical_fault_ends_one_request_with_its_id() -> None:
     driver.scheduler.submit(good)
     step = driver.schedule()
     assert step is not None
-    driver.in_flight[0][1][0][0] = -1
+    driver.in_flight[0][1][0].tokens[0] = -1
     driver.run()
     error = failure(bad)
     assert (error.code, error.reason) == (Code.INTERNAL, "NUMERICAL_FAULT")
@@ -502,7 +502,7 @@ def test_what_led_to_a_fault_is_not_reused() -> None:
     prompt = list(range(5, 5 + 4 * LIMITS.block_size))
     driver.scheduler.submit(make_request("bad", prompt))
     assert driver.schedule() is not None
-    driver.in_flight[0][1][0][0] = -1
+    driver.in_flight[0][1][0].tokens[0] = -1
     driver.run()
     again = make_request("again", prompt)
     driver.run(again)

@@ -13,6 +13,7 @@ import grpc
 import pytest
 
 from frontend.engine import Engine
+from frontend.request import SamplingParams
 from frontend.scheduler import Scheduler
 from frontend.step import Measures, NewSequence, Slice, Step
 from frontend.worker_group import GroupLost, WorkerGroup
@@ -123,13 +124,26 @@ def a_slice(first: int) -> Slice:
         new_sequences=[
             NewSequence(
                 slot=first + 2,
-                temperature=0.5,
-                top_p=0.9,
-                top_k=7,
-                min_p=0.25,
-                seed=2**64 - 1,
+                sampling=SamplingParams(
+                    temperature=0.5,
+                    top_p=0.9,
+                    top_k=7,
+                    min_p=0.25,
+                    seed=2**64 - 1,
+                    repetition_penalty=1.5,
+                    presence_penalty=0.5,
+                    frequency_penalty=-0.5,
+                    logit_bias=((4, 1.5), (9, -100.0)),
+                    allowed_token_ids=(4, 9, 11),
+                    banned_token_ids=(2, 3),
+                    num_logprobs=3,
+                    sample_index=2,
+                ),
                 suppressed_token_ids=[3, 5],
                 suppress_until=9,
+                history=[10, 11, 12],
+                num_prompt=2,
+                prompt_logprobs=True,
             )
         ],
         slots=[first, first + 1, first + 2, first + 3],
@@ -145,16 +159,20 @@ def a_slice(first: int) -> Slice:
     )
 
 
+async def tokens_of(group: WorkerGroup) -> list[list[int]]:
+    return [drawn.tokens for drawn in (await group.receive()).drawn]
+
+
 async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_path: Path) -> None:
     async with Ranks(tmp_path, dp=2, tp=2) as ranks:
         group = await ranks.connect()
         assert group.info == ranks.ranks[0].info
         for step_id in (1, 2):
             await group.send(Step(step_id, [a_slice(0), Slice()], 6))
-        assert (await group.receive()).tokens == [[0, 1, 2], []]
-        assert (await group.receive()).tokens == [[0, 1, 2], []]
+        assert await tokens_of(group) == [[0, 1, 2], []]
+        assert await tokens_of(group) == [[0, 1, 2], []]
         await group.send(Step(3, [Slice(), a_slice(4)], 6))
-        assert (await group.receive()).tokens == [[], [200, 201, 202]]
+        assert await tokens_of(group) == [[], [200, 201, 202]]
         assert len({rank.epochs[0] for rank in ranks.ranks}) == 1
         received = [rank.received for rank in ranks.ranks]
     assert received[0] == received[1]
@@ -169,6 +187,11 @@ async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_pa
     assert (new.slot, new.seed, new.top_k, new.suppress_until) == (2, 2**64 - 1, 7, 9)
     assert (new.temperature, new.min_p, list(new.suppressed_token_ids)) == (0.5, 0.25, [3, 5])
     assert new.top_p == pytest.approx(0.9)
+    assert (new.repetition_penalty, new.presence_penalty, new.frequency_penalty) == (1.5, 0.5, -0.5)
+    assert (list(new.bias_token_ids), list(new.bias_values)) == ([4, 9], [1.5, -100.0])
+    assert (list(new.allowed_token_ids), list(new.banned_token_ids)) == ([4, 9, 11], [2, 3])
+    assert (new.num_logprobs, new.prompt_logprobs, new.sample_index) == (3, True, 2)
+    assert (list(new.history_token_ids), new.num_prompt_tokens) == ([10, 11, 12], 2)
     empty = worker_pb2.StepRequest.FromString(received[2][0])
     assert empty == worker_pb2.StepRequest(step_id=1, max_replica_tokens=6, decode_only=False)
 

@@ -76,6 +76,11 @@ class InferenceServiceStub:
                 request_serializer=switchyard_dot_v1_dot_inference__pb2.GetLoadRequest.SerializeToString,
                 response_deserializer=switchyard_dot_v1_dot_inference__pb2.GetLoadResponse.FromString,
                 _registered_method=True)
+        self.GetExpertLoad = channel.unary_unary(
+                '/switchyard.v1.InferenceService/GetExpertLoad',
+                request_serializer=switchyard_dot_v1_dot_inference__pb2.GetExpertLoadRequest.SerializeToString,
+                response_deserializer=switchyard_dot_v1_dot_inference__pb2.GetExpertLoadResponse.FromString,
+                _registered_method=True)
         self.Abort = channel.unary_unary(
                 '/switchyard.v1.InferenceService/Abort',
                 request_serializer=switchyard_dot_v1_dot_inference__pb2.AbortRequest.SerializeToString,
@@ -144,6 +149,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExpertLoad(self, request, context):
+        """GetExpertLoad counts the tokens of every expert, layer by layer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Abort(self, request, context):
         """Abort ends requests by id, for callers that cannot cancel the call that started them.
         """
@@ -193,6 +205,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GetLoad,
                     request_deserializer=switchyard_dot_v1_dot_inference__pb2.GetLoadRequest.FromString,
                     response_serializer=switchyard_dot_v1_dot_inference__pb2.GetLoadResponse.SerializeToString,
+            ),
+            'GetExpertLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExpertLoad,
+                    request_deserializer=switchyard_dot_v1_dot_inference__pb2.GetExpertLoadRequest.FromString,
+                    response_serializer=switchyard_dot_v1_dot_inference__pb2.GetExpertLoadResponse.SerializeToString,
             ),
             'Abort': grpc.unary_unary_rpc_method_handler(
                     servicer.Abort,
@@ -418,6 +435,33 @@ class InferenceService:
             '/switchyard.v1.InferenceService/GetLoad',
             switchyard_dot_v1_dot_inference__pb2.GetLoadRequest.SerializeToString,
             switchyard_dot_v1_dot_inference__pb2.GetLoadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExpertLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/switchyard.v1.InferenceService/GetExpertLoad',
+            switchyard_dot_v1_dot_inference__pb2.GetExpertLoadRequest.SerializeToString,
+            switchyard_dot_v1_dot_inference__pb2.GetExpertLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-PROTOCOL = 2
+PROTOCOL = 3
 """Meaning of worker.proto that this release speaks."""
 
 MAX_STEPS_IN_FLIGHT = 4

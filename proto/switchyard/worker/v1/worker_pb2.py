@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!switchyard/worker/v1/worker.proto\x12\x14switchyard.worker.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xcc\x04\n\x10\x44\x65scribeResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x18\n\x10local_world_size\x18\x05 \x01(\r\x12\x1c\n\x14tensor_parallel_size\x18\x06 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x07 \x01(\r\x12\x1c\n\x14\x65xpert_parallel_size\x18\x08 \x01(\r\x12\x16\n\x0emoe_ep_backend\x18\t \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\n \x01(\t\x12\x12\n\nvocab_size\x18\x0b \x01(\r\x12\x15\n\rmax_model_len\x18\x0c \x01(\r\x12\x16\n\x0emax_batch_size\x18\r \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0e \x01(\r\x12\x12\n\nblock_size\x18\x0f \x01(\r\x12\x12\n\nnum_blocks\x18\x10 \x01(\r\x12\x15\n\reos_token_ids\x18\x11 \x03(\r\x12\x0e\n\x06\x64\x65vice\x18\x12 \x01(\t\x12\r\n\x05\x64type\x18\x13 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x14 \x01(\t\x12\x12\n\nbytes_read\x18\x15 \x01(\x04\x12\x17\n\x0fstartup_seconds\x18\x16 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x17 \x01(\x01\x12\x18\n\x10\x66lops_per_second\x18\x18 \x01(\x01\x12\x19\n\x11graph_batch_sizes\x18\x19 \x03(\r\"|\n\x0e\x45xecuteRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.switchyard.worker.v1.HelloH\x00\x12\x31\n\x04step\x18\x02 \x01(\x0b\x32!.switchyard.worker.v1.StepRequestH\x00\x42\t\n\x07message\"\x82\x01\n\x0f\x45xecuteResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.switchyard.worker.v1.WelcomeH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .switchyard.worker.v1.StepResultH\x00\x42\t\n\x07message\"(\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08protocol\x18\x02 \x01(\r\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\xb7\x01\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x14\n\x0csample_index\x18\x07 \x01(\r\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x03(\r\x12\x16\n\x0esuppress_until\x18\t \x01(\r\"\xa2\x02\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x38\n\rnew_sequences\x18\x02 \x03(\x0b\x32!.switchyard.worker.v1.NewSequence\x12\r\n\x05slots\x18\x03 \x03(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\r\n\x05\x64raws\x18\x08 \x03(\x08\x12\x16\n\x0enum_new_blocks\x18\t \x03(\r\x12\x12\n\nnew_blocks\x18\n \x03(\r\x12\x1a\n\x12max_replica_tokens\x18\x0b \x01(\r\x12\x13\n\x0b\x64\x65\x63ode_only\x18\x0c \x01(\x08\"\x99\x01\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x16\n\x0e\x64\x65vice_seconds\x18\x03 \x01(\x02\x12\x15\n\rfloor_seconds\x18\x04 \x01(\x02\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x02\x12\x13\n\x0b\x62ytes_moved\x18\x06 \x01(\x01\x12\r\n\x05\x66lops\x18\x07 \x01(\x01\x32\xc6\x01\n\rWorkerService\x12Y\n\x08\x44\x65scribe\x12%.switchyard.worker.v1.DescribeRequest\x1a&.switchyard.worker.v1.DescribeResponse\x12Z\n\x07\x45xecute\x12$.switchyard.worker.v1.ExecuteRequest\x1a%.switchyard.worker.v1.ExecuteResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n!switchyard/worker/v1/worker.proto\x12\x14switchyard.worker.v1\"\x11\n\x0f\x44\x65scribeRequest\"\xf9\x04\n\x10\x44\x65scribeResponse\x12\x10\n\x08protocol\x18\x01 \x01(\r\x12\x0f\n\x07version\x18\x02 \x01(\t\x12\x0c\n\x04rank\x18\x03 \x01(\r\x12\x12\n\nworld_size\x18\x04 \x01(\r\x12\x18\n\x10local_world_size\x18\x05 \x01(\r\x12\x1c\n\x14tensor_parallel_size\x18\x06 \x01(\r\x12\x1a\n\x12\x64\x61ta_parallel_size\x18\x07 \x01(\r\x12\x1c\n\x14\x65xpert_parallel_size\x18\x08 \x01(\r\x12\x16\n\x0emoe_ep_backend\x18\t \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\n \x01(\t\x12\x12\n\nvocab_size\x18\x0b \x01(\r\x12\x15\n\rmax_model_len\x18\x0c \x01(\r\x12\x16\n\x0emax_batch_size\x18\r \x01(\r\x12\x1e\n\x16max_num_batched_tokens\x18\x0e \x01(\r\x12\x12\n\nblock_size\x18\x0f \x01(\r\x12\x12\n\nnum_blocks\x18\x10 \x01(\r\x12\x15\n\reos_token_ids\x18\x11 \x03(\r\x12\x0e\n\x06\x64\x65vice\x18\x12 \x01(\t\x12\r\n\x05\x64type\x18\x13 \x01(\t\x12\x16\n\x0eweights_sha256\x18\x14 \x01(\t\x12\x12\n\nbytes_read\x18\x15 \x01(\x04\x12\x17\n\x0fstartup_seconds\x18\x16 \x01(\x01\x12\x18\n\x10\x62ytes_per_second\x18\x17 \x01(\x01\x12\x18\n\x10\x66lops_per_second\x18\x18 \x01(\x01\x12\x19\n\x11graph_batch_sizes\x18\x19 \x03(\r\x12\x14\n\x0ctimed_tokens\x18\x1a \x01(\r\x12\x15\n\rtimed_seconds\x18\x1b \x01(\x01\"|\n\x0e\x45xecuteRequest\x12,\n\x05hello\x18\x01 \x01(\x0b\x32\x1b.switchyard.worker.v1.HelloH\x00\x12\x31\n\x04step\x18\x02 \x01(\x0b\x32!.switchyard.worker.v1.StepRequestH\x00\x42\t\n\x07message\"\x82\x01\n\x0f\x45xecuteResponse\x12\x30\n\x07welcome\x18\x01 \x01(\x0b\x32\x1d.switchyard.worker.v1.WelcomeH\x00\x12\x32\n\x06result\x18\x02 \x01(\x0b\x32 .switchyard.worker.v1.StepResultH\x00\x42\t\n\x07message\"(\n\x05Hello\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x10\n\x08protocol\x18\x02 \x01(\r\"\x18\n\x07Welcome\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\"\xcf\x03\n\x0bNewSequence\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x13\n\x0btemperature\x18\x02 \x01(\x02\x12\r\n\x05top_p\x18\x03 \x01(\x02\x12\r\n\x05top_k\x18\x04 \x01(\r\x12\r\n\x05min_p\x18\x05 \x01(\x02\x12\x0c\n\x04seed\x18\x06 \x01(\x04\x12\x14\n\x0csample_index\x18\x07 \x01(\r\x12\x1c\n\x14suppressed_token_ids\x18\x08 \x03(\r\x12\x16\n\x0esuppress_until\x18\t \x01(\r\x12\x1a\n\x12repetition_penalty\x18\n \x01(\x02\x12\x18\n\x10presence_penalty\x18\x0b \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x0c \x01(\x02\x12\x16\n\x0e\x62ias_token_ids\x18\r \x03(\r\x12\x13\n\x0b\x62ias_values\x18\x0e \x03(\x02\x12\x19\n\x11\x61llowed_token_ids\x18\x0f \x03(\r\x12\x18\n\x10\x62\x61nned_token_ids\x18\x10 \x03(\r\x12\x14\n\x0cnum_logprobs\x18\x11 \x01(\r\x12\x17\n\x0fprompt_logprobs\x18\x12 \x01(\x08\x12\x19\n\x11history_token_ids\x18\x13 \x03(\r\x12\x19\n\x11num_prompt_tokens\x18\x14 \x01(\r\"\xcc\x02\n\x0bStepRequest\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x38\n\rnew_sequences\x18\x02 \x03(\x0b\x32!.switchyard.worker.v1.NewSequence\x12\r\n\x05slots\x18\x03 \x03(\r\x12\x11\n\tpositions\x18\x04 \x03(\r\x12\x13\n\x0bnum_decodes\x18\x05 \x01(\r\x12\x12\n\nnum_tokens\x18\x06 \x03(\r\x12\x11\n\ttoken_ids\x18\x07 \x03(\r\x12\r\n\x05\x64raws\x18\x08 \x03(\x08\x12\x16\n\x0enum_new_blocks\x18\t \x03(\r\x12\x12\n\nnew_blocks\x18\n \x03(\r\x12\x1a\n\x12max_replica_tokens\x18\x0b \x01(\r\x12\x13\n\x0b\x64\x65\x63ode_only\x18\x0c \x01(\x08\x12\x14\n\x0cmasked_draws\x18\r \x03(\r\x12\x12\n\ndraw_masks\x18\x0e \x01(\x0c\"\xac\x02\n\nStepResult\x12\x0f\n\x07step_id\x18\x01 \x01(\x04\x12\x11\n\ttoken_ids\x18\x02 \x03(\x05\x12\x16\n\x0e\x64\x65vice_seconds\x18\x03 \x01(\x02\x12\x15\n\rfloor_seconds\x18\x04 \x01(\x02\x12\x14\n\x0cidle_seconds\x18\x05 \x01(\x02\x12\x13\n\x0b\x62ytes_moved\x18\x06 \x01(\x01\x12\r\n\x05\x66lops\x18\x07 \x01(\x01\x12\x10\n\x08logprobs\x18\x08 \x03(\x02\x12\x15\n\rtop_token_ids\x18\t \x03(\r\x12\x14\n\x0ctop_logprobs\x18\n \x03(\x02\x12\x17\n\x0fprompt_logprobs\x18\x0b \x03(\x02\x12\x1c\n\x14prompt_top_token_ids\x18\x0c \x03(\r\x12\x1b\n\x13prompt_top_logprobs\x18\r \x03(\x02\"\x16\n\x14GetExpertLoadRequest\"L\n\x15GetExpertLoadResponse\x12\x0e\n\x06layers\x18\x01 \x03(\r\x12\x13\n\x0bnum_experts\x18\x02 \x01(\r\x12\x0e\n\x06tokens\x18\x03 \x03(\x04\x32\xb0\x02\n\rWorkerService\x12Y\n\x08\x44\x65scribe\x12%.switchyard.worker.v1.DescribeRequest\x1a&.switchyard.worker.v1.DescribeResponse\x12Z\n\x07\x45xecute\x12$.switchyard.worker.v1.ExecuteRequest\x1a%.switchyard.worker.v1.ExecuteResponse(\x01\x30\x01\x12h\n\rGetExpertLoad\x12*.switchyard.worker.v1.GetExpertLoadRequest\x1a+.switchyard.worker.v1.GetExpertLoadResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,21 +34,25 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBEREQUEST']._serialized_start=59
   _globals['_DESCRIBEREQUEST']._serialized_end=76
   _globals['_DESCRIBERESPONSE']._serialized_start=79
-  _globals['_DESCRIBERESPONSE']._serialized_end=667
-  _globals['_EXECUTEREQUEST']._serialized_start=669
-  _globals['_EXECUTEREQUEST']._serialized_end=793
-  _globals['_EXECUTERESPONSE']._serialized_start=796
-  _globals['_EXECUTERESPONSE']._serialized_end=926
-  _globals['_HELLO']._serialized_start=928
-  _globals['_HELLO']._serialized_end=968
-  _globals['_WELCOME']._serialized_start=970
-  _globals['_WELCOME']._serialized_end=994
-  _globals['_NEWSEQUENCE']._serialized_start=997
-  _globals['_NEWSEQUENCE']._serialized_end=1180
-  _globals['_STEPREQUEST']._serialized_start=1183
-  _globals['_STEPREQUEST']._serialized_end=1473
-  _globals['_STEPRESULT']._serialized_start=1476
-  _globals['_STEPRESULT']._serialized_end=1629
-  _globals['_WORKERSERVICE']._serialized_start=1632
-  _globals['_WORKERSERVICE']._serialized_end=1830
+  _globals['_DESCRIBERESPONSE']._serialized_end=712
+  _globals['_EXECUTEREQUEST']._serialized_start=714
+  _globals['_EXECUTEREQUEST']._serialized_end=838
+  _globals['_EXECUTERESPONSE']._serialized_start=841
+  _globals['_EXECUTERESPONSE']._serialized_end=971
+  _globals['_HELLO']._serialized_start=973
+  _globals['_HELLO']._serialized_end=1013
+  _globals['_WELCOME']._serialized_start=1015
+  _globals['_WELCOME']._serialized_end=1039
+  _globals['_NEWSEQUENCE']._serialized_start=1042
+  _globals['_NEWSEQUENCE']._serialized_end=1505
+  _globals['_STEPREQUEST']._serialized_start=1508
+  _globals['_STEPREQUEST']._serialized_end=1840
+  _globals['_STEPRESULT']._serialized_start=1843
+  _globals['_STEPRESULT']._serialized_end=2143
+  _globals['_GETEXPERTLOADREQUEST']._serialized_start=2145
+  _globals['_GETEXPERTLOADREQUEST']._serialized_end=2167
+  _globals['_GETEXPERTLOADRESPONSE']._serialized_start=2169
+  _globals['_GETEXPERTLOADRESPONSE']._serialized_end=2245
+  _globals['_WORKERSERVICE']._serialized_start=2248
+  _globals['_WORKERSERVICE']._serialized_end=2552
 # @@protoc_insertion_point(module_scope)

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes")
+    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "timed_tokens", "timed_seconds")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -37,6 +37,8 @@ class DescribeResponse(_message.Message):
     BYTES_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     FLOPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     GRAPH_BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
+    TIMED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TIMED_SECONDS_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     rank: int
@@ -62,7 +64,9 @@ class DescribeResponse(_message.Message):
     bytes_per_second: float
     flops_per_second: float
     graph_batch_sizes: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ...) -> None: ...
+    timed_tokens: int
+    timed_seconds: float
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., timed_tokens: _Optional[int] = ..., timed_seconds: _Optional[float] = ...) -> None: ...
 
 class ExecuteRequest(_message.Message):
     __slots__ = ("hello", "step")
@@ -95,7 +99,7 @@ class Welcome(_message.Message):
     def __init__(self, epoch: _Optional[int] = ...) -> None: ...
 
 class NewSequence(_message.Message):
-    __slots__ = ("slot", "temperature", "top_p", "top_k", "min_p", "seed", "sample_index", "suppressed_token_ids", "suppress_until")
+    __slots__ = ("slot", "temperature", "top_p", "top_k", "min_p", "seed", "sample_index", "suppressed_token_ids", "suppress_until", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "bias_values", "allowed_token_ids", "banned_token_ids", "num_logprobs", "prompt_logprobs", "history_token_ids", "num_prompt_tokens")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -105,6 +109,17 @@ class NewSequence(_message.Message):
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
     SUPPRESSED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     SUPPRESS_UNTIL_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    BIAS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BIAS_VALUES_FIELD_NUMBER: _ClassVar[int]
+    ALLOWED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    BANNED_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     slot: int
     temperature: float
     top_p: float
@@ -114,10 +129,21 @@ class NewSequence(_message.Message):
     sample_index: int
     suppressed_token_ids: _containers.RepeatedScalarFieldContainer[int]
     suppress_until: int
-    def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ...) -> None: ...
+    repetition_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    bias_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    bias_values: _containers.RepeatedScalarFieldContainer[float]
+    allowed_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    banned_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_logprobs: int
+    prompt_logprobs: bool
+    history_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    num_prompt_tokens: int
+    def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., banned_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., history_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only")
+    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +156,8 @@ class StepRequest(_message.Message):
     NEW_BLOCKS_FIELD_NUMBER: _ClassVar[int]
     MAX_REPLICA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODE_ONLY_FIELD_NUMBER: _ClassVar[int]
+    MASKED_DRAWS_FIELD_NUMBER: _ClassVar[int]
+    DRAW_MASKS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     new_sequences: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
@@ -142,10 +170,12 @@ class StepRequest(_message.Message):
     new_blocks: _containers.RepeatedScalarFieldContainer[int]
     max_replica_tokens: int
     decode_only: bool
-    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ...) -> None: ...
+    masked_draws: _containers.RepeatedScalarFieldContainer[int]
+    draw_masks: bytes
+    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ...) -> None: ...
 
 class StepResult(_message.Message):
-    __slots__ = ("step_id", "token_ids", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
+    __slots__ = ("step_id", "token_ids", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops", "logprobs", "top_token_ids", "top_logprobs", "prompt_logprobs", "prompt_top_token_ids", "prompt_top_logprobs")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     DEVICE_SECONDS_FIELD_NUMBER: _ClassVar[int]
@@ -153,6 +183,12 @@ class StepResult(_message.Message):
     IDLE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     BYTES_MOVED_FIELD_NUMBER: _ClassVar[int]
     FLOPS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     device_seconds: float
@@ -160,4 +196,24 @@ class StepResult(_message.Message):
     idle_seconds: float
     bytes_moved: float
     flops: float
-    def __init__(self, step_id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., device_seconds: _Optional[float] = ..., floor_seconds: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., bytes_moved: _Optional[float] = ..., flops: _Optional[float] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    prompt_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    prompt_top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    prompt_top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, step_id: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., device_seconds: _Optional[float] = ..., floor_seconds: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., bytes_moved: _Optional[float] = ..., flops: _Optional[float] = ..., logprobs: _Optional[_Iterable[float]] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ..., prompt_logprobs: _Optional[_Iterable[float]] = ..., prompt_top_token_ids: _Optional[_Iterable[int]] = ..., prompt_top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class GetExpertLoadRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetExpertLoadResponse(_message.Message):
+    __slots__ = ("layers", "num_experts", "tokens")
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    NUM_EXPERTS_FIELD_NUMBER: _ClassVar[int]
+    TOKENS_FIELD_NUMBER: _ClassVar[int]
+    layers: _containers.RepeatedScalarFieldContainer[int]
+    num_experts: int
+    tokens: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, layers: _Optional[_Iterable[int]] = ..., num_experts: _Optional[int] = ..., tokens: _Optional[_Iterable[int]] = ...) -> None: ...

@@ -45,6 +45,11 @@ class WorkerServiceStub:
                 request_serializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteRequest.SerializeToString,
                 response_deserializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteResponse.FromString,
                 _registered_method=True)
+        self.GetExpertLoad = channel.unary_unary(
+                '/switchyard.worker.v1.WorkerService/GetExpertLoad',
+                request_serializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadRequest.SerializeToString,
+                response_deserializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadResponse.FromString,
+                _registered_method=True)
 
 
 class WorkerServiceServicer:
@@ -67,6 +72,13 @@ class WorkerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetExpertLoad(self, request, context):
+        """GetExpertLoad says how many tokens this rank's routers sent to each expert since its start.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_WorkerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -79,6 +91,11 @@ def add_WorkerServiceServicer_to_server(servicer, server):
                     servicer.Execute,
                     request_deserializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteRequest.FromString,
                     response_serializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteResponse.SerializeToString,
+            ),
+            'GetExpertLoad': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetExpertLoad,
+                    request_deserializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadRequest.FromString,
+                    response_serializer=switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -136,6 +153,33 @@ class WorkerService:
             '/switchyard.worker.v1.WorkerService/Execute',
             switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteRequest.SerializeToString,
             switchyard_dot_worker_dot_v1_dot_worker__pb2.ExecuteResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetExpertLoad(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/switchyard.worker.v1.WorkerService/GetExpertLoad',
+            switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadRequest.SerializeToString,
+            switchyard_dot_worker_dot_v1_dot_worker__pb2.GetExpertLoadResponse.FromString,
             options,
             channel_credentials,
             insecure,

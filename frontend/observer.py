@@ -1,0 +1,65 @@
+"""Who asks, and what is worth knowing of a request that is over: what logs, metrics and traces see.
+
+Owns both shapes and the protocol of who watches. Holds no text of a prompt or an answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Protocol
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Caller:
+    """Who asks.
+
+    Attributes:
+        key: the name of their key; empty without keys.
+        peer: their address, as the transport says it.
+        traceparent: the W3C header; empty when none was sent.
+    """
+
+    key: str = ""
+    peer: str = ""
+    traceparent: str = ""
+
+
+ANYBODY = Caller()
+"""A caller of whom nothing is known."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RequestRecord:
+    """One request that is over; times are time.monotonic(), 0.0 for what never came.
+
+    Attributes:
+        method: what was called, such as Generate.
+        code: OK, a name of `frontend.errors.Code`, or CANCELLED when the caller left.
+        reason: of the error; empty without one.
+        finish_reasons: one a sequence that ended well, such as EOS.
+        completion_tokens: of all its sequences.
+    """
+
+    request_id: str
+    method: str
+    caller: Caller
+    code: str
+    reason: str = ""
+    finish_reasons: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    completion_tokens: int = 0
+    arrived: float = 0.0
+    admitted: float = 0.0
+    first_token: float = 0.0
+    finished: float = 0.0
+    preemptions: int = 0
+    replays: int = 0
+
+
+class Observer(Protocol):
+    """Watches; must be quick, and may not raise."""
+
+    def request_ended(self, record: RequestRecord) -> None:
+        """A request that had been let in, or refused, is over."""
+        ...
