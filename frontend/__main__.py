@@ -22,18 +22,19 @@ from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
 from frontend.engine import Engine
 from frontend.grpc_server import GrpcServer
-from frontend.limits import Limits
 from frontend.model_folder import (
     SamplingDefaults,
     read_sampling_defaults,
     resolve_model,
     served_name,
 )
+from frontend.recovery import Workers, limits_of, step_times
 from frontend.scheduler import Scheduler
 from frontend.service import Service
 from frontend.tokenizer import Tokenizer
 from frontend.worker_group import GroupLost, WorkerGroup
 from switchyard.release import release
+from switchyard.worker.link import read_secret
 from switchyard.worker.v1 import worker_pb2
 
 # After the drain, or a loss: what streams get to send their last message.
@@ -109,7 +110,7 @@ class Stop:
         (self.now if self.drain.is_set() else self.drain).set()
 
 
-async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
+async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret: str | None) -> int:
     """Run until a signal or the loss of the workers.
 
     Returns:
@@ -122,13 +123,16 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
         port = await server.start()
     except OSError as error:
         return _fail(str(error), 2)
-    group = None
+    workers = Workers(config, link_secret)
     try:
-        group, tokenizer = await _unless(stop.drain, _reach(config))
-        limits = limits_of(
-            group.info, max_queued=config.max_queued_requests, prefix_cache=config.prefix_cache
+        tokenizer, group = await _unless(stop.drain, _reach(config, workers))
+        times = step_times(group.info)
+        engine = Engine(
+            Scheduler(limits_of(group.info, config), times),
+            group,
+            times=times,
+            step_timeout=config.step_timeout,
         )
-        engine = Engine(Scheduler(limits), group)
         service.open(
             Backend(
                 engine=engine,
@@ -138,15 +142,14 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults) -> int:
                 max_queued_requests=config.max_queued_requests,
             )
         )
-        return await _run(config, port, service, server, engine, stop)
+        return await _run(config, port, service, server, engine, workers, stop)
     except _StoppedError:
         return 0
     except (GroupLost, ValueError, OSError) as error:
         return _fail(str(error), 1)
     finally:
         await server.stop(STOP_GRACE_SECONDS)
-        if group is not None:
-            await group.close()
+        await workers.close()
 
 
 class _StoppedError(Exception):
@@ -167,27 +170,9 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
         await asyncio.gather(task, stopped, return_exceptions=True)
 
 
-async def _reach(config: FrontendConfig) -> tuple[WorkerGroup, Tokenizer | None]:
+async def _reach(config: FrontendConfig, workers: Workers) -> tuple[Tokenizer | None, WorkerGroup]:
     """Load the tokenizer while the workers load their weights."""
-    tokenizer, group = await asyncio.gather(
-        asyncio.to_thread(Tokenizer.load, config.model),
-        WorkerGroup.connect(config.workers, startup_timeout=config.startup_timeout),
-    )
-    return group, tokenizer
-
-
-def limits_of(info: worker_pb2.DescribeResponse, *, max_queued: int, prefix_cache: bool) -> Limits:
-    """What a group of workers lets the scheduler do."""
-    return Limits(
-        max_batch_size=info.max_batch_size,
-        max_num_batched_tokens=info.max_num_batched_tokens,
-        max_model_len=info.max_model_len,
-        block_size=info.block_size,
-        num_blocks=info.num_blocks,
-        num_replicas=info.data_parallel_size,
-        max_queued_requests=max_queued,
-        enable_prefix_cache=prefix_cache,
-    )
+    return await asyncio.gather(asyncio.to_thread(Tokenizer.load, config.model), workers.reach())
 
 
 async def _run(
@@ -196,12 +181,19 @@ async def _run(
     service: Service,
     server: GrpcServer,
     engine: Engine,
+    workers: Workers,
     stop: Stop,
 ) -> int:
-    """Serve until the drain is over or the engine ends, which is the loss of the workers."""
+    """Serve until the drain is over or the workers are lost for good."""
+
+    async def on_ready(ready: bool, info: worker_pb2.DescribeResponse) -> None:
+        if ready:
+            service.renew(info)
+        await server.health.set_ready(ready and service.takes_requests)
+
     gc.collect()
     gc.freeze()  # what lives as long as the process is no work for later collections
-    running = asyncio.create_task(engine.run())
+    running = asyncio.create_task(workers.keep(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)
     _say_ready(config, port, service)
@@ -210,6 +202,7 @@ async def _run(
         if not running.done():
             return 0
         service.lose()
+        engine.end()
         await server.health.set_ready(False)
         await _within(LAST_WORDS_SECONDS, service.idle())
         return _fail(f"the workers are lost: {running.exception()}", 1)
@@ -217,6 +210,7 @@ async def _run(
         for task in (running, draining):
             task.cancel()
         await asyncio.gather(running, draining, return_exceptions=True)
+        engine.end()
 
 
 async def _drain(config: FrontendConfig, service: Service, server: GrpcServer, stop: Stop) -> None:
@@ -262,10 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         config = parse_config(arguments)
         defaults = read_sampling_defaults(config.model)
+        link_secret = read_secret(config.link_secret_file)
     except ValueError as error:
         return _fail(str(error), 2)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(serve(config, defaults))
+        return runner.run(serve(config, defaults, link_secret))
 
 
 if __name__ == "__main__":

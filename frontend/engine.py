@@ -1,27 +1,38 @@
 """The loop that keeps the workers busy: schedule → send → receive → complete.
 
-Owns the number of steps in flight and when to sleep. Knows nothing of how steps are chosen or how
-they travel. All of it runs in one asyncio loop; nothing here waits for a client.
+Owns the number of steps in flight, when to sleep, and when an answer is overdue. Knows nothing of
+how steps are chosen, how they travel, or where another group comes from when one is lost. All of it
+runs in one asyncio loop; nothing here waits for a client.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections import deque
+from collections.abc import Sequence
 from typing import Protocol
 
 from frontend.errors import Code, RequestError
-from frontend.limits import SchedulerLoad
+from frontend.limits import Limits, SchedulerLoad
 from frontend.meter import Meter, StepLoad
+from frontend.observer import StepObserver
 from frontend.request import Request
 from frontend.scheduler import Scheduler
 from frontend.step import Step, StepResults
+from frontend.step_times import StepTimes
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
+
+WATCH_SECONDS = 0.05
+"""How often the oldest step is looked after."""
+
+TIMES_PREDICTED = 3
+"""A step is overdue after this many times what it was predicted to take, or --step-timeout."""
 
 
 class Group(Protocol):
@@ -32,6 +43,10 @@ class Group(Protocol):
 
     @property
     def lost(self) -> asyncio.Future[Exception]: ...
+
+    def lose(self, cause: str) -> None:
+        """Give the group up."""
+        ...
 
     async def send(self, step: Step) -> None:
         """Hand a step to every rank without waiting for its answer."""
@@ -44,37 +59,61 @@ class Group(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Load(SchedulerLoad):
-    """The scheduler's counts, and what the steps take."""
+    """The scheduler's counts, what the steps take, and how often the workers were lost."""
 
     steps: StepLoad
+    worker_restarts: int
+    replayed_requests: int
+    restarting: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step that was sent, and whether another was under way when it was."""
+    """A step that was sent, whether another was under way when it was, and how long it may take."""
 
     step: Step
     back_to_back: bool
+    due_seconds: float
 
 
 class Engine:
-    """Runs requests on one group of workers until the group is lost or ``run`` is cancelled.
+    """Runs requests on a group of workers, and goes on with them on the next when it is lost.
 
     Args:
         scheduler: chooses the steps.
         group: runs them.
+        times: what steps take on this group.
         depth: steps in flight; with two the workers never wait for the frontend.
+        step_timeout: seconds within which a step that is predicted to be quick must be answered.
+        observers: are told of every step.
     """
 
-    def __init__(self, scheduler: Scheduler, group: Group, depth: int = 2) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        group: Group,
+        *,
+        times: StepTimes | None = None,
+        depth: int = 2,
+        step_timeout: float = math.inf,
+        observers: Sequence[StepObserver] = (),
+    ) -> None:
         if not 1 <= depth <= MAX_STEPS_IN_FLIGHT:
             raise ValueError(f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}")
         self._scheduler = scheduler
         self._group = group
+        self._times = times or StepTimes()
         self._depth = depth
+        self._step_timeout = step_timeout
+        self._observers = observers
         self._in_flight: deque[_Flight] = deque()
+        self._waited = 0.0
+        self._last_result = 0.0
         self._wake = asyncio.Event()
         self._ended = False
+        self._lost = False
+        self._restarts = 0
+        self._replayed = 0
         self._meter = Meter()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -103,24 +142,45 @@ class Engine:
     def load(self) -> Load:
         """A snapshot."""
         counts = dataclasses.asdict(self._scheduler.load())
-        return Load(**counts, steps=self._meter.load(time.monotonic()))
+        return Load(
+            **counts,
+            steps=self._meter.load(time.monotonic()),
+            worker_restarts=self._restarts,
+            replayed_requests=self._replayed,
+            restarting=self._lost,
+        )
 
     async def run(self) -> None:
-        """Run until cancelled; then, or when the group is lost, every open request fails.
+        """Run until cancelled or until the group is lost; requests stay as they are.
 
         Raises:
             Exception: what ``group`` ended with.
         """
-        self._group.lost.add_done_callback(lambda _: self._wake.set())
+        group = self._group
+        group.lost.add_done_callback(lambda _: self._wake.set())
+        watch = asyncio.create_task(self._watch())
         try:
             while True:
-                if self._group.lost.done():
-                    raise self._group.lost.result()
+                if group.lost.done():
+                    raise group.lost.result()
                 if not await self._send_next() and not await self._complete_oldest():
                     await self._wake.wait()
         finally:
-            self._ended = True
-            self._scheduler.fail_all(_workers_lost, time.monotonic())
+            self._lost = True
+            watch.cancel()
+
+    def replay(self, group: Group, limits: Limits, times: StepTimes) -> None:
+        """Go on, with the next ``run``, on another group: open requests keep what they have."""
+        self._group, self._times = group, times
+        self._in_flight.clear()
+        self._replayed += self._scheduler.replay(limits, times, time.monotonic())
+        self._restarts += 1
+        self._lost = False
+
+    def end(self) -> None:
+        """Fail every open request, and all that come."""
+        self._ended = True
+        self._scheduler.fail_all(_workers_lost, time.monotonic())
 
     async def _send_next(self) -> bool:
         """Schedule and send a step; false when enough are in flight or there is nothing to do."""
@@ -130,7 +190,10 @@ class Engine:
         step = self._scheduler.schedule(time.monotonic())
         if step is None:
             return False
-        self._in_flight.append(_Flight(step, bool(self._in_flight)))
+        if not self._in_flight:
+            self._waited = 0.0
+        due = max(self._step_timeout, TIMES_PREDICTED * self._times.predict(*step.size))
+        self._in_flight.append(_Flight(step, bool(self._in_flight), due))
         await self._group.send(step)
         return True
 
@@ -141,7 +204,11 @@ class Engine:
         results = await self._group.receive()
         now = time.monotonic()
         flight = self._in_flight.popleft()
+        self._waited = 0.0
+        tokens_before = self._scheduler.generated_tokens
         self._scheduler.complete(flight.step, results.drawn, now)
+        self._times.add(*flight.step.size, results.measures.device_seconds)
+        self._tell(flight, self._scheduler.generated_tokens - tokens_before, now)
         self._meter.add(
             results.measures,
             self._scheduler.generated_tokens,
@@ -150,6 +217,33 @@ class Engine:
             back_to_back=flight.back_to_back,
         )
         return True
+
+    async def _watch(self) -> None:
+        """Give the group up when the oldest step is overdue.
+
+        Only time in which this loop ran counts: a frontend that stood still accuses nobody.
+        """
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._in_flight:
+                continue
+            self._waited += WATCH_SECONDS
+            flight = self._in_flight[0]
+            if self._waited > flight.due_seconds:
+                self._group.lose(
+                    f"step {flight.step.step_id} is not answered after {self._waited:.1f} s"
+                )
+
+    def _tell(self, flight: _Flight, num_tokens: int, now: float) -> None:
+        """Let observers know what the step gave, and after how long."""
+        slices = flight.step.slices
+        num_decodes = sum(part.num_decodes for part in slices)
+        # A decode goes on from the results before, whenever it was sent.
+        since = now - self._last_result if num_decodes else 0.0
+        self._last_result = now
+        num_rows = sum(part.total_tokens for part in slices)
+        for observer in self._observers:
+            observer.step_completed(num_decodes, since, num_rows, num_tokens)
 
     def _set_timer(self, now: float) -> None:
         """One timer, for the earliest queue deadline of all."""

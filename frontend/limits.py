@@ -9,6 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from frontend.errors import Code, RequestError
+from frontend.step_times import StepTimes
+
+RETRY_AFTER_SECONDS = (1.0, 60.0)
+"""Least and most that a caller is told who finds the queue full."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,7 @@ class Limits:
         num_blocks: KV blocks.
         num_replicas: attention replicas.
         max_queued_requests: requests that may wait beyond those a free slot is there for.
+        max_queued_tokens: tokens of prompts that may wait.
         enable_prefix_cache: reuse the KV of equal prefixes.
     """
 
@@ -33,6 +38,7 @@ class Limits:
     num_blocks: int
     num_replicas: int = 1
     max_queued_requests: int = 1024
+    max_queued_tokens: int = 4_000_000
     enable_prefix_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -61,6 +67,42 @@ class SchedulerLoad:
     prefix_query_tokens: int
     prefix_hit_tokens: int
     generated_tokens: int
+
+
+def check_queue(
+    limits: Limits,
+    times: StepTimes,
+    *,
+    num_running: int,
+    num_waiting: int,
+    waiting_tokens: int,
+    num_prompt: int,
+) -> None:
+    """Refuse a request that finds too much before it; one prompt of any size may always wait.
+
+    Raises:
+        RequestError: RESOURCE_EXHAUSTED, with the time that what waits will take to be computed.
+    """
+    free_slots = limits.max_batch_size * limits.num_replicas - num_running
+    if num_waiting >= limits.max_queued_requests + free_slots:
+        what = (
+            f"{num_running} requests run, {num_waiting} wait, "
+            f"at most {limits.max_queued_requests} may"
+        )
+    elif num_waiting and waiting_tokens + num_prompt > limits.max_queued_tokens:
+        what = (
+            f"prompts of {waiting_tokens} tokens wait, this one has {num_prompt}, "
+            f"at most {limits.max_queued_tokens} may wait"
+        )
+    else:
+        return
+    least, most = RETRY_AFTER_SECONDS
+    raise RequestError(
+        Code.RESOURCE_EXHAUSTED,
+        f"the queue is full: {what}; try again later",
+        reason="QUEUE_FULL",
+        retry_after=min(max(times.predict(0, waiting_tokens + num_prompt), least), most),
+    )
 
 
 def check_fits(limits: Limits, num_prompt: int, max_new_tokens: int) -> None:

@@ -5,9 +5,26 @@ Owns who runs here. Knows nothing of the queue, of other replicas, or of results
 
 from __future__ import annotations
 
+import dataclasses
+
 from frontend.blocks import BlockPool
 from frontend.sequence import Phase, Sequence
 from frontend.step import NewSequence, Slice
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a replica's step may hold.
+
+    Attributes:
+        tokens: of all rows.
+        long_prompt: a prompt with more tokens is long.
+        long_chunk: tokens of all long prompts together.
+    """
+
+    tokens: int
+    long_prompt: int
+    long_chunk: int
 
 
 class Replica:
@@ -32,6 +49,10 @@ class Replica:
     def num_running(self) -> int:
         """Sequences that hold a slot."""
         return len(self._decoding) + len(self._prefilling)
+
+    def running(self) -> list[Sequence]:
+        """Sequences that hold a slot."""
+        return self._decoding + self._prefilling
 
     @property
     def num_unscheduled(self) -> int:
@@ -59,16 +80,16 @@ class Replica:
         return pool.num_free - pool.num_idle(matched) - wanted >= self.num_running
 
     def admit(
-        self, sequence: Sequence, matched: list[int], part: Slice, budget: int, step_id: int
+        self, sequence: Sequence, matched: list[int], part: Slice, budget: Budget, step_id: int
     ) -> None:
-        """Give a sequence its slot and blocks, and a first row of at most ``budget`` tokens."""
+        """Give a sequence its slot and blocks, and a first row if the budget has room for it."""
         pool = self.pool
         pool.acquire(matched)
         fresh = pool.allocate(pool.blocks_for(len(sequence.tokens)) - len(matched))
         sequence.phase = Phase.RUNNING
         sequence.replica = self.index
         sequence.slot = self._free_slots.pop()
-        sequence.blocks = matched + fresh
+        sequence.blocks = sequence.untold_blocks = matched + fresh
         sequence.capacity = len(sequence.blocks) * pool.block_size
         sequence.num_scheduled = len(matched) * pool.block_size
         sequence.num_published = len(matched)
@@ -77,7 +98,7 @@ class Replica:
             sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
         part.new_sequences.append(_new_sequence(sequence))
         self._prefilling.append(sequence)
-        self._add_chunk(sequence, sequence.blocks, part, budget, step_id)
+        self._add_chunk(sequence, part, budget, step_id)
 
     def schedule_decodes(self, part: Slice, step_id: int) -> list[Sequence]:
         """Give every sequence that may draw a row of one token.
@@ -114,13 +135,12 @@ class Replica:
         part.num_decodes = part.total_tokens = part.num_draws = len(slots)
         return victims
 
-    def schedule_prefills(self, part: Slice, budget: int, step_id: int) -> None:
+    def schedule_prefills(self, part: Slice, budget: Budget, step_id: int) -> None:
         """Give sequences in prefill their next tokens, oldest first, within the step's budget."""
         for sequence in self._prefilling.copy():
-            left = budget - part.total_tokens
-            if left <= 0:
+            if part.total_tokens >= budget.tokens:
                 break
-            self._add_chunk(sequence, [], part, left, step_id)
+            self._add_chunk(sequence, part, budget, step_id)
 
     def release(self, sequence: Sequence) -> None:
         """Take back slot and blocks at once: later steps run later on the workers too."""
@@ -130,7 +150,7 @@ class Replica:
             self._decoding.remove(sequence)
         self._free_slots.append(sequence.slot)
         self.pool.free(sequence.blocks)
-        sequence.blocks = []
+        sequence.blocks, sequence.untold_blocks = [], []
         sequence.capacity = 0
         sequence.replica = sequence.slot = -1
 
@@ -156,12 +176,17 @@ class Replica:
             victim.phase = Phase.DRAINING
             victims.append(victim)
 
-    def _add_chunk(
-        self, sequence: Sequence, blocks: list[int], part: Slice, budget: int, step_id: int
-    ) -> None:
-        """Add a row of at most ``budget`` tokens of a prompt; its last row draws."""
+    def _add_chunk(self, sequence: Sequence, part: Slice, budget: Budget, step_id: int) -> None:
+        """Add a row with the prompt's next tokens, if the budget has room; its last row draws."""
+        room = budget.tokens - part.total_tokens
+        is_long = sequence.prefill_end > budget.long_prompt
+        if is_long:
+            room = min(room, budget.long_chunk - part.long_tokens)
+        if room <= 0:
+            return
         start = sequence.num_scheduled
-        end = min(start + budget, sequence.prefill_end)
+        end = min(start + room, sequence.prefill_end)
+        blocks, sequence.untold_blocks = sequence.untold_blocks, []
         draws = end == sequence.prefill_end
         part.slots.append(sequence.slot)
         part.positions.append(start)
@@ -172,6 +197,7 @@ class Replica:
         part.new_blocks += blocks
         part.sequences.append(sequence)
         part.total_tokens += end - start
+        part.long_tokens += (end - start) * is_long
         if draws:
             _mask_next_draw(sequence, part.num_draws, part)
         part.num_draws += draws

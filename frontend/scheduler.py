@@ -1,29 +1,37 @@
 """Which sequences run in the next step, over all replicas, and what a step's results mean.
 
-Owns the queue, admission, preemption and the open requests. Knows no torch, no clock but the one
-it is told, no transport and no pipeline depth: any number of steps may be in flight, and their
-results arrive in their order.
+Owns admission, preemption, the open requests, and which of them go on when the workers were lost.
+Knows no torch, no clock but the one it is told, no transport and no pipeline depth: any number of
+steps may be in flight, and their results arrive in their order.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 
 from frontend.blocks import BlockPool
 from frontend.errors import Code, RequestError
-from frontend.limits import Limits, SchedulerLoad, check_fits
-from frontend.logprobs import LogprobReader
-from frontend.replica import Replica
+from frontend.limits import Limits, SchedulerLoad, check_fits, check_queue
+from frontend.replica import Budget, Replica
 from frontend.request import Request
+from frontend.results import take_results
 from frontend.sequence import Phase, Sequence
-from frontend.step import Drawn, LogprobColumns, Slice, Step
-
-RETRY_AFTER_SECONDS = 1.0
-"""What a caller is told who finds the queue full."""
+from frontend.step import Drawn, Slice, Step
+from frontend.step_times import StepTimes
+from frontend.suspects import Suspects, poisonous
+from frontend.waiting import WaitingQueue
 
 BUSIER_SHARE = 8
 """A replica is clearly busier when it runs max_batch_size / BUSIER_SHARE more than another."""
+
+MAX_STRETCH = 1.9
+"""A long prompt may make a step this many times as long as its decodes alone."""
+
+PATIENCE_SECONDS = 0.025
+"""A step that is no longer than this may be stretched further: nobody reads faster."""
+
+LONG_PROMPT_SHARE = 4
+"""A prompt is long when it is above max_num_batched_tokens / LONG_PROMPT_SHARE."""
 
 
 class Scheduler:
@@ -35,21 +43,18 @@ class Scheduler:
 
     Attributes:
         earliest_deadline: no waiting request's queue deadline is before it.
+
+    Args:
+        times: what steps take, which bounds the chunks of long prompts beside decodes.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, times: StepTimes | None = None) -> None:
         self.limits = limits
-        self._replicas = [
-            Replica(
-                index,
-                BlockPool(limits.num_blocks, limits.block_size),
-                num_slots=limits.max_batch_size,
-                enable_prefix_cache=limits.enable_prefix_cache,
-            )
-            for index in range(limits.num_replicas)
-        ]
-        self._waiting: deque[Sequence] = deque()
+        self._times = times or StepTimes()
+        self._replicas = _replicas(limits)
+        self._waiting = WaitingQueue()
         self._open: dict[str, Sequence] = {}
+        self._suspects = Suspects()
         self._num_draining = 0
         self.earliest_deadline = float("inf")
         self._num_submitted = 0
@@ -66,12 +71,11 @@ class Scheduler:
         return self._generated_tokens
 
     def submit(self, request: Request) -> None:
-        """Put a request at the end of the queue.
+        """Put a request into the queue.
 
         Raises:
             RequestError: its id is taken, it could never run, or the queue is full.
         """
-        limits = self.limits
         if request.id in self._open:
             raise RequestError(
                 Code.ALREADY_EXISTS,
@@ -79,21 +83,20 @@ class Scheduler:
                 reason="DUPLICATE_REQUEST_ID",
                 field="request_id",
             )
-        check_fits(limits, len(request.prompt_ids), request.stops.max_new_tokens)
+        check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
         num_running = sum(replica.num_running for replica in self._replicas)
-        free_slots = limits.max_batch_size * limits.num_replicas - num_running
-        if len(self._waiting) >= limits.max_queued_requests + free_slots:
-            raise RequestError(
-                Code.RESOURCE_EXHAUSTED,
-                f"the queue is full: {num_running} requests run, {len(self._waiting)} wait, "
-                f"at most {limits.max_queued_requests} may; try again later",
-                reason="QUEUE_FULL",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
-        sequence = Sequence(request, self._num_submitted, limits.max_model_len)
+        check_queue(
+            self.limits,
+            self._times,
+            num_running=num_running,
+            num_waiting=len(self._waiting),
+            waiting_tokens=self._waiting.num_tokens,
+            num_prompt=len(request.prompt_ids),
+        )
+        sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)
         self._num_submitted += 1
         self._open[request.id] = sequence
-        self._waiting.append(sequence)
+        self._waiting.push(sequence)
         self.earliest_deadline = min(self.earliest_deadline, request.queue_deadline)
 
     def abort(self, request_id: str, now: float) -> bool:
@@ -115,7 +118,7 @@ class Scheduler:
         """Fail the requests whose queue deadline passed before they were ever admitted."""
         if now < self.earliest_deadline:
             return
-        fresh = [seq for seq in self._waiting if not seq.request.admitted]
+        fresh = list(self._waiting.fresh())
         for sequence in fresh:
             request = sequence.request
             if request.queue_deadline > now:
@@ -138,13 +141,17 @@ class Scheduler:
         """The next step, or None when nothing can run before results or requests arrive."""
         self.expire(now)
         step_id = self._scheduled_step + 1
-        budget = self.limits.max_num_batched_tokens
         slices = [Slice() for _ in self._replicas]
+        suspect = self._suspects.next()
+        if suspect is not None:
+            self._make_room_for(suspect)
         for replica, part in zip(self._replicas, slices, strict=True):
             for victim in replica.schedule_decodes(part, step_id):
                 self._preempt(victim)
+        budget = self._budget(max(part.num_decodes for part in slices))
+        for replica, part in zip(self._replicas, slices, strict=True):
             replica.schedule_prefills(part, budget, step_id)
-        self._admit(slices, step_id, now)
+        self._admit(slices, budget, step_id, suspect, now)
         max_replica_tokens = max(part.total_tokens for part in slices)
         if max_replica_tokens == 0:
             return None
@@ -164,13 +171,10 @@ class Scheduler:
         drained: list[Sequence] = []
         columns = zip(self._replicas, step.slices, drawn_per_replica, strict=True)
         for replica, part, drawn in columns:
-            tokens = drawn.tokens
-            assert len(tokens) == part.num_draws, f"{len(tokens)} of {part.num_draws} tokens"
-            logprobs = LogprobReader(drawn.logprobs) if drawn.logprobs.logprobs else None
-            self._complete_decodes(replica, part, tokens, logprobs, now)
-            if drawn.prompt_logprobs.logprobs:
-                _take_prompt_logprobs(part, drawn.prompt_logprobs)
-            self._complete_prefills(replica, part, tokens[part.num_decodes :], logprobs, now)
+            num_taken, ended = take_results(replica, part, drawn, now)
+            self._generated_tokens += num_taken
+            for sequence, phase in ended:
+                self._withdraw(sequence, phase)
             drained += [
                 seq
                 for seq in part.sequences
@@ -180,11 +184,37 @@ class Scheduler:
             self._num_draining -= 1
             self._requeue(sequence)
 
+    def replay(self, limits: Limits, times: StepTimes, now: float) -> int:
+        """Begin again on workers that know nothing: every open sequence waits, with its tokens.
+
+        Steps in flight are forgotten, and what was in them falls under suspicion.
+
+        Args:
+            limits, times: of the new workers.
+
+        Returns:
+            How many sequences will go on from where they were.
+        """
+        in_flight = [seq for seq in self._open.values() if seq.last_step > self._completed_step]
+        convict = self._suspects.accuse(in_flight)
+        if convict is not None:
+            self._withdraw(convict, convict.phase)
+            convict.fail(poisonous(convict.request), now)
+        self.limits, self._times = limits, times
+        self._replicas = _replicas(limits)
+        self._num_draining = 0
+        self._completed_step = self._scheduled_step
+        self._waiting.clear()
+        num_replayed = 0
+        for sequence in sorted(self._open.values(), key=lambda seq: seq.order):
+            num_replayed += self._wait_again(sequence, now)
+        return num_replayed
+
     def load(self) -> SchedulerLoad:
         """Where things stand."""
         pools = [replica.pool for replica in self._replicas]
         num_free = sum(pool.num_free for pool in pools)
-        unscheduled = sum(len(seq.tokens) for seq in self._waiting)
+        unscheduled = self._waiting.num_tokens
         unscheduled += sum(replica.num_unscheduled for replica in self._replicas)
         return SchedulerLoad(
             running_requests=sum(replica.num_running for replica in self._replicas),
@@ -197,28 +227,75 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
         )
 
-    def _admit(self, slices: list[Slice], step_id: int, now: float) -> None:
+    def _budget(self, num_decodes: int) -> Budget:
+        """Tokens that a replica's step may hold, and of these a long prompt's."""
+        most = self.limits.max_num_batched_tokens
+        if num_decodes == 0:
+            return Budget(tokens=most, long_prompt=most, long_chunk=most)
+        decode_seconds = self._times.decode_seconds(num_decodes)
+        stretched = max(MAX_STRETCH * decode_seconds, PATIENCE_SECONDS)
+        chunk = self._times.prompt_tokens_within(stretched - decode_seconds, most)
+        return Budget(tokens=most, long_prompt=most // LONG_PROMPT_SHARE, long_chunk=chunk)
+
+    def _admit(
+        self,
+        slices: list[Slice],
+        budget: Budget,
+        step_id: int,
+        suspect: Sequence | None,
+        now: float,
+    ) -> None:
         """Admit from the head of the queue while it fits; nobody overtakes.
 
-        Nor does anybody overtake a preempted sequence whose results are still in flight.
+        Nor does anybody overtake a preempted sequence whose results are still in flight. A suspect
+        is admitted before all, and nobody beside it.
         """
-        budget = self.limits.max_num_batched_tokens
         while self._waiting and not self._num_draining:
-            sequence = self._waiting[0]
+            sequence = self._waiting.head() if suspect is None else suspect
+            if sequence.phase is not Phase.WAITING:
+                return
             choice = self._choose_replica(sequence, slices)
             if choice is None:
                 return
             replica, matched = choice
-            self._waiting.popleft()
-            part = slices[replica.index]
-            replica.admit(sequence, matched, part, budget - part.total_tokens, step_id)
+            self._waiting.remove(sequence)
+            replica.admit(sequence, matched, slices[replica.index], budget, step_id)
             request = sequence.request
             if not request.admitted:
                 request.admitted = now
                 request.cached_tokens = len(matched) * self.limits.block_size
                 self._prefix_query_tokens += len(request.prompt_ids)
                 self._prefix_hit_tokens += request.cached_tokens
+                self._waiting.charge(request.key, len(request.prompt_ids))
                 request.output.admit()
+
+    def _make_room_for(self, suspect: Sequence) -> None:
+        """Let everybody else wait again."""
+        for replica in self._replicas:
+            for sequence in replica.running():
+                if sequence is not suspect:
+                    replica.release(sequence)
+                    sequence.phase = Phase.DRAINING
+                    self._preempt(sequence)
+
+    def _wait_again(self, sequence: Sequence, now: float) -> bool:
+        """Put an open sequence into the new queue; whether it goes on from tokens it had."""
+        request = sequence.request
+        sequence.restart()
+        if not request.admitted:
+            self._waiting.push(sequence)
+            return False
+        try:
+            left = request.stops.max_new_tokens - request.num_generated
+            check_fits(self.limits, len(sequence.tokens), left)
+        except RequestError as error:  # the new workers' cache is smaller
+            del self._open[request.id]
+            error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
+            sequence.fail(error, now)
+            return False
+        request.replays += 1
+        self._waiting.push_resumed(sequence)
+        return True
 
     def _choose_replica(
         self, sequence: Sequence, slices: list[Slice]
@@ -248,17 +325,15 @@ class Scheduler:
             self._requeue(victim)
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Put a preempted sequence back where its age says: before all that were never admitted."""
+        """Let a preempted sequence wait where its age says: before all that never ran."""
         sequence.phase = Phase.WAITING
-        waiting = self._waiting
-        place = 0
-        while place < len(waiting) and waiting[place].order < sequence.order:
-            place += 1
-        waiting.insert(place, sequence)
+        self._waiting.push_resumed(sequence)
 
     def _withdraw(self, sequence: Sequence, phase: Phase) -> None:
         """Take a sequence that is over, or about to be, out of where it was in ``phase``."""
-        del self._open[sequence.request.id]
+        request = sequence.request
+        del self._open[request.id]
+        self._waiting.charge(request.key, request.num_generated)
         if phase is Phase.WAITING:
             self._waiting.remove(sequence)
         elif phase is Phase.DRAINING:
@@ -266,62 +341,14 @@ class Scheduler:
         else:
             self._replicas[sequence.replica].release(sequence)
 
-    def _complete_decodes(
-        self,
-        replica: Replica,
-        part: Slice,
-        tokens: list[int],
-        logprobs: LogprobReader | None,
-        now: float,
-    ) -> None:
-        block_size = self.limits.block_size
-        running, done = Phase.RUNNING, Phase.DONE
-        num_taken = 0
-        # Decodes draw first, so the shorter list of rows ends the loop.
-        for sequence, token in zip(part.sequences[: part.num_decodes], tokens, strict=False):
-            phase = sequence.phase
-            beside = logprobs.read(sequence) if logprobs is not None else None
-            if phase is done:
-                continue
-            # What led to no token is not for others to reuse.
-            if phase is running and token >= 0 and len(sequence.tokens) % block_size == 0:
-                replica.publish(sequence, len(sequence.tokens))
-            num_taken += token >= 0
-            if sequence.take(token, now, beside):
-                self._withdraw(sequence, phase)
-        self._generated_tokens += num_taken
 
-    def _complete_prefills(
-        self,
-        replica: Replica,
-        part: Slice,
-        tokens: list[int],
-        logprobs: LogprobReader | None,
-        now: float,
-    ) -> None:
-        drawn = iter(tokens)
-        for row in range(part.num_decodes, len(part.sequences)):
-            sequence = part.sequences[row]
-            phase = sequence.phase
-            index = row - part.num_decodes
-            token = next(drawn) if part.draws[index] else None
-            beside = logprobs.read(sequence) if logprobs is not None and part.draws[index] else None
-            if phase is Phase.RUNNING and (token is None or token >= 0):
-                replica.publish(sequence, part.positions[row] + part.num_tokens[index])
-            if token is not None and phase is not Phase.DONE:
-                self._generated_tokens += token >= 0
-                if sequence.take(token, now, beside):
-                    self._withdraw(sequence, phase)
-
-
-def _take_prompt_logprobs(part: Slice, columns: LogprobColumns) -> None:
-    """Give each prompt that asked the log-probabilities of what this step computed of it."""
-    reader = LogprobReader(columns)
-    for row in range(part.num_decodes, len(part.sequences)):
-        sequence = part.sequences[row]
-        if not sequence.wants_prompt_logprobs:
-            continue
-        start, num_tokens = part.positions[row], part.num_tokens[row - part.num_decodes]
-        last = min(start + num_tokens, sequence.num_prompt - 1)
-        read = [reader.read(sequence) for _ in range(start, last)]
-        sequence.request.prompt_logprobs += [each for each in read if each is not None]
+def _replicas(limits: Limits) -> list[Replica]:
+    return [
+        Replica(
+            index,
+            BlockPool(limits.num_blocks, limits.block_size),
+            num_slots=limits.max_batch_size,
+            enable_prefix_cache=limits.enable_prefix_cache,
+        )
+        for index in range(limits.num_replicas)
+    ]

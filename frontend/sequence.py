@@ -44,6 +44,7 @@ class Sequence:
         prefill_end: tokens known at admission: where prefill ends and the first draw happens.
         last_step: step of its newest row.
         blocks: its KV blocks, in order of position.
+        untold_blocks: of these, what its replica's next row must say; for its first row.
         capacity: positions these blocks hold.
         digests: prefix digests of its leading full blocks, as far as they were needed.
         num_published: leading blocks that others may find, or that were found.
@@ -69,6 +70,7 @@ class Sequence:
         "request",
         "slot",
         "tokens",
+        "untold_blocks",
     )
 
     def __init__(self, request: Request, order: int, max_model_len: int) -> None:
@@ -84,6 +86,7 @@ class Sequence:
         self.prefill_end = 0
         self.last_step = 0
         self.blocks: list[int] = []
+        self.untold_blocks: list[int] = []
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_published = 0
@@ -124,7 +127,8 @@ class Sequence:
 
         The token that ends a request counts as output. An end token of the model goes through the
         decoder, which leaves special tokens out unless they are asked for; a stop token's text
-        is treated as a stop string's: left out unless ``include_stop``.
+        is treated as a stop string's: left out unless ``include_stop``. A language that ends by
+        itself, with nothing left that could come, stops the request without an end token.
         """
         request = self.request
         if token < 0:
@@ -143,13 +147,26 @@ class Sequence:
             text = decoder.push(token)
             stopped = decoder.matched is not None
         request.output.add(token, text, logprobs)
-        if request.matcher is not None:
-            request.matcher.accept(token)
-            ends = ends or request.matcher.is_stopped
+        matcher = request.matcher
+        if matcher is not None and not (ends or stopped):
+            try:
+                matcher.accept(token)
+            except RequestError as error:
+                self.fail(error, now)
+                return True
+            stopped = matcher.is_stopped
         if ends or stopped or len(self.tokens) >= self.max_tokens:
             self._finish(token, ends, now)
             return True
         return False
+
+    def restart(self) -> None:
+        """Forget all that workers were asked for; the tokens stay."""
+        self.phase = Phase.WAITING
+        self.replica = self.slot = -1
+        self.num_scheduled = self.prefill_end = self.last_step = 0
+        self.blocks, self.untold_blocks = [], []
+        self.capacity = self.num_published = 0
 
     def abort(self, now: float) -> None:
         """End the request where it stands."""
@@ -173,13 +190,14 @@ class Sequence:
         request = self.request
         stop_text = self._decoder.matched if self._decoder is not None else None
         stop_token_id = None
+        matcher = request.matcher
         if ends and token in request.stops.eos_token_ids:
             reason = FinishReason.EOS
             stop_text = None
         elif ends:
             reason = FinishReason.STOP
             stop_token_id, stop_text = token, None
-        elif stop_text is not None:
+        elif stop_text is not None or (matcher is not None and matcher.is_stopped):
             reason = FinishReason.STOP
         else:
             reason = FinishReason.LENGTH

@@ -39,6 +39,7 @@ class Slice:
         num_tokens, draws: one value a row after the decodes.
         token_ids, new_blocks: values of all rows, one row after the other.
         total_tokens: tokens of all rows.
+        long_tokens: of these, of long prompts.
         num_draws: tokens the replica answers with, in the order of the rows that draw.
         masked_draws, draw_masks: draws that a language narrows, and its mask for each.
         sequences: whose row it is; stays in the frontend.
@@ -54,6 +55,7 @@ class Slice:
     num_new_blocks: list[int] = dataclasses.field(default_factory=list)
     new_blocks: list[int] = dataclasses.field(default_factory=list)
     total_tokens: int = 0
+    long_tokens: int = 0
     num_draws: int = 0
     masked_draws: list[int] = dataclasses.field(default_factory=list)
     draw_masks: list[bytes] = dataclasses.field(default_factory=list)
@@ -67,6 +69,14 @@ class Step:
     step_id: int
     slices: list[Slice]
     max_replica_tokens: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Decodes and other tokens of the replicas with most of them."""
+        return (
+            max(part.num_decodes for part in self.slices),
+            max(part.total_tokens - part.num_decodes for part in self.slices),
+        )
 
     @property
     def decode_only(self) -> bool:

@@ -27,6 +27,8 @@ OWN_FIELDS = (
     "flops_per_second",
     "bytes_read",
     "startup_seconds",
+    "timed_tokens",
+    "timed_seconds",
 )
 
 
@@ -50,7 +52,7 @@ class WorkerGroup:
 
     @classmethod
     async def connect(
-        cls, addresses: Sequence[str], *, startup_timeout: float = 600.0
+        cls, addresses: Sequence[str], *, startup_timeout: float = 600.0, secret: str | None = None
     ) -> WorkerGroup:
         """Wait for all ranks, check that they agree, open their streams.
 
@@ -58,6 +60,7 @@ class WorkerGroup:
             addresses: one for each machine: ``host:port`` of its first rank, whose local rank l
                 listens on port + l, or ``unix:/path/rank-{rank}.sock``.
             startup_timeout: seconds until ranks that are not there are given up.
+            secret: what the ranks want to hear; None: nothing.
 
         Raises:
             GroupLost: a rank is not reachable in time, or breaks its stream.
@@ -68,7 +71,7 @@ class WorkerGroup:
         async with AsyncExitStack() as stack:
 
             def rank_at(number: int, address: str) -> Rank:
-                rank = Rank(number, address)
+                rank = Rank(number, address, secret=secret)
                 stack.push_async_callback(rank.close)
                 return rank
 
@@ -125,6 +128,10 @@ class WorkerGroup:
                 raise self._lose(self._ranks[replica * size], detail)
         return StepResults(drawn, _measures(results))
 
+    def lose(self, cause: str) -> None:
+        """Give the group up: whoever waits for it gets a `GroupLost`."""
+        self._fail(GroupLost(cause))
+
     async def close(self) -> None:
         """Break all streams, which ends the workers."""
         for reader in self._readers:
@@ -178,6 +185,24 @@ def _check_agreement(infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequen
                 raise ValueError(
                     f"{rank} has {name} {own}, rank 0 has {first}; "
                     "start all ranks with the same flags and files"
+                )
+
+
+def check_successor(
+    before: worker_pb2.DescribeResponse, after: worker_pb2.DescribeResponse
+) -> None:
+    """Refuse a group that open requests cannot go on with.
+
+    Raises:
+        ValueError: it differs in more than what is measured at its start.
+    """
+    for field in worker_pb2.DescribeResponse.DESCRIPTOR.fields:
+        name = field.name
+        if name not in (*OWN_FIELDS, "num_blocks"):
+            old, new = getattr(before, name), getattr(after, name)
+            if old != new:
+                raise ValueError(
+                    f"the workers came back with {name} {new}, they had {old}; start all anew"
                 )
 
 

@@ -74,7 +74,6 @@ class FakeReplica:
         assert part.total_tokens <= self.limits.max_num_batched_tokens
         for new in part.new_sequences:
             assert 0 <= new.slot < self.limits.max_batch_size
-            assert new.slot in part.slots, "a sequence enters with a row"
             self.slots[new.slot] = _Slot(new)
         token_ids, new_blocks = deque(part.token_ids), deque(part.new_blocks)
         drawn = []
@@ -161,6 +160,9 @@ class FakeGroup:
         self.gate.set()
         self.measures = Measures()
         self._answers: deque[StepResults] = deque()
+
+    def lose(self, cause: str) -> None:
+        self.lost.set_result(ConnectionError(cause))
 
     async def send(self, step: Step) -> None:
         self._answers.append(StepResults(self.workers.run(step), self.measures))

@@ -26,7 +26,7 @@ class Running:
     def __init__(self, depth: int = 2, **limits: int) -> None:
         self.limits = dataclasses.replace(LIMITS, **limits)  # type: ignore[arg-type]
         self.group = FakeGroup(self.limits)
-        self.engine = Engine(Scheduler(self.limits), self.group, depth)
+        self.engine = Engine(Scheduler(self.limits), self.group, depth=depth)
         self.task = asyncio.create_task(self.engine.run())
 
     async def __aenter__(self) -> Running:
@@ -100,7 +100,7 @@ async def test_reader_gets_what_gathered_since_it_last_looked() -> None:
         assert delta.finish_reason is FinishReason.LENGTH
 
 
-async def test_lost_group_fails_every_open_request_and_ends_the_loop() -> None:
+async def test_end_after_a_loss_fails_every_open_request() -> None:
     running = Running(max_batch_size=1)
     started, waiting = make_request("started", max_new_tokens=50), make_request("waiting")
     running.engine.submit(started)
@@ -110,6 +110,8 @@ async def test_lost_group_fails_every_open_request_and_ends_the_loop() -> None:
     running.group.lost.set_result(ConnectionError("rank 1 at somewhere: gone"))
     with pytest.raises(ConnectionError, match="rank 1"):
         await running.task
+    assert running.engine.load().restarting
+    running.engine.end()
     for request, reason in ((started, "STREAM_LOST"), (waiting, "WORKERS_LOST")):
         with pytest.raises(RequestError) as raised:
             await request.output.take()

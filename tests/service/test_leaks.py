@@ -14,11 +14,12 @@ from pathlib import Path
 import pytest
 
 from demo import CHECKPOINT
-from frontend.__main__ import limits_of
 from frontend.backend import Backend
+from frontend.config import FrontendConfig
 from frontend.engine import Engine
 from frontend.grpc_server import GrpcServer
 from frontend.model_folder import read_sampling_defaults
+from frontend.recovery import limits_of
 from frontend.scheduler import Scheduler
 from frontend.service import Service
 from frontend.tokenizer import Tokenizer
@@ -41,7 +42,13 @@ async def service(folder: Path) -> AsyncIterator[tuple[str, Scheduler, int]]:
     )
     try:
         group = await WorkerGroup.connect([listen], startup_timeout=60)
-        scheduler = Scheduler(limits_of(group.info, max_queued=MAX_QUEUED, prefix_cache=True))
+        config = FrontendConfig(
+            model=CHECKPOINT,
+            served_name="demo",
+            workers=(listen,),
+            max_queued_requests=MAX_QUEUED,
+        )
+        scheduler = Scheduler(limits_of(group.info, config))
         engine = Engine(scheduler, group)
         app = Service(model="demo", version="test")
         server = GrpcServer(app, "127.0.0.1", 0)

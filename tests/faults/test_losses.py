@@ -1,0 +1,117 @@
+"""Faults besides a killed rank: poison, hangs, too many crashes, and frontends that die."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from demo import CHECKPOINT
+from frontend.probe import Verdict, probe
+from switchyard.client import AsyncClient, ServerError
+from tests.faults.inject import GRIP, POISON, STALL, spoil_ranks
+from tests.faults.server import ROOT, Server, descendants, is_alive, send, wait_until_gone
+from tests.faults.streams import Asked, answer, answers, mixed_requests
+
+pytestmark = [pytest.mark.multirank, pytest.mark.timeout(240)]
+
+
+async def test_a_poisonous_request_fails_alone(tmp_path: Path) -> None:
+    innocent = mixed_requests(seed=3, count=6, max_new_tokens=60)
+    poison = Asked((5, POISON, 6), {"temperature": 0.0, "max_new_tokens": 4})
+    with Server(tmp_path, path=(spoil_ranks(tmp_path),)) as server:
+        quiet = await answers(server.address, innocent)
+        async with AsyncClient(server.address) as client:
+            running = [asyncio.create_task(answer(client, asked)) for asked in innocent]
+            await asyncio.sleep(0.2)
+            with pytest.raises(ServerError) as caught:
+                await answer(client, poison)
+            shaken = await asyncio.gather(*running)
+        log = server.log
+    assert (caught.value.code.name, caught.value.reason) == ("INTERNAL", "POISON")
+    assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
+    assert log.count("the workers are back") == 3, log
+
+
+@pytest.mark.parametrize("token", [STALL, GRIP])
+async def test_a_rank_that_hangs_is_replaced(token: int, tmp_path: Path) -> None:
+    requests = mixed_requests(seed=4, count=5, max_new_tokens=60)
+    hanging = Asked((5, token, 6), {"temperature": 0.0, "max_new_tokens": 8, "ignore_eos": True})
+    with Server(tmp_path, "--tp", "2", path=(spoil_ranks(tmp_path),)) as server:
+        shaken = await answers(server.address, [*requests, hanging])
+        quiet = await answers(server.address, [*requests, hanging])
+        log = server.log
+    assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
+    assert log.count("the workers are back") == 1, log
+    assert "is not answered after" in log, log
+
+
+async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
+    requests = mixed_requests(seed=5, count=4, max_new_tokens=400)
+    with Server(tmp_path, "--tp", "2", "--max-restarts", "0") as server:
+        everything = descendants(server.process.pid)
+        async with AsyncClient(server.address) as client:
+            running = [asyncio.create_task(answer(client, asked)) for asked in requests]
+            await asyncio.sleep(1)
+            send(server.ranks()[1], signal.SIGKILL)
+            ended = await asyncio.gather(*running, return_exceptions=True)
+        code = await asyncio.to_thread(server.process.wait, 20)
+        await asyncio.to_thread(wait_until_gone, everything, 5)
+        log = server.log
+    for error in ended:
+        assert isinstance(error, ServerError), error
+        assert (error.code.name, error.reason) == ("UNAVAILABLE", "STREAM_LOST")
+    assert code == 1
+    assert "--max-restarts is 0" in log
+
+
+async def test_a_killed_frontend_leaves_nothing_behind(tmp_path: Path) -> None:
+    with Server(tmp_path, "--tp", "2") as server:
+        everything = descendants(server.process.pid)
+        ranks = list(server.ranks().values())
+        assert len(ranks) == 2
+        send(server.frontend(), signal.SIGKILL)
+        await asyncio.to_thread(wait_until_gone, ranks, 2)
+        code = await asyncio.to_thread(server.process.wait, 12)
+        await asyncio.to_thread(wait_until_gone, everything, 2)
+    assert code == 128 + signal.SIGKILL
+
+
+async def test_workers_outlive_their_frontend_and_serve_the_next(tmp_path: Path) -> None:
+    listen = f"unix:{tmp_path}/rank-{{rank}}.sock"
+    model = ["--model", str(CHECKPOINT)]
+    with contextlib.ExitStack() as stack:
+
+        def start(*command: str) -> subprocess.Popen[str]:
+            process = subprocess.Popen(
+                [sys.executable, "-m", *command], cwd=ROOT, stdout=subprocess.PIPE, text=True
+            )
+            stack.callback(process.wait)
+            stack.callback(process.kill)
+            return process
+
+        def frontend() -> tuple[subprocess.Popen[str], str]:
+            process = start("frontend", *model, "--workers", listen, "--port", "0")
+            assert process.stdout is not None
+            return process, process.stdout.readline().split(" on ", 1)[1].split(" ", 1)[0]
+
+        workers = start("workers", *model, "--listen", listen, "--device", "cpu", "--tp", "2")
+        first, address = await asyncio.to_thread(frontend)
+        asked = mixed_requests(seed=6, count=2, max_new_tokens=20)
+        quiet = await answers(address, asked)
+        ranks = [pid for pid in descendants(workers.pid) if is_alive(pid)]
+        first.kill()
+        killed = time.monotonic()
+        await asyncio.to_thread(wait_until_gone, ranks, 2)
+        _, address = await asyncio.to_thread(frontend)
+        back = time.monotonic() - killed
+        assert probe(address)[0] is Verdict.HEALTHY
+        again = await answers(address, asked)
+    assert [each.outcome() for each in again] == [each.outcome() for each in quiet]
+    assert back < 60
