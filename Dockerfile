@@ -38,6 +38,8 @@ ENV PATH=/opt/venv/bin:/opt/switchyard/bin:$PATH \
     HF_HUB_OFFLINE=1 \
     HOME=/tmp
 WORKDIR /opt/switchyard
+# Where a volume may hold the secret that frontend and workers share.
+RUN install -d -m 0700 -o 10001 -g 10001 /run/link
 
 FROM runtime AS worker
 ARG SYSTEM_PACKAGES=
