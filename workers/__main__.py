@@ -1,23 +1,26 @@
-"""The launcher: starts a group of ranks with torchrun's engine, and ends what is left of a broken
-one at once.
+"""``python -m workers``: keeps this machine's ranks of a group alive.
 
 ``python -m workers --model FOLDER --nproc N [--nnodes M --node-rank I --rdzv-endpoint H:P]``
+
+Owns the flags of the process. Exits 0 when told to end, 2 for what cannot start.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
 import os
-import signal
 import sys
 
 from moe.config import ParallelConfig
+from switchyard.worker.link import read_secret
+from workers.config import WorkerConfig
 from workers.flags import configure, parser
+from workers.launcher import Launcher
+from workers.reports import REFUSED, Reporter
 
 
 def main() -> int:
-    """Check the flags, then run the group until it ends; returns the exit status."""
+    """Check the flags, then keep the group alive; returns the exit status."""
     flags_parser = parser()
     flags_parser.add_argument("--nproc", type=int, default=None, help="ranks on this machine")
     flags_parser.add_argument("--nnodes", type=int, default=1)
@@ -25,15 +28,16 @@ def main() -> int:
     flags_parser.add_argument("--rdzv-endpoint", default=None, help="host:port of the first node")
     flags = flags_parser.parse_args()
     try:
-        _, parallel = configure(flags)
+        config, parallel = configure(flags)
+        secret = read_secret(config.link_secret_file)
         nproc = _ranks_here(flags, parallel)
+        endpoint = _endpoint(flags)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
-        return 2
+        return REFUSED
     sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n")
     sys.stderr.flush()
-    arguments = [*_rank_arguments(sys.argv[1:]), "--launcher-pid", str(os.getpid())]
-    return _run(flags, nproc, arguments)
+    return _launch(config, parallel, secret, nproc, flags, endpoint)
 
 
 def _ranks_here(flags: argparse.Namespace, parallel: ParallelConfig) -> int:
@@ -50,60 +54,48 @@ def _ranks_here(flags: argparse.Namespace, parallel: ParallelConfig) -> int:
     return nproc
 
 
-def _rank_arguments(argv: list[str]) -> list[str]:
-    """The command line without the launcher's own flags."""
-    own = {"--nproc", "--nnodes", "--node-rank", "--rdzv-endpoint"}
-    kept: list[str] = []
-    skip = False
-    for argument in argv:
-        if skip:
-            skip = False
-        elif argument in own:
-            skip = True
-        elif argument.partition("=")[0] not in own:
-            kept.append(argument)
-    return kept
+def _endpoint(flags: argparse.Namespace) -> tuple[str, int]:
+    """Host and port to meet at; on one machine a free port that no other can reach."""
+    if flags.nnodes == 1:
+        return "127.0.0.1", 0
+    host, _, port = flags.rdzv_endpoint.rpartition(":")
+    if not host or not port.isdigit():
+        raise ValueError(f"--rdzv-endpoint is {flags.rdzv_endpoint!r}; give HOST:PORT")
+    if not 0 <= flags.node_rank < flags.nnodes:
+        raise ValueError(f"--node-rank {flags.node_rank} must be 0 to {flags.nnodes - 1}")
+    return host.strip("[]"), int(port)
 
 
-def _run(flags: argparse.Namespace, nproc: int, rank_arguments: list[str]) -> int:
+def _launch(
+    config: WorkerConfig,
+    parallel: ParallelConfig,
+    secret: str | None,
+    nproc: int,
+    flags: argparse.Namespace,
+    endpoint: tuple[str, int],
+) -> int:
     # Here, not above: bad flags are refused without waiting for torch.
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+    from workers.group import run_group
+    from workers.rank import RankTask
+    from workers.rendezvous import Meeting
 
-    # The ranks speak for themselves; what the engine would add is tables and tracebacks.
-    logging.disable(logging.CRITICAL)
-    one_machine = flags.nnodes == 1
-    if one_machine:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-        os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")
-    config = LaunchConfig(
-        min_nodes=flags.nnodes,
-        max_nodes=flags.nnodes,
-        nproc_per_node=nproc,
-        run_id="switchyard",
-        role="rank",
-        rdzv_backend="c10d" if one_machine else "static",
-        rdzv_endpoint="127.0.0.1:0" if one_machine else flags.rdzv_endpoint,
-        rdzv_configs={} if one_machine else {"rank": flags.node_rank},
-        local_addr="127.0.0.1" if one_machine else None,
-        max_restarts=0,
-        monitor_interval=0.1,
-        logs_specs=DefaultLogsSpecs(log_dir=os.devnull),  # else a folder in /tmp stays behind
-    )
-    try:
-        elastic_launch(config, sys.executable)("-u", "-m", "workers.rank", *rank_arguments)
-    except ChildFailedError as error:
-        _, failure = error.get_first_failure()
-        return failure.exitcode if failure.exitcode > 0 else 1
-    except SignalException:
-        return 0
-    finally:
-        # The engine's handlers raise, also in the middle of the interpreter's exit.
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)
-    return 0
+    host, port = endpoint
+    meeting = Meeting(host=host, port=port, node_rank=flags.node_rank, num_nodes=flags.nnodes)
+
+    def one_group(reporter: Reporter, newest_epoch: int) -> None:
+        task = RankTask(
+            config=config,
+            parallel=parallel,
+            secret=secret,
+            newest_epoch=newest_epoch,
+            reporter=reporter,
+        )
+        run_group(meeting, nproc, task.run, reporter)
+
+    return Launcher(one_group, nproc).run()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    sys.stderr.flush()
+    os._exit(status)  # torch would take longer to be taken down than ranks to end

@@ -1,8 +1,8 @@
 """From a StepRequest's columns to a batch on the device.
 
-Owns what outlives a step on this rank: every slot's block table and last drawn token (device), its
-table's length and sampling parameters (host). Knows nothing of the model beyond the heads that
-attention is divided by.
+Owns what outlives a step on this rank: every slot's block table, last drawn token and what adjusts
+its logits (device), its table's length and sampling parameters (host). Knows nothing of the model
+beyond the heads that attention is divided by.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from switchyard.worker.v1 import worker_pb2
+from workers.adjust import Adjuster
 from workers.attention_plan import (
     decode_capacity,
     decode_tiles,
@@ -22,6 +23,7 @@ from workers.attention_plan import (
     prefill_tile_tokens,
     prefill_tiles,
 )
+from workers.extras import StepExtras
 from workers.layers.attention import AttentionBatch
 from workers.models.base import ForwardBatch
 from workers.rows import Rows
@@ -59,6 +61,7 @@ class DeviceBatch:
             None when every token draws.
         draw_slots_D: slot of each row that draws, int32, -1 for padding.
         sampling: None when no row draws.
+        extras: None when no row asks for more than `sampling`.
     """
 
     rows: Rows
@@ -67,6 +70,7 @@ class DeviceBatch:
     last_D: torch.Tensor | None
     draw_slots_D: torch.Tensor
     sampling: SamplingRows | None
+    extras: StepExtras | None
 
 
 class BatchBuilder:
@@ -100,6 +104,7 @@ class BatchBuilder:
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = SlotParams(num_slots)
+        self.adjuster = Adjuster(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.columns = Staging(device, 16 * max_tokens + 256 * num_slots + 4096)
         self.table_changes = Staging(device, _SPARE_WORDS)
@@ -118,8 +123,10 @@ class BatchBuilder:
         """
         for new in step.new_sequences:
             self.params.set(new)
+            self.adjuster.forget(new.slot)
             self.table_lengths[new.slot] = 0
         rows = Rows.from_step(step)
+        extras = self._extras(step, rows)
         self._add_blocks(step, rows.slots)
         num_tokens = int(rows.num_tokens.sum())
         padded = rows
@@ -149,8 +156,15 @@ class BatchBuilder:
             forward=forward,
             last_D=on.get("last"),
             draw_slots_D=on["draw_slots"],
-            sampling=self._sampling(slots, lengths, on),
+            sampling=self._sampling(slots, lengths, on, extras),
+            extras=extras,
         )
+
+    def _extras(self, step: worker_pb2.StepRequest, rows: Rows) -> StepExtras | None:
+        """None when no row asks."""
+        if not (self.params.asks[rows.slots].any() or step.masked_draws or step.draw_masks):
+            return None
+        return StepExtras.of(step, rows, self.params.extras)
 
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
         """Append new blocks to the rows' tables."""
@@ -261,7 +275,11 @@ class BatchBuilder:
         return on["rows"], on["ids"]
 
     def _sampling(
-        self, slots: np.ndarray, lengths: np.ndarray, on: dict[str, torch.Tensor]
+        self,
+        slots: np.ndarray,
+        lengths: np.ndarray,
+        on: dict[str, torch.Tensor],
+        extras: StepExtras | None,
     ) -> SamplingRows | None:
         """Of the rows that draw; None when none does."""
         if not len(slots):
@@ -278,4 +296,5 @@ class BatchBuilder:
             suppressed=self._suppressed(slots, lengths),
             any_random=any_random,
             any_filter=any_filter,
+            any_excluded=extras is not None and extras.excludes,
         )

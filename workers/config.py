@@ -17,6 +17,7 @@ DTYPES = ("auto", "bfloat16", "float32")
 DEVICES = ("auto", "cpu", "cuda")
 LOAD_FORMATS = ("auto", "safetensors", "dummy")
 ON_OFF = ("on", "off")
+LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 # transformers' defaults: what a key absent from config.json means.
 _COMMON_DEFAULTS: dict[str, Any] = {
@@ -73,7 +74,7 @@ _TORCH_DTYPES = ("bfloat16", "float16", "float32")
 class WorkerConfig:
     """Settings of a group of ranks; each is a flag of ``python -m workers``.
 
-    ``None`` means "chosen from the model and the device" (see startup.py).
+    ``None`` means "chosen from the model and the device" (see startup.py), of the secret: none.
     """
 
     model: Path
@@ -90,6 +91,8 @@ class WorkerConfig:
     seed: int = 0
     moe_runner: str = "auto"
     cuda_graphs: str = "on"
+    link_secret_file: Path | None = None
+    insecure_link: bool = False
 
     def __post_init__(self) -> None:
         for name, value, choices in (
@@ -109,15 +112,24 @@ class WorkerConfig:
         ):
             if size is not None and size < 1:
                 raise ValueError(f"{name} is {size}; it must be at least 1")
-        if not self.listen.startswith("unix:"):
-            host, _, port = self.listen.rpartition(":")
-            if not host or not port.isdigit():
-                raise ValueError(
-                    f"--listen is {self.listen!r}; give HOST:PORT or unix:/dir/rank-{{rank}}.sock"
-                )
+        self._check_listen()
         if not 0.0 < self.memory_fraction <= 1.0:
             raise ValueError(
                 f"--memory-fraction is {self.memory_fraction}; it must be above 0 and at most 1"
+            )
+
+    def _check_listen(self) -> None:
+        if self.listen.startswith("unix:"):
+            return
+        host, _, port = self.listen.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(
+                f"--listen is {self.listen!r}; give HOST:PORT or unix:/dir/rank-{{rank}}.sock"
+            )
+        if host not in LOOPBACK and self.link_secret_file is None and not self.insecure_link:
+            raise ValueError(
+                f"--listen {self.listen} can be reached from other machines by anybody; pass "
+                "--link-secret-file FILE here and to the frontend, or --insecure-link"
             )
 
 

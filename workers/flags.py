@@ -39,6 +39,12 @@ def parser() -> argparse.ArgumentParser:
     flags.add_argument("--memory-fraction", type=float, default=0.9)
     flags.add_argument("--seed", type=int, default=0, help="of made-up weights")
     flags.add_argument("--cuda-graphs", default="on", help="off: launch decodes kernel by kernel")
+    flags.add_argument(
+        "--link-secret-file", type=Path, default=None, help="what frontends must know to be served"
+    )
+    flags.add_argument(
+        "--insecure-link", action="store_true", help="serve any frontend, from any machine"
+    )
     return flags
 
 

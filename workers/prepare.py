@@ -6,6 +6,7 @@ Owns what is measured in between. Knows neither flags' defaults nor how a model 
 from __future__ import annotations
 
 import logging
+import time
 
 import torch
 
@@ -22,11 +23,12 @@ from workers.kv_cache import (
 )
 from workers.models.base import Placement
 from workers.runner import Runner
-from workers.warm_up import warm_up_blocks, warm_up_steps
+from workers.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 
 log = logging.getLogger(__name__)
 
 _CPU_WARM_UP_TOKENS = 16
+_TIMED_TOKENS = {"cuda": 2048, "cpu": 64}
 
 
 def give_cache(
@@ -90,6 +92,26 @@ def capture_graphs(runner: Runner, config: WorkerConfig, place: Placement) -> No
         (free_before - free_after) >> 20,
         workspace.num_bytes >> 20,
     )
+
+
+def time_prefill(runner: Runner, config: WorkerConfig, place: Placement) -> tuple[int, float]:
+    """Run a made-up prefill twice on all ranks, which are warm.
+
+    Returns:
+        Its tokens, and the seconds that the second run took on the slowest rank.
+    """
+    num_tokens = min(
+        place.max_tokens,
+        _TIMED_TOKENS[place.device.type],
+        runner.cache.num_blocks * config.block_size,
+        place.max_positions,
+    )
+    step = made_up_prefill(num_tokens, 1, place.max_positions, config.block_size)
+    runner.launch(step).result()
+    began = time.perf_counter()
+    runner.launch(step).result()
+    nanoseconds = round((time.perf_counter() - began) * 1e9)
+    return num_tokens, -place.groups.minimum(-nanoseconds) / 1e9
 
 
 def _warm_up_shape(config: WorkerConfig, place: Placement) -> dict[str, int]:

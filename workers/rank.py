@@ -1,14 +1,16 @@
-"""One rank's process, as torchrun starts it: start, listen, run steps until the frontend leaves."""
+"""One rank's process, forked by a group: start, listen, run steps until the frontend leaves."""
 
 from __future__ import annotations
 
-import ctypes
+import dataclasses
+import faulthandler
 import gc
 import logging
 import os
 import signal
 import sys
 import time
+from typing import NoReturn
 
 from triton.errors import TritonError
 
@@ -16,45 +18,93 @@ from moe.config import ParallelConfig
 from switchyard.release import release
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
+from workers import deadman
 from workers.config import WorkerConfig
 from workers.distributed import ranks_here
-from workers.flags import configure, parser
+from workers.load_report import LoadReport
+from workers.processes import die_with, name_process
+from workers.reports import REFUSED, Reporter
 from workers.service import WorkerService
 from workers.startup import Rank, start
 
-_PR_SET_PDEATHSIG = 1
-_OTHERS_WAIT_SECONDS = 1.0
+STILL_SECONDS = 3.0
+"""A serving rank whose interpreter stands still for so long ends itself."""
 
 
-def main() -> None:
-    """Entry point of ``python -m workers.rank``; needs torchrun's environment."""
-    # The launcher's death, even by SIGKILL, must not leave a rank holding a GPU.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    flags_parser = parser()
-    flags_parser.add_argument("--launcher-pid", type=int, required=True)
-    flags = flags_parser.parse_args()
-    if os.getppid() != flags.launcher_pid:
-        os._exit(1)  # it died before the line above could tell
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RankTask:
+    """What every rank of a group is to do; each learns its number from torchrun's environment.
+
+    Attributes:
+        secret: what frontends must know; None: nothing.
+        newest_epoch: the newest epoch that a rank of an earlier group has seen.
+    """
+
+    config: WorkerConfig
+    parallel: ParallelConfig
+    secret: str | None
+    newest_epoch: int
+    reporter: Reporter
+
+    def run(self) -> NoReturn:
+        """Be a rank, in a process of its own; ends with the process."""
+        die_with(os.getpgrp())  # the group's process leads its session
+        _be_a_process_of_its_own()
+        rank = int(os.environ.get("RANK", "0"))
+        name_process(f"rank {rank}")
+        self.reporter.rank(rank)
+        try:
+            service = self._service()
+            ready = start(self.config, self.parallel)
+            description = _describe(ready, self.parallel, _seconds_alive())
+            load = LoadReport(
+                ready.runner.model.expert_load,
+                ready.model_config.moe_layers,
+                self.parallel,
+                ready.groups.tp_rank,
+            )
+            service.open(description)
+        except (ValueError, OSError, RuntimeError, TritonError) as error:
+            self._leave(str(error), REFUSED)
+        self.reporter.ready()
+        _announce(self.config, self.parallel, ready)
+        gc.collect()
+        gc.freeze()
+        deadman.start(STILL_SECONDS)
+        service.run(ready.runner, load)
+        raise AssertionError("a rank ran out of steps")
+
+    def _service(self) -> WorkerService:
+        """The service, its address taken before the long work of loading."""
+        service = WorkerService(
+            lambda reason, failed: self._leave(reason, int(failed)),
+            secret=self.secret,
+            newest_epoch=self.newest_epoch,
+            saw_epoch=self.reporter.epoch,
+        )
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        service.bind(local_address(self.config.listen, local_rank))
+        return service
+
+    def _leave(self, reason: str, code: int) -> NoReturn:
+        """End the process at once: threads may be inside collectives that never return."""
+        self.reporter.leaves(reason)
+        os._exit(code)
+
+
+def _be_a_process_of_its_own() -> None:
+    """Undo what the group's process and torchrun's engine had set up for themselves."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+    faulthandler.disable()
+    logging.disable(logging.NOTSET)
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", force=True)
     for package in ("workers", "moe"):
         logging.getLogger(package).setLevel(logging.INFO)
-    config, parallel = configure(flags)
-    rank = int(os.environ.get("RANK", "0"))
-    try:
-        service = WorkerService(_leave)
-        service.bind(local_address(config.listen, int(os.environ.get("LOCAL_RANK", "0"))))
-        ready = start(config, parallel)
-        service.open(_describe(ready, parallel, _seconds_alive()))
-    except (ValueError, OSError, RuntimeError, TritonError) as error:
-        _fail(rank, error)
-    _announce(config, parallel, ready)
-    gc.collect()
-    gc.freeze()
-    service.run(ready.runner)
 
 
 def _seconds_alive() -> float:
-    """Seconds since this process was started, imports included (Linux)."""
+    """Seconds since this process was started (Linux)."""
     with open("/proc/self/stat", encoding="ascii") as file:
         started_ticks = int(file.read().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
@@ -90,6 +140,8 @@ def _describe(
         bytes_per_second=ceilings.bytes_per_second if ceilings else 0.0,
         flops_per_second=ceilings.flops_per_second if ceilings else 0.0,
         graph_batch_sizes=ready.runner.graphs.decodes,
+        timed_tokens=ready.timed_tokens,
+        timed_seconds=ready.timed_seconds,
     )
 
 
@@ -102,24 +154,3 @@ def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: Rank) -> No
         f"{str(ready.dtype).removeprefix('torch.')}, KV cache of {tokens} tokens\n"
     )
     sys.stderr.flush()
-
-
-def _leave(reason: str, failed: bool) -> None:
-    """End the process at once: threads may be inside collectives that never return."""
-    if failed or os.environ.get("RANK", "0") == "0":
-        sys.stderr.write(f"switchyard workers: {reason}\n")
-        sys.stderr.flush()
-    os._exit(1 if failed else 0)
-
-
-def _fail(rank: int, error: Exception) -> None:
-    """One line for the whole group: most errors are every rank's, so rank 0 goes first."""
-    if rank:
-        time.sleep(_OTHERS_WAIT_SECONDS)
-    sys.stderr.write(f"switchyard workers: {' '.join(str(error).split())}\n")
-    sys.stderr.flush()
-    os._exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,7 +1,7 @@
 """Running steps: launch(step) → StepHandle; handle.result() → StepResult.
 
-Owns the order stage → forward → logits → draw → copy back, and that launching never waits for the
-device. Knows nothing of gRPC streams or scheduling.
+Owns the order stage → forward → logits → adjust → draw → copy back, and that launching never waits
+for the device. Knows nothing of gRPC streams or scheduling.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from workers.batch import BatchBuilder, DeviceBatch
 from workers.graphs import StepGraphs
 from workers.kernel_sampler import KernelSampler
 from workers.kv_cache import KVCache
+from workers.logprobs import Columns, LogprobHandle, Logprobs
 from workers.roofline import Device, Roofline, StepWork
 from workers.sampler import sample
 
@@ -47,6 +48,7 @@ class StepHandle:
         num_tokens: of these, at the front of `results`; behind them, from `hits_at` on, the experts
             each sparse layer hit.
         started, done: events, or seconds on a CPU; `before` is the `done` of the step before.
+        logprobs, prompt_logprobs: None when nobody asked.
     """
 
     step_id: int
@@ -58,6 +60,8 @@ class StepHandle:
     started: torch.cuda.Event | float
     done: torch.cuda.Event | float
     before: torch.cuda.Event | float | None
+    logprobs: LogprobHandle | None
+    prompt_logprobs: LogprobHandle | None
 
     def result(self) -> worker_pb2.StepResult:
         """Wait for the step and report its tokens."""
@@ -65,6 +69,7 @@ class StepHandle:
             self.done.synchronize()
         experts_hit = int(self.results[self.hits_at :].sum())
         cost = self.measure.roofline.cost(self.work, experts_hit)
+        own, prompts = _read(self.logprobs), _read(self.prompt_logprobs)
         return worker_pb2.StepResult(
             step_id=self.step_id,
             token_ids=self.results[: self.num_tokens].tolist(),
@@ -73,6 +78,12 @@ class StepHandle:
             idle_seconds=max(0.0, _seconds(self.before, self.started)),
             bytes_moved=cost.bytes_moved,
             flops=cost.flops,
+            logprobs=own.logprobs,
+            top_token_ids=own.top_token_ids,
+            top_logprobs=own.top_logprobs,
+            prompt_logprobs=prompts.logprobs,
+            prompt_top_token_ids=prompts.top_token_ids,
+            prompt_top_logprobs=prompts.top_logprobs,
         )
 
 
@@ -102,6 +113,7 @@ class Runner:
         self.graphs = StepGraphs([], [])
         self.on_cuda = builder.device.type == "cuda"
         self.sampler = sampler
+        self.logprobs = Logprobs(builder.device)
         load = model.expert_load
         num_layers = 0 if load is None else len(load.hits_L)
         self.results = torch.zeros(
@@ -128,8 +140,8 @@ class Runner:
         self.num_launched += 1
         started = _now(copies and copies.started)
         out = self.forward(batch) if shape is None else self.graphs.replay(shape)
-        if batch.sampling is not None:
-            self._draw(out if _all_draw(batch) else self._logits(out, batch), batch)
+        logprobs = self._draw_tokens(out, batch)
+        prompt_logprobs = self._prompt_logprobs(out, batch)
         if copies is None:
             results = self.results.clone()
         else:
@@ -147,6 +159,8 @@ class Runner:
             started=started,
             done=self.last_done,
             before=before,
+            logprobs=logprobs,
+            prompt_logprobs=prompt_logprobs,
         )
 
     def forward(self, batch: DeviceBatch) -> torch.Tensor:
@@ -160,6 +174,30 @@ class Runner:
         if batch.last_D is None:
             return self.model.logits(hidden_TH[: len(batch.draw_slots_D)])
         return self.model.logits(hidden_TH[batch.last_D])
+
+    def _draw_tokens(self, out: torch.Tensor, batch: DeviceBatch) -> LogprobHandle | None:
+        """Draw from what `forward` returned, with what the rows ask for around it."""
+        if batch.sampling is None:
+            return None
+        logits_DV = out if _all_draw(batch) else self._logits(out, batch)
+        extras = batch.extras
+        if extras is None:
+            self._draw(logits_DV, batch)
+            return None
+        ranked = self.logprobs.rank(logits_DV, extras.draws) if self.reports else None
+        adjusted = self.builder.adjuster.adjust(logits_DV, extras)
+        self._draw(adjusted.logits_DV, batch)
+        tokens_D = self.results[: len(logits_DV)]
+        self.builder.adjuster.settle(adjusted, tokens_D)
+        return None if ranked is None else self.logprobs.of_draws(ranked, tokens_D)
+
+    def _prompt_logprobs(self, out: torch.Tensor, batch: DeviceBatch) -> LogprobHandle | None:
+        """From the hidden states that `forward` returned; drawing leaves them as they are."""
+        if batch.extras is None or not batch.extras.prompts:
+            return None
+        return self.logprobs.of_prompts(
+            out, batch.extras.prompts, self.model.logits, reports=self.reports
+        )
 
     def _draw(self, logits_DV: torch.Tensor, batch: DeviceBatch) -> None:
         """Tokens to the front of ``results`` and to their slots' last tokens. A row without a
@@ -186,6 +224,10 @@ class Runner:
 def _all_draw(batch: DeviceBatch) -> bool:
     """Whether the batch is padded to decodes, each of which draws."""
     return batch.shape is not None and batch.shape.decodes
+
+
+def _read(handle: LogprobHandle | None) -> Columns:
+    return handle.read() if handle is not None else Columns([], [], [])
 
 
 def _now(event: torch.cuda.Event | None) -> torch.cuda.Event | float:

@@ -1,8 +1,9 @@
 """Drawing one token a row from its logits, on the device.
 
-Order: suppressed tokens → temperature (0 = greedy) → min_p → top_k → top_p → draw. The draw is an
-exponential race, argmax of p / E with E ~ Exp(1) from a counter-based generator (philox.py), so a
-row's token depends on its own logits, seed, sample index and position alone.
+Order: suppressed tokens → temperature (0 = greedy) → min_p → top_k → top_p → draw; what changes
+logits before that is adjust.py's. The draw is an exponential race, argmax of p / E with E ~ Exp(1)
+from a counter-based generator (philox.py), so a row's token depends on its own logits, seed, sample
+index and position alone.
 Shapes: D rows that draw, V vocabulary.
 """
 
@@ -14,7 +15,7 @@ import torch
 
 from workers.philox import vocabulary_words
 
-NOT_FINITE = -1
+NOT_FINITE = -1  # also where every token is excluded
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24  # in fp32
 
 
@@ -28,6 +29,7 @@ class SamplingRows:
         suppressed: (row, token id) pairs, two int64 tensors, or None.
         any_random, any_filter: whether some row is not greedy, and whether some such row has
             min_p, top_k or top_p set.
+        any_excluded: whether logits that are the lowest finite number stand for excluded tokens.
     """
 
     temperature_D: torch.Tensor
@@ -40,6 +42,12 @@ class SamplingRows:
     suppressed: tuple[torch.Tensor, torch.Tensor] | None
     any_random: bool
     any_filter: bool
+    any_excluded: bool = False
+
+
+def lowest(logits_DV: torch.Tensor) -> float:
+    """The number that marks an excluded token: finite, so that an infinity is the model's own."""
+    return torch.finfo(logits_DV.dtype).min
 
 
 def sample(logits_DV: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
@@ -53,6 +61,8 @@ def sample(logits_DV: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
     """
     # NaN and ±inf survive a sum with 0 · x, so one reduction tells them.
     finite_D = (logits_DV * 0.0).sum(dim=-1) == 0.0
+    if rows.any_excluded:
+        logits_DV.masked_fill_(logits_DV == lowest(logits_DV), float("-inf"))
     if rows.suppressed is not None:
         logits_DV[rows.suppressed] = float("-inf")
     tokens_D = logits_DV.argmax(dim=-1)

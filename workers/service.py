@@ -1,7 +1,8 @@
 """The worker's gRPC service: Describe, and Execute with its epochs and step order.
 
-Owns the one live stream of this rank. A stream that breaks ends the process: a half-sent step
-would leave the other ranks hanging in a collective. Knows nothing of what a step computes.
+Owns the one live stream of this rank, and who may open it. A stream that breaks ends the process: a
+half-sent step would leave the other ranks hanging in a collective. Knows nothing of what a step
+computes.
 """
 
 from __future__ import annotations
@@ -16,13 +17,17 @@ import grpc
 
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from workers.link_guard import LinkGuard
+from workers.load_report import LoadReport, Snapshot
 from workers.runner import Runner, StepHandle
 
 _MAX_MESSAGE_BYTES = 64 << 20
+_SNAPSHOT_SECONDS = 5.0
 
 log = logging.getLogger(__name__)
 
-Steps = queue.SimpleQueue[worker_pb2.StepRequest]
+Snapshots = futures.Future[Snapshot | None]
+Steps = queue.SimpleQueue[worker_pb2.StepRequest | Snapshots]
 Handles = queue.SimpleQueue[StepHandle]
 
 
@@ -32,17 +37,30 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     Args:
         leave: called with a one-line reason, and whether it is a failure, when the rank must end;
             does not return.
+        secret: what callers must know; None: nothing.
+        newest_epoch: the newest epoch that this rank has seen in an earlier life.
+        saw_epoch: called with each newer one.
     """
 
-    def __init__(self, leave: Callable[[str, bool], None]) -> None:
+    def __init__(
+        self,
+        leave: Callable[[str, bool], None],
+        *,
+        secret: str | None = None,
+        newest_epoch: int = 0,
+        saw_epoch: Callable[[int], None] = lambda epoch: None,
+    ) -> None:
         self.description = worker_pb2.DescribeResponse()
         self.leave = leave
         self.steps: Steps = queue.SimpleQueue()
         self.handles: Handles = queue.SimpleQueue()
         self.lock = threading.Lock()
-        self.epoch: int | None = None
+        self.newest_epoch = newest_epoch
+        self.saw_epoch = saw_epoch
+        self.serving = False
         self.server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
+            interceptors=[] if secret is None else [LinkGuard(secret)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
@@ -83,11 +101,27 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         while True:
             yield worker_pb2.ExecuteResponse(result=self._next_result())
 
-    def run(self, runner: Runner) -> None:
-        """Launch steps as they come, on the calling thread; ends only with the process."""
+    def GetExpertLoad(  # noqa: N802
+        self, request: worker_pb2.GetExpertLoadRequest, context: grpc.ServicerContext
+    ) -> worker_pb2.GetExpertLoadResponse:
+        wanted: Snapshots = futures.Future()
+        self.steps.put(wanted)
+        try:
+            snapshot = wanted.result(_SNAPSHOT_SECONDS)
+        except TimeoutError:
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the rank is busy with a step")
+        return worker_pb2.GetExpertLoadResponse() if snapshot is None else snapshot.answer()
+
+    def run(self, runner: Runner, load: LoadReport) -> None:
+        """Launch steps as they come, on the calling thread, and copy counts between them; ends
+        only with the process."""
         while True:
+            work = self.steps.get()
             try:
-                self.handles.put(runner.launch(self.steps.get()))
+                if isinstance(work, futures.Future):
+                    work.set_result(load.snapshot())
+                else:
+                    self.handles.put(runner.launch(work))
             except Exception as error:
                 self._fail(error)
 
@@ -117,12 +151,17 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 f"the frontend speaks protocol {hello.protocol}, this worker {PROTOCOL}",
             )
         with self.lock:
-            if self.epoch is not None:
-                context.abort(
-                    grpc.StatusCode.FAILED_PRECONDITION,
-                    f"epoch {hello.epoch} is refused: the rank serves epoch {self.epoch}",
-                )
-            self.epoch = hello.epoch
+            newest, self.newest_epoch = self.newest_epoch, max(self.newest_epoch, hello.epoch)
+            refused = self.serving or hello.epoch <= newest
+            self.serving = True if not refused else self.serving
+        if hello.epoch > newest:
+            self.saw_epoch(hello.epoch)
+        if refused:
+            context.abort(
+                grpc.StatusCode.FAILED_PRECONDITION,
+                f"epoch {hello.epoch} is refused: the rank has seen epoch {newest}"
+                + (" and serves a frontend" if self.serving else ""),
+            )
         return hello.epoch
 
     def _read(self, requests: Iterator[worker_pb2.ExecuteRequest]) -> None:

@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 
 from switchyard.worker.v1 import worker_pb2
+from workers.extras import Extras
 
 # Rows of the arrays. Each becomes a column of its own, whose address on a device is always aligned.
 _FLOATS = ("temperature", "top_p", "min_p")
@@ -25,14 +26,21 @@ class _Suppression:
 
 
 class SlotParams:
-    """Sampling parameters by slot, columns on the host; the last column is padding's."""
+    """Sampling parameters by slot, columns on the host; the last column is padding's.
+
+    Attributes:
+        extras: of the slots whose sequence asks for some; `asks` marks these.
+    """
 
     def __init__(self, num_slots: int) -> None:
         self.floats = np.zeros((len(_FLOATS), num_slots + 1), dtype=np.float32)
         self.ints = np.zeros((len(_INTS), num_slots + 1), dtype=np.int64)
         self.suppressions: dict[int, _Suppression] = {}
+        self.extras: dict[int, Extras] = {}
+        self.asks = np.zeros(num_slots + 1, dtype=np.bool_)
 
     def set(self, new: worker_pb2.NewSequence) -> None:
+        """Take in a sequence; raises ValueError when its fields contradict each other."""
         seed = np.uint64(new.seed).astype(np.int64)
         self.floats[:, new.slot] = (new.temperature, new.top_p, new.min_p)
         self.ints[:, new.slot] = (new.top_k, seed, new.sample_index)
@@ -41,6 +49,11 @@ class SlotParams:
             self.suppressions[new.slot] = _Suppression(
                 np.array(new.suppressed_token_ids, dtype=np.int64), new.suppress_until
             )
+        extras = Extras.of(new)
+        self.asks[new.slot] = extras is not None
+        self.extras.pop(new.slot, None)
+        if extras is not None:
+            self.extras[new.slot] = extras
 
     def columns(self, slots: np.ndarray) -> dict[str, np.ndarray]:
         """fp32 and int64 columns by name; slot -1 is padding."""

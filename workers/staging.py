@@ -35,7 +35,7 @@ class Staging:
         """The columns (int32, int64 or float32) on the device, until the next call's copy runs."""
         if not self.on_cuda:
             return {
-                name: torch.from_numpy(np.ascontiguousarray(column))
+                name: torch.from_numpy(np.require(column, requirements=("C", "W")))
                 for name, column in columns.items()
             }
         places, total = _places(columns)

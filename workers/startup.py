@@ -47,6 +47,8 @@ class Rank:
     max_model_len: int
     max_num_batched_tokens: int
     num_blocks: int
+    timed_tokens: int
+    timed_seconds: float
     device_name: str
     dtype: torch.dtype
     context: KernelContext | None
@@ -114,6 +116,7 @@ def start(
     num_blocks = prepare.give_cache(runner, config, model_config, place)
     if prepare.capturable(config, place):
         prepare.capture_graphs(runner, config, place)
+    timed_tokens, timed_seconds = prepare.time_prefill(runner, config, place)
     if model.expert_load is not None:
         model.expert_load.load_LE.zero_()  # of made-up steps
     return Rank(
@@ -124,6 +127,8 @@ def start(
         max_model_len=limits.max_model_len,
         max_num_batched_tokens=limits.step_tokens,
         num_blocks=num_blocks,
+        timed_tokens=timed_tokens,
+        timed_seconds=timed_seconds,
         device_name=device_name(device),
         dtype=limits.dtype,
         context=place.context,

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from switchyard.worker.v1 import worker_pb2
 
 _DECODES = (1, 3, 17, 65)  # see attention_plan.decode_tiles and kernels.scaled_logits
+_MOST_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
+_ADJUSTED = 64  # sequences whose logits change: as many as adjust.py changes at once
 
 
 def warm_up_steps(
@@ -18,19 +20,23 @@ def warm_up_steps(
 ) -> Iterator[worker_pb2.StepRequest]:
     """Prefills of the largest size and of each power of two below it, which draw one row or a few,
     in turn plainly and with filters and suppressed tokens; decodes of all slots, and of the fewest
-    for each way that attention cuts them, both plainly and with filters; decodes beside a prefill.
+    for each way that attention cuts them, plainly and with filters, both with and without all that
+    sequences may ask for besides; decodes beside a prefill; the largest prefill again, with
+    log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
     sizes = [num_tokens, *(1 << n for n in range(num_tokens.bit_length()) if 1 << n < num_tokens)]
     for index, size in enumerate(sizes):
-        yield _prefill(size, num_sequences, max_model_len, block_size, plain=index % 2 == 0)
+        yield made_up_prefill(size, num_sequences, max_model_len, block_size, plain=index % 2 == 0)
     decodes = [size for size in _DECODES if size < num_sequences]
     for size in (*decodes, num_sequences):
         for plain in (False, True):
             yield _decode(size, plain=plain)
+            yield _asking(_decode(size, plain=plain))
     if num_sequences > 1 and num_tokens > 1:
         yield _mixed()
+    yield _asking(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
 
 
 def warm_up_blocks(
@@ -41,9 +47,15 @@ def warm_up_blocks(
     return max(num_sequences, -(-num_tokens // block_size) + rows) + 1
 
 
-def _prefill(
-    num_tokens: int, num_sequences: int, max_model_len: int, block_size: int, *, plain: bool
+def made_up_prefill(
+    num_tokens: int,
+    num_sequences: int,
+    max_model_len: int,
+    block_size: int,
+    *,
+    plain: bool = True,
 ) -> worker_pb2.StepRequest:
+    """A step of ``num_tokens`` prompt tokens, in as few sequences as their length allows."""
     step = worker_pb2.StepRequest()
     used, left, slot = 0, num_tokens, 0
     while left and slot < num_sequences:
@@ -67,6 +79,26 @@ def _mixed() -> worker_pb2.StepRequest:
     step = worker_pb2.StepRequest(num_decodes=1, max_replica_tokens=2)
     _add_decode(step, 0, top_p=1.0)
     _add_prefill(step, 1, 1, [1], plain=True)
+    return step
+
+
+def _asking(step: worker_pb2.StepRequest) -> worker_pb2.StepRequest:
+    """With all that sequences may ask for; few change logits, since each takes memory for good."""
+    for row, new in enumerate(step.new_sequences):
+        new.num_logprobs = _MOST_LOGPROBS
+        if step.num_tokens:
+            new.prompt_logprobs = True
+            new.num_prompt_tokens = step.num_tokens[row] + 1
+            new.history_token_ids.extend([0] * new.num_prompt_tokens)
+        elif row < _ADJUSTED:
+            new.repetition_penalty, new.frequency_penalty = 1.1, 0.1
+            new.history_token_ids.extend([0, 0])
+            new.num_prompt_tokens = 1
+            new.bias_token_ids.append(0)
+            new.bias_values.append(1.0)
+            new.banned_token_ids.append(0)
+            new.suppressed_token_ids.append(0)
+            new.suppress_until = 2
     return step
 
 

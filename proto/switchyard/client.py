@@ -20,6 +20,7 @@ import grpc
 import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
+from switchyard.channel import Tls, open_channel
 from switchyard.requests import Message, Options, Prompt, chat_request, generate_request
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
@@ -37,6 +38,7 @@ _RETRIED = (
     "GetModelInfo",
     "GetServerInfo",
     "GetLoad",
+    "GetExpertLoad",
     "Abort",
 )
 _SERVICE_CONFIG = {
@@ -187,10 +189,16 @@ class Client:
 
     Args:
         address: HOST:PORT, or unix:PATH.
+        api_key: sent with every call; None for a server that wants none.
+        tls: what the server's certificate is checked with; None for one without encryption.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None, tls: Tls | None = None
+    ) -> None:
+        self._channel = open_channel(
+            grpc, address, options=CHANNEL_OPTIONS, api_key=api_key, tls=tls
+        )
         # The generated stub, for what has no method here; raises grpc.RpcError.
         self.stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -205,11 +213,12 @@ class Client:
         messages: Sequence[Message],
         *,
         template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> Stream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, **options)
+        request = chat_request(messages, template_kwargs, tools, **options)
         return Stream(self.stub.Chat(request, timeout=timeout))
 
     def complete(
@@ -260,8 +269,12 @@ class AsyncClient:
     What is awaited takes its time limit from asyncio.timeout.
     """
 
-    def __init__(self, address: str = DEFAULT_ADDRESS) -> None:
-        self._channel = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
+    def __init__(
+        self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None, tls: Tls | None = None
+    ) -> None:
+        self._channel = open_channel(
+            grpc.aio, address, options=CHANNEL_OPTIONS, api_key=api_key, tls=tls
+        )
         # The generated stub, for what has no method here; raises grpc.aio.AioRpcError.
         self.stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
 
@@ -276,11 +289,12 @@ class AsyncClient:
         messages: Sequence[Message],
         *,
         template_kwargs: Mapping[str, Any] | None = None,
+        tools: Sequence[Mapping[str, Any]] | None = None,
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, **options)
+        request = chat_request(messages, template_kwargs, tools, **options)
         return AsyncStream(self.stub.Chat(request, timeout=timeout))
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> pb.CompleteResponse:

@@ -1,14 +1,19 @@
 """The worker's stream: epochs, protocol, step order, and what ends the rank."""
 
+import contextlib
 import queue
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
 import pytest
+import torch
 
+from moe.config import resolve_parallel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from workers.load_report import LoadReport, Snapshot
 from workers.service import WorkerService
 
 
@@ -42,18 +47,29 @@ class Link:
 Left = queue.SimpleQueue[tuple[str, bool]]
 
 
+NO_LOAD = LoadReport(
+    None, (), resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=False), 0
+)
+
+
+@contextlib.contextmanager
+def opened(service: WorkerService, folder: Path) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
+    address = f"unix:{folder}/rank.sock"
+    service.bind(address)
+    service.open(worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1))
+    with grpc.insecure_channel(address) as channel:
+        yield worker_pb2_grpc.WorkerServiceStub(channel)
+    # A handler thread that waits for a step's result goes on with this one, and ends.
+    service.handles.put(FakeHandle(worker_pb2.StepRequest()))
+    service.server.stop(None)
+
+
 @pytest.fixture
 def rank(tmp_path: Path) -> Iterator[tuple[WorkerService, worker_pb2_grpc.WorkerServiceStub, Left]]:
     left: Left = queue.SimpleQueue()
     service = WorkerService(lambda reason, failed: left.put((reason, failed)))
-    address = f"unix:{tmp_path}/rank.sock"
-    service.bind(address)
-    service.open(worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1))
-    with grpc.insecure_channel(address) as channel:
-        yield service, worker_pb2_grpc.WorkerServiceStub(channel), left
-    # A handler thread that waits for a step's result goes on with this one, and ends.
-    service.handles.put(FakeHandle(worker_pb2.StepRequest()))
-    service.server.stop(None)
+    with opened(service, tmp_path) as stub:
+        yield service, stub, left
 
 
 def test_steps_come_in_and_results_go_out_in_order(rank) -> None:
@@ -79,8 +95,53 @@ def test_a_second_frontend_is_refused(rank, second: int) -> None:
     with pytest.raises(grpc.RpcError) as refused:
         Link(stub).hello(second)
     assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-    assert f"epoch {second}" in refused.value.details()
+    assert f"epoch {second} is refused: the rank has seen epoch 7" in refused.value.details()
     assert left.empty()
+
+
+@pytest.mark.parametrize(("epoch", "taken"), [(6, False), (7, False), (8, True)])
+def test_an_epoch_must_be_newer_than_any_seen_before(
+    tmp_path: Path, epoch: int, taken: bool
+) -> None:
+    seen: list[int] = []
+    service = WorkerService(lambda reason, failed: None, newest_epoch=7, saw_epoch=seen.append)
+    with opened(service, tmp_path) as stub:
+        link = Link(stub)
+        if taken:
+            assert link.hello(epoch).welcome.epoch == epoch
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                link.hello(epoch)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert "seen epoch 7" in refused.value.details()
+    assert seen == [8] * taken
+
+
+def test_counts_are_copied_between_steps_on_the_thread_that_launches(rank) -> None:
+    service, stub, left = rank
+    threads = []
+
+    class Report:
+        def snapshot(self) -> Snapshot:
+            threads.append(threading.current_thread().name)
+            load_LE = torch.tensor([[1, 2, 3], [4, 5, 6]])
+            return Snapshot(layers=[1, 3], load_LE=load_LE, copied=None)
+
+    runs = threading.Thread(target=service.run, args=(None, Report()), name="runs", daemon=True)
+    runs.start()
+    answer = stub.GetExpertLoad(worker_pb2.GetExpertLoadRequest(), timeout=5)
+    assert (list(answer.layers), answer.num_experts) == ([1, 3], 3)
+    assert list(answer.tokens) == [1, 2, 3, 4, 5, 6]
+    assert threads == ["runs"]
+    assert left.empty()
+
+
+def test_a_rank_in_a_long_step_says_so(rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stub, _ = rank
+    monkeypatch.setattr("workers.service._SNAPSHOT_SECONDS", 0.05)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.GetExpertLoad(worker_pb2.GetExpertLoadRequest(), timeout=5)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
 
 
 def test_another_protocol_is_refused_with_both_numbers(rank) -> None:
@@ -132,7 +193,7 @@ def test_a_step_that_fails_ends_the_rank(rank) -> None:
     service.steps.put(worker_pb2.StepRequest(step_id=1))
     service.steps.put(worker_pb2.StepRequest(step_id=2))
     with pytest.raises(SystemExit):
-        service.run(Broken())
+        service.run(Broken(), NO_LOAD)
     assert left.get(timeout=5) == ("a step failed: no such block", True)
 
 

@@ -57,12 +57,12 @@ def prefills(steps: list[worker_pb2.StepRequest]) -> list[int]:
 @pytest.mark.parametrize(
     ("num_tokens", "sizes"),
     [
-        (1, [1]),
-        (8, [8, 1, 2, 4]),
-        (300, [300, 1, 2, 4, 8, 16, 32, 64, 128, 256]),
+        (1, [1, 1]),
+        (8, [8, 1, 2, 4, 8]),
+        (300, [300, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300]),
     ],
 )
-def test_prefills_of_every_order_of_size_the_largest_first(
+def test_prefills_of_every_order_of_size_the_largest_first_and_last(
     num_tokens: int, sizes: list[int]
 ) -> None:
     steps = warm_up_steps(num_tokens=num_tokens, num_sequences=9, max_model_len=40, block_size=16)
@@ -84,7 +84,7 @@ def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: 
     )
     assert not any(step.decode_only for step in steps)
     alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]
-    assert alone == sorted(2 * decodes)
+    assert alone == sorted(4 * decodes)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
     assert len(mixed) == (num_sequences > 1)
 
@@ -96,8 +96,21 @@ def test_draws_are_filtered_and_suppressed_and_plain() -> None:
     )
     seen = set()
     for step in warm_up_steps(num_tokens=64, num_sequences=4, max_model_len=40, block_size=16):
-        sampling = builder.build(step).sampling
-        assert sampling is not None
-        seen.add((sampling.any_filter, sampling.suppressed is not None))
-    assert (True, True) in seen
-    assert (False, False) in seen
+        batch = builder.build(step)
+        assert batch.sampling is not None
+        asked = batch.extras is not None and (batch.extras.shifts, batch.extras.excludes)
+        seen.add((batch.sampling.any_filter, batch.sampling.suppressed is not None, asked))
+    assert {(False, False, False), (True, True, False), (True, False, False)} <= seen
+    assert {(False, True, (True, True)), (True, True, (True, True))} <= seen
+
+
+@pytest.mark.parametrize("num_tokens", [1, 64])
+def test_every_token_of_the_last_prefill_reports_the_next(num_tokens: int) -> None:
+    builder = BatchBuilder(
+        num_slots=4, max_blocks=3, block_size=16, max_tokens=64, device=torch.device("cpu")
+    )
+    shape = {"num_tokens": num_tokens, "num_sequences": 4, "max_model_len": 40, "block_size": 16}
+    *_, last = warm_up_steps(**shape)
+    extras = builder.build(last).extras
+    assert extras is not None
+    assert sum(len(part.next_ids) for part in extras.prompts) == num_tokens

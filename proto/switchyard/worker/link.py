@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 PROTOCOL = 3
 """Meaning of worker.proto that this release speaks."""
 
 MAX_STEPS_IN_FLIGHT = 4
 """Steps a frontend may send before the first one's result; workers keep buffers for them."""
+
+SECRET_KEY = "x-switchyard-link"
+"""Metadata key under which every call on the link carries the secret, where one is set."""
+
+
+def read_secret(path: Path | None) -> str | None:
+    """The link's secret from its file, without white space around it; None without a file.
+
+    Raises:
+        ValueError: the file cannot be read, is empty, or holds what metadata cannot carry.
+    """
+    if path is None:
+        return None
+    try:
+        secret = path.read_text(encoding="ascii").strip()
+    except OSError as error:
+        raise ValueError(f"--link-secret-file {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ValueError(f"--link-secret-file {path} is not plain ASCII text") from None
+    if not secret or not secret.isprintable():
+        raise ValueError(
+            f"--link-secret-file {path} holds no secret; write one line of random text, "
+            "such as that of `openssl rand -hex 32`"
+        )
+    return secret
 
 
 def local_address(base: str, local_rank: int) -> str:

@@ -1,0 +1,204 @@
+"""What sequences ask of a draw beyond temperature and filters, on the host.
+
+Owns its reading out of NewSequence and StepRequest, checked. Knows nothing of devices, and of the
+vocabulary only that ids are below its size. Most sequences ask for none of it.
+Shapes: M masked draws, W words of a mask.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from switchyard.worker.v1 import worker_pb2
+from workers.rows import Rows
+
+_WORD_BYTES = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Extras:
+    """Of one sequence, as worker.proto's NewSequence says it; ids are int64.
+
+    Attributes:
+        bias_values: fp32, one for each of `bias_ids`.
+        repetition: 1.0 is off.
+        highest_id: of all its ids, -1 without any.
+    """
+
+    bias_ids: np.ndarray
+    bias_values: np.ndarray
+    allowed_ids: np.ndarray
+    banned_ids: np.ndarray
+    repetition: float
+    presence: float
+    frequency: float
+    history: np.ndarray
+    num_prompt: int
+    num_logprobs: int
+    prompt_logprobs: bool
+    highest_id: int
+
+    @classmethod
+    def of(cls, new: worker_pb2.NewSequence) -> Extras | None:
+        """None for a sequence that asks for nothing.
+
+        Raises:
+            ValueError: its fields contradict each other.
+        """
+        ids = {
+            "bias_ids": np.array(new.bias_token_ids, dtype=np.int64),
+            "allowed_ids": np.array(new.allowed_token_ids, dtype=np.int64),
+            "banned_ids": np.array(new.banned_token_ids, dtype=np.int64),
+            "history": np.array(new.history_token_ids, dtype=np.int64),
+        }
+        extras = cls(
+            **ids,
+            bias_values=np.array(new.bias_values, dtype=np.float32),
+            repetition=new.repetition_penalty or 1.0,
+            presence=new.presence_penalty,
+            frequency=new.frequency_penalty,
+            num_prompt=new.num_prompt_tokens,
+            num_logprobs=new.num_logprobs,
+            prompt_logprobs=new.prompt_logprobs,
+            highest_id=max(int(column.max(initial=-1)) for column in ids.values()),
+        )
+        _check(extras, new.slot)
+        asks = extras.penalized or extras.excludes or len(extras.bias_ids)
+        return extras if asks or extras.num_logprobs else None
+
+    @property
+    def penalized(self) -> bool:
+        """Whether tokens seen before weigh less or more."""
+        return self.repetition != 1.0 or self.presence != 0.0 or self.frequency != 0.0
+
+    @property
+    def excludes(self) -> bool:
+        """Whether some tokens may never be drawn."""
+        return bool(len(self.allowed_ids) or len(self.banned_ids))
+
+
+class Asking(NamedTuple):
+    """A draw of a sequence that asks for something; `row` is its number among the draws."""
+
+    row: int
+    slot: int
+    extras: Extras
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PromptPart:
+    """Consecutive tokens of a step whose next ones are known and asked for.
+
+    Attributes:
+        first: number of the first of them in the step.
+        next_ids: int64, the token behind each.
+        num_logprobs: values for each.
+    """
+
+    first: int
+    next_ids: np.ndarray
+    num_logprobs: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepExtras:
+    """What a step's rows ask for.
+
+    Attributes:
+        draws: ascending by row.
+        masked_rows: draws that a mask narrows, int64 [M].
+        mask_words: int32 [M, W]; bit t % 32 of word t // 32 allows token t.
+        prompts: in order of the rows.
+    """
+
+    draws: list[Asking]
+    masked_rows: np.ndarray
+    mask_words: np.ndarray
+    prompts: list[PromptPart]
+
+    @classmethod
+    def of(cls, step: worker_pb2.StepRequest, rows: Rows, held: Mapping[int, Extras]) -> StepExtras:
+        """Of the rows of a step, whose sequences' extras are `held` by slot.
+
+        Raises:
+            ValueError: the masks' columns contradict each other.
+        """
+        slots = rows.slots[rows.draws].tolist()
+        masked_rows, mask_words = _masks(step, len(slots))
+        return cls(
+            draws=[Asking(row, slot, held[slot]) for row, slot in enumerate(slots) if slot in held],
+            masked_rows=masked_rows,
+            mask_words=mask_words,
+            prompts=_prompts(rows, step.num_decodes, held),
+        )
+
+    @property
+    def excludes(self) -> bool:
+        """Whether some draw has tokens that may not be drawn, beyond suppressed ones."""
+        return bool(len(self.masked_rows)) or any(asking.extras.excludes for asking in self.draws)
+
+    @property
+    def shifts(self) -> bool:
+        """Whether some draw's logits change by a bias or a penalty."""
+        return any(len(e.bias_ids) or e.penalized for _, _, e in self.draws)
+
+
+def _check(extras: Extras, slot: int) -> None:
+    """Raise ValueError where fields contradict each other."""
+    num_ids, num_values = len(extras.bias_ids), len(extras.bias_values)
+    if num_ids != num_values or len(np.unique(extras.bias_ids)) != num_ids:
+        raise ValueError(
+            f"slot {slot}: {num_ids} biased tokens, {num_values} biases; each token may have one"
+        )
+    if extras.repetition < 0.0:
+        raise ValueError(f"slot {slot}: repetition_penalty {extras.repetition} is below 0")
+    if extras.prompt_logprobs and not extras.num_logprobs:
+        raise ValueError(f"slot {slot}: prompt_logprobs, but num_logprobs is 0")
+    needed = extras.penalized or extras.prompt_logprobs
+    if extras.num_prompt > len(extras.history) or (needed and not extras.num_prompt):
+        raise ValueError(
+            f"slot {slot}: {len(extras.history)} tokens of history, {extras.num_prompt} of them "
+            "the prompt's; penalties and prompt_logprobs need both"
+        )
+
+
+def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows and words of the masks of single draws."""
+    rows = np.array(step.masked_draws, dtype=np.int64)
+    masks = step.draw_masks  # each reading copies it
+    num_bytes = len(masks)
+    unit = _WORD_BYTES * max(1, len(rows))
+    if bool(num_bytes) != bool(len(rows)) or num_bytes % unit:
+        raise ValueError(
+            f"step {step.step_id}: {num_bytes} bytes of masks for {len(rows)} masked draws"
+        )
+    if len(rows) and (rows[-1] >= num_draws or (np.diff(rows) <= 0).any()):
+        raise ValueError(
+            f"step {step.step_id}: masked draws {rows.tolist()} of {num_draws} draws; "
+            "they must ascend and exist"
+        )
+    words = np.frombuffer(masks, dtype="<i4")
+    return rows, words.reshape(len(rows), -1) if len(rows) else words.reshape(0, 0)
+
+
+def _prompts(rows: Rows, num_decodes: int, held: Mapping[int, Extras]) -> list[PromptPart]:
+    parts = []
+    for row in range(num_decodes, len(rows.slots)):
+        extras = held.get(int(rows.slots[row]))
+        if extras is None or not extras.prompt_logprobs:
+            continue
+        start, end = int(rows.positions[row]), int(rows.lengths[row])
+        next_ids = extras.history[start + 1 : min(end + 1, extras.num_prompt)]
+        if len(next_ids):
+            parts.append(
+                PromptPart(
+                    first=int(rows.first_token[row]),
+                    next_ids=next_ids,
+                    num_logprobs=extras.num_logprobs,
+                )
+            )
+    return parts

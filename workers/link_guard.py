@@ -1,0 +1,39 @@
+"""Who may speak to a rank: callers that know the link's secret."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from typing import Any
+
+import grpc
+
+from switchyard.worker.link import SECRET_KEY
+
+
+class LinkGuard(grpc.ServerInterceptor):
+    """Refuses every call, known or not, that lacks the secret."""
+
+    def __init__(self, secret: str) -> None:
+        self._secret = secret.encode()
+        # Whatever the method's kind: a stream can be refused before its first message.
+        self._refusal = grpc.stream_stream_rpc_method_handler(_refuse)
+
+    def intercept_service(
+        self,
+        continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler | None:
+        """The method's handler for a caller that knows the secret, else a refusal."""
+        said = [v for k, v in handler_call_details.invocation_metadata if k == SECRET_KEY]
+        if len(said) == 1 and hmac.compare_digest(said[0].encode(), self._secret):
+            return continuation(handler_call_details)
+        return self._refusal
+
+
+def _refuse(requests: Any, context: grpc.ServicerContext) -> Any:
+    context.abort(
+        grpc.StatusCode.UNAUTHENTICATED,
+        f"the link's secret is missing or wrong in {SECRET_KEY}; give both sides the same "
+        "--link-secret-file",
+    )
