@@ -9,7 +9,7 @@ TRITON ?= $(if $(filter-out 0,$(GPUS)),,triton==3.6.0)
 BIN := .venv/bin
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
-.PHONY: serve test lint bench protos
+.PHONY: serve test lint soak fuzz bench protos
 
 # Without a MODEL, the demo on what this machine has: one GPU, two GPUs, or two ranks on the CPU.
 ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
@@ -24,6 +24,10 @@ lint: .venv/installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# Half an hour of traffic and kills; tests/faults/soak.py says what must hold.
+soak: .venv/installed
+	$(BIN)/python -m tests.faults.soak $(SOAK)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.scheduler

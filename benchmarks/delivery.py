@@ -81,13 +81,17 @@ class MadeUpTokenizer:
     def __init__(self) -> None:
         self._pieces = make_pieces(random.Random(0))
 
+    def to_json(self) -> None:
+        """It cannot be written down: no constraints."""
+
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
     ) -> TextDecoder:
         return ByteDecoder(self._pieces)
 
 
-async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
+def made_up_service(streams: int, step_seconds: float) -> tuple[Service, Engine]:
+    """A service over workers that answer every so many seconds; run the engine to serve."""
     limits = Limits(
         max_batch_size=streams,
         max_num_batched_tokens=max(8192, streams),
@@ -114,6 +118,11 @@ async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
             max_queued_requests=1024,
         )
     )
+    return service, engine
+
+
+async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
+    service, engine = made_up_service(streams, step_seconds)
     server = GrpcServer(service, "127.0.0.1", 0)
     running = asyncio.create_task(engine.run())
     pipe.send(await server.start())

@@ -18,16 +18,19 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from frontend.access import KeyLimit
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
 from frontend.engine import Engine
-from frontend.grpc_server import GrpcServer
+from frontend.expert_load import ExpertLoad
+from frontend.faces import Faces
 from frontend.model_folder import (
     SamplingDefaults,
     read_sampling_defaults,
     resolve_model,
     served_name,
 )
+from frontend.observability import Observability
 from frontend.recovery import Workers, limits_of, step_times
 from frontend.scheduler import Scheduler
 from frontend.service import Service
@@ -40,9 +43,9 @@ from switchyard.worker.v1 import worker_pb2
 # After the drain, or a loss: what streams get to send their last message.
 STOP_GRACE_SECONDS = 1.0
 LAST_WORDS_SECONDS = 5.0
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 _T = TypeVar("_T")
+Ports = tuple[int, int | None]
 
 
 def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
@@ -117,12 +120,19 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
         The exit code.
     """
     stop = Stop()
-    service = Service(model=config.served_name, version=release())
-    server = GrpcServer(service, config.host, config.port)
     try:
-        port = await server.start()
-    except OSError as error:
+        watching = Observability(config, version=release())
+        service = Service(
+            model=config.served_name,
+            version=release(),
+            observers=watching.observers,
+            key_limit=KeyLimit(config.max_requests_per_key),
+        )
+        server = Faces(config, service, watching.metrics)
+        ports = await server.start()
+    except (OSError, ValueError) as error:
         return _fail(str(error), 2)
+    asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
     workers = Workers(config, link_secret)
     try:
         tokenizer, group = await _unless(stop.drain, _reach(config, workers))
@@ -132,6 +142,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
             group,
             times=times,
             step_timeout=config.step_timeout,
+            observers=watching.step_observers,
         )
         service.open(
             Backend(
@@ -140,9 +151,10 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
                 info=group.info,
                 defaults=defaults,
                 max_queued_requests=config.max_queued_requests,
+                experts=ExpertLoad(workers.expert_load, group.info.expert_parallel_size),
             )
         )
-        return await _run(config, port, service, server, engine, workers, stop)
+        return await _run(config, ports, service, server, engine, workers, stop)
     except _StoppedError:
         return 0
     except (GroupLost, ValueError, OSError) as error:
@@ -150,6 +162,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     finally:
         await server.stop(STOP_GRACE_SECONDS)
         await workers.close()
+        watching.close()
 
 
 class _StoppedError(Exception):
@@ -177,9 +190,9 @@ async def _reach(config: FrontendConfig, workers: Workers) -> tuple[Tokenizer | 
 
 async def _run(
     config: FrontendConfig,
-    port: int,
+    ports: Ports,
     service: Service,
-    server: GrpcServer,
+    server: Faces,
     engine: Engine,
     workers: Workers,
     stop: Stop,
@@ -196,7 +209,7 @@ async def _run(
     running = asyncio.create_task(workers.keep(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)
-    _say_ready(config, port, service)
+    _say_ready(config, ports, service)
     try:
         await asyncio.wait({running, draining}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
@@ -213,7 +226,7 @@ async def _run(
         engine.end()
 
 
-async def _drain(config: FrontendConfig, service: Service, server: GrpcServer, stop: Stop) -> None:
+async def _drain(config: FrontendConfig, service: Service, server: Faces, stop: Stop) -> None:
     """After the first signal: refuse new requests, let the live ones end, then end the rest."""
     await stop.drain.wait()
     service.drain()
@@ -229,20 +242,18 @@ async def _within(seconds: float, work: Awaitable[None]) -> None:
         await asyncio.wait_for(work, seconds)
 
 
-def _say_ready(config: FrontendConfig, port: int, service: Service) -> None:
+def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:
     facts = service.server_info()
     ranks = f"{facts.world_size} rank{'s' if facts.world_size > 1 else ''} on {facts.device}"
-    address = join_address(config.host, port)
+    port, http_port = ports
     sys.stdout.write(
-        f"switchyard: serving {config.served_name} on {address} ({ranks}, {facts.dtype}, "
-        f"context {facts.max_prompt_tokens + 1}, KV cache {facts.kv_cache_tokens} tokens)\n"
+        f"switchyard: serving {config.served_name} on {join_address(config.host, port)} ({ranks}, "
+        f"{facts.dtype}, context {facts.max_prompt_tokens + 1}, "
+        f"KV cache {facts.kv_cache_tokens} tokens)\n"
     )
+    if http_port is not None:
+        sys.stdout.write(f"switchyard: HTTP on {join_address(config.host, http_port)}\n")
     sys.stdout.flush()
-    if config.host not in LOOPBACK:
-        sys.stderr.write(
-            f"switchyard: {address} is reachable from other machines, without encryption or "
-            "authentication\n"
-        )
 
 
 def _fail(message: str, code: int) -> int:

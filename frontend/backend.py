@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from frontend.meter import StepLoad
 from frontend.model_folder import SamplingDefaults
 from frontend.request import Request, TextDecoder
+from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
 
 
@@ -33,6 +34,12 @@ class Load(Protocol):
     def prefix_hit_tokens(self) -> int: ...
     @property
     def steps(self) -> StepLoad: ...
+    @property
+    def worker_restarts(self) -> int: ...
+    @property
+    def replayed_requests(self) -> int: ...
+    @property
+    def restarting(self) -> bool: ...
 
 
 class Engine(Protocol):
@@ -61,13 +68,26 @@ class Tokenizer(Protocol):
 
     def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
 
+    def to_json(self) -> str | None: ...
+
     def render_chat(
-        self, messages: list[dict[str, str]], template_kwargs: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        template_kwargs: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[int]: ...
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
     ) -> TextDecoder: ...
+
+
+class Experts(Protocol):
+    """What the service asks of who counts the experts' tokens."""
+
+    async def get(self) -> pb.GetExpertLoadResponse:
+        """Counts of every sparse layer; RequestError while there are no workers."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +99,8 @@ class Backend:
         info: rank 0's description of the workers.
         defaults: what unset sampling fields mean for this model.
         max_queued_requests: the engine's bound, for GetServerInfo.
+        experts: None for a model without them.
+        prefix_cache: prompts that begin the same way share their work.
     """
 
     engine: Engine
@@ -86,3 +108,5 @@ class Backend:
     info: worker_pb2.DescribeResponse
     defaults: SamplingDefaults
     max_queued_requests: int
+    experts: Experts | None = None
+    prefix_cache: bool = True

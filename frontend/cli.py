@@ -1,4 +1,4 @@
-"""`switchyard`: the command a person types. serve, generate, chat, health.
+"""`switchyard`: the command a person types. serve, generate, chat, top, health.
 
 Owns flags, printing and exit codes. Everything else is `frontend.supervisor`, `frontend.probe` and
 `switchyard.client`.
@@ -11,6 +11,7 @@ import contextlib
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -18,9 +19,16 @@ from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 
-from frontend import supervisor
+from frontend import supervisor, top
+from frontend.connection_flags import (
+    FlagError,
+    add_address_flag,
+    add_security_flags,
+    open_client,
+    tls_of,
+)
 from frontend.probe import probe
-from switchyard.client import DEFAULT_ADDRESS, Client, ServerError, Stream
+from switchyard.client import Client, ServerError, Stream
 from switchyard.requests import Options
 from switchyard.v1 import inference_pb2 as pb
 
@@ -33,6 +41,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ServerError as error:
         sys.stderr.write(f"switchyard: {_explain(error, flags.address)}\n")
         return 1
+    except FlagError as error:
+        sys.stderr.write(f"switchyard: {error}\n")
+        return 2
     except KeyboardInterrupt:
         return 130
 
@@ -51,6 +62,10 @@ def _parser() -> argparse.ArgumentParser:
     generate.add_argument("prompt", metavar="PROMPT", help="text; - reads it from stdin")
     generate.add_argument("--raw", action="store_true", help="no chat template")
     generate.add_argument("--json", action="store_true", help="print one JSON object at the end")
+    generate.add_argument("--n", type=int, metavar="N", help="samples, one after the other")
+    generate.add_argument(
+        "--logprobs", action="store_true", default=None, help="of each token, with --json"
+    )
     _add_client_flags(generate)
     generate.set_defaults(run=_generate)
 
@@ -59,29 +74,45 @@ def _parser() -> argparse.ArgumentParser:
     _add_client_flags(chat)
     chat.set_defaults(run=_chat)
 
+    watch = commands.add_parser("top", help="see a server's load", description=top.__doc__)
+    top.add_flags(watch)
+    watch.set_defaults(run=top.run)
+
     health = commands.add_parser("health", help="is the server ready?")
-    _add_address(health)
+    add_address_flag(health)
+    add_security_flags(health, keys=False)
     health.set_defaults(run=_health)
     return parser
 
 
-def _add_address(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
-    )
-
-
 def _add_client_flags(parser: argparse.ArgumentParser) -> None:
-    _add_address(parser)
+    add_address_flag(parser)
+    add_security_flags(parser)
     group = parser.add_argument_group("sampling", "the server's defaults where nothing is given")
     group.add_argument("--max-new-tokens", type=int, metavar="N")
     group.add_argument("--temperature", type=float, metavar="T", help="0 is greedy")
     group.add_argument("--top-p", type=float, metavar="P")
     group.add_argument("--top-k", type=int, metavar="K")
     group.add_argument("--min-p", type=float, metavar="P")
+    group.add_argument("--repetition-penalty", type=float, metavar="R", help="1 is off")
+    group.add_argument("--presence-penalty", type=float, metavar="P", help="0 is off")
+    group.add_argument("--frequency-penalty", type=float, metavar="P", help="0 is off")
     group.add_argument("--seed", type=int, metavar="N")
     group.add_argument("--stop", action="append", metavar="TEXT", help="may be repeated")
     group.add_argument("--ignore-eos", action="store_true", default=None)
+    shape = parser.add_argument_group("output").add_mutually_exclusive_group()
+    shape.add_argument("--json-schema", type=_text_of, metavar="FILE", help="JSON that fits it")
+    shape.add_argument("--json-object", action="store_true", default=None, help="any JSON object")
+    shape.add_argument("--regex", metavar="REGEX", help="text that matches")
+    shape.add_argument("--grammar", type=_text_of, metavar="FILE", help="in Lark's notation")
+
+
+def _text_of(path: str) -> str:
+    """The text of a file that a flag names."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise argparse.ArgumentTypeError(f"{path} cannot be read: {error}") from error
 
 
 def _options(flags: argparse.Namespace) -> Options:
@@ -92,7 +123,7 @@ def _options(flags: argparse.Namespace) -> Options:
 
 def _generate(flags: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
-    with Client(flags.address) as client:
+    with open_client(flags) as client:
         if not flags.raw and client.model_info().has_chat_template:
             stream = client.chat([{"role": "user", "content": prompt}], **_options(flags))
         else:
@@ -100,6 +131,10 @@ def _generate(flags: argparse.Namespace) -> int:
         with stream:
             if flags.json:
                 print(json.dumps(_gather(stream)))
+            elif (flags.n or 1) > 1:
+                for output in _gather(stream)["outputs"]:
+                    print(output["text"])
+                _print_summary(stream)
             else:
                 _print_text(stream)
                 _print_summary(stream)
@@ -108,16 +143,17 @@ def _generate(flags: argparse.Namespace) -> int:
 
 def _gather(stream: Stream) -> dict[str, Any]:
     """The whole answer as JSON takes it."""
-    text, finish_reason = "", ""
-    token_ids: list[int] = []
+    outputs: dict[int, dict[str, Any]] = {}
     for delta in stream:
-        text += delta.text
-        token_ids += delta.token_ids
-        finish_reason = pb.FinishReason.Name(delta.finish_reason)
+        output = outputs.setdefault(delta.index, {"text": "", "token_ids": []})
+        output["text"] += delta.text
+        output["token_ids"] += delta.token_ids
+        if delta.logprobs:
+            output["logprobs"] = output.get("logprobs", []) + list(delta.logprobs)
+        if delta.finish_reason:
+            output["finish_reason"] = pb.FinishReason.Name(delta.finish_reason)
     return {
-        "text": text,
-        "token_ids": token_ids,
-        "finish_reason": finish_reason,
+        "outputs": [outputs[index] for index in sorted(outputs)],
         "started": json_format.MessageToDict(stream.started),
         "finished": json_format.MessageToDict(stream.finished),
     }
@@ -154,7 +190,7 @@ def _chat(flags: argparse.Namespace) -> int:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # line editing, where Python has it
     console = Console(stderr=True, highlight=False)
-    with Client(flags.address) as client:
+    with open_client(flags) as client:
         info = client.model_info()
         if not info.has_chat_template:
             sys.stderr.write(f"switchyard: {info.model} has no chat template; use generate\n")
@@ -209,7 +245,7 @@ def _turn(
 
 
 def _health(flags: argparse.Namespace) -> int:
-    verdict, line = probe(flags.address)
+    verdict, line = probe(flags.address, tls=tls_of(flags))
     print(line)
     return int(verdict)
 

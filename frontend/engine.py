@@ -169,11 +169,11 @@ class Engine:
             self._lost = True
             watch.cancel()
 
-    def replay(self, group: Group, limits: Limits, times: StepTimes) -> None:
+    def replay(self, group: Group, limits: Limits) -> None:
         """Go on, with the next ``run``, on another group: open requests keep what they have."""
-        self._group, self._times = group, times
+        self._group = group
         self._in_flight.clear()
-        self._replayed += self._scheduler.replay(limits, times, time.monotonic())
+        self._replayed += self._scheduler.replay(limits, time.monotonic())
         self._restarts += 1
         self._lost = False
 
@@ -192,7 +192,8 @@ class Engine:
             return False
         if not self._in_flight:
             self._waited = 0.0
-        due = max(self._step_timeout, TIMES_PREDICTED * self._times.predict(*step.size))
+        predicted = self._times.predict(*step.size) * self._times.slack
+        due = max(self._step_timeout, TIMES_PREDICTED * predicted)
         self._in_flight.append(_Flight(step, bool(self._in_flight), due))
         await self._group.send(step)
         return True

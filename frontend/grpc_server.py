@@ -1,7 +1,7 @@
 """The gRPC face of the service: servicers, health, reflection, one listener.
 
 Owns transport options and the order of starting and stopping. Knows nothing of models or workers:
-each method hands its message to `frontend.service` and writes what comes back.
+each method hands its message, and who sent it, to `frontend.service` and writes what comes back.
 """
 
 from __future__ import annotations
@@ -9,17 +9,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from pathlib import Path
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
+from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
+from frontend.access import Access
 from frontend.config import join_address
-from frontend.guard import Guard
+from frontend.guard import Guard, caller_of
 from frontend.health import SERVICE_NAME, Health
+from frontend.observer import Caller
 from frontend.service import Service
+from frontend.tls import ServerTls, server_credentials
+from frontend.vllm_engine import VllmEngineServicer
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 
@@ -50,18 +56,24 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One method per RPC. Streams are written to the context, so that a cancelled call closes its
     generator in the same breath."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, access: Access) -> None:
         self._service = service
+        self._access = access
+
+    def _caller(self, context: Any) -> Caller:
+        return caller_of(self._access, context)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Write the stream of `Service.generate`."""
-        async with contextlib.aclosing(self._service.generate(request)) as stream:
+        stream = self._service.generate(request, self._caller(context))
+        async with contextlib.aclosing(stream):
             async for event in stream:
                 await context.write(event)
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Write the stream of `Service.chat`."""
-        async with contextlib.aclosing(self._service.chat(request)) as stream:
+        stream = self._service.chat(request, self._caller(context))
+        async with contextlib.aclosing(stream):
             async for event in stream:
                 await context.write(pb.ChatResponse(response=event))
 
@@ -69,7 +81,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         self, request: pb.CompleteRequest, context: Any
     ) -> pb.CompleteResponse:
         """Answer with `Service.complete`."""
-        return await self._service.complete(request)
+        return await self._service.complete(request, self._caller(context))
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Any
@@ -101,6 +113,12 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
         """Answer with `Service.load`."""
         return self._service.load()
 
+    async def GetExpertLoad(  # noqa: N802
+        self, request: pb.GetExpertLoadRequest, context: Any
+    ) -> pb.GetExpertLoadResponse:
+        """Answer with `Service.expert_load`."""
+        return await self._service.expert_load()
+
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
         """Answer with `Service.abort`."""
         return self._service.abort(request)
@@ -112,15 +130,32 @@ class GrpcServer:
     Args:
         service: what answers.
         host, port: where; port 0 takes a free one.
+        access: who may ask; None: everybody.
+        tls: the server's certificate; None: no encryption.
+        folder: the model's, for routers that speak `vllm.grpc.engine`; None: they are not served.
     """
 
-    def __init__(self, service: Service, host: str, port: int) -> None:
-        self._host, self._port = host, port
+    def __init__(
+        self,
+        service: Service,
+        host: str,
+        port: int,
+        *,
+        access: Access | None = None,
+        tls: ServerTls | None = None,
+        folder: Path | None = None,
+    ) -> None:
+        self._host, self._port, self._tls = host, port, tls
         self.health = Health()
-        self._server = grpc.aio.server(interceptors=(Guard(),), options=SERVER_OPTIONS)
+        access = access or Access()
+        self._server = grpc.aio.server(interceptors=(Guard(access),), options=SERVER_OPTIONS)
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(service), self._server
+            InferenceServicer(service, access), self._server
         )
+        if folder is not None:
+            vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(
+                VllmEngineServicer(service, access, folder), self._server
+            )
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self._server.add_generic_rpc_handlers(_reflection_handlers())
 
@@ -132,11 +167,16 @@ class GrpcServer:
 
         Raises:
             OSError: the address cannot be had.
+            ValueError: a file of the certificate cannot be used.
         """
+        credentials = None if self._tls is None else server_credentials(self._tls)
         address = join_address(self._host, self._port)
         try:
             await self._check_free()
-            port = self._server.add_insecure_port(address)
+            if credentials is None:
+                port = self._server.add_insecure_port(address)
+            else:
+                port = self._server.add_secure_port(address, credentials)
         except (OSError, RuntimeError) as error:
             cause = getattr(error, "strerror", None) or "the port may be in use"
             raise OSError(

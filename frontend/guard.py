@@ -1,7 +1,8 @@
-"""The one gRPC interceptor: whatever a handler raises leaves as a status with google.rpc details.
+"""The one gRPC interceptor: who may not ask is refused, and whatever a handler raises leaves as a
+status with google.rpc details.
 
-Owns the mapping from `RequestError` to gRPC statuses, and what happens to malformed messages and to
-bugs. Knows no method by name.
+Owns the mapping from `RequestError` to gRPC statuses, and what happens to malformed messages, to
+bugs and to callers without a key. Knows no method by name; of services, that health needs no key.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import dataclasses
 import inspect
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
 
 import grpc
@@ -20,7 +21,9 @@ from google.protobuf import any_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
+from frontend.access import Access
 from frontend.errors import Code, RequestError
+from frontend.observer import Caller
 from frontend.service import internal_error
 
 logger = logging.getLogger(__name__)
@@ -28,6 +31,10 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "switchyard"
 # Details share 16 KiB of metadata with everything else; past that gRPC replaces the whole status.
 MAX_MESSAGE_CHARS = 1000
+# Orchestrators ask it, and have no keys.
+_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+
+_Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -36,17 +43,58 @@ class _Malformed:
 
 
 class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
-    """Wraps every handler; errors become statuses, cancellation passes through."""
+    """Wraps every handler; errors become statuses, cancellation passes through.
+
+    Args:
+        access: whose keys are taken.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
 
     async def intercept_service(
         self,
         continuation: Callable[[Any], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The method's handler with its parser and its function guarded."""
+        """The method's handler with its parser and its function guarded; or, for whom no key
+        speaks, one that refuses before a message is read, unknown methods included."""
+        if not handler_call_details.method.startswith(_OPEN_TO_ALL):
+            try:
+                self._access.authenticate(_header(handler_call_details.invocation_metadata))
+            except RequestError as error:
+                return _refusing_handler(error)
         handler = await continuation(handler_call_details)
         # None is an unknown method, which gRPC answers itself.
         return handler and _guarded_handler(handler)
+
+
+def caller_of(access: Access, context: Any) -> Caller:
+    """Who made a call that the guard let pass."""
+    metadata = context.invocation_metadata() or ()
+    traceparent = _value(metadata, "traceparent")
+    return Caller(
+        key=access.authenticate(_header(metadata)),
+        peer=context.peer() or "",
+        traceparent=traceparent if isinstance(traceparent, str) else "",
+    )
+
+
+def _header(metadata: _Metadata | None) -> str | bytes | None:
+    return _value(metadata or (), "authorization")
+
+
+def _value(metadata: _Metadata, key: str) -> str | bytes | None:
+    return next((value for name, value in metadata if name == key), None)
+
+
+def _refusing_handler(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+    """Answers nothing but the status. On the wire a stream of no messages fits every method."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        await context.abort_with_status(to_status(error))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _guarded_handler(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:

@@ -1,4 +1,4 @@
-"""From a message to a `Request`: prompt tokens, sampling, stops and decoder.
+"""From a message to `Request`s: prompt tokens, sampling, stops, decoder and constraint.
 
 Owns the use of the tokenizer on the way in. Knows nothing of queues or of which requests live.
 """
@@ -6,16 +6,19 @@ Owns the use of the tokenizer on the way in. Knows nothing of queues or of which
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import jinja2
 
-from frontend import validation
+from frontend import chat, sampling, validation
 from frontend.backend import Backend, Tokenizer
+from frontend.bounds import MAX_CHARS_PER_TOKEN
+from frontend.constraint import Compiler
 from frontend.errors import Code, RequestError, invalid_field
-from frontend.request import Output, Request, TextDecoder
+from frontend.request import Matcher, Output, Request, SamplingParams, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
@@ -55,6 +58,7 @@ async def prompt_ids(backend: Backend, prompt: pb.Prompt, path: str) -> list[int
             if not prompt.text:
                 raise invalid_field(f"{path}prompt.text", "is empty; send at least one character")
             tokenizer = tokenizer_of(backend)
+            _check_length(backend, len(prompt.text), f"{path}prompt.text")
             ids = await threaded(len(prompt.text), tokenizer.encode, prompt.text)
             return _checked_ids(backend, ids, f"{path}prompt.text")
         case "tokens":
@@ -75,8 +79,9 @@ async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
     """
     if asked.request.prompt.WhichOneof("input") is not None:
         raise invalid_field("request.prompt", "is set; a chat's prompt is its messages")
-    messages = validation.chat_messages(asked)
-    kwargs = validation.template_kwargs(asked.template_kwargs_json)
+    messages = chat.messages(asked)
+    kwargs = chat.template_kwargs(asked.template_kwargs_json)
+    tools = chat.tools(asked.tools_json)
     tokenizer = backend.tokenizer
     if tokenizer is None or not tokenizer.has_chat_template:
         raise RequestError(
@@ -85,13 +90,20 @@ async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
             reason="NO_CHAT_TEMPLATE",
         )
     length = sum(TURN_CHARS + len(message["content"]) for message in messages)
-    length += len(asked.template_kwargs_json)
+    length += len(asked.template_kwargs_json) + len(asked.tools_json)
+    _check_length(backend, length, "messages")
     try:
-        ids = await threaded(length, tokenizer.render_chat, messages, kwargs)
+        ids = await threaded(length, tokenizer.render_chat, messages, kwargs, tools)
     except _TEMPLATE_ERRORS as error:
         complaint = str(error)[:MAX_COMPLAINT_CHARS]
         raise invalid_field("messages", f"do not fit the chat template: {complaint}") from error
     return _checked_ids(backend, ids, "messages")
+
+
+def _check_length(backend: Backend, num_chars: int, field: str) -> None:
+    """Refuse a text that is far too long for the context before it costs anything."""
+    most = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
+    validation.check_count(num_chars, most, field, "characters")
 
 
 def _checked_ids(backend: Backend, ids: list[int], field: str) -> list[int]:
@@ -103,39 +115,93 @@ def _checked_ids(backend: Backend, ids: list[int], field: str) -> list[int]:
     return ids
 
 
-async def make_request(
-    backend: Backend, asked: pb.GenerateRequest, request_id: str, encode: Encode, path: str
-) -> Request:
-    """The request that the engine gets. What costs nothing is checked before ``encode`` is called.
+async def make_requests(
+    backend: Backend,
+    compiler: Compiler,
+    asked: pb.GenerateRequest,
+    request_id: str,
+    encode: Encode,
+    path: str,
+) -> list[Request]:
+    """The requests that the engine gets, one a sample. What costs nothing is checked before
+    ``encode`` is called, and a constraint is compiled after it.
 
     Raises:
         RequestError: INVALID_ARGUMENT for a field out of range, or what ``encode`` raises.
     """
     info = backend.info
     arrived = time.monotonic()
-    validation.check_unbuilt(asked, path)
+    num_samples = validation.num_samples(asked, path)
     validation.check_stops(asked.stop_conditions, info.vocab_size, path)
-    sampling = validation.sampling_params(asked.sampling, backend.defaults, info.vocab_size, path)
-    queue_seconds = validation.queue_seconds(asked, path)
-    decoder = _decoder(backend, asked, path)
-    ids = await encode(backend)
-    return Request(
-        id=request_id,
-        prompt_ids=ids,
-        sampling=sampling,
-        stops=validation.stop_conditions(
-            asked.stop_conditions,
-            prompt_tokens=len(ids),
-            max_context=info.max_model_len,
-            cache_tokens=info.num_blocks * info.block_size,
-            eos_token_ids=frozenset(info.eos_token_ids),
-            path=path,
-        ),
-        decoder=decoder,
-        output=Output(),
-        queue_deadline=arrived + queue_seconds,
-        arrived=arrived,
+    params = sampling.sampling_params(
+        asked,
+        backend.defaults,
+        vocab_size=info.vocab_size,
+        eos_token_ids=info.eos_token_ids,
+        path=path,
     )
+    queue_seconds = validation.queue_seconds(asked, path)
+    if asked.HasField("constraint"):
+        _check_beside_constraint(asked, path)
+    decoders = [_decoder(backend, asked, path) for _ in range(num_samples)]
+    ids = await encode(backend)
+    sampling.check_prompt_logprobs(asked.output, len(ids), path)
+    stops = validation.stop_conditions(
+        asked.stop_conditions,
+        prompt_tokens=len(ids),
+        max_context=info.max_model_len,
+        cache_tokens=info.num_blocks * info.block_size,
+        eos_token_ids=frozenset(info.eos_token_ids),
+        path=path,
+    )
+    matchers: Sequence[Matcher | None] = [None] * num_samples
+    if asked.HasField("constraint"):
+        matchers = await compiler.matchers(asked.constraint, num_samples, path)
+    return [
+        Request(
+            id=sample_id(request_id, index),
+            prompt_ids=ids,
+            sampling=_sample_params(params, asked.output, index),
+            stops=stops,
+            decoder=decoder,
+            output=Output(),
+            matcher=matcher,
+            priority=asked.priority,
+            queue_deadline=arrived + queue_seconds,
+            arrived=arrived,
+        )
+        for index, (decoder, matcher) in enumerate(zip(decoders, matchers, strict=True))
+    ]
+
+
+def sample_id(request_id: str, index: int) -> str:
+    """What the engine calls a sample; beyond the first no caller can choose such an id."""
+    return f"{request_id}·{index}" if index else request_id
+
+
+def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int) -> SamplingParams:
+    """Sampling of one sample: the first alone reports the prompt's log-probabilities."""
+    if index == 0:
+        return params
+    num_logprobs = params.num_logprobs if output.logprobs else 0
+    return dataclasses.replace(
+        params, sample_index=index, prompt_logprobs=False, num_logprobs=num_logprobs
+    )
+
+
+def _check_beside_constraint(asked: pb.GenerateRequest, path: str) -> None:
+    """Refuse what could leave no token where a language must go on, or must end."""
+    stops, params = asked.stop_conditions, asked.sampling
+    for field, is_set in (
+        ("stop_conditions.ignore_eos", stops.ignore_eos),
+        ("stop_conditions.min_new_tokens", stops.min_new_tokens),
+        ("sampling.allowed_token_ids", params.allowed_token_ids),
+        ("sampling.bad_token_ids", params.bad_token_ids),
+    ):
+        if is_set:
+            raise invalid_field(
+                f"{path}{field}", "cannot be set beside constraint; leave one of them out"
+            )
 
 
 def _decoder(backend: Backend, asked: pb.GenerateRequest, path: str) -> TextDecoder | None:

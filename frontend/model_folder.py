@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.util
 import json
-import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from typing import Any
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
 
-logger = logging.getLogger(__name__)
+from frontend.bounds import REPETITION_PENALTY_RANGE
 
 # What a model needs to run: weights as safetensors only, and every small text file.
 DOWNLOADED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
@@ -78,6 +77,7 @@ class SamplingDefaults:
     top_p: float | None = None
     top_k: int | None = None
     min_p: float | None = None
+    repetition_penalty: float | None = None
 
 
 def read_sampling_defaults(folder: Path) -> SamplingDefaults:
@@ -97,8 +97,6 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
         raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
     if not isinstance(said, dict):
         raise ValueError(f"{path} holds no JSON object; mend or remove it")
-    if said.get("repetition_penalty", 1.0) not in (None, 1.0):
-        logger.warning("%s: repetition_penalty is not supported and left out", path)
     temperature = _number(path, said, "temperature", 0.0, math.inf)
     top_k = _number(path, said, "top_k", 0, 2**32 - 1)
     return SamplingDefaults(
@@ -106,6 +104,7 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
         top_p=_number(path, said, "top_p", 1e-6, 1.0),
         top_k=None if top_k is None else int(top_k),
         min_p=_number(path, said, "min_p", 0.0, 1.0),
+        repetition_penalty=_number(path, said, "repetition_penalty", *REPETITION_PENALTY_RANGE),
     )
 
 

@@ -63,3 +63,25 @@ class Observer(Protocol):
     def request_ended(self, record: RequestRecord) -> None:
         """A request that had been let in, or refused, is over."""
         ...
+
+
+class StepObserver(Protocol):
+    """Watches steps from inside the engine's loop; takes microseconds, and may not raise."""
+
+    def step_completed(
+        self,
+        num_decodes: int,
+        seconds_since_previous: float,
+        num_tokens: int,
+        num_generated: int,
+    ) -> None:
+        """One step's results are in.
+
+        Args:
+            num_decodes: sequences that went on by a token.
+            seconds_since_previous: since the previous step's results; 0.0 when the workers had
+                nothing to do in between, and then no latency is counted.
+            num_tokens: of all its rows, decodes and prompts.
+            num_generated: tokens that were added to outputs.
+        """
+        ...

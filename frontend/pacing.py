@@ -14,6 +14,9 @@ SECONDS_A_MESSAGE = 60e-6
 """CPU time that one message may cost; grpcio alone takes 30 to 50 µs of it."""
 
 
+NUM_PHASES = 4
+
+
 class Held(Protocol):
     """What is held back."""
 
@@ -29,10 +32,11 @@ class Pacer:
         interval: seconds that must lie between two messages of a stream; 0.0 with few streams.
     """
 
-    __slots__ = ("_held", "_num_streams", "_timer", "interval")
+    __slots__ = ("_held", "_num_streams", "_phase", "_timer", "interval")
 
     def __init__(self) -> None:
         self.interval = 0.0
+        self._phase = 0
         self._num_streams = 0
         self._held: list[Held] = []
         self._timer: asyncio.TimerHandle | None = None
@@ -54,6 +58,14 @@ class Pacer:
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(interval, self._let_go)
         return False
+
+    def stamp(self, *, is_first: bool) -> float:
+        """When a stream that writes now did so. One that writes for the first time is told a later
+        time, so that streams that began together do not go on together."""
+        if not is_first:
+            return time.monotonic()
+        self._phase = (self._phase + 1) % NUM_PHASES
+        return time.monotonic() + self.interval * self._phase / NUM_PHASES
 
     def _count(self, change: int) -> None:
         self._num_streams += change

@@ -16,6 +16,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from frontend.config import DEFAULT_HOST, DEFAULT_PORT
+from frontend.connection_flags import FlagError, add_security_flags, tls_of
+from switchyard.channel import Tls, open_channel
 
 DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
 
@@ -30,9 +32,12 @@ class Verdict(enum.IntEnum):
     UNHEALTHY = 4
 
 
-def probe(address: str, service: str = "", timeout: float = 2.0) -> tuple[Verdict, str]:
-    """Ask once; the verdict and a line about it. ``timeout`` seconds for each of two stages."""
-    with grpc.insecure_channel(address) as channel:
+def probe(
+    address: str, service: str = "", timeout: float = 2.0, tls: Tls | None = None
+) -> tuple[Verdict, str]:
+    """Ask once, without a key; the verdict and a line about it. ``timeout`` seconds for each of two
+    stages."""
+    with open_channel(grpc, address, tls=tls) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout)
         except grpc.FutureTimeoutError:
@@ -60,8 +65,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, metavar="ADDR")
     parser.add_argument("service", nargs="?", default="", metavar="SERVICE")
     parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS")
+    add_security_flags(parser, keys=False)
     flags = parser.parse_args(arguments)
-    verdict, line = probe(flags.address, flags.service, flags.timeout)
+    try:
+        verdict, line = probe(flags.address, flags.service, flags.timeout, tls_of(flags))
+    except FlagError as error:
+        parser.error(str(error))
     stream = sys.stdout if verdict is Verdict.HEALTHY else sys.stderr
     stream.write(f"{line}\n")
     return int(verdict)

@@ -12,12 +12,14 @@ from typing import Any
 
 import grpc
 
-from switchyard.worker.link import PROTOCOL
+from switchyard.worker.link import PROTOCOL, SECRET_KEY
 from switchyard.worker.v1 import worker_pb2
 
 RETRY_SECONDS = 0.1
 DESCRIBE = "/switchyard.worker.v1.WorkerService/Describe"
 EXECUTE = "/switchyard.worker.v1.WorkerService/Execute"
+GET_EXPERT_LOAD = "/switchyard.worker.v1.WorkerService/GetExpertLoad"
+EXPERT_LOAD_SECONDS = 5.0
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -35,13 +37,17 @@ class GroupLost(Exception):  # noqa: N818 - it says what happened, as the log li
 class Rank:
     """One rank's channel and its Execute stream.
 
+    Args:
+        secret: what the rank wants to hear with every call; None: nothing.
+
     Attributes:
         results: its answers in order, put there by whoever reads; a `GroupLost` ends them.
     """
 
-    def __init__(self, number: int, address: str) -> None:
+    def __init__(self, number: int, address: str, *, secret: str | None = None) -> None:
         self.number = number
         self.address = address
+        self._metadata = None if secret is None else ((SECRET_KEY, secret),)
         self.results: asyncio.Queue[worker_pb2.StepResult | GroupLost] = asyncio.Queue()
         self._channel: Any = grpc.aio.insecure_channel(address, options=CHANNEL_OPTIONS)
         self._stream: Any = None
@@ -64,7 +70,10 @@ class Rank:
             left = deadline - time.monotonic()
             try:
                 info: worker_pb2.DescribeResponse = await describe(
-                    worker_pb2.DescribeRequest(), timeout=max(left, 0.0), wait_for_ready=True
+                    worker_pb2.DescribeRequest(),
+                    timeout=max(left, 0.0),
+                    metadata=self._metadata,
+                    wait_for_ready=True,
                 )
                 return info
             except grpc.aio.AioRpcError as error:
@@ -83,7 +92,7 @@ class Rank:
         execute = self._channel.stream_stream(
             EXECUTE, response_deserializer=worker_pb2.ExecuteResponse.FromString
         )
-        self._stream = execute()
+        self._stream = execute(metadata=self._metadata)
         hello = worker_pb2.Hello(epoch=epoch, protocol=PROTOCOL)
         await self.write(worker_pb2.ExecuteRequest(hello=hello).SerializeToString())
         try:
@@ -109,6 +118,27 @@ class Rank:
         if answer.WhichOneof("message") != "result":
             raise GroupLost(f"{self} sent {answer!s:.80} where a StepResult was due")
         return answer.result
+
+    async def expert_load(self) -> worker_pb2.GetExpertLoadResponse:
+        """How often this rank's experts were asked for; to be summed over all ranks.
+
+        Raises:
+            GroupLost: the rank is not there, or did not answer in time.
+        """
+        get_expert_load = self._channel.unary_unary(
+            GET_EXPERT_LOAD,
+            request_serializer=worker_pb2.GetExpertLoadRequest.SerializeToString,
+            response_deserializer=worker_pb2.GetExpertLoadResponse.FromString,
+        )
+        try:
+            load: worker_pb2.GetExpertLoadResponse = await get_expert_load(
+                worker_pb2.GetExpertLoadRequest(),
+                timeout=EXPERT_LOAD_SECONDS,
+                metadata=self._metadata,
+            )
+        except grpc.aio.AioRpcError as error:
+            raise GroupLost(f"{self}: {_reason(error)}") from error
+        return load
 
     async def close(self) -> None:
         """Break the stream."""

@@ -93,9 +93,19 @@ class Workers:
             await lost.close()
             group = await self.reach()
             check_successor(lost.info, group.info)
-            engine.replay(group, limits_of(group.info, self._config), step_times(group.info))
+            engine.replay(group, limits_of(group.info, self._config))
             await on_ready(True, group.info)
             logger.warning("the workers are back after %.1f s", time.monotonic() - since)
+
+    async def expert_load(self) -> list[worker_pb2.GetExpertLoadResponse]:
+        """What each rank of the present group counted for each expert.
+
+        Raises:
+            GroupLost: there is none.
+        """
+        if self.group is None:
+            raise GroupLost("no workers have been reached")
+        return await self.group.expert_load()
 
     async def close(self) -> None:
         """Break the streams, which ends the ranks."""

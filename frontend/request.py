@@ -12,6 +12,7 @@ import enum
 from typing import Protocol
 
 from frontend.errors import RequestError
+from frontend.pacing import Pacer
 
 
 class FinishReason(enum.Enum):
@@ -120,12 +121,16 @@ class Matcher(Protocol):
         ...
 
     def accept(self, token_id: int) -> None:
-        """Go on behind a token that the last mask allowed."""
+        """Go on behind a token that the last mask allowed, and that is no end token.
+
+        Raises:
+            RequestError: nothing can follow, or what can takes too long to find out.
+        """
         ...
 
     @property
     def is_stopped(self) -> bool:
-        """Nothing may come next: the language ended, by an end token or by itself."""
+        """The language ended by itself: nothing but an end token may come next."""
         ...
 
 
@@ -133,15 +138,31 @@ class Output:
     """One request's pending delta: the engine adds, one reader takes, nobody waits for the other.
 
     A slow reader costs memory only for the tokens it has not read, at most max_new_tokens.
+
+    Attributes:
+        min_tokens: the reader is not woken for fewer, but at the end.
+        pacer: says when it may be woken again; None: at once.
     """
 
-    __slots__ = ("_admitted", "_delta", "_error", "_ready", "min_tokens")
+    __slots__ = (
+        "_admitted",
+        "_begun",
+        "_delta",
+        "_error",
+        "_last_take",
+        "_ready",
+        "min_tokens",
+        "pacer",
+    )
 
-    def __init__(self, min_tokens: int = 1) -> None:
+    def __init__(self, min_tokens: int = 1, pacer: Pacer | None = None) -> None:
         self.min_tokens = min_tokens
+        self.pacer = pacer
+        self._last_take = 0.0
         self._delta = Delta()
         self._ready = asyncio.Event()
         self._admitted = asyncio.Event()
+        self._begun = asyncio.Event()
         self._error: RequestError | None = None
 
     def admit(self) -> None:
@@ -151,12 +172,20 @@ class Output:
     def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
         """Add one token and the text it completed."""
         delta = self._delta
+        self._begun.set()
         delta.token_ids.append(token_id)
         if logprobs is not None:
             delta.logprobs.append(logprobs)
         if text:
             delta.text += text
-        if len(delta.token_ids) >= self.min_tokens:
+        if len(delta.token_ids) >= self.min_tokens and (
+            self.pacer is None or self.pacer.may_write(self, self._last_take)
+        ):
+            self._ready.set()
+
+    def let_go(self) -> None:
+        """What was held back for other streams' sake may leave."""
+        if len(self._delta.token_ids) >= self.min_tokens:
             self._ready.set()
 
     def finish(
@@ -174,12 +203,14 @@ class Output:
         delta.stop_text = stop_text
         delta.stop_token_id = stop_token_id
         self._admitted.set()
+        self._begun.set()
         self._ready.set()
 
     def fail(self, error: RequestError) -> None:
         """End the output with an error; what is pending is dropped."""
         self._error = error
         self._admitted.set()
+        self._begun.set()
         self._ready.set()
 
     async def admitted(self) -> None:
@@ -189,6 +220,16 @@ class Output:
             RequestError: it failed before.
         """
         await self._admitted.wait()
+        if self._error is not None:
+            raise self._error
+
+    async def begun(self) -> None:
+        """Wait for the first token, or the end where none comes.
+
+        Raises:
+            RequestError: the request failed.
+        """
+        await self._begun.wait()
         if self._error is not None:
             raise self._error
 
@@ -202,6 +243,8 @@ class Output:
         if self._error is not None:
             raise self._error
         delta, self._delta = self._delta, Delta()
+        if self.pacer is not None:
+            self._last_take = self.pacer.stamp(is_first=self._last_take == 0.0)
         if delta.finish_reason is None:
             self._ready.clear()
         return delta

@@ -184,13 +184,13 @@ class Scheduler:
             self._num_draining -= 1
             self._requeue(sequence)
 
-    def replay(self, limits: Limits, times: StepTimes, now: float) -> int:
+    def replay(self, limits: Limits, now: float) -> int:
         """Begin again on workers that know nothing: every open sequence waits, with its tokens.
 
         Steps in flight are forgotten, and what was in them falls under suspicion.
 
         Args:
-            limits, times: of the new workers.
+            limits: of the new workers.
 
         Returns:
             How many sequences will go on from where they were.
@@ -200,7 +200,7 @@ class Scheduler:
         if convict is not None:
             self._withdraw(convict, convict.phase)
             convict.fail(poisonous(convict.request), now)
-        self.limits, self._times = limits, times
+        self.limits = limits
         self._replicas = _replicas(limits)
         self._num_draining = 0
         self._completed_step = self._scheduled_step

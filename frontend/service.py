@@ -11,17 +11,22 @@ import contextlib
 import dataclasses
 import enum
 import logging
-import sys
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 
-from frontend import events, intake, validation
-from frontend.backend import Backend, Engine
+from frontend import events, facts, intake, texts, validation
+from frontend.access import KeyLimit
+from frontend.backend import Backend
+from frontend.bounds import MAX_ABORTED_IDS
+from frontend.call import Call
+from frontend.constraint import Compiler
 from frontend.errors import Code, RequestError
-from frontend.observer import ANYBODY, Caller, Observer, RequestRecord
-from frontend.request import FinishReason, Request
+from frontend.observer import ANYBODY, Caller, Observer
+from frontend.pacing import Pacer
+from frontend.request import Request
 from switchyard.v1 import inference_pb2 as pb
+from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -34,51 +39,6 @@ def internal_error(request_id: str) -> RequestError:
     return RequestError(
         Code.INTERNAL, f"internal error; quote request {request_id}", reason="INTERNAL"
     )
-
-
-@dataclasses.dataclass(slots=True)
-class Call:
-    """One call on its way: who made it how, and what became of it.
-
-    Attributes:
-        path: what stands before a field's path in errors.
-        whole: its reader wants everything at the end.
-        requests: what the engine was given for it.
-    """
-
-    method: str
-    caller: Caller
-    path: str
-    whole: bool = False
-    arrived: float = 0.0
-    request_id: str = ""
-    code: str = ""
-    reason: str = ""
-    requests: list[Request] = dataclasses.field(default_factory=list)
-
-    def record(self) -> RequestRecord:
-        """What is worth knowing once it is over."""
-        requests = self.requests
-        first = requests[0] if requests else None
-        return RequestRecord(
-            request_id=self.request_id,
-            method=self.method,
-            caller=self.caller,
-            code=self.code,
-            reason=self.reason,
-            finish_reasons=tuple(
-                each.finish_reason.name for each in requests if each.finish_reason is not None
-            ),
-            prompt_tokens=len(first.prompt_ids) if first else 0,
-            cached_tokens=first.cached_tokens if first else 0,
-            completion_tokens=sum(each.num_generated for each in requests),
-            arrived=self.arrived,
-            admitted=first.admitted if first else 0.0,
-            first_token=first.first_token if first else 0.0,
-            finished=time.monotonic(),
-            preemptions=sum(each.preemptions for each in requests),
-            replays=max((each.replays for each in requests), default=0),
-        )
 
 
 class State(enum.Enum):
@@ -97,26 +57,51 @@ class Service:
         model: served name.
         version: this release.
         observers: are told of every request that is over.
+        key_limit: bounds the live requests of a key; None: nothing does.
     """
 
-    def __init__(self, *, model: str, version: str, observers: Sequence[Observer] = ()) -> None:
+    def __init__(
+        self,
+        *,
+        model: str,
+        version: str,
+        observers: Sequence[Observer] = (),
+        key_limit: KeyLimit | None = None,
+    ) -> None:
         self._observers = observers
+        self._key_limit = key_limit or KeyLimit()
         self._model = model
         self._version = version
         self._started = events.now()
         self._state = State.STARTING
         self._backend: Backend | None = None
-        self._live: set[str] = set()
-        self._encoding: dict[str, bool] = {}  # live, not submitted yet; whether it was aborted
+        self._compiler: Compiler | None = None
+        self._live: dict[str, Call] = {}
         self._idle = asyncio.Event()
         self._idle.set()
+        self._pacer = Pacer()
 
     # ---- life ----
 
     def open(self, backend: Backend) -> None:
         """Take requests from now on."""
         self._backend = backend
+        self._compiler = Compiler(
+            backend.tokenizer.to_json if backend.tokenizer is not None else lambda: None,
+            vocab_size=backend.info.vocab_size,
+            eos_token_ids=backend.info.eos_token_ids,
+        )
         self._state = State.SERVING
+
+    def renew(self, info: worker_pb2.DescribeResponse) -> None:
+        """Go on with other workers."""
+        if self._backend is not None:
+            self._backend = dataclasses.replace(self._backend, info=info)
+
+    @property
+    def takes_requests(self) -> bool:
+        """Whether new requests are let in."""
+        return self._state is State.SERVING
 
     def drain(self) -> None:
         """Refuse new requests from now on; those that are live go on."""
@@ -134,15 +119,15 @@ class Service:
     def abort_all(self) -> None:
         """End every live request with FINISH_REASON_ABORTED."""
         if self._backend is not None:
-            for request_id in tuple(self._live):
-                self._end(self._backend.engine, request_id)
+            for call in tuple(self._live.values()):
+                call.abort(self._backend.engine)
 
     # ---- generation ----
 
     def generate(
         self, asked: pb.GenerateRequest, caller: Caller = ANYBODY
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Stream one continuation. Closing the generator aborts the request.
+        """Stream the continuations of a prompt. Closing the generator aborts the request.
 
         Raises (when iterated):
             RequestError: refused, or ended by a fault.
@@ -168,19 +153,7 @@ class Service:
             lambda backend: intake.prompt_ids(backend, asked.request.prompt, "request."),
             Call("Complete", caller, path="request.", whole=True),
         )
-        answer, output = pb.CompleteResponse(), pb.Delta()
-        async with contextlib.aclosing(stream):
-            async for event in stream:
-                if event.HasField("started"):
-                    answer.started.CopyFrom(event.started)
-                elif event.HasField("delta"):
-                    text = output.text + event.delta.text
-                    output.MergeFrom(event.delta)
-                    output.text = text
-                else:
-                    answer.finished.CopyFrom(event.finished)
-        answer.outputs.append(output)
-        return answer
+        return await events.gathered(stream)
 
     async def _observed(
         self, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
@@ -189,9 +162,10 @@ class Service:
         call.arrived = time.monotonic()
         call.code = "CANCELLED"  # unless the end comes from here
         try:
-            async with contextlib.aclosing(self._stream(asked, encode, call)) as stream:
-                async for event in stream:
-                    yield event
+            with self._key_limit.one(call.caller.key):
+                async with contextlib.aclosing(self._stream(asked, encode, call)) as stream:
+                    async for event in stream:
+                        yield event
             call.code = "OK"
         except RequestError as error:
             call.code, call.reason = error.code.name, error.reason
@@ -205,49 +179,57 @@ class Service:
         self, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Events of one request."""
-        path, whole = call.path, call.whole
         backend = self._serving()
-        self._check(asked, path)
-        request_id = call.request_id = asked.request_id or uuid.uuid4().hex
-        ended = False
-        self._enter(request_id)
+        self._check(asked, call.path)
+        call.request_id = asked.request_id or uuid.uuid4().hex
+        self._enter(call)
         try:
-            self._encoding[request_id] = False
-            request = await intake.make_request(backend, asked, request_id, encode, path)
-            request.key = call.caller.key
-            call.requests.append(request)
-            if whole:
-                request.output.min_tokens = sys.maxsize
-            if self._encoding.pop(request_id):
-                request.output.finish(FinishReason.ABORTED)
-            else:
-                self._attached().engine.submit(request)
-            await request.output.admitted()
-            yield events.started(request, self._model)
+            first = await self._begin(backend, asked, encode, call)
+            await first.output.admitted()
+            if asked.output.prompt_logprobs:
+                await first.output.begun()
+            yield events.started(first, self._model, asked.output)
             if asked.output.echo:
-                ids = request.prompt_ids
+                ids = first.prompt_ids
                 text = await intake.threaded(len(ids), intake.echo_text, backend, asked, ids)
-                yield events.echoed(text)
-            while not ended:
-                delta = await request.output.take()
-                if not whole:
-                    request.output.min_tokens = max(1, asked.output.min_tokens_per_message)
-                ended = delta.finish_reason is not None
-                if ended:
-                    self._leave(request_id)
-                yield events.delta(delta)
-            yield events.finished(request)
+                for index in range(len(call.requests)):
+                    yield events.echoed(index, text)
+            if not call.is_submitted:
+                await first.output.begun()
+                call.submit_rest(self._attached().engine)
+            while not call.is_over:
+                taken = await call.take()
+                if call.is_over:
+                    self._leave(call)
+                for index, delta in taken:
+                    yield events.delta(index, delta, asked.output)
+            yield events.finished(call.requests)
         except RequestError as error:
             if error.field is not None and error.field.partition(".")[0] in _GENERATE_FIELDS:
-                error.field = path + error.field
+                error.field = call.path + error.field
             raise
         except Exception as error:
-            logger.exception("request %s failed", request_id)
-            raise internal_error(request_id) from error
+            logger.exception("request %s failed", call.request_id)
+            raise internal_error(call.request_id) from error
         finally:
-            if not ended:
-                backend.engine.abort(request_id)
-                self._leave(request_id)
+            call.close(backend.engine)
+            self._leave(call)
+
+    async def _begin(
+        self, backend: Backend, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
+    ) -> Request:
+        """Make the call's requests and submit the first; all, where they share no work by waiting.
+
+        The others find the prompt in the prefix cache once the first has computed it.
+        """
+        assert self._compiler is not None, "opened with the backend"
+        requests = await intake.make_requests(
+            backend, self._compiler, asked, call.request_id, encode, call.path
+        )
+        first = call.begin(requests, asked.output.min_tokens_per_message, self._pacer)
+        shares = backend.prefix_cache and len(first.prompt_ids) > backend.info.block_size
+        call.submit(self._attached().engine, 1 if shares else len(requests))
+        return first
 
     def _serving(self) -> Backend:
         """The backend, for new work."""
@@ -279,20 +261,25 @@ class Service:
             )
         validation.check_request_id(asked.request_id, path)
 
-    def _enter(self, request_id: str) -> None:
-        if request_id in self._live:
+    def _enter(self, call: Call) -> None:
+        if call.request_id in self._live:
             raise RequestError(
                 Code.ALREADY_EXISTS,
-                f"request {request_id} is live; send another id",
+                f"request {call.request_id} is live; send another id",
                 reason="DUPLICATE_REQUEST_ID",
                 field="request_id",
             )
-        self._live.add(request_id)
+        self._live[call.request_id] = call
         self._idle.clear()
+        if not call.whole:
+            self._pacer.enter()
 
-    def _leave(self, request_id: str) -> None:
-        self._live.discard(request_id)
-        self._encoding.pop(request_id, None)
+    def _leave(self, call: Call) -> None:
+        """Its id may be used again, and perhaps is already."""
+        if self._live.get(call.request_id) is call:
+            del self._live[call.request_id]
+            if not call.whole:
+                self._pacer.leave()
         if not self._live:
             self._idle.set()
 
@@ -300,95 +287,33 @@ class Service:
 
     async def tokenize(self, asked: pb.TokenizeRequest) -> pb.TokenizeResponse:
         """Text to token ids."""
-        tokenizer = intake.tokenizer_of(self._serving())
-        ids = await intake.threaded(
-            len(asked.text), tokenizer.encode, asked.text, not asked.skip_special_tokens
-        )
-        return pb.TokenizeResponse(token_ids=ids)
+        return await texts.tokenize(self._serving(), asked)
 
     async def detokenize(self, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
-        """Token ids to text."""
-        backend = self._serving()
-        tokenizer = intake.tokenizer_of(backend)
-        validation.check_token_ids(asked.token_ids, backend.info.vocab_size, "token_ids")
-        ids = list(asked.token_ids)
-        text = await intake.threaded(len(ids), tokenizer.decode, ids, asked.keep_special_tokens)
-        return pb.DetokenizeResponse(text=text)
+        """Token ids to text; those of streams that were let in before a drain too."""
+        return await texts.detokenize(self._attached(), asked)
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Facts of the model."""
-        backend = self._attached()
-        info = backend.info
-        said = dataclasses.asdict(backend.defaults)
-        return pb.GetModelInfoResponse(
-            model=self._model,
-            architecture=info.architecture,
-            max_context_tokens=info.max_model_len,
-            vocab_size=info.vocab_size,
-            eos_token_ids=info.eos_token_ids,
-            weights_sha256=info.weights_sha256,
-            default_sampling=pb.SamplingParams(
-                **{field: value for field, value in said.items() if value is not None}
-            ),
-            has_chat_template=backend.tokenizer is not None and backend.tokenizer.has_chat_template,
-        )
+        return facts.model_info(self._attached(), self._model)
 
     def server_info(self) -> pb.GetServerInfoResponse:
         """Facts of the server and its workers."""
-        backend = self._attached()
-        info = backend.info
-        replicas = info.data_parallel_size
-        return pb.GetServerInfoResponse(
-            version=self._version,
-            started=self._started,
-            world_size=info.world_size,
-            max_running_requests=info.max_batch_size * replicas,
-            max_queued_requests=backend.max_queued_requests,
-            max_prompt_tokens=info.max_model_len - 1,
-            tensor_parallel_size=info.tensor_parallel_size,
-            data_parallel_size=replicas,
-            expert_parallel_size=info.expert_parallel_size,
-            moe_ep_backend=info.moe_ep_backend,
-            device=info.device,
-            dtype=info.dtype,
-            kv_cache_tokens=info.num_blocks * info.block_size * replicas,
-            block_size=info.block_size,
-            bytes_per_second=info.bytes_per_second,
-            flops_per_second=info.flops_per_second,
-            graph_batch_sizes=info.graph_batch_sizes,
-        )
+        return facts.server_info(self._attached(), self._version, self._started)
 
     def load(self) -> pb.GetLoadResponse:
         """The engine's snapshot."""
-        load = self._attached().engine.load()
-        steps = load.steps
-        return pb.GetLoadResponse(
-            running_requests=load.running_requests,
-            queued_requests=load.queued_requests,
-            kv_cache_usage=load.kv_cache_usage,
-            generated_tokens_per_second=steps.generated_tokens_per_second,
-            queued_prompt_tokens=load.queued_prompt_tokens,
-            preemptions=load.preemptions,
-            prefix_query_tokens=load.prefix_query_tokens,
-            prefix_hit_tokens=load.prefix_hit_tokens,
-            floor_share=steps.floor_share,
-            decode_floor_share=steps.decode_floor_share,
-            device_busy=steps.device_busy,
-            step_seconds=steps.step_seconds,
-            idle_seconds_per_step=steps.idle_seconds_per_step,
-            steps=pb.StepTotals(**dataclasses.asdict(steps.steps)),
-            decode_steps=pb.StepTotals(**dataclasses.asdict(steps.decode_steps)),
-        )
+        return facts.load(self._attached().engine.load())
+
+    async def expert_load(self) -> pb.GetExpertLoadResponse:
+        """How many tokens each expert had; no layers for a dense model."""
+        experts = self._attached().experts
+        return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
     def abort(self, asked: pb.AbortRequest) -> pb.AbortResponse:
         """End requests by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
-        ended = [each for each in asked.request_ids if self._end(engine, each)]
+        validation.check_count(len(asked.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
+        live = ((each, self._live.get(each)) for each in asked.request_ids)
+        ended = [each for each, call in live if call is not None and call.abort(engine)]
         return pb.AbortResponse(aborted_request_ids=ended)
-
-    def _end(self, engine: Engine, request_id: str) -> bool:
-        """End one request; what is still being encoded ends when it would be submitted."""
-        if request_id in self._encoding:
-            self._encoding[request_id] = True
-            return True
-        return engine.abort(request_id)

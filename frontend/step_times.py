@@ -10,12 +10,21 @@ from __future__ import annotations
 NEWEST_SHARE = 0.5
 """Weight of the newest measurement: prompt tokens cost more the longer their context is."""
 
+SLACK_KEPT = 0.98
+"""What a step leaves of the slack above 1."""
+
+MOST_SLACK = 10.0
+
 SMALLEST_CHUNK = 64
 """Prompt tokens that a step may always hold, so that prompts end."""
 
 
 class StepTimes:
-    """Predictions for one group of workers.
+    """Predictions for one kind of workers.
+
+    Attributes:
+        slack: how many times longer than predicted steps have taken lately, at least 1: what a busy
+            machine or a rare step adds.
 
     Args:
         timed_tokens, timed_seconds: a step of so many prompt tokens took so long when all was warm;
@@ -27,6 +36,7 @@ class StepTimes:
         self._alone: dict[int, float] = {}
         self._beside: dict[int, float] = {}
         self._guess = timed_seconds
+        self.slack = 1.0
         if timed_tokens:
             _learn(self._alone, timed_tokens, timed_seconds / timed_tokens)
 
@@ -34,6 +44,7 @@ class StepTimes:
         """Learn from a step; counts are of the replica with most."""
         if seconds <= 0.0:
             return
+        self._widen(seconds, self.predict(num_decodes, num_prompt_tokens))
         if num_prompt_tokens == 0:
             _learn(self._decode_seconds, num_decodes, seconds)
         elif num_decodes == 0:
@@ -64,6 +75,12 @@ class StepTimes:
         while tokens > SMALLEST_CHUNK and self._prompt_seconds(curve, tokens) > seconds:
             tokens = 1 << _bucket(tokens) - 1
         return tokens
+
+    def _widen(self, seconds: float, predicted: float) -> None:
+        """Let the slack follow at once upwards, and slowly downwards."""
+        calmer = 1.0 + (self.slack - 1.0) * SLACK_KEPT
+        late = seconds / predicted if predicted > 0.0 else 1.0
+        self.slack = min(max(calmer, late), MOST_SLACK)
 
     def _prompt_seconds(self, curve: dict[int, float], num_tokens: int) -> float:
         """Of so many tokens: as measured, or the nearest smaller step that was and the rest at the

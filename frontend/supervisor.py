@@ -1,7 +1,7 @@
 """`switchyard serve`: one frontend and one group of workers that live and die together.
 
-Owns the two child processes, their sockets' folder and the signals between them. Knows neither
-what they serve nor how: flags pass through.
+Owns the two child processes, the folder of their sockets and of the secret they share, and the
+signals between them. Knows neither what they serve nor how: flags pass through.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import argparse
 import contextlib
 import ctypes
 import os
+import secrets
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from frontend.config import add_serving_flags
@@ -23,6 +24,8 @@ from frontend.model_folder import resolve_model, served_name
 
 # Between SIGTERM and SIGKILL for a child whose sibling is gone.
 KILL_AFTER_SECONDS = 10.0
+# What a frontend whose workers ended for good gets to tell its clients, before SIGTERM.
+LAST_WORDS_SECONDS = 5.0
 # Pass-through flags of `python -m workers`: name, aliases, and what they say.
 WORKER_FLAGS: Mapping[str, tuple[tuple[str, ...], str]] = {
     "--tp": (("--tensor-parallel-size",), "ranks that share one copy of the attention weights"),
@@ -51,8 +54,9 @@ FRONTEND_FLAGS = (
 )  # fmt: skip
 FRONTEND_SWITCHES = ("--no-prefix-cache", "--insecure", "--no-request-log")
 
+_LONG_SECONDS = 3600.0  # sigtimedwait knows no infinity
 _PR_SET_PDEATHSIG = 1
-_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGCHLD}
+_SIGNALS = {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD}
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -78,10 +82,21 @@ def serve(flags: argparse.Namespace) -> int:
     name = flags.served_model_name or served_name(flags.model)
     with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
         listen = f"unix:{folder}/rank-{{rank}}.sock"
+        link = ["--link-secret-file", str(_make_secret(Path(folder)))]
+        front = [*frontend_command(flags, model, name, listen), *link]
         return supervise(
-            frontend=frontend_command(flags, model, name, listen),
-            workers=workers_command(flags, model, num_ranks, listen),
+            frontend=lambda launcher: [*front, "--launcher", str(launcher)],
+            workers=[*workers_command(flags, model, num_ranks, listen), *link],
         )
+
+
+def _make_secret(folder: Path) -> Path:
+    """A file that only this user can read."""
+    path = folder / "link-secret"
+    descriptor = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600)
+    with open(descriptor, "w", encoding="ascii") as file:
+        file.write(secrets.token_hex(32))
+    return path
 
 
 def _count(flag: str, value: str | None) -> int:
@@ -120,27 +135,55 @@ def _value(flags: argparse.Namespace, flag: str) -> object:
     return getattr(flags, flag.removeprefix("--").replace("-", "_"))
 
 
-def supervise(*, frontend: Sequence[str], workers: Sequence[str]) -> int:
+def supervise(*, frontend: Callable[[int], Sequence[str]], workers: Sequence[str]) -> int:
     """Run two commands as one: what ends first ends the other.
 
-    SIGTERM and SIGINT go to the frontend, which drains and ends; the workers go after it. Both die
-    with this process, also when it is killed.
+    SIGTERM and SIGINT go to the frontend, which drains and ends; the workers go after it. A
+    frontend without workers gets a while to end by itself. Both die with this process, also when
+    it is killed.
+
+    Args:
+        frontend: its command, given the process id of the workers' launcher.
+        workers: the launcher's.
 
     Returns:
         The exit code of the one that ended first, 128 + the signal for one that was killed.
     """
     with _blocked_signals():
-        front = _start(frontend, dies_by=signal.SIGKILL)
         group = _start(workers, dies_by=signal.SIGTERM)
+        front = None
         try:
-            while front.poll() is None and group.poll() is None:
-                number = signal.sigwait(_SIGNALS)
-                if number != signal.SIGCHLD:
-                    front.send_signal(signal.SIGTERM)
+            front = _start(frontend(group.pid), dies_by=signal.SIGKILL)
+            _wait(front, group)
             first = front if front.returncode is not None else group
+            if first is group:
+                _wait(front, seconds=LAST_WORDS_SECONDS)
         finally:
-            _end(front, group)
+            _end(*(child for child in (front, group) if child is not None))
     return first.returncode if first.returncode >= 0 else 128 - first.returncode
+
+
+def _wait(
+    front: subprocess.Popen[bytes],
+    *others: subprocess.Popen[bytes],
+    seconds: float = float("inf"),
+) -> None:
+    """Until a child has ended or time is up; a signal for us goes to the frontend."""
+    children = (front, *others)
+    deadline = time.monotonic() + seconds
+    while all(child.poll() is None for child in children):
+        left = min(deadline - time.monotonic(), _LONG_SECONDS)
+        if left <= 0:
+            return
+        arrived = signal.sigtimedwait(_SIGNALS, left)
+        if arrived is not None and arrived.si_signo != signal.SIGCHLD:
+            front.send_signal(_passed_on(arrived.si_signo))
+
+
+def _passed_on(number: int) -> signal.Signals:
+    """What the frontend is told: SIGHUP reloads its files, unless a closed terminal sent it."""
+    reload = number == signal.SIGHUP and not sys.stderr.isatty()
+    return signal.SIGHUP if reload else signal.SIGTERM
 
 
 @contextlib.contextmanager

@@ -80,14 +80,22 @@ class Tokenizer:
             )
         )
 
+    def to_json(self) -> str | None:
+        """The tokenizer in the form of the tokenizers library; None when it is none of it."""
+        return None if self._backend is None else str(self._backend.to_str())
+
     def render_chat(
-        self, messages: list[dict[str, str]], template_kwargs: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        template_kwargs: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[int]:
         """Ids of the chat template's text, which asks for the assistant's turn.
 
         Args:
             messages: the turns, each with ``role`` and ``content``.
             template_kwargs: what the template knows by name.
+            tools: what the model may call, which the template knows as ``tools``.
 
         Raises:
             jinja2.TemplateError: the template refuses the messages.
@@ -95,7 +103,7 @@ class Tokenizer:
             TypeError: a name in ``template_kwargs`` is not the caller's to set.
         """
         text = self._wrapped.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **template_kwargs
+            messages, tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
         )
         return self.encode(text, add_special_tokens=False)
 

@@ -132,6 +132,21 @@ class WorkerGroup:
         """Give the group up: whoever waits for it gets a `GroupLost`."""
         self._fail(GroupLost(cause))
 
+    async def expert_load(self) -> list[worker_pb2.GetExpertLoadResponse]:
+        """What each rank counted for each expert, in rank order.
+
+        Raises:
+            GroupLost: the group is lost, or a rank does not answer.
+        """
+        asked = asyncio.gather(*(rank.expert_load() for rank in self._ranks))
+        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
+        # Ranks that are gone would let everybody wait.
+        await asyncio.wait((asked, self.lost), return_when=asyncio.FIRST_COMPLETED)
+        if self.lost.done():
+            asked.cancel()
+            raise self.lost.result()
+        return asked.result()
+
     async def close(self) -> None:
         """Break all streams, which ends the workers."""
         for reader in self._readers:

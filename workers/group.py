@@ -36,6 +36,8 @@ def run_group(
     """
     # The ranks speak for themselves; what the engine would add is tables and tracebacks.
     logging.disable(logging.CRITICAL)
+    # The engine asks for GPUs. Asked in any other way, CUDA would not work in what is forked later.
+    os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
     if meeting.num_nodes == 1:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
         os.environ.setdefault("NCCL_SOCKET_IFNAME", "lo")

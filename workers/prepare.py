@@ -98,8 +98,11 @@ def time_prefill(runner: Runner, config: WorkerConfig, place: Placement) -> tupl
     """Run a made-up prefill twice on all ranks, which are warm.
 
     Returns:
-        Its tokens, and the seconds that the second run took on the slowest rank.
+        Its tokens, and the seconds that the second run took on the slowest rank; 0 and 0.0 where
+        kernels are interpreted, whose time says nothing.
     """
+    if place.context is not None and not runner.on_cuda:
+        return 0, 0.0
     num_tokens = min(
         place.max_tokens,
         _TIMED_TOKENS[place.device.type],

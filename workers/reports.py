@@ -16,7 +16,7 @@ from typing import Any
 REFUSED = 2
 """Exit status of what cannot start: bad flags or files, an address taken, too little memory."""
 
-_MAX_REASON = 2000  # lines up to 4096 bytes are not torn
+_MAX_REASON = 900  # characters; lines up to 4096 bytes are not torn
 
 
 class Reporter:
@@ -50,8 +50,8 @@ class Reporter:
         self._say(ended=pid, code=code, status=status)
 
     def _say(self, **facts: Any) -> None:
-        line = json.dumps({"pid": os.getpid(), **facts}) + "\n"
-        os.write(self._descriptor, line.encode())
+        line = json.dumps({"pid": os.getpid(), **facts}, ensure_ascii=False) + "\n"
+        os.write(self._descriptor, line.encode(errors="backslashreplace"))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

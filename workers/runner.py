@@ -122,7 +122,8 @@ class Runner:
         if load is not None:
             load.hits_L = self.results[builder.num_slots :]
         self.copies = (
-            [self._make_copies() for _ in range(MAX_STEPS_IN_FLIGHT)] if self.on_cuda else []
+            # One more than may fly: a step is also measured from the end of the one before it.
+            [self._make_copies() for _ in range(MAX_STEPS_IN_FLIGHT + 1)] if self.on_cuda else []
         )
         self.num_launched = 0
         self.last_done: torch.cuda.Event | float | None = None
@@ -136,7 +137,7 @@ class Runner:
         """
         shape = self.graphs.shape_for(step)
         batch = self.builder.build(step, shape)
-        copies = self.copies[self.num_launched % MAX_STEPS_IN_FLIGHT] if self.on_cuda else None
+        copies = self.copies[self.num_launched % len(self.copies)] if self.on_cuda else None
         self.num_launched += 1
         started = _now(copies and copies.started)
         out = self.forward(batch) if shape is None else self.graphs.replay(shape)

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from switchyard.worker.v1 import worker_pb2
 
 _DECODES = (1, 3, 17, 65)  # see attention_plan.decode_tiles and kernels.scaled_logits
+_BETWEEN = (24, 48, 96)  # routes are aligned in blocks of powers of two, and of experts' means
 _MOST_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
 _ADJUSTED = 64  # sequences whose logits change: as many as adjust.py changes at once
 
@@ -18,7 +19,7 @@ _ADJUSTED = 64  # sequences whose logits change: as many as adjust.py changes at
 def warm_up_steps(
     *, num_tokens: int, num_sequences: int, max_model_len: int, block_size: int
 ) -> Iterator[worker_pb2.StepRequest]:
-    """Prefills of the largest size and of each power of two below it, which draw one row or a few,
+    """Prefills of the largest size, of each power of two below it and a few between, which draw one row or a few,
     in turn plainly and with filters and suppressed tokens; decodes of all slots, and of the fewest
     for each way that attention cuts them, plainly and with filters, both with and without all that
     sequences may ask for besides; decodes beside a prefill; the largest prefill again, with
@@ -27,6 +28,7 @@ def warm_up_steps(
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
     sizes = [num_tokens, *(1 << n for n in range(num_tokens.bit_length()) if 1 << n < num_tokens)]
+    sizes += [size for size in _BETWEEN if size < num_tokens]
     for index, size in enumerate(sizes):
         yield made_up_prefill(size, num_sequences, max_model_len, block_size, plain=index % 2 == 0)
     decodes = [size for size in _DECODES if size < num_sequences]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-READY_SECONDS = 90.0
+READY_SECONDS = 150.0
 
 
 class Server:
@@ -27,7 +27,7 @@ class Server:
 
     def __init__(self, folder: Path, *flags: str, path: tuple[Path, ...] = ()) -> None:
         self._log = folder / f"server-{time.monotonic_ns()}.log"
-        search = ":".join(map(str, (*path, ROOT, ROOT / "proto")))
+        search = ":".join(map(str, (*path, ROOT, ROOT / "proto", os.environ.get("PYTHONPATH", ""))))
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "frontend.cli", "serve", "--port", "0", *flags],

@@ -17,6 +17,9 @@ pytestmark = [pytest.mark.multirank, pytest.mark.timeout(240)]
 NOTICED_SECONDS = 1.5
 """A second, and what a busy machine of two cores adds."""
 
+PATIENT = ("--step-timeout", "10")
+"""A killed or stopped rank is noticed without it; and tests may share the machine."""
+
 LAYOUTS = {
     "tp1": (["--tp", "1"], 1, 4),
     "tp2": (["--tp", "2"], 2, 4),
@@ -28,7 +31,7 @@ LAYOUTS = {
 async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path) -> None:
     flags, num_ranks, num_kills = LAYOUTS[layout]
     requests = mixed_requests(seed=num_ranks, count=14)
-    with Server(tmp_path, *flags, "--restart-window", "1") as server:
+    with Server(tmp_path, *flags, "--restart-window", "1", *PATIENT) as server:
         quiet = await answers(server.address, requests)
         num_tokens = sum(answer.usage[1] for answer in quiet)
         kills = random_kills(random.Random(layout), num_kills, num_ranks, num_tokens)
@@ -43,7 +46,7 @@ async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path
 
 async def test_a_stopped_rank_is_noticed_and_replaced(tmp_path: Path) -> None:
     requests = mixed_requests(seed=7, count=10)
-    with Server(tmp_path, "--tp", "2") as server:
+    with Server(tmp_path, "--tp", "2", *PATIENT) as server:
         quiet = await answers(server.address, requests)
         kills = [
             Kill(at_tokens=100, rank=0, signal=signal.SIGSTOP),

@@ -15,13 +15,14 @@ from typing import Any
 
 import grpc.aio
 import jinja2
+import tokenizers
 
 from frontend.backend import Backend
 from frontend.errors import Code, RequestError
 from frontend.grpc_server import GrpcServer
 from frontend.meter import StepLoad, StepTotals
 from frontend.model_folder import SamplingDefaults
-from frontend.request import FinishReason, Request
+from frontend.request import FinishReason, Matcher, Request, TokenLogprobs
 from frontend.service import Service
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -55,10 +56,16 @@ class FakeLoad:
     prefix_query_tokens: int = 6
     prefix_hit_tokens: int = 7
     steps: StepLoad = STEP_LOAD
+    worker_restarts: int = 8
+    replayed_requests: int = 9
+    restarting: bool = False
 
 
 class FakeEngine:
     """Answers each request in a task of its own, a token a turn of the loop.
+
+    Sample k begins k letters later. A constrained request gets the first token it may have, or an
+    end token. Token t has log-probability -t, and the alternatives t + 1, t + 2, …
 
     Attributes:
         go: cleared, tokens wait from number ``hold_at`` on.
@@ -103,19 +110,46 @@ class FakeEngine:
     async def _answer(self, request: Request) -> None:
         request.admitted = time.monotonic()
         request.output.admit()
+        sampling = request.sampling
         token = request.prompt_ids[-1]
+        for _ in range(sampling.sample_index):
+            token = next_token(token)
+        if sampling.prompt_logprobs:
+            request.prompt_logprobs = [
+                token_logprobs(each, sampling.num_logprobs) for each in request.prompt_ids[1:]
+            ]
+        reason = FinishReason.LENGTH
         for _ in range(request.stops.max_new_tokens):
             if request.num_generated >= self.hold_at:
                 await self.go.wait()
             await asyncio.sleep(0)
-            token = next_token(token)
+            token = next_token(token) if request.matcher is None else first_allowed(request.matcher)
             request.first_token = request.first_token or time.monotonic()
             request.num_generated += 1
             text = request.decoder.push(token) if request.decoder else ""
-            request.output.add(token, text)
+            beside = token_logprobs(token, sampling.num_logprobs) if sampling.num_logprobs else None
+            request.output.add(token, text, beside)
+            if request.matcher is not None:
+                if token == EOS:
+                    reason = FinishReason.EOS
+                    break
+                request.matcher.accept(token)
         request.finished = time.monotonic()
+        request.finish_reason = reason
         self.running.pop(request.id)
-        request.output.finish(FinishReason.LENGTH)
+        request.output.finish(reason)
+
+
+def token_logprobs(token: int, num_logprobs: int) -> TokenLogprobs:
+    """What the engine says of a token."""
+    others = range(token + 1, token + num_logprobs)
+    return TokenLogprobs(-float(token), list(others), [-float(other) for other in others])
+
+
+def first_allowed(matcher: Matcher) -> int:
+    """The lowest token of a mask."""
+    mask = int.from_bytes(matcher.mask(), "little")
+    return (mask & -mask).bit_length() - 1
 
 
 def next_token(token: int) -> int:
@@ -154,17 +188,34 @@ class FakeTokenizer:
     def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:
         return bytes(ids).decode(errors="replace")
 
+    def to_json(self) -> str:
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_byte_vocabulary(), merges=[]))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        return str(backend.to_str())
+
     def render_chat(
-        self, messages: list[dict[str, str]], template_kwargs: dict[str, Any]
+        self,
+        messages: list[dict[str, Any]],
+        template_kwargs: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
     ) -> list[int]:
         if messages[0]["role"] == "assistant":
             raise jinja2.TemplateError("the first turn must be the user's")
-        return self.encode("".join(f"{m['role'][0]}:{m['content']}" for m in messages))
+        said = "".join(f"{m['role'][0]}:{m['content']}" for m in messages)
+        return self.encode(said + "".join(f"+{tool['name']}" for tool in tools or ()))
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
     ) -> FakeDecoder:
         return FakeDecoder()
+
+
+def _byte_vocabulary() -> dict[str, int]:
+    """A token for each byte, as byte-level tokenizers write it: printable ones as they are."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = iter(range(0x100, 0x200))
+    return {chr(byte if byte in printable else next(others)): byte for byte in range(256)}
 
 
 def describe(**changes: Any) -> worker_pb2.DescribeResponse:

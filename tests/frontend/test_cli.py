@@ -69,10 +69,44 @@ async def test_generate_json(running: Running, capsys) -> None:
     )
     answer = json.loads(capsys.readouterr().out)
     assert code == 0
-    assert answer["text"] == answer_text("abc", 4)
-    assert answer["finish_reason"] == "FINISH_REASON_LENGTH"
+    assert answer["outputs"] == [
+        {
+            "text": answer_text("abc", 4),
+            "token_ids": list(answer_text("abc", 4).encode()),
+            "finish_reason": "FINISH_REASON_LENGTH",
+        }
+    ]
     assert answer["finished"]["usage"]["completionTokens"] == 4
-    assert len(answer["token_ids"]) == 4
+
+
+async def test_generate_several_samples(running: Running, capsys) -> None:
+    asked = ("generate", "abc", "--raw", "--address", running.address, "--max-new-tokens", "2")
+    assert await run(*asked, "--n", "3") == 0
+    out, err = capsys.readouterr()
+    assert out == "de\nef\nfg\n"
+    assert "6 new" in err
+    assert await run(*asked, "--n", "2", "--json", "--logprobs") == 0
+    outputs = json.loads(capsys.readouterr().out)["outputs"]
+    assert [output["text"] for output in outputs] == ["de", "ef"]
+    assert [output["logprobs"] for output in outputs] == [[-100.0, -101.0], [-101.0, -102.0]]
+
+
+async def test_generate_takes_a_language(running: Running, tmp_path: Path, capsys) -> None:
+    asked = ("generate", "abc", "--raw", "--address", running.address)
+    assert await run(*asked, "--regex", "xyz?") == 0
+    assert capsys.readouterr().out == "xy\0\n"
+    schema, grammar = tmp_path / "schema.json", tmp_path / "grammar.lark"
+    schema.write_text('{"const": 12}')
+    grammar.write_text('start: "hello" "!"?')
+    assert await run(*asked, "--json-schema", str(schema), "--presence-penalty", "1") == 0
+    assert capsys.readouterr().out == "12\0\n"
+    assert await run(*asked, "--grammar", str(grammar)) == 0
+    assert capsys.readouterr().out == "hello\0\n"
+    with pytest.raises(SystemExit):
+        await run(*asked, "--json-schema", str(tmp_path / "missing.json"))
+    assert "missing.json cannot be read" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        await run(*asked, "--regex", "a", "--json-object")
 
 
 async def test_errors_are_one_line(running: Running, nobody: str, capsys) -> None:
@@ -200,9 +234,18 @@ def test_sampling_defaults(model: Path) -> None:
     path = model / "generation_config.json"
     path.write_text('{"do_sample": true, "temperature": 0.6, "top_k": 20, "top_p": 0.95}')
     assert read_sampling_defaults(model) == SamplingDefaults(temperature=0.6, top_k=20, top_p=0.95)
+    path.write_text('{"repetition_penalty": 1.05}')
+    assert read_sampling_defaults(model) == SamplingDefaults(repetition_penalty=1.05)
     path.write_text('{"do_sample": false, "temperature": 0.6}')
     assert read_sampling_defaults(model).temperature == 0.0
-    for bad in ("{", "[]", '{"top_p": 2}', '{"temperature": "hot"}', '{"top_k": true}'):
+    for bad in (
+        "{",
+        "[]",
+        '{"repetition_penalty": 0}',
+        '{"top_p": 2}',
+        '{"temperature": "hot"}',
+        '{"top_k": true}',
+    ):
         path.write_text(bad)
         with pytest.raises(ValueError, match=r"generation_config\.json"):
             read_sampling_defaults(model)

@@ -11,7 +11,7 @@ import grpc.aio
 import pytest
 
 from switchyard.client import AsyncClient, Client, ServerError
-from switchyard.requests import chat_request, generate_request
+from switchyard.requests import Options, chat_request, generate_request
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from tests.frontend.fakes import MODEL, Running, answer_text, queue_full, running_server
@@ -43,6 +43,57 @@ def test_options_find_their_places() -> None:
     assert not generate_request("x").sampling.HasField("temperature")
     with pytest.raises(TypeError, match="no option max_tokens"):
         generate_request("x", max_tokens=3)
+
+
+def test_every_option_has_its_place() -> None:
+    """None is left out: what the proto has can be said by name."""
+    request = generate_request(
+        "x", n=2, priority=-1, max_queue_time=1.5, repetition_penalty=1.5, presence_penalty=1.0,
+        frequency_penalty=0.5, logit_bias={3: 1.5}, allowed_token_ids=[1], bad_token_ids=[2],
+        logprobs=True, top_logprobs=2, prompt_logprobs=True, json_schema={"type": "null"},
+    )  # fmt: skip
+    assert request == pb.GenerateRequest(
+        prompt={"text": "x"},
+        n=2,
+        priority=-1,
+        max_queue_time={"seconds": 1, "nanos": 500_000_000},
+        sampling={
+            "repetition_penalty": 1.5,
+            "presence_penalty": 1.0,
+            "frequency_penalty": 0.5,
+            "logit_bias": {3: 1.5},
+            "allowed_token_ids": [1],
+            "bad_token_ids": [2],
+        },
+        output={"logprobs": True, "top_logprobs": 2, "prompt_logprobs": True},
+        constraint={"json_schema": '{"type": "null"}'},
+    )
+    assert generate_request("x", regex="a").constraint.regex == "a"
+    assert not generate_request("x", seed=1).HasField("constraint")
+    messages = (
+        pb.GenerateRequest, pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.Constraint,
+    )  # fmt: skip
+    fields = {name for message in messages for name in message.DESCRIPTOR.fields_by_name}
+    parts = {"prompt", "sampling", "stop_conditions", "output", "constraint"}
+    assert set(Options.__annotations__) == fields - parts
+
+
+def test_tools_and_their_calls_become_turns() -> None:
+    request = chat_request(
+        [
+            {
+                "role": "assistant",
+                "content": None,
+                "tool_calls": [{"id": "c", "name": "add", "arguments": {"a": 1}}],
+            },
+            {"role": "tool", "content": "2", "tool_call_id": "c"},
+        ],
+        tools=[{"name": "add"}],
+    )
+    [call] = request.messages[0].tool_calls
+    assert call == pb.ToolCall(id="c", name="add", arguments_json='{"a": 1}')
+    assert request.messages[1].tool_call_id == "c"
+    assert request.tools_json == '[{"name": "add"}]'
 
 
 def test_messages_become_turns() -> None:

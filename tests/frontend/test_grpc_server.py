@@ -106,6 +106,7 @@ async def test_every_method_answers(stub) -> None:
     assert (await stub.GetModelInfo(pb.GetModelInfoRequest())).model == MODEL
     assert (await stub.GetServerInfo(pb.GetServerInfoRequest())).version == "1.2.3"
     assert (await stub.GetLoad(pb.GetLoadRequest())).preemptions == 5
+    assert not (await stub.GetExpertLoad(pb.GetExpertLoadRequest())).layers
     assert not (await stub.Abort(pb.AbortRequest(request_ids=["x"]))).aborted_request_ids
 
 
@@ -356,6 +357,7 @@ async def test_an_open_watch_does_not_hold_the_stop() -> None:
         began = asyncio.get_running_loop().time()
         await running.server.stop(5.0)
         assert asyncio.get_running_loop().time() - began < 1.0
+        assert (await watch.read()).status == NOT_SERVING
         assert await watch.code() is grpc.StatusCode.UNAVAILABLE
 
 

@@ -102,7 +102,7 @@ async def test_a_second_signal_ends_it_now(model: Path) -> None:
 async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
     async with (
         running_worker(FakeWorker(seconds=0.05)) as (ranks, worker),
-        frontend(model, worker) as process,
+        frontend(model, worker, "--max-restarts", "0") as process,
         AsyncClient(await address_of(process)) as client,
     ):
         async with client.generate([5], max_new_tokens=60) as stream:
@@ -175,12 +175,16 @@ while True:
 """
 
 SUPERVISE = """
-import sys
+import pathlib, sys
 from frontend import supervisor
 front, group = sys.argv[1].split("|"), sys.argv[2].split("|")
 supervisor.KILL_AFTER_SECONDS = 1.0
+supervisor.LAST_WORDS_SECONDS = 1.0
 child = [sys.executable, "-c", sys.argv[3]]
-sys.exit(supervisor.supervise(frontend=child + front, workers=child + group))
+def frontend(launcher):
+    pathlib.Path(front[0] + ".launcher").write_text(str(launcher))
+    return child + front
+sys.exit(supervisor.supervise(frontend=frontend, workers=child + group))
 """
 
 
@@ -233,6 +237,18 @@ def test_a_killed_child_ends_the_other(tmp_path: Path) -> None:
     assert family.process.wait(10.0) == 128 + signal.SIGKILL
     assert family.told("front")
     assert not family.alive("front")
+
+
+def test_the_frontend_is_told_which_process_is_the_launcher(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0|0.2|0", "0")
+    assert family.process.wait(10.0) == 0
+    assert (tmp_path / "front.launcher").read_text() == str(family.pid("group"))
+
+
+def test_a_frontend_whose_workers_ended_may_end_by_itself(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0|0.6|1", "0|0.2|3")
+    assert family.process.wait(10.0) == 3
+    assert not family.told("front")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -35,7 +35,7 @@ class Losing(Driver):
     def lose(self) -> int:
         self.in_flight.clear()
         self.workers = FakeWorkers(self.scheduler.limits)
-        replayed = self.scheduler.replay(self.scheduler.limits, StepTimes(), self.now)
+        replayed = self.scheduler.replay(self.scheduler.limits, self.now)
         self.workers.last_step = self.scheduler._scheduled_step
         return replayed
 
@@ -166,7 +166,7 @@ def test_what_no_longer_fits_the_new_workers_is_lost_alone() -> None:
         driver.turn()
     driver.in_flight.clear()
     less = dataclasses.replace(LIMITS, num_blocks=8, enable_prefix_cache=False)
-    driver.scheduler.replay(less, StepTimes(), driver.now)
+    driver.scheduler.replay(less, driver.now)
     driver.workers = FakeWorkers(less)
     driver.workers.last_step = driver.scheduler._scheduled_step
     driver.run()
@@ -203,7 +203,7 @@ async def test_the_engine_goes_on_with_another_group() -> None:
         if new is groups[-1]:
             engine.submit(late)  # while there are no workers
         new.workers.last_step = engine._scheduler._scheduled_step
-        engine.replay(new, LIMITS, StepTimes())
+        engine.replay(new, LIMITS)
         assert not engine.load().restarting
     run = asyncio.create_task(engine.run())
     async with asyncio.timeout(5):

@@ -77,17 +77,8 @@ BAD_FIELDS: list[tuple[str, Change]] = [
     ("sampling.top_p", lambda r: setattr(r.sampling, "top_p", math.nan)),
     ("sampling.min_p", lambda r: setattr(r.sampling, "min_p", -0.5)),
     ("sampling.min_p", lambda r: setattr(r.sampling, "min_p", math.inf)),
-    ("sampling.repetition_penalty", lambda r: setattr(r.sampling, "repetition_penalty", 1.1)),
-    ("sampling.repetition_penalty", lambda r: setattr(r.sampling, "repetition_penalty", 0.0)),
-    ("sampling.presence_penalty", lambda r: setattr(r.sampling, "presence_penalty", math.nan)),
-    ("sampling.frequency_penalty", lambda r: setattr(r.sampling, "frequency_penalty", 0.5)),
-    ("sampling.logit_bias", lambda r: r.sampling.logit_bias.update({1: 1.0})),
-    ("output.logprobs", lambda r: setattr(r.output, "logprobs", True)),
-    ("output.top_logprobs", lambda r: setattr(r.output, "top_logprobs", 3)),
-    ("output.prompt_logprobs", lambda r: setattr(r.output, "prompt_logprobs", True)),
     ("n", lambda r: setattr(r, "n", 0)),
-    ("n", lambda r: setattr(r, "n", 1_000_000)),
-    ("priority", lambda r: setattr(r, "priority", -1)),
+    ("n", lambda r: setattr(r, "n", 65)),
     ("stop_conditions.max_new_tokens", lambda r: setattr(r.stop_conditions, "max_new_tokens", 0)),
     ("stop_conditions.min_new_tokens", lambda r: setattr(r.stop_conditions, "min_new_tokens", 5)),
     ("stop_conditions.stop", lambda r: r.stop_conditions.stop.extend(["x"] * 17)),
@@ -128,7 +119,7 @@ NEUTRAL: list[Change] = [
     lambda r: setattr(r.sampling, "presence_penalty", 0.0),
     lambda r: setattr(r.sampling, "frequency_penalty", 0.0),
     lambda r: setattr(r, "n", 1),
-    lambda r: setattr(r, "priority", 0),
+    lambda r: setattr(r, "priority", -(2**31)),
     lambda r: setattr(r, "model", MODEL),
     lambda r: setattr(r, "request_id", "~" * 128),
     lambda r: setattr(r.sampling, "seed", 2**64 - 1),
@@ -342,13 +333,13 @@ async def test_abort_ends_a_request_that_is_still_being_encoded(
     engine = FakeEngine()
     service = opened(engine)
     gate = asyncio.Event()
-    make_request = intake.make_request
+    make_requests = intake.make_requests
 
-    async def slowly(*arguments: Any) -> Request:
+    async def slowly(*arguments: Any) -> list[Request]:
         await gate.wait()
-        return await make_request(*arguments)
+        return await make_requests(*arguments)
 
-    monkeypatch.setattr(intake, "make_request", slowly)
+    monkeypatch.setattr(intake, "make_requests", slowly)
     request = asked()
     request.request_id = "a"
     task = asyncio.create_task(collect(service.generate(request)))
@@ -499,6 +490,28 @@ async def test_tokenize_and_back() -> None:
     with pytest.raises(RequestError) as caught:
         await service.detokenize(pb.DetokenizeRequest(token_ids=[1, 300]))
     assert caught.value.field == "token_ids[1]"
+
+
+async def test_other_methods_have_bounds_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = opened(FakeEngine())
+    with pytest.raises(RequestError, match="at most 1048576") as caught:
+        await service.tokenize(pb.TokenizeRequest(text="a" * (2**20 + 1)))
+    assert caught.value.field == "text"
+    with pytest.raises(RequestError, match="at most 262144") as caught:
+        await service.detokenize(pb.DetokenizeRequest(token_ids=[1] * (2**18 + 1)))
+    assert caught.value.field == "token_ids"
+    with pytest.raises(RequestError, match="at most 1024") as caught:
+        service.abort(pb.AbortRequest(request_ids=["a"] * 1025))
+    assert caught.value.field == "request_ids"
+    monkeypatch.setattr(FakeTokenizer, "decode", lambda *_: "x" * (8 << 20))
+    with pytest.raises(RequestError, match="too many for a message"):
+        await service.detokenize(pb.DetokenizeRequest(token_ids=[1]))
+
+
+async def test_a_text_that_cannot_fit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: pytest.fail("encoded"))
+    error = await refusal(opened(FakeEngine()).generate(asked("a" * (256 * MAX_CONTEXT + 1))))
+    assert (error.code, error.field) == (Code.INVALID_ARGUMENT, "prompt.text")
 
 
 async def test_facts() -> None:

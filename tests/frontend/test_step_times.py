@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.step_times import SMALLEST_CHUNK, StepTimes
+from frontend.step_times import MOST_SLACK, SMALLEST_CHUNK, StepTimes
 
 
 def test_nothing_known_predicts_nothing_and_bounds_nothing() -> None:
@@ -62,3 +62,18 @@ def test_steps_that_were_not_measured_teach_nothing() -> None:
     times = StepTimes()
     times.add(4, 0, 0.0)
     assert times.predict(4, 0) == 0.0
+
+
+def test_slack_is_there_at_once_and_leaves_slowly() -> None:
+    times = StepTimes()
+    times.add(8, 0, 0.01)
+    assert times.slack == 1.0
+    times.add(8, 0, 0.04)
+    assert times.slack == pytest.approx(4.0)
+    times.add(8, 0, 0.0)
+    assert times.slack == pytest.approx(4.0), "what was not measured says nothing"
+    for _ in range(300):
+        times.add(8, 0, 0.01)
+    assert times.slack < 1.05
+    times.add(8, 0, 1000.0)
+    assert times.slack == MOST_SLACK

@@ -122,7 +122,8 @@ async def settled(scheduler: Scheduler) -> None:
 async def test_nothing_leaks(tmp_path: Path) -> None:
     ended: dict[str, int] = {}
     async with service(tmp_path) as (address, scheduler, launcher):
-        (rank,) = children(launcher)
+        (group,) = children(launcher)
+        (rank,) = children(group)
         async with AsyncClient(address) as client:
             draw = random.Random(0)
             gate = asyncio.Semaphore(CONCURRENCY)

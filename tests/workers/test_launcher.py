@@ -15,7 +15,7 @@ from switchyard.worker.link import local_address
 from tests.workers.launched import alive, descendants, wait_for
 from workers.__main__ import _endpoint, _ranks_here
 from workers.launcher import Backoff
-from workers.reports import REFUSED, GroupEnd, read_end
+from workers.reports import REFUSED, GroupEnd, Reporter, read_end
 
 
 def flags(nproc: int | None, nnodes: int = 1, rdzv: str | None = None) -> argparse.Namespace:
@@ -146,6 +146,20 @@ def test_a_ranks_own_reason_is_the_cause() -> None:
     short = {"pid": 11, "reason": "too little memory"}
     end = read_end(lines(*BOTH, short, ended(11, os.CLD_EXITED, REFUSED)), 2, 10, 9)
     assert (end.cause, end.code, end.ready_at) == ("too little memory", REFUSED, None)
+
+
+def test_a_report_is_one_line_that_is_not_torn() -> None:
+    """Whatever a reason holds: half a surrogate of a file's name, line ends, thousands of words."""
+    reading, writing = os.pipe()
+    reporter = Reporter(writing)
+    for reason in ("caf\u00e9 \udc80\nnext", "\U0001f40e" * 5000):
+        reporter.leaves(reason)
+    os.close(writing)
+    with open(reading, "rb") as file:
+        first, second = file.read().splitlines()
+    assert json.loads(first)["reason"] == "caf\u00e9 \udc80 next"
+    assert len(second) < 4096
+    assert json.loads(second)["pid"] == os.getpid()
 
 
 def test_the_newest_epoch_of_all_ranks_is_kept() -> None:

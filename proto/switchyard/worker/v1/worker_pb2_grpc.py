@@ -73,7 +73,8 @@ class WorkerServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetExpertLoad(self, request, context):
-        """GetExpertLoad says how many tokens this rank's routers sent to each expert since its start.
+        """GetExpertLoad says how many tokens were sent to each expert since this rank's start, as far as it
+        is this rank's to count.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,0 +1,95 @@
+"""Flags of the commands that ask a server: where it is, how to know it, and who asks.
+
+Owns those flags and what they mean. Knows nothing of what is asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from switchyard.channel import Tls
+from switchyard.client import DEFAULT_ADDRESS, Client
+
+
+class FlagError(ValueError):
+    """One line about a flag that cannot be used."""
+
+
+def add_address_flag(parser: argparse.ArgumentParser) -> None:
+    """--address."""
+    parser.add_argument(
+        "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
+    )
+
+
+def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) -> None:
+    """Flags of TLS, and of the key unless what is asked needs none."""
+    group = parser.add_argument_group("security", "what the server asks for; default: nothing")
+    if keys:
+        group.add_argument(
+            "--api-key-file", type=Path, metavar="FILE", help="its first line is KEY or NAME:KEY"
+        )
+    group.add_argument("--tls", action="store_true", help="trust who this machine trusts")
+    for flag, what in (
+        ("--tls-ca", "who signed the server's certificate, PEM"),
+        ("--tls-cert", "what a server with --tls-client-ca wants to see, PEM"),
+        ("--tls-key", "its private key, PEM"),
+    ):
+        group.add_argument(flag, type=Path, metavar="FILE", help=f"{what}; means --tls")
+    group.add_argument(
+        "--tls-server-name",
+        metavar="NAME",
+        help="in the server's certificate, if not the address's; means --tls",
+    )
+
+
+def tls_of(flags: argparse.Namespace) -> Tls | None:
+    """What the flags say of encryption; None: there is none.
+
+    Raises:
+        FlagError: a file is missing.
+    """
+    if (flags.tls_cert is None) != (flags.tls_key is None):
+        raise FlagError("--tls-cert and --tls-key belong together; pass both or none")
+    for flag in ("tls_ca", "tls_cert", "tls_key"):
+        path = getattr(flags, flag)
+        if path is not None:
+            try:
+                path.read_bytes()
+            except OSError as error:
+                name = flag.replace("_", "-")
+                raise FlagError(f"--{name} {path} cannot be read: {error.strerror}") from error
+    if not (flags.tls or flags.tls_ca or flags.tls_cert or flags.tls_server_name):
+        return None
+    return Tls(
+        ca=flags.tls_ca, cert=flags.tls_cert, key=flags.tls_key, server_name=flags.tls_server_name
+    )
+
+
+def open_client(flags: argparse.Namespace) -> Client:
+    """A client by the flags of both functions.
+
+    Raises:
+        FlagError: a file cannot be used.
+    """
+    key = None if flags.api_key_file is None else read_key(flags.api_key_file)
+    return Client(flags.address, api_key=key, tls=tls_of(flags))
+
+
+def read_key(path: Path) -> str:
+    """The key in a file: its first line that says something, as KEY or NAME:KEY.
+
+    Raises:
+        FlagError: there is none.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise FlagError(f"--api-key-file {path} cannot be read: {cause}") from error
+    for line in lines:
+        entry = line.strip()
+        if entry and not entry.startswith("#"):
+            return entry.rpartition(":")[2]
+    raise FlagError(f"--api-key-file {path} holds no key")

@@ -1,0 +1,84 @@
+"""What the service says of itself: the model, the server and its load, as messages.
+
+Owns the turn from the workers' description and the engine's snapshot to `switchyard.v1`. Knows
+nothing of requests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from google.protobuf import timestamp_pb2
+
+from frontend.backend import Backend, Load
+from switchyard.v1 import inference_pb2 as pb
+
+
+def model_info(backend: Backend, name: str) -> pb.GetModelInfoResponse:
+    """Facts of the model."""
+    info = backend.info
+    said = dataclasses.asdict(backend.defaults)
+    return pb.GetModelInfoResponse(
+        model=name,
+        architecture=info.architecture,
+        max_context_tokens=info.max_model_len,
+        vocab_size=info.vocab_size,
+        eos_token_ids=info.eos_token_ids,
+        weights_sha256=info.weights_sha256,
+        default_sampling=pb.SamplingParams(
+            **{field: value for field, value in said.items() if value is not None}
+        ),
+        has_chat_template=backend.tokenizer is not None and backend.tokenizer.has_chat_template,
+    )
+
+
+def server_info(
+    backend: Backend, version: str, started: timestamp_pb2.Timestamp
+) -> pb.GetServerInfoResponse:
+    """Facts of the server and its workers."""
+    info = backend.info
+    replicas = info.data_parallel_size
+    return pb.GetServerInfoResponse(
+        version=version,
+        started=started,
+        world_size=info.world_size,
+        max_running_requests=info.max_batch_size * replicas,
+        max_queued_requests=backend.max_queued_requests,
+        max_prompt_tokens=info.max_model_len - 1,
+        tensor_parallel_size=info.tensor_parallel_size,
+        data_parallel_size=replicas,
+        expert_parallel_size=info.expert_parallel_size,
+        moe_ep_backend=info.moe_ep_backend,
+        device=info.device,
+        dtype=info.dtype,
+        kv_cache_tokens=info.num_blocks * info.block_size * replicas,
+        block_size=info.block_size,
+        bytes_per_second=info.bytes_per_second,
+        flops_per_second=info.flops_per_second,
+        graph_batch_sizes=info.graph_batch_sizes,
+    )
+
+
+def load(load: Load) -> pb.GetLoadResponse:
+    """The engine's snapshot."""
+    steps = load.steps
+    return pb.GetLoadResponse(
+        running_requests=load.running_requests,
+        queued_requests=load.queued_requests,
+        kv_cache_usage=load.kv_cache_usage,
+        generated_tokens_per_second=steps.generated_tokens_per_second,
+        queued_prompt_tokens=load.queued_prompt_tokens,
+        preemptions=load.preemptions,
+        prefix_query_tokens=load.prefix_query_tokens,
+        prefix_hit_tokens=load.prefix_hit_tokens,
+        floor_share=steps.floor_share,
+        decode_floor_share=steps.decode_floor_share,
+        device_busy=steps.device_busy,
+        step_seconds=steps.step_seconds,
+        idle_seconds_per_step=steps.idle_seconds_per_step,
+        steps=pb.StepTotals(**dataclasses.asdict(steps.steps)),
+        decode_steps=pb.StepTotals(**dataclasses.asdict(steps.decode_steps)),
+        worker_restarts=load.worker_restarts,
+        replayed_requests=load.replayed_requests,
+        restarting=load.restarting,
+    )

@@ -1,0 +1,47 @@
+"""A model folder's tokenizer as a zip file, for routers that have no copy of the folder.
+
+Owns which files a tokenizer is. Knows nothing of transports.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import zipfile
+from pathlib import Path
+
+# Weights are none of these; a template may be a file of its own.
+_FILES = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "config.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tiktoken.model",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+)
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+
+
+def tokenizer_archive(folder: Path) -> tuple[bytes, str]:
+    """The zip file and its SHA-256; the same bytes whenever the files are the same.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in _FILES:
+            path = folder / name
+            if path.is_file():
+                # A fixed time, so that replicas of one model give one fingerprint.
+                entry = zipfile.ZipInfo(name, _EPOCH)
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+    data = buffer.getvalue()
+    return data, hashlib.sha256(data).hexdigest()

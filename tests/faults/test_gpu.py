@@ -1,0 +1,51 @@
+"""A rank is killed while 64 sequences decode on GPUs: how long until every stream goes on.
+
+`pytest -s -m gpu tests/faults` prints the times; the weights are made up, their shapes are real.
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.faults.kills import Kill, disturbed
+from tests.faults.server import ROOT, Server
+from tests.faults.streams import Asked
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
+
+MODEL = ROOT / "benchmarks" / "configs" / "qwen3-30b-a3b"
+NUM_STREAMS, PROMPT, OUTPUT = 64, 1024, 512
+GOAL_SECONDS = 25.0
+
+
+@pytest.mark.parametrize("num_gpus", [1, 2])
+async def test_every_stream_goes_on_within_seconds(num_gpus: int, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < num_gpus:
+        pytest.skip(f"needs {num_gpus} GPUs")
+    rng = random.Random(0)
+    options = {"max_new_tokens": OUTPUT, "ignore_eos": True, "skip_detokenize": True}
+    requests = [
+        Asked(tuple(rng.randrange(1000, 100_000) for _ in range(PROMPT)), dict(options))
+        for _ in range(NUM_STREAMS)
+    ]
+    flags = [str(MODEL), "--load-format", "dummy", "--tp", str(num_gpus)]
+    kills = [
+        Kill(at_tokens=NUM_STREAMS * 100, rank=0),
+        Kill(at_tokens=NUM_STREAMS * 300, rank=num_gpus - 1),
+    ]
+    with Server(tmp_path, *flags) as server:
+        ended, times = await disturbed(server, requests, kills)
+        log = server.log
+    for each in times:
+        sys.stdout.write(
+            f"\n{num_gpus} GPU, B = {NUM_STREAMS}: noticed after {each.noticed:.3f} s, ready after "
+            f"{each.ready:.1f} s, streams move after {each.moving:.1f} s\n"
+        )
+    assert all(answer.usage == (PROMPT, OUTPUT) for answer in ended), log
+    assert all(answer.replays == len(kills) for answer in ended), log
+    assert all(each.moving < GOAL_SECONDS for each in times), log

@@ -1,0 +1,108 @@
+"""An HTTP server on a free port, and a service that says what a test wrote down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from openai import AsyncOpenAI
+
+from frontend.observer import ANYBODY, Caller
+from frontend.openai.app import App
+from frontend.openai.server import HttpServer
+from frontend.service import Service
+from switchyard.v1 import inference_pb2 as pb
+from tests.frontend.fakes import MODEL, FakeEngine, backend
+
+
+class ScriptedService:
+    """Answers every request with the same deltas; a byte is a token.
+
+    Attributes:
+        asked: the requests that came, in order.
+        prompt_logprobs: of the prompt's tokens from the second on.
+    """
+
+    def __init__(self, deltas: Sequence[pb.Delta], prompt_logprobs: Sequence[float] = ()) -> None:
+        self.deltas = deltas
+        self.prompt_logprobs = prompt_logprobs
+        self.asked: list[Any] = []
+
+    async def generate(
+        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        self.asked.append(asked)
+        async for event in self._events(asked):
+            yield event
+
+    async def chat(
+        self, asked: pb.ChatRequest, caller: Caller = ANYBODY
+    ) -> AsyncIterator[pb.GenerateResponse]:
+        self.asked.append(asked)
+        async for event in self._events(asked.request):
+            yield event
+
+    async def _events(self, asked: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+        started = pb.GenerateStarted(model=MODEL, prompt_tokens=3)
+        started.prompt_logprobs.extend(self.prompt_logprobs)
+        if asked.output.top_logprobs:
+            started.prompt_top_logprobs.extend(
+                pb.TopLogprobs(token_ids=[ord("z")], logprobs=[-0.125])
+                for _ in self.prompt_logprobs
+            )
+        yield pb.GenerateResponse(started=started)
+        for delta in self.deltas:
+            yield pb.GenerateResponse(delta=delta)
+        count = sum(len(delta.token_ids) for delta in self.deltas)
+        usage = pb.Usage(prompt_tokens=3, cached_prompt_tokens=1, completion_tokens=count)
+        yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
+
+    async def tokenize(self, asked: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        return pb.TokenizeResponse(token_ids=asked.text.encode())
+
+    async def detokenize(self, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        return pb.DetokenizeResponse(text=bytes(asked.token_ids).decode(errors="replace"))
+
+
+def says(text: str, reason: int = pb.FINISH_REASON_EOS, index: int = 0, **more: Any) -> pb.Delta:
+    """A whole answer as one delta, a token a letter."""
+    return pb.Delta(
+        index=index,
+        text=text,
+        token_ids=text.encode(),
+        finish_reason=reason,  # type: ignore[arg-type]
+        **more,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Http:
+    """A server that runs, and a client of it."""
+
+    client: AsyncOpenAI
+    port: int
+    engine: FakeEngine
+    service: Any
+    server: HttpServer
+
+
+@contextlib.asynccontextmanager
+async def running_http(
+    service: Any = None, ready: bool = True, **options: Any
+) -> AsyncIterator[Http]:
+    """Serve HTTP; without a service, a real one on a fake engine."""
+    engine = FakeEngine()
+    if service is None:
+        service = Service(model=MODEL, version="1.2.3")
+        if ready:
+            service.open(backend(engine))
+    server = HttpServer(App(service, model=MODEL, **options), "127.0.0.1", 0)
+    port = await server.start()
+    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key", max_retries=0)
+    try:
+        async with client:
+            yield Http(client, port, engine, service, server)
+    finally:
+        await server.stop(0.0)
