@@ -151,6 +151,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
                 info=group.info,
                 defaults=defaults,
                 max_queued_requests=config.max_queued_requests,
+                prefix_cache=config.prefix_cache,
                 experts=ExpertLoad(workers.expert_load, group.info.expert_parallel_size),
             )
         )

@@ -151,6 +151,8 @@ class Rank:
             answer = await self._stream.read()
         except grpc.aio.AioRpcError as error:
             raise GroupLost(f"{self}: {_reason(error)}") from error
+        if answer is None:  # as grpcio has it; the stream goes on
+            raise GroupLost(f"{self} sent what is no ExecuteResponse")
         if not isinstance(answer, worker_pb2.ExecuteResponse):
             raise GroupLost(f"{self}: {await self._end()}")
         return answer

@@ -120,7 +120,7 @@ class Workers:
             losses.popleft()
         if len(losses) > config.max_restarts:
             raise GroupLost(
-                f"{cause}; {len(losses)} losses within {config.restart_window:g} s, "
+                f"{cause}; that is loss number {len(losses)} within {config.restart_window:g} s, "
                 f"--max-restarts is {config.max_restarts}"
             )
 

@@ -12,8 +12,9 @@ from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 
+from frontend.answers import Expected, Questions, drawn_of, measures_complaint
 from frontend.rank import GroupLost, Rank
-from frontend.step import Drawn, LogprobColumns, Measures, NewSequence, Slice, Step, StepResults
+from frontend.step import Measures, NewSequence, Slice, Step, StepResults
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
 
@@ -47,7 +48,8 @@ class WorkerGroup:
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._ranks = ranks
         self._streams = streams
-        self._expected: deque[tuple[int, list[int]]] = deque()
+        self._questions = [Questions() for _ in range(max(1, info.data_parallel_size))]
+        self._expected: deque[tuple[int, list[Expected]]] = deque()
         self._readers = [asyncio.create_task(self._read(rank)) for rank in ranks]
 
     @classmethod
@@ -92,7 +94,8 @@ class WorkerGroup:
         Raises:
             GroupLost: a stream is broken.
         """
-        self._expected.append((step.step_id, [part.num_draws for part in step.slices]))
+        asked = zip(self._questions, step.slices, strict=True)
+        self._expected.append((step.step_id, [each.expected(part) for each, part in asked]))
         size = self.info.tensor_parallel_size
         messages = [_encode(step, part) for part in step.slices]
         writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
@@ -108,9 +111,10 @@ class WorkerGroup:
             For each replica the tokens of its first rank, and the measures of all ranks.
 
         Raises:
-            GroupLost: a stream is broken, or an answer is to another step.
+            GroupLost: a stream is broken, or an answer is to another step, or cannot be true.
         """
-        step_id, num_draws = self._expected.popleft()
+        step_id, expected = self._expected.popleft()
+        size = self.info.tensor_parallel_size
         results = []
         for rank in self._ranks:
             result = await rank.results.get()
@@ -118,15 +122,13 @@ class WorkerGroup:
                 raise result
             if result.step_id != step_id:
                 raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
+            complaint = measures_complaint(result)
+            if not complaint and rank.number % size == 0:
+                complaint = expected[rank.number // size].complaint(result, self.info.vocab_size)
+            if complaint:
+                raise self._lose(rank, f"step {step_id} {complaint}")
             results.append(result)
-        size = self.info.tensor_parallel_size
-        drawn = [_drawn(result) for result in results[::size]]
-        for replica, wanted in enumerate(num_draws):
-            num_drawn = len(drawn[replica].tokens)
-            if num_drawn != wanted:
-                detail = f"step {step_id} drew {num_drawn} tokens, expected {wanted}"
-                raise self._lose(self._ranks[replica * size], detail)
-        return StepResults(drawn, _measures(results))
+        return StepResults([drawn_of(each) for each in results[::size]], _measures(results))
 
     def lose(self, cause: str) -> None:
         """Give the group up: whoever waits for it gets a `GroupLost`."""
@@ -276,24 +278,4 @@ def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:
         prompt_logprobs=new.prompt_logprobs,
         history_token_ids=new.history,
         num_prompt_tokens=new.num_prompt if new.history else 0,
-    )
-
-
-def _drawn(result: worker_pb2.StepResult) -> Drawn:
-    """What a replica's first rank answered; the columns of log-probabilities are mostly empty."""
-    tokens = list(result.token_ids)
-    if not result.logprobs and not result.prompt_logprobs:
-        return Drawn(tokens=tokens)
-    return Drawn(
-        tokens=tokens,
-        logprobs=LogprobColumns(
-            logprobs=list(result.logprobs),
-            top_ids=list(result.top_token_ids),
-            top_logprobs=list(result.top_logprobs),
-        ),
-        prompt_logprobs=LogprobColumns(
-            logprobs=list(result.prompt_logprobs),
-            top_ids=list(result.prompt_top_token_ids),
-            top_logprobs=list(result.prompt_top_logprobs),
-        ),
     )

@@ -53,6 +53,8 @@ class CallsInText:
     def __init__(self) -> None:
         self.num_calls = 0
         self._held = ""  # begins with BEGIN, or may become it
+        self._blanks = ""  # content, if any follows before a call does
+        self._behind_call = False
 
     def push(self, text: str) -> list[ChoiceDelta]:
         """Content up to what may be a call, and whole calls."""
@@ -70,7 +72,7 @@ class CallsInText:
             if not end:
                 self._held = begin + rest
                 break
-            deltas += self._call(call) or _content(begin + call + end)
+            deltas += self._call(call) or self._say(begin + call + end)
             self._held = after
         return deltas
 
@@ -80,8 +82,16 @@ class CallsInText:
         return self._call(held.removeprefix(BEGIN)) or self._say(held)
 
     def _say(self, text: str) -> list[ChoiceDelta]:
-        """Content; between and after calls, blanks are none."""
-        return [] if self.num_calls and not text.strip() else _content(text)
+        """Content; blanks behind a call, and from then on those before one, are none."""
+        if not self.num_calls:
+            return _content(text)
+        text = self._blanks + text
+        if self._behind_call:
+            text = text.lstrip()
+        said = text.rstrip()
+        self._blanks = text[len(said) :]
+        self._behind_call = self._behind_call and not said
+        return _content(said)
 
     def _call(self, text: str) -> list[ChoiceDelta]:
         """A call's delta; none when the text is no call."""
@@ -91,6 +101,8 @@ class CallsInText:
             return []
         delta = _whole_call(self.num_calls, call)
         self.num_calls += len(delta)
+        if delta:
+            self._blanks, self._behind_call = "", True
         return delta
 
 

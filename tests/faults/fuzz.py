@@ -77,8 +77,9 @@ def _name_of(error: BaseException) -> str:
     while error.__cause__ is not None:
         error = error.__cause__
     frames = traceback.extract_tb(error.__traceback__)[-_DEEPEST_FRAMES:]
+    cause = re.sub("[0-9a-f]{24,}|[0-9]+", "#", str(error))[:60]
     where = " < ".join(f"{Path(f.filename).name}:{f.name}" for f in reversed(frames))
-    return f"{type(error).__name__} {where or str(error)[:60]}"
+    return f"{type(error).__name__} {where or cause}"
 
 
 def seeds(target: str) -> list[bytes]:

@@ -362,7 +362,6 @@ def altered(right: worker_pb2.ExecuteResponse, data: Bytes) -> bytes:
         case 4:
             if result.token_ids:
                 place = data.below(len(result.token_ids))
-                # -1 says that logits were not finite, and ends a request as INTERNAL.
                 wrong = data.pick((VOCAB_SIZE, 2**31 - 1, -2, -(2**31)))
                 result.token_ids[place] = wrong
         case _:
@@ -372,6 +371,8 @@ def altered(right: worker_pb2.ExecuteResponse, data: Bytes) -> bytes:
                 result.ClearField(name)
             else:
                 del column[data.below(4) :]
+    # It says that logits were not finite, which ends a request as INTERNAL, and rightly.
+    del result.token_ids[len(result.token_ids) if -1 not in result.token_ids else 0 :]
     return right.SerializeToString()
 
 

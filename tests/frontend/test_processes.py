@@ -102,7 +102,7 @@ async def test_a_second_signal_ends_it_now(model: Path) -> None:
 async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
     async with (
         running_worker(FakeWorker(seconds=0.05)) as (ranks, worker),
-        frontend(model, worker, "--max-restarts", "0") as process,
+        frontend(model, worker, "--max-restarts", "0", "--no-request-log") as process,
         AsyncClient(await address_of(process)) as client,
     ):
         async with client.generate([5], max_new_tokens=60) as stream:

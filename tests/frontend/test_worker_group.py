@@ -67,6 +67,7 @@ def info(rank: int, dp: int = 1, tp: int = 1, **other: Any) -> worker_pb2.Descri
             "tensor_parallel_size": tp,
             "data_parallel_size": dp,
             "num_blocks": 64,
+            "vocab_size": 1000,
             "eos_token_ids": [1],
             "startup_seconds": float(rank),
             "bytes_per_second": 1e12 * rank,
@@ -87,12 +88,18 @@ class Ranks:
         self.stack = AsyncExitStack()
 
     def answer_of(self, rank: int) -> Answer:
-        """Tokens 100 · rank + row from the first rank of a replica, nothing from the others."""
+        """Tokens 100 · rank + row from the first rank of a replica, nothing from the others; and
+        of `a_slice` what its new sequence asks for."""
 
         def answer(request: worker_pb2.StepRequest) -> worker_pb2.StepResult:
             count = rows_drawn(request) if rank % self.tp == 0 else 0
             tokens = [100 * rank + row for row in range(count)]
-            return worker_pb2.StepResult(step_id=request.step_id, token_ids=tokens)
+            result = worker_pb2.StepResult(step_id=request.step_id, token_ids=tokens)
+            if request.new_sequences:
+                result.prompt_logprobs.append(-1.0)
+                result.prompt_top_token_ids.extend([4, 5])
+                result.prompt_top_logprobs.extend([-1.5, -2.0])
+            return result
 
         return answer
 

@@ -1,0 +1,241 @@
+"""Any bytes at all: an answer or a refusal, never a bug's error, and nothing left behind.
+
+The targets are those of `tests.faults.fuzz`, on what hypothesis draws; and the worker's reading of
+steps, which is no stranger's but must not write where it was not told to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import logging
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from frontend.rank import GroupLost
+from frontend.step import Slice, Step
+from frontend.worker_group import WorkerGroup
+from switchyard.worker.v1 import worker_pb2
+from tests.faults.fuzz_messages import fill
+from tests.faults.fuzz_stack import INFO, model_folder
+from tests.faults.fuzz_targets import METHODS, FindingError, Targets, valid_messages
+from tests.faults.fuzz_values import Bytes
+from tests.workers.steps import decode_step, prefill_step
+from workers.batch import BatchBuilder
+
+_some_inputs = settings(
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+)
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Targets]:
+    loop = asyncio.new_event_loop()
+    made = Targets(model_folder(tmp_path_factory.mktemp("model")), loop)
+    yield made
+    made.close()
+    loop.close()
+
+
+@_some_inputs
+@given(st.binary(max_size=200))
+def test_any_bytes_as_any_message(targets: Targets, data: bytes) -> None:
+    targets.run("wire", data)
+
+
+@_some_inputs
+@given(st.sampled_from(valid_messages()), st.data())
+def test_good_messages_with_some_bytes_changed(
+    targets: Targets, valid: tuple[str, bytes], data: st.DataObject
+) -> None:
+    method, message = valid
+    places = st.tuples(st.integers(0, max(0, len(message) - 1)), st.binary(max_size=3))
+    for place, bytes_there in data.draw(st.lists(places, max_size=4)):
+        message = message[:place] + bytes_there + message[place + 1 :]
+    targets.run("wire", bytes([list(METHODS).index(method)]) + message)
+
+
+@pytest.mark.parametrize("name", ["messages", "languages", "chat", "routers", "http", "results"])
+def test_targets_keep_to_the_contract(targets: Targets, name: str) -> None:
+    @_some_inputs
+    @given(st.binary(min_size=1, max_size=400))
+    def run(data: bytes) -> None:
+        targets.run(name, data)
+
+    run()
+
+
+def test_the_oracle_notices_a_bug(targets: Targets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A service that raises over a certain text is found, and the next input has another."""
+
+    async def broken(*_: Any) -> None:
+        raise KeyError("a bug")
+
+    [(_, tokenize)] = [each for each in valid_messages() if each[0].endswith("/Tokenize")]
+    number = next(i for i, name in enumerate(METHODS) if name.endswith("/Tokenize"))
+    with monkeypatch.context() as patch:
+        patch.setattr("frontend.texts.tokenize", broken)
+        with pytest.raises(FindingError, match="INTERNAL"):
+            targets.run("wire", bytes([number]) + tokenize)
+    targets.run("wire", bytes([number]) + tokenize)
+
+
+# ---- the worker link ----
+
+
+class _RawRank:
+    """A rank on a socket that answers its first step with certain bytes."""
+
+    def __init__(self, answer: bytes) -> None:
+        self._answer = answer
+
+    async def execute(self, requests: AsyncIterator[bytes], context: Any) -> AsyncIterator[bytes]:
+        async for data in requests:
+            request = worker_pb2.ExecuteRequest.FromString(data)
+            if request.HasField("hello"):
+                welcome = worker_pb2.ExecuteResponse(welcome={"epoch": request.hello.epoch})
+                yield welcome.SerializeToString()
+            else:
+                yield self._answer
+
+    async def describe(self, request: bytes, context: Any) -> bytes:
+        return INFO.SerializeToString()
+
+    async def start(self) -> tuple[grpc.aio.Server, str]:
+        handlers = {
+            "Execute": grpc.stream_stream_rpc_method_handler(self.execute),
+            "Describe": grpc.unary_unary_rpc_method_handler(self.describe),
+        }
+        server = grpc.aio.server()
+        service = "switchyard.worker.v1.WorkerService"
+        server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler(service, handlers),)
+        )
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        return server, f"127.0.0.1:{port}"
+
+
+def _result(**changes: Any) -> bytes:
+    result = worker_pb2.StepResult(**{"step_id": 1, "token_ids": [3], **changes})
+    return worker_pb2.ExecuteResponse(result=result).SerializeToString()
+
+
+@pytest.mark.parametrize(
+    ("answer", "complaint"),
+    [
+        (b"\xff\xff", "no ExecuteResponse"),
+        (b"", "where a StepResult was due"),
+        (worker_pb2.ExecuteResponse(welcome={"epoch": 1}).SerializeToString(), "was due"),
+        (_result(step_id=2), "answered step 2, expected 1"),
+        (_result(token_ids=[]), "drew 0 tokens, expected 1"),
+        (_result(token_ids=[INFO.vocab_size]), "vocabulary"),
+        (_result(token_ids=[-2]), "vocabulary"),
+        (_result(logprobs=[-1.0]), "1 logprobs, expected 0"),
+        (_result(prompt_top_token_ids=[1]), "1 prompt_top_token_ids, expected 0"),
+        (_result(device_seconds=float("nan")), "device_seconds nan"),
+        (_result(flops=float("inf")), "flops inf"),
+    ],
+)
+async def test_an_answer_that_cannot_be_true_loses_the_group(
+    answer: bytes, complaint: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Over a socket: the group is lost at once, not when the step is overdue."""
+    logging.getLogger("grpc").setLevel(logging.CRITICAL)
+    server, address = await _RawRank(answer).start()
+    group = await WorkerGroup.connect([address], startup_timeout=5.0)
+    try:
+        row = Slice(
+            slots=[0], positions=[0], num_tokens=[1], token_ids=[1], draws=[True],
+            num_new_blocks=[1], new_blocks=[0], total_tokens=1, num_draws=1,
+        )  # fmt: skip
+        await group.send(Step(1, [row], 1))
+        with pytest.raises(GroupLost, match=complaint):
+            await asyncio.wait_for(group.receive(), 5.0)
+        assert isinstance(group.lost.result(), GroupLost)
+    finally:
+        await group.close()
+        await server.stop(None)
+
+
+# ---- the worker's reading of steps ----
+
+NUM_SLOTS, MAX_BLOCKS, BLOCK = 4, 8, 4
+
+
+def _builder() -> BatchBuilder:
+    builder = BatchBuilder(
+        num_slots=NUM_SLOTS,
+        max_blocks=MAX_BLOCKS,
+        block_size=BLOCK,
+        max_tokens=64,
+        device=torch.device("cpu"),
+    )
+    for slot in (0, 1):
+        builder.build(prefill_step(slot, slot, [1, 2, 3], [slot]))
+    return builder
+
+
+def _a_step(data: Bytes) -> worker_pb2.StepRequest:
+    """A good step with some of its columns changed, or any at all."""
+    match data.below(3):
+        case 0:
+            step = decode_step(2, [0, 1], [3, 3], [[], [5]])
+        case 1:
+            step = prefill_step(2, 2, [7, 8, 9, 10, 11], [2, 3], temperature=1.0)
+        case _:
+            step = decode_step(2, [1], [3], [[]])
+            step.MergeFrom(prefill_step(2, 3, [7, 8], [6]))
+            step.decode_only = False
+    columns = [
+        field for field in step.DESCRIPTOR.fields if field.is_repeated and not field.message_type
+    ]
+    for _ in range(data.below(4)):
+        column = getattr(step, data.pick(columns).name)
+        value = data.integer(0, 2**32 - 1)
+        if len(column) and data.below(2):
+            column[data.below(len(column))] = value if column is not step.draws else bool(value & 1)
+        elif len(column) and data.below(2):
+            del column[-1]
+        elif column is not step.draws:
+            column.append(value)
+    if data.below(4) == 0:
+        step.num_decodes = data.integer(0, 2**32 - 1)
+    if data.below(4) == 0:
+        fill(step.new_sequences.add(), data)
+    return step
+
+
+@settings(parent=_some_inputs, max_examples=600)
+@given(st.binary(max_size=120))
+@example(b"")
+def test_a_step_is_a_batch_within_bounds_or_refused(data: bytes) -> None:
+    builder, step = _builder(), _a_step(Bytes(data))
+    try:
+        batch = builder.build(step)
+    except ValueError:
+        return
+    rows = batch.rows
+    columns = [getattr(rows, field.name) for field in dataclasses.fields(rows)]
+    assert {len(column) for column in columns} == {len(step.slots)}
+    if not len(rows.slots):
+        return
+    assert 0 <= rows.slots.min() <= rows.slots.max() < NUM_SLOTS
+    assert len(np.unique(rows.slots)) == len(rows.slots)
+    assert rows.positions.min() >= 0
+    assert rows.num_tokens.min() >= 1
+    # What a row writes has a place in its own table.
+    assert (rows.lengths <= builder.table_lengths[rows.slots] * BLOCK).all()
+    assert builder.table_lengths.max() <= MAX_BLOCKS
+    assert batch.forward.attention.positions_T.max() < MAX_BLOCKS * BLOCK
