@@ -86,7 +86,7 @@ async def _sweep(flags: argparse.Namespace, server: Server) -> list[report.Row]:
     draw = random.Random(flags.seed)
     with report.progress() as bar:
         task = bar.add_task("runs", total=len(cases) * (flags.repeat + 1))
-        async with AsyncClient(server.address) as client:
+        async with AsyncClient(server.address, api_key=flags.api_key) as client:
             for case in cases:
                 runs = []
                 before = pb.StepTotals()

@@ -62,7 +62,7 @@ async def _run(flags: argparse.Namespace, server: Server) -> list[Record]:
     gate = asyncio.Semaphore(flags.concurrency if not flags.rate else flags.requests)
     with report.progress() as bar:
         task = bar.add_task("requests", total=flags.requests)
-        async with AsyncClient(server.address) as client:
+        async with AsyncClient(server.address, api_key=flags.api_key) as client:
 
             async def one(start_after: float, seed: int) -> Record:
                 own = random.Random(seed)

@@ -53,6 +53,7 @@ class Server:
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """--address, --serve-args and the model."""
     parser.add_argument("--address", help="a running server; without it one is started")
+    parser.add_argument("--api-key", help="of a server that asks for one")
     parser.add_argument("--model", default=None, help="folder or Hub id; default: the demo model")
     parser.add_argument(
         "--startup-timeout", type=float, default=900.0, help="seconds to wait for a started server"
@@ -73,7 +74,7 @@ def running(flags: argparse.Namespace, extra: Sequence[str] = ()) -> Iterator[Se
         RuntimeError: the server did not become ready.
     """
     if flags.address:
-        yield _wait_ready(flags.address, None, flags.startup_timeout, None)
+        yield _wait_ready(flags.address, None, flags.startup_timeout, None, flags.api_key)
         return
     with started(flags.model, [*flags.serve_args, *extra], flags.startup_timeout) as server:
         yield server
@@ -91,7 +92,7 @@ def started(
     port = _free_port()
     command = [sys.executable, "-m", "frontend.cli", "serve"]
     command += [model] if model else []
-    command += ["--port", str(port), *serve_flags]
+    command += ["--port", str(port), "--no-request-log", *serve_flags]
     began = time.monotonic()
     child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
     try:
@@ -118,11 +119,15 @@ def _free_port() -> int:
 
 
 def _wait_ready(
-    address: str, child: subprocess.Popen[bytes] | None, timeout: float, began: float | None
+    address: str,
+    child: subprocess.Popen[bytes] | None,
+    timeout: float,
+    began: float | None,
+    api_key: str | None = None,
 ) -> Server:
     deadline = time.monotonic() + timeout
     while True:
-        with Client(address) as client:
+        with Client(address, api_key=api_key) as client:
             try:
                 model = client.model_info(timeout=2.0)
                 info = client.stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=2.0)

@@ -103,7 +103,8 @@ class Fields:
         if isinstance(value, bool) or not isinstance(value, int):
             raise self.wrong(name, f"is {_kind(value)}, must be an integer")
         if not low <= value <= high:
-            raise self.wrong(name, f"is {value:.6g}, must be in [{low}, {high}]")
+            shown = f"{value:.6g}" if abs(value) < 1 << 128 else "huge"  # a float has a last one
+            raise self.wrong(name, f"is {shown}, must be in [{low}, {high}]")
         return value
 
     def integers(self, name: str) -> list[int]:

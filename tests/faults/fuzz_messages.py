@@ -40,6 +40,7 @@ _OFTEN: Mapping[str, int] = {
 _SELDOM = 70
 # So many equal values pass every bound there is.
 _MANY = (17, 65, 129, 257, 1025, 4097, 9000)
+_MOST_BYTES = 1 << 17
 
 
 def fill(message: Message, data: Bytes, depth: int = 6) -> None:
@@ -57,7 +58,7 @@ def fill(message: Message, data: Bytes, depth: int = 6) -> None:
         elif field.is_repeated:
             values = [_value(field, data) for _ in range(data.below(5))]
             if values and data.chance(12):
-                values *= data.pick(_MANY)
+                values *= _many(sum(len(str(value)) for value in values), data)
             getattr(message, field.name).extend(values)
         else:
             setattr(message, field.name, _value(field, data))
@@ -86,7 +87,12 @@ def _fill_child(message: Message, field: FieldDescriptor, data: Bytes, depth: in
     for _ in range(data.below(4)):
         fill(child.add(), data, depth)
     if len(child) and data.chance(6):
-        child.extend([child[0]] * data.pick(_MANY[:5]))
+        child.extend([child[0]] * _many(child[0].ByteSize(), data))
+
+
+def _many(size: int, data: Bytes) -> int:
+    """How often to repeat what takes ``size`` bytes: all of it stays far below a message's bound."""
+    return min(data.pick(_MANY), 1 + _MOST_BYTES // (size + 1))
 
 
 def _value(field: FieldDescriptor, data: Bytes) -> Any:

@@ -95,6 +95,7 @@ def _report(new: worker_pb2.NewSequence, own: object, top_ids: object, top: obje
 def _draw(new: worker_pb2.NewSequence, position: int, mask: bytes | None) -> int:
     """The first token, from a place that depends on seed and position, that may be drawn."""
     start = (new.seed * 31 + position * 7 + new.sample_index) % VOCAB_SIZE
+    start = start if start % 11 else EOS
     banned = set(new.banned_token_ids)
     if position < new.suppress_until:
         banned |= set(new.suppressed_token_ids)
@@ -143,7 +144,7 @@ def loop_group(alter: Alter | None = None) -> WorkerGroup:
 
 
 INFO = describe(
-    vocab_size=VOCAB_SIZE, max_model_len=64, max_batch_size=4, max_num_batched_tokens=24,
+    vocab_size=VOCAB_SIZE, max_model_len=48, max_batch_size=4, max_num_batched_tokens=24,
     block_size=4, num_blocks=28,
 )  # fmt: skip
 LIMITS = Limits(
