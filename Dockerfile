@@ -12,7 +12,7 @@ RUN ["python3", "-m", "venv", "/opt/venv"]
 WORKDIR /build
 COPY pyproject.toml ./
 RUN --mount=type=secret,id=pip_conf,target=/etc/pip.conf \
-    python -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > packages.txt \
+    python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*p["dependencies"], *p["optional-dependencies"]["traces"], sep="\n")' > packages.txt \
     && pip install --no-cache-dir --requirement packages.txt
 
 FROM frontend-packages AS worker-packages
@@ -58,5 +58,5 @@ FROM runtime AS frontend
 COPY --from=frontend-packages /opt/venv /opt/venv
 COPY --from=code /opt/switchyard /opt/switchyard
 USER 10001:10001
-EXPOSE 50051
+EXPOSE 50051 8000
 ENTRYPOINT ["python", "-m", "frontend"]

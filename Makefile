@@ -1,5 +1,5 @@
 # What a newcomer types: `make serve`, `make test`.
-#   make serve MODEL=path/or/hub-id ARGS="--tp 2"
+#   make serve MODEL=path/or/hub-id ARGS="--tp 2" HTTP_PORT=8000
 #   TORCH= another version, TORCH_INDEX= the package index of another build of it.
 PYTHON ?= python3
 TORCH ?= torch>=2.11
@@ -7,6 +7,7 @@ GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
 # torch brings its own Triton to a GPU. Elsewhere kernels are interpreted, by the version tests know.
 TRITON ?= $(if $(filter-out 0,$(GPUS)),,triton==3.6.0)
 BIN := .venv/bin
+HTTP_PORT ?= 8000
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
 .PHONY: serve test lint soak fuzz bench protos
@@ -15,7 +16,7 @@ PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.
 ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
 
 serve: .venv/installed
-	$(BIN)/switchyard serve $(MODEL) $(ARGS)
+	$(BIN)/switchyard serve $(MODEL) --http-port $(HTTP_PORT) $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
@@ -28,6 +29,13 @@ lint: .venv/installed
 # Half an hour of traffic and kills; tests/faults/soak.py says what must hold.
 soak: .venv/installed
 	$(BIN)/python -m tests.faults.soak $(SOAK)
+
+# Coverage-guided, about 40 minutes; a finding is told and the run goes on. The fuzzer is for this
+# alone, so it is no dependency: it is installed here when it is missing.
+#   make fuzz FUZZ="http --seconds 60"
+fuzz: .venv/installed
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet 'atheris>=3,<4'
+	$(BIN)/python -m tests.faults.fuzz $(FUZZ)
 
 bench: .venv/installed
 	$(BIN)/python -m benchmarks.scheduler

@@ -117,7 +117,8 @@ def decode_step(
     rng = random.Random(2)
     step = worker_pb2.StepRequest(
         num_decodes=batch_size, slots=range(batch_size), positions=[_PROMPT + _OUTPUT] * batch_size,
-        num_new_blocks=[0] * batch_size, max_replica_tokens=batch_size,
+        num_new_blocks=[1] * batch_size, new_blocks=range(batch_size),
+        max_replica_tokens=batch_size,
     )  # fmt: skip
     for slot in range(batch_size):
         new = step.new_sequences.add(slot=slot, temperature=0.8, top_p=1.0, seed=slot, **params)
@@ -141,6 +142,8 @@ def time_steps(runner: Runner, step: worker_pb2.StepRequest, count: int) -> tupl
         host_ms.append((time.perf_counter() - began) * 1e3)
         if not number:
             step.ClearField("new_sequences")
+            step.ClearField("new_blocks")
+            step.num_new_blocks[:] = [0] * len(step.slots)
         if len(flying) == MAX_STEPS_IN_FLIGHT:
             device_ms.append(flying.pop(0).result().device_seconds * 1e3)
     device_ms += [handle.result().device_seconds * 1e3 for handle in flying]

@@ -40,6 +40,8 @@ from switchyard.release import release
 from switchyard.worker.link import read_secret
 from switchyard.worker.v1 import worker_pb2
 
+logger = logging.getLogger(__name__)
+
 # After the drain, or a loss: what streams get to send their last message.
 STOP_GRACE_SECONDS = 1.0
 LAST_WORDS_SECONDS = 5.0
@@ -219,7 +221,11 @@ async def _run(
         engine.end()
         await server.health.set_ready(False)
         await _within(LAST_WORDS_SECONDS, service.idle())
-        return _fail(f"the workers are lost: {running.exception()}", 1)
+        error = running.exception()
+        if isinstance(error, GroupLost | ValueError):
+            return _fail(f"the workers are lost: {error}", 1)
+        logger.error("the engine failed", exc_info=error)
+        return _fail(f"internal error: {error}", 1)
     finally:
         for task in (running, draining):
             task.cancel()

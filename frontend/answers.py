@@ -30,7 +30,7 @@ class Expected:
 
     def complaint(self, result: worker_pb2.StepResult, vocab_size: int) -> str:
         """Why ``result`` is no answer, going on from "step 7"; empty when it is one."""
-        tokens = result.token_ids
+        tokens = list(result.token_ids)  # a list is gone through much faster
         if len(tokens) != self.num_draws:
             return f"drew {len(tokens)} tokens, expected {self.num_draws}"
         if tokens and not NOT_FINITE <= min(tokens) <= max(tokens) < vocab_size:

@@ -269,7 +269,7 @@ def _schema_grammar(text: str, field: str) -> str:
                 json.dumps(schema), defaults={"whitespace_pattern": JSON_WHITESPACE}
             )
         )
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise invalid_field(field, f"is refused: {_brief(str(error))}") from error
 
 

@@ -105,6 +105,17 @@ def check_queue(
     )
 
 
+def expired(num_waiting: int) -> RequestError:
+    """What a request ends with that waited longer than it wanted to."""
+    return RequestError(
+        Code.DEADLINE_EXCEEDED,
+        f"not admitted within max_queue_time, {num_waiting} requests still wait; "
+        "raise it or try again later",
+        reason="QUEUE_DEADLINE",
+        field="max_queue_time",
+    )
+
+
 def check_fits(limits: Limits, num_prompt: int, max_new_tokens: int) -> None:
     """Refuse what could never run, alone in an empty cache; the last token needs no KV.
 

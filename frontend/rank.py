@@ -29,6 +29,9 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
+# What does not change by waiting.
+_FOR_GOOD = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
+
 
 class GroupLost(Exception):  # noqa: N818 - it says what happened, as the log line does
     """The group cannot be reached or has broken; the message names the rank and the cause."""
@@ -60,6 +63,7 @@ class Rank:
 
         Raises:
             GroupLost: it was not there before ``deadline``, a time.monotonic().
+            ValueError: it knows another secret, or is no rank.
         """
         describe = self._channel.unary_unary(
             DESCRIBE,
@@ -77,6 +81,8 @@ class Rank:
                 )
                 return info
             except grpc.aio.AioRpcError as error:
+                if error.code() in _FOR_GOOD:
+                    raise ValueError(f"{self} refuses this frontend: {_reason(error)}") from error
                 retry = error.code() is grpc.StatusCode.UNAVAILABLE
                 if not retry or time.monotonic() + RETRY_SECONDS >= deadline:
                     cause = f"{self} cannot be reached: {_reason(error)}; are the workers running?"

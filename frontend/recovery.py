@@ -14,12 +14,13 @@ import time
 from collections import deque
 from collections.abc import Awaitable, Callable
 
+from frontend.agreement import check_successor
 from frontend.config import FrontendConfig
 from frontend.engine import Engine
 from frontend.limits import Limits
 from frontend.rank import GroupLost
 from frontend.step_times import StepTimes
-from frontend.worker_group import WorkerGroup, check_successor
+from frontend.worker_group import WorkerGroup
 from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
@@ -44,6 +45,7 @@ class Workers:
         self._secret = secret
         self.group: WorkerGroup | None = None
         self._losses: deque[float] = deque()
+        self._epoch = 0
 
     async def reach(self) -> WorkerGroup:
         """Try until a whole group answers.
@@ -55,9 +57,13 @@ class Workers:
         deadline = time.monotonic() + self._config.startup_timeout
         while True:
             seconds = min(TRY_SECONDS, max(deadline - time.monotonic(), 0.0))
+            self._epoch = max(self._epoch + 1, time.time_ns())  # the clock may have been set back
             try:
                 self.group = await WorkerGroup.connect(
-                    self._config.workers, startup_timeout=seconds, secret=self._secret
+                    self._config.workers,
+                    startup_timeout=seconds,
+                    secret=self._secret,
+                    epoch=self._epoch,
                 )
             except GroupLost:
                 if time.monotonic() + PAUSE_SECONDS >= deadline or self._launcher_is_gone():

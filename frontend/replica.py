@@ -5,26 +5,10 @@ Owns who runs here. Knows nothing of the queue, of other replicas, or of results
 
 from __future__ import annotations
 
-import dataclasses
-
 from frontend.blocks import BlockPool
+from frontend.budget import Budget
 from frontend.sequence import Phase, Sequence
 from frontend.step import NewSequence, Slice
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Budget:
-    """What a replica's step may hold.
-
-    Attributes:
-        tokens: of all rows.
-        long_prompt: a prompt with more tokens is long.
-        long_chunk: tokens of all long prompts together.
-    """
-
-    tokens: int
-    long_prompt: int
-    long_chunk: int
 
 
 class Replica:

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from frontend.blocks import BlockPool
+from frontend.budget import Budget, budget_of
 from frontend.errors import Code, RequestError
-from frontend.limits import Limits, SchedulerLoad, check_fits, check_queue
-from frontend.replica import Budget, Replica
+from frontend.limits import Limits, SchedulerLoad, check_fits, check_queue, expired
+from frontend.replicas import choose_replica, make_replicas
 from frontend.request import Request
 from frontend.results import take_results
 from frontend.sequence import Phase, Sequence
@@ -20,18 +20,6 @@ from frontend.step import Drawn, Slice, Step
 from frontend.step_times import StepTimes
 from frontend.suspects import Suspects, poisonous
 from frontend.waiting import WaitingQueue
-
-BUSIER_SHARE = 8
-"""A replica is clearly busier when it runs max_batch_size / BUSIER_SHARE more than another."""
-
-MAX_STRETCH = 1.9
-"""A long prompt may make a step this many times as long as its decodes alone."""
-
-PATIENCE_SECONDS = 0.025
-"""A step that is no longer than this may be stretched further: nobody reads faster."""
-
-LONG_PROMPT_SHARE = 4
-"""A prompt is long when it is above max_num_batched_tokens / LONG_PROMPT_SHARE."""
 
 
 class Scheduler:
@@ -51,7 +39,7 @@ class Scheduler:
     def __init__(self, limits: Limits, times: StepTimes | None = None) -> None:
         self.limits = limits
         self._times = times or StepTimes()
-        self._replicas = _replicas(limits)
+        self._replicas = make_replicas(limits)
         self._waiting = WaitingQueue()
         self._open: dict[str, Sequence] = {}
         self._suspects = Suspects()
@@ -124,14 +112,7 @@ class Scheduler:
             if request.queue_deadline > now:
                 continue
             self._withdraw(sequence, sequence.phase)
-            error = RequestError(
-                Code.DEADLINE_EXCEEDED,
-                f"not admitted within max_queue_time, {len(self._waiting)} requests still wait; "
-                "raise it or try again later",
-                reason="QUEUE_DEADLINE",
-                field="max_queue_time",
-            )
-            sequence.fail(error, now)
+            sequence.fail(expired(len(self._waiting)), now)
         self.earliest_deadline = min(
             (seq.request.queue_deadline for seq in fresh if seq.phase is Phase.WAITING),
             default=float("inf"),
@@ -148,7 +129,7 @@ class Scheduler:
         for replica, part in zip(self._replicas, slices, strict=True):
             for victim in replica.schedule_decodes(part, step_id):
                 self._preempt(victim)
-        budget = self._budget(max(part.num_decodes for part in slices))
+        budget = budget_of(self.limits, self._times, max(part.num_decodes for part in slices))
         for replica, part in zip(self._replicas, slices, strict=True):
             replica.schedule_prefills(part, budget, step_id)
         self._admit(slices, budget, step_id, suspect, now)
@@ -201,10 +182,10 @@ class Scheduler:
             self._withdraw(convict, convict.phase)
             convict.fail(poisonous(convict.request), now)
         self.limits = limits
-        self._replicas = _replicas(limits)
+        self._replicas = make_replicas(limits)
         self._num_draining = 0
         self._completed_step = self._scheduled_step
-        self._waiting.clear()
+        self._waiting.clear_resumed()
         num_replayed = 0
         for sequence in sorted(self._open.values(), key=lambda seq: seq.order):
             num_replayed += self._wait_again(sequence, now)
@@ -227,16 +208,6 @@ class Scheduler:
             generated_tokens=self._generated_tokens,
         )
 
-    def _budget(self, num_decodes: int) -> Budget:
-        """Tokens that a replica's step may hold, and of these a long prompt's."""
-        most = self.limits.max_num_batched_tokens
-        if num_decodes == 0:
-            return Budget(tokens=most, long_prompt=most, long_chunk=most)
-        decode_seconds = self._times.decode_seconds(num_decodes)
-        stretched = max(MAX_STRETCH * decode_seconds, PATIENCE_SECONDS)
-        chunk = self._times.prompt_tokens_within(stretched - decode_seconds, most)
-        return Budget(tokens=most, long_prompt=most // LONG_PROMPT_SHARE, long_chunk=chunk)
-
     def _admit(
         self,
         slices: list[Slice],
@@ -254,12 +225,14 @@ class Scheduler:
             sequence = self._waiting.head() if suspect is None else suspect
             if sequence.phase is not Phase.WAITING:
                 return
-            choice = self._choose_replica(sequence, slices)
+            choice = choose_replica(self._replicas, slices, sequence, self.limits)
             if choice is None:
                 return
             replica, matched = choice
             self._waiting.remove(sequence)
             replica.admit(sequence, matched, slices[replica.index], budget, step_id)
+            if len(sequence.tokens) > budget.long_prompt:
+                self._times.forget_chunks()
             request = sequence.request
             if not request.admitted:
                 request.admitted = now
@@ -279,41 +252,26 @@ class Scheduler:
                     self._preempt(sequence)
 
     def _wait_again(self, sequence: Sequence, now: float) -> bool:
-        """Put an open sequence into the new queue; whether it goes on from tokens it had."""
+        """Let an open sequence wait for the new workers; whether it goes on from where it was."""
         request = sequence.request
-        sequence.restart()
-        if not request.admitted:
-            self._waiting.push(sequence)
-            return False
+        has_run = bool(request.admitted)
         try:
             left = request.stops.max_new_tokens - request.num_generated
             check_fits(self.limits, len(sequence.tokens), left)
         except RequestError as error:  # the new workers' cache is smaller
             del self._open[request.id]
-            error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
+            if has_run:
+                error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
+            else:
+                self._waiting.remove(sequence)
             sequence.fail(error, now)
             return False
+        if not has_run:
+            return False
+        sequence.restart()
         request.replays += 1
         self._waiting.push_resumed(sequence)
         return True
-
-    def _choose_replica(
-        self, sequence: Sequence, slices: list[Slice]
-    ) -> tuple[Replica, list[int]] | None:
-        """Of the replicas with room the one with the longest prefix, unless clearly busier."""
-        budget = self.limits.max_num_batched_tokens
-        choices = []
-        for replica, part in zip(self._replicas, slices, strict=True):
-            if part.total_tokens < budget:
-                matched = replica.match(sequence)
-                if replica.has_room(sequence, matched):
-                    choices.append((replica, matched))
-        if not choices:
-            return None
-        slack = max(1, self.limits.max_batch_size // BUSIER_SHARE)
-        busiest = min(replica.num_running for replica, _ in choices) + slack
-        fair = [choice for choice in choices if choice[0].num_running <= busiest]
-        return min(fair, key=lambda choice: (-len(choice[1]), choice[0].num_running))
 
     def _preempt(self, victim: Sequence) -> None:
         """Let a sequence that lost its blocks wait again, once its results have arrived."""
@@ -340,15 +298,3 @@ class Scheduler:
             self._num_draining -= 1
         else:
             self._replicas[sequence.replica].release(sequence)
-
-
-def _replicas(limits: Limits) -> list[Replica]:
-    return [
-        Replica(
-            index,
-            BlockPool(limits.num_blocks, limits.block_size),
-            num_slots=limits.max_batch_size,
-            enable_prefix_cache=limits.enable_prefix_cache,
-        )
-        for index in range(limits.num_replicas)
-    ]

@@ -51,14 +51,19 @@ class StepTimes:
             _learn(self._alone, num_prompt_tokens, seconds / num_prompt_tokens)
         else:
             more = max(seconds - self.decode_seconds(num_decodes), 0.0)
-            _learn(self._beside, num_prompt_tokens, more / num_prompt_tokens)
+            _learn(self._beside, num_prompt_tokens, more)
+
+    def forget_chunks(self) -> None:
+        """A long prompt begins: what chunks cost deep in another one says little of its own."""
+        self._beside.clear()
 
     def predict(self, num_decodes: int, num_prompt_tokens: int) -> float:
         """Seconds of such a step; 0 when nothing is known yet."""
-        seconds = self.decode_seconds(num_decodes) if num_decodes else 0.0
+        if num_decodes == 0:
+            return self._alone_seconds(num_prompt_tokens)
+        seconds = self.decode_seconds(num_decodes)
         if num_prompt_tokens:
-            curve = self._beside if num_decodes and self._beside else self._alone
-            seconds += self._prompt_seconds(curve, num_prompt_tokens)
+            seconds += self._beside_seconds(num_decodes, num_prompt_tokens)
         return seconds
 
     def decode_seconds(self, num_decodes: int) -> float:
@@ -68,13 +73,20 @@ class StepTimes:
         nearest = min(curve, key=lambda known: (abs(known - bucket), known), default=None)
         return self._guess if nearest is None else curve[nearest]
 
-    def prompt_tokens_within(self, seconds: float, most: int) -> int:
-        """Prompt tokens that add at most ``seconds`` to decodes: a power of two, or ``most``."""
-        curve = self._beside or self._alone
-        tokens = most
-        while tokens > SMALLEST_CHUNK and self._prompt_seconds(curve, tokens) > seconds:
-            tokens = 1 << _bucket(tokens) - 1
-        return tokens
+    def chunk_within(self, num_decodes: int, seconds: float, most: int) -> int:
+        """Prompt tokens that add at most ``seconds`` to so many decodes.
+
+        Together they are ``most``, or a power of two, as padded shapes are; but a few there always
+        are. Sizes of which nothing is known are hoped to be quick: trying shows.
+        """
+        total = most
+        while True:
+            chunk = total - num_decodes
+            if chunk <= SMALLEST_CHUNK:
+                return min(SMALLEST_CHUNK, most)
+            if self._beside_seconds(num_decodes, chunk) <= seconds:
+                return chunk
+            total = 1 << _bucket(total) - 1
 
     def _widen(self, seconds: float, predicted: float) -> None:
         """Let the slack follow at once upwards, and slowly downwards."""
@@ -82,17 +94,27 @@ class StepTimes:
         late = seconds / predicted if predicted > 0.0 else 1.0
         self.slack = min(max(calmer, late), MOST_SLACK)
 
-    def _prompt_seconds(self, curve: dict[int, float], num_tokens: int) -> float:
-        """Of so many tokens: as measured, or the nearest smaller step that was and the rest at the
-        rate of large ones."""
-        bucket = _bucket(num_tokens)
+    def _beside_seconds(self, num_decodes: int, num_tokens: int) -> float:
+        """What so many tokens add to decodes: as measured; else as much as fewer did, or what they
+        take alone without half of what decodes read too."""
+        bucket, curve = _bucket(num_tokens), self._beside
+        if bucket in curve:
+            return curve[bucket]
+        fewer = max((known for known in curve if known < bucket), default=None)
+        alone = self._alone_seconds(num_tokens) - self.decode_seconds(num_decodes) / 2
+        return max(alone, 0.0 if fewer is None else curve[fewer])
+
+    def _alone_seconds(self, num_tokens: int) -> float:
+        """Of a step of its own: as measured, or the nearest smaller step that was and the rest at
+        the rate of large ones."""
+        bucket, curve = _bucket(num_tokens), self._alone
         if bucket in curve:
             return num_tokens * curve[bucket]
-        rate = self._alone[max(self._alone)] if self._alone else 0.0
-        smaller = max((known for known in curve if known < bucket), default=None)
-        if smaller is None:
+        rate = curve[max(curve)] if curve else 0.0
+        fewer = max((known for known in curve if known < bucket), default=None)
+        if fewer is None:
             return num_tokens * rate
-        return (1 << smaller) * curve[smaller] + (num_tokens - (1 << smaller)) * rate
+        return (1 << fewer) * curve[fewer] + (num_tokens - (1 << fewer)) * rate
 
 
 def _bucket(count: int) -> int:

@@ -37,11 +37,10 @@ class WaitingQueue:
     def __bool__(self) -> bool:
         return bool(self._resumed or self._fresh)
 
-    def clear(self) -> None:
-        """Forget who waits, not what keys were given."""
+    def clear_resumed(self) -> None:
+        """Forget those that have run; of the others it stays whose turn it is."""
+        self.num_tokens -= sum(len(sequence.tokens) for sequence in self._resumed)
         self._resumed.clear()
-        self._fresh.clear()
-        self.num_tokens = 0
 
     def fresh(self) -> Iterator[Sequence]:
         """Those that never ran."""

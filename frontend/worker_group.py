@@ -11,26 +11,21 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from typing import TypeVar
 
+from frontend.agreement import check_agreement, check_first
 from frontend.answers import Expected, Questions, drawn_of, measures_complaint
 from frontend.rank import GroupLost, Rank
 from frontend.step import Measures, NewSequence, Slice, Step, StepResults
-from switchyard.worker.link import PROTOCOL, local_address
+from switchyard.worker.link import local_address
 from switchyard.worker.v1 import worker_pb2
 
 __all__ = ["GroupLost", "WorkerGroup"]
 
-# What may differ between the ranks of one group.
-OWN_FIELDS = (
-    "rank",
-    "device",
-    "bytes_per_second",
-    "flops_per_second",
-    "bytes_read",
-    "startup_seconds",
-    "timed_tokens",
-    "timed_seconds",
-)
+HELLO_SECONDS = 10.0
+"""How long ranks that have said what they are may take to open their streams."""
+
+_T = TypeVar("_T")
 
 
 class WorkerGroup:
@@ -54,7 +49,12 @@ class WorkerGroup:
 
     @classmethod
     async def connect(
-        cls, addresses: Sequence[str], *, startup_timeout: float = 600.0, secret: str | None = None
+        cls,
+        addresses: Sequence[str],
+        *,
+        startup_timeout: float = 600.0,
+        secret: str | None = None,
+        epoch: int | None = None,
     ) -> WorkerGroup:
         """Wait for all ranks, check that they agree, open their streams.
 
@@ -63,13 +63,13 @@ class WorkerGroup:
                 listens on port + l, or ``unix:/path/rank-{rank}.sock``.
             startup_timeout: seconds until ranks that are not there are given up.
             secret: what the ranks want to hear; None: nothing.
+            epoch: newer than any that they have seen; None: the time.
 
         Raises:
             GroupLost: a rank is not reachable in time, or breaks its stream.
             ValueError: the ranks do not belong together, or speak another protocol.
         """
         deadline = time.monotonic() + startup_timeout
-        epoch = time.time_ns()
         async with AsyncExitStack() as stack:
 
             def rank_at(number: int, address: str) -> Rank:
@@ -79,13 +79,18 @@ class WorkerGroup:
 
             ranks = [rank_at(0, local_address(addresses[0], 0))]
             first = await ranks[0].describe(deadline)
-            _check_first(first, addresses)
+            check_first(first, addresses)
             for number in range(1, first.world_size):
                 machine, local = divmod(number, first.local_world_size)
                 ranks.append(rank_at(number, local_address(addresses[machine], local)))
             others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
-            _check_agreement([first, *others], ranks)
-            await asyncio.gather(*(rank.open(epoch, deadline) for rank in ranks))
+            check_agreement([first, *others], ranks)
+            # Their own time: ranks that have seen a Hello and are left end, and load again. The
+            # first alone, which tells one frontend from another: the second has none of the group.
+            deadline = time.monotonic() + HELLO_SECONDS
+            newest = epoch or time.time_ns()
+            await ranks[0].open(newest, deadline)
+            await asyncio.gather(*(rank.open(newest, deadline) for rank in ranks[1:]))
             return cls(ranks, first, stack.pop_all())
 
     async def send(self, step: Step) -> None:
@@ -99,10 +104,7 @@ class WorkerGroup:
         size = self.info.tensor_parallel_size
         messages = [_encode(step, part) for part in step.slices]
         writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
-        if len(writes) == 1:
-            await writes[0]
-        else:
-            await asyncio.gather(*writes)
+        await self._unless_lost(asyncio.gather(*writes))
 
     async def receive(self) -> StepResults:
         """Every rank's answer to the oldest outstanding step.
@@ -140,14 +142,9 @@ class WorkerGroup:
         Raises:
             GroupLost: the group is lost, or a rank does not answer.
         """
-        asked = asyncio.gather(*(rank.expert_load() for rank in self._ranks))
-        asked.add_done_callback(lambda done: done.cancelled() or done.exception())
-        # Ranks that are gone would let everybody wait.
-        await asyncio.wait((asked, self.lost), return_when=asyncio.FIRST_COMPLETED)
-        if self.lost.done():
-            asked.cancel()
-            raise self.lost.result()
-        return asked.result()
+        return await self._unless_lost(
+            asyncio.gather(*(rank.expert_load() for rank in self._ranks))
+        )
 
     async def close(self) -> None:
         """Break all streams, which ends the workers."""
@@ -155,6 +152,21 @@ class WorkerGroup:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
         await self._streams.aclose()
+
+    async def _unless_lost(self, work: asyncio.Future[_T]) -> _T:
+        """The result of ``work``, for which ranks that are gone or stand still would let us wait.
+
+        Raises:
+            GroupLost: the group is lost.
+        """
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            done, _ = await asyncio.wait((work, self.lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+        if self.lost.done() and (work not in done or work.exception()):
+            raise self.lost.result()
+        return work.result()
 
     async def _read(self, rank: Rank) -> None:
         """Pass on one rank's answers until its stream ends."""
@@ -175,52 +187,6 @@ class WorkerGroup:
             self.lost.set_result(error)
             for rank in self._ranks:
                 rank.results.put_nowait(error)
-
-
-def _check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) -> None:
-    if first.protocol != PROTOCOL:
-        raise ValueError(
-            f"workers at {addresses[0]} speak protocol {first.protocol} (version {first.version}), "
-            f"this frontend {PROTOCOL}; install the same release on both"
-        )
-    if first.world_size != len(addresses) * first.local_world_size:
-        raise ValueError(
-            f"the group has {first.world_size} ranks, {first.local_world_size} on each machine, "
-            f"but {len(addresses)} worker addresses are given; give one for each machine"
-        )
-
-
-def _check_agreement(infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequence[Rank]) -> None:
-    """One line for the first rank and field that is not as on rank 0."""
-    fields = [f.name for f in worker_pb2.DescribeResponse.DESCRIPTOR.fields]
-    for rank, info in zip(ranks, infos, strict=True):
-        if info.rank != rank.number:
-            raise ValueError(f"{rank} says it is rank {info.rank}; check the worker addresses")
-        for name in fields:
-            own, first = getattr(info, name), getattr(infos[0], name)
-            if name not in OWN_FIELDS and own != first:
-                raise ValueError(
-                    f"{rank} has {name} {own}, rank 0 has {first}; "
-                    "start all ranks with the same flags and files"
-                )
-
-
-def check_successor(
-    before: worker_pb2.DescribeResponse, after: worker_pb2.DescribeResponse
-) -> None:
-    """Refuse a group that open requests cannot go on with.
-
-    Raises:
-        ValueError: it differs in more than what is measured at its start.
-    """
-    for field in worker_pb2.DescribeResponse.DESCRIPTOR.fields:
-        name = field.name
-        if name not in (*OWN_FIELDS, "num_blocks"):
-            old, new = getattr(before, name), getattr(after, name)
-            if old != new:
-                raise ValueError(
-                    f"the workers came back with {name} {new}, they had {old}; start all anew"
-                )
 
 
 def _measures(results: Sequence[worker_pb2.StepResult]) -> Measures:

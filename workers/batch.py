@@ -26,7 +26,7 @@ from workers.attention_plan import (
 from workers.extras import StepExtras
 from workers.layers.attention import AttentionBatch
 from workers.models.base import ForwardBatch
-from workers.rows import Rows
+from workers.rows import Rows, int32s
 from workers.sampler import SamplingRows
 from workers.slot_params import SlotParams
 from workers.staging import Staging
@@ -126,12 +126,12 @@ class BatchBuilder:
             self.adjuster.forget(new.slot)
             self.table_lengths[new.slot] = 0
         rows = Rows.from_step(step)
+        rows.check_slots(self.num_slots)
         extras = self._extras(step, rows)
         self._add_blocks(step, rows.slots)
+        rows.check_room(self.table_lengths * self.block_size)
         num_tokens = int(rows.num_tokens.sum())
-        padded = rows
-        if shape is not None and shape.decodes:
-            padded = rows.padded(shape.tokens)
+        padded = rows.padded(shape.tokens) if shape is not None and shape.decodes else rows
         columns = self._token_columns(step, padded, num_tokens if shape is None else shape.tokens)
         columns["num_valid"] = np.array([num_tokens], dtype=np.int32)
         num_decodes = step.num_decodes
@@ -169,7 +169,7 @@ class BatchBuilder:
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
         """Append new blocks to the rows' tables."""
         counts = np.array(step.num_new_blocks, dtype=np.int64)
-        blocks = np.array(step.new_blocks, dtype=np.int32)
+        blocks = int32s(step, "new_blocks")
         if len(counts) != len(slots) or counts.sum() != len(blocks):
             raise ValueError(
                 f"step {step.step_id}: {len(counts)} block counts that sum to {counts.sum()} for "
@@ -198,7 +198,7 @@ class BatchBuilder:
         starts = np.repeat(rows.positions - rows.first_token, rows.num_tokens)
         ids = np.full(size, -1, dtype=np.int32)
         if len(step.token_ids):
-            ids[step.num_decodes : num_tokens] = np.array(step.token_ids, dtype=np.int32)
+            ids[step.num_decodes : num_tokens] = int32s(step, "token_ids")
         positions = np.zeros(size, dtype=np.int32)
         positions[:num_tokens] = np.arange(num_tokens) + starts
         slots = np.full(size, -1, dtype=np.int32)

@@ -39,20 +39,20 @@ class Backoff:
 
     def after(self, end: GroupEnd, now: float) -> float | None:
         """Seconds to wait; None: give up."""
+        if end.ready_at is not None or end.left:
+            self.was_ready = True
+            self.failed_starts = 0
         if end.moved:
             return _PEERS_DELAY
+        if end.left:
+            return 0.0
         if end.ready_at is None:
             self.failed_starts += 1
             first_start_refused = not self.was_ready and not end.killed
             if first_start_refused or self.failed_starts >= _MAX_FAILED_STARTS:
                 return None
-        else:
-            self.was_ready = True
-            self.failed_starts = 0
-            if end.left:
-                return 0.0
-            if now - end.ready_at >= _STABLE_SECONDS:
-                self.losses = 0
+        elif now - end.ready_at >= _STABLE_SECONDS:
+            self.losses = 0
         self.losses += 1
         if self.losses == 1:
             return 0.0

@@ -16,7 +16,7 @@ from typing import Any
 REFUSED = 2
 """Exit status of what cannot start: bad flags or files, an address taken, too little memory."""
 
-_MAX_REASON = 900  # characters; lines up to 4096 bytes are not torn
+_MAX_REASON = 600  # characters of up to 6 bytes; lines up to 4096 bytes are not torn
 
 
 class Reporter:

@@ -39,7 +39,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             does not return.
         secret: what callers must know; None: nothing.
         newest_epoch: the newest epoch that this rank has seen in an earlier life.
-        saw_epoch: called with each newer one.
+        saw_epoch: called with the one that it serves.
     """
 
     def __init__(
@@ -94,7 +94,8 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self, request_iterator: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
     ) -> Iterator[worker_pb2.ExecuteResponse]:
         epoch = self._accept(request_iterator, context)
-        context.add_callback(lambda: self.leave("the frontend is gone", False))
+        if not context.add_callback(lambda: self.leave("the frontend is gone", False)):
+            self.leave("the frontend is gone", False)  # while it said Hello
         yield worker_pb2.ExecuteResponse(welcome=worker_pb2.Welcome(epoch=epoch))
         reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
         reader.start()
@@ -151,17 +152,18 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 f"the frontend speaks protocol {hello.protocol}, this worker {PROTOCOL}",
             )
         with self.lock:
-            newest, self.newest_epoch = self.newest_epoch, max(self.newest_epoch, hello.epoch)
-            refused = self.serving or hello.epoch <= newest
-            self.serving = True if not refused else self.serving
-        if hello.epoch > newest:
-            self.saw_epoch(hello.epoch)
+            newest, serving = self.newest_epoch, self.serving
+            refused = serving or hello.epoch <= newest
+            if not refused:
+                self.newest_epoch, self.serving = hello.epoch, True
         if refused:
             context.abort(
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"epoch {hello.epoch} is refused: the rank has seen epoch {newest}"
-                + (" and serves a frontend" if self.serving else ""),
+                + (" and serves a frontend" if serving else ""),
             )
+        # Once in a rank's life: what it tells its launcher must fit the pipe between them.
+        self.saw_epoch(hello.epoch)
         return hello.epoch
 
     def _read(self, requests: Iterator[worker_pb2.ExecuteRequest]) -> None:

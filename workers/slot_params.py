@@ -41,6 +41,8 @@ class SlotParams:
 
     def set(self, new: worker_pb2.NewSequence) -> None:
         """Take in a sequence; raises ValueError when its fields contradict each other."""
+        if new.slot >= len(self.asks) - 1:
+            raise ValueError(f"slot {new.slot}: there are {len(self.asks) - 1}")
         seed = np.uint64(new.seed).astype(np.int64)
         self.floats[:, new.slot] = (new.temperature, new.top_p, new.min_p)
         self.ints[:, new.slot] = (new.top_k, seed, new.sample_index)

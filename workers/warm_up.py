@@ -19,11 +19,11 @@ _ADJUSTED = 64  # sequences whose logits change: as many as adjust.py changes at
 def warm_up_steps(
     *, num_tokens: int, num_sequences: int, max_model_len: int, block_size: int
 ) -> Iterator[worker_pb2.StepRequest]:
-    """Prefills of the largest size, of each power of two below it and a few between, which draw one row or a few,
-    in turn plainly and with filters and suppressed tokens; decodes of all slots, and of the fewest
-    for each way that attention cuts them, plainly and with filters, both with and without all that
-    sequences may ask for besides; decodes beside a prefill; the largest prefill again, with
-    log-probabilities of its prompts.
+    """Prefills of the largest size, of each power of two below it and a few between, which draw one
+    row or a few, in turn plainly and with filters and suppressed tokens; decodes of all slots, and
+    of the fewest for each way that attention cuts them, plainly and with filters, both with and
+    without all that sequences may ask for besides; decodes beside a prefill; the largest prefill
+    again, with log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from frontend.errors import RequestError
+from frontend.errors import RequestError, invalid_field
 from frontend.observer import Caller
 from frontend.openai.chat import read_chat
 from frontend.openai.completions import read_completion
@@ -146,7 +146,10 @@ class App:
         read: Callable[[Fields, str, str], Job],
         fields: Fields,
     ) -> None:
-        job = read(fields, exchange.request_id, self._model)
+        try:
+            job = read(fields, exchange.request_id, self._model)
+        except RecursionError as error:  # what could just be read cannot always be written again
+            raise invalid_field("body", "is nested too deep; send flatter JSON") from error
         answer = self._stream if job.stream else self._whole
         try:
             await exchange.until_gone(answer(exchange, caller, job))

@@ -95,11 +95,7 @@ class CallsInText:
 
     def _call(self, text: str) -> list[ChoiceDelta]:
         """A call's delta; none when the text is no call."""
-        try:
-            call = json.loads(text)
-        except (ValueError, RecursionError):
-            return []
-        delta = _whole_call(self.num_calls, call)
+        delta = _whole_call(self.num_calls, _parsed(text))
         self.num_calls += len(delta)
         if delta:
             self._blanks, self._behind_call = "", True
@@ -120,9 +116,8 @@ class ListOfCalls:
 
     def flush(self) -> list[ChoiceDelta]:
         """All calls; the text itself when it was cut off."""
-        try:
-            calls = json.loads(self._text)
-        except (ValueError, RecursionError):
+        calls = _parsed(self._text)
+        if not isinstance(calls, list):
             return _content(self._text)
         deltas = [_whole_call(index, call) for index, call in enumerate(calls)]
         self.num_calls = sum(map(len, deltas))
@@ -152,6 +147,17 @@ class NamedCall:
 
 def _content(text: str) -> list[ChoiceDelta]:
     return [{"content": text}] if text else []
+
+
+def _parsed(text: str) -> Any:
+    """What a JSON text says; None when it is none, or cannot be sent on: a model may write the
+    escape of half a surrogate pair."""
+    try:
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return None
+    return value
 
 
 def _whole_call(index: int, call: Any) -> list[ChoiceDelta]:

@@ -63,7 +63,13 @@ async def test_floors_are_for_the_server_s_device_and_layout() -> None:
 
 async def test_a_sweep_over_a_server_that_measures_nothing() -> None:
     flags = argparse.Namespace(
-        batch_sizes=[1, 3], input_lens=[4], output_lens=[8], repeat=2, seed=0, model=None
+        api_key=None,
+        batch_sizes=[1, 3],
+        input_lens=[4],
+        output_lens=[8],
+        repeat=2,
+        seed=0,
+        model=None,
     )
     async with running_server() as running, asyncio.timeout(30):
         server = Server(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+from collections.abc import Iterable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,28 +13,58 @@ import pytest
 import yaml
 
 from frontend.__main__ import parse_config
+from frontend.config import FrontendConfig
 from workers.flags import parser as worker_flags
 
 ROOT = Path(__file__).parents[2]
-SERVICES = ("workers", "frontend", "workers-gpu", "frontend-gpu")
+DEMO = str(ROOT / "demo" / "checkpoint")
+SERVING = ("workers", "frontend", "workers-gpu", "frontend-gpu")
+SERVICES = ("link", *SERVING)
+PAIRS = (("frontend", "workers"), ("frontend-gpu", "workers-gpu"))
 
 
-def _interpolate(text: str) -> str:
-    """``${NAME:-default}`` as Compose reads it where nothing is set."""
-    return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text)
+class _Loader(yaml.SafeLoader):
+    """YAML as Compose reads it: `!override` takes a list as it is."""
+
+
+_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+
+
+def load_compose(name: str) -> dict[str, Any]:
+    """A compose file where no variable is set: ``${NAME:-default}`` is its default."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / name).read_text())
+    document: dict[str, Any] = yaml.load(text, _Loader)
+    return document
 
 
 @pytest.fixture(scope="module")
 def compose() -> dict[str, Any]:
-    document: dict[str, Any] = yaml.safe_load(_interpolate((ROOT / "compose.yaml").read_text()))
-    return document
+    return load_compose("compose.yaml")
+
+
+@pytest.fixture(scope="module")
+def secure() -> dict[str, Any]:
+    return load_compose("deploy/compose.secure.yaml")
+
+
+def frontend_config(arguments: Iterable[str]) -> FrontendConfig:
+    """Flags as the frontend reads them, with the demo in the place of a mounted model."""
+    return parse_config(
+        [each.replace("/model", DEMO) if "model" in each else each for each in arguments]
+    )
 
 
 def test_plain_up_takes_the_cpu_profile(compose: dict[str, Any]) -> None:
     profiles = {name: service["profiles"] for name, service in compose["services"].items()}
 
     assert "COMPOSE_PROFILES=cpu" in (ROOT / ".env").read_text().splitlines()
-    assert profiles == dict(zip(SERVICES, (["cpu"], ["cpu"], ["gpu"], ["gpu"]), strict=True))
+    assert profiles == {
+        "link": ["cpu", "gpu"],
+        "workers": ["cpu"],
+        "frontend": ["cpu"],
+        "workers-gpu": ["gpu"],
+        "frontend-gpu": ["gpu"],
+    }
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -43,16 +75,69 @@ def test_every_service_is_hardened(compose: dict[str, Any], name: str) -> None:
     assert service["init"]
     assert service["cap_drop"] == ["ALL"]
     assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not {"privileged", "user", "cap_add", "pid", "ipc", "devices"} & set(service)
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_what_serves_writes_nowhere_and_can_be_asked(compose: dict[str, Any], name: str) -> None:
+    service = compose["services"][name]
+
     assert all(volume["read_only"] for volume in service["volumes"])
     assert service["healthcheck"]["test"][0] == "CMD"
+    assert service["restart"] == "unless-stopped"
+
+
+def test_the_secret_is_made_by_a_service_that_reaches_nothing(compose: dict[str, Any]) -> None:
+    link = compose["services"]["link"]
+
+    assert link["network_mode"] == "none"
+    assert "networks" not in link
+    assert "ports" not in link
+    assert link["restart"] == "no"
+    (volume,) = link["volumes"]
+    assert (volume["type"], volume["source"]) == ("volume", "link")
+    assert Path(link["entrypoint"][-1]).parent == Path(volume["target"])
+
+
+@pytest.mark.parametrize("name", SERVING)
+def test_the_secret_is_there_before_anybody_reads_it(compose: dict[str, Any], name: str) -> None:
+    service = compose["services"][name]
+
+    assert service["depends_on"]["link"] == {"condition": "service_completed_successfully"}
+    flags = shlex.split(service["command"])
+    path = Path(flags[flags.index("--link-secret-file") + 1])
+    assert str(path) == compose["services"]["link"]["entrypoint"][-1]
+    assert {"link": str(path.parent)}.items() <= {
+        volume["source"]: volume["target"] for volume in service["volumes"]
+    }.items()
+
+
+@pytest.mark.parametrize("name", ["compose.yaml", "deploy/compose.secure.yaml"])
+def test_secrets_are_files_never_variables_or_arguments(name: str) -> None:
+    for service in load_compose(name)["services"].values():
+        assert "environment" not in service
+        assert "env_file" not in service
+        words = shlex.split(service.get("command", ""))
+        for flag, value in pairwise(words):
+            if re.match(r"--.*(secret|key)", flag):
+                assert value.startswith(("/run/link/", "/run/secrets/")), f"{flag} {value}"
+
+
+def test_images_are_built_without_secrets() -> None:
+    """A build argument or a variable would stay in a layer."""
+    dockerfile = (ROOT / "Dockerfile").read_text()
+
+    names = re.findall(r"^(?:ARG|ENV|\s+)\s*([A-Z_]+)=", dockerfile, flags=re.MULTILINE)
+    assert {"BASE", "TORCH", "HOME"} <= set(names)
+    assert not [each for each in names if re.search("SECRET|KEY|TOKEN|PASSWORD", each)]
 
 
 def test_only_frontends_publish_and_only_on_loopback(compose: dict[str, Any]) -> None:
     published = {name: each.get("ports", []) for name, each in compose["services"].items()}
 
-    assert published["frontend"] == published["frontend-gpu"] == ["127.0.0.1:50051:50051"]
-    assert not published["workers"]
-    assert not published["workers-gpu"]
+    expected = ["127.0.0.1:50051:50051", "127.0.0.1:8000:8000"]
+    assert published.pop("frontend") == published.pop("frontend-gpu") == expected
+    assert not any(published.values())
     for name in ("workers", "workers-gpu"):
         assert list(compose["services"][name]["networks"]) == ["internal"]
     assert compose["networks"]["internal"] == {"internal": True}
@@ -66,17 +151,48 @@ def test_worker_commands_are_flags_of_the_launcher(compose: dict[str, Any], name
     assert (flags.device, flags.tp) == {"workers": ("cpu", 2), "workers-gpu": ("cuda", 1)}[name]
 
 
-def test_frontend_commands_are_flags_that_reach_the_workers(compose: dict[str, Any]) -> None:
-    demo = str(ROOT / "demo" / "checkpoint")
-    for name in ("frontend", "frontend-gpu"):
-        service = compose["services"][name]
-        config = parse_config(shlex.split(service["command"].replace("/model", demo, 1)))
-        host, _, port = config.workers[0].partition(":")
-        workers = compose["services"][service["depends_on"][0]]
+@pytest.mark.parametrize(("frontend", "workers"), PAIRS)
+def test_frontend_commands_are_flags_that_reach_the_workers(
+    compose: dict[str, Any], frontend: str, workers: str
+) -> None:
+    service = compose["services"][frontend]
+    config = frontend_config(shlex.split(service["command"]))
+    host, _, port = config.workers[0].partition(":")
 
-        assert host in workers["networks"]["internal"]["aliases"]
-        assert f"0.0.0.0:{port}" in workers["command"]
-        assert config.drain_timeout < int(service["stop_grace_period"].removesuffix("s"))
+    assert service["depends_on"][workers] == {"condition": "service_started"}
+    assert host in compose["services"][workers]["networks"]["internal"]["aliases"]
+    assert f"0.0.0.0:{port}" in compose["services"][workers]["command"]
+    inside = [each.rpartition(":")[2] for each in service["ports"]]
+    assert inside == [str(config.port), str(config.http_port)]
+    assert config.drain_timeout < int(service["stop_grace_period"].removesuffix("s"))
+
+
+@pytest.mark.parametrize("name", ["frontend", "frontend-gpu"])
+def test_open_to_others_means_keys_and_encryption(
+    compose: dict[str, Any], secure: dict[str, Any], name: str
+) -> None:
+    """The same flags as on loopback, but for who may ask."""
+    opened = secure["services"][name]
+    here = frontend_config(shlex.split(compose["services"][name]["command"]))
+    there = frontend_config(shlex.split(opened["command"]))
+
+    assert here.insecure
+    assert not there.insecure
+    files = (there.api_key_file, there.tls_cert, there.tls_key)
+    assert files == tuple(Path("/run/secrets") / each for each in opened["secrets"])
+    assert set(opened["secrets"]) == set(secure["secrets"])
+    assert all(set(each) == {"file"} for each in secure["secrets"].values())
+    for field in ("workers", "host", "http_port", "drain_timeout", "link_secret_file"):
+        assert getattr(there, field) == getattr(here, field)
+    assert f"--tls-ca={there.tls_cert}" in opened["healthcheck"]["test"]
+    assert [each.partition(":")[2] for each in opened["ports"]] == ["50051:50051", "8000:8000"]
+
+
+def test_secrets_of_ones_own_are_kept_out_of_git_and_images() -> None:
+    assert (ROOT / "deploy" / "secrets" / ".gitignore").read_text().splitlines()[0] == "*"
+    ignored = (ROOT / ".dockerignore").read_text().splitlines()
+    assert "*" in ignored
+    assert not any(line.startswith("!deploy") for line in ignored)
 
 
 @pytest.mark.parametrize("target", ["worker", "frontend"])

@@ -25,8 +25,8 @@ from typing import Any
 import uvloop
 
 SECONDS = {
-    "wire": 120, "messages": 240, "languages": 150, "chat": 120, "routers": 180, "http": 240,
-    "results": 150,
+    "wire": 500, "http": 400, "messages": 350, "routers": 300, "chat": 250, "results": 240,
+    "languages": 200, "calls": 60,
 }  # fmt: skip
 SLOW_SECONDS = 1.0
 NUM_SEEDS = 48
@@ -34,7 +34,16 @@ MAX_INPUT_BYTES = 1024
 # Their lines depend on sizes and on time, more than on what a byte says.
 _NOT_GUIDING = tuple(
     f"frontend.{name}"
-    for name in ("blocks", "engine", "limits", "meter", "replica", "scheduler", "step_times", "waiting")
+    for name in (
+        "blocks",
+        "engine",
+        "limits",
+        "meter",
+        "replica",
+        "scheduler",
+        "step_times",
+        "waiting",
+    )
 )
 _COVERAGE = re.compile(r"^#(\d+)\s.*\bcov: (\d+)", re.MULTILINE)
 _DEEPEST_FRAMES = 2
@@ -57,7 +66,9 @@ class Ledger:
         if error is not None:
             self._keep(self._findings, _name_of(error), data, traceback.format_exception(error))
         if cpu_seconds > SLOW_SECONDS:
-            self._keep(self._slow, f"slow-{cpu_seconds:.0f}s", data, [f"{cpu_seconds:.2f} s of CPU"])
+            self._keep(
+                self._slow, f"slow-{cpu_seconds:.0f}s", data, [f"{cpu_seconds:.2f} s of CPU"]
+            )
         if error is not None or self._count % 200 == 0:
             self._write()
 
@@ -93,7 +104,7 @@ def seeds(target: str) -> list[bytes]:
     noise = random.Random(target)
     found = [noise.randbytes(noise.choice((16, 60, 200, 500))) for _ in range(NUM_SEEDS)]
     if target == "wire":
-        from tests.faults.fuzz_targets import METHODS, valid_messages
+        from tests.faults.fuzz_calls import METHODS, valid_messages
 
         numbers = {name: number for number, name in enumerate(METHODS)}
         found = [bytes([numbers[name]]) + data for name, data in valid_messages()]
@@ -179,7 +190,9 @@ def run_target(target: str, folder: Path, seconds: int) -> tuple[str, bool]:
 
 def main() -> None:
     """`python -m tests.faults.fuzz [TARGET …]`; ends with 1 when there are findings."""
-    parser = argparse.ArgumentParser(prog="fuzz", description="Fuzz what takes bytes from strangers.")
+    parser = argparse.ArgumentParser(
+        prog="fuzz", description="Fuzz what takes bytes from strangers."
+    )
     parser.add_argument("targets", nargs="*", metavar="TARGET", help=f"of {', '.join(SECONDS)}")
     parser.add_argument("--seconds", type=int, help="for each target; default: as in SECONDS")
     parser.add_argument("--keep", type=Path, help="folder of findings; default: a new one in /tmp")

@@ -12,15 +12,21 @@ from tests.faults.fuzz_values import Bytes
 
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null", "nothing")
 _REGEX_PARTS = (
-    "a", "b", "[a-z]", "[^a]", ".", "\\d", "\\w", "\\s", "\\b", "^", "$", "(", ")", "(?:", "(?=", "(?<n>",
+    "a", "b", "[a-z]", "[^a]", ".", "\\d", "\\w", "\\s", "\\b", "^", "$", "(", ")", "(?:",
+    "(?=", "(?<n>",
     "|", "*", "+", "?", "*?", "{2}", "{0,3}", "{2,}", "{99999}", "{3,1}", "[", "]", "\\", "\\1",
-    "\\p{L}", "\\x{110000}", "\\ud800", "é", "🙂", "(?i)", "(a*)*", "(a|a)*", "(a+)+$", "[\\s\\S]{40}", "\0",
+    "\\p{L}", "\\x{110000}", "\\ud800", "é", "🙂", "(?i)", "(a*)*", "(a|a)*", "(a+)+$",
+    "[\\s\\S]{40}", "\0",
 )  # fmt: skip
 _GRAMMAR_PARTS = (
-    "start: ", "a: ", "A: ", "B: ", " ", "\n", "| ", '"x"', '""', '"a".."z"', "/[a-z]+/", "/(/", "/a*/",
-    "start ", "a ", "A ", "B ", "( ", ") ", "* ", "+ ", "? ", "~ 3 ", "~ 2..9999 ", "{2,3} ", "& ", "~ ",
-    "%ignore ", "%import common.INT\n", "%json ", '{"type":"object"}', "<|end|> ", "<[3]> ", "<[3-999]> ",
-    "[capture] ", "[stop=\"\"]", "[max_tokens=1]", "[lazy]", "%llguidance {}\n", "// c\n", "é", "\0", "@a ",
+    "start: ", "a: ", "A: ", "B: ", " ", "\n", "| ", '"x"', '""', '"a".."z"', "/[a-z]+/",
+    "/(/", "/a*/",
+    "start ", "a ", "A ", "B ", "( ", ") ", "* ", "+ ", "? ", "~ 3 ", "~ 2..9999 ", "{2,3} ",
+    "& ", "~ ",
+    "%ignore ", "%import common.INT\n", "%json ", '{"type":"object"}', "<|end|> ", "<[3]> ",
+    "<[3-999]> ",
+    "[capture] ", "[stop=\"\"]", "[max_tokens=1]", "[lazy]", "%llguidance {}\n", "// c\n",
+    "é", "\0", "@a ",
 )  # fmt: skip
 _SCHEMAS = (
     '{"$ref": "#"}', '{"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"}',
@@ -28,7 +34,8 @@ _SCHEMAS = (
     '{"$ref": "http://localhost/"}', '{"$ref": "file:///etc/passwd"}', '{"$ref": "#/%zz"}',
     '{"type": "string", "pattern": "(a*)*$"}', '{"enum": []}', '{"const": {"a": [1e400]}}',
     '{"type": "integer", "minimum": 9e99}', '{"type": "number", "multipleOf": 0}',
-    '{"minItems": 99999999999, "type": "array"}', '{"maxLength": -1, "type": "string"}', "true", "false",
+    '{"minItems": 99999999999, "type": "array"}', '{"maxLength": -1, "type": "string"}',
+    "true", "false",
     '{"properties": {"": {"type": "string", "format": "date-time"}}, "required": ["", ""]}',
     '{"type": "string", "maxLength": 100000}', '{"anyOf": [], "oneOf": [{}], "not": {}}',
 )  # fmt: skip

@@ -91,7 +91,7 @@ def _fill_child(message: Message, field: FieldDescriptor, data: Bytes, depth: in
 
 
 def _many(size: int, data: Bytes) -> int:
-    """How often to repeat what takes ``size`` bytes: all of it stays far below a message's bound."""
+    """How often to repeat what takes ``size`` bytes: below a message's bound by far."""
     return min(data.pick(_MANY), 1 + _MOST_BYTES // (size + 1))
 
 
@@ -111,8 +111,10 @@ def _value(field: FieldDescriptor, data: Bytes) -> Any:
 
 _KWARGS = (
     "shout", "enable_thinking", "documents", "tools", "messages", "add_generation_prompt", "self",
-    "chat_template", "tokenize", "conversation", "return_dict", "range", "raise_exception", "", "loop",
-    "strftime_now", "namespace", "m", "é", "budget", "tokenizer_kwargs", "cls", "kwargs", "environment",
+    "chat_template", "tokenize", "conversation", "return_dict", "range", "raise_exception",
+    "", "loop",
+    "strftime_now", "namespace", "m", "é", "budget", "tokenizer_kwargs", "cls", "kwargs",
+    "environment",
 )  # fmt: skip
 
 
@@ -121,11 +123,30 @@ def template_kwargs(data: Bytes) -> dict[str, Any]:
     return {data.pick(_KWARGS): data.json(2) for _ in range(data.below(4))}
 
 
+_CALL_PARTS = (
+    "<tool_call>", "</tool_call>", "<tool_", "call>", "\n", " ", '{"name": "f", "arguments": ',
+    '{"name": "f"', '"parameters": ', ', "arguments": ', "{}", "}", "[", "]", ",", '"\\ud800"',
+    "null", '"é"', "1e999", "text", "🙂",
+)  # fmt: skip
+
+
+def model_text(data: Bytes) -> str:
+    """Some text as a model writes it that knows tools."""
+    match data.below(8):
+        case 0:
+            return data.text()
+        case 1:
+            return data.json_text()
+        case _:
+            return data.pick(_CALL_PARTS)
+
+
 # ---- the HTTP API ----
 
 _FIELDS = (
     "model", "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty",
-    "frequency_penalty", "seed", "n", "best_of", "stop", "stop_token_ids", "max_tokens", "min_tokens",
+    "frequency_penalty", "seed", "n", "best_of", "stop", "stop_token_ids", "max_tokens",
+    "min_tokens",
     "max_completion_tokens", "ignore_eos", "include_stop_str_in_output", "skip_special_tokens",
     "logit_bias", "allowed_token_ids", "logprobs", "top_logprobs", "echo", "suffix", "stream",
     "stream_options", "priority", "user", "response_format", "guided_json", "guided_regex",

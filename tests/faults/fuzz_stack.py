@@ -7,6 +7,7 @@ worker.proto: it draws what sampling allows, quickly and always the same.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 from collections import deque
 from collections.abc import Callable
@@ -21,6 +22,8 @@ from frontend.service import Service
 from frontend.tokenizer import Tokenizer
 from frontend.worker_group import WorkerGroup
 from switchyard.worker.v1 import worker_pb2
+from tests.faults.fuzz_messages import fill
+from tests.faults.fuzz_values import Bytes
 from tests.frontend.conftest import byte_level_backend, write_folder
 from tests.frontend.fakes import EOS, MODEL, backend, describe
 
@@ -31,7 +34,8 @@ VOCAB_SIZE = 416
 _TEMPLATE = """
 {%- if documents %}{% for document in documents %}[{{ document.title }}]{% endfor %}{% endif -%}
 {%- if tools %}{% for tool in tools %}{{ tool | tojson }}{{ tool.function.name + ':' }}
-{%- for name, value in tool.function.parameters.properties.items() %}{{ name }}{{ value.type | upper }}
+{%- for name, value in tool.function.parameters.properties.items() %}{{ name }}
+{{- value.type | upper }}
 {%- endfor %}{% endfor %}{% endif -%}
 {%- for m in messages %}
 {%- if m.role == 'tool' and loop.first %}{{ raise_exception('a tool speaks first') }}{% endif -%}
@@ -41,7 +45,8 @@ _TEMPLATE = """
 {%- endfor %}{% endfor %}<|end|>{% endfor -%}
 {%- if budget is defined %}{{ (budget * 2) | int }}{{ budget // 7 }}{% endif -%}
 {%- if shout %}{{ shout | join(',') }}{{ shout[0] }}{% endif -%}
-{%- if add_generation_prompt %}<|assistant|>{% if enable_thinking is false %}<think>{% endif %}{% endif -%}
+{%- if add_generation_prompt %}<|assistant|>
+{%- if enable_thinking is false %}<think>{% endif %}{% endif -%}
 """
 
 Alter = Callable[[worker_pb2.StepResult], bytes]
@@ -100,7 +105,7 @@ def _draw(new: worker_pb2.NewSequence, position: int, mask: bytes | None) -> int
     if position < new.suppress_until:
         banned |= set(new.suppressed_token_ids)
     allowed = set(new.allowed_token_ids)
-    for token in (*range(start, VOCAB_SIZE), *range(start)):
+    for token in itertools.chain(range(start, VOCAB_SIZE), range(start)):
         if token in banned or (allowed and token not in allowed):
             continue
         if mask is None or mask[token >> 3] >> (token & 7) & 1:
@@ -124,9 +129,7 @@ class LoopRank(Rank):
     async def write(self, message: bytes) -> None:
         result = self._model.answer(worker_pb2.ExecuteRequest.FromString(message).step)
         if self._alter is None:
-            self._answers.put_nowait(
-                worker_pb2.ExecuteResponse(result=result).SerializeToString()
-            )
+            self._answers.put_nowait(worker_pb2.ExecuteResponse(result=result).SerializeToString())
         else:
             self._answers.put_nowait(self._alter(result))
 
@@ -138,13 +141,45 @@ class LoopRank(Rank):
             raise GroupLost(f"{self} sent what is no ExecuteResponse") from error
 
 
+def altered(right: worker_pb2.ExecuteResponse, data: Bytes) -> bytes:
+    """An answer with something wrong, or nothing."""
+    result = right.result
+    match data.below(6):
+        case 0:
+            return data.rest()
+        case 1:
+            text = bytearray(right.SerializeToString())
+            for _ in range(1 + data.below(3)):
+                text[data.below(65536) % len(text)] = data.byte()
+            return bytes(text)
+        case 2:
+            fill(result, data)
+        case 3:
+            result.token_ids.extend([data.integer(-(2**31), 2**31 - 1)] * data.below(3))
+        case 4:
+            if result.token_ids:
+                place = data.below(len(result.token_ids))
+                wrong = data.pick((VOCAB_SIZE, 2**31 - 1, -2, -(2**31)))
+                result.token_ids[place] = wrong
+        case _:
+            name = data.pick([field.name for field in result.DESCRIPTOR.fields])
+            column = getattr(result, name)
+            if isinstance(column, int | float):
+                result.ClearField(name)
+            else:
+                del column[data.below(4) :]
+    # It says that logits were not finite, which ends a request as INTERNAL, and rightly.
+    del result.token_ids[len(result.token_ids) if -1 not in result.token_ids else 0 :]
+    return right.SerializeToString()
+
+
 def loop_group(alter: Alter | None = None) -> WorkerGroup:
     """A group of one rank in this process."""
     return WorkerGroup([LoopRank(alter)], INFO, AsyncExitStack())
 
 
 INFO = describe(
-    vocab_size=VOCAB_SIZE, max_model_len=48, max_batch_size=4, max_num_batched_tokens=24,
+    vocab_size=VOCAB_SIZE, max_model_len=21, max_batch_size=4, max_num_batched_tokens=24,
     block_size=4, num_blocks=28,
 )  # fmt: skip
 LIMITS = Limits(
@@ -227,6 +262,3 @@ class Overheard(logging.Handler):
         error = context.get("exception")
         message = str(context["message"])
         self.errors.append(error if isinstance(error, BaseException) else message)
-
-
-__all__ = ["EOS", "INFO", "Overheard", "Stack", "loop_group", "model_folder"]

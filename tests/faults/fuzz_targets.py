@@ -1,29 +1,27 @@
 """What takes bytes from strangers, each as a function of bytes that complains when it must not.
 
-Owns the oracle: an answer or a refusal that the contract allows, and nothing left behind. Knows
-nothing of where the bytes come from.
+Owns which part of an input goes where. What an answer must be is `fuzz_oracle`'s; where the bytes
+come from is the caller's.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import contextlib
+import json
 import logging
-import urllib.parse
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import grpc
 import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
 from frontend.access import Access
 from frontend.grpc_server import InferenceServicer
-from frontend.guard import Guard
 from frontend.openai.app import App
+from frontend.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
 from frontend.rank import GroupLost
 from frontend.tokenizer import Tokenizer
 from frontend.vllm_engine import VllmEngineServicer
@@ -31,86 +29,29 @@ from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from switchyard.worker.v1 import worker_pb2
 from tests.faults import fuzz_messages
-from tests.faults.fuzz_stack import VOCAB_SIZE, Overheard, Stack
+from tests.faults.fuzz_calls import (
+    METHODS,
+    OWN,
+    OWN_SERVICE,
+    ROUTERS,
+    Context,
+    Registry,
+    asgi,
+    guarded,
+)
+from tests.faults.fuzz_oracle import (
+    FindingError,
+    check_http,
+    check_status,
+    check_stream,
+    tokens_of,
+)
+from tests.faults.fuzz_stack import Overheard, Stack, altered
 from tests.faults.fuzz_values import Bytes
 from tests.frontend.fakes import MODEL
 
 ANSWER_SECONDS = 20.0
 """An input that takes longer is a finding."""
-
-# INTERNAL and UNKNOWN are bugs; UNAVAILABLE would be a lost group, and there is none.
-ALLOWED = frozenset(
-    {
-        grpc.StatusCode.OK,
-        grpc.StatusCode.INVALID_ARGUMENT,
-        grpc.StatusCode.NOT_FOUND,
-        grpc.StatusCode.FAILED_PRECONDITION,
-        grpc.StatusCode.RESOURCE_EXHAUSTED,
-        grpc.StatusCode.ALREADY_EXISTS,
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-    }
-)
-# gRPC takes no more metadata; past it the client sees another status.
-MAX_TRAILER_BYTES = 16 << 10
-
-_OWN = "/switchyard.v1.InferenceService/"
-_ROUTERS = "/vllm.grpc.engine.VllmEngine/"
-METHODS: Mapping[str, type[Any]] = {
-    f"{_OWN}Generate": pb.GenerateRequest,
-    f"{_OWN}Chat": pb.ChatRequest,
-    f"{_OWN}Complete": pb.CompleteRequest,
-    f"{_OWN}Tokenize": pb.TokenizeRequest,
-    f"{_OWN}Detokenize": pb.DetokenizeRequest,
-    f"{_OWN}Abort": pb.AbortRequest,
-    f"{_ROUTERS}Generate": vllm.GenerateRequest,
-    f"{_ROUTERS}Abort": vllm.AbortRequest,
-}
-OWN = tuple(name for name in METHODS if name.startswith(_OWN))
-ROUTERS = tuple(name for name in METHODS if name.startswith(_ROUTERS))
-
-
-class FindingError(AssertionError):
-    """The oracle was not kept to."""
-
-
-class Registry:
-    """Stands for a server: keeps the handlers that servicers register."""
-
-    def __init__(self) -> None:
-        self.handlers: dict[str, Any] = {}
-
-    def add_generic_rpc_handlers(self, handlers: object) -> None:
-        """The same handlers in another form."""
-
-    def add_registered_method_handlers(self, name: str, handlers: Mapping[str, Any]) -> None:
-        """Handlers by method."""
-        self.handlers |= {f"/{name}/{method}": each for method, each in handlers.items()}
-
-
-class Context:
-    """A call, as handlers see it."""
-
-    def __init__(self, serialize: Callable[[Any], bytes]) -> None:
-        self._serialize = serialize
-        self.sent: list[Any] = []
-        self.status: Any = None
-
-    async def write(self, message: Any) -> None:
-        self._serialize(message)
-        self.sent.append(message)
-
-    async def abort_with_status(self, status: Any) -> None:
-        self.status = status
-        raise grpc.aio.AbortError
-
-    def invocation_metadata(self) -> tuple[()]:
-        return ()
-
-    def peer(self) -> str:
-        return "ipv4:127.0.0.1:1"
-
-    def done(self) -> bool:
-        return False
 
 
 class Targets:
@@ -138,6 +79,7 @@ class Targets:
             "routers": self._routers,
             "http": self._http,
             "results": self._results,
+            "calls": self._calls,
         }
         self.names = tuple(self._functions)
         self._renew()
@@ -157,7 +99,7 @@ class Targets:
         )
         self._handlers = {}
         for method in METHODS:
-            self._handlers[method] = await _guarded(registry.handlers[method], method)
+            self._handlers[method] = await guarded(registry.handlers[method], method)
 
     def close(self) -> None:
         """End what was started."""
@@ -178,6 +120,19 @@ class Targets:
                 self._loop.run_until_complete(asyncio.wait_for(self._stack.close(), 1.0))
             self._renew()
             raise
+
+    def post(self, path: str, body: str) -> None:
+        """Try one body of the HTTP API."""
+        headers: list[tuple[bytes, bytes]] = []
+        scope = {"type": "http", "method": "POST", "path": path, "headers": headers, "client": None}
+        self._loop.run_until_complete(self._post(scope, body.encode()))
+
+    async def _post(self, scope: dict[str, Any], body: bytes) -> None:
+        self._overheard.errors.clear()
+        try:
+            check_http(await asgi(self._app, scope, body))
+        except FindingError as error:
+            raise error from self._cause()
 
     async def _try(self, function: Callable[[Bytes], Awaitable[None]], data: Bytes) -> None:
         self._overheard.errors.clear()
@@ -224,7 +179,7 @@ class Targets:
         else:
             make = fuzz_messages.TEXTS[language]
             setattr(asked.constraint, language, make(data))
-        await self._call(f"{_OWN}Generate", asked.SerializeToString())
+        await self._call(f"{OWN_SERVICE}Generate", asked.SerializeToString())
 
     async def _chat(self, data: Bytes) -> None:
         """Conversations that reach the template."""
@@ -236,7 +191,7 @@ class Targets:
             asked.tools_json = fuzz_messages.TEXTS["tools_json"](data)
         if data.below(2):
             asked.template_kwargs_json = fuzz_messages.TEXTS["template_kwargs_json"](data)
-        await self._call(f"{_OWN}Chat", asked.SerializeToString())
+        await self._call(f"{OWN_SERVICE}Chat", asked.SerializeToString())
 
     async def _routers(self, data: Bytes) -> None:
         """Messages of vllm.grpc.engine with any fields."""
@@ -249,8 +204,12 @@ class Targets:
             message.ClearField("kv_transfer_params_json")
         await self._call(method, message.SerializeToString())
 
-    async def _call(self, method: str, data: bytes) -> None:
-        """One call over the guarded handler, and the oracle over its answer."""
+    async def _call(self, method: str, data: bytes) -> list[Any]:
+        """One call over the guarded handler, and the oracle over its answer.
+
+        Returns:
+            What was sent, unless it was refused.
+        """
         handler = self._handlers[method]
         context = Context(handler.response_serializer)
         request = handler.request_deserializer(data)
@@ -260,10 +219,11 @@ class Targets:
             if handler.unary_unary:
                 await context.write(answer)
         except grpc.aio.AbortError:
-            _check_status(context.status)
-            return
+            check_status(context.status)
+            return []
         if handler.response_streaming:
-            _check_stream(method, context.sent)
+            check_stream(method, context.sent)
+        return context.sent
 
     async def _http(self, data: Bytes) -> None:
         """HTTP bodies, good and bad, and some headers."""
@@ -271,14 +231,27 @@ class Targets:
         path = "/v1/chat/completions" if chat else "/v1/completions"
         headers: list[tuple[bytes, bytes]] = []
         if data.chance(20):
-            path = data.pick(("/", "/v1/models", "/v1/models/x", "/health", "/metrics", data.text()))
+            path = data.pick(
+                ("/", "/v1/models", "/v1/models/x", "/health", "/metrics", data.text())
+            )
         for name in (b"authorization", b"x-request-id", b"traceparent", b"content-length"):
             if data.chance(20):
                 headers.append((name, data.take(data.below(40))))
         method = data.pick(("GET", "PUT", "HEAD", "\0")) if data.chance(10) else "POST"
         body = data.rest() if data.chance(60) else fuzz_messages.http_body(data, chat)
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": None}
-        _check_http(await _asgi(self._app, scope, body))
+        check_http(await asgi(self._app, scope, body))
+
+    async def _calls(self, data: Bytes) -> None:
+        """What a model says, read for calls of tools; every reader's words can be sent on."""
+        reader = data.pick((CallsInText, ListOfCalls, lambda: NamedCall("f")))()
+        said = []
+        while not data.is_over:
+            said += reader.push(fuzz_messages.model_text(data))
+        said += reader.flush()
+        json.dumps(said, ensure_ascii=False).encode()
+        if any(not part for part in said):
+            raise FindingError(f"an empty part: {said}")
 
     async def _results(self, data: Bytes) -> None:
         """A rank whose answer is not what it should be, and another that goes on."""
@@ -290,162 +263,27 @@ class Targets:
             return altered(right, data) if next(answers) == number else right.SerializeToString()
 
         await stack.go_on(alter)
-        asked = pb.GenerateRequest(prompt={"tokens": {"ids": range(1, 30)}}, n=1 + data.below(3))
+        asked = pb.GenerateRequest(prompt={"tokens": {"ids": range(1, 11)}}, n=1 + data.below(3))
         asked.stop_conditions.max_new_tokens = 8
         asked.output.logprobs = bool(data.below(2))
         asked.output.prompt_logprobs = bool(data.below(2))
         if asked.output.logprobs or asked.output.prompt_logprobs:
             asked.output.top_logprobs = data.below(3)
-        call = asyncio.create_task(self._call(f"{_OWN}Generate", asked.SerializeToString()))
+        asked.sampling.seed = 1 + data.below(3)
+        message = asked.SerializeToString()
+        call = asyncio.create_task(self._call(f"{OWN_SERVICE}Generate", message))
         await asyncio.wait({call, stack.running}, return_when=asyncio.FIRST_COMPLETED)
-        if stack.running.done():
+        is_lost = stack.running.done()
+        if is_lost:
             error = stack.running.exception()
             if not isinstance(error, GroupLost):
                 call.cancel()
                 await asyncio.gather(call, return_exceptions=True)
                 raise FindingError("the engine ended, the group is not lost") from error
             await stack.go_on()
-        await call
-
-
-def valid_messages() -> list[tuple[str, bytes]]:
-    """Some messages that are answered, by method: what mutation of raw bytes begins with."""
-    generate = pb.GenerateRequest(
-        request_id="r",
-        prompt={"text": "abc"},
-        sampling={"temperature": 0.5, "top_p": 0.9, "seed": 1, "logit_bias": {5: 1.0}},
-        stop_conditions={"max_new_tokens": 4, "stop": ["z"], "stop_token_ids": [7]},
-        output={"logprobs": True, "top_logprobs": 2, "prompt_logprobs": True, "echo": True},
-        n=2,
-    )
-    constrained = pb.GenerateRequest(prompt={"tokens": {"ids": [1, 2]}})
-    constrained.constraint.regex = "[a-z]{3}"
-    chat = pb.ChatRequest(
-        messages=[{"role": pb.ROLE_USER, "content": "a"}],
-        template_kwargs_json='{"shout": ["a"]}',
-        tools_json='[{"type": "function", "function": {"name": "f"}}]',
-        request={"stop_conditions": {"max_new_tokens": 4}},
-    )
-    router = vllm.GenerateRequest(
-        request_id="r", tokenized={"input_ids": [1, 2]}, stream=True,
-        sampling_params={"max_tokens": 4, "logprobs": 1, "temperature": 0.5, "stop": ["z"]},
-    )  # fmt: skip
-    messages: list[tuple[str, Any]] = [
-        (f"{_OWN}Generate", generate),
-        (f"{_OWN}Generate", constrained),
-        (f"{_OWN}Chat", chat),
-        (f"{_OWN}Complete", pb.CompleteRequest(request=generate)),
-        (f"{_OWN}Tokenize", pb.TokenizeRequest(text="abc")),
-        (f"{_OWN}Detokenize", pb.DetokenizeRequest(token_ids=[5, 6, 7])),
-        (f"{_OWN}Abort", pb.AbortRequest(request_ids=["r"])),
-        (f"{_ROUTERS}Generate", router),
-        (f"{_ROUTERS}Abort", vllm.AbortRequest(request_ids=["r"])),
-    ]
-    return [(method, message.SerializeToString()) for method, message in messages]
-
-
-def altered(right: worker_pb2.ExecuteResponse, data: Bytes) -> bytes:
-    """An answer with something wrong, or nothing."""
-    result = right.result
-    match data.below(6):
-        case 0:
-            return data.rest()
-        case 1:
-            text = bytearray(right.SerializeToString())
-            for _ in range(1 + data.below(3)):
-                text[data.below(65536) % len(text)] = data.byte()
-            return bytes(text)
-        case 2:
-            fuzz_messages.fill(result, data)
-        case 3:
-            result.token_ids.extend([data.integer(-(2**31), 2**31 - 1)] * data.below(3))
-        case 4:
-            if result.token_ids:
-                place = data.below(len(result.token_ids))
-                wrong = data.pick((VOCAB_SIZE, 2**31 - 1, -2, -(2**31)))
-                result.token_ids[place] = wrong
-        case _:
-            name = data.pick([field.name for field in result.DESCRIPTOR.fields])
-            column = getattr(result, name)
-            if isinstance(column, int | float):
-                result.ClearField(name)
-            else:
-                del column[data.below(4) :]
-    # It says that logits were not finite, which ends a request as INTERNAL, and rightly.
-    del result.token_ids[len(result.token_ids) if -1 not in result.token_ids else 0 :]
-    return right.SerializeToString()
-
-
-async def _guarded(handler: Any, method: str) -> Any:
-    async def continuation(details: Any) -> Any:
-        return handler
-
-    class Details:
-        invocation_metadata: tuple[()] = ()
-
-    details: Any = Details()
-    details.method = method
-    return await Guard(Access()).intercept_service(continuation, details)
-
-
-def _check_status(status: Any) -> None:
-    if status.code not in ALLOWED:
-        raise FindingError(f"{status.code.name}: {status.details}")
-    if not status.details or "\n" in status.details:
-        raise FindingError(f"{status.code.name} is told in no line, or in several")
-    size = len(urllib.parse.quote(status.details))
-    for key, value in status.trailing_metadata:
-        size += len(key) + len(base64.b64encode(value) if isinstance(value, bytes) else value)
-    if size > MAX_TRAILER_BYTES:
-        raise FindingError(f"{status.code.name} takes {size} bytes of trailers")
-
-
-def _check_stream(method: str, sent: list[Any]) -> None:
-    """A stream begins and ends, and its tokens are those of its usage."""
-    if method.startswith(_ROUTERS):
-        whole = [each.complete for each in sent if each.HasField("complete")]
-        if not whole or any(len(each.output_ids) != each.completion_tokens for each in whole):
-            raise FindingError(f"a router's stream of {len(sent)} messages is not whole")
-        return
-    events = [each.response if isinstance(each, pb.ChatResponse) else each for each in sent]
-    kinds = [event.WhichOneof("event") for event in events]
-    if kinds[:1] != ["started"] or kinds[-1] != "finished" or len(kinds) < 3:
-        raise FindingError(f"a stream is {kinds[:2]} … {kinds[-2:]}")
-    tokens = [token for event in events for token in event.delta.token_ids]
-    if len(tokens) != events[-1].finished.usage.completion_tokens:
-        raise FindingError(f"{len(tokens)} tokens, usage is {events[-1].finished.usage}")
-    if any(token >= VOCAB_SIZE for token in tokens):
-        raise FindingError("a token is none of the vocabulary")
-
-
-async def _asgi(app: App, scope: dict[str, Any], body: bytes) -> list[dict[str, Any]]:
-    """Everything the application sends."""
-    sent: list[dict[str, Any]] = []
-    parts: Iterator[dict[str, Any]] = iter(
-        [{"type": "http.request", "body": body, "more_body": False}]
-    )
-
-    async def receive() -> dict[str, Any]:
-        part = next(parts, None)
-        if part is None:
-            await asyncio.Event().wait()
-        assert part is not None, "nobody leaves"
-        return part
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    await app(scope, receive, send)
-    return sent
-
-
-def _check_http(sent: list[dict[str, Any]]) -> None:
-    kinds = [message["type"] for message in sent]
-    if kinds[:1] != ["http.response.start"] or len(kinds) < 2 or sent[-1].get("more_body"):
-        raise FindingError(f"a response is {kinds}")
-    status = sent[0]["status"]
-    body = b"".join(message["body"] for message in sent[1:])
-    if not (200 <= status < 300 or 400 <= status < 500 or status == 503):
-        raise FindingError(f"HTTP {status}: {body[:200]!r}")
-    if b"internal error" in body:
-        raise FindingError(f"HTTP {status} and then: {body[-200:]!r}")
+        tokens = tokens_of(await call)
+        if not is_lost:
+            return
+        alone = tokens_of(await self._call(f"{OWN_SERVICE}Generate", message))
+        if tokens != alone:
+            raise FindingError(f"{tokens} after a loss, {alone} without")

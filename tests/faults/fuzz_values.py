@@ -13,7 +13,8 @@ _T = TypeVar("_T")
 
 INTEGERS = (
     0, 1, 2, 3, 5, 16, 20, 21, 63, 64, 65, 128, 256, 400, 415, 416, 417, 1024, 1025, 4096, 4097,
-    2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**30,
+    2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**53 + 1, 2**63 - 1, 2**63, 2**64 - 1, 2**64,
+    10**30,
 )  # fmt: skip
 FLOATS = (
     0.0, -0.0, 1.0, -1.0, 0.5, 2.0, -2.0, 1e-5, 9e-6, 1e-3, 1e3, 100.0, 100.1, 1.0000001, 0.9999999,
@@ -22,15 +23,19 @@ FLOATS = (
 )  # fmt: skip
 TEXTS = (
     "", "a", "abcdefgh", "fake", "the quick brown fox", "\0", "\n", "\r\n", " ", "\ufeff", "\ufffd",
-    "é", "e\u0301", "東京", "🙂", "👨‍👩‍👧‍👦", "\u202e", "\U0010ffff", "\x7f", "<|end|>", "<|user|>",
-    "<tool call>", "</think>", "{{ 7 * 7 }}", "{% for x in y %}", "../../etc/passwd", "%s%n", "null",
-    "{}", "[]", '"', "\\", "a" * 129, "a" * 257, "é" * 300, " " * 2100, "東" * 5000, "x" * 17000,
+    "é", "e\u0301", "東京", "🙂", "👨‍👩‍👧‍👦", "\u202e", "\U0010ffff", "\x7f", "<|end|>",
+    "<|user|>",
+    "<tool call>", "</think>", "{{ 7 * 7 }}", "{% for x in y %}", "../../etc/passwd", "%s%n",
+    "null",
+    "{}", "[]", '"', "\\", "a" * 129, "a" * 257, "é" * 300, " " * 2100, "東" * 5000,
+    "x" * 17000,
 )  # fmt: skip
 # Half of a surrogate pair: JSON can say it, UTF-8 and protobuf cannot.
 _JSON_TEXTS = ('"\\ud800"', '"\\udfff\\ud800"', '"\\u0000"', '"\\ud83d\\ude42"')
 _JSON_ODD = (
     "NaN", "Infinity", "-Infinity", "1e999", "-0", "1E400", "0.1e-400", "[" * 60 + "]" * 60,
-    "[" * 3000, '{"a":' * 1200 + "1" + "}" * 1200, '{"a":1,"a":2}', "9" * 400, "9" * 5000, "tru", "",
+    "[" * 3000, '{"a":' * 1200 + "1" + "}" * 1200, '{"a":1,"a":2}', "9" * 400, "9" * 5000,
+    "tru", "",
 )  # fmt: skip
 
 
@@ -130,11 +135,17 @@ class Bytes:
             case _:
                 return {self.text(): self.json(depth - 1) for _ in range(self.below(4))}
 
+    def _nested(self) -> str:
+        """JSON of any depth: what a parser just takes, something behind it may not."""
+        depth = self.below(1100)
+        before, behind = self.pick((("[", "]"), ('{"a":', "}"), ('{"items":', "}")))
+        return before * depth + "true" + behind * depth
+
     def json_text(self, value: Any = None) -> str:
         """JSON of a value, or of any, now and then with something in it that is none."""
         text = json.dumps(self.json() if value is None else value)
         if self.chance(40):
-            odd = self.pick(_JSON_TEXTS + _JSON_ODD)
+            odd = self.pick(_JSON_TEXTS + _JSON_ODD) if self.below(4) else self._nested()
             at = self.below(65536) % (len(text) + 1)
             scalar = next((each for each in ("null", "true", "1", '"a"') if each in text), None)
             if scalar is not None and self.below(2):

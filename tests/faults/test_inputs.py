@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import json
 import logging
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 from typing import Any
 
 import grpc
@@ -21,13 +21,16 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from frontend.openai.tool_calls import CallsInText, ListOfCalls
 from frontend.rank import GroupLost
 from frontend.step import Slice, Step
 from frontend.worker_group import WorkerGroup
 from switchyard.worker.v1 import worker_pb2
+from tests.faults.fuzz_calls import METHODS, valid_messages
 from tests.faults.fuzz_messages import fill
+from tests.faults.fuzz_oracle import FindingError
 from tests.faults.fuzz_stack import INFO, model_folder
-from tests.faults.fuzz_targets import METHODS, FindingError, Targets, valid_messages
+from tests.faults.fuzz_targets import Targets
 from tests.faults.fuzz_values import Bytes
 from tests.workers.steps import decode_step, prefill_step
 from workers.batch import BatchBuilder
@@ -66,7 +69,10 @@ def test_good_messages_with_some_bytes_changed(
     targets.run("wire", bytes([list(METHODS).index(method)]) + message)
 
 
-@pytest.mark.parametrize("name", ["messages", "languages", "chat", "routers", "http", "results"])
+_NAMES = ["messages", "languages", "chat", "routers", "http", "results", "calls"]
+
+
+@pytest.mark.parametrize("name", _NAMES)
 def test_targets_keep_to_the_contract(targets: Targets, name: str) -> None:
     @_some_inputs
     @given(st.binary(min_size=1, max_size=400))
@@ -89,6 +95,38 @@ def test_the_oracle_notices_a_bug(targets: Targets, monkeypatch: pytest.MonkeyPa
         with pytest.raises(FindingError, match="INTERNAL"):
             targets.run("wire", bytes([number]) + tokenize)
     targets.run("wire", bytes([number]) + tokenize)
+
+
+# ---- what was found ----
+
+
+@pytest.mark.parametrize("number", ["1" + "0" * 400, "-1" + "0" * 400, "1e308", "1e400"])
+@pytest.mark.parametrize("name", ["max_tokens", "seed", "temperature", "n", "priority"])
+def test_numbers_of_any_size_in_a_body(targets: Targets, name: str, number: str) -> None:
+    targets.post("/v1/completions", f'{{"prompt": "a", "{name}": {number}}}')
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"prompt": "a", "guided_json": %s}',
+        '{"messages": [{"role": "user", "content": "a"}], "tool_choice": "required",'
+        ' "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": %s}}}]}',
+        '{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": %s}}',
+    ],
+)
+def test_json_of_any_depth_in_a_body(targets: Targets, body: str) -> None:
+    """Some depth can just be read, and not be written again."""
+    path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    for depth in range(840, 1000, 2):
+        targets.post(path, body % ('{"items":' * depth + "true" + "}" * depth))
+
+
+@pytest.mark.parametrize("text", ['{"name": "f", "arguments": "\\ud800"}', '{"name": "\\udfff"}'])
+def test_a_model_that_writes_half_a_character_in_a_call(text: str) -> None:
+    for reader, said in ((CallsInText(), f"<tool_call>{text}</tool_call>"), (ListOfCalls(), text)):
+        parts = reader.push(said) + reader.flush()
+        assert json.loads(json.dumps(parts, ensure_ascii=False).encode()) == [{"content": said}]
 
 
 # ---- the worker link ----
@@ -119,12 +157,15 @@ class _RawRank:
         }
         server = grpc.aio.server()
         service = "switchyard.worker.v1.WorkerService"
-        server.add_generic_rpc_handlers(
-            (grpc.method_handlers_generic_handler(service, handlers),)
-        )
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
         port = server.add_insecure_port("127.0.0.1:0")
         await server.start()
         return server, f"127.0.0.1:{port}"
+
+
+async def _ask(group: WorkerGroup, step: Step) -> None:
+    await group.send(step)
+    await group.receive()
 
 
 def _result(**changes: Any) -> bytes:
@@ -160,9 +201,8 @@ async def test_an_answer_that_cannot_be_true_loses_the_group(
             slots=[0], positions=[0], num_tokens=[1], token_ids=[1], draws=[True],
             num_new_blocks=[1], new_blocks=[0], total_tokens=1, num_draws=1,
         )  # fmt: skip
-        await group.send(Step(1, [row], 1))
         with pytest.raises(GroupLost, match=complaint):
-            await asyncio.wait_for(group.receive(), 5.0)
+            await asyncio.wait_for(_ask(group, Step(1, [row], 1)), 5.0)
         assert isinstance(group.lost.result(), GroupLost)
     finally:
         await group.close()

@@ -10,14 +10,17 @@ import socket
 import subprocess
 import sys
 import time
+import types
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
 
+from frontend import __main__
+from frontend.config import FrontendConfig
 from frontend.probe import Verdict, probe
 from switchyard.client import AsyncClient, ServerError
-from tests.frontend.fakes import FakeWorker, running_worker
+from tests.frontend.fakes import FakeWorker, running_server, running_worker
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
@@ -117,6 +120,46 @@ async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
         lines = (await process.stderr.read()).decode().splitlines()
         assert len(lines) == 1
         assert lines[0].startswith("switchyard: the workers are lost: rank 0 at ")
+
+
+async def test_it_stops_when_told_while_no_workers_come_back(model: Path) -> None:
+    """What is open waits for them as long as a drain may take, and ends with what it has."""
+    async with (
+        running_worker(FakeWorker(seconds=0.05)) as (ranks, worker),
+        frontend(model, worker, "--drain-timeout", "0.5") as process,
+        AsyncClient(await address_of(process)) as client,
+    ):
+        async with client.generate([5], max_new_tokens=60) as stream:
+            deltas = aiter(stream)
+            await anext(deltas)
+            await ranks.stop(None)
+            waiting = asyncio.create_task(client.complete([5], max_queue_time=0.3))
+            await asyncio.sleep(0.5)
+            process.send_signal(signal.SIGTERM)
+            reasons = [delta.finish_reason async for delta in deltas]
+        assert reasons[-1] == 4  # FINISH_REASON_ABORTED
+        with pytest.raises(ServerError) as caught:
+            await waiting
+        assert caught.value.reason == "QUEUE_DEADLINE"
+        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+
+
+async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
+    caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Workers:
+        async def keep(self, *_: object) -> None:
+            raise AssertionError("block 7 was freed twice")
+
+    async with running_server() as running:
+        engine = types.SimpleNamespace(end=lambda: None)
+        stop = types.SimpleNamespace(drain=asyncio.Event(), now=asyncio.Event())
+        config = FrontendConfig(model=ROOT, served_name="m", workers=("127.0.0.1:1",))
+        parts = (running.service, running.server, engine, Workers(), stop)
+        assert await __main__._run(config, (1, None), *parts) == 1  # type: ignore[arg-type]
+    assert "block 7 was freed twice" in capsys.readouterr().err
+    assert "the workers are lost" not in caplog.text
+    assert "Traceback" in caplog.text
 
 
 async def test_it_listens_while_the_workers_load_and_stops_when_told(model: Path) -> None:

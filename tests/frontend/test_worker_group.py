@@ -12,7 +12,9 @@ from typing import Any
 import grpc
 import pytest
 
+from frontend.config import FrontendConfig
 from frontend.engine import Engine
+from frontend.recovery import Workers
 from frontend.request import SamplingParams
 from frontend.scheduler import Scheduler
 from frontend.step import Measures, NewSequence, Slice, Step
@@ -259,6 +261,100 @@ async def test_epochs_grow(tmp_path: Path) -> None:
             await (await ranks.connect()).close()
         first, second = ranks.ranks[0].epochs
         assert first < second
+
+
+async def test_epochs_grow_although_the_clock_goes_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with Ranks(tmp_path) as ranks:
+        workers = Workers(
+            FrontendConfig(model=tmp_path, served_name="m", workers=(ranks.address,)), None
+        )
+        for hour in (2, 1):
+            monkeypatch.setattr("time.time_ns", lambda hour=hour: hour * 3600 * 10**9)
+            await workers.reach()
+            await workers.close()
+        first, second = ranks.ranks[0].epochs
+        assert first < second
+
+
+async def test_ranks_that_are_ready_late_have_time_to_answer_hello(tmp_path: Path) -> None:
+    """A group that is left over a Hello starts again, which takes minutes."""
+
+    class Late(FakeRank):
+        async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+            await asyncio.sleep(0.4)
+            return self.info
+
+        async def Execute(self, requests: Any, context: Any) -> Any:  # noqa: N802
+            await asyncio.sleep(0.3)
+            async for answer in super().Execute(requests, context):
+                yield answer
+
+    ranks = Ranks(tmp_path)
+    ranks.ranks = [Late(info(0), ranks.answer_of(0))]
+    async with ranks:
+        group = await WorkerGroup.connect([ranks.address], startup_timeout=0.5)
+        await group.close()
+
+
+@pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED])
+async def test_ranks_that_will_never_answer_are_not_asked_again(
+    tmp_path: Path, code: grpc.StatusCode
+) -> None:
+    class Refusing(FakeRank):
+        async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+            await context.abort(code, "no")
+            raise AssertionError
+
+    ranks = Ranks(tmp_path)
+    ranks.ranks = [Refusing(info(0), ranks.answer_of(0))]
+    async with ranks:
+        with pytest.raises(ValueError, match=rf"rank 0 at unix.* {code.name} no"):
+            await ranks.connect()
+
+
+async def test_a_rank_that_reads_nothing_holds_no_send_of_a_group_that_is_given_up(
+    tmp_path: Path,
+) -> None:
+    class Deaf(FakeRank):
+        async def Execute(self, requests: Any, context: Any) -> Any:  # noqa: N802
+            first = await anext(aiter(requests))
+            welcome = worker_pb2.Welcome(epoch=first.hello.epoch)
+            yield worker_pb2.ExecuteResponse(welcome=welcome)
+            await asyncio.Event().wait()
+
+    ranks = Ranks(tmp_path)
+    ranks.ranks = [Deaf(info(0), ranks.answer_of(0))]
+    big = dataclasses.replace(a_slice(0), token_ids=[10**6] * 10**6)
+    async with ranks:
+        group = await ranks.connect()
+        for step_id in range(1, 20):
+            sending = asyncio.create_task(group.send(Step(step_id, [big], 6)))
+            if not (await asyncio.wait([sending], timeout=0.5))[0]:
+                break
+        assert not sending.done(), "the link holds whatever it is sent"
+        group.lose("step 1 is not answered")
+        async with asyncio.timeout(2):
+            with pytest.raises(GroupLost, match="step 1 is not answered"):
+                await sending
+
+
+async def test_of_two_frontends_the_second_leaves_the_other_ranks_alone(tmp_path: Path) -> None:
+    """Else each of them would get some of the ranks, and all would have to start again."""
+
+    class Taken(FakeRank):
+        async def Execute(self, requests: Any, context: Any) -> Any:  # noqa: N802
+            await asyncio.sleep(0.2)
+            await context.abort(grpc.StatusCode.FAILED_PRECONDITION, "serves a frontend")
+            yield
+
+    ranks = Ranks(tmp_path, tp=2)
+    ranks.ranks[0] = Taken(info(0, tp=2), ranks.answer_of(0))
+    async with ranks:
+        with pytest.raises(GroupLost, match=r"rank 0 at .*serves a frontend"):
+            await ranks.connect()
+        assert ranks.ranks[1].epochs == []
 
 
 async def test_waits_for_ranks_that_come_later(tmp_path: Path) -> None:

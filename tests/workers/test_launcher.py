@@ -105,6 +105,17 @@ def test_a_group_that_goes_with_another_machines_waits_for_nobodys_sake() -> Non
     assert [backoff.after(moved, now=1.0) for _ in range(20)] == [0.2] * 20
 
 
+def test_a_group_that_went_with_another_machines_had_started_all_the_same() -> None:
+    backoff = Backoff()
+    backoff.after(GroupEnd(cause="", code=1, moved=True, ready_at=100.0), now=101.0)
+    refused = GroupEnd(cause="", code=REFUSED)
+    assert [backoff.after(refused, now=101.0) for _ in range(5)] == [0.0, 0.2, 0.4, 0.8, None]
+
+
+def test_a_frontend_may_come_and_leave_before_a_rank_has_said_that_it_is_ready() -> None:
+    assert Backoff().after(GroupEnd(cause="", code=0, left=True), now=1.0) == 0.0
+
+
 # ---- what a group's reports come to ----
 
 
@@ -152,13 +163,13 @@ def test_a_report_is_one_line_that_is_not_torn() -> None:
     """Whatever a reason holds: half a surrogate of a file's name, line ends, thousands of words."""
     reading, writing = os.pipe()
     reporter = Reporter(writing)
-    for reason in ("caf\u00e9 \udc80\nnext", "\U0001f40e" * 5000):
+    for reason in ("caf\u00e9 \udc80\nnext", "\U0001f40e" * 5000, "\x01" * 5000):
         reporter.leaves(reason)
     os.close(writing)
     with open(reading, "rb") as file:
-        first, second = file.read().splitlines()
+        first, second, third = file.read().splitlines()
     assert json.loads(first)["reason"] == "caf\u00e9 \udc80 next"
-    assert len(second) < 4096
+    assert max(len(second), len(third)) < 4096
     assert json.loads(second)["pid"] == os.getpid()
 
 

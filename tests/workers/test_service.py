@@ -3,7 +3,7 @@
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import grpc
@@ -115,6 +115,33 @@ def test_an_epoch_must_be_newer_than_any_seen_before(
             assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
             assert "seen epoch 7" in refused.value.details()
     assert seen == [8] * taken
+
+
+def test_what_is_refused_is_no_epoch_seen(tmp_path: Path) -> None:
+    """Else a frontend that tries again and again fills the pipe to the launcher, and the rank
+    cannot say that it ends."""
+    seen: list[int] = []
+    service = WorkerService(lambda reason, failed: None, saw_epoch=seen.append)
+    with opened(service, tmp_path) as stub:
+        first = Link(stub)
+        first.hello(7)
+        for epoch in (8, 9):
+            with pytest.raises(grpc.RpcError) as refused:
+                Link(stub).hello(epoch)
+            assert "seen epoch 7 and serves a frontend" in refused.value.details()
+    assert seen == [7]
+
+
+def test_a_stream_that_broke_during_its_hello_ends_the_rank() -> None:
+    class Gone:
+        def add_callback(self, callback: Callable[[], None]) -> bool:
+            return False
+
+    left = []
+    service = WorkerService(lambda reason, failed: left.append((reason, failed)))
+    hello = worker_pb2.ExecuteRequest(hello=worker_pb2.Hello(epoch=1, protocol=PROTOCOL))
+    next(service.Execute(iter([hello]), Gone()))
+    assert left == [("the frontend is gone", False)]
 
 
 def test_counts_are_copied_between_steps_on_the_thread_that_launches(rank) -> None:

@@ -186,7 +186,8 @@ def draw(
         ``out_D``: token ids; NOT_FINITE (-1) where a row's logits hold NaN or infinity.
     """
     num_rows, vocab_size = logits_DV.shape
-    chunks, tiles = num_chunks(num_rows, vocab_size), tiles_per_chunk(num_rows)
+    dtype = logits_DV.dtype
+    chunks, tiles = num_chunks(num_rows, vocab_size, dtype), tiles_per_chunk(num_rows, dtype)
     if workspace is None:
         workspace = logits_DV.new_empty(num_rows * chunks, dtype=torch.int64)
     if out_D is None:

@@ -232,7 +232,8 @@ def filter_logits(
             threshold_D=logits_DV.new_empty(num_rows, dtype=torch.float32),
             last_id_D=logits_DV.new_empty(num_rows, dtype=torch.int32),
         )
-    chunks, tiles = num_chunks(num_rows, vocab_size), tiles_per_chunk(num_rows)
+    dtype = logits_DV.dtype
+    chunks, tiles = num_chunks(num_rows, vocab_size, dtype), tiles_per_chunk(num_rows, dtype)
     candidates_DN, ids_DN = workspace.candidates_DN, workspace.ids_DN
     params = (rows.temperature_D, rows.min_p_D, rows.top_k_D, rows.top_p_D)
     assert logits_DV.stride(1) == 1

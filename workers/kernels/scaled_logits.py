@@ -5,6 +5,7 @@ Knows nothing of either. Shapes: V vocabulary, C chunks of a row.
 
 from __future__ import annotations
 
+import torch
 import triton
 import triton.language as tl
 
@@ -12,20 +13,25 @@ TILE = 1024
 _FEW_ROWS = 8
 
 
-def tiles_per_chunk(num_rows: int) -> int:
-    """Tiles a program takes: one while few rows must fill the GPU. The result is the same."""
-    return 1 if num_rows <= _FEW_ROWS else 4
+def tiles_per_chunk(num_rows: int, dtype: torch.dtype) -> int:
+    """Tiles a program takes: one while few rows must fill the GPU. The result is the same.
+
+    Logits in fp32 are those that penalties changed: one cut for all of them, so that as few kernels
+    again are compiled at the start.
+    """
+    return 1 if num_rows <= _FEW_ROWS and dtype != torch.float32 else 4
 
 
-def num_chunks(num_rows: int, vocab_size: int) -> int:
+def num_chunks(num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
     """C, the programs of a row."""
-    return triton.cdiv(vocab_size, TILE * tiles_per_chunk(num_rows))
+    return triton.cdiv(vocab_size, TILE * tiles_per_chunk(num_rows, dtype))
 
 
 def workspace_size(max_rows: int, vocab_size: int) -> int:
     """Chunks of all rows together, the most there are for any number of rows up to ``max_rows``."""
-    few = min(max_rows, _FEW_ROWS)
-    return max(few * num_chunks(few, vocab_size), max_rows * num_chunks(max_rows, vocab_size))
+    few, fine = min(max_rows, _FEW_ROWS), torch.bfloat16
+    sizes = (rows * num_chunks(rows, vocab_size, fine) for rows in (few, max_rows))
+    return max(sizes)
 
 
 @triton.jit

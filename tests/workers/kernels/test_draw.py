@@ -108,7 +108,11 @@ def test_buffers_slots_and_strides() -> None:
 def test_the_workspace_holds_any_smaller_number_of_rows(rows_and_vocab: tuple[int, int]) -> None:
     most, vocab = rows_and_vocab
     size = workspace_size(most, vocab)
-    assert all(size >= num * num_chunks(num, vocab) for num in range(1, most + 1))
+    assert all(
+        size >= num * num_chunks(num, vocab, dtype)
+        for num in range(1, most + 1)
+        for dtype in (torch.bfloat16, torch.float32)
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

@@ -1,0 +1,228 @@
+"""The pages of docs/ and README.md say what there is: flags, reasons, modules, links; metrics are
+checked in tests/frontend/test_metrics.py."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import re
+import shlex
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import workers.__main__
+from frontend import cli, probe
+from frontend.__main__ import parse_config
+from frontend.service import State
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+OPERATIONS = ROOT / "docs" / "operations.md"
+DESIGN = ROOT / "docs" / "design.md"
+
+FLAG = re.compile(r"(?<![\w-])--[a-z](?:[a-z0-9-]*[a-z0-9])?")
+# What `switchyard serve` chooses itself, and its parsers therefore do not have.
+HALVES_ONLY = {
+    "frontend": {"--workers", "--model", "--launcher"},
+    "workers": {
+        "--model", "--listen", "--link-secret-file", "--insecure-link", "--nproc", "--nnodes",
+        "--node-rank", "--rdzv-endpoint",
+    },
+}  # fmt: skip
+# Of other programs, told about in prose.
+FOREIGN = {
+    "routers.md": {
+        "--policy", "--worker-urls", "--worker-startup-check-interval", "--api-key",
+        "--tls-cert-path", "--tls-key-path",
+    },
+}  # fmt: skip
+
+
+class SeenError(Exception):
+    """Carries a parser out of the function that made it."""
+
+    def __init__(self, parser: argparse.ArgumentParser) -> None:
+        super().__init__()
+        self.parser = parser
+
+
+def parser_of(start: Callable[[], object]) -> argparse.ArgumentParser:
+    """The parser that a command asks first."""
+
+    def caught(self: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        raise SeenError(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", caught)
+        with pytest.raises(SeenError) as seen:
+            start()
+    return seen.value.parser
+
+
+def flags_of(parser: argparse.ArgumentParser) -> set[str]:
+    names = {name for action in parser._actions for name in action.option_strings}
+    return {name for name in names if name.startswith("--")} - {"--help"}
+
+
+@cache
+def commands() -> dict[str, set[str]]:
+    """Every command of ours and its flags."""
+    main = parser_of(lambda: cli.main([]))
+    [subparsers] = (a for a in main._actions if isinstance(a, argparse._SubParsersAction))
+    found = {f"switchyard {name}": flags_of(each) for name, each in subparsers.choices.items()}
+    found["python -m frontend"] = flags_of(parser_of(lambda: parse_config([])))
+    found["python -m frontend.probe"] = flags_of(parser_of(lambda: probe.main([])))
+    found["python -m workers"] = flags_of(parser_of(workers.__main__.main))
+    return found
+
+
+def flags_written_in(folder: str) -> set[str]:
+    """Flags that a folder's Python files name, without running them."""
+    return {
+        node.value
+        for path in (ROOT / folder).glob("*.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and FLAG.fullmatch(node.value)
+    }
+
+
+def section(page: Path, heading: str) -> str:
+    """What stands below a heading, down to the next of its level or above."""
+    level = heading.partition(" ")[0]
+    text = page.read_text(encoding="utf-8").split(f"\n{heading}\n", 1)[1]
+    return re.split(rf"^#{{1,{len(level)}}} ", text, maxsplit=1, flags=re.MULTILINE)[0]
+
+
+def first_cells(table: str) -> str:
+    return "\n".join(line.split("|")[1] for line in table.splitlines() if line.startswith("| `--"))
+
+
+@pytest.mark.parametrize("half", ["frontend", "workers"])
+def test_the_tables_of_flags_are_those_of_both_halves(half: str) -> None:
+    told = set(FLAG.findall(first_cells(section(OPERATIONS, f"### Flags of the {half}"))))
+    assert told == commands()[f"python -m {half}"]
+
+
+def test_serve_takes_the_flags_of_both_halves_but_those_that_are_marked() -> None:
+    every = commands()
+    halves = every["python -m frontend"] | every["python -m workers"]
+    left_out = HALVES_ONLY["frontend"] | HALVES_ONLY["workers"]
+    # The one that stands in both tables, and is taken as the frontend's.
+    assert every["switchyard serve"] - {"--link-secret-file"} == halves - left_out
+    table = section(OPERATIONS, "### Flags of the workers")
+    marked = {
+        flag
+        for line in table.splitlines()
+        if line.startswith("| `--") and line.split("|")[1].rstrip().endswith("*")
+        for flag in FLAG.findall(line.split("|")[1])
+    }
+    assert marked == HALVES_ONLY["workers"]
+
+
+def test_the_clients_flags_are_all_told_and_no_other() -> None:
+    clients = {name for name in commands() if name.split()[-1] not in ("serve", "frontend")}
+    existing = set().union(*(commands()[name] for name in clients - {"python -m workers"}))
+    assert set(FLAG.findall(section(OPERATIONS, "### Flags of the clients"))) == existing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_flags_in_prose_exist(page: Path) -> None:
+    """In backticks, outside of blocks of commands."""
+    prose = re.sub(r"^```.*?^```", "", page.read_text(encoding="utf-8"), flags=re.M | re.S)
+    told = {
+        flag
+        for code in re.findall(r"`([^`]+)`", prose)
+        if code.startswith(("--", "switchyard", "python -m ", "make "))
+        for flag in FLAG.findall(code)
+    }
+    existing = set().union(*commands().values(), *map(flags_written_in, ("benchmarks", "demo")))
+    existing |= flags_written_in("tests/faults") | FOREIGN.get(page.name, set())
+    assert told <= existing, told - existing
+
+
+def commands_in(page: Path) -> Iterator[list[str]]:
+    """Words of every command of ours in a page's blocks of shell."""
+    for block in re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.M | re.S):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            words = [word.removeprefix(".venv/bin/") for word in words]
+            if words[:1] == ["switchyard"] or words[:2] == ["python", "-m"]:
+                yield words
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_shown_have_the_flags_they_use(page: Path) -> None:
+    for words in commands_in(page):
+        length = 3 if words[0] == "python" else 2
+        name, rest = " ".join(words[:length]), words[length:]
+        if name in commands():
+            flags = set(FLAG.findall("\n".join(rest)))
+            assert flags <= commands()[name], f"{name}: {flags - commands()[name]}"
+        elif name.startswith("python -m benchmarks."):
+            assert (ROOT / "benchmarks" / f"{name.rpartition('.')[2]}.py").exists(), name
+            own, serve = rest, []
+            if "--" in rest:
+                own, serve = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
+            assert {w for w in own if FLAG.fullmatch(w)} <= flags_written_in("benchmarks"), words
+            assert {w for w in serve if FLAG.fullmatch(w)} <= commands()["switchyard serve"], words
+
+
+def reasons() -> set[str]:
+    """Every ErrorInfo reason that the frontend can give."""
+    found = {state.name for state in State if state is not State.SERVING}
+    for path in (ROOT / "frontend").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.keyword) and node.arg == "reason":
+                strings = (n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant))
+                found |= {each for each in strings if re.fullmatch("[A-Z_]{4,}", str(each))}
+    return found
+
+
+def test_the_table_of_statuses_has_every_reason_and_no_other() -> None:
+    table = section(OPERATIONS, "## Status codes and reasons")
+    cells = "\n".join(line.split("|")[2] for line in table.splitlines() if line.startswith("|"))
+    assert set(re.findall("`([A-Z_]{4,})`", cells)) == reasons()
+
+
+@pytest.mark.parametrize("package", ["frontend", "frontend/openai", "workers", "moe"])
+def test_the_layout_names_every_module(package: str) -> None:
+    layout = section(DESIGN, "## Layout")
+    heading, end = {
+        "frontend": ("**frontend/**", "`frontend/openai/`:"),
+        "frontend/openai": ("`frontend/openai/`:", "**workers/**"),
+        "workers": ("**workers/**", "**moe/**"),
+        "moe": ("**moe/**", "\n\n\n"),
+    }[package]
+    names = set(re.findall(r"\w+", layout.split(heading, 1)[1].split(end, 1)[0]))
+    modules = {path.stem for path in (ROOT / package).glob("*.py")} - {"__init__"}
+    assert modules <= names, modules - names
+
+
+def anchors(page: Path) -> set[str]:
+    """Names of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        found = (page.parent / path).resolve() if path else page
+        assert found.exists(), f"{page.name}: {target}"
+        assert not anchor or anchor in anchors(found), f"{page.name}: {target}"
+
+
+def test_the_parsers_are_found_where_this_looks_for_them() -> None:
+    """Else the tests above would compare nothing."""
+    assert len(commands()) == 8
+    assert all(len(flags) >= 6 for flags in commands().values())
+    assert len(reasons()) > 20
+    assert sum(1 for page in PAGES for _ in commands_in(page)) > 15
