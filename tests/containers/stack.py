@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Self
@@ -25,7 +25,7 @@ QUESTION, ANSWER = "What is 17 + 25?", "42"
 
 
 class Stack:
-    """A stack with the CPU profile, under a project name of its own.
+    """A stack with the CPU profile, under a project name of its own; ``variables`` as in .env.
 
     Attributes:
         address: of gRPC, as published.
@@ -41,16 +41,15 @@ class Stack:
         tls: Tls | None = None,
         api_key: str | None = None,
     ) -> None:
-        ports = _free_ports(2)
-        self.address, self.http_address = (f"127.0.0.1:{port}" for port in ports)
+        self.address, self.http_address = (
+            f"127.0.0.1:{variables[each]}" for each in ("PORT", "HTTP_PORT")
+        )
         self.tls, self.api_key = tls, api_key
         self._command = shlex.split(os.environ.get("COMPOSE", "docker compose"))
         self._env = {
             **os.environ,
             "COMPOSE_PROFILES": "cpu",
             "COMPOSE_PROJECT_NAME": f"switchyard-{name}",
-            "PORT": str(ports[0]),
-            "HTTP_PORT": str(ports[1]),
             **variables,
         }
 
@@ -127,9 +126,10 @@ class Stack:
                 return "".join(delta.text for delta in stream).strip()
 
 
-def _free_ports(count: int) -> Sequence[int]:
+def free_ports() -> dict[str, str]:
+    """Variables of compose.yaml for ports that nobody has."""
+    names = ("PORT", "HTTP_PORT")
     with ExitStack() as taken:
-        sockets = [
-            taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)
-        ]
-        return [each.getsockname()[1] for each in sockets]
+        sockets = [taken.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in names]
+        ports = [str(each.getsockname()[1]) for each in sockets]
+    return dict(zip(names, ports, strict=True))

@@ -27,6 +27,7 @@ class _Loader(yaml.SafeLoader):
     """YAML as Compose reads it: `!override` takes a list as it is."""
 
 
+_Loader.add_constructor("!reset", lambda loader, node: None)
 _Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
 
 
@@ -186,6 +187,16 @@ def test_open_to_others_means_keys_and_encryption(
         assert getattr(there, field) == getattr(here, field)
     assert f"--tls-ca={there.tls_cert}" in opened["healthcheck"]["test"]
     assert [each.partition(":")[2] for each in opened["ports"]] == ["50051:50051", "8000:8000"]
+
+
+def test_podman_gets_no_dependency_that_has_ended(compose: dict[str, Any]) -> None:
+    """Podman would not start a container again whose dependency does not run."""
+    services = load_compose("deploy/compose.podman.yaml")["services"]
+
+    assert set(services) == set(SERVING)
+    for name, service in services.items():
+        assert service == {"depends_on": None, "healthcheck": {"start_interval": None}}
+        assert compose["services"][name]["restart"] == "unless-stopped"
 
 
 def test_secrets_of_ones_own_are_kept_out_of_git_and_images() -> None:
