@@ -55,6 +55,8 @@ class PrefillTiles:
             at once; powers of two of at least 16.
         num_stages: tiles of keys in flight, if shared memory holds as many.
         max_registers: as above.
+        unit: parts of split tiles have multiples of so many keys, itself a multiple of block_n;
+            None: no tile is split.
     """
 
     block_m: int = 128
@@ -62,6 +64,7 @@ class PrefillTiles:
     num_warps: int = 8
     num_stages: int = 3
     max_registers: int | None = None
+    unit: int | None = None
 
 
 def decode_tiles(num_rows: int) -> DecodeTiles:
@@ -76,7 +79,7 @@ def decode_tiles(num_rows: int) -> DecodeTiles:
 def prefill_tiles(num_tokens: int) -> PrefillTiles:
     """For a step of so many tokens, decodes and padding included: as above."""
     if num_tokens <= 4096:
-        return PrefillTiles(block_m=64, num_warps=4)
+        return PrefillTiles(block_m=64, num_warps=4, unit=256)
     return PrefillTiles(num_stages=2, max_registers=128)
 
 

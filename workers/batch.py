@@ -19,13 +19,11 @@ from workers.attention_plan import (
     decode_capacity,
     decode_tiles,
     plan_decode,
-    plan_prefill,
-    prefill_tile_tokens,
-    prefill_tiles,
 )
 from workers.extras import StepExtras
 from workers.layers.attention import AttentionBatch
 from workers.models.base import ForwardBatch
+from workers.prefill_split import SPLIT_FIELDS, max_parts, tile_columns
 from workers.rows import Rows, int32s
 from workers.sampler import SamplingRows
 from workers.slot_params import SlotParams
@@ -102,11 +100,16 @@ class BatchBuilder:
         kv_heads = 0 if attention is None else attention.kv_heads
         # Between steps zeros, which decode attention leaves behind.
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
+        num_parts = max_parts(kv_heads, attention.num_cores) if attention is not None else 0
+        # Likewise, by prefill attention.
+        self.finished_CK = torch.zeros(num_parts, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = SlotParams(num_slots)
         self.adjuster = Adjuster(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self.columns = Staging(device, 16 * max_tokens + 256 * num_slots + 4096)
+        self.columns = Staging(
+            device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_parts + 4096
+        )
         self.table_changes = Staging(device, _SPARE_WORDS)
         self.pairs = Staging(device, _SPARE_WORDS)
 
@@ -232,25 +235,21 @@ class BatchBuilder:
         if shape is None and num_decodes == len(rows.slots):
             return columns
         if shape is None or not shape.decodes:
-            num_tokens = int(rows.num_tokens.sum()) if shape is None else shape.tokens
-            block_m = prefill_tiles(num_tokens).block_m
-            tile_tokens = prefill_tile_tokens(block_m, heads.num_heads, heads.kv_heads)
-            tiles = plan_prefill(
-                rows.num_tokens[num_decodes:],
-                rows.positions[num_decodes:],
-                rows.first_token[num_decodes:],
-                rows.slots[num_decodes:],
-                tile_tokens,
+            columns["tiles"] = tile_columns(
+                rows,
+                num_decodes,
+                num_heads=heads.num_heads,
+                kv_heads=heads.kv_heads,
+                num_cores=heads.num_cores,
+                shape=None if shape is None else (shape.tokens, self.num_slots),
             )
-            if shape is not None:
-                most = shape.tokens // tile_tokens + min(self.num_slots, shape.tokens)
-                tiles = np.concatenate((tiles, np.zeros((most - len(tiles), 4), dtype=np.int32)))
-            columns["tiles"] = tiles
         return columns
 
     def _attention_batch(
         self, num_decodes: int, rows: Rows, on: dict[str, torch.Tensor]
     ) -> AttentionBatch:
+        tiles = on.get("tiles")
+        split = tiles is not None and tiles.shape[1] == SPLIT_FIELDS
         return AttentionBatch(
             positions_T=on["positions"],
             slots_T=on["slots"],
@@ -261,7 +260,8 @@ class BatchBuilder:
             num_decodes=num_decodes,
             chunks=on.get("chunks"),
             finished_SK=self.finished_SK,
-            tiles=on.get("tiles"),
+            tiles=tiles,
+            finished_CK=self.finished_CK if split else None,
         )
 
     def _suppressed(

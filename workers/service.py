@@ -23,6 +23,7 @@ from workers.runner import Runner, StepHandle
 
 _MAX_MESSAGE_BYTES = 64 << 20
 _SNAPSHOT_SECONDS = 5.0
+_PEER_MS = 5_000  # a frontend is asked so often whether it is there, and has as long to answer
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +66,11 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
                 ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+                # A frontend whose machine is gone says nothing, and no other gets this rank.
+                ("grpc.keepalive_time_ms", _PEER_MS),
+                ("grpc.keepalive_timeout_ms", _PEER_MS),
+                ("grpc.http2.ping_timeout_ms", _PEER_MS),
+                ("grpc.http2.max_pings_without_data", 0),
             ],
         )
         worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self.server)

@@ -8,6 +8,7 @@ import random
 from typing import Any
 
 from switchyard.client import AsyncClient
+from tests.faults.inject import POISON
 
 JSON_SCHEMA = '{"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"]}'
 
@@ -52,7 +53,7 @@ def mixed_requests(seed: int, count: int, max_new_tokens: int = 120) -> list[Ask
         options = dict(kinds[number % len(kinds)])
         options |= {"seed": rng.getrandbits(63), "ignore_eos": True}
         options["max_new_tokens"] = rng.randint(max_new_tokens // 2, max_new_tokens)
-        prompt = tuple(rng.randrange(3, 400) for _ in range(rng.randint(1, 60)))
+        prompt = tuple(rng.randrange(3, POISON) for _ in range(rng.randint(1, 60)))
         asked.append(Asked(prompt, options))
     return asked
 

@@ -1,7 +1,11 @@
 """The worker's stream: epochs, protocol, step order, and what ends the rank."""
 
 import contextlib
+import os
 import queue
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +17,7 @@ import torch
 from moe.config import resolve_parallel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from tests.workers.launched import ROOT
 from workers.load_report import LoadReport, Snapshot
 from workers.service import WorkerService
 
@@ -206,6 +211,38 @@ def test_a_frontend_that_leaves_ends_the_rank(rank) -> None:
     link.hello(1)
     link.answers.cancel()
     assert left.get(timeout=5) == ("the frontend is gone", False)
+
+
+SILENT_FRONTEND = """
+import sys
+import grpc
+from tests.workers.launched import Stream
+from switchyard.worker.v1 import worker_pb2_grpc
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    stream = Stream(worker_pb2_grpc.WorkerServiceStub(channel), epoch=1)
+    print("open", flush=True)
+    next(stream.answers)
+"""
+
+
+def test_a_frontend_whose_machine_is_gone_ends_the_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It closes nothing and answers nothing, like a process that is stopped."""
+    monkeypatch.setattr("workers.service._PEER_MS", 500)
+    left: Left = queue.SimpleQueue()
+    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
+    with opened(service, tmp_path):
+        command = [sys.executable, "-c", SILENT_FRONTEND, f"unix:{tmp_path}/rank.sock"]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as frontend:
+            try:
+                assert frontend.stdout is not None
+                assert frontend.stdout.readline() == b"open\n"
+                frontend.send_signal(signal.SIGSTOP)
+                assert left.get(timeout=10) == ("the frontend is gone", False)
+            finally:
+                frontend.kill()
 
 
 def test_a_step_that_fails_ends_the_rank(rank) -> None:

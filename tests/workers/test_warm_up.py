@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switchyard.worker.v1 import worker_pb2
-from workers.batch import BatchBuilder
-from workers.warm_up import warm_up_blocks, warm_up_steps
+from workers.attention_plan import prefill_tiles
+from workers.batch import AttentionShape, BatchBuilder
+from workers.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 
 SHAPES = st.fixed_dictionaries(
     {
@@ -87,6 +88,35 @@ def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: 
     assert alone == sorted(4 * decodes)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
     assert len(mixed) == (num_sequences > 1)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 100, 700, 4096, 5000])
+@pytest.mark.parametrize(("num_heads", "kv_heads"), [(32, 4), (8, 1), (4, 1), (16, 16)])
+def test_attention_of_a_prefill_of_any_size_has_run(
+    num_tokens: int, num_heads: int, kv_heads: int
+) -> None:
+    """Every way its tiles are cut, and whether they may be split."""
+    shape = {"num_sequences": 1, "max_model_len": 8192, "block_size": 16}
+    builder = BatchBuilder(
+        num_slots=1,
+        max_blocks=512,
+        block_size=16,
+        max_tokens=num_tokens,
+        device=torch.device("cpu"),
+        attention=AttentionShape(num_heads=num_heads, kv_heads=kv_heads, num_cores=132),
+    )
+
+    def way(step: worker_pb2.StepRequest) -> tuple[int, int]:
+        tiles = builder.build(step).forward.attention.tiles
+        assert tiles is not None
+        return prefill_tiles(step.max_replica_tokens).block_m, tiles.shape[1]
+
+    steps = warm_up_steps(num_tokens=num_tokens, **shape)
+    seen = {way(step) for step in steps if not step.num_decodes}
+    sizes = {*range(1, num_tokens, 61), 4095, 4097, 4200, num_tokens}
+    for size in sizes:
+        if size <= num_tokens:
+            assert way(made_up_prefill(size, **shape)) in seen
 
 
 def test_draws_are_filtered_and_suppressed_and_plain() -> None:

@@ -1,11 +1,15 @@
 """Causal attention of prompt tokens over the paged KV cache, which holds their keys already.
 
 Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles
-(workers.attention_plan) or who wrote the cache. Shapes: T tokens, P tiles, N query heads, K key
-heads, G = N / K, D head_dim. A tile's rows are the G query heads of each of its tokens, so keys
+(workers.attention_plan), nor they along their contexts (workers.prefill_split), or who wrote the
+cache. Shapes: T tokens, P tiles, E entries, C parts, N query heads, K key heads, G = N / K, M query
+rows, D head_dim. A tile's rows are the G query heads of each of its tokens, so keys
 and values are read once for all of them and a tile's mask reaches over few keys. Sums are fp32;
 probabilities are rounded to the model dtype before they meet the values, as
 scaled_dot_product_attention does, and the output once at the end.
+
+The parts of a split tile are joined by the last program of the tile and key head to finish, which
+a counter tells that it is, in the order of their keys.
 
 The tiles and the tables are read before the wait for the kernel before this one: they must have
 been written at least two kernels earlier.
@@ -13,6 +17,7 @@ been written at least two kernels earlier.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -22,9 +27,50 @@ import triton.language as tl
 from moe.kernels.launch import launch_options, precision, wait_for_previous
 from workers.attention_plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
 from workers.kernels.key_tiles import check_operands, load_blocks, places, soften
+from workers.prefill_split import SPLIT_FIELDS
 
 # Of a multiprocessor's 227 KiB, what queries, keys and values may take together.
 _SHARED_BYTES = 224 << 10
+_FIELDS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillWorkspace:
+    """What parts of split tiles leave for the join.
+
+    Attributes:
+        partials_CKMD, lse_CKM: fp32 outputs and base-2 log-sum-exps, of any values between
+            launches.
+        finished_CK: int32, parts of a tile that are done, at its first; zeros between launches.
+    """
+
+    partials_CKMD: torch.Tensor
+    lse_CKM: torch.Tensor
+    finished_CK: torch.Tensor
+
+
+@triton.jit
+def _join_parts(
+    partials_ptr, lse_ptr, rows_M, real_MD, at_MD, count,
+    KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """The attention of a tile's query rows over all its parts; pointers name the first."""
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for _ in range(count):
+        # Past L1, which may hold what an earlier launch left at this place.
+        lse = tl.load(lse_ptr + rows_M, cache_modifier=".cg")
+        part = tl.load(partials_ptr + at_MD, mask=real_MD, other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, lse)
+        fade = tl.exp2(top - new_top)
+        weight = tl.exp2(lse - new_top)
+        acc = acc * fade[:, None] + part * weight[:, None]
+        total = total * fade + weight
+        top = new_top
+        partials_ptr += KV_HEADS * BLOCK_M * HEAD_DIM
+        lse_ptr += KV_HEADS * BLOCK_M
+    return acc / total[:, None]
 
 
 @triton.jit
@@ -35,6 +81,9 @@ def _tile_kernel(
     tables_ptr,
     tiles_ptr,
     out_ptr,
+    partials_ptr,  # this one and the next two: None without SPLIT
+    lse_ptr,
+    finished_ptr,
     q_stride,
     table_stride,
     SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
@@ -42,26 +91,42 @@ def _tile_kernel(
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
+    FIELDS: tl.constexpr,
+    SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One tile of queries, for one key head and its query heads; grid (K, P)."""
+    """One tile of queries, or with SPLIT a part of its keys, for one key head and its query heads;
+    grid (K, P) or (K, E)."""
     kv_head = tl.program_id(0)
-    fields = tiles_ptr + tl.program_id(1) * 4
+    fields = tiles_ptr + tl.program_id(1) * FIELDS
     first = tl.load(fields)
     count = tl.load(fields + 1)
     slot = tl.load(fields + 2)
     position = tl.load(fields + 3)
-    stop = position + count
+    if SPLIT:
+        begin = tl.load(fields + 4)
+        stop = tl.load(fields + 5)
+        part = tl.load(fields + 6)
+        first_part = tl.load(fields + 7)
+        num_parts = tl.load(fields + 8)
+    else:
+        begin = 0
+        stop = position + count
     # Unsigned, so that block and place in it are a shift and a mask.
     end = stop.to(tl.uint32)
     tokens = tl.arange(0, BLOCK_N).to(tl.uint32)
+    if SPLIT:
+        tokens += begin.to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
     blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
     wait_for_previous(PDL)
+    if SPLIT:  # noqa: SIM102 - the kernel's language evaluates both sides of `and`
+        if count == 0:  # padding
+            return
 
     m = tl.arange(0, BLOCK_M)
     d = tl.arange(0, BLOCK_D)
@@ -79,7 +144,7 @@ def _tile_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in range(0, stop, BLOCK_N):
+    for start in range(begin, stop, BLOCK_N):
         live_nd = (tokens < end)[:, None] & real_d[None, :]
         at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
         # The ids of the next tile are under way while this one is at work.
@@ -99,7 +164,33 @@ def _tile_kernel(
     acc = acc / total[:, None]
     out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
     to = out_ptr + query[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + in_row
-    tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+    if SPLIT:
+        if num_parts > 0:
+            PART: tl.constexpr = KV_HEADS * BLOCK_M
+            partials_ptr += kv_head * (BLOCK_M * HEAD_DIM)
+            lse_ptr += kv_head * BLOCK_M
+            at_md = m[:, None] * HEAD_DIM + d[None, :]
+            tl.store(
+                partials_ptr + part.to(tl.int64) * (PART * HEAD_DIM) + at_md, acc, mask=real_md
+            )
+            tl.store(lse_ptr + part * PART + m, top + tl.log2(total))
+            # All threads' stores come before the one thread's release.
+            tl.debug_barrier()
+            finished_ptr += first_part * KV_HEADS + kv_head
+            others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
+            if others == num_parts - 1:
+                partials_ptr += first_part.to(tl.int64) * (PART * HEAD_DIM)
+                lse_ptr += first_part * PART
+                joined = _join_parts(
+                    partials_ptr, lse_ptr, m, real_md, at_md, num_parts,
+                    KV_HEADS, BLOCK_M, BLOCK_D, HEAD_DIM,
+                )  # fmt: skip
+                tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_md)
+                tl.store(finished_ptr, 0)
+        else:
+            tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+    else:
+        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
 
 
 def prefill_attention(
@@ -110,6 +201,7 @@ def prefill_attention(
     plan: torch.Tensor,
     *,
     out: torch.Tensor | None = None,
+    workspace: PrefillWorkspace | None = None,
     pdl: bool = False,
     tiles: PrefillTiles | None = None,
 ) -> torch.Tensor:
@@ -121,8 +213,9 @@ def prefill_attention(
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
         plan: int32 ``[P, 4]`` on the device, of plan_prefill with
             ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
-            holds.
+            holds. Or int32 ``[E, 9]``, of split_tiles of that; entries of zeros are padding.
         out: ``[T, N, D]``.
+        workspace: for entries alone, of at least as many parts as they name.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``prefill_tiles`` for T tokens unless given.
 
@@ -137,7 +230,12 @@ def prefill_attention(
         tiles = prefill_tiles(num_tokens)
     check_operands(q_TND, keys, values, tables, out)
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
-    assert plan.shape[1:] == (4,) and plan.is_contiguous() and plan.dtype == torch.int32
+    split = plan.shape[1] == SPLIT_FIELDS
+    assert split or plan.shape[1] == _FIELDS, f"a plan of {plan.shape[1]} columns"
+    # A mask hides what is ahead of a query, not what the next part has.
+    assert not split or (tiles.unit and tiles.unit % tiles.block_n == 0)
+    assert plan.is_contiguous() and plan.dtype == torch.int32
+    parts = _check_workspace(workspace, kv_heads, tiles.block_m, head_dim) if split else (None,) * 3
     if not len(plan):
         return out
     block_d = max(16, triton.next_power_of_2(head_dim))
@@ -148,6 +246,7 @@ def prefill_attention(
         tables,
         plan,
         out,
+        *parts,
         q_TND.stride(0),
         tables.stride(0),
         SCALE=math.log2(math.e) / math.sqrt(head_dim),
@@ -155,6 +254,8 @@ def prefill_attention(
         GROUP=num_heads // kv_heads,
         HEAD_DIM=head_dim,
         BLOCK_SIZE=block_size,
+        FIELDS=plan.shape[1],
+        SPLIT=split,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
@@ -165,6 +266,21 @@ def prefill_attention(
         **launch_options(pdl),
     )
     return out
+
+
+def _check_workspace(
+    workspace: PrefillWorkspace | None, kv_heads: int, block_m: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Its tensors, as the kernel takes them."""
+    assert workspace is not None, "split tiles need a workspace"
+    parts = (workspace.partials_CKMD, workspace.lse_CKM, workspace.finished_CK)
+    num_parts = len(workspace.finished_CK)
+    for tensor, shape in zip(
+        parts, ((kv_heads, block_m, head_dim), (kv_heads, block_m), (kv_heads,)), strict=True
+    ):
+        assert tensor.shape == (num_parts, *shape) and tensor.is_contiguous()
+    assert workspace.finished_CK.dtype == torch.int32
+    return parts
 
 
 def _fitting_stages(tiles: PrefillTiles, row_bytes: int) -> int:

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
 from moe.kernels.context import KernelContext
+from workers.attention_plan import prefill_tiles
 from workers.kernels.decode_attention import DecodeWorkspace, decode_attention
-from workers.kernels.prefill_attention import prefill_attention
+from workers.kernels.prefill_attention import PrefillWorkspace, prefill_attention
 from workers.kv_cache import LayerCache
 
 # Decodes are gathered in groups of at most this many context tokens, which bounds the workspace.
@@ -37,7 +38,9 @@ class AttentionBatch:
         num_decodes: leading rows of one token.
         chunks: of attention_plan.plan_decode; None without kernels or decodes.
         finished_SK: of DecodeWorkspace, the same tensor at every step; read by kernels alone.
-        tiles: of attention_plan.plan_prefill; None without kernels or prefills.
+        tiles: of attention_plan.plan_prefill, or of prefill_split.split_tiles; None without kernels
+            or prefills.
+        finished_CK: of PrefillWorkspace, as above; None without split tiles.
     """
 
     positions_T: torch.Tensor
@@ -50,6 +53,7 @@ class AttentionBatch:
     chunks: torch.Tensor | None = None
     finished_SK: torch.Tensor | None = None
     tiles: torch.Tensor | None = None
+    finished_CK: torch.Tensor | None = None
 
 
 def paged_attention(
@@ -114,9 +118,26 @@ def kernel_attention(
             batch.tables,
             batch.tiles,
             out=out_TND,
+            workspace=_prefill_workspace(batch, T, cache, context),
             pdl=context.pdl,
         )
     return out_TND.view(T, N * D)
+
+
+def _prefill_workspace(
+    batch: AttentionBatch, num_tokens: int, cache: LayerCache, context: KernelContext
+) -> PrefillWorkspace | None:
+    """None without split tiles."""
+    if batch.finished_CK is None:
+        return None
+    _, _, kv_heads, head_dim = cache.keys.shape
+    take = context.workspace.take
+    shape = (len(batch.finished_CK), kv_heads, prefill_tiles(num_tokens).block_m, head_dim)
+    return PrefillWorkspace(
+        partials_CKMD=take("attention_tile_parts", shape, torch.float32),
+        lse_CKM=take("attention_tile_lse", shape[:3], torch.float32),
+        finished_CK=batch.finished_CK,
+    )
 
 
 def _decode_groups(batch: AttentionBatch) -> list[tuple[int, int]]:

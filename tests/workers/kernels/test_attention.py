@@ -21,7 +21,8 @@ from workers.attention_plan import (
     prefill_tiles,
 )
 from workers.kernels.decode_attention import DecodeWorkspace, decode_attention
-from workers.kernels.prefill_attention import prefill_attention
+from workers.kernels.prefill_attention import PrefillWorkspace, prefill_attention
+from workers.prefill_split import NUM_PARTS, SPLIT_FIELDS, split_tiles
 
 # Dtype, block size, query heads a key head, head_dim.
 CASES = [
@@ -218,8 +219,10 @@ def check_prefill(
     *,
     tiles: PrefillTiles,
     first_token: int = 2,
-) -> None:
-    """Rows of (position, tokens), behind ``first_token`` tokens that are none of prefill's."""
+    fill: int = 0,
+) -> int:
+    """Rows of (position, tokens), behind ``first_token`` tokens that are none of prefill's; with
+    ``fill`` again with split tiles and padding. Gives the most parts of a tile."""
     lengths = [position + tokens for position, tokens in rows]
     cache = paged(lengths, heads, dtype, device)
     num_tokens = np.array([tokens for _, tokens in rows])
@@ -239,6 +242,65 @@ def check_prefill(
     for row, (first, tokens) in enumerate(zip(firsts, num_tokens, strict=True)):
         expected = oracle(q_TND[first : first + tokens], cache.k_LKD[row], cache.v_LKD[row])
         assert_close(out[first : first + tokens], expected)
+    return check_split(arguments, plan, out, heads, tiles, fill) if fill else 1
+
+
+def check_split(
+    arguments: tuple[torch.Tensor, ...],
+    plan: np.ndarray,
+    whole_TND: torch.Tensor,
+    heads: Heads,
+    tiles: PrefillTiles,
+    fill: int,
+) -> int:
+    """Whole tiles give the same bits as without SPLIT, joined ones nearly; twice the same."""
+    entries = split_tiles(plan, fill, tiles.unit)
+    padded = np.concatenate((entries, np.zeros((3, SPLIT_FIELDS), np.int32)))
+    device = whole_TND.device
+    shape = (2 * fill, heads.kv, tiles.block_m, heads.dim)
+    workspace = PrefillWorkspace(
+        partials_CKMD=torch.full(shape, torch.nan, device=device),
+        lse_CKM=torch.full(shape[:3], torch.nan, device=device),
+        finished_CK=torch.zeros(shape[:2], dtype=torch.int32, device=device),
+    )
+    outs = []
+    for _ in range(2):
+        out = torch.full_like(whole_TND, 7.0)
+        prefill_attention(
+            *arguments[:4],
+            torch.from_numpy(padded).to(device),
+            out=out,
+            workspace=workspace,
+            tiles=tiles,
+        )
+        assert not workspace.finished_CK.any()
+        outs.append(out)
+    assert torch.equal(*outs)
+    split_T = torch.zeros(len(whole_TND), dtype=torch.bool, device=device)
+    for first, count in entries[entries[:, NUM_PARTS] > 0, :2]:
+        split_T[first : first + count] = True
+    assert torch.equal(out[~split_T], whole_TND[~split_T])
+    assert_close(out[split_T], whole_TND[split_T].float())
+    return int(entries[:, NUM_PARTS].max())
+
+
+@pytest.mark.parametrize(("dtype", "block_size", "group", "dim"), CASES)
+def test_prefill_of_split_tiles(dtype: torch.dtype, block_size: int, group: int, dim: int) -> None:
+    """Chunks deep in long contexts beside one-token rows, some of them long, and a prompt; keys of
+    the last part that the first queries of a tile must not see."""
+    heads = Heads(num=2 * group, kv=2, dim=dim, block_size=block_size)
+    rows = [(200, 5), (5, 1), (150, 1), (0, 3), (128, 3)]
+    tiles = PrefillTiles(block_m=16, block_n=16, unit=16)
+    parts = check_prefill(rows, heads, dtype, "cpu", tiles=tiles, fill=30)
+    assert parts >= 3
+
+
+@pytest.mark.parametrize(("block_m", "block_n"), [(16, 64), (64, 16), (32, 32)])
+def test_split_tiles_of_any_size(block_m: int, block_n: int) -> None:
+    heads = Heads(num=6, kv=2, dim=16, block_size=16)
+    rows = [(0, 5), (330, 9), (200, 1)]
+    tiles = PrefillTiles(block_m=block_m, block_n=block_n, unit=block_n)
+    assert check_prefill(rows, heads, torch.float32, "cpu", tiles=tiles, fill=40) > 1
 
 
 @pytest.mark.parametrize(("dtype", "block_size", "group", "dim"), CASES)
@@ -339,6 +401,13 @@ def test_prefill_of_real_shapes(
     rows: list[tuple[int, int]], tiles: PrefillTiles, dtype: torch.dtype
 ) -> None:
     check_prefill(rows, REAL, dtype, "cuda", tiles=tiles)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_split_tiles_of_real_shapes(dtype: torch.dtype) -> None:
+    rows = [(8000, 100), (1, 1), (0, 30), *((900 + n, 1) for n in range(60)), (3000, 1)]
+    assert check_prefill(rows, REAL, dtype, "cuda", tiles=prefill_tiles(200), fill=66) >= 4
 
 
 @pytest.mark.gpu
