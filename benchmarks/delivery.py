@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import dataclasses
+import gc
 import json
 import multiprocessing
 import os
@@ -27,6 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scheduler import VOCAB_SIZE, make_pieces
+from frontend import garbage
 from frontend.backend import Backend
 from frontend.detokenizer import ByteDecoder
 from frontend.engine import Engine
@@ -125,6 +127,7 @@ async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
     service, engine = made_up_service(streams, step_seconds)
     server = GrpcServer(service, "127.0.0.1", 0)
     running = asyncio.create_task(engine.run())
+    garbage.settle()
     pipe.send(await server.start())
     await asyncio.to_thread(pipe.recv)
     before = time.process_time()
@@ -170,6 +173,7 @@ async def _clients(pipe: Connection, port: int, streams: int, seconds: float) ->
     request.prompt.tokens.ids.extend([1, 2, 3])
     request.stop_conditions.max_new_tokens = 60000
     arrivals: list[tuple[int, bytes]] = []
+    gc.disable()  # the clients' pauses are not the server's
     async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
         message = request.SerializeToString()
         readers = [asyncio.create_task(_read(channel, message, arrivals)) for _ in range(streams)]
@@ -211,6 +215,7 @@ def measure(streams: int, step_seconds: float, seconds: float) -> Result:
     try:
         return uvloop.run(_clients(ours, ours.recv(), streams, seconds))
     finally:
+        gc.enable()
         server.terminate()
         server.join()
 

@@ -36,7 +36,6 @@ _WARM_UP = 5
 PENALTIES = {"repetition_penalty": 1.1, "presence_penalty": 0.2, "frequency_penalty": 0.1}
 LOGPROBS = {"num_logprobs": 6}
 KINDS: dict[str, tuple[dict[str, Any], bool]] = {
-    "plain": ({}, False),
     "logprobs=5": (LOGPROBS, False),
     "penalties": (PENALTIES, False),
     "masks": ({}, True),
@@ -59,16 +58,19 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def measure(batch_size: int, flags: argparse.Namespace, device: torch.device) -> list[report.Row]:
-    """A row for each kind; of the plain one the whole time, of others what they add."""
-    rows: list[report.Row] = []
-    plain = (0.0, 0.0)
-    for kind, (params, masked) in KINDS.items():
+    """A row for each kind, of what it adds to a step of sequences that ask for nothing."""
+
+    def times(params: dict[str, Any], *, masked: bool) -> tuple[float, float]:
         runner = make_runner(batch_size, flags.vocab_size, device)
         step = decode_step(batch_size, flags.vocab_size, params, masked=masked)
-        times = time_steps(runner, step, flags.steps)
-        added = times if kind == "plain" else (times[0] - plain[0], times[1] - plain[1])
-        plain = times if kind == "plain" else plain
-        rows.append({"batch": batch_size, "kind": kind, "device ms": added[0], "host ms": added[1]})
+        return time_steps(runner, step, flags.steps)
+
+    plain_device_ms, plain_host_ms = times({}, masked=False)
+    rows: list[report.Row] = []
+    for kind, (params, masked) in KINDS.items():
+        device_ms, host_ms = times(params, masked=masked)
+        added = {"device ms": device_ms - plain_device_ms, "host ms": host_ms - plain_host_ms}
+        rows.append({"batch": batch_size, "kind": kind, **added})
     return rows
 
 

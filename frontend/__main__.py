@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import gc
 import logging
 import signal
 import sys
@@ -18,6 +17,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
+from frontend import garbage
 from frontend.access import KeyLimit
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
@@ -207,8 +207,7 @@ async def _run(
             service.renew(info)
         await server.health.set_ready(ready and service.takes_requests)
 
-    gc.collect()
-    gc.freeze()  # what lives as long as the process is no work for later collections
+    garbage.settle()
     running = asyncio.create_task(workers.keep(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)

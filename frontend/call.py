@@ -88,10 +88,10 @@ class Call:
         """Give the engine all that is left, which the first's admission speaks for.
 
         Raises:
-            RequestError: one is refused.
+            RequestError: the workers are gone.
         """
         for request in self.requests[self._num_submitted :]:
-            request.queue_deadline = float("inf")
+            request.queue_deadline, request.is_let_in = float("inf"), True
         self.submit(engine, len(self.requests))
 
     async def take(self) -> list[tuple[int, Delta]]:

@@ -10,7 +10,7 @@ import asyncio
 import time
 from typing import Protocol
 
-SECONDS_A_MESSAGE = 60e-6
+SECONDS_A_MESSAGE = 55e-6
 """CPU time that one message may cost; grpcio alone takes 30 to 50 µs of it."""
 
 

@@ -262,6 +262,7 @@ class Request:
         key: whose request it is; keys share the workers fairly.
         priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.
+        is_let_in: a sample whose first one was admitted: no queue is too full for it.
         arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         preemptions: times it gave up its blocks.
@@ -281,6 +282,7 @@ class Request:
     key: str = ""
     priority: int = 0
     queue_deadline: float = float("inf")
+    is_let_in: bool = False
     arrived: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0

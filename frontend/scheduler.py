@@ -72,15 +72,15 @@ class Scheduler:
                 field="request_id",
             )
         check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
-        num_running = sum(replica.num_running for replica in self._replicas)
-        check_queue(
-            self.limits,
-            self._times,
-            num_running=num_running,
-            num_waiting=len(self._waiting),
-            waiting_tokens=self._waiting.num_tokens,
-            num_prompt=len(request.prompt_ids),
-        )
+        if not request.is_let_in:
+            check_queue(
+                self.limits,
+                self._times,
+                num_running=sum(replica.num_running for replica in self._replicas),
+                num_waiting=len(self._waiting),
+                waiting_tokens=self._waiting.num_tokens,
+                num_prompt=len(request.prompt_ids),
+            )
         sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)
         self._num_submitted += 1
         self._open[request.id] = sequence

@@ -11,7 +11,7 @@ from frontend.errors import Code, RequestError
 from frontend.observer import RequestRecord
 from frontend.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend, queue_full
+from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend
 
 PROMPT = "abcdefgh"  # two blocks
 
@@ -102,7 +102,8 @@ async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it()
         assert len(engine.requests) == at_once
         engine.go.set()
         assert len(texts(await rest)) == 3
-        assert len(engine.requests) == 3
+        let_in = [each.is_let_in for each in engine.requests.values()]
+        assert let_in == [number >= at_once for number in range(3)], "no longer refused"
 
 
 async def test_complete_has_an_output_a_sample() -> None:
@@ -173,19 +174,19 @@ async def test_leaving_ends_all_samples() -> None:
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
 
 
-async def test_a_later_refusal_ends_the_request() -> None:
+async def test_a_loss_before_the_other_samples_ends_the_request() -> None:
     engine, records = FakeEngine(), Records()
     service = opened(engine, records)
     stream = service.generate(asked(3, 40))
     await anext(stream)
-    engine.refuse = queue_full()
+    engine.refuse = RequestError(Code.UNAVAILABLE, "gone", reason="WORKERS_LOST")
     with pytest.raises(RequestError) as caught:
         await collect(stream)
     assert caught.value is engine.refuse
     assert not engine.running
     await asyncio.wait_for(service.idle(), 1.0)
     [record] = records
-    assert (record.code, record.reason) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+    assert (record.code, record.reason) == ("UNAVAILABLE", "WORKERS_LOST")
 
 
 async def test_an_error_of_one_sample_ends_all() -> None:

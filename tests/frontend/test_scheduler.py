@@ -535,7 +535,11 @@ def test_a_full_queue_refuses_at_once() -> None:
         driver.scheduler.submit(requests[3])
     assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert raised.value.retry_after
+    sample = make_request("r0 1")
+    sample.is_let_in = True
+    driver.scheduler.submit(sample)
     driver.run()
+    assert taken(sample).finish_reason is FinishReason.LENGTH
     driver.run(requests[3])
 
 

@@ -407,7 +407,7 @@ def test_prefill_of_real_shapes(
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_split_tiles_of_real_shapes(dtype: torch.dtype) -> None:
     rows = [(8000, 100), (1, 1), (0, 30), *((900 + n, 1) for n in range(60)), (3000, 1)]
-    assert check_prefill(rows, REAL, dtype, "cuda", tiles=prefill_tiles(200), fill=66) >= 4
+    assert check_prefill(rows, REAL, dtype, "cuda", tiles=prefill_tiles(200), fill=66) >= 3
 
 
 @pytest.mark.gpu
