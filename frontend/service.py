@@ -1,12 +1,11 @@
 """The service without a transport: validate, admit, stream.
 
-Owns which requests are live and whether new ones are taken. Speaks `switchyard.v1` messages and
+Owns whether new requests are taken, and the way of each. Speaks `switchyard.v1` messages and
 `RequestError`; knows nothing of gRPC, sockets or signals, so that any adapter can call it.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import dataclasses
 import enum
@@ -22,8 +21,8 @@ from frontend.bounds import MAX_ABORTED_IDS
 from frontend.call import Call
 from frontend.constraint import Compiler
 from frontend.errors import Code, RequestError
+from frontend.live_calls import LiveCalls
 from frontend.observer import ANYBODY, Caller, Observer
-from frontend.pacing import Pacer
 from frontend.request import Request
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
@@ -76,10 +75,7 @@ class Service:
         self._state = State.STARTING
         self._backend: Backend | None = None
         self._compiler: Compiler | None = None
-        self._live: dict[str, Call] = {}
-        self._idle = asyncio.Event()
-        self._idle.set()
-        self._pacer = Pacer()
+        self._live = LiveCalls()
 
     # ---- life ----
 
@@ -114,12 +110,12 @@ class Service:
 
     async def idle(self) -> None:
         """Wait until no request is live."""
-        await self._idle.wait()
+        await self._live.idle()
 
     def abort_all(self) -> None:
         """End every live request with FINISH_REASON_ABORTED."""
         if self._backend is not None:
-            for call in tuple(self._live.values()):
+            for call in self._live.all():
                 call.abort(self._backend.engine)
 
     # ---- generation ----
@@ -182,7 +178,7 @@ class Service:
         backend = self._serving()
         self._check(asked, call.path)
         call.request_id = asked.request_id or uuid.uuid4().hex
-        self._enter(call)
+        self._live.enter(call)
         try:
             first = await self._begin(backend, asked, encode, call)
             await first.output.admitted()
@@ -200,7 +196,7 @@ class Service:
             while not call.is_over:
                 taken = await call.take()
                 if call.is_over:
-                    self._leave(call)
+                    self._live.leave(call)
                 for index, delta in taken:
                     yield events.delta(index, delta, asked.output)
             yield events.finished(call.requests)
@@ -213,7 +209,7 @@ class Service:
             raise internal_error(call.request_id) from error
         finally:
             call.close(backend.engine)
-            self._leave(call)
+            self._live.leave(call)
 
     async def _begin(
         self, backend: Backend, asked: pb.GenerateRequest, encode: intake.Encode, call: Call
@@ -226,7 +222,7 @@ class Service:
         requests = await intake.make_requests(
             backend, self._compiler, asked, call.request_id, encode, call.path
         )
-        first = call.begin(requests, asked.output.min_tokens_per_message, self._pacer)
+        first = call.begin(requests, asked.output.min_tokens_per_message, self._live.pacer)
         shares = backend.prefix_cache and len(first.prompt_ids) > backend.info.block_size
         call.submit(self._attached().engine, 1 if shares else len(requests))
         return first
@@ -260,28 +256,6 @@ class Service:
                 field=f"{path}model",
             )
         validation.check_request_id(asked.request_id, path)
-
-    def _enter(self, call: Call) -> None:
-        if call.request_id in self._live:
-            raise RequestError(
-                Code.ALREADY_EXISTS,
-                f"request {call.request_id} is live; send another id",
-                reason="DUPLICATE_REQUEST_ID",
-                field="request_id",
-            )
-        self._live[call.request_id] = call
-        self._idle.clear()
-        if not call.whole:
-            self._pacer.enter()
-
-    def _leave(self, call: Call) -> None:
-        """Its id may be used again, and perhaps is already."""
-        if self._live.get(call.request_id) is call:
-            del self._live[call.request_id]
-            if not call.whole:
-                self._pacer.leave()
-        if not self._live:
-            self._idle.set()
 
     # ---- everything else ----
 
