@@ -162,6 +162,9 @@ class Metrics(Collector):
             yield self._families.gauge(
                 "switchyard:ready", "1 while requests are taken.", self._sources.ready()
             )
+            yield self._families.gauge(
+                "switchyard:tasks", "Of the frontend's event loop.", len(asyncio.all_tasks())
+            )
             yield self._families.counter(
                 "switchyard:unauthenticated", "Calls without a valid key.", self._sources.denied()
             )

@@ -5,7 +5,7 @@
 
 Every request is of a set whose answers are known from a quiet run. Each is let finish, cancelled,
 aborted, refused or expired at random, while ranks are killed and stopped. At the end the processes'
-memory, descriptors and threads are held against their numbers after the first fifth.
+memory, descriptors, threads and tasks are held against their numbers after the first fifth.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
+import urllib.request
 from pathlib import Path
 
 from switchyard.client import AsyncClient, ServerError
@@ -45,6 +46,7 @@ class Sample:
     memory_mb: float
     files: int
     threads: int
+    tasks: int
     shared_memory_files: int
 
 
@@ -73,8 +75,16 @@ def sample(server: Server, tally: Tally) -> Sample:
         memory_mb=memory / 1024,
         files=files,
         threads=threads,
+        tasks=num_tasks(server),
         shared_memory_files=len(os.listdir("/dev/shm")),
     )
+
+
+def num_tasks(server: Server) -> int:
+    """Tasks of the frontend's event loop; those of live requests are some of them."""
+    with urllib.request.urlopen(f"http://{server.http_address}/metrics") as page:
+        [line] = [line for line in page if line.startswith(b"switchyard:tasks{")]
+    return int(float(line.split()[-1]))
 
 
 async def one_request(
@@ -163,7 +173,7 @@ async def run(server: Server, flags: argparse.Namespace) -> Tally:
     clients = [asyncio.create_task(client_loop(rng.getrandbits(32))) for _ in range(CONCURRENCY)]
     while time.monotonic() < end:
         await asyncio.sleep(min(10.0, 6 * flags.minutes))
-        tally.samples.append(sample(server, tally))
+        tally.samples.append(await asyncio.to_thread(sample, server, tally))
         sys.stderr.write(f"{tally.samples[-1]} {dict(tally.ended)} {len(tally.times)} kills\n")
     await asyncio.gather(*clients)
     killer.cancel()
@@ -190,7 +200,7 @@ def report(tally: Tally, orphans: int) -> dict[str, object]:
     problems = list(tally.wrong[:5])
     if slope > MOST_MB_PER_1000_REQUESTS:
         problems.append(f"memory grows by {slope:.2f} MB in 1,000 requests")
-    for name, slack in (("files", 24), ("threads", 4), ("shared_memory_files", 4)):
+    for name, slack in (("files", 24), ("threads", 4), ("tasks", 24), ("shared_memory_files", 4)):
         if getattr(last, name) > getattr(first, name) + slack:
             problems.append(f"{name} went from {getattr(first, name)} to {getattr(last, name)}")
     if orphans:
@@ -224,7 +234,7 @@ def main() -> int:
     parser.add_argument("--seconds-between-kills", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    allowed = ("--max-restarts", "100000")
+    allowed = ("--max-restarts", "100000", "--http-port", "0")
     with tempfile.TemporaryDirectory() as folder:
         with Server(Path(folder), *FLAGS, *allowed, "--no-request-log") as server:
             everything = descendants(server.process.pid)
