@@ -21,7 +21,8 @@ from frontend import garbage
 from frontend.access import KeyLimit
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
-from frontend.engine import Engine
+from frontend.engine import Engine, workers_lost
+from frontend.errors import internal_error
 from frontend.expert_load import ExpertLoad
 from frontend.faces import Faces
 from frontend.model_folder import (
@@ -161,6 +162,8 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     except _StoppedError:
         return 0
     except (GroupLost, ValueError, OSError) as error:
+        if isinstance(error, GroupLost) and workers.launcher_is_gone():
+            return 1  # it has said why
         return _fail(str(error), 1)
     finally:
         await server.stop(STOP_GRACE_SECONDS)
@@ -216,12 +219,13 @@ async def _run(
         await asyncio.wait({running, draining}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
             return 0
+        error = running.exception()
+        is_loss = isinstance(error, GroupLost | ValueError)
         service.lose()
-        engine.end()
+        engine.end(workers_lost if is_loss else lambda request: internal_error(request.id))
         await server.health.set_ready(False)
         await _within(LAST_WORDS_SECONDS, service.idle())
-        error = running.exception()
-        if isinstance(error, GroupLost | ValueError):
+        if is_loss:
             return _fail(f"the workers are lost: {error}", 1)
         logger.error("the engine failed", exc_info=error)
         return _fail(f"internal error: {error}", 1)

@@ -96,7 +96,7 @@ class KeyLimit:
     """
 
     def __init__(self, most: int = 0) -> None:
-        self._most = most
+        self.most = most
         self._live: Counter[str] = Counter()
 
     @contextlib.contextmanager
@@ -106,13 +106,13 @@ class KeyLimit:
         Raises:
             RequestError: RESOURCE_EXHAUSTED; the key has as many as it may.
         """
-        if not self._most or not key:
+        if not self.most or not key:
             yield
             return
-        if self._live[key] >= self._most:
+        if self._live[key] >= self.most:
             raise RequestError(
                 Code.RESOURCE_EXHAUSTED,
-                f"key {key} has {self._live[key]} live requests, and may have {self._most}; "
+                f"key {key} has {self._live[key]} live requests, and may have {self.most}; "
                 "wait for one to end",
                 reason="KEY_LIMIT",
                 retry_after=KEY_LIMIT_RETRY_SECONDS,

@@ -40,6 +40,9 @@ MAX_STOP_TOKEN_IDS = 256
 MAX_TOP_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS_BYTES = 7 << 20
 """They travel in one message, which holds little else."""
+MAX_TOKENS_PER_MESSAGE = 2048
+"""Of a stream: with all alternatives, and each of MAX_CHARS_PER_TOKEN, they stay below the 4 MiB
+that clients take unless told otherwise."""
 
 # ---- structured output ----
 # What takes a grammar's compiler long is the number of its rules and of its intersections, and a

@@ -12,9 +12,12 @@ import sys
 import time
 
 from frontend.backend import Engine
+from frontend.bounds import MAX_MESSAGE_BYTES
+from frontend.errors import answer_too_large
 from frontend.observer import Caller, RequestRecord
 from frontend.pacing import Pacer
 from frontend.request import Delta, FinishReason, Request
+from switchyard.v1 import inference_pb2 as pb
 
 
 @dataclasses.dataclass(slots=True)
@@ -40,6 +43,7 @@ class Call:
     is_aborted: bool = False
     _min_tokens: int = 1
     _num_submitted: int = 0
+    _num_bytes: int = 0
     _open: set[int] = dataclasses.field(default_factory=set)
     _takes: dict[int, asyncio.Task[Delta]] = dataclasses.field(default_factory=dict)
 
@@ -93,6 +97,18 @@ class Call:
         for request in self.requests[self._num_submitted :]:
             request.queue_deadline, request.is_let_in = float("inf"), True
         self.submit(engine, len(self.requests))
+
+    def told(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
+        """An event that the caller is told now.
+
+        Raises:
+            RequestError: the answer is to be one message, and has become too large for it.
+        """
+        if self.whole:
+            self._num_bytes += event.ByteSize()
+            if self._num_bytes > MAX_MESSAGE_BYTES:
+                raise answer_too_large()
+        return event
 
     async def take(self) -> list[tuple[int, Delta]]:
         """Wait for new output of any sample; what there is, by sample.

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from frontend.errors import Code, RequestError
@@ -110,7 +110,7 @@ class Engine:
         self._waited = 0.0
         self._last_result = 0.0
         self._wake = asyncio.Event()
-        self._ended = False
+        self._ended: Callable[[Request], RequestError] | None = None
         self._lost = False
         self._restarts = 0
         self._replayed = 0
@@ -123,8 +123,8 @@ class Engine:
         Raises:
             RequestError: it is refused, or the workers are gone.
         """
-        if self._ended:
-            raise _workers_lost(request)
+        if self._ended is not None:
+            raise self._ended(request)
         now = time.monotonic()
         if not request.arrived:
             request.arrived = now
@@ -177,10 +177,10 @@ class Engine:
         self._restarts += 1
         self._lost = False
 
-    def end(self) -> None:
-        """Fail every open request, and all that come."""
-        self._ended = True
-        self._scheduler.fail_all(_workers_lost, time.monotonic())
+    def end(self, why: Callable[[Request], RequestError] | None = None) -> None:
+        """Fail every open request, and all that come; by default since the workers are lost."""
+        self._ended = self._ended or why or workers_lost
+        self._scheduler.fail_all(self._ended, time.monotonic())
 
     async def _send_next(self) -> bool:
         """Schedule and send a step; false when enough are in flight or there is nothing to do."""
@@ -262,7 +262,7 @@ class Engine:
         self._set_timer(now)
 
 
-def _workers_lost(request: Request) -> RequestError:
+def workers_lost(request: Request) -> RequestError:
     """UNAVAILABLE; only a request that has produced nothing may be tried again unseen."""
     if request.num_generated:
         message = f"the workers were lost after {request.num_generated} tokens of this request"

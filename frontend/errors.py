@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import enum
 
+from frontend.bounds import MAX_MESSAGE_BYTES
+
 
 class Code(enum.Enum):
     """The google.rpc.Code values this service uses; each adapter maps them to its transport."""
@@ -12,7 +14,6 @@ class Code(enum.Enum):
     DEADLINE_EXCEEDED = 4
     NOT_FOUND = 5
     ALREADY_EXISTS = 6
-    PERMISSION_DENIED = 7
     RESOURCE_EXHAUSTED = 8
     FAILED_PRECONDITION = 9
     INTERNAL = 13
@@ -48,8 +49,24 @@ class RequestError(Exception):
         self.retry_after = retry_after
 
 
+def internal_error(request_id: str) -> RequestError:
+    """INTERNAL for a bug: opaque, with the id under which the log has the rest."""
+    return RequestError(
+        Code.INTERNAL, f"internal error; quote request {request_id}", reason="INTERNAL"
+    )
+
+
 def invalid_field(field: str, message: str) -> RequestError:
     """INVALID_ARGUMENT for one field; ``message`` goes on from the field's path."""
     return RequestError(
         Code.INVALID_ARGUMENT, f"{field} {message}", reason="INVALID_FIELD", field=field
+    )
+
+
+def answer_too_large() -> RequestError:
+    """INVALID_ARGUMENT for what was to be one message and has become too large for any."""
+    return RequestError(
+        Code.INVALID_ARGUMENT,
+        f"the answer does not fit {MAX_MESSAGE_BYTES} bytes, a message; stream it, or ask for less",
+        reason="ANSWER_TOO_LARGE",
     )

@@ -7,14 +7,18 @@ nothing of when they are sent.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import time
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_TOKENS_PER_MESSAGE
 from frontend.request import Delta, Request, TokenLogprobs
 from switchyard.v1 import inference_pb2 as pb
+
+_MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
 
 
 def started(request: Request, model: str, output: pb.OutputOptions) -> pb.GenerateResponse:
@@ -35,13 +39,35 @@ def started(request: Request, model: str, output: pb.OutputOptions) -> pb.Genera
     return pb.GenerateResponse(started=message)
 
 
-def echoed(index: int, text: str) -> pb.GenerateResponse:
+def echoed(index: int, text: str) -> Iterator[pb.GenerateResponse]:
     """The prompt's text, sent back before any output of a sample."""
-    return pb.GenerateResponse(delta=pb.Delta(index=index, text=text))
+    for piece in _pieces(Delta(text=text)):
+        yield pb.GenerateResponse(delta=pb.Delta(index=index, text=piece.text))
 
 
-def delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:
-    """What one take from a sample's output gave."""
+def deltas(index: int, new: Delta, output: pb.OutputOptions) -> Iterator[pb.GenerateResponse]:
+    """What one take from a sample's output gave; more than one message only of a slow reader."""
+    return (_delta(index, piece, output) for piece in _pieces(new))
+
+
+def _pieces(new: Delta) -> Iterator[Delta]:
+    """Deltas that fit messages; the end is in the last of them."""
+    while len(new.token_ids) > MAX_TOKENS_PER_MESSAGE or len(new.text) > _MAX_CHARS:
+        yield Delta(
+            text=new.text[:_MAX_CHARS],
+            token_ids=new.token_ids[:MAX_TOKENS_PER_MESSAGE],
+            logprobs=new.logprobs[:MAX_TOKENS_PER_MESSAGE],
+        )
+        new = dataclasses.replace(
+            new,
+            text=new.text[_MAX_CHARS:],
+            token_ids=new.token_ids[MAX_TOKENS_PER_MESSAGE:],
+            logprobs=new.logprobs[MAX_TOKENS_PER_MESSAGE:],
+        )
+    yield new
+
+
+def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:
     message = pb.Delta(index=index, text=new.text, token_ids=new.token_ids)
     if output.logprobs:
         _add_logprobs(

@@ -19,6 +19,7 @@ from grpc_reflection.v1alpha import reflection, reflection_pb2
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
 from frontend.access import Access
+from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.config import join_address
 from frontend.guard import Guard, caller_of
 from frontend.health import SERVICE_NAME, Health
@@ -28,8 +29,6 @@ from frontend.tls import ServerTls, server_credentials
 from frontend.vllm_engine import VllmEngineServicer
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
-
-MAX_MESSAGE_BYTES = 8 << 20
 
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Without it a second server takes the same port and half of the connections.
@@ -121,7 +120,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
         """Answer with `Service.abort`."""
-        return self._service.abort(request)
+        return self._service.abort(request, self._caller(context))
 
 
 class GrpcServer:

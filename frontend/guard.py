@@ -22,9 +22,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from frontend.access import Access
-from frontend.errors import Code, RequestError
+from frontend.errors import Code, RequestError, internal_error
 from frontend.observer import Caller
-from frontend.service import internal_error
 
 logger = logging.getLogger(__name__)
 

@@ -66,7 +66,7 @@ class Workers:
                     epoch=self._epoch,
                 )
             except GroupLost:
-                if time.monotonic() + PAUSE_SECONDS >= deadline or self._launcher_is_gone():
+                if time.monotonic() + PAUSE_SECONDS >= deadline or self.launcher_is_gone():
                     raise
                 await asyncio.sleep(PAUSE_SECONDS)
             else:
@@ -130,7 +130,8 @@ class Workers:
                 f"--max-restarts is {config.max_restarts}"
             )
 
-    def _launcher_is_gone(self) -> bool:
+    def launcher_is_gone(self) -> bool:
+        """Whether the workers' launcher, on this machine, has ended."""
         launcher = self._config.launcher
         if launcher is None:
             return False

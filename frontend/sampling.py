@@ -15,6 +15,7 @@ from frontend.bounds import (
     MAX_LISTED_TOKEN_IDS,
     MAX_LOGIT_BIAS,
     MAX_LOGIT_BIASES,
+    MAX_MESSAGE_BYTES,
     MAX_PROMPT_LOGPROBS_BYTES,
     MAX_TOP_LOGPROBS,
     REPETITION_PENALTY_RANGE,
@@ -29,6 +30,7 @@ from switchyard.v1 import inference_pb2 as pb
 MIN_TEMPERATURE = 1e-5
 # What a prompt token's log-probability, and one of its alternatives, takes in a message at most.
 _LOGPROB_BYTES, _ALTERNATIVE_BYTES = 16, 9
+_TOKEN_BYTES = 4
 
 _T = TypeVar("_T")
 
@@ -86,6 +88,20 @@ def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int, path: str
             f"{path}output.prompt_logprobs",
             f"of {prompt_tokens} prompt tokens with {asked.top_logprobs} alternatives do not fit a "
             f"message; ask for them of at most {most} tokens, or for fewer alternatives",
+        )
+
+
+def check_whole_answer(asked: pb.GenerateRequest, path: str = "") -> None:
+    """Refuse to gather more than one message holds, where the request says how much that is."""
+    each = _TOKEN_BYTES
+    if asked.output.logprobs:
+        each += _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.output.top_logprobs
+    samples, most = max(1, asked.n), MAX_MESSAGE_BYTES // each
+    if samples * asked.stop_conditions.max_new_tokens > most:
+        raise invalid_field(
+            f"{path}stop_conditions.max_new_tokens",
+            f"is {asked.stop_conditions.max_new_tokens} for {samples} samples, and one message "
+            f"holds {most} tokens of what is asked for; stream them, or ask for less",
         )
 
 

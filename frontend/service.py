@@ -14,13 +14,13 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 
-from frontend import events, facts, intake, texts, validation
+from frontend import events, facts, intake, sampling, texts, validation
 from frontend.access import KeyLimit
 from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS
 from frontend.call import Call
 from frontend.constraint import Compiler
-from frontend.errors import Code, RequestError
+from frontend.errors import Code, RequestError, internal_error
 from frontend.live_calls import LiveCalls
 from frontend.observer import ANYBODY, Caller, Observer
 from frontend.request import Request
@@ -31,13 +31,6 @@ logger = logging.getLogger(__name__)
 
 # A field path that starts with one of these is told below the message that wraps the request.
 _GENERATE_FIELDS = frozenset(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
-
-
-def internal_error(request_id: str) -> RequestError:
-    """INTERNAL for a bug: opaque, with the id under which the log has the rest."""
-    return RequestError(
-        Code.INTERNAL, f"internal error; quote request {request_id}", reason="INTERNAL"
-    )
 
 
 class State(enum.Enum):
@@ -93,6 +86,11 @@ class Service:
         """Go on with other workers."""
         if self._backend is not None:
             self._backend = dataclasses.replace(self._backend, info=info)
+
+    @property
+    def max_requests_per_key(self) -> int:
+        """Live requests that a key may have; 0 is any number."""
+        return self._key_limit.most
 
     @property
     def takes_requests(self) -> bool:
@@ -184,12 +182,13 @@ class Service:
             await first.output.admitted()
             if asked.output.prompt_logprobs:
                 await first.output.begun()
-            yield events.started(first, self._model, asked.output)
+            yield call.told(events.started(first, self._model, asked.output))
             if asked.output.echo:
                 ids = first.prompt_ids
                 text = await intake.threaded(len(ids), intake.echo_text, backend, asked, ids)
                 for index in range(len(call.requests)):
-                    yield events.echoed(index, text)
+                    for event in events.echoed(index, text):
+                        yield call.told(event)
             if not call.is_submitted:
                 await first.output.begun()
                 call.submit_rest(self._attached().engine)
@@ -198,7 +197,8 @@ class Service:
                 if call.is_over:
                     self._live.leave(call)
                 for index, delta in taken:
-                    yield events.delta(index, delta, asked.output)
+                    for event in events.deltas(index, delta, asked.output):
+                        yield call.told(event)
             yield events.finished(call.requests)
         except RequestError as error:
             if error.field is not None and error.field.partition(".")[0] in _GENERATE_FIELDS:
@@ -222,6 +222,8 @@ class Service:
         requests = await intake.make_requests(
             backend, self._compiler, asked, call.request_id, encode, call.path
         )
+        if call.whole:
+            sampling.check_whole_answer(asked, call.path)
         first = call.begin(requests, asked.output.min_tokens_per_message, self._live.pacer)
         shares = backend.prefix_cache and len(first.prompt_ids) > backend.info.block_size
         call.submit(self._attached().engine, 1 if shares else len(requests))
@@ -284,10 +286,14 @@ class Service:
         experts = self._attached().experts
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
-    def abort(self, asked: pb.AbortRequest) -> pb.AbortResponse:
-        """End requests by id; their streams end with FINISH_REASON_ABORTED."""
+    def abort(self, asked: pb.AbortRequest, caller: Caller = ANYBODY) -> pb.AbortResponse:
+        """End requests of this key by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
         validation.check_count(len(asked.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
         live = ((each, self._live.get(each)) for each in asked.request_ids)
-        ended = [each for each, call in live if call is not None and call.abort(engine)]
+        ended = [
+            each
+            for each, call in live
+            if call is not None and call.caller.key == caller.key and call.abort(engine)
+        ]
         return pb.AbortResponse(aborted_request_ids=ended)

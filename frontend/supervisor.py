@@ -160,7 +160,12 @@ def supervise(*, frontend: Callable[[int], Sequence[str]], workers: Sequence[str
                 _wait(front, seconds=LAST_WORDS_SECONDS)
         finally:
             _end(*(child for child in (front, group) if child is not None))
-    return first.returncode if first.returncode >= 0 else 128 - first.returncode
+    if first.returncode >= 0:
+        return first.returncode
+    name = "frontend" if first is front else "workers' launcher"
+    by = signal.Signals(-first.returncode).name
+    sys.stderr.write(f"switchyard: the {name} was killed by {by}\n")
+    return 128 - first.returncode
 
 
 def _wait(

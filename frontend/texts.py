@@ -23,7 +23,10 @@ async def tokenize(backend: Backend, asked: pb.TokenizeRequest) -> pb.TokenizeRe
     ids = await intake.threaded(
         len(asked.text), tokenizer.encode, asked.text, not asked.skip_special_tokens
     )
-    return pb.TokenizeResponse(token_ids=ids)
+    answer = pb.TokenizeResponse(token_ids=ids)
+    if answer.ByteSize() > MAX_MESSAGE_BYTES:
+        raise invalid_field("text", f"has {len(ids)} tokens, too many for a message")
+    return answer
 
 
 async def detokenize(backend: Backend, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:

@@ -21,7 +21,8 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
 from frontend import vllm_request
 from frontend.access import Access
-from frontend.errors import Code, RequestError
+from frontend.bounds import MAX_MESSAGE_BYTES
+from frontend.errors import Code, RequestError, answer_too_large
 from frontend.guard import caller_of
 from frontend.readiness import why_not_ready
 from frontend.service import Service
@@ -62,13 +63,16 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         async with contextlib.aclosing(stream):
             async for event in stream:
                 for message in answer.add(event):
+                    if message.ByteSize() > MAX_MESSAGE_BYTES:
+                        raise answer_too_large()
                     await context.write(message)
 
     async def Abort(  # noqa: N802
         self, request: vllm.AbortRequest, context: Any
     ) -> vllm.AbortResponse:
         """End requests by id."""
-        self._service.abort(pb.AbortRequest(request_ids=request.request_ids))
+        ids = pb.AbortRequest(request_ids=request.request_ids)
+        self._service.abort(ids, caller_of(self._access, context))
         return vllm.AbortResponse()
 
     async def HealthCheck(  # noqa: N802

@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from frontend.errors import RequestError, invalid_field
+from frontend.errors import RequestError, internal_error, invalid_field
 from frontend.observer import Caller
 from frontend.openai.chat import read_chat
 from frontend.openai.completions import read_completion
@@ -21,7 +21,7 @@ from frontend.openai.fields import Fields, parse_object
 from frontend.openai.job import Job
 from frontend.openai.logprobs import TokenTexts
 from frontend.readiness import why_not_ready
-from frontend.service import Service, internal_error
+from frontend.service import Service
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
+from frontend.errors import invalid_field
 from frontend.observer import Caller
 from frontend.openai.fields import Fields, is_ids
 from frontend.openai.job import (
@@ -55,7 +56,17 @@ class CompletionJob:
     async def chunks(
         self, service: Service, texts: TokenTexts, caller: Caller
     ) -> AsyncGenerator[list[Chunk], None]:
-        """What is new of each choice, then usage of all prompts."""
+        """What is new of each choice, then usage of all prompts.
+
+        Raises:
+            RequestError: at once, where the key may not have as many requests as there are prompts.
+        """
+        if caller.key and 0 < service.max_requests_per_key < len(self.asked):
+            raise invalid_field(
+                "prompt",
+                f"has {len(self.asked)} entries, each of them a request, and a key may have "
+                f"{service.max_requests_per_key} live ones; send fewer at once",
+            )
         usages: list[pb.Usage] = []
         parts = [_Part(self, index, texts) for index in range(len(self.asked))]
         if len(parts) == 1:

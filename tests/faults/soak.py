@@ -200,7 +200,7 @@ def report(tally: Tally, orphans: int) -> dict[str, object]:
     problems = list(tally.wrong[:5])
     if slope > MOST_MB_PER_1000_REQUESTS:
         problems.append(f"memory grows by {slope:.2f} MB in 1,000 requests")
-    for name, slack in (("files", 24), ("threads", 4), ("tasks", 24), ("shared_memory_files", 4)):
+    for name, slack in (("files", 24), ("threads", 4), ("tasks", 60), ("shared_memory_files", 4)):
         if getattr(last, name) > getattr(first, name) + slack:
             problems.append(f"{name} went from {getattr(first, name)} to {getattr(last, name)}")
     if orphans:

@@ -7,8 +7,10 @@ from typing import Any
 import openai
 import pytest
 
+from frontend.access import KeyLimit
+from frontend.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.fakes import MODEL, answer_text
+from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend
 from tests.frontend.http_fakes import ScriptedService, running_http, says
 
 
@@ -49,6 +51,17 @@ async def test_several_prompts_are_answered_in_one_call(stream: bool) -> None:
             texts, usage = [choice.text for choice in answer.choices], answer.usage
     assert texts == [answer_text(prompt, 3) for prompt in prompts]
     assert usage.completion_tokens == 3 * len(prompts)
+
+
+async def test_more_prompts_than_a_key_may_have_requests_are_refused_for_good() -> None:
+    service = Service(model=MODEL, version="1", key_limit=KeyLimit(2))
+    service.open(backend(FakeEngine()))
+    async with running_http(service, authenticate=lambda _: "alice") as http:
+        create: Any = http.client.completions.create
+        with pytest.raises(openai.BadRequestError, match="has 3 entries") as caught:
+            await create(model=MODEL, prompt=["a", "b", "c"], max_tokens=2)
+        assert caught.value.param == "prompt"
+        assert len((await create(model=MODEL, prompt=["a", "b"], max_tokens=2)).choices) == 2
 
 
 async def test_one_refused_prompt_refuses_all() -> None:

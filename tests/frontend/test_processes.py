@@ -14,13 +14,18 @@ import types
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from frontend import __main__
 from frontend.config import FrontendConfig
+from frontend.engine import Engine
 from frontend.probe import Verdict, probe
+from frontend.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
-from tests.frontend.fakes import FakeWorker, running_server, running_worker
+from tests.frontend.fake_workers import FakeGroup
+from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
+from tests.frontend.test_scheduler import LIMITS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
@@ -151,12 +156,18 @@ async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
         async def keep(self, *_: object) -> None:
             raise AssertionError("block 7 was freed twice")
 
-    async with running_server() as running:
-        engine = types.SimpleNamespace(end=lambda: None)
+    async with running_server() as running, AsyncClient(running.address) as client:
+        engine = Engine(Scheduler(LIMITS), FakeGroup(LIMITS))
+        running.service.open(backend(engine))
+        waiting = asyncio.create_task(client.complete([5], request_id="mine"))
+        await asyncio.sleep(0.1)
         stop = types.SimpleNamespace(drain=asyncio.Event(), now=asyncio.Event())
         config = FrontendConfig(model=ROOT, served_name="m", workers=("127.0.0.1:1",))
         parts = (running.service, running.server, engine, Workers(), stop)
         assert await __main__._run(config, (1, None), *parts) == 1  # type: ignore[arg-type]
+        with pytest.raises(ServerError, match="quote request mine") as caught:
+            await waiting
+    assert (caught.value.code, caught.value.reason) == (grpc.StatusCode.INTERNAL, "INTERNAL")
     assert "block 7 was freed twice" in capsys.readouterr().err
     assert "the workers are lost" not in caplog.text
     assert "Traceback" in caplog.text

@@ -10,10 +10,11 @@ from typing import Any
 
 import pytest
 
-from frontend import intake
+from frontend import call, events, intake
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
-from frontend.request import Request
+from frontend.observer import ANYBODY
+from frontend.request import Delta, FinishReason, Request, TokenLogprobs
 from frontend.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import (
@@ -327,6 +328,56 @@ async def test_abort_ends_streams_well() -> None:
     assert events[-1].HasField("finished")
 
 
+async def test_a_key_ends_its_own_requests_alone() -> None:
+    engine = FakeEngine()
+    engine.go.clear()
+    service = opened(engine)
+    request = asked()
+    request.request_id = "a"
+    alice, bob = (dataclasses.replace(ANYBODY, key=name) for name in ("alice", "bob"))
+    stream = service.generate(request, alice)
+    await anext(stream)
+    asked_for = pb.AbortRequest(request_ids=["a"])
+    for stranger in (bob, ANYBODY):
+        assert not service.abort(asked_for, stranger).aborted_request_ids
+    assert service.abort(asked_for, alice).aborted_request_ids == ["a"]
+    await collect(stream)
+
+
+async def test_what_a_slow_reader_left_comes_in_messages_that_fit() -> None:
+    output = pb.OutputOptions(logprobs=True, top_logprobs=20)
+    beside = TokenLogprobs(-1.0, [200_000] * 20, [-2.0] * 20)
+    count = 5000
+    text = "".join(chr(0x1F600 + number % 50) * 200 for number in range(count))
+    new = Delta(text, list(range(count)), [beside] * count, FinishReason.STOP, "!")
+    deltas = [event.delta for event in events.deltas(3, new, output)]
+    assert [len(delta.token_ids) for delta in deltas] == [2048, 2048, 904]
+    assert max(delta.ByteSize() for delta in deltas) < 4 << 20
+    assert [token for delta in deltas for token in delta.token_ids] == list(range(count))
+    assert "".join(delta.text for delta in deltas) == text
+    assert [len(delta.top_logprobs) for delta in deltas] == [2048, 2048, 904]
+    assert {delta.index for delta in deltas} == {3}
+    assert [delta.finish_reason for delta in deltas] == [0, 0, pb.FINISH_REASON_STOP]
+    assert [delta.stop_text for delta in deltas] == ["", "", "!"]
+
+
+async def test_an_answer_in_one_message_has_to_fit_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    service = opened(FakeEngine(), info=describe(max_model_len=1 << 20, num_blocks=1 << 20))
+    request = asked(num_tokens=2000)
+    request.n = 64
+    request.output.logprobs, request.output.top_logprobs = True, 20
+    with pytest.raises(RequestError, match="is 2000 for 64 samples") as caught:
+        await service.complete(pb.CompleteRequest(request=request))
+    assert caught.value.field == "request.stop_conditions.max_new_tokens"
+    monkeypatch.setattr(call, "MAX_MESSAGE_BYTES", 200)
+    assert (await service.complete(pb.CompleteRequest(request=asked()))).outputs
+    with pytest.raises(RequestError, match="stream it") as caught:
+        await service.complete(pb.CompleteRequest(request=asked(num_tokens=90)))
+    assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "ANSWER_TOO_LARGE")
+    assert len(await collect(service.generate(asked(num_tokens=90)))) > 2
+    await asyncio.wait_for(service.idle(), 1.0)
+
+
 async def test_abort_ends_a_request_that_is_still_being_encoded(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -468,8 +519,8 @@ async def test_abort_all_ends_what_a_drain_leaves() -> None:
     service.drain()
     service.abort_all()
     await asyncio.wait_for(service.idle(), 1.0)
-    for events in await asyncio.gather(*streams):
-        assert events[-2].delta.finish_reason == pb.FINISH_REASON_ABORTED
+    for told in await asyncio.gather(*streams):
+        assert told[-2].delta.finish_reason == pb.FINISH_REASON_ABORTED
 
 
 async def test_a_lost_stream_ends_with_the_engines_error() -> None:
@@ -503,6 +554,9 @@ async def test_other_methods_have_bounds_too(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(RequestError, match="at most 1024") as caught:
         service.abort(pb.AbortRequest(request_ids=["a"] * 1025))
     assert caught.value.field == "request_ids"
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: [2**31] * (2 << 20))
+    with pytest.raises(RequestError, match="too many for a message"):
+        await service.tokenize(pb.TokenizeRequest(text="a"))
     monkeypatch.setattr(FakeTokenizer, "decode", lambda *_: "x" * (8 << 20))
     with pytest.raises(RequestError, match="too many for a message"):
         await service.detokenize(pb.DetokenizeRequest(token_ids=[1]))

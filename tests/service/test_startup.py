@@ -51,6 +51,7 @@ def check_one_line(lines: list[str], *words: str) -> None:
     """Exactly one line says what is wrong, naming all the words."""
     telling = [line for line in lines if all(word in line for word in words)]
     assert len(telling) == 1, lines
+    assert not [line for line in lines if "cannot be reached" in line], lines
 
 
 def test_a_truncated_shard_names_file_and_tensor(folder: Path) -> None:
