@@ -63,6 +63,16 @@ def invalid_field(field: str, message: str) -> RequestError:
     )
 
 
+def duplicate_id(request_id: str) -> RequestError:
+    """ALREADY_EXISTS for an id that a live request has."""
+    return RequestError(
+        Code.ALREADY_EXISTS,
+        f"request {request_id} is live; send another id",
+        reason="DUPLICATE_REQUEST_ID",
+        field="request_id",
+    )
+
+
 def answer_too_large() -> RequestError:
     """INVALID_ARGUMENT for what was to be one message and has become too large for any."""
     return RequestError(

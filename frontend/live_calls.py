@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 
 from frontend.call import Call
-from frontend.errors import Code, RequestError
+from frontend.errors import duplicate_id
 from frontend.pacing import Pacer
 
 
@@ -32,12 +32,7 @@ class LiveCalls:
             RequestError: ALREADY_EXISTS, it is.
         """
         if call.request_id in self._calls:
-            raise RequestError(
-                Code.ALREADY_EXISTS,
-                f"request {call.request_id} is live; send another id",
-                reason="DUPLICATE_REQUEST_ID",
-                field="request_id",
-            )
+            raise duplicate_id(call.request_id)
         self._calls[call.request_id] = call
         self._idle.clear()
         if not call.whole:

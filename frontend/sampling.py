@@ -28,7 +28,7 @@ from switchyard.v1 import inference_pb2 as pb
 
 # Colder than this is greedy: dividing logits by less than it leaves the range of fp32.
 MIN_TEMPERATURE = 1e-5
-# What a prompt token's log-probability, and one of its alternatives, takes in a message at most.
+# What a token's log-probability, one of its alternatives, and its id take in a message at most.
 _LOGPROB_BYTES, _ALTERNATIVE_BYTES = 16, 9
 _TOKEN_BYTES = 4
 
@@ -79,10 +79,13 @@ def sampling_params(
     )
 
 
+def _logprob_bytes(asked: pb.OutputOptions) -> int:
+    return _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.top_logprobs
+
+
 def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int, path: str = "") -> None:
     """Refuse log-probabilities of a prompt that are more than one message holds."""
-    each = _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.top_logprobs
-    most = MAX_PROMPT_LOGPROBS_BYTES // each
+    most = MAX_PROMPT_LOGPROBS_BYTES // _logprob_bytes(asked)
     if asked.prompt_logprobs and prompt_tokens > most:
         raise invalid_field(
             f"{path}output.prompt_logprobs",
@@ -93,9 +96,7 @@ def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int, path: str
 
 def check_whole_answer(asked: pb.GenerateRequest, path: str = "") -> None:
     """Refuse to gather more than one message holds, where the request says how much that is."""
-    each = _TOKEN_BYTES
-    if asked.output.logprobs:
-        each += _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.output.top_logprobs
+    each = _TOKEN_BYTES + (_logprob_bytes(asked.output) if asked.output.logprobs else 0)
     samples, most = max(1, asked.n), MAX_MESSAGE_BYTES // each
     if samples * asked.stop_conditions.max_new_tokens > most:
         raise invalid_field(

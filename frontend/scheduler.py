@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from frontend.budget import Budget, budget_of
-from frontend.errors import Code, RequestError
+from frontend.errors import Code, RequestError, duplicate_id
 from frontend.limits import Limits, SchedulerLoad, check_fits, check_queue, expired
 from frontend.replicas import choose_replica, make_replicas
 from frontend.request import Request
@@ -65,12 +65,7 @@ class Scheduler:
             RequestError: its id is taken, it could never run, or the queue is full.
         """
         if request.id in self._open:
-            raise RequestError(
-                Code.ALREADY_EXISTS,
-                f"request_id {request.id!r} is in use by a live request; choose another",
-                reason="DUPLICATE_REQUEST_ID",
-                field="request_id",
-            )
+            raise duplicate_id(request.id)
         check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
         if not request.is_let_in:
             check_queue(

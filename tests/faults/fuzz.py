@@ -133,7 +133,7 @@ def fuzz_one(target: str, folder: Path, seconds: int) -> None:
     model.mkdir()
     targets, ledger = Targets(model_folder(model), uvloop.new_event_loop()), Ledger(folder, target)
 
-    def test_one(data: bytes) -> None:
+    def run_one(data: bytes) -> None:
         began, failure = time.process_time(), None
         try:
             targets.run(target, data)
@@ -151,7 +151,7 @@ def fuzz_one(target: str, folder: Path, seconds: int) -> None:
         "artifact_prefix": f"{folder}/{target}-",
     }
     flags = [f"-{name}={value}" for name, value in options.items()]
-    atheris.Setup([sys.argv[0], *flags, str(corpus)], test_one)
+    atheris.Setup([sys.argv[0], *flags, str(corpus)], run_one)
     atheris.Fuzz()
 
 
