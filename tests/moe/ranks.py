@@ -52,13 +52,15 @@ class Case:
     def weights(self) -> Weights:
         """Made-up weights; `skew` sends every token to the same experts.
 
-        With `exact`, each output of an expert's matrices is a sum whose value does not depend on
-        its order, so that the bits of a route do not depend on the shape of a GEMM.
+        With `exact`, no product of the router's or of an expert's matrices is rounded, so that
+        bits do not depend on the order in which a GEMM adds, which may depend on its shape.
         """
         weights = make_weights(self.config)
         if self.exact:
             for name, weight in weights.items():
-                if name.startswith("experts."):
+                if name == "gate.weight":
+                    weights[name] = weight.mul(64).round() / 64
+                elif name.startswith("experts."):
                     weights[name] = one_hot_rows(weight) if "down" in name else weight.sign()
         if self.skew:
             weights["gate.weight"].zero_()

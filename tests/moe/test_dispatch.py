@@ -136,6 +136,18 @@ def test_no_route_is_computed_twice(pool: RankPool, tp: int, dp: int, backend: s
     assert sum(answer["num_routes"] for answer in answers) == sum(counts) * K
 
 
+def test_an_exact_case_leaves_a_gemm_nothing_to_round() -> None:
+    """Else libraries that add in another order for another shape would fail the test below."""
+    case = Case(tp=1, dp=1, backend="auto", counts=(33,), config=QWEN3, exact=True)
+    hidden = case.hidden(0)
+    for name, weight in case.weights().items():
+        if "down" in name:
+            assert ((weight != 0).sum(dim=1) == 1).all(), name
+        else:
+            products = hidden.double() @ weight.double().t()
+            assert torch.equal((hidden @ weight.t()).double(), products), name
+
+
 @pytest.mark.multirank
 @pytest.mark.parametrize("config", [QWEN3, QWEN3_NEXT], ids=["routed", "shared"])
 @pytest.mark.parametrize(
