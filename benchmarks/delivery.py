@@ -28,17 +28,17 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scheduler import VOCAB_SIZE, make_pieces
-from frontend import garbage
+from frontend import garbage_collection
+from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
-from frontend.detokenizer import ByteDecoder
-from frontend.engine import Engine
-from frontend.grpc_server import GrpcServer
-from frontend.limits import Limits
+from frontend.engine.engine import Engine
 from frontend.model_folder import SamplingDefaults
-from frontend.request import TextDecoder
-from frontend.scheduler import Scheduler
-from frontend.service import Service
-from frontend.step import Drawn, Measures, Step, StepResults
+from frontend.processing.detokenizer import ByteDecoder
+from frontend.requests.request import TextDecoder
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Drawn, Measures, Step, StepResults
+from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
 
@@ -127,7 +127,7 @@ async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
     service, engine = made_up_service(streams, step_seconds)
     server = GrpcServer(service, "127.0.0.1", 0)
     running = asyncio.create_task(engine.run())
-    garbage.settle()
+    garbage_collection.settle()
     pipe.send(await server.start())
     await asyncio.to_thread(pipe.recv)
     before = time.process_time()

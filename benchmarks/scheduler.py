@@ -21,11 +21,11 @@ from collections import deque
 from rich.console import Console
 from rich.table import Table
 
-from frontend.detokenizer import ByteDecoder, complete_text
-from frontend.limits import Limits
-from frontend.request import Output, Request, SamplingParams, StopConditions
-from frontend.scheduler import Scheduler
-from frontend.step import Drawn, Step
+from frontend.processing.detokenizer import ByteDecoder, complete_text
+from frontend.requests.request import Output, Request, SamplingParams, StopConditions
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Drawn, Step
 
 VOCAB_SIZE = 32_768
 DEPTH = 2

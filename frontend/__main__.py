@@ -17,26 +17,26 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from frontend import garbage
-from frontend.access import KeyLimit
+from frontend import garbage_collection
+from frontend.api.auth import KeyLimit
+from frontend.api.listeners import Faces
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
-from frontend.engine import Engine, workers_lost
+from frontend.engine.engine import Engine, workers_lost
 from frontend.errors import internal_error
-from frontend.expert_load import ExpertLoad
-from frontend.faces import Faces
+from frontend.link.expert_load import ExpertLoad
+from frontend.link.recovery import Workers, limits_of, step_times
+from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (
     SamplingDefaults,
     read_sampling_defaults,
     resolve_model,
     served_name,
 )
-from frontend.observability import Observability
-from frontend.recovery import Workers, limits_of, step_times
-from frontend.scheduler import Scheduler
-from frontend.service import Service
-from frontend.tokenizer import Tokenizer
-from frontend.worker_group import GroupLost, WorkerGroup
+from frontend.observability.setup import Observability
+from frontend.processing.tokenizer import Tokenizer
+from frontend.scheduler.scheduler import Scheduler
+from frontend.service.service import Service
 from switchyard.release import release
 from switchyard.worker.link import read_secret
 from switchyard.worker.v1 import worker_pb2
@@ -210,7 +210,7 @@ async def _run(
             service.renew(info)
         await server.health.set_ready(ready and service.takes_requests)
 
-    garbage.settle()
+    garbage_collection.settle()
     running = asyncio.create_task(workers.keep(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)

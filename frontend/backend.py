@@ -8,9 +8,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-from frontend.meter import StepLoad
+from frontend.engine.step_stats import StepLoad
 from frontend.model_folder import SamplingDefaults
-from frontend.request import Request, TextDecoder
+from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
 

@@ -22,7 +22,7 @@ class FrontendConfig:
         model: the model's folder: config.json, tokenizer, generation_config.json.
         served_name: name clients ask for in ``model``.
         host, port: where to listen; port 0 takes a free one.
-        workers: base address of each machine's ranks, see `frontend.worker_group`.
+        workers: base address of each machine's ranks, see `frontend.link.worker_group`.
         max_queued_requests: requests that may wait before new ones are refused.
         prefix_cache: keep KV blocks of finished requests for prompts that begin the same way.
         startup_timeout: seconds the workers may take to load and warm up.

@@ -15,8 +15,8 @@ from typing import NoReturn
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from frontend.cli.client_flags import FlagError, add_security_flags, tls_of
 from frontend.config import DEFAULT_HOST, DEFAULT_PORT
-from frontend.connection_flags import FlagError, add_security_flags, tls_of
 from switchyard.channel import Tls, open_channel
 
 DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"

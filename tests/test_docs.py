@@ -1,5 +1,5 @@
 """The pages of docs/ and README.md say what there is: flags, reasons, modules, links; metrics are
-checked in tests/frontend/test_metrics.py."""
+checked in tests/frontend/observability/test_prometheus.py."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from pathlib import Path
 import pytest
 
 import workers.__main__
-from frontend import cli, probe
+from frontend import probe
 from frontend.__main__ import parse_config
-from frontend.service import State
+from frontend.cli import main
+from frontend.service.service import State
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -70,8 +71,8 @@ def flags_of(parser: argparse.ArgumentParser) -> set[str]:
 @cache
 def commands() -> dict[str, set[str]]:
     """Every command of ours and its flags."""
-    main = parser_of(lambda: cli.main([]))
-    [subparsers] = (a for a in main._actions if isinstance(a, argparse._SubParsersAction))
+    top = parser_of(lambda: main.main([]))
+    [subparsers] = (a for a in top._actions if isinstance(a, argparse._SubParsersAction))
     found = {f"switchyard {name}": flags_of(each) for name, each in subparsers.choices.items()}
     found["python -m frontend"] = flags_of(parser_of(lambda: parse_config([])))
     found["python -m frontend.probe"] = flags_of(parser_of(lambda: probe.main([])))
@@ -83,7 +84,7 @@ def flags_written_in(folder: str) -> set[str]:
     """Flags that a folder's Python files name, without running them."""
     return {
         node.value
-        for path in (ROOT / folder).glob("*.py")
+        for path in (ROOT / folder).rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Constant)
         and isinstance(node.value, str)

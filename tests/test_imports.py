@@ -40,7 +40,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_the_demo_package_gives_the_frontend_a_path_and_nothing_else() -> None:
     assert set(imported(ROOT / "demo" / "__init__.py")) <= {"__future__", "pathlib"}
-    for path in (ROOT / "frontend").glob("*.py"):
+    for path in (ROOT / "frontend").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("demo"):
                 assert node.module == "demo", f"{path} imports {node.module}"

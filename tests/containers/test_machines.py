@@ -112,7 +112,7 @@ class Machines:
 def ask(prompt: str) -> dict[str, object]:
     """One greedy answer, asked on the frontend's machine."""
     answer = subprocess.run(
-        ["ip", "netns", "exec", f"{PREFIX}front", sys.executable, "-m", "frontend.cli",
+        ["ip", "netns", "exec", f"{PREFIX}front", sys.executable, "-m", "frontend.cli.main",
          "generate", "--temperature", "0", "--json", prompt],
         cwd=ROOT, env=ENVIRONMENT, check=True, capture_output=True, text=True, timeout=90,
     )  # fmt: skip

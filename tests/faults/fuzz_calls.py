@@ -13,9 +13,9 @@ import grpc
 import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
-from frontend.access import Access
-from frontend.guard import Guard
-from frontend.openai.app import App
+from frontend.api.auth import Access
+from frontend.api.grpc.interceptor import Guard
+from frontend.api.openai.app import App
 from switchyard.v1 import inference_pb2 as pb
 
 OWN_SERVICE = "/switchyard.v1.InferenceService/"

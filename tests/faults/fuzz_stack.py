@@ -14,13 +14,13 @@ from collections.abc import Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from frontend.engine import Engine
-from frontend.limits import Limits
-from frontend.rank import GroupLost, Rank
-from frontend.scheduler import Scheduler
-from frontend.service import Service
-from frontend.tokenizer import Tokenizer
-from frontend.worker_group import WorkerGroup
+from frontend.engine.engine import Engine
+from frontend.link.rank_channel import GroupLost, Rank
+from frontend.link.worker_group import WorkerGroup
+from frontend.processing.tokenizer import Tokenizer
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.service.service import Service
 from switchyard.worker.v1 import worker_pb2
 from tests.faults.fuzz_messages import fill
 from tests.faults.fuzz_values import Bytes

@@ -18,13 +18,13 @@ import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
-from frontend.access import Access
-from frontend.grpc_server import InferenceServicer
-from frontend.openai.app import App
-from frontend.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
-from frontend.rank import GroupLost
-from frontend.tokenizer import Tokenizer
-from frontend.vllm_engine import VllmEngineServicer
+from frontend.api.auth import Access
+from frontend.api.grpc.server import InferenceServicer
+from frontend.api.openai.app import App
+from frontend.api.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
+from frontend.api.vllm.servicer import VllmEngineServicer
+from frontend.link.rank_channel import GroupLost
+from frontend.processing.tokenizer import Tokenizer
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from switchyard.worker.v1 import worker_pb2

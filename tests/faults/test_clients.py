@@ -14,9 +14,9 @@ from collections.abc import AsyncIterator
 import pytest
 
 from benchmarks.delivery import made_up_service
-from frontend import grpc_server
-from frontend.engine import Engine
-from frontend.grpc_server import GrpcServer
+from frontend.api.grpc import server
+from frontend.api.grpc.server import GrpcServer
+from frontend.engine.engine import Engine
 from switchyard.client import AsyncClient
 from tests.faults.server import ROOT
 
@@ -80,8 +80,8 @@ async def test_a_frozen_client_is_given_up_after_the_ping(monkeypatch: pytest.Mo
         "grpc.keepalive_timeout_ms": PING_SECONDS * 1000,
         "grpc.http2.ping_timeout_ms": PING_SECONDS * 1000,
     }
-    options = tuple((name, shorter.get(name, value)) for name, value in grpc_server.SERVER_OPTIONS)
-    monkeypatch.setattr(grpc_server, "SERVER_OPTIONS", options)
+    options = tuple((name, shorter.get(name, value)) for name, value in server.SERVER_OPTIONS)
+    monkeypatch.setattr(server, "SERVER_OPTIONS", options)
     async with serving() as (address, engine), reader(address) as process:
         assert engine.load().running_requests == 1
         process.send_signal(signal.SIGSTOP)

@@ -21,10 +21,10 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from frontend.openai.tool_calls import CallsInText, ListOfCalls
-from frontend.rank import GroupLost
-from frontend.step import Slice, Step
-from frontend.worker_group import WorkerGroup
+from frontend.api.openai.tool_calls import CallsInText, ListOfCalls
+from frontend.link.rank_channel import GroupLost
+from frontend.link.worker_group import WorkerGroup
+from frontend.scheduler.step import Slice, Step
 from switchyard.worker.v1 import worker_pb2
 from tests.faults.fuzz_calls import METHODS, valid_messages
 from tests.faults.fuzz_messages import fill
@@ -91,7 +91,7 @@ def test_the_oracle_notices_a_bug(targets: Targets, monkeypatch: pytest.MonkeyPa
     [(_, tokenize)] = [each for each in valid_messages() if each[0].endswith("/Tokenize")]
     number = next(i for i, name in enumerate(METHODS) if name.endswith("/Tokenize"))
     with monkeypatch.context() as patch:
-        patch.setattr("frontend.texts.tokenize", broken)
+        patch.setattr("frontend.service.tokenization.tokenize", broken)
         with pytest.raises(FindingError, match="INTERNAL"):
             targets.run("wire", bytes([number]) + tokenize)
     targets.run("wire", bytes([number]) + tokenize)

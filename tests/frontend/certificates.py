@@ -6,7 +6,7 @@ import dataclasses
 import subprocess
 from pathlib import Path
 
-from frontend.tls import ServerTls
+from frontend.api.tls import ServerTls
 from switchyard.channel import Tls
 
 

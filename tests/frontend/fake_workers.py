@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 from collections import deque
 
-from frontend.limits import Limits
-from frontend.step import Drawn, Measures, NewSequence, Slice, Step, StepResults
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.step import Drawn, Measures, NewSequence, Slice, Step, StepResults
 
 VOCAB = 50
 

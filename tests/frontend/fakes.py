@@ -17,13 +17,13 @@ import grpc.aio
 import jinja2
 import tokenizers
 
+from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
+from frontend.engine.step_stats import StepLoad, StepTotals
 from frontend.errors import Code, RequestError
-from frontend.grpc_server import GrpcServer
-from frontend.meter import StepLoad, StepTotals
 from frontend.model_folder import SamplingDefaults
-from frontend.request import FinishReason, Matcher, Request, TokenLogprobs
-from frontend.service import Service
+from frontend.requests.request import FinishReason, Matcher, Request, TokenLogprobs
+from frontend.service.service import Service
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 

@@ -9,10 +9,10 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from frontend.observer import ANYBODY, Caller
-from frontend.openai.app import App
-from frontend.openai.server import HttpServer
-from frontend.service import Service
+from frontend.api.openai.app import App
+from frontend.api.openai.server import HttpServer
+from frontend.records import ANYBODY, Caller
+from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, backend
 

@@ -19,13 +19,13 @@ import pytest
 
 from frontend import __main__
 from frontend.config import FrontendConfig
-from frontend.engine import Engine
+from frontend.engine.engine import Engine
 from frontend.probe import Verdict, probe
-from frontend.scheduler import Scheduler
+from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
-from tests.frontend.test_scheduler import LIMITS
+from tests.frontend.scheduler.test_scheduler import LIMITS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}

@@ -14,16 +14,16 @@ from pathlib import Path
 import pytest
 
 from demo import CHECKPOINT
+from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
 from frontend.config import FrontendConfig
-from frontend.engine import Engine
-from frontend.grpc_server import GrpcServer
+from frontend.engine.engine import Engine
+from frontend.link.recovery import limits_of
+from frontend.link.worker_group import WorkerGroup
 from frontend.model_folder import read_sampling_defaults
-from frontend.recovery import limits_of
-from frontend.scheduler import Scheduler
-from frontend.service import Service
-from frontend.tokenizer import Tokenizer
-from frontend.worker_group import WorkerGroup
+from frontend.processing.tokenizer import Tokenizer
+from frontend.scheduler.scheduler import Scheduler
+from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
 
 NUM_REQUESTS = 2000

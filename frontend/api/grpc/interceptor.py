@@ -1,0 +1,195 @@
+"""The one gRPC interceptor: who may not ask is refused, and whatever a handler raises leaves as a
+status with google.rpc details.
+
+Owns the mapping from `RequestError` to gRPC statuses, and what happens to malformed messages, to
+bugs and to callers without a key. Knows no method by name; of services, that health needs no key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import inspect
+import logging
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from typing import Any
+
+import grpc
+import grpc.aio
+from google.protobuf import any_pb2, message
+from google.rpc import error_details_pb2, status_pb2
+from grpc_status import rpc_status
+
+from frontend.api.auth import Access
+from frontend.errors import Code, RequestError, internal_error
+from frontend.records import Caller
+
+logger = logging.getLogger(__name__)
+
+ERROR_DOMAIN = "switchyard"
+# Details share 16 KiB of metadata with everything else; past that gRPC replaces the whole status.
+MAX_MESSAGE_CHARS = 1000
+# Orchestrators ask it, and have no keys.
+_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+
+_Metadata = Iterable[tuple[str, str | bytes]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Malformed:
+    """Stands for a message that could not be parsed, until a status can be sent."""
+
+
+class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+    """Wraps every handler; errors become statuses, cancellation passes through.
+
+    Args:
+        access: whose keys are taken.
+    """
+
+    def __init__(self, access: Access) -> None:
+        self._access = access
+
+    async def intercept_service(
+        self,
+        continuation: Callable[[Any], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
+        handler_call_details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any]:
+        """The method's handler with its parser and its function guarded; or, for whom no key
+        speaks, one that refuses before a message is read, unknown methods included."""
+        if not handler_call_details.method.startswith(_OPEN_TO_ALL):
+            try:
+                self._access.authenticate(_header(handler_call_details.invocation_metadata))
+            except RequestError as error:
+                return _refusing_handler(error)
+        handler = await continuation(handler_call_details)
+        # None is an unknown method, which gRPC answers itself.
+        return handler and _guarded_handler(handler)
+
+
+def caller_of(access: Access, context: Any) -> Caller:
+    """Who made a call that the guard let pass."""
+    metadata = context.invocation_metadata() or ()
+    traceparent = _value(metadata, "traceparent")
+    return Caller(
+        key=access.authenticate(_header(metadata)),
+        peer=context.peer() or "",
+        traceparent=traceparent if isinstance(traceparent, str) else "",
+    )
+
+
+def _header(metadata: _Metadata | None) -> str | bytes | None:
+    return _value(metadata or (), "authorization")
+
+
+def _value(metadata: _Metadata, key: str) -> str | bytes | None:
+    return next((value for name, value in metadata if name == key), None)
+
+
+def _refusing_handler(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
+    """Answers nothing but the status. On the wire a stream of no messages fits every method."""
+
+    async def refuse(requests: Any, context: Any) -> None:
+        await context.abort_with_status(to_status(error))
+
+    return grpc.stream_stream_rpc_method_handler(refuse)
+
+
+def _guarded_handler(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+    parse, serialize = _tolerant(handler.request_deserializer), handler.response_serializer
+    if handler.request_streaming:
+        function = _guarded_stream(handler.stream_stream)
+        return grpc.stream_stream_rpc_method_handler(function, parse, serialize)
+    if handler.response_streaming:
+        function = _guarded(handler.unary_stream)
+        return grpc.unary_stream_rpc_method_handler(function, parse, serialize)
+    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary), parse, serialize)
+
+
+def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A parser that answers `_Malformed`: what a parser raises would leave as UNKNOWN."""
+
+    def tolerant(data: bytes) -> Any:
+        try:
+            return parse(data)
+        except message.DecodeError:
+            return _Malformed()
+
+    return tolerant
+
+
+def _guarded(handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """A handler of one request that answers, or writes to the context, as a coroutine."""
+    assert inspect.iscoroutinefunction(handle), "streams are written to the context here"
+
+    async def guarded(request: Any, context: Any) -> Any:
+        async with _statuses(context):
+            return await handle(_parsed(request), context)
+
+    return guarded
+
+
+def _guarded_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    """A handler of a stream of requests that yields its answers."""
+
+    async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            yield _parsed(request)
+
+    async def guarded(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+        async with _statuses(context):
+            async for response in handle(parsed(requests), context):
+                yield response
+
+    return guarded
+
+
+def _parsed(request: Any) -> Any:
+    if isinstance(request, _Malformed):
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            "the message is no valid protobuf of its type; check the client's stubs",
+            reason="MALFORMED_MESSAGE",
+        )
+    return request
+
+
+@contextlib.asynccontextmanager
+async def _statuses(context: Any) -> AsyncIterator[None]:
+    """Turn what is raised inside into a status; CancelledError is no Exception and passes."""
+    try:
+        yield
+    except RequestError as error:
+        await context.abort_with_status(to_status(error))
+    except grpc.aio.AbortError:
+        raise
+    except Exception as error:
+        if isinstance(error, grpc.aio.InternalError) and context.done():
+            return  # a write to a client that is gone
+        request_id = uuid.uuid4().hex
+        logger.exception("request %s failed", request_id)
+        await context.abort_with_status(to_status(internal_error(request_id)))
+
+
+def to_status(error: RequestError) -> grpc.Status:
+    """A gRPC status with ErrorInfo, and BadRequest and RetryInfo where they apply."""
+    text = error.message[:MAX_MESSAGE_CHARS]
+    details: list[message.Message] = [
+        error_details_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN)
+    ]
+    if error.field is not None:
+        violation = error_details_pb2.BadRequest.FieldViolation(
+            field=error.field, description=text, reason=error.reason
+        )
+        details.append(error_details_pb2.BadRequest(field_violations=[violation]))
+    if error.retry_after is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(round(error.retry_after * 1e9))
+        details.append(retry)
+    status = status_pb2.Status(code=error.code.value, message=text)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return rpc_status.to_status(status)

@@ -1,0 +1,103 @@
+"""The ports that requests come by: gRPC always, HTTP where it is asked for.
+
+Owns that both ask for the same keys and show the same certificate, and the order in which they
+start and stop. Knows nothing of what is served.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from frontend.api.auth import Access, check_exposure
+from frontend.api.grpc.health import Health
+from frontend.api.grpc.server import GrpcServer
+from frontend.api.openai.app import App
+from frontend.api.openai.server import HttpServer
+from frontend.api.tls import ServerTls, ssl_context, tls_of
+from frontend.config import FrontendConfig
+from frontend.observability.prometheus import Metrics, Sources
+from frontend.service.service import Service
+
+
+class Faces:
+    """Both servers of one service.
+
+    Args:
+        config: where they listen and who may ask.
+        service: what answers.
+        metrics: what HTTP shows of it; is told here where its gauges are read.
+
+    Raises:
+        ValueError: keys or certificates cannot be used, or strangers could ask.
+    """
+
+    def __init__(self, config: FrontendConfig, service: Service, metrics: Metrics) -> None:
+        self._warning = check_exposure(config)
+        self._access = access = Access(config.api_key_file)
+        tls = tls_of(config)
+        self._grpc = GrpcServer(
+            service, config.host, config.port, access=access, tls=tls, folder=config.model
+        )
+        self._http = None
+        if config.http_port is not None:
+            self._http = _http_server(config, config.http_port, service, access, metrics, tls)
+        metrics.attach(
+            Sources(
+                load=service.load,
+                experts=service.expert_load,
+                ready=lambda: self.health.ready,
+                denied=lambda: access.denied,
+            )
+        )
+
+    @property
+    def health(self) -> Health:
+        """Whether requests are taken, as orchestrators are told."""
+        return self._grpc.health
+
+    async def start(self) -> tuple[int, int | None]:
+        """Listen, not ready yet.
+
+        Returns:
+            The ports of gRPC and HTTP.
+
+        Raises:
+            OSError: an address cannot be had.
+        """
+        port, http_port = await self._grpc.start(), None
+        if self._http is not None:
+            try:
+                http_port = await self._http.start()
+            except OSError:
+                await self._grpc.stop(0.0)
+                raise
+        if self._warning:
+            sys.stderr.write(f"switchyard: {self._warning}\n")
+        return port, http_port
+
+    def reload(self) -> None:
+        """Read the keys again. Certificates are read when somebody connects."""
+        self._access.reload()
+
+    async def stop(self, grace: float) -> None:
+        """Close both listeners, and give what is left ``grace`` seconds each."""
+        if self._http is not None:
+            await self._http.stop(grace)
+        await self._grpc.stop(grace)
+
+
+def _http_server(
+    config: FrontendConfig,
+    port: int,
+    service: Service,
+    access: Access,
+    metrics: Metrics,
+    tls: ServerTls | None,
+) -> HttpServer:
+    app = App(
+        service,
+        model=config.served_name,
+        authenticate=access.authenticate,
+        metrics=metrics.render,
+    )
+    return HttpServer(app, config.host, port, None if tls is None else ssl_context(tls))

@@ -1,0 +1,128 @@
+"""Log-probabilities in OpenAI's two shapes, that of chat and that of completions.
+
+Owns the text of single tokens, which both shapes need. Knows nothing of streams.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from frontend.errors import Code, RequestError
+from frontend.service.service import Service
+from switchyard.v1 import inference_pb2 as pb
+
+# JSON has no infinity; what OpenAI sends for a token that cannot come.
+LEAST = -9999.0
+# Tokens looked up before others get a turn of the loop.
+_TURN = 256
+_NO_TEXT = "\N{REPLACEMENT CHARACTER}"
+
+
+class TokenTexts:
+    """Text of single tokens, looked up once each: at most the vocabulary is kept."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._texts: dict[int, str] = {}
+
+    def __getitem__(self, token_id: int) -> str:
+        """The text of a token that was loaded."""
+        return self._texts[token_id]
+
+    async def load(self, ids: Iterable[int]) -> None:
+        """Look up tokens that are not known yet; without a tokenizer they are their numbers."""
+        for count, token_id in enumerate(set(ids) - self._texts.keys(), 1):
+            self._texts[token_id] = await self._text(token_id)
+            if count % _TURN == 0:
+                await asyncio.sleep(0)
+
+    async def _text(self, token_id: int) -> str:
+        asked = pb.DetokenizeRequest(token_ids=[token_id], keep_special_tokens=True)
+        try:
+            return (await self._service.detokenize(asked)).text
+        except RequestError as error:
+            if error.code is not Code.FAILED_PRECONDITION:
+                raise
+            return f"token_id:{token_id}"
+
+
+def token_ids(ids: Sequence[int], tops: Sequence[pb.TopLogprobs]) -> Iterable[int]:
+    """Every token that is named by some tokens and their alternatives."""
+    yield from ids
+    for top in tops:
+        yield from top.token_ids
+
+
+def chat_logprobs(delta: pb.Delta, texts: TokenTexts) -> list[dict[str, Any]]:
+    """One entry a token; alternatives best first."""
+    tops = delta.top_logprobs or [pb.TopLogprobs()] * len(delta.token_ids)
+    return [
+        _entry(token, logprob, texts)
+        | {
+            "top_logprobs": [
+                _entry(other, value, texts)
+                for other, value in zip(top.token_ids, top.logprobs, strict=True)
+            ]
+        }
+        for token, logprob, top in zip(delta.token_ids, delta.logprobs, tops, strict=True)
+    ]
+
+
+def _entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+    text = texts[token_id]
+    # Part of a character has no text, and its bytes are not known here.
+    known = None if _NO_TEXT in text else list(text.encode())
+    return {"token": text, "logprob": max(logprob, LEAST), "bytes": known}
+
+
+class CompletionLogprobs:
+    """The columns of completions' logprobs; offsets go on from one delta to the next.
+
+    Args:
+        num_top: alternatives a token; 0: none are told.
+    """
+
+    def __init__(self, texts: TokenTexts, num_top: int) -> None:
+        self._texts = texts
+        self._num_top = num_top
+        self._offset = 0
+
+    def prompt(self, ids: Sequence[int], started: pb.GenerateStarted) -> dict[str, Any]:
+        """Columns of the prompt, whose first token has no log-probability."""
+        first = self.columns(ids[:1], [None], [None])
+        tops = started.prompt_top_logprobs or [None] * (len(ids) - 1)
+        rest = self.columns(ids[1:], started.prompt_logprobs, tops)
+        return {name: first[name] + rest[name] for name in first}
+
+    def columns(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float | None],
+        tops: Sequence[pb.TopLogprobs | None],
+    ) -> dict[str, Any]:
+        """Columns of some tokens; a token's own log-probability is among its alternatives."""
+        columns: dict[str, Any] = {
+            "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []
+        }  # fmt: skip
+        for token, logprob, top in zip(ids, logprobs, tops, strict=True):
+            text = self._texts[token]
+            columns["tokens"].append(text)
+            columns["token_logprobs"].append(None if logprob is None else max(logprob, LEAST))
+            columns["top_logprobs"].append(self._alternatives(text, logprob, top))
+            columns["text_offset"].append(self._offset)
+            self._offset += len(text)
+        return columns
+
+    def _alternatives(
+        self, text: str, logprob: float | None, top: pb.TopLogprobs | None
+    ) -> dict[str, float] | None:
+        if logprob is None or not self._num_top:
+            return None
+        found: dict[str, float] = {}
+        if top is not None:
+            for other, value in zip(top.token_ids, top.logprobs, strict=True):
+                found.setdefault(self._texts[other], max(value, LEAST))  # the best of equal texts
+        found.setdefault(text, max(logprob, LEAST))
+        return found

@@ -1,0 +1,110 @@
+"""The HTTP face of the service: one listener in the loop that is running.
+
+Owns the socket, uvicorn's options and the order of stopping. What is answered is
+`frontend.api.openai.app`'s.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from frontend.api.openai.app import App
+from frontend.api.openai.connection import BoundedConnection
+from frontend.config import join_address
+
+MAX_HEADER_BYTES = 32 << 10
+# Longer than load balancers keep a connection that is idle, so that they close it, not we.
+KEEP_ALIVE_SECONDS = 75
+BACKLOG = 1024
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to whoever owns the process."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class HttpServer:
+    """Listens for HTTP.
+
+    Args:
+        app: what answers.
+        host, port: where; port 0 takes a free one.
+        tls: of the listener; None: no encryption.
+    """
+
+    def __init__(self, app: App, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+        self._host, self._port = host, port
+        options: dict[str, Any] = {"ssl_context_factory": lambda *_: tls} if tls else {}
+        self._server = _Server(
+            uvicorn.Config(
+                app,
+                http=BoundedConnection,
+                ws="none",
+                loop="none",
+                lifespan="off",
+                interface="asgi3",
+                log_config=None,
+                log_level="critical",  # what is worth a line is written by the app
+                access_log=False,
+                proxy_headers=False,
+                server_header=False,
+                backlog=BACKLOG,
+                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+                **options,
+            )
+        )
+        self._serving: asyncio.Task[None] | None = None
+
+    async def start(self) -> int:
+        """Listen.
+
+        Returns:
+            The port.
+
+        Raises:
+            OSError: the address cannot be had.
+        """
+        address = join_address(self._host, self._port)
+        try:
+            listener = await self._bind()
+        except OSError as error:
+            raise OSError(
+                f"cannot listen on {address}: {error.strerror}; pass another --host or --http-port"
+            ) from error
+        self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
+        return int(listener.getsockname()[1])
+
+    async def _bind(self) -> socket.socket:
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        family, kind, protocol, _, where = found[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(where)
+            listener.listen(BACKLOG)  # from now on connections wait, and none is refused
+        except OSError:
+            listener.close()
+            raise
+        listener.setblocking(False)
+        return listener
+
+    async def stop(self, grace: float) -> None:
+        """Close the listener, give responses under way ``grace`` seconds, then end them."""
+        if self._serving is None:
+            return
+        self._server.config.timeout_graceful_shutdown = grace  # type: ignore[assignment]
+        self._server.should_exit = True
+        await self._serving
+        self._serving = None

@@ -1,0 +1,203 @@
+"""`vllm.grpc.engine.VllmEngine`: the protocol that public routers speak.
+
+Owns the methods of that protocol. `frontend.service` answers every one; `request.py` and
+`response.py` translate. A method that this service does not have is UNIMPLEMENTED.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import grpc
+from google.protobuf import json_format
+from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
+from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
+
+from frontend.api.auth import Access
+from frontend.api.grpc.interceptor import caller_of
+from frontend.api.vllm.request import generate_request
+from frontend.api.vllm.response import Answer
+from frontend.api.vllm.tokenizer_archive import tokenizer_archive
+from frontend.bounds import MAX_MESSAGE_BYTES
+from frontend.errors import Code, RequestError, answer_too_large
+from frontend.processing.tokenizer import TOKENIZER_FILES
+from frontend.service.readiness import why_not_ready
+from frontend.service.service import Service
+from switchyard.v1 import inference_pb2 as pb
+
+SERVICE_NAME = "vllm.grpc.engine.VllmEngine"
+# What routers take for the kind of engine whose protocol this is.
+SERVER_TYPE = "vllm-grpc"
+CHUNK_BYTES = 1 << 20
+INT32_MAX = 2**31 - 1
+
+
+class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
+    """One method per RPC; streams are written to the context, as in `frontend.api.grpc.server`.
+
+    Args:
+        folder: the model's, for its tokenizer and config.json.
+    """
+
+    def __init__(self, service: Service, access: Access, folder: Path) -> None:
+        self._service = service
+        self._access = access
+        self._folder = folder
+        self._started = time.monotonic()
+        self._last_request = 0.0
+
+    async def Generate(self, request: vllm.GenerateRequest, context: Any) -> None:  # noqa: N802
+        """Write what `Service.generate` says, in the router's messages."""
+        self._last_request = time.time()
+        asked = generate_request(request)
+        answer = Answer(
+            asked.prompt.tokens.ids if asked.output.prompt_logprobs else (), request.stream
+        )
+        stream = self._service.generate(asked, caller_of(self._access, context))
+        async with contextlib.aclosing(stream):
+            async for event in stream:
+                for message in answer.add(event):
+                    if message.ByteSize() > MAX_MESSAGE_BYTES:
+                        raise answer_too_large()
+                    await context.write(message)
+
+    async def Abort(  # noqa: N802
+        self, request: vllm.AbortRequest, context: Any
+    ) -> vllm.AbortResponse:
+        """End requests by id."""
+        ids = pb.AbortRequest(request_ids=request.request_ids)
+        self._service.abort(ids, caller_of(self._access, context))
+        return vllm.AbortResponse()
+
+    async def HealthCheck(  # noqa: N802
+        self, request: vllm.HealthCheckRequest, context: Any
+    ) -> vllm.HealthCheckResponse:
+        """Whether requests are worked on; UNAVAILABLE while there is no model to tell of."""
+        self._service.model_info()  # a router that got an answer would ask for its name next
+        why = why_not_ready(self._service)
+        return vllm.HealthCheckResponse(healthy=not why, message=why or "OK")
+
+    async def GetModelInfo(  # noqa: N802
+        self, request: vllm.GetModelInfoRequest, context: Any
+    ) -> vllm.GetModelInfoResponse:
+        """Facts of the model; its folder stays this machine's affair."""
+        info = self._service.model_info()
+        config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        defaults = json_format.MessageToDict(
+            info.default_sampling, preserving_proto_field_name=True
+        )
+        return vllm.GetModelInfoResponse(
+            model_path=info.model,
+            is_generation=True,
+            max_context_length=info.max_context_tokens,
+            vocab_size=info.vocab_size,
+            served_model_name=info.model,
+            tokenizer_path=info.model,
+            model_type=config.get("model_type", ""),
+            architectures=[info.architecture],
+            eos_token_ids=info.eos_token_ids,
+            pad_token_id=config.get("pad_token_id") or 0,
+            bos_token_id=config.get("bos_token_id") or 0,
+            max_req_input_len=info.max_context_tokens - 1,
+            default_sampling_params_json=json.dumps(defaults),
+        )
+
+    async def GetServerInfo(  # noqa: N802
+        self, request: vllm.GetServerInfoRequest, context: Any
+    ) -> vllm.GetServerInfoResponse:
+        """Facts of the server. Replicas inside it are balanced here: to a router it is one."""
+        info, load = self._service.server_info(), self._service.load()
+        return vllm.GetServerInfoResponse(
+            active_requests=load.running_requests + load.queued_requests,
+            last_receive_timestamp=self._last_request,
+            uptime_seconds=time.monotonic() - self._started,
+            server_type=SERVER_TYPE,
+            data_parallel_size=1,
+            kv_cache_dtype="auto",
+            block_size=info.block_size,
+            model_dtype=f"torch.{info.dtype}",
+            max_num_seqs=info.max_running_requests,
+            constrained_decoding_start="first_token",
+        )
+
+    async def GetLoads(  # noqa: N802
+        self, request: vllm.GetLoadsRequest, context: Any
+    ) -> vllm.GetLoadsResponse:
+        """The load of all replicas inside, as that of one engine."""
+        load, info = self._service.load(), self._service.server_info()
+        asked = load.prefix_query_tokens
+        scheduler = vllm.SchedulerLoad(
+            num_running_reqs=load.running_requests,
+            num_waiting_reqs=load.queued_requests,
+            num_total_reqs=load.running_requests + load.queued_requests,
+            num_used_tokens=min(INT32_MAX, round(load.kv_cache_usage * info.kv_cache_tokens)),
+            max_total_num_tokens=min(INT32_MAX, info.kv_cache_tokens),
+            token_usage=load.kv_cache_usage,
+            gen_throughput=load.generated_tokens_per_second,
+            cache_hit_rate=load.prefix_hit_tokens / asked if asked else 0.0,
+            utilization=load.running_requests / info.max_running_requests,
+            max_running_requests=info.max_running_requests,
+            num_waiting_uncached_tokens=min(INT32_MAX, load.queued_prompt_tokens),
+        )
+        return vllm.GetLoadsResponse(
+            timestamp=datetime.now(UTC).isoformat(),
+            version=info.version,
+            dp_rank_count=1,
+            loads=[scheduler],
+        )
+
+    async def GetTokenizer(  # noqa: N802
+        self, request: common_pb2.GetTokenizerRequest, context: Any
+    ) -> None:
+        """Write the tokenizer's zip file; its SHA-256 comes with the last chunk."""
+        if not any((self._folder / name).is_file() for name in TOKENIZER_FILES):
+            raise RequestError(
+                Code.FAILED_PRECONDITION,
+                "this model has no tokenizer; give the router a --tokenizer-path",
+                reason="NO_TOKENIZER",
+            )
+        data, digest = await asyncio.to_thread(tokenizer_archive, self._folder)
+        for begin in range(0, len(data), CHUNK_BYTES):
+            part = data[begin : begin + CHUNK_BYTES]
+            is_last = begin + CHUNK_BYTES >= len(data)
+            await context.write(
+                common_pb2.GetTokenizerChunk(data=part, sha256=digest if is_last else "")
+            )
+
+    async def Embed(self, request: vllm.EmbedRequest, context: Any) -> None:  # noqa: N802
+        """No embeddings here."""
+        await _unimplemented(context, "Embed")
+
+    async def FlushCache(  # noqa: N802
+        self, request: common_pb2.FlushCacheRequest, context: Any
+    ) -> None:
+        """The prefix cache gives way by itself."""
+        await _unimplemented(context, "FlushCache")
+
+    async def StartProfile(  # noqa: N802
+        self, request: common_pb2.StartProfileRequest, context: Any
+    ) -> None:
+        """No profiler here."""
+        await _unimplemented(context, "StartProfile")
+
+    async def StopProfile(  # noqa: N802
+        self, request: common_pb2.StopProfileRequest, context: Any
+    ) -> None:
+        """No profiler here."""
+        await _unimplemented(context, "StopProfile")
+
+    async def SubscribeKvEvents(  # noqa: N802
+        self, request: common_pb2.SubscribeKvEventsRequest, context: Any
+    ) -> None:
+        """Blocks are not told; routers poll GetLoads."""
+        await _unimplemented(context, "SubscribeKvEvents")
+
+
+async def _unimplemented(context: Any, method: str) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"{method} is not served here")

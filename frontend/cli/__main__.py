@@ -1,0 +1,7 @@
+"""`python -m frontend.cli`: the `switchyard` command."""
+
+import sys
+
+from frontend.cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,94 @@
+"""`switchyard top`: a server's load, seen live in a terminal.
+
+Owns the asking and the order of what is shown. How numbers are drawn is `frontend.cli.top_view`'s.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+import grpc
+from rich.console import Console
+from rich.live import Live
+
+from frontend.cli.client_flags import add_address_flag, add_security_flags, open_client
+from frontend.cli.top_view import View, expert_tokens_since, frame
+from switchyard.client import Client
+from switchyard.v1 import inference_pb2 as pb
+
+ASK_SECONDS = 2.0
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """The flags of ``switchyard top``."""
+    add_address_flag(parser)
+    add_security_flags(parser)
+    parser.add_argument("--once", action="store_true", help="print one frame and leave")
+    parser.add_argument(
+        "--interval", type=_interval, default=1.0, metavar="SECONDS", help="default: %(default)s"
+    )
+
+
+def run(flags: argparse.Namespace) -> int:
+    """Show frames until Ctrl-C, or one; the exit code, 1 when a single one could not be had."""
+    console = Console(highlight=False)
+    with open_client(flags) as client:
+        watch = Watch(client, flags.address)
+        if flags.once:
+            view = watch.look()
+            console.print(frame(view, console.width, None))
+            return 1 if view.trouble else 0
+        try:
+            with Live(console=console, screen=True, auto_refresh=False) as live:
+                while True:
+                    live.update(frame(watch.look(), console.width, console.height), refresh=True)
+                    time.sleep(flags.interval)
+        except KeyboardInterrupt:
+            return 0
+
+
+class Watch:
+    """Looks at one server again and again; remembers what it takes to show differences."""
+
+    def __init__(self, client: Client, address: str) -> None:
+        self._client = client
+        self._address = address
+        self._experts = pb.GetExpertLoadResponse()
+        self._last = View(address=address)
+
+    def look(self) -> View:
+        """What the server says now; when it says nothing, what it said last and the trouble."""
+        stub = self._client.stub
+        before = self._experts
+        try:
+            load = stub.GetLoad(pb.GetLoadRequest(), timeout=ASK_SECONDS)
+            info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=ASK_SECONDS)
+            model = stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=ASK_SECONDS)
+            if not load.restarting:  # there is nobody to ask meanwhile
+                self._experts = stub.GetExpertLoad(pb.GetExpertLoadRequest(), timeout=ASK_SECONDS)
+        except grpc.RpcError as error:
+            last = self._last
+            return View(
+                address=last.address,
+                model=last.model,
+                load=last.load,
+                info=last.info,
+                experts=last.experts,
+                trouble=f"{error.code().name} {error.details() or ''}".rstrip(),
+            )
+        self._last = View(
+            address=self._address,
+            model=model.model,
+            load=load,
+            info=info,
+            experts=expert_tokens_since(before, self._experts),
+        )
+        return self._last
+
+
+def _interval(text: str) -> float:
+    seconds = float(text)
+    if not 0.1 <= seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text} is not in 0.1..3600 seconds")
+    return seconds

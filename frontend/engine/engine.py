@@ -1,0 +1,271 @@
+"""The loop that keeps the workers busy: schedule → send → receive → complete.
+
+Owns the number of steps in flight, when to sleep, and when an answer is overdue. Knows nothing of
+how steps are chosen, how they travel, or where another group comes from when one is lost. All of it
+runs in one asyncio loop; nothing here waits for a client.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from frontend.engine.step_stats import Meter, StepLoad
+from frontend.errors import Code, RequestError
+from frontend.records import StepObserver
+from frontend.requests.request import Request
+from frontend.scheduler.limits import Limits, SchedulerLoad
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Step, StepResults
+from frontend.scheduler.step_times import StepTimes
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
+
+TIMER_SLACK_SECONDS = 0.01
+"""Timers may fire early by the clock's resolution."""
+
+WATCH_SECONDS = 0.05
+"""How often the oldest step is looked after."""
+
+TIMES_PREDICTED = 3
+"""A step is overdue after this many times what it was predicted to take, or --step-timeout."""
+
+
+class Group(Protocol):
+    """What the engine asks of the workers; `frontend.link.worker_group.WorkerGroup` is one.
+
+    ``lost`` gets the exception that ended the group, also when no step is in flight.
+    """
+
+    @property
+    def lost(self) -> asyncio.Future[Exception]: ...
+
+    def lose(self, cause: str) -> None:
+        """Give the group up."""
+        ...
+
+    async def send(self, step: Step) -> None:
+        """Hand a step to every rank without waiting for its answer."""
+        ...
+
+    async def receive(self) -> StepResults:
+        """Tokens and measures of the oldest outstanding step."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Load(SchedulerLoad):
+    """The scheduler's counts, what the steps take, and how often the workers were lost."""
+
+    steps: StepLoad
+    worker_restarts: int
+    replayed_requests: int
+    restarting: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Flight:
+    """A step that was sent, whether another was under way when it was, and how long it may take."""
+
+    step: Step
+    back_to_back: bool
+    due_seconds: float
+
+
+class Engine:
+    """Runs requests on a group of workers, and goes on with them on the next when it is lost.
+
+    Args:
+        scheduler: chooses the steps.
+        group: runs them.
+        times: what steps take on this group.
+        depth: steps in flight; with two the workers never wait for the frontend.
+        step_timeout: seconds within which a step that is predicted to be quick must be answered.
+        observers: are told of every step.
+    """
+
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        group: Group,
+        *,
+        times: StepTimes | None = None,
+        depth: int = 2,
+        step_timeout: float = math.inf,
+        observers: Sequence[StepObserver] = (),
+    ) -> None:
+        if not 1 <= depth <= MAX_STEPS_IN_FLIGHT:
+            raise ValueError(f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}")
+        self._scheduler = scheduler
+        self._group = group
+        self._times = times or StepTimes()
+        self._depth = depth
+        self._step_timeout = step_timeout
+        self._observers = observers
+        self._in_flight: deque[_Flight] = deque()
+        self._waited = 0.0
+        self._last_result = 0.0
+        self._wake = asyncio.Event()
+        self._ended: Callable[[Request], RequestError] | None = None
+        self._lost = False
+        self._restarts = 0
+        self._replayed = 0
+        self._meter = Meter()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def submit(self, request: Request) -> None:
+        """Queue a request; its output fills as tokens arrive.
+
+        Raises:
+            RequestError: it is refused, or the workers are gone.
+        """
+        if self._ended is not None:
+            raise self._ended(request)
+        now = time.monotonic()
+        if not request.arrived:
+            request.arrived = now
+        self._scheduler.submit(request)
+        if request.queue_deadline != float("inf"):
+            self._set_timer(now)
+        self._wake.set()
+
+    def abort(self, request_id: str) -> bool:
+        """End a request with what it has; false when there is none of this id."""
+        aborted = self._scheduler.abort(request_id, time.monotonic())
+        self._wake.set()
+        return aborted
+
+    def load(self) -> Load:
+        """A snapshot."""
+        counts = dataclasses.asdict(self._scheduler.load())
+        return Load(
+            **counts,
+            steps=self._meter.load(time.monotonic()),
+            worker_restarts=self._restarts,
+            replayed_requests=self._replayed,
+            restarting=self._lost,
+        )
+
+    async def run(self) -> None:
+        """Run until cancelled or until the group is lost; requests stay as they are.
+
+        Raises:
+            Exception: what ``group`` ended with.
+        """
+        group = self._group
+        group.lost.add_done_callback(lambda _: self._wake.set())
+        watch = asyncio.create_task(self._watch())
+        try:
+            while True:
+                if group.lost.done():
+                    raise group.lost.result()
+                if not await self._send_next() and not await self._complete_oldest():
+                    await self._wake.wait()
+        finally:
+            self._lost = True
+            watch.cancel()
+
+    def replay(self, group: Group, limits: Limits) -> None:
+        """Go on, with the next ``run``, on another group: open requests keep what they have."""
+        self._group = group
+        self._in_flight.clear()
+        self._replayed += self._scheduler.replay(limits, time.monotonic())
+        self._restarts += 1
+        self._lost = False
+
+    def end(self, why: Callable[[Request], RequestError] | None = None) -> None:
+        """Fail every open request, and all that come; by default since the workers are lost."""
+        self._ended = self._ended or why or workers_lost
+        self._scheduler.fail_all(self._ended, time.monotonic())
+
+    async def _send_next(self) -> bool:
+        """Schedule and send a step; false when enough are in flight or there is nothing to do."""
+        self._wake.clear()
+        if len(self._in_flight) >= self._depth:
+            return False
+        step = self._scheduler.schedule(time.monotonic())
+        if step is None:
+            return False
+        if not self._in_flight:
+            self._waited = 0.0
+        predicted = self._times.predict(*step.size) * self._times.slack
+        due = max(self._step_timeout, TIMES_PREDICTED * predicted)
+        self._in_flight.append(_Flight(step, bool(self._in_flight), due))
+        await self._group.send(step)
+        return True
+
+    async def _complete_oldest(self) -> bool:
+        """Wait for the oldest step's results and take them in; false when none is in flight."""
+        if not self._in_flight:
+            return False
+        results = await self._group.receive()
+        now = time.monotonic()
+        flight = self._in_flight.popleft()
+        self._waited = 0.0
+        tokens_before = self._scheduler.generated_tokens
+        self._scheduler.complete(flight.step, results.drawn, now)
+        self._times.add(*flight.step.size, results.measures.device_seconds)
+        self._tell(flight, self._scheduler.generated_tokens - tokens_before, now)
+        self._meter.add(
+            results.measures,
+            self._scheduler.generated_tokens,
+            now,
+            decode_only=flight.step.decode_only,
+            back_to_back=flight.back_to_back,
+        )
+        return True
+
+    async def _watch(self) -> None:
+        """Give the group up when the oldest step is overdue.
+
+        Only time in which this loop ran counts: a frontend that stood still accuses nobody.
+        """
+        while True:
+            await asyncio.sleep(WATCH_SECONDS)
+            if not self._in_flight:
+                continue
+            self._waited += WATCH_SECONDS
+            flight = self._in_flight[0]
+            if self._waited > flight.due_seconds:
+                self._group.lose(
+                    f"step {flight.step.step_id} is not answered after {self._waited:.1f} s"
+                )
+
+    def _tell(self, flight: _Flight, num_tokens: int, now: float) -> None:
+        """Let observers know what the step gave, and after how long."""
+        slices = flight.step.slices
+        num_decodes = sum(part.num_decodes for part in slices)
+        # A decode goes on from the results before, whenever it was sent.
+        since = now - self._last_result if num_decodes else 0.0
+        self._last_result = now
+        num_rows = sum(part.total_tokens for part in slices)
+        for observer in self._observers:
+            observer.step_completed(num_decodes, since, num_rows, num_tokens)
+
+    def _set_timer(self, now: float) -> None:
+        """One timer, for the earliest queue deadline of all."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        deadline = self._scheduler.earliest_deadline
+        if deadline != float("inf"):
+            delay = max(0.0, deadline - now) + TIMER_SLACK_SECONDS
+            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        self._scheduler.expire(now)
+        self._set_timer(now)
+
+
+def workers_lost(request: Request) -> RequestError:
+    """UNAVAILABLE; only a request that has produced nothing may be tried again unseen."""
+    if request.num_generated:
+        message = f"the workers were lost after {request.num_generated} tokens of this request"
+        return RequestError(Code.UNAVAILABLE, message, reason="STREAM_LOST")
+    message = "the workers were lost before this request produced a token; try again"
+    return RequestError(Code.UNAVAILABLE, message, reason="WORKERS_LOST")

@@ -1,0 +1,162 @@
+"""Keeping the engine supplied with workers: what happens when a group of them is lost.
+
+Owns the loss and the way back: not ready → the old group's streams closed → the next one reached,
+under a new epoch → open requests replayed → ready. Owns how often that may happen. Knows nothing of
+why ranks die, nor of what starts them again: that is the launcher's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from frontend.config import FrontendConfig
+from frontend.engine.engine import Engine
+from frontend.link.group_check import check_successor
+from frontend.link.rank_channel import GroupLost
+from frontend.link.worker_group import WorkerGroup
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.step_times import StepTimes
+from switchyard.worker.v1 import worker_pb2
+
+logger = logging.getLogger(__name__)
+
+OnReady = Callable[[bool, worker_pb2.DescribeResponse], Awaitable[None]]
+
+TRY_SECONDS = 2.0
+"""How long ranks get to answer once; the tries end with --startup-timeout or with the launcher."""
+
+PAUSE_SECONDS = 0.1
+
+
+class Workers:
+    """The workers of one frontend, whichever group they are at the moment.
+
+    Attributes:
+        group: the present one, or the last.
+    """
+
+    def __init__(self, config: FrontendConfig, secret: str | None) -> None:
+        self._config = config
+        self._secret = secret
+        self.group: WorkerGroup | None = None
+        self._losses: deque[float] = deque()
+        self._epoch = 0
+
+    async def reach(self) -> WorkerGroup:
+        """Try until a whole group answers.
+
+        Raises:
+            GroupLost: none did in time, or the launcher of this machine has ended.
+            ValueError: the ranks do not belong together, or to this frontend.
+        """
+        deadline = time.monotonic() + self._config.startup_timeout
+        while True:
+            seconds = min(TRY_SECONDS, max(deadline - time.monotonic(), 0.0))
+            self._epoch = max(self._epoch + 1, time.time_ns())  # the clock may have been set back
+            try:
+                self.group = await WorkerGroup.connect(
+                    self._config.workers,
+                    startup_timeout=seconds,
+                    secret=self._secret,
+                    epoch=self._epoch,
+                )
+            except GroupLost:
+                if time.monotonic() + PAUSE_SECONDS >= deadline or self.launcher_is_gone():
+                    raise
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                return self.group
+
+    async def keep(
+        self,
+        engine: Engine,
+        on_ready: Callable[[bool, worker_pb2.DescribeResponse], Awaitable[None]],
+    ) -> None:
+        """Run the engine on one group after the other.
+
+        Args:
+            on_ready: is told when the workers are lost, and when they are back.
+
+        Raises:
+            GroupLost: too often, or no other group came.
+            ValueError: the next group is not like the one before.
+        """
+        assert self.group is not None, "reach() first"
+        while True:
+            try:
+                await engine.run()
+            except GroupLost as error:
+                lost, cause = self.group, error
+            since = time.monotonic()
+            self._count_loss(since, cause)
+            await on_ready(False, lost.info)
+            logger.warning("the workers are lost: %s; waiting for the next group", cause)
+            await lost.close()
+            group = await self.reach()
+            check_successor(lost.info, group.info)
+            engine.replay(group, limits_of(group.info, self._config))
+            await on_ready(True, group.info)
+            logger.warning("the workers are back after %.1f s", time.monotonic() - since)
+
+    async def expert_load(self) -> list[worker_pb2.GetExpertLoadResponse]:
+        """What each rank of the present group counted for each expert.
+
+        Raises:
+            GroupLost: there is none.
+        """
+        if self.group is None:
+            raise GroupLost("no workers have been reached")
+        return await self.group.expert_load()
+
+    async def close(self) -> None:
+        """Break the streams, which ends the ranks."""
+        if self.group is not None:
+            await self.group.close()
+
+    def _count_loss(self, now: float, cause: GroupLost) -> None:
+        """Raise the loss that is one too many."""
+        config, losses = self._config, self._losses
+        losses.append(now)
+        while losses[0] < now - config.restart_window:
+            losses.popleft()
+        if len(losses) > config.max_restarts:
+            raise GroupLost(
+                f"{cause}; that is loss number {len(losses)} within {config.restart_window:g} s, "
+                f"--max-restarts is {config.max_restarts}"
+            )
+
+    def launcher_is_gone(self) -> bool:
+        """Whether the workers' launcher, on this machine, has ended."""
+        launcher = self._config.launcher
+        if launcher is None:
+            return False
+        try:
+            os.kill(launcher, 0)
+        except ProcessLookupError:
+            return True
+        return False
+
+
+def limits_of(info: worker_pb2.DescribeResponse, config: FrontendConfig) -> Limits:
+    """What a group of workers lets the scheduler do."""
+    return Limits(
+        max_batch_size=info.max_batch_size,
+        max_num_batched_tokens=info.max_num_batched_tokens,
+        max_model_len=info.max_model_len,
+        block_size=info.block_size,
+        num_blocks=info.num_blocks,
+        num_replicas=info.data_parallel_size,
+        max_queued_requests=config.max_queued_requests,
+        max_queued_tokens=config.max_queued_tokens,
+        enable_prefix_cache=config.prefix_cache,
+    )
+
+
+def step_times(info: worker_pb2.DescribeResponse) -> StepTimes:
+    """What steps take on a group of which nothing is known but its own measurement."""
+    return StepTimes(info.timed_tokens, info.timed_seconds)

@@ -1,0 +1,110 @@
+"""What ranks answer to a step: whether it can be true, and its columns for the scheduler.
+
+Owns how many values a slice's answer has, and which are possible. Knows messages and slices;
+nothing of streams or requests.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from frontend.scheduler.step import Drawn, LogprobColumns, NewSequence, Slice
+from switchyard.worker.v1 import worker_pb2
+
+NOT_FINITE = -1
+"""Stands for a token whose logits were not finite."""
+
+_MEASURES = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Expected:
+    """How many values each column of a replica's answer has; see worker.proto's StepResult."""
+
+    num_draws: int
+    num_logprobs: int = 0
+    num_tops: int = 0
+    num_prompt_logprobs: int = 0
+    num_prompt_tops: int = 0
+
+    def complaint(self, result: worker_pb2.StepResult, vocab_size: int) -> str:
+        """Why ``result`` is no answer, going on from "step 7"; empty when it is one."""
+        tokens = list(result.token_ids)  # a list is gone through much faster
+        if len(tokens) != self.num_draws:
+            return f"drew {len(tokens)} tokens, expected {self.num_draws}"
+        if tokens and not NOT_FINITE <= min(tokens) <= max(tokens) < vocab_size:
+            return f"drew tokens {min(tokens)} to {max(tokens)} of a vocabulary of {vocab_size}"
+        for name, count in (
+            ("logprobs", self.num_logprobs),
+            ("top_token_ids", self.num_tops),
+            ("top_logprobs", self.num_tops),
+            ("prompt_logprobs", self.num_prompt_logprobs),
+            ("prompt_top_token_ids", self.num_prompt_tops),
+            ("prompt_top_logprobs", self.num_prompt_tops),
+        ):
+            values = getattr(result, name)
+            if len(values) != count:
+                return f"has {len(values)} {name}, expected {count}"
+            if values and name.endswith("ids") and max(values) >= vocab_size:
+                return f"has a token {max(values)} in {name} of a vocabulary of {vocab_size}"
+        return ""
+
+
+class Questions:
+    """What one replica's slots ask for besides tokens, as far as it was told."""
+
+    def __init__(self) -> None:
+        self._asking: dict[int, NewSequence] = {}
+
+    def expected(self, part: Slice) -> Expected:
+        """What the slice's answer holds; slices come in the order in which they are sent."""
+        asking = self._asking
+        for new in part.new_sequences:
+            asking.pop(new.slot, None)
+            if new.sampling.num_logprobs:
+                asking[new.slot] = new
+        if not asking:
+            return Expected(part.num_draws)
+        own = tops = prompt_own = prompt_tops = 0
+        for row, slot in enumerate(part.slots):
+            new_sequence = asking.get(slot)
+            if new_sequence is None:
+                continue
+            num_tops, given = new_sequence.sampling.num_logprobs - 1, row - part.num_decodes
+            if given < 0 or part.draws[given]:
+                own, tops = own + 1, tops + num_tops
+            if given >= 0 and new_sequence.prompt_logprobs:
+                end = part.positions[row] + part.num_tokens[given]
+                count = max(0, min(end, new_sequence.num_prompt - 1) - part.positions[row])
+                prompt_own, prompt_tops = prompt_own + count, prompt_tops + count * num_tops
+        return Expected(part.num_draws, own, tops, prompt_own, prompt_tops)
+
+
+def measures_complaint(result: worker_pb2.StepResult) -> str:
+    """Why a rank's measures are none, going on from "step 7"; empty when they can be true."""
+    for name in _MEASURES:
+        value = getattr(result, name)
+        if not math.isfinite(value):
+            return f"has {name} {value}"
+    return ""
+
+
+def drawn_of(result: worker_pb2.StepResult) -> Drawn:
+    """What a replica's first rank answered; the columns of log-probabilities are mostly empty."""
+    tokens = list(result.token_ids)
+    if not result.logprobs and not result.prompt_logprobs:
+        return Drawn(tokens=tokens)
+    return Drawn(
+        tokens=tokens,
+        logprobs=LogprobColumns(
+            logprobs=list(result.logprobs),
+            top_ids=list(result.top_token_ids),
+            top_logprobs=list(result.top_logprobs),
+        ),
+        prompt_logprobs=LogprobColumns(
+            logprobs=list(result.prompt_logprobs),
+            top_ids=list(result.prompt_top_token_ids),
+            top_logprobs=list(result.prompt_top_logprobs),
+        ),
+    )

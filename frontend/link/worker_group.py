@@ -1,0 +1,247 @@
+"""The frontend's end of the worker link: one Execute stream per rank.
+
+Owns reaching the ranks, checking that they belong together, and carrying steps to them and results
+back. Knows nothing of requests. What goes wrong on one rank goes wrong for the group.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import TypeVar
+
+from frontend.link.group_check import check_agreement, check_first
+from frontend.link.rank_channel import GroupLost, Rank
+from frontend.link.result_check import Expected, Questions, drawn_of, measures_complaint
+from frontend.scheduler.step import Measures, NewSequence, Slice, Step, StepResults
+from switchyard.worker.link import local_address
+from switchyard.worker.v1 import worker_pb2
+
+__all__ = ["GroupLost", "WorkerGroup"]
+
+HELLO_SECONDS = 10.0
+"""How long ranks that have said what they are may take to open their streams."""
+
+_T = TypeVar("_T")
+
+
+class WorkerGroup:
+    """All ranks of one group, in rank order; ``connect`` makes one.
+
+    Attributes:
+        info: what rank 0 says of itself.
+        lost: set, with a `GroupLost`, when any stream breaks.
+    """
+
+    def __init__(
+        self, ranks: Sequence[Rank], info: worker_pb2.DescribeResponse, streams: AsyncExitStack
+    ) -> None:
+        self.info = info
+        self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
+        self._ranks = ranks
+        self._streams = streams
+        self._questions = [Questions() for _ in range(max(1, info.data_parallel_size))]
+        self._expected: deque[tuple[int, list[Expected]]] = deque()
+        self._readers = [asyncio.create_task(self._read(rank)) for rank in ranks]
+
+    @classmethod
+    async def connect(
+        cls,
+        addresses: Sequence[str],
+        *,
+        startup_timeout: float = 600.0,
+        secret: str | None = None,
+        epoch: int | None = None,
+    ) -> WorkerGroup:
+        """Wait for all ranks, check that they agree, open their streams.
+
+        Args:
+            addresses: one for each machine: ``host:port`` of its first rank, whose local rank l
+                listens on port + l, or ``unix:/path/rank-{rank}.sock``.
+            startup_timeout: seconds until ranks that are not there are given up.
+            secret: what the ranks want to hear; None: nothing.
+            epoch: newer than any that they have seen; None: the time.
+
+        Raises:
+            GroupLost: a rank is not reachable in time, or breaks its stream.
+            ValueError: the ranks do not belong together, or speak another protocol.
+        """
+        deadline = time.monotonic() + startup_timeout
+        async with AsyncExitStack() as stack:
+
+            def rank_at(number: int, address: str) -> Rank:
+                rank = Rank(number, address, secret=secret)
+                stack.push_async_callback(rank.close)
+                return rank
+
+            ranks = [rank_at(0, local_address(addresses[0], 0))]
+            first = await ranks[0].describe(deadline)
+            check_first(first, addresses)
+            for number in range(1, first.world_size):
+                machine, local = divmod(number, first.local_world_size)
+                ranks.append(rank_at(number, local_address(addresses[machine], local)))
+            others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
+            check_agreement([first, *others], ranks)
+            # Their own time: ranks that have seen a Hello and are left end, and load again. The
+            # first alone, which tells one frontend from another: the second has none of the group.
+            deadline = time.monotonic() + HELLO_SECONDS
+            newest = epoch or time.time_ns()
+            await ranks[0].open(newest, deadline)
+            await asyncio.gather(*(rank.open(newest, deadline) for rank in ranks[1:]))
+            return cls(ranks, first, stack.pop_all())
+
+    async def send(self, step: Step) -> None:
+        """Write the step to every rank; a replica's ranks all get its slice.
+
+        Raises:
+            GroupLost: a stream is broken.
+        """
+        asked = zip(self._questions, step.slices, strict=True)
+        self._expected.append((step.step_id, [each.expected(part) for each, part in asked]))
+        size = self.info.tensor_parallel_size
+        messages = [_encode(step, part) for part in step.slices]
+        writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
+        await self._unless_lost(asyncio.gather(*writes))
+
+    async def receive(self) -> StepResults:
+        """Every rank's answer to the oldest outstanding step.
+
+        Returns:
+            For each replica the tokens of its first rank, and the measures of all ranks.
+
+        Raises:
+            GroupLost: a stream is broken, or an answer is to another step, or cannot be true.
+        """
+        step_id, expected = self._expected.popleft()
+        size = self.info.tensor_parallel_size
+        results = []
+        for rank in self._ranks:
+            result = await rank.results.get()
+            if isinstance(result, GroupLost):
+                raise result
+            if result.step_id != step_id:
+                raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
+            complaint = measures_complaint(result)
+            if not complaint and rank.number % size == 0:
+                complaint = expected[rank.number // size].complaint(result, self.info.vocab_size)
+            if complaint:
+                raise self._lose(rank, f"step {step_id} {complaint}")
+            results.append(result)
+        return StepResults([drawn_of(each) for each in results[::size]], _measures(results))
+
+    def lose(self, cause: str) -> None:
+        """Give the group up: whoever waits for it gets a `GroupLost`."""
+        self._fail(GroupLost(cause))
+
+    async def expert_load(self) -> list[worker_pb2.GetExpertLoadResponse]:
+        """What each rank counted for each expert, in rank order.
+
+        Raises:
+            GroupLost: the group is lost, or a rank does not answer.
+        """
+        return await self._unless_lost(
+            asyncio.gather(*(rank.expert_load() for rank in self._ranks))
+        )
+
+    async def close(self) -> None:
+        """Break all streams, which ends the workers."""
+        for reader in self._readers:
+            reader.cancel()
+        await asyncio.gather(*self._readers, return_exceptions=True)
+        await self._streams.aclose()
+
+    async def _unless_lost(self, work: asyncio.Future[_T]) -> _T:
+        """The result of ``work``, for which ranks that are gone or stand still would let us wait.
+
+        Raises:
+            GroupLost: the group is lost.
+        """
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())
+        try:
+            done, _ = await asyncio.wait((work, self.lost), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            work.cancel()
+        if self.lost.done() and (work not in done or work.exception()):
+            raise self.lost.result()
+        return work.result()
+
+    async def _read(self, rank: Rank) -> None:
+        """Pass on one rank's answers until its stream ends."""
+        try:
+            while True:
+                rank.results.put_nowait(await rank.read_result())
+        except GroupLost as error:
+            self._fail(error)
+
+    def _lose(self, rank: Rank, cause: str) -> GroupLost:
+        error = GroupLost(f"{rank}: {cause}")
+        self._fail(error)
+        return error
+
+    def _fail(self, error: GroupLost) -> None:
+        """Whoever waits for any rank gets the first error."""
+        if not self.lost.done():
+            self.lost.set_result(error)
+            for rank in self._ranks:
+                rank.results.put_nowait(error)
+
+
+def _measures(results: Sequence[worker_pb2.StepResult]) -> Measures:
+    """One step's measures over the ranks."""
+    return Measures(
+        device_seconds=max(result.device_seconds for result in results),
+        floor_seconds=max(result.floor_seconds for result in results),
+        idle_seconds=min(result.idle_seconds for result in results),
+        bytes_moved=sum(result.bytes_moved for result in results),
+        flops=sum(result.flops for result in results),
+    )
+
+
+def _encode(step: Step, part: Slice) -> bytes:
+    """One replica's ExecuteRequest, serialized."""
+    message = worker_pb2.StepRequest(
+        step_id=step.step_id,
+        new_sequences=[_new_sequence(new) for new in part.new_sequences],
+        slots=part.slots,
+        positions=part.positions,
+        num_decodes=part.num_decodes,
+        num_tokens=part.num_tokens,
+        token_ids=part.token_ids,
+        draws=part.draws,
+        num_new_blocks=part.num_new_blocks,
+        new_blocks=part.new_blocks,
+        max_replica_tokens=step.max_replica_tokens,
+        decode_only=step.decode_only,
+        masked_draws=part.masked_draws,
+        draw_masks=b"".join(part.draw_masks),
+    )
+    return worker_pb2.ExecuteRequest(step=message).SerializeToString()
+
+
+def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:
+    sampling = new.sampling
+    return worker_pb2.NewSequence(
+        slot=new.slot,
+        temperature=sampling.temperature,
+        top_p=sampling.top_p,
+        top_k=sampling.top_k,
+        min_p=sampling.min_p,
+        seed=sampling.seed,
+        sample_index=sampling.sample_index,
+        suppressed_token_ids=new.suppressed_token_ids,
+        suppress_until=new.suppress_until,
+        repetition_penalty=sampling.repetition_penalty,
+        presence_penalty=sampling.presence_penalty,
+        frequency_penalty=sampling.frequency_penalty,
+        bias_token_ids=[token for token, _ in sampling.logit_bias],
+        bias_values=[bias for _, bias in sampling.logit_bias],
+        allowed_token_ids=sampling.allowed_token_ids,
+        banned_token_ids=sampling.banned_token_ids,
+        num_logprobs=sampling.num_logprobs,
+        prompt_logprobs=new.prompt_logprobs,
+        history_token_ids=new.history,
+        num_prompt_tokens=new.num_prompt if new.history else 0,
+    )

@@ -1,0 +1,60 @@
+"""Who watches this server: metrics always, the request log and traces as the flags say.
+
+Owns putting them together and closing them. Knows nothing of what they watch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+
+from frontend.config import FrontendConfig
+from frontend.observability.prometheus import Metrics
+from frontend.observability.request_log import RequestLog
+from frontend.records import Observer, StepObserver
+
+
+class Observability:
+    """Observers of one server.
+
+    Args:
+        config: which of them there are.
+        version: this release.
+
+    Attributes:
+        metrics: what /metrics shows.
+        observers: for the service.
+        step_observers: for the engine.
+
+    Raises:
+        ValueError: traces are asked for and cannot be had.
+    """
+
+    def __init__(self, config: FrontendConfig, *, version: str) -> None:
+        self._closing = contextlib.ExitStack()
+        self.metrics = Metrics(config.served_name)
+        observers: list[Observer] = [self.metrics]
+        if config.otlp_endpoint is not None:
+            observers.append(self._open_traces(config.otlp_endpoint, config.served_name, version))
+        if config.request_log:
+            log = RequestLog()
+            self._closing.callback(log.close)
+            observers.append(log)
+        self.observers: Sequence[Observer] = tuple(observers)
+        self.step_observers: Sequence[StepObserver] = (self.metrics,)
+
+    def close(self) -> None:
+        """Let each of them say its last; takes seconds at most."""
+        self._closing.close()
+
+    def _open_traces(self, endpoint: str, model: str, version: str) -> Observer:
+        try:
+            from frontend.observability.tracing import open_traces
+        except ImportError as error:
+            raise ValueError(
+                f"--otlp-endpoint {endpoint} needs OpenTelemetry; "
+                "install it with pip install 'switchyard[traces]'"
+            ) from error
+        traces = open_traces(endpoint, model=model, version=version)
+        self._closing.callback(traces.close)
+        return traces

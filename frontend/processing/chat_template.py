@@ -1,0 +1,144 @@
+"""A conversation as a chat template takes it: turns, tools and the template's own arguments.
+
+Owns the checks of `switchyard.v1.ChatRequest`. Knows no template and no tokenizer.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from frontend.bounds import (
+    MAX_MESSAGES,
+    MAX_NAME_CHARS,
+    MAX_TEMPLATE_KWARGS_CHARS,
+    MAX_TOOL_CALLS,
+    MAX_TOOLS,
+    MAX_TOOLS_CHARS,
+)
+from frontend.errors import invalid_field
+from frontend.processing.validation import check_count
+from switchyard.v1 import inference_pb2 as pb
+
+Turn = dict[str, Any]
+
+# Arguments of transformers' apply_chat_template that are not the caller's to set: another template
+# would be code, and the rest changes what is returned.
+_RESERVED_TEMPLATE_KWARGS = frozenset(
+    {
+        "add_generation_prompt",
+        "chat_template",
+        "continue_final_message",
+        "conversation",
+        "max_length",
+        "messages",
+        "padding",
+        "return_assistant_tokens_mask",
+        "return_dict",
+        "return_tensors",
+        "sanitize_control_tokens",
+        "tokenize",
+        "tokenizer_kwargs",
+        "tools",
+        "truncation",
+    }
+)
+
+_ROLES: Mapping[int, str] = {
+    pb.ROLE_SYSTEM: "system",
+    pb.ROLE_USER: "user",
+    pb.ROLE_ASSISTANT: "assistant",
+    pb.ROLE_TOOL: "tool",
+}
+
+
+def messages(asked: pb.ChatRequest) -> list[Turn]:
+    """The turns as a chat template takes them, with tool calls in the form that templates share.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT when there is none, a role is not known, or a turn has what
+            its role cannot have.
+    """
+    if not asked.messages:
+        raise invalid_field("messages", "is empty; send at least one message")
+    check_count(len(asked.messages), MAX_MESSAGES, "messages", "turns")
+    return [_turn(message, f"messages[{index}].") for index, message in enumerate(asked.messages)]
+
+
+def _turn(message: pb.ChatMessage, path: str) -> Turn:
+    role = _ROLES.get(message.role)
+    if role is None:
+        known = ", ".join(pb.Role.Name(number) for number in _ROLES)
+        raise invalid_field(f"{path}role", f"is {message.role}, must be one of {known}")
+    turn: Turn = {"role": role, "content": message.content}
+    if message.tool_call_id:
+        check_count(len(message.tool_call_id), MAX_NAME_CHARS, f"{path}tool_call_id", "characters")
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        field = f"{path}tool_calls"
+        if role != "assistant":
+            raise invalid_field(field, f"is set in a turn of the {role}, must be an assistant's")
+        check_count(len(message.tool_calls), MAX_TOOL_CALLS, field, "calls")
+        turn["tool_calls"] = [
+            _tool_call(call, f"{field}[{index}].") for index, call in enumerate(message.tool_calls)
+        ]
+    return turn
+
+
+def _tool_call(call: pb.ToolCall, path: str) -> Turn:
+    if not call.name:
+        raise invalid_field(f"{path}name", "is empty; send the function's name")
+    check_count(len(call.name), MAX_NAME_CHARS, f"{path}name", "characters")
+    check_count(len(call.id), MAX_NAME_CHARS, f"{path}id", "characters")
+    field = f"{path}arguments_json"
+    arguments = _parsed(call.arguments_json or "{}", field, MAX_TOOLS_CHARS)
+    if not isinstance(arguments, dict):
+        raise invalid_field(field, "is not a JSON object")
+    turn: Turn = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    if call.id:
+        turn["id"] = call.id
+    return turn
+
+
+def tools(text: str) -> list[dict[str, Any]] | None:
+    """What the model may call: a JSON array of objects; None when there is no text.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT when it is anything else, too long or too many.
+    """
+    field = "tools_json"
+    if not text:
+        return None
+    listed = _parsed(text, field, MAX_TOOLS_CHARS)
+    if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
+        raise invalid_field(field, "is not a JSON array of objects")
+    check_count(len(listed), MAX_TOOLS, field, "tools")
+    return listed or None
+
+
+def template_kwargs(text: str) -> dict[str, Any]:
+    """The template's arguments: a JSON object, or none.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT when it is anything else, too long, or sets a name that is
+            not the caller's to set.
+    """
+    field = "template_kwargs_json"
+    if not text:
+        return {}
+    kwargs = _parsed(text, field, MAX_TEMPLATE_KWARGS_CHARS)
+    if not isinstance(kwargs, dict):
+        raise invalid_field(field, "is not a JSON object")
+    reserved = sorted(_RESERVED_TEMPLATE_KWARGS & kwargs.keys())
+    if reserved:
+        raise invalid_field(field, f"may not set {', '.join(reserved)}")
+    return kwargs
+
+
+def _parsed(text: str, field: str, most_chars: int) -> Any:
+    check_count(len(text), most_chars, field, "characters")
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise invalid_field(field, "is not JSON") from error

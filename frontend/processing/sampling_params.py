@@ -1,0 +1,177 @@
+"""From `switchyard.v1`'s sampling and output options to what the workers draw by.
+
+Owns the ranges of these fields, the model's and the API's defaults, and that something is left to
+draw. Knows nothing of prompts, text or streams.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Sequence
+from typing import TypeVar
+
+from frontend.bounds import (
+    MAX_LISTED_TOKEN_IDS,
+    MAX_LOGIT_BIAS,
+    MAX_LOGIT_BIASES,
+    MAX_MESSAGE_BYTES,
+    MAX_PROMPT_LOGPROBS_BYTES,
+    MAX_TOP_LOGPROBS,
+    REPETITION_PENALTY_RANGE,
+)
+from frontend.errors import invalid_field
+from frontend.model_folder import SamplingDefaults
+from frontend.processing.validation import check_count, check_token_ids
+from frontend.requests.request import SamplingParams
+from switchyard.v1 import inference_pb2 as pb
+
+# Colder than this is greedy: dividing logits by less than it leaves the range of fp32.
+MIN_TEMPERATURE = 1e-5
+# What a token's log-probability, one of its alternatives, and its id take in a message at most.
+_LOGPROB_BYTES, _ALTERNATIVE_BYTES = 16, 9
+_TOKEN_BYTES = 4
+
+_T = TypeVar("_T")
+
+
+def sampling_params(
+    asked: pb.GenerateRequest,
+    defaults: SamplingDefaults,
+    *,
+    vocab_size: int,
+    eos_token_ids: Sequence[int],
+    path: str = "",
+) -> SamplingParams:
+    """Sampling in use: what was asked for, then the model's defaults, then the API's.
+
+    A temperature below `MIN_TEMPERATURE` is greedy, a top_k of the vocabulary or more is off. End
+    tokens stay among the allowed ones unless they are ignored.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the field's path.
+    """
+    sampling, output = asked.sampling, asked.output
+    allowed, banned = _token_lists(asked, vocab_size, eos_token_ids, path)
+    num_top = _num_top_logprobs(output, path)
+    path = f"{path}sampling."
+    repetition = _ranged(sampling, "repetition_penalty", *REPETITION_PENALTY_RANGE, path)
+    top_p = _ranged(sampling, "top_p", 0.0, 1.0, path)
+    if top_p == 0.0:
+        raise invalid_field(f"{path}top_p", "is 0, must be above 0 and at most 1")
+    top_k = _first(sampling.top_k if sampling.HasField("top_k") else None, defaults.top_k, 0)
+    given = _ranged(sampling, "temperature", 0.0, math.inf, path)
+    temperature = _first(given, defaults.temperature, 1.0)
+    return SamplingParams(
+        temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
+        top_p=_first(top_p, defaults.top_p, 1.0),
+        top_k=top_k if top_k < vocab_size else 0,
+        min_p=_first(_ranged(sampling, "min_p", 0.0, 1.0, path), defaults.min_p, 0.0),
+        seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
+        repetition_penalty=_first(repetition, defaults.repetition_penalty, 1.0),
+        presence_penalty=_ranged(sampling, "presence_penalty", -2.0, 2.0, path) or 0.0,
+        frequency_penalty=_ranged(sampling, "frequency_penalty", -2.0, 2.0, path) or 0.0,
+        logit_bias=_logit_bias(sampling, vocab_size, path),
+        allowed_token_ids=allowed,
+        banned_token_ids=banned,
+        num_logprobs=num_top + 1 if output.logprobs or output.prompt_logprobs else 0,
+        prompt_logprobs=output.prompt_logprobs,
+    )
+
+
+def _logprob_bytes(asked: pb.OutputOptions) -> int:
+    return _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.top_logprobs
+
+
+def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int, path: str = "") -> None:
+    """Refuse log-probabilities of a prompt that are more than one message holds."""
+    most = MAX_PROMPT_LOGPROBS_BYTES // _logprob_bytes(asked)
+    if asked.prompt_logprobs and prompt_tokens > most:
+        raise invalid_field(
+            f"{path}output.prompt_logprobs",
+            f"of {prompt_tokens} prompt tokens with {asked.top_logprobs} alternatives do not fit a "
+            f"message; ask for them of at most {most} tokens, or for fewer alternatives",
+        )
+
+
+def check_whole_answer(asked: pb.GenerateRequest, path: str = "") -> None:
+    """Refuse to gather more than one message holds, where the request says how much that is."""
+    each = _TOKEN_BYTES + (_logprob_bytes(asked.output) if asked.output.logprobs else 0)
+    samples, most = max(1, asked.n), MAX_MESSAGE_BYTES // each
+    if samples * asked.stop_conditions.max_new_tokens > most:
+        raise invalid_field(
+            f"{path}stop_conditions.max_new_tokens",
+            f"is {asked.stop_conditions.max_new_tokens} for {samples} samples, and one message "
+            f"holds {most} tokens of what is asked for; stream them, or ask for less",
+        )
+
+
+def _first(*values: _T | None) -> _T:
+    return next(value for value in values if value is not None)
+
+
+def _ranged(
+    asked: pb.SamplingParams, field: str, low: float, high: float, path: str
+) -> float | None:
+    if not asked.HasField(field):
+        return None
+    value = float(getattr(asked, field))
+    if not low <= value <= high or math.isinf(value):
+        limits = f"finite and at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
+        raise invalid_field(f"{path}{field}", f"is {value:g}, must be {limits}")
+    return value
+
+
+def _logit_bias(
+    asked: pb.SamplingParams, vocab_size: int, path: str
+) -> tuple[tuple[int, float], ...]:
+    field = f"{path}logit_bias"
+    check_count(len(asked.logit_bias), MAX_LOGIT_BIASES, field, "tokens")
+    biases = sorted(asked.logit_bias.items())
+    for token_id, bias in biases:
+        if token_id >= vocab_size:
+            raise invalid_field(
+                f"{field}[{token_id}]", f"is no token, ids are below the vocabulary's {vocab_size}"
+            )
+        if not abs(bias) <= MAX_LOGIT_BIAS:
+            raise invalid_field(
+                f"{field}[{token_id}]",
+                f"is {bias:g}, must be in [{-MAX_LOGIT_BIAS:g}, {MAX_LOGIT_BIAS:g}]",
+            )
+    return tuple(biases)
+
+
+def _token_lists(
+    asked: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int], path: str
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Allowed and banned tokens, ascending; of what they leave something can always be drawn."""
+    sampling, stops = asked.sampling, asked.stop_conditions
+    for name in ("allowed_token_ids", "bad_token_ids"):
+        ids, field = getattr(sampling, name), f"{path}sampling.{name}"
+        check_count(len(ids), MAX_LISTED_TOKEN_IDS, field, "ids")
+        check_token_ids(ids, vocab_size, field)
+    eos = set() if stops.ignore_eos else set(eos_token_ids)
+    banned = set(sampling.bad_token_ids)
+    allowed = set(sampling.allowed_token_ids)
+    if allowed:
+        allowed |= eos
+    suppressed = eos | set(stops.stop_token_ids) if stops.min_new_tokens else set()
+    excluded = banned | suppressed
+    num_left = len(allowed - excluded) if allowed else vocab_size - len(excluded)
+    if num_left <= 0:
+        field = "allowed_token_ids" if allowed else "bad_token_ids"
+        before = " before min_new_tokens" if suppressed else ""
+        raise invalid_field(
+            f"{path}sampling.{field}", f"leaves no token to draw{before}; ban fewer or allow more"
+        )
+    return tuple(sorted(allowed)), tuple(sorted(banned))
+
+
+def _num_top_logprobs(asked: pb.OutputOptions, path: str) -> int:
+    count = int(asked.top_logprobs)
+    field = f"{path}output.top_logprobs"
+    if count > MAX_TOP_LOGPROBS:
+        raise invalid_field(field, f"is {count}, must be 0 to {MAX_TOP_LOGPROBS}")
+    if count and not (asked.logprobs or asked.prompt_logprobs):
+        raise invalid_field(field, f"is {count}, which needs logprobs or prompt_logprobs")
+    return count

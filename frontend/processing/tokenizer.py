@@ -1,0 +1,174 @@
+"""A model folder's tokenizer: text to ids, ids to text, chat to ids.
+
+Owns the wrapping of transformers' tokenizers, which need no torch. Knows nothing of requests.
+Encoding a long text takes 100 ms and more and releases the interpreter's lock: callers on an event
+loop run it in a thread. All methods may be called from several threads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from frontend.processing.detokenizer import ByteDecoder, StopDecoder, WindowDecoder, complete_text
+from frontend.requests.request import TextDecoder
+
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
+
+
+class Tokenizer:
+    """Encodes and decodes for one model; ``load`` makes one."""
+
+    def __init__(self, wrapped: Any) -> None:
+        self._wrapped = wrapped
+        self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
+        self._pieces: dict[bool, _BytePieces] = {}
+        if self._backend is not None:
+            self._backend.no_truncation()
+            self._backend.no_padding()
+            if isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
+                self._pieces = {keep: _BytePieces(self._backend, keep) for keep in (False, True)}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Tokenizer | None:
+        """The tokenizer in a model folder, or None when it has no tokenizer files.
+
+        Raises:
+            ValueError: it has some, which cannot be read.
+        """
+        if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+            return None
+        # Here, not above: it takes seconds, which a folder without a tokenizer need not wait for.
+        from transformers import AutoTokenizer
+
+        try:
+            wrapped = AutoTokenizer.from_pretrained(
+                str(folder), local_files_only=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, KeyError, ImportError) as error:
+            detail = str(error).strip().partition("\n")[0]
+            raise ValueError(f"tokenizer in {folder} cannot be read: {detail}") from error
+        return cls(wrapped)
+
+    @property
+    def vocab_size(self) -> int:
+        """Ids the tokenizer knows, added tokens included."""
+        return len(self._wrapped)
+
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether ``render_chat`` works."""
+        return self._wrapped.chat_template is not None
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Ids of a text, with the special tokens the model's tokenizer adds unless told not to."""
+        if self._backend is not None:
+            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            return list(encoding.ids)
+        return list(self._wrapped.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:
+        """Text of ids; incomplete characters become U+FFFD, unknown ids nothing."""
+        return str(
+            self._wrapped.decode(
+                ids,
+                skip_special_tokens=not keep_special_tokens,
+                clean_up_tokenization_spaces=False,
+            )
+        )
+
+    def to_json(self) -> str | None:
+        """The tokenizer in the form of the tokenizers library; None when it is none of it."""
+        return None if self._backend is None else str(self._backend.to_str())
+
+    def render_chat(
+        self,
+        messages: list[dict[str, Any]],
+        template_kwargs: dict[str, Any],
+        tools: list[dict[str, Any]] | None = None,
+    ) -> list[int]:
+        """Ids of the chat template's text, which asks for the assistant's turn.
+
+        Args:
+            messages: the turns, each with ``role`` and ``content``.
+            template_kwargs: what the template knows by name.
+            tools: what the model may call, which the template knows as ``tools``.
+
+        Raises:
+            jinja2.TemplateError: the template refuses the messages.
+            ValueError: there are no messages, or there is no template.
+            TypeError: a name in ``template_kwargs`` is not the caller's to set.
+        """
+        text = self._wrapped.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
+        )
+        return self.encode(text, add_special_tokens=False)
+
+    def decoder(
+        self,
+        stops: tuple[str, ...],
+        include_stop: bool,
+        keep_special: bool,
+        min_tokens: int = 0,
+    ) -> TextDecoder:
+        """A fresh incremental detokenizer for one sequence.
+
+        Args:
+            stops: strings that end the text.
+            include_stop: the stop string stays in the text.
+            keep_special: special tokens stay in the text.
+            min_tokens: leading tokens in whose text no stop string is looked for.
+        """
+        inner: TextDecoder
+        if self._pieces:
+            inner = ByteDecoder(self._pieces[keep_special])
+        else:
+            inner = WindowDecoder(self._decode_with(keep_special))
+        if not stops:
+            return inner
+        return StopDecoder(inner, stops, include_stop=include_stop, min_tokens=min_tokens)
+
+    def _decode_with(self, keep_special: bool) -> Callable[[list[int]], str]:
+        return lambda ids: self.decode(ids, keep_special)
+
+
+class _BytePieces(dict[int, str | bytes]):
+    """What each token of a byte-level tokenizer adds, looked up on first use.
+
+    As tokenizers' ByteLevel decoder does: a token whose characters all stand for bytes is those
+    bytes, any other token is its own text in UTF-8.
+    """
+
+    def __init__(self, backend: tokenizers.Tokenizer, keep_special: bool) -> None:
+        super().__init__()
+        self._backend = backend
+        self._byte_of = _byte_of_character()
+        added = backend.get_added_tokens_decoder().values()
+        self._hidden = (
+            frozenset()
+            if keep_special
+            else frozenset(token.content for token in added if token.special)
+        )
+
+    def __missing__(self, token_id: int) -> str | bytes:
+        token = self._backend.id_to_token(token_id)
+        if token is None or token in self._hidden:
+            piece = b""
+        elif all(character in self._byte_of for character in token):
+            piece = bytes(self._byte_of[character] for character in token)
+        else:
+            piece = token.encode()
+        self[token_id] = added = complete_text(piece)
+        return added
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's table: printable bytes stand for themselves, the others for U+0100 onwards."""
+    printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    table = {chr(byte): byte for byte in printable}
+    others = (byte for byte in range(256) if byte not in printable)
+    table.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
+    return table

@@ -1,0 +1,214 @@
+"""One replica's slots, KV blocks and running sequences, and how they fill its slice of a step.
+
+Owns who runs here. Knows nothing of the queue, of other replicas, or of results.
+"""
+
+from __future__ import annotations
+
+from frontend.scheduler.kv_blocks import BlockPool
+from frontend.scheduler.sequence import Phase, Sequence
+from frontend.scheduler.step import NewSequence, Slice
+from frontend.scheduler.token_budget import Budget
+
+
+class Replica:
+    """Running sequences, oldest admission first: those that decode, then those in prefill.
+
+    All blocks of a prompt are taken at admission; later only decoding takes blocks, one at a time.
+    """
+
+    __slots__ = ("_decoding", "_free_slots", "_prefilling", "_reuses_prefixes", "index", "pool")
+
+    def __init__(
+        self, index: int, pool: BlockPool, *, num_slots: int, enable_prefix_cache: bool
+    ) -> None:
+        self.index = index
+        self.pool = pool
+        self._reuses_prefixes = enable_prefix_cache
+        self._free_slots = list(range(num_slots - 1, -1, -1))
+        self._decoding: list[Sequence] = []
+        self._prefilling: list[Sequence] = []
+
+    @property
+    def num_running(self) -> int:
+        """Sequences that hold a slot."""
+        return len(self._decoding) + len(self._prefilling)
+
+    def running(self) -> list[Sequence]:
+        """Sequences that hold a slot."""
+        return self._decoding + self._prefilling
+
+    @property
+    def num_unscheduled(self) -> int:
+        """Tokens of admitted prompts that no step has been asked to compute."""
+        return sum(seq.prefill_end - seq.num_scheduled for seq in self._prefilling)
+
+    def match(self, sequence: Sequence) -> list[int]:
+        """Blocks that already hold a prefix of the sequence, never all of it."""
+        if not self._reuses_prefixes or sequence.wants_prompt_logprobs:
+            return []
+        pool = self.pool
+        num_blocks = (len(sequence.tokens) - 1) // pool.block_size
+        return pool.match(sequence.leading_digests(num_blocks, pool.block_size))
+
+    def has_room(self, sequence: Sequence, matched: list[int]) -> bool:
+        """Whether a slot is free, and blocks for the sequence besides the matched ones.
+
+        One free block stays behind for each running sequence, so that an admission is not undone
+        by the next steps' decodes.
+        """
+        pool = self.pool
+        if not self._free_slots:
+            return False
+        wanted = pool.blocks_for(len(sequence.tokens)) - len(matched)
+        return pool.num_free - pool.num_idle(matched) - wanted >= self.num_running
+
+    def admit(
+        self, sequence: Sequence, matched: list[int], part: Slice, budget: Budget, step_id: int
+    ) -> None:
+        """Give a sequence its slot and blocks, and a first row if the budget has room for it."""
+        pool = self.pool
+        pool.acquire(matched)
+        fresh = pool.allocate(pool.blocks_for(len(sequence.tokens)) - len(matched))
+        sequence.phase = Phase.RUNNING
+        sequence.replica = self.index
+        sequence.slot = self._free_slots.pop()
+        sequence.blocks = sequence.untold_blocks = matched + fresh
+        sequence.capacity = len(sequence.blocks) * pool.block_size
+        sequence.num_scheduled = len(matched) * pool.block_size
+        sequence.num_published = len(matched)
+        sequence.prefill_end = len(sequence.tokens)
+        if sequence.wants_prompt_logprobs:
+            sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
+        part.new_sequences.append(_new_sequence(sequence))
+        self._prefilling.append(sequence)
+        self._add_chunk(sequence, part, budget, step_id)
+
+    def schedule_decodes(self, part: Slice, step_id: int) -> list[Sequence]:
+        """Give every sequence that may draw a row of one token.
+
+        Returns:
+            Sequences that lost their slot and blocks because blocks ran out, newest first.
+        """
+        slots, positions, sequences = part.slots, part.positions, part.sequences
+        num_new_blocks, new_blocks = part.num_new_blocks, part.new_blocks
+        pool = self.pool
+        victims: list[Sequence] = []
+        # A victim is the newest, so it leaves behind the sequence at hand, or is that one and last.
+        for sequence in self._decoding:
+            if not sequence.may_draw():
+                continue
+            position = sequence.num_scheduled
+            if position == sequence.capacity:
+                self._make_room(sequence, victims)
+                if sequence.phase is not Phase.RUNNING:
+                    break
+                block = pool.allocate(1)
+                sequence.blocks += block
+                sequence.capacity += pool.block_size
+                new_blocks += block
+                num_new_blocks.append(1)
+            else:
+                num_new_blocks.append(0)
+            _mask_next_draw(sequence, len(slots), part)
+            slots.append(sequence.slot)
+            positions.append(position)
+            sequences.append(sequence)
+            sequence.num_scheduled = position + 1
+            sequence.last_step = step_id
+        part.num_decodes = part.total_tokens = part.num_draws = len(slots)
+        return victims
+
+    def schedule_prefills(self, part: Slice, budget: Budget, step_id: int) -> None:
+        """Give sequences in prefill their next tokens, oldest first, within the step's budget."""
+        for sequence in self._prefilling.copy():
+            if part.total_tokens >= budget.tokens:
+                break
+            self._add_chunk(sequence, part, budget, step_id)
+
+    def release(self, sequence: Sequence) -> None:
+        """Take back slot and blocks at once: later steps run later on the workers too."""
+        if sequence.num_scheduled < sequence.prefill_end:
+            self._prefilling.remove(sequence)
+        else:
+            self._decoding.remove(sequence)
+        self._free_slots.append(sequence.slot)
+        self.pool.free(sequence.blocks)
+        sequence.blocks, sequence.untold_blocks = [], []
+        sequence.capacity = 0
+        sequence.replica = sequence.slot = -1
+
+    def publish(self, sequence: Sequence, num_written: int) -> None:
+        """Let others find the full blocks among the first ``num_written`` positions.
+
+        Their KV is written and their tokens are known.
+        """
+        if not self._reuses_prefixes:
+            return
+        pool = self.pool
+        num_full = num_written // pool.block_size
+        digests = sequence.leading_digests(num_full, pool.block_size)
+        for index in range(sequence.num_published, num_full):
+            pool.publish(sequence.blocks[index], digests[index])
+        sequence.num_published = max(sequence.num_published, num_full)
+
+    def _make_room(self, sequence: Sequence, victims: list[Sequence]) -> None:
+        """Take the newest sequences' blocks until one is free; ``sequence`` may be the newest."""
+        while self.pool.num_free == 0 and sequence.phase is Phase.RUNNING:
+            victim = (self._prefilling or self._decoding)[-1]
+            self.release(victim)
+            victim.phase = Phase.DRAINING
+            victims.append(victim)
+
+    def _add_chunk(self, sequence: Sequence, part: Slice, budget: Budget, step_id: int) -> None:
+        """Add a row with the prompt's next tokens, if the budget has room; its last row draws."""
+        room = budget.tokens - part.total_tokens
+        is_long = sequence.prefill_end > budget.long_prompt
+        if is_long:
+            room = min(room, budget.long_chunk - part.long_tokens)
+        if room <= 0:
+            return
+        start = sequence.num_scheduled
+        end = min(start + room, sequence.prefill_end)
+        blocks, sequence.untold_blocks = sequence.untold_blocks, []
+        draws = end == sequence.prefill_end
+        part.slots.append(sequence.slot)
+        part.positions.append(start)
+        part.num_tokens.append(end - start)
+        part.token_ids += sequence.tokens[start:end]
+        part.draws.append(draws)
+        part.num_new_blocks.append(len(blocks))
+        part.new_blocks += blocks
+        part.sequences.append(sequence)
+        part.total_tokens += end - start
+        part.long_tokens += (end - start) * is_long
+        if draws:
+            _mask_next_draw(sequence, part.num_draws, part)
+        part.num_draws += draws
+        sequence.num_scheduled = end
+        sequence.last_step = step_id
+        if draws:
+            self._prefilling.remove(sequence)
+            self._decoding.append(sequence)
+
+
+def _mask_next_draw(sequence: Sequence, draw: int, part: Slice) -> None:
+    """Narrow draw number ``draw`` to what the sequence's language allows."""
+    matcher = sequence.request.matcher
+    if matcher is not None:
+        part.masked_draws.append(draw)
+        part.draw_masks.append(matcher.mask())
+
+
+def _new_sequence(sequence: Sequence) -> NewSequence:
+    sampling = sequence.request.sampling
+    suppressed, suppress_until = sequence.suppression()
+    return NewSequence(
+        slot=sequence.slot,
+        sampling=sampling,
+        suppressed_token_ids=suppressed,
+        suppress_until=suppress_until,
+        history=sequence.tokens.copy() if sampling.needs_history else [],
+        num_prompt=sequence.num_prompt,
+        prompt_logprobs=sequence.wants_prompt_logprobs,
+    )

@@ -1,0 +1,295 @@
+"""Which sequences run in the next step, over all replicas, and what a step's results mean.
+
+Owns admission, preemption, the open requests, and which of them go on when the workers were lost.
+Knows no torch, no clock but the one it is told, no transport and no pipeline depth: any number of
+steps may be in flight, and their results arrive in their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from frontend.errors import Code, RequestError, duplicate_id
+from frontend.requests.request import Request
+from frontend.scheduler.limits import Limits, SchedulerLoad, check_fits, check_queue, expired
+from frontend.scheduler.quarantine import Suspects, poisonous
+from frontend.scheduler.replicas import choose_replica, make_replicas
+from frontend.scheduler.sequence import Phase, Sequence
+from frontend.scheduler.step import Drawn, Slice, Step
+from frontend.scheduler.step_results import take_results
+from frontend.scheduler.step_times import StepTimes
+from frontend.scheduler.token_budget import Budget, budget_of
+from frontend.scheduler.waiting_queue import WaitingQueue
+
+
+class Scheduler:
+    """Continuous batching: decodes first, prompts in chunks beside them, admission in order.
+
+    ``schedule`` and ``complete`` come in pairs, in the same order, with any number of steps
+    between. State runs ahead of results: a sequence whose prompt is scheduled decodes in the next
+    step, since its token is already where the workers need it.
+
+    Attributes:
+        earliest_deadline: no waiting request's queue deadline is before it.
+
+    Args:
+        times: what steps take, which bounds the chunks of long prompts beside decodes.
+    """
+
+    def __init__(self, limits: Limits, times: StepTimes | None = None) -> None:
+        self.limits = limits
+        self._times = times or StepTimes()
+        self._replicas = make_replicas(limits)
+        self._waiting = WaitingQueue()
+        self._open: dict[str, Sequence] = {}
+        self._suspects = Suspects()
+        self._num_draining = 0
+        self.earliest_deadline = float("inf")
+        self._num_submitted = 0
+        self._scheduled_step = 0
+        self._completed_step = 0
+        self._preemptions = 0
+        self._prefix_query_tokens = 0
+        self._prefix_hit_tokens = 0
+        self._generated_tokens = 0
+
+    @property
+    def generated_tokens(self) -> int:
+        """Tokens that requests have been given, since the start."""
+        return self._generated_tokens
+
+    def submit(self, request: Request) -> None:
+        """Put a request into the queue.
+
+        Raises:
+            RequestError: its id is taken, it could never run, or the queue is full.
+        """
+        if request.id in self._open:
+            raise duplicate_id(request.id)
+        check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
+        if not request.is_let_in:
+            check_queue(
+                self.limits,
+                self._times,
+                num_running=sum(replica.num_running for replica in self._replicas),
+                num_waiting=len(self._waiting),
+                waiting_tokens=self._waiting.num_tokens,
+                num_prompt=len(request.prompt_ids),
+            )
+        sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)
+        self._num_submitted += 1
+        self._open[request.id] = sequence
+        self._waiting.push(sequence)
+        self.earliest_deadline = min(self.earliest_deadline, request.queue_deadline)
+
+    def abort(self, request_id: str, now: float) -> bool:
+        """End a request with what it has; false when there is none of this id."""
+        sequence = self._open.get(request_id)
+        if sequence is None:
+            return False
+        self._withdraw(sequence, sequence.phase)
+        sequence.abort(now)
+        return True
+
+    def fail_all(self, error_for: Callable[[Request], RequestError], now: float) -> None:
+        """End every open request with the error made for it."""
+        for sequence in list(self._open.values()):
+            self._withdraw(sequence, sequence.phase)
+            sequence.fail(error_for(sequence.request), now)
+
+    def expire(self, now: float) -> None:
+        """Fail the requests whose queue deadline passed before they were ever admitted."""
+        if now < self.earliest_deadline:
+            return
+        fresh = list(self._waiting.fresh())
+        for sequence in fresh:
+            request = sequence.request
+            if request.queue_deadline > now:
+                continue
+            self._withdraw(sequence, sequence.phase)
+            sequence.fail(expired(len(self._waiting)), now)
+        self.earliest_deadline = min(
+            (seq.request.queue_deadline for seq in fresh if seq.phase is Phase.WAITING),
+            default=float("inf"),
+        )
+
+    def schedule(self, now: float) -> Step | None:
+        """The next step, or None when nothing can run before results or requests arrive."""
+        self.expire(now)
+        step_id = self._scheduled_step + 1
+        slices = [Slice() for _ in self._replicas]
+        suspect = self._suspects.next()
+        if suspect is not None:
+            self._make_room_for(suspect)
+        for replica, part in zip(self._replicas, slices, strict=True):
+            for victim in replica.schedule_decodes(part, step_id):
+                self._preempt(victim)
+        budget = budget_of(self.limits, self._times, max(part.num_decodes for part in slices))
+        for replica, part in zip(self._replicas, slices, strict=True):
+            replica.schedule_prefills(part, budget, step_id)
+        self._admit(slices, budget, step_id, suspect, now)
+        max_replica_tokens = max(part.total_tokens for part in slices)
+        if max_replica_tokens == 0:
+            return None
+        self._scheduled_step = step_id
+        return Step(step_id, slices, max_replica_tokens)
+
+    def complete(self, step: Step, drawn_per_replica: list[Drawn], now: float) -> None:
+        """Take in the oldest outstanding step's results.
+
+        Args:
+            step: what ``schedule`` returned.
+            drawn_per_replica: for each slice what its draws gave.
+            now: time.monotonic().
+        """
+        assert step.step_id == self._completed_step + 1, "steps complete in their order"
+        self._completed_step = step.step_id
+        drained: list[Sequence] = []
+        columns = zip(self._replicas, step.slices, drawn_per_replica, strict=True)
+        for replica, part, drawn in columns:
+            num_taken, ended = take_results(replica, part, drawn, now)
+            self._generated_tokens += num_taken
+            for sequence, phase in ended:
+                self._withdraw(sequence, phase)
+            drained += [
+                seq
+                for seq in part.sequences
+                if seq.phase is Phase.DRAINING and seq.last_step == step.step_id
+            ]
+        for sequence in drained:
+            self._num_draining -= 1
+            self._requeue(sequence)
+
+    def replay(self, limits: Limits, now: float) -> int:
+        """Begin again on workers that know nothing: every open sequence waits, with its tokens.
+
+        Steps in flight are forgotten, and what was in them falls under suspicion.
+
+        Args:
+            limits: of the new workers.
+
+        Returns:
+            How many sequences will go on from where they were.
+        """
+        in_flight = [seq for seq in self._open.values() if seq.last_step > self._completed_step]
+        convict = self._suspects.accuse(in_flight)
+        if convict is not None:
+            self._withdraw(convict, convict.phase)
+            convict.fail(poisonous(convict.request), now)
+        self.limits = limits
+        self._replicas = make_replicas(limits)
+        self._num_draining = 0
+        self._completed_step = self._scheduled_step
+        self._waiting.clear_resumed()
+        num_replayed = 0
+        for sequence in sorted(self._open.values(), key=lambda seq: seq.order):
+            num_replayed += self._wait_again(sequence, now)
+        return num_replayed
+
+    def load(self) -> SchedulerLoad:
+        """Where things stand."""
+        pools = [replica.pool for replica in self._replicas]
+        num_free = sum(pool.num_free for pool in pools)
+        unscheduled = self._waiting.num_tokens
+        unscheduled += sum(replica.num_unscheduled for replica in self._replicas)
+        return SchedulerLoad(
+            running_requests=sum(replica.num_running for replica in self._replicas),
+            queued_requests=len(self._waiting) + self._num_draining,
+            kv_cache_usage=1 - num_free / sum(pool.size for pool in pools),
+            queued_prompt_tokens=unscheduled,
+            preemptions=self._preemptions,
+            prefix_query_tokens=self._prefix_query_tokens,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+            generated_tokens=self._generated_tokens,
+        )
+
+    def _admit(
+        self,
+        slices: list[Slice],
+        budget: Budget,
+        step_id: int,
+        suspect: Sequence | None,
+        now: float,
+    ) -> None:
+        """Admit from the head of the queue while it fits; nobody overtakes.
+
+        Nor does anybody overtake a preempted sequence whose results are still in flight. A suspect
+        is admitted before all, and nobody beside it.
+        """
+        while self._waiting and not self._num_draining:
+            sequence = self._waiting.head() if suspect is None else suspect
+            if sequence.phase is not Phase.WAITING:
+                return
+            choice = choose_replica(self._replicas, slices, sequence, self.limits)
+            if choice is None:
+                return
+            replica, matched = choice
+            self._waiting.remove(sequence)
+            replica.admit(sequence, matched, slices[replica.index], budget, step_id)
+            if len(sequence.tokens) > budget.long_prompt:
+                self._times.forget_chunks()
+            request = sequence.request
+            if not request.admitted:
+                request.admitted = now
+                request.cached_tokens = len(matched) * self.limits.block_size
+                self._prefix_query_tokens += len(request.prompt_ids)
+                self._prefix_hit_tokens += request.cached_tokens
+                self._waiting.charge(request.key, len(request.prompt_ids))
+                request.output.admit()
+
+    def _make_room_for(self, suspect: Sequence) -> None:
+        """Let everybody else wait again."""
+        for replica in self._replicas:
+            for sequence in replica.running():
+                if sequence is not suspect:
+                    replica.release(sequence)
+                    sequence.phase = Phase.DRAINING
+                    self._preempt(sequence)
+
+    def _wait_again(self, sequence: Sequence, now: float) -> bool:
+        """Let an open sequence wait for the new workers; whether it goes on from where it was."""
+        request = sequence.request
+        has_run = bool(request.admitted)
+        try:
+            left = request.stops.max_new_tokens - request.num_generated
+            check_fits(self.limits, len(sequence.tokens), left)
+        except RequestError as error:  # the new workers' cache is smaller
+            del self._open[request.id]
+            if has_run:
+                error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
+            else:
+                self._waiting.remove(sequence)
+            sequence.fail(error, now)
+            return False
+        if not has_run:
+            return False
+        sequence.restart()
+        request.replays += 1
+        self._waiting.push_resumed(sequence)
+        return True
+
+    def _preempt(self, victim: Sequence) -> None:
+        """Let a sequence that lost its blocks wait again, once its results have arrived."""
+        self._preemptions += 1
+        victim.request.preemptions += 1
+        if victim.last_step > self._completed_step:
+            self._num_draining += 1
+        else:
+            self._requeue(victim)
+
+    def _requeue(self, sequence: Sequence) -> None:
+        """Let a preempted sequence wait where its age says: before all that never ran."""
+        sequence.phase = Phase.WAITING
+        self._waiting.push_resumed(sequence)
+
+    def _withdraw(self, sequence: Sequence, phase: Phase) -> None:
+        """Take a sequence that is over, or about to be, out of where it was in ``phase``."""
+        request = sequence.request
+        del self._open[request.id]
+        self._waiting.charge(request.key, request.num_generated)
+        if phase is Phase.WAITING:
+            self._waiting.remove(sequence)
+        elif phase is Phase.DRAINING:
+            self._num_draining -= 1
+        else:
+            self._replicas[sequence.replica].release(sequence)

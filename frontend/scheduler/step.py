@@ -1,0 +1,136 @@
+"""What one step is: for every replica, its rows as columns; and what comes back of it.
+
+Owns the shape of both between scheduler and worker group; worker.proto says what the columns and
+the measures mean. Knows nothing of queues, or of how a step travels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from frontend.requests.request import SamplingParams
+from frontend.scheduler.sequence import Sequence
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class NewSequence:
+    """What a replica learns once of the sequence that takes ``slot``; see worker.proto.
+
+    Attributes:
+        history: its tokens so far, the prompt's first; empty when the workers need not know them.
+        num_prompt: how many of them are the prompt's.
+    """
+
+    slot: int
+    sampling: SamplingParams
+    suppressed_token_ids: list[int]
+    suppress_until: int
+    history: list[int]
+    num_prompt: int
+    prompt_logprobs: bool
+
+
+@dataclasses.dataclass(slots=True)
+class Slice:
+    """One replica's share of a step: R rows, the first ``num_decodes`` of them with one token.
+
+    Attributes:
+        slots, positions, num_new_blocks: one value a row.
+        num_tokens, draws: one value a row after the decodes.
+        token_ids, new_blocks: values of all rows, one row after the other.
+        total_tokens: tokens of all rows.
+        long_tokens: of these, of long prompts.
+        num_draws: tokens the replica answers with, in the order of the rows that draw.
+        masked_draws, draw_masks: draws that a language narrows, and its mask for each.
+        sequences: whose row it is; stays in the frontend.
+    """
+
+    new_sequences: list[NewSequence] = dataclasses.field(default_factory=list)
+    slots: list[int] = dataclasses.field(default_factory=list)
+    positions: list[int] = dataclasses.field(default_factory=list)
+    num_decodes: int = 0
+    num_tokens: list[int] = dataclasses.field(default_factory=list)
+    token_ids: list[int] = dataclasses.field(default_factory=list)
+    draws: list[bool] = dataclasses.field(default_factory=list)
+    num_new_blocks: list[int] = dataclasses.field(default_factory=list)
+    new_blocks: list[int] = dataclasses.field(default_factory=list)
+    total_tokens: int = 0
+    long_tokens: int = 0
+    num_draws: int = 0
+    masked_draws: list[int] = dataclasses.field(default_factory=list)
+    draw_masks: list[bytes] = dataclasses.field(default_factory=list)
+    sequences: list[Sequence] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Step:
+    """One step of all replicas; a replica with nothing to do has an empty slice."""
+
+    step_id: int
+    slices: list[Slice]
+    max_replica_tokens: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Decodes and other tokens of the replicas with most of them."""
+        return (
+            max(part.num_decodes for part in self.slices),
+            max(part.total_tokens - part.num_decodes for part in self.slices),
+        )
+
+    @property
+    def decode_only(self) -> bool:
+        """No replica has a row after its decodes."""
+        return not any(part.num_tokens for part in self.slices)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Measures:
+    """What a step took and what it had to take; worker.proto's StepResult says how it is measured.
+
+    Attributes:
+        device_seconds: of the slowest rank, waiting for the others included.
+        floor_seconds: of the rank with most to do; 0: unknown.
+        idle_seconds: in which no rank worked: the least of any, since a rank that begins earlier
+            waits for the others inside its device_seconds.
+        bytes_moved, flops: of all ranks together.
+    """
+
+    device_seconds: float = 0.0
+    floor_seconds: float = 0.0
+    idle_seconds: float = 0.0
+    bytes_moved: float = 0.0
+    flops: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LogprobColumns:
+    """Log-probabilities of some tokens, one after the other; ``top_*`` hold as many for each token
+    as its sequence asked for."""
+
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+    top_ids: list[int] = dataclasses.field(default_factory=list)
+    top_logprobs: list[float] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """What one replica answers to its slice.
+
+    Attributes:
+        tokens: one a draw, in the order of the rows; -1 where the logits were not finite.
+        logprobs: of the draws whose sequence asked.
+        prompt_logprobs: of the prompt tokens behind the rows whose sequence asked.
+    """
+
+    tokens: list[int]
+    logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
+    prompt_logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StepResults:
+    """What came back of a step: what each replica drew, and what it took."""
+
+    drawn: list[Drawn]
+    measures: Measures

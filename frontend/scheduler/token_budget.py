@@ -1,0 +1,46 @@
+"""How many tokens a replica's step may hold, and of these how many of long prompts.
+
+Owns how much longer a step may get for a long prompt's sake. Knows nothing of who runs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.step_times import StepTimes
+
+MAX_STRETCH = 1.8
+"""A long prompt may make a step this many times as long as its decodes alone."""
+
+PATIENCE_SECONDS = 0.025
+"""A step that is no longer than this may be stretched further: nobody reads faster."""
+
+LONG_PROMPT_SHARE = 4
+"""A prompt is long when it is above max_num_batched_tokens / LONG_PROMPT_SHARE."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Budget:
+    """What a replica's step may hold.
+
+    Attributes:
+        tokens: of all rows.
+        long_prompt: a prompt with more tokens is long.
+        long_chunk: tokens of all long prompts together.
+    """
+
+    tokens: int
+    long_prompt: int
+    long_chunk: int
+
+
+def budget_of(limits: Limits, times: StepTimes, num_decodes: int) -> Budget:
+    """What a step with so many decodes, of the replica with most, may hold."""
+    most = limits.max_num_batched_tokens
+    if num_decodes == 0:
+        return Budget(tokens=most, long_prompt=most, long_chunk=most)
+    decode_seconds = times.decode_seconds(num_decodes)
+    stretched = max(MAX_STRETCH * decode_seconds, PATIENCE_SECONDS)
+    chunk = times.chunk_within(num_decodes, stretched - decode_seconds, most)
+    return Budget(tokens=most, long_prompt=most // LONG_PROMPT_SHARE, long_chunk=chunk)

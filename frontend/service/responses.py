@@ -1,0 +1,146 @@
+"""Protobuf messages of a stream, made from its requests and their output.
+
+Owns the turn from `frontend.requests` to `switchyard.v1`, and from a stream to one answer. Knows
+nothing of when they are sent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from typing import Any
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_TOKENS_PER_MESSAGE
+from frontend.requests.request import Delta, Request, TokenLogprobs
+from switchyard.v1 import inference_pb2 as pb
+
+_MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
+
+
+def started(request: Request, model: str, output: pb.OutputOptions) -> pb.GenerateResponse:
+    """First message of a stream; ``request`` is the first sample's."""
+    message = pb.GenerateStarted(
+        request_id=request.id,
+        model=model,
+        created=now(),
+        prompt_tokens=len(request.prompt_ids),
+        seed=request.sampling.seed,
+    )
+    if output.prompt_logprobs:
+        _add_logprobs(
+            request.prompt_logprobs,
+            message.prompt_logprobs,
+            message.prompt_top_logprobs if output.top_logprobs else None,
+        )
+    return pb.GenerateResponse(started=message)
+
+
+def echoed(index: int, text: str) -> Iterator[pb.GenerateResponse]:
+    """The prompt's text, sent back before any output of a sample."""
+    for piece in _pieces(Delta(text=text)):
+        yield pb.GenerateResponse(delta=pb.Delta(index=index, text=piece.text))
+
+
+def deltas(index: int, new: Delta, output: pb.OutputOptions) -> Iterator[pb.GenerateResponse]:
+    """What one take from a sample's output gave; more than one message only of a slow reader."""
+    return (_delta(index, piece, output) for piece in _pieces(new))
+
+
+def _pieces(new: Delta) -> Iterator[Delta]:
+    """Deltas that fit messages; the end is in the last of them."""
+    while len(new.token_ids) > MAX_TOKENS_PER_MESSAGE or len(new.text) > _MAX_CHARS:
+        yield Delta(
+            text=new.text[:_MAX_CHARS],
+            token_ids=new.token_ids[:MAX_TOKENS_PER_MESSAGE],
+            logprobs=new.logprobs[:MAX_TOKENS_PER_MESSAGE],
+        )
+        new = dataclasses.replace(
+            new,
+            text=new.text[_MAX_CHARS:],
+            token_ids=new.token_ids[MAX_TOKENS_PER_MESSAGE:],
+            logprobs=new.logprobs[MAX_TOKENS_PER_MESSAGE:],
+        )
+    yield new
+
+
+def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:
+    message = pb.Delta(index=index, text=new.text, token_ids=new.token_ids)
+    if output.logprobs:
+        _add_logprobs(
+            new.logprobs, message.logprobs, message.top_logprobs if output.top_logprobs else None
+        )
+    if new.finish_reason is not None:
+        message.finish_reason = pb.FinishReason.Name(new.finish_reason.value)  # type: ignore
+    if new.stop_text is not None:
+        message.stop_text = new.stop_text
+    elif new.stop_token_id is not None:
+        message.stop_token_id = new.stop_token_id
+    return pb.GenerateResponse(delta=message)
+
+
+def _add_logprobs(tokens: Sequence[TokenLogprobs], values: Any, alternatives: Any | None) -> None:
+    """Fill the repeated fields of a message; ``alternatives`` is None where none are wanted."""
+    values.extend(token.logprob for token in tokens)
+    if alternatives is not None:
+        for token in tokens:
+            alternatives.add(token_ids=token.top_ids, logprobs=token.top_logprobs)
+
+
+def finished(requests: Sequence[Request]) -> pb.GenerateResponse:
+    """Last message of a stream that ended well. The prompt counts once for all samples."""
+    first = requests[0]
+    end = max(request.finished for request in requests) or time.monotonic()
+    admitted = first.admitted or end
+    first_token = first.first_token or end
+    return pb.GenerateResponse(
+        finished=pb.GenerateFinished(
+            usage=pb.Usage(
+                prompt_tokens=len(first.prompt_ids),
+                cached_prompt_tokens=first.cached_tokens,
+                completion_tokens=sum(request.num_generated for request in requests),
+            ),
+            timings=pb.Timings(
+                queued=_duration(admitted - first.arrived),
+                prefill=_duration(first_token - admitted),
+                decode=_duration(end - first_token),
+                preemptions=sum(request.preemptions for request in requests),
+                replays=max(request.replays for request in requests),
+            ),
+        )
+    )
+
+
+async def gathered(stream: AsyncGenerator[pb.GenerateResponse, None]) -> pb.CompleteResponse:
+    """A whole stream as one answer, with an output a sample."""
+    answer = pb.CompleteResponse()
+    outputs: dict[int, pb.Delta] = {}
+    async with contextlib.aclosing(stream):
+        async for event in stream:
+            if event.HasField("started"):
+                answer.started.CopyFrom(event.started)
+            elif event.HasField("delta"):
+                output = outputs.setdefault(event.delta.index, pb.Delta())
+                text = output.text + event.delta.text
+                output.MergeFrom(event.delta)
+                output.text = text
+            else:
+                answer.finished.CopyFrom(event.finished)
+    answer.outputs.extend(outputs[index] for index in sorted(outputs))
+    return answer
+
+
+def now() -> timestamp_pb2.Timestamp:
+    """The wall clock's time."""
+    stamp = timestamp_pb2.Timestamp()
+    stamp.GetCurrentTime()
+    return stamp
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromNanoseconds(max(0, round(seconds * 1e9)))
+    return duration

@@ -1,0 +1,93 @@
+"""Any JSON at all is a request or INVALID_ARGUMENT; the readers of fields raise nothing else."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from frontend.api.openai.chat import read_chat
+from frontend.api.openai.completions import read_completion
+from frontend.api.openai.json_fields import parse_object
+from frontend.api.openai.tool_calls import BEGIN, END, CallsInText
+from frontend.errors import Code, RequestError
+
+NAMES = [
+    "model", "messages", "prompt", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n",
+    "repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "max_tokens",
+    "max_completion_tokens", "min_tokens", "stop_token_ids", "allowed_token_ids", "ignore_eos",
+    "skip_special_tokens", "include_stop_str_in_output", "priority", "best_of", "echo", "suffix",
+    "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "guided_json",
+    "guided_regex", "guided_choice", "structured_outputs", "tools", "tool_choice",
+    "parallel_tool_calls", "chat_template_kwargs",
+]  # fmt: skip
+WORDS = [
+    "user",
+    "content",
+    "role",
+    "type",
+    "text",
+    "function",
+    "name",
+    "json_schema",
+    "schema",
+    "5",
+]
+LEAVES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.sampled_from(WORDS)
+    | st.text(max_size=5)
+)
+VALUES = st.recursive(
+    LEAVES,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(WORDS) | st.text(max_size=3), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5))
+def test_any_object_is_a_job_or_refused_by_name(body: dict[str, object]) -> None:
+    for read in (read_chat, read_completion):
+        refusal = None
+        try:
+            read(parse_object(json.dumps(body).encode()), "id", "fake")
+        except RequestError as error:
+            refusal = error
+        if refusal is not None:
+            assert refusal.code is Code.INVALID_ARGUMENT
+            assert refusal.field
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.binary(max_size=40))
+def test_any_body_is_an_object_or_refused(body: bytes) -> None:
+    with contextlib.suppress(RequestError):
+        parse_object(body)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.sampled_from(["a", "<", "<tool_call", ">", BEGIN, END, "{", '{"name": "f"}', "\n"]))
+)
+def test_a_turns_text_is_told_once_however_it_is_cut(parts: list[str]) -> None:
+    """Calls and content do not depend on where the text was cut."""
+    cut, whole = CallsInText(), CallsInText()
+    in_parts = [delta for part in parts for delta in cut.push(part)] + cut.flush()
+    at_once = whole.push("".join(parts)) + whole.flush()
+    assert _content(in_parts).split() == _content(at_once).split()
+    assert cut.num_calls == whole.num_calls
+    if not whole.num_calls:
+        assert _content(at_once) == "".join(parts)
+
+
+def _content(deltas: list[dict[str, object]]) -> str:
+    return "".join(str(delta.get("content", "")) for delta in deltas)

@@ -1,0 +1,191 @@
+"""The engine's loop over workers that answer a little later."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import random
+import time
+
+import pytest
+
+from frontend.engine.engine import Engine
+from frontend.engine.step_stats import StepTotals
+from frontend.errors import Code, RequestError
+from frontend.requests.request import Delta, FinishReason, Request
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Measures
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
+from tests.frontend.fake_workers import FakeGroup
+from tests.frontend.scheduler.test_scheduler import (
+    LIMITS,
+    expected_output,
+    make_request,
+    random_request,
+)
+
+
+class Running:
+    """An engine, its fake group and its running loop."""
+
+    def __init__(self, depth: int = 2, **limits: int) -> None:
+        self.limits = dataclasses.replace(LIMITS, **limits)  # type: ignore[arg-type]
+        self.group = FakeGroup(self.limits)
+        self.engine = Engine(Scheduler(self.limits), self.group, depth=depth)
+        self.task = asyncio.create_task(self.engine.run())
+
+    async def __aenter__(self) -> Running:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self.task.cancel()
+        await asyncio.wait([self.task])
+
+    async def output(self, request: Request) -> Delta:
+        """Everything, as a client that reads as fast as it can would join it."""
+        whole = Delta()
+        while whole.finish_reason is None:
+            delta = await request.output.take()
+            whole.text += delta.text
+            whole.token_ids += delta.token_ids
+            whole.finish_reason = delta.finish_reason
+        return whole
+
+
+@pytest.mark.parametrize("depth", [1, 2, 3])
+async def test_outputs_under_random_arrivals(depth: int) -> None:
+    rng = random.Random(depth)
+    async with Running(depth, num_blocks=20, num_replicas=2, max_queued_requests=100) as running:
+
+        async def client(request: Request) -> None:
+            await asyncio.sleep(rng.random() * 0.02)
+            running.engine.submit(request)
+            if rng.random() < 0.2:
+                await request.output.admitted()
+                assert running.engine.abort(request.id)
+                delta = await running.output(request)
+                assert delta.finish_reason is FinishReason.ABORTED
+            else:
+                delta = await running.output(request)
+                assert delta.token_ids == expected_output(request, running.limits)
+
+        requests = [random_request(rng, f"r{number}", running.limits) for number in range(30)]
+        async with asyncio.timeout(30):
+            await asyncio.gather(*(client(request) for request in requests))
+            while running.group._answers:
+                await asyncio.sleep(0)
+        load = running.engine.load()
+        assert (load.running_requests, load.queued_requests, load.kv_cache_usage) == (0, 0, 0)
+        assert load.generated_tokens == sum(request.num_generated for request in requests)
+        assert load.steps.generated_tokens_per_second > 0
+        assert running.group.max_in_flight == depth
+
+
+async def test_sleeps_when_idle_and_wakes_for_a_request() -> None:
+    async with Running() as running:
+        for name in ("a", "b"):
+            request = make_request(name)
+            running.engine.submit(request)
+            assert request.arrived > 0
+            await running.output(request)
+            for _ in range(20):
+                await asyncio.sleep(0)
+            before = time.process_time()
+            await asyncio.sleep(0.1)
+            assert time.process_time() - before < 0.05, "the idle loop spins"
+
+
+async def test_reader_gets_what_gathered_since_it_last_looked() -> None:
+    async with Running() as running:
+        request = make_request(max_new_tokens=20)
+        running.engine.submit(request)
+        await asyncio.sleep(0.05)
+        delta = await request.output.take()
+        assert len(delta.token_ids) == 20
+        assert delta.finish_reason is FinishReason.LENGTH
+
+
+async def test_end_after_a_loss_fails_every_open_request() -> None:
+    running = Running(max_batch_size=1)
+    started, waiting = make_request("started", max_new_tokens=50), make_request("waiting")
+    running.engine.submit(started)
+    await started.output.take()
+    running.group.gate.clear()
+    running.engine.submit(waiting)
+    running.group.lost.set_result(ConnectionError("rank 1 at somewhere: gone"))
+    with pytest.raises(ConnectionError, match="rank 1"):
+        await running.task
+    assert running.engine.load().restarting
+    running.engine.end()
+    for request, reason in ((started, "STREAM_LOST"), (waiting, "WORKERS_LOST")):
+        with pytest.raises(RequestError) as raised:
+            await request.output.take()
+        assert (raised.value.code, raised.value.reason) == (Code.UNAVAILABLE, reason)
+    with pytest.raises(RequestError) as raised:
+        running.engine.submit(make_request("after"))
+    assert raised.value.reason == "WORKERS_LOST"
+
+
+async def test_loss_is_noticed_while_idle() -> None:
+    running = Running()
+    await asyncio.sleep(0.01)
+    running.group.lost.set_result(ConnectionError("gone"))
+    async with asyncio.timeout(1):
+        with pytest.raises(ConnectionError):
+            await running.task
+
+
+async def test_queue_deadline_passes_while_the_workers_are_busy() -> None:
+    async with Running(max_batch_size=1) as running:
+        running.engine.submit(make_request("first", max_new_tokens=50))
+        await asyncio.sleep(0)
+        running.group.gate.clear()
+        late = make_request("late", queue_deadline=time.monotonic() + 0.05)
+        running.engine.submit(late)
+        async with asyncio.timeout(1):
+            with pytest.raises(RequestError, match="not admitted") as raised:
+                await late.output.admitted()
+        assert raised.value.code is Code.DEADLINE_EXCEEDED
+        running.group.gate.set()
+
+
+async def test_abort_of_a_stranger_is_false() -> None:
+    async with Running() as running:
+        assert not running.engine.abort("nobody")
+
+
+async def test_steps_are_measured() -> None:
+    async with Running() as running:
+        running.group.measures = Measures(
+            device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125, bytes_moved=1e20, flops=3.0
+        )
+        for name in ("a", "b"):
+            request = make_request(name, max_new_tokens=6)
+            running.engine.submit(request)
+            await running.output(request)
+        while running.group._answers:
+            await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        load = running.engine.load()
+        steps = running.group.workers.steps
+        num_steps, num_decodes = len(steps), sum(step.decode_only for step in steps)
+        # A request is one prefill and five decodes.
+        assert (num_steps, num_decodes) == (12, 10)
+        assert load.steps.steps == StepTotals(
+            steps=num_steps,
+            device_seconds=0.5 * num_steps,
+            floor_seconds=0.25 * num_steps,
+            # Nothing was under way when a request came.
+            idle_seconds=0.125 * num_decodes,
+            bytes_moved=1e20 * num_steps,
+            flops=3.0 * num_steps,
+        )
+        assert load.steps.decode_steps.steps == num_decodes
+        assert load.steps.floor_share == load.steps.decode_floor_share == 0.5
+        assert load.steps.device_busy == 1.0
+
+
+@pytest.mark.parametrize("depth", [0, MAX_STEPS_IN_FLIGHT + 1])
+async def test_a_depth_workers_have_no_buffers_for_is_refused(depth: int) -> None:
+    with pytest.raises(ValueError, match=f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}"):
+        Engine(Scheduler(LIMITS), FakeGroup(LIMITS), depth=depth)

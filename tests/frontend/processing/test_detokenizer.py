@@ -1,0 +1,173 @@
+"""Incremental text against decoding everything at once, and stop strings against str.find."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer as Backend
+from tokenizers import decoders, models
+from transformers import PreTrainedTokenizerFast
+
+from frontend.processing.detokenizer import ByteDecoder, StopDecoder, WindowDecoder
+from frontend.processing.tokenizer import Tokenizer
+
+# The session's tokenizer has fewer; ids above are unknown to it.
+ids_strategy = st.lists(st.integers(0, 430), max_size=40)
+
+
+def _joined(decoder: ByteDecoder | WindowDecoder | StopDecoder, ids: list[int]) -> str:
+    parts = [decoder.push(token) for token in ids] + [decoder.flush()]
+    for part in parts:
+        part.encode("utf-8")
+    return "".join(parts)
+
+
+@given(ids=ids_strategy, keep=st.booleans())
+def test_pieces_join_to_the_library_s_text(
+    tokenizer: Tokenizer, ids: list[int], keep: bool
+) -> None:
+    decoder = tokenizer.decoder((), False, keep)
+    assert isinstance(decoder, ByteDecoder)
+    assert _joined(decoder, ids) == tokenizer.decode(ids, keep)
+
+
+@given(text=st.text(max_size=30))
+def test_characters_split_over_tokens_wait_for_their_last_byte(
+    tokenizer: Tokenizer, text: str
+) -> None:
+    """One token a byte: text comes out exactly when a character is complete."""
+    byte_ids = [tokenizer.encode(chr(0))[0]] * 256
+    for token_id in range(tokenizer.vocab_size):
+        decoder = tokenizer.decoder((), False, True)
+        piece = decoder._pieces[token_id]  # type: ignore[attr-defined]
+        data = piece.encode() if isinstance(piece, str) else piece
+        if len(data) == 1:
+            byte_ids[data[0]] = token_id
+    decoder = tokenizer.decoder((), False, False)
+    got = []
+    for character in text:
+        *first, last = [decoder.push(byte_ids[byte]) for byte in character.encode()]
+        assert first == [""] * len(first)
+        got.append(last)
+    assert got == list(text)
+    assert decoder.flush() == ""
+
+
+def test_character_cut_off_at_the_end_is_flushed_as_the_library_does(tokenizer: Tokenizer) -> None:
+    ids = tokenizer.encode("🦀")
+    assert len(ids) > 1
+    decoder = tokenizer.decoder((), False, False)
+    assert [decoder.push(token) for token in ids[:-1]] == [""] * (len(ids) - 1)
+    assert decoder.flush() == "\ufffd" == tokenizer.decode(ids[:-1])
+
+
+def _byte_fallback_tokenizer() -> Tokenizer:
+    """Like a sentencepiece model: words with a leading mark, bytes for everything else."""
+    words = ["<unk>", "▁the", "▁fox", "es", "▁", "a", "東", "<s>"]
+    vocab = {word: place for place, word in enumerate(words)}
+    vocab |= {f"<0x{byte:02X}>": len(words) + byte for byte in range(256)}
+    backend = Backend(models.BPE(vocab=vocab, merges=[], unk_token="<unk>", byte_fallback=True))
+    backend.add_special_tokens(["<s>"])
+    backend.decoder = decoders.Sequence(
+        [
+            decoders.Replace("▁", " "),
+            decoders.ByteFallback(),
+            decoders.Fuse(),
+            decoders.Strip(" ", 1, 0),
+        ]
+    )
+    return Tokenizer(PreTrainedTokenizerFast(tokenizer_object=backend))
+
+
+def _fallback_ids(text: str) -> list[int]:
+    return [8 + byte for byte in text.encode()]
+
+
+WORDS = st.one_of(
+    st.integers(0, 7).map(lambda token: [token]), st.sampled_from("é東🙂x").map(_fallback_ids)
+)
+
+
+@given(pieces=st.lists(WORDS, max_size=15), keep=st.booleans())
+def test_other_tokenizers_go_through_a_window(pieces: list[list[int]], keep: bool) -> None:
+    tokenizer = _byte_fallback_tokenizer()
+    ids = list(itertools.chain.from_iterable(pieces))
+    decoder = tokenizer.decoder((), False, keep)
+    assert isinstance(decoder, WindowDecoder)
+    assert _joined(decoder, ids) == tokenizer.decode(ids, keep)
+
+
+def test_broken_bytes_do_not_wait_for_ever() -> None:
+    tokenizer = _byte_fallback_tokenizer()
+    decoder = tokenizer.decoder((), False, False)
+    parts = [decoder.push(8 + 0x80) for _ in range(40)]
+    assert sum(map(len, parts)) > 20
+    assert set("".join(parts)) == {"\ufffd"}
+
+
+class _Letters:
+    """A decoder whose tokens are given strings."""
+
+    matched = None
+
+    def __init__(self, parts: list[str]) -> None:
+        self._parts = parts
+
+    def push(self, token_id: int) -> str:
+        return self._parts[token_id]
+
+    def flush(self) -> str:
+        return ""
+
+
+def _expected(text: str, stops: tuple[str, ...], include: bool) -> tuple[str, str | None]:
+    """The stop that is complete first, of those the longest, by str.find on the whole text."""
+    found = [(text.find(stop) + len(stop), -len(stop), stop) for stop in stops if stop in text]
+    if not found:
+        return text, None
+    end, minus_length, stop = min(found)
+    return text[: end if include else end + minus_length], stop
+
+
+PARTS = st.lists(st.text("abc", max_size=4), max_size=20)
+STOPS = st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4)
+
+
+@settings(max_examples=300)
+@given(parts=PARTS, stops=STOPS, include=st.booleans())
+def test_stop_strings_are_those_of_the_whole_text(
+    parts: list[str], stops: list[str], include: bool
+) -> None:
+    decoder = StopDecoder(_Letters(parts), tuple(stops), include_stop=include)
+    text, stop = _expected("".join(parts), tuple(stops), include)
+    given_out = ""
+    for token in range(len(parts)):
+        given_out += decoder.push(token)
+        assert text.startswith(given_out), "something leaked"
+        if stop is None:
+            assert len("".join(parts[: token + 1])) - len(given_out) < max(map(len, stops))
+    assert given_out + decoder.flush() == text
+    assert decoder.matched == stop
+    assert decoder.flush() == ""
+
+
+def test_match_is_known_with_its_last_character() -> None:
+    decoder = StopDecoder(_Letters(["xa", "b", "c"]), ("abc", "bcd"), include_stop=False)
+    assert [decoder.push(0), decoder.push(1), decoder.matched] == ["", "x", None]
+    assert [decoder.push(2), decoder.matched] == ["", "abc"]
+
+
+def test_leading_tokens_are_not_searched() -> None:
+    decoder = StopDecoder(_Letters(["ab", "a", "b"]), ("ab",), include_stop=True, min_tokens=2)
+    assert [decoder.push(0), decoder.push(1)] == ["ab", "a"]
+    assert decoder.push(2) + decoder.flush() == "b"
+    assert decoder.matched is None
+
+
+@pytest.mark.parametrize("stops", [(), ("",), ("a", "")])
+def test_empty_stop_strings_are_refused(stops: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="none of them empty"):
+        StopDecoder(_Letters([]), stops, include_stop=False)

@@ -1,0 +1,85 @@
+"""How often streams may write: at once when they are few, in turns when they are many."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from frontend.requests.pacing import SECONDS_A_MESSAGE, Pacer
+from frontend.requests.request import FinishReason, Output
+
+
+def crowd(pacer: Pacer, num_streams: int) -> None:
+    for _ in range(num_streams):
+        pacer.enter()
+
+
+async def test_few_streams_get_every_token_at_once() -> None:
+    pacer = Pacer()
+    crowd(pacer, 20)
+    output = Output(pacer=pacer)
+    for token in range(5):
+        output.add(token, "x")
+        async with asyncio.timeout(0.01):
+            assert (await output.take()).token_ids == [token]
+
+
+async def test_a_crowd_gathers_tokens_and_loses_none() -> None:
+    pacer = Pacer()
+    crowd(pacer, 1000)
+    assert pacer.interval == 1000 * SECONDS_A_MESSAGE
+    output = Output(pacer=pacer)
+    begun = time.monotonic()
+    messages: list[list[int]] = []
+
+    async def read() -> None:
+        while True:
+            delta = await output.take()
+            messages.append(delta.token_ids)
+            if delta.finish_reason is not None:
+                return
+
+    reader = asyncio.create_task(read())
+    for token in range(60):
+        output.add(token, "x")
+        await asyncio.sleep(0.004)
+    output.finish(FinishReason.LENGTH)
+    await reader
+    assert [token for message in messages for token in message] == list(range(60))
+    assert messages[0] == [0], "the first token waits for nobody"
+    most = (time.monotonic() - begun) / pacer.interval + 3
+    assert 3 <= len(messages) <= most
+
+
+async def test_what_is_held_back_leaves_even_if_nothing_follows() -> None:
+    pacer = Pacer()
+    crowd(pacer, 500)
+    output = Output(pacer=pacer)
+    output.add(1, "x")
+    await output.take()
+    output.add(2, "x")
+    async with asyncio.timeout(pacer.interval * 4 + 0.1):
+        assert (await output.take()).token_ids == [2]
+
+
+async def test_streams_that_began_together_go_on_in_turns() -> None:
+    pacer = Pacer()
+    crowd(pacer, 1000)
+    outputs = [Output(pacer=pacer) for _ in range(40)]
+    for output in outputs:
+        output.add(0, "x")
+        await output.take()
+    await asyncio.sleep(pacer.interval * 1.1)
+    for output in outputs:
+        output.add(1, "x")
+    written = sum(output._ready.is_set() for output in outputs)
+    assert 0 < written < len(outputs)
+
+
+async def test_the_pace_follows_the_crowd() -> None:
+    pacer = Pacer()
+    crowd(pacer, 300)
+    assert pacer.interval > 0
+    for _ in range(300):
+        pacer.leave()
+    assert pacer.interval == 0.0

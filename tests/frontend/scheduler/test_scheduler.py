@@ -1,0 +1,586 @@
+"""The scheduler against workers that notice a wrong block, slot or position.
+
+Whatever arrives when, however small cache, budget and batch are, and however many steps are in
+flight, every request's output is that of the same request alone, and everything is free at the end.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import deque
+
+import pytest
+
+from frontend.errors import Code, RequestError
+from frontend.processing.tokenizer import Tokenizer
+from frontend.requests.request import (
+    Delta,
+    FinishReason,
+    Output,
+    Request,
+    SamplingParams,
+    StopConditions,
+    TextDecoder,
+)
+from frontend.scheduler.limits import Limits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.sequence import Sequence
+from frontend.scheduler.step import Drawn, Step
+from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
+
+LIMITS = Limits(
+    max_batch_size=4,
+    max_num_batched_tokens=16,
+    max_model_len=64,
+    block_size=4,
+    num_blocks=64,
+    max_queued_requests=8,
+)
+
+
+def make_request(
+    name: str = "r",
+    prompt: list[int] | None = None,
+    *,
+    max_new_tokens: int = 5,
+    min_new_tokens: int = 0,
+    eos: set[int] | frozenset[int] = frozenset(),
+    stop_ids: set[int] | frozenset[int] = frozenset(),
+    stop: tuple[str, ...] = (),
+    include_stop: bool = False,
+    decoder: TextDecoder | None = None,
+    seed: int = 0,
+    queue_deadline: float = float("inf"),
+) -> Request:
+    return Request(
+        id=name,
+        prompt_ids=prompt if prompt is not None else [1, 2, 3],
+        sampling=SamplingParams(seed=seed),
+        stops=StopConditions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            stop=stop,
+            stop_token_ids=frozenset(stop_ids),
+            eos_token_ids=frozenset(eos),
+            include_stop=include_stop,
+        ),
+        decoder=decoder,
+        output=Output(),
+        queue_deadline=queue_deadline,
+    )
+
+
+def expected_output(request: Request, limits: Limits) -> list[int]:
+    stops = request.stops
+    length = min(len(request.prompt_ids) + stops.max_new_tokens, limits.max_model_len)
+    end_ids = set(stops.eos_token_ids | stops.stop_token_ids)
+    seed = request.sampling.seed
+    return run_alone(request.prompt_ids, seed, length, end_ids, stops.min_new_tokens)
+
+
+def taken(request: Request) -> Delta:
+    """All output so far; needs no event loop because something is there."""
+    coroutine = request.output.take()
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    delta = stopped.value.value
+    assert isinstance(delta, Delta)
+    return delta
+
+
+def failure(request: Request) -> RequestError:
+    with pytest.raises(RequestError) as raised:
+        request.output.take().send(None)
+    return raised.value
+
+
+class Driver:
+    """Plays the engine: up to ``depth`` steps in flight, one event at a time."""
+
+    def __init__(self, limits: Limits, depth: int = 2) -> None:
+        self.scheduler = Scheduler(limits)
+        self.workers = FakeWorkers(limits)
+        self.depth = depth
+        self.now = 1.0
+        self.in_flight: deque[tuple[Step, list[Drawn]]] = deque()
+
+    def schedule(self) -> Step | None:
+        self.now += 1
+        step = self.scheduler.schedule(self.now)
+        if step is not None:
+            self.in_flight.append((step, self.workers.run(step)))
+        return step
+
+    def complete(self) -> None:
+        self.now += 1
+        step, drawn = self.in_flight.popleft()
+        self.scheduler.complete(step, drawn, self.now)
+
+    def turn(self) -> bool:
+        """One turn of the engine's loop; false when there is nothing left to do."""
+        if len(self.in_flight) < self.depth and self.schedule() is not None:
+            return True
+        if self.in_flight:
+            self.complete()
+            return True
+        return False
+
+    def run(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.submit(request)
+        while self.turn():
+            pass
+        self.assert_at_rest()
+
+    def assert_at_rest(self) -> None:
+        load = self.scheduler.load()
+        assert (load.running_requests, load.queued_requests, load.queued_prompt_tokens) == (0, 0, 0)
+        assert load.kv_cache_usage == 0
+        limits = self.scheduler.limits
+        for replica in self.scheduler._replicas:
+            slots = sorted(replica._free_slots)
+            assert slots == list(range(limits.max_batch_size))
+            assert replica.pool.num_free == limits.num_blocks
+        assert not self.scheduler._open
+
+
+def random_request(rng: random.Random, name: str, limits: Limits) -> Request:
+    """Short prompts over few tokens with common beginnings, so that prefixes meet."""
+    length = rng.randint(1, limits.max_model_len // 2)
+    prompt = [rng.randrange(2)] * (length - length // 3) + rng.choices(range(VOCAB), k=length // 3)
+    return make_request(
+        name,
+        prompt,
+        max_new_tokens=rng.randint(1, 30),
+        min_new_tokens=rng.choice([0, 0, 3]),
+        eos=rng.choice([set(), {5, 6, 7}]),
+        stop_ids=rng.choice([set(), {11, 12}]),
+        seed=rng.randrange(4),
+    )
+
+
+def random_limits(rng: random.Random) -> Limits:
+    batch = rng.choice([1, 2, 4, 7])
+    return Limits(
+        max_batch_size=batch,
+        max_num_batched_tokens=rng.choice([batch, batch + 3, 32]),
+        max_model_len=rng.choice([24, 64]),
+        block_size=rng.choice([1, 2, 4, 16]),
+        num_blocks=1,
+        num_replicas=rng.choice([1, 2]),
+        max_queued_requests=1000,
+        enable_prefix_cache=rng.random() < 0.8,
+    )
+
+
+def tight(limits: Limits, rng: random.Random) -> Limits:
+    """Just enough blocks for one sequence, or a few more."""
+    least = -(-limits.max_model_len // limits.block_size)
+    return dataclasses.replace(limits, num_blocks=least + rng.choice([0, 1, least]))
+
+
+@pytest.mark.parametrize("seed", range(120))
+def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
+    rng = random.Random(seed)
+    limits = tight(random_limits(rng), rng)
+    driver = Driver(limits, depth=rng.choice([1, 2, 3]))
+    todo = [random_request(rng, f"r{number}", limits) for number in range(14)]
+    requests, aborted = list(todo), set()
+    while todo or driver.in_flight or driver.scheduler._open:
+        move = rng.random()
+        if todo and move < 0.3:
+            driver.scheduler.submit(todo.pop())
+        elif move < 0.33 and driver.scheduler._open:
+            name = rng.choice(sorted(driver.scheduler._open))
+            assert driver.scheduler.abort(name, driver.now)
+            aborted.add(name)
+        elif move < 0.6 and driver.in_flight:
+            driver.complete()
+        else:
+            driver.turn()
+    driver.assert_at_rest()
+    for request in requests:
+        check_output(request, limits, aborted=request.id in aborted)
+
+
+def check_output(request: Request, limits: Limits, *, aborted: bool) -> None:
+    delta = taken(request)
+    expected = expected_output(request, limits)
+    assert request.num_generated == len(delta.token_ids)
+    if aborted:
+        assert delta.finish_reason is FinishReason.ABORTED
+        assert delta.token_ids == expected[: len(delta.token_ids)]
+        return
+    assert delta.token_ids == expected
+    assert 0 < request.admitted < request.first_token <= request.finished
+    stops = request.stops
+    ends = len(expected) > stops.min_new_tokens
+    if ends and expected[-1] in stops.eos_token_ids:
+        assert delta.finish_reason is FinishReason.EOS
+    elif ends and expected[-1] in stops.stop_token_ids:
+        assert delta.finish_reason is FinishReason.STOP
+        assert delta.stop_token_id == expected[-1]
+    else:
+        assert delta.finish_reason is FinishReason.LENGTH
+
+
+def test_the_random_runs_above_preempt_and_reuse() -> None:
+    """What they are there for does happen in a run of that kind."""
+    limits = dataclasses.replace(LIMITS, num_blocks=16, max_queued_requests=100)
+    driver = Driver(limits, depth=3)
+    rng = random.Random(0)
+    requests = [random_request(rng, f"r{number}", limits) for number in range(40)]
+    driver.run(*requests)
+    load = driver.scheduler.load()
+    assert load.preemptions > 5
+    assert load.preemptions == sum(request.preemptions for request in requests)
+    assert 0 < load.prefix_hit_tokens < load.prefix_query_tokens
+    assert load.prefix_query_tokens == sum(len(request.prompt_ids) for request in requests)
+    assert load.prefix_hit_tokens == sum(request.cached_tokens for request in requests)
+    assert load.generated_tokens == sum(request.num_generated for request in requests)
+
+
+def test_a_long_prompt_goes_in_chunks_beside_decodes() -> None:
+    driver = Driver(LIMITS, depth=1)
+    short = make_request("short", [1], max_new_tokens=20)
+    driver.scheduler.submit(short)
+    driver.turn()
+    driver.turn()
+    driver.scheduler.submit(make_request("long", list(range(40)), max_new_tokens=2))
+    parts = []
+    while driver.turn():
+        parts = [step.slices[0] for step in driver.workers.steps]
+    rows = [(part.num_decodes, part.num_tokens, part.draws) for part in parts[1:5]]
+    assert rows == [
+        (1, [15], [False]),
+        (1, [15], [False]),
+        (1, [10], [True]),
+        (2, [], []),
+    ]
+
+
+def test_decodes_run_ahead_of_results_and_never_past_the_length() -> None:
+    driver = Driver(LIMITS, depth=10)
+    request = make_request(max_new_tokens=3)
+    driver.scheduler.submit(request)
+    while driver.schedule() is not None:
+        pass
+    assert [step.slices[0].positions for step in driver.workers.steps] == [[0], [3], [4]]
+    while driver.in_flight:
+        driver.complete()
+    driver.assert_at_rest()
+    assert taken(request).token_ids == expected_output(request, LIMITS)
+
+
+def test_tokens_after_the_end_are_dropped() -> None:
+    request = make_request(max_new_tokens=20)
+    full = expected_output(request, LIMITS)
+    driver = Driver(LIMITS, depth=4)
+    request = make_request(max_new_tokens=20, eos={full[2]})
+    driver.run(request)
+    delta = taken(request)
+    cut = full[: full.index(full[2]) + 1]
+    assert (delta.token_ids, delta.finish_reason) == (cut, FinishReason.EOS)
+    assert driver.scheduler.generated_tokens == len(cut)
+    assert len(driver.workers.steps) > len(cut), "some were drawn in vain"
+
+
+def test_min_new_tokens_keeps_end_tokens_from_being_drawn() -> None:
+    plain = make_request(max_new_tokens=9)
+    first, *_ = expected_output(plain, LIMITS)
+    driver = Driver(LIMITS)
+    request = make_request(max_new_tokens=9, min_new_tokens=4, eos={first, 49}, stop_ids={9})
+    driver.run(request)
+    new = driver.workers.steps[0].slices[0].new_sequences[0]
+    assert new.suppressed_token_ids == sorted({first, 49, 9})
+    assert new.suppress_until == 3 + 4
+    delta = taken(request)
+    assert delta.token_ids == expected_output(request, LIMITS)
+    assert not {first, 49, 9} & set(delta.token_ids[:4])
+
+
+def test_fifo_admission_within_the_slots() -> None:
+    limits = dataclasses.replace(LIMITS, max_batch_size=2)
+    driver = Driver(limits)
+    requests = [make_request(f"r{number}", [number] * 3) for number in range(5)]
+    driver.run(*requests)
+    admitted = [request.admitted for request in requests]
+    assert admitted == sorted(admitted)
+    assert admitted[0] == admitted[1] < admitted[2]
+
+
+def test_second_prompt_reuses_the_first_one_s_full_blocks_but_computes_a_token() -> None:
+    driver = Driver(LIMITS)
+    prompt = list(range(12))
+    first, second = make_request("a", prompt), make_request("b", prompt)
+    longer = make_request("c", [*prompt, 40, 41])
+    driver.run(first)
+    driver.run(second)
+    driver.run(longer)
+    assert [r.cached_tokens for r in (first, second, longer)] == [0, 8, 12]
+    assert taken(first).token_ids == taken(second).token_ids
+
+
+def test_generated_tokens_are_reused_too() -> None:
+    driver = Driver(LIMITS)
+    first = make_request("a", [1, 2, 3], max_new_tokens=10)
+    driver.run(first)
+    turn = [1, 2, 3, *taken(first).token_ids, 7]
+    second = make_request("b", turn)
+    driver.run(second)
+    assert second.cached_tokens == 12, "13 tokens, of which the last was never an input"
+
+
+def test_nothing_is_published_before_its_step_has_returned() -> None:
+    driver = Driver(LIMITS, depth=3)
+    prompt = list(range(9))
+    driver.scheduler.submit(make_request("a", prompt))
+    driver.schedule()
+    second = make_request("b", prompt)
+    driver.scheduler.submit(second)
+    driver.schedule()
+    assert second.cached_tokens == 0
+    driver.complete()
+    third = make_request("c", prompt)
+    driver.scheduler.submit(third)
+    driver.schedule()
+    assert third.cached_tokens == 8
+    driver.run()
+
+
+def test_prefix_cache_can_be_off() -> None:
+    driver = Driver(dataclasses.replace(LIMITS, enable_prefix_cache=False))
+    requests = [make_request(name, list(range(12))) for name in "ab"]
+    for request in requests:
+        driver.run(request)
+    assert requests[1].cached_tokens == 0
+
+
+def test_replica_with_the_prefix_is_chosen_unless_clearly_busier() -> None:
+    limits = dataclasses.replace(LIMITS, num_replicas=2, max_num_batched_tokens=64)
+    driver = Driver(limits)
+    prompt = list(range(12))
+    driver.run(make_request("first", prompt))
+    home = next(i for i, part in enumerate(driver.workers.steps[0].slices) if part.slots)
+    for name in ("a", "b", "c"):
+        driver.scheduler.submit(make_request(name, [*prompt, 33]))
+    step = driver.schedule()
+    assert step is not None
+    assert len(step.slices[home].slots) == 2
+    assert len(step.slices[1 - home].slots) == 1
+    assert step.slices[home].total_tokens == 2 < step.slices[1 - home].total_tokens
+    assert step.max_replica_tokens == 13
+    driver.run()
+
+
+def test_an_empty_replica_still_gets_its_slice() -> None:
+    driver = Driver(dataclasses.replace(LIMITS, num_replicas=2))
+    driver.run(make_request())
+    assert all(len(step.slices) == 2 for step in driver.workers.steps)
+    assert any(not part.slots for step in driver.workers.steps for part in step.slices)
+
+
+def test_the_newest_is_preempted_and_goes_on_where_it_was() -> None:
+    limits = dataclasses.replace(LIMITS, num_blocks=8)
+    driver = Driver(limits, depth=2)
+    requests = [make_request(f"r{n}", [n] * 7, max_new_tokens=20) for n in range(3)]
+    driver.run(*requests)
+    assert requests[0].preemptions == 0
+    assert requests[1].preemptions > 0
+    for request in requests:
+        assert taken(request).token_ids == expected_output(request, limits)
+
+
+def test_nobody_overtakes_a_preempted_sequence() -> None:
+    limits = dataclasses.replace(LIMITS, num_blocks=9, max_batch_size=2)
+    driver = Driver(limits, depth=3)
+    requests = [make_request(f"r{n}", [n] * 7, max_new_tokens=24) for n in range(2)]
+    late = make_request("late", [9], max_new_tokens=1)
+    for request in requests:
+        driver.scheduler.submit(request)
+    while requests[1].preemptions == 0:
+        driver.turn()
+    driver.scheduler.submit(late)
+    driver.run()
+    assert late.first_token > requests[1].first_token
+    assert late.admitted > requests[0].finished, "r1 came back before, into the last slot"
+
+
+def test_admission_leaves_a_free_block_for_each_running_sequence() -> None:
+    driver = Driver(dataclasses.replace(LIMITS, num_blocks=6))
+    first, second = make_request("a", [1] * 12), make_request("b", [2] * 12, max_new_tokens=2)
+    driver.scheduler.submit(first)
+    driver.scheduler.submit(second)
+    driver.schedule()
+    assert (first.admitted > 0, second.admitted > 0) == (True, False)
+    driver.run()
+    assert first.preemptions == second.preemptions == 0
+
+
+def test_a_preempted_request_has_met_its_queue_deadline() -> None:
+    limits = dataclasses.replace(LIMITS, num_blocks=8)
+    driver = Driver(limits, depth=1)
+    requests = [
+        make_request(f"r{n}", [n] * 7, max_new_tokens=20, queue_deadline=4.0) for n in range(2)
+    ]
+    for request in requests:
+        driver.scheduler.submit(request)
+    while requests[1].preemptions == 0:
+        driver.turn()
+    expired = make_request("expired", [9], queue_deadline=driver.now - 1)
+    driver.run(expired)
+    assert failure(expired).code is Code.DEADLINE_EXCEEDED
+    for request in requests:
+        assert taken(request).token_ids == expected_output(request, limits)
+
+
+def test_end_tokens_within_min_new_tokens_do_not_end_it() -> None:
+    """Workers do not draw them; a token that comes nevertheless is one like any other."""
+    request = make_request(max_new_tokens=9, min_new_tokens=2, eos={5})
+    sequence = Sequence(request, 0, LIMITS.max_model_len)
+    assert [sequence.take(5, 1.0) for _ in range(3)] == [False, False, True]
+    assert taken(request).finish_reason is FinishReason.EOS
+
+
+def test_text_and_stop_strings(tokenizer: Tokenizer) -> None:
+    """Tokens below 50 of the small tokenizer are specials and single characters."""
+    plain = make_request(max_new_tokens=30, decoder=tokenizer.decoder((), False, False))
+    driver = Driver(LIMITS)
+    driver.run(plain)
+    full = taken(plain)
+    assert full.text == tokenizer.decode(full.token_ids)
+    assert full.finish_reason is FinishReason.LENGTH
+    stop = full.text[5:7]
+    start = full.text.index(stop)
+    for include in (False, True):
+        decoder = tokenizer.decoder((stop,), include, False)
+        request = make_request(max_new_tokens=30, decoder=decoder)
+        driver.run(request)
+        delta = taken(request)
+        assert delta.text == full.text[: start + 2 * include]
+        assert (delta.finish_reason, delta.stop_text) == (FinishReason.STOP, stop)
+        assert delta.token_ids == full.token_ids[: len(delta.token_ids)]
+        assert len(delta.token_ids) < 30
+
+
+@pytest.mark.parametrize("include", [False, True])
+def test_stop_token_counts_but_shows_only_when_asked(tokenizer: Tokenizer, include: bool) -> None:
+    tokens = expected_output(make_request(max_new_tokens=8), LIMITS)
+    stop_id = next(t for t in tokens if tokenizer.decode([t]))
+    place = tokens.index(stop_id)
+    request = make_request(
+        max_new_tokens=8,
+        stop_ids={stop_id},
+        include_stop=include,
+        decoder=tokenizer.decoder((), include, False),
+    )
+    Driver(LIMITS).run(request)
+    delta = taken(request)
+    assert delta.token_ids == tokens[: place + 1]
+    assert delta.text == tokenizer.decode(tokens[: place + include])
+    assert (delta.finish_reason, delta.stop_token_id) == (FinishReason.STOP, stop_id)
+
+
+def test_a_numerical_fault_ends_one_request_with_its_id() -> None:
+    driver = Driver(LIMITS, depth=1)
+    bad, good = make_request("bad"), make_request("good", [7])
+    driver.scheduler.submit(bad)
+    driver.scheduler.submit(good)
+    step = driver.schedule()
+    assert step is not None
+    driver.in_flight[0][1][0].tokens[0] = -1
+    driver.run()
+    error = failure(bad)
+    assert (error.code, error.reason) == (Code.INTERNAL, "NUMERICAL_FAULT")
+    assert "bad" in error.message
+    assert taken(good).token_ids == expected_output(good, LIMITS)
+
+
+def test_what_led_to_a_fault_is_not_reused() -> None:
+    driver = Driver(LIMITS, depth=1)
+    prompt = list(range(5, 5 + 4 * LIMITS.block_size))
+    driver.scheduler.submit(make_request("bad", prompt))
+    assert driver.schedule() is not None
+    driver.in_flight[0][1][0].tokens[0] = -1
+    driver.run()
+    again = make_request("again", prompt)
+    driver.run(again)
+    assert again.cached_tokens == 0
+    assert taken(again).token_ids == expected_output(again, LIMITS)
+
+
+def test_queue_deadline_spends_no_prefill() -> None:
+    limits = dataclasses.replace(LIMITS, max_batch_size=1)
+    driver = Driver(limits)
+    running = make_request("running", max_new_tokens=40, queue_deadline=5.0)
+    late = make_request("late", [9], queue_deadline=10.0)
+    patient = make_request("patient", [8], queue_deadline=1000.0)
+    driver.run(running, late, patient)
+    error = failure(late)
+    assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "QUEUE_DEADLINE")
+    assert late.admitted == 0
+    assert all(9 not in step.slices[0].token_ids for step in driver.workers.steps)
+    assert len(taken(running).token_ids) == 40, "once admitted the deadline is met"
+    assert taken(patient).finish_reason is FinishReason.LENGTH
+
+
+def test_a_full_queue_refuses_at_once() -> None:
+    limits = dataclasses.replace(LIMITS, max_queued_requests=2, max_batch_size=1)
+    driver = Driver(limits)
+    requests = [make_request(f"r{number}") for number in range(4)]
+    for request in requests[:3]:
+        driver.scheduler.submit(request)
+    with pytest.raises(RequestError, match="at most 2 may") as raised:
+        driver.scheduler.submit(requests[3])
+    assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+    assert raised.value.retry_after
+    sample = make_request("r0 1")
+    sample.is_let_in = True
+    driver.scheduler.submit(sample)
+    driver.run()
+    assert taken(sample).finish_reason is FinishReason.LENGTH
+    driver.run(requests[3])
+
+
+@pytest.mark.parametrize(
+    ("prompt", "max_new", "reason"),
+    [(64, 1, "PROMPT_TOO_LONG"), (0, 1, "PROMPT_TOO_LONG"), (10, 24, "CACHE_EXCEEDED")],
+)
+def test_what_could_never_run_is_refused(prompt: int, max_new: int, reason: str) -> None:
+    limits = dataclasses.replace(LIMITS, num_blocks=8)
+    driver = Driver(limits)
+    with pytest.raises(RequestError) as raised:
+        driver.scheduler.submit(make_request("r", [1] * prompt, max_new_tokens=max_new))
+    assert (raised.value.code, raised.value.reason) == (Code.INVALID_ARGUMENT, reason)
+    driver.run(make_request("fits", [1] * 10, max_new_tokens=23))
+
+
+def test_an_id_is_taken_while_its_request_lives() -> None:
+    driver = Driver(LIMITS)
+    driver.scheduler.submit(make_request("r"))
+    with pytest.raises(RequestError) as raised:
+        driver.scheduler.submit(make_request("r"))
+    assert raised.value.code is Code.ALREADY_EXISTS
+    driver.run()
+    driver.run(make_request("r"))
+
+
+def test_load_counts_what_runs_and_waits() -> None:
+    limits = dataclasses.replace(LIMITS, max_batch_size=1)
+    driver = Driver(limits)
+    driver.scheduler.submit(make_request("a", list(range(20))))
+    driver.scheduler.submit(make_request("b", list(range(30))))
+    driver.schedule()
+    load = driver.scheduler.load()
+    assert (load.running_requests, load.queued_requests) == (1, 1)
+    assert load.queued_prompt_tokens == 4 + 30
+    assert load.kv_cache_usage == 5 / 64
+    assert not driver.scheduler.abort("nobody", driver.now)
+    driver.run()
+
+
+@pytest.mark.parametrize("change", [{"num_blocks": 0}, {"max_num_batched_tokens": 3}])
+def test_limits_that_cannot_work_are_refused(change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="must be at least"):
+        dataclasses.replace(LIMITS, **change)  # type: ignore[arg-type]
