@@ -27,8 +27,8 @@ from benchmarks import report
 from moe.config import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from workers.config import ModelConfig, WorkerConfig
-from workers.roofline import Device, StepWork
-from workers.startup import Rank, start
+from workers.rank.startup import Rank, start
+from workers.step.roofline import Device, StepWork
 
 _WARM_UP, _REPEAT = 2, 5  # steps that are not measured, and that are
 _PROMPT = 1024  # most tokens of a prompt

@@ -33,7 +33,7 @@ from moe.config import ParallelConfig
 from switchyard.client import AsyncClient
 from switchyard.v1 import inference_pb2 as pb
 from workers.config import ModelConfig
-from workers.roofline import Roofline, device_ceilings
+from workers.step.roofline import Roofline, device_ceilings
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@
 [--ep N] [--dtype bfloat16] [--batch-sizes 1 8 …] [--context 1024] [--input-lens 512 1024 …]
 [--prompts 1]``
 
-Computed, not measured: `workers.roofline` has the arithmetic. Bytes are of one rank, the one with
-most; routing is taken to be even. A device nobody measured takes --bytes-per-second and
+Computed, not measured, by the arithmetic of `workers.step.roofline`. Bytes are of one rank, the one
+with most; routing is taken to be even. A device nobody measured takes --bytes-per-second and
 --flops-per-second.
 """
 
@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import report
 from moe.config import resolve_parallel
 from workers.config import ModelConfig
-from workers.roofline import Device, Roofline, StepCost, device_ceilings
+from workers.step.roofline import Device, Roofline, StepCost, device_ceilings
 
 CONFIGS = Path(__file__).parent / "configs"
 

@@ -23,11 +23,11 @@ from torch import nn
 from benchmarks import report
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
-from workers.batch import BatchBuilder
-from workers.kernel_sampler import KernelSampler
 from workers.models.base import ForwardBatch
-from workers.roofline import StepCost
-from workers.runner import Measure, Runner, StepHandle
+from workers.sampling.triton_sampler import KernelSampler
+from workers.step.batch import BatchBuilder
+from workers.step.roofline import StepCost
+from workers.step.runner import Measure, Runner, StepHandle
 
 _PROMPT, _OUTPUT = 1024, 256  # tokens of each sequence before the first step
 _SLEEP_CYCLES = 20_000_000

@@ -26,7 +26,7 @@ from moe.kernels.linear import linear_parts
 from moe.kernels.tiles import ExpertTiles, TileBook, Tiles
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.placement import ExpertPlacement
-from workers.roofline import Device
+from workers.step.roofline import Device
 
 Call = Callable[[], Any]
 # What tiles that a device or a compiler cannot take raise.

@@ -41,7 +41,7 @@ from moe.config import check_widths, resolve_parallel
 from moe.kernels.context import KernelContext, make_context
 from moe.kernels.tiles import ExpertTiles, shipped_file, user_file, write_tables
 from workers.config import ModelConfig
-from workers.roofline import Device, device_ceilings
+from workers.step.roofline import Device, device_ceilings
 
 Shape = ExpertShape | LinearShape
 

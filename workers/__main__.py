@@ -15,8 +15,8 @@ from moe.config import ParallelConfig
 from switchyard.worker.link import read_secret
 from workers.config import WorkerConfig
 from workers.flags import configure, parser
-from workers.launcher import Launcher
-from workers.reports import REFUSED, Reporter
+from workers.launcher.launcher import Launcher
+from workers.launcher.reports import REFUSED, Reporter
 
 
 def main() -> int:
@@ -75,9 +75,9 @@ def _launch(
     endpoint: tuple[str, int],
 ) -> int:
     # Here, not above: bad flags are refused without waiting for torch.
-    from workers.group import run_group
-    from workers.rank import RankTask
-    from workers.rendezvous import Meeting
+    from workers.launcher.rank_session import run_group
+    from workers.launcher.rendezvous import Meeting
+    from workers.rank.process import RankTask
 
     host, port = endpoint
     meeting = Meeting(host=host, port=port, node_rank=flags.node_rank, num_nodes=flags.nnodes)

@@ -17,12 +17,12 @@ from benchmarks import kernels
 from benchmarks.kernels import Launch
 from moe.config import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
-from tests.workers.models import random_config, save_model
 from tests.workers.steps import interpreted, start_rank
-from workers.batch import BatchBuilder
+from tests.workers.tiny_models import random_config, save_model
 from workers.config import ModelConfig
-from workers.roofline import Device, Roofline, StepWork
-from workers.runner import Measure
+from workers.step.batch import BatchBuilder
+from workers.step.roofline import Device, Roofline, StepWork
+from workers.step.runner import Measure
 
 CONFIGS = Path("benchmarks/configs")
 LIBRARY_GEMM = "nvjet_tst_64x8_64x16_4x1_v_bz_TNN"

@@ -11,7 +11,7 @@ from benchmarks import offline
 from benchmarks.server import Server
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, running_server
-from workers.roofline import Roofline
+from workers.step.roofline import Roofline
 
 
 def test_only_steps_in_which_all_decode_count() -> None:

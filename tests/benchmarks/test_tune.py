@@ -33,7 +33,7 @@ from moe.kernels.context import KernelContext
 from moe.kernels.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
 from moe.kernels.workspace import Workspace
 from workers.config import ModelConfig
-from workers.roofline import Device
+from workers.step.roofline import Device
 
 CONFIGS = Path("benchmarks/configs")
 H200 = Limits(shared_bytes=232448, item_size=2)

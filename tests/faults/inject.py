@@ -44,7 +44,7 @@ def spoil(runner):
 
 class Finder(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path, target=None):
-        if name != "workers.runner":
+        if name != "workers.step.runner":
             return None
         sys.meta_path.remove(self)
         spec = importlib.util.find_spec(name)

@@ -33,7 +33,7 @@ from tests.faults.fuzz_stack import INFO, model_folder
 from tests.faults.fuzz_targets import Targets
 from tests.faults.fuzz_values import Bytes
 from tests.workers.steps import decode_step, prefill_step
-from workers.batch import BatchBuilder
+from workers.step.batch import BatchBuilder
 
 _some_inputs = settings(
     max_examples=150,

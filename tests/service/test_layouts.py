@@ -19,7 +19,7 @@ from benchmarks.server import Server, started
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
 from tests.service.oracle import check_tokens, generate, greedy
-from tests.workers.models import save_model
+from tests.workers.tiny_models import save_model
 
 NUM_TOKENS = 48
 PROMPT_LENGTHS = (3, 20, 37, 50, 50)

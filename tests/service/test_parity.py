@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks.server import started
 from tests.service.oracle import check_tokens, generate, greedy
-from tests.workers.models import random_config, respell_as_hub, save_model
+from tests.workers.tiny_models import random_config, respell_as_hub, save_model
 
 NUM_TOKENS = 64
 

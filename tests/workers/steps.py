@@ -12,7 +12,7 @@ from moe.kernels.tiles import TileBook
 from moe.kernels.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.startup import Rank, start
+from workers.rank.startup import Rank, start
 
 
 def interpreted() -> KernelContext:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoConfig
 
-from tests.workers.models import random_config, respell_as_hub
+from tests.workers.tiny_models import random_config, respell_as_hub
 from workers.config import ModelConfig, WorkerConfig
 
 CONFIGS = Path("benchmarks/configs")

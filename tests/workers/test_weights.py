@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from moe.config import ParallelConfig, resolve_parallel
 from moe.dispatch import ExpertGroups
-from tests.workers.models import random_config, save_model
+from tests.workers.tiny_models import random_config, save_model
 from workers.config import ModelConfig
 from workers.distributed import Groups
 from workers.models import MODELS

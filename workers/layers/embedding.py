@@ -16,7 +16,7 @@ from moe.kernels.context import KernelContext
 from moe.kernels.linear import linear_parts
 from moe.routes import Summands
 from workers.distributed import Groups
-from workers.kernels.embed import embed
+from workers.layers.kernels.embed import embed
 
 
 class Embedding(nn.Module):

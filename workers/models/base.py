@@ -13,8 +13,8 @@ import torch
 from moe.config import ParallelConfig
 from moe.dispatch import ExpertGroups
 from moe.kernels.context import KernelContext
+from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
-from workers.layers.attention import AttentionBatch
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,12 +16,12 @@ from moe.checkpoint import CheckpointSlice
 from moe.kernels.context import KernelContext
 from moe.load import ExpertLoad
 from moe.routes import Summands
+from workers.attention.kernels.qk_rope import qk_rope
+from workers.attention.kv_cache import KVCache, LayerCache
+from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
 from workers.config import ModelConfig
-from workers.kernels.qk_rope import qk_rope
-from workers.kernels.swiglu import swiglu
-from workers.kv_cache import KVCache, LayerCache
-from workers.layers.attention import AttentionBatch, kernel_attention, paged_attention
 from workers.layers.embedding import Embedding, LMHead
+from workers.layers.kernels.swiglu import swiglu
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Rows
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate

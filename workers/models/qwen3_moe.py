@@ -8,8 +8,8 @@ from torch import nn
 from moe.config import ParallelConfig
 from moe.layer import SparseMoeBlock
 from moe.load import ExpertLoad
+from workers.attention.kv_cache import KVCache
 from workers.config import ModelConfig
-from workers.kv_cache import KVCache
 from workers.models.base import ForwardBatch, Placement
 from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
 

@@ -14,8 +14,8 @@ import torch
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import decode_step, prefill_step
-from workers.runner import StepHandle
-from workers.startup import Rank
+from workers.rank.startup import Rank
+from workers.step.runner import StepHandle
 
 CUDA = {"device": "cuda", "memory_fraction": 0.3}
 CONFIGS = Path(__file__).parents[3] / "benchmarks" / "configs"

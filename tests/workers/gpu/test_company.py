@@ -18,7 +18,7 @@ from tests.workers.gpu.driver import (
     random_prompts,
 )
 from tests.workers.steps import start_rank
-from workers.startup import Rank
+from workers.rank.startup import Rank
 
 pytestmark = pytest.mark.gpu
 

@@ -17,10 +17,10 @@ from tests.workers.gpu.driver import (
     Prompt,
     random_prompts,
 )
-from tests.workers.models import random_config, save_model
 from tests.workers.steps import start_rank
-from workers.batch import Shape
-from workers.startup import Rank
+from tests.workers.tiny_models import random_config, save_model
+from workers.rank.startup import Rank
+from workers.step.batch import Shape
 
 pytestmark = pytest.mark.gpu
 

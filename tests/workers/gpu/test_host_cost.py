@@ -21,7 +21,7 @@ from tests.workers.gpu.driver import (
     random_prompts,
 )
 from tests.workers.steps import start_rank
-from workers.runner import StepHandle
+from workers.step.runner import StepHandle
 
 pytestmark = pytest.mark.gpu
 

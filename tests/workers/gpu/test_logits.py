@@ -16,8 +16,8 @@ from tests.workers.gpu.driver import (
     in_flight,
     relative_error,
 )
-from tests.workers.models import random_config, save_model
 from tests.workers.steps import prefill_step, start_rank, step_logits
+from tests.workers.tiny_models import random_config, save_model
 
 pytestmark = pytest.mark.gpu
 

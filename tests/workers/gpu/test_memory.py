@@ -13,7 +13,7 @@ from tests.workers.gpu.driver import (
     CONFIGS,
 )
 from tests.workers.steps import start_rank
-from workers.graphs import StepGraphs
+from workers.step.graphs import StepGraphs
 
 pytestmark = pytest.mark.gpu
 

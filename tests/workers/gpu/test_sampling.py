@@ -14,13 +14,13 @@ from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.gpu.driver import CUDA, Frontend, Prompt
 from tests.workers.gpu.test_host_cost import compilations, no_synchronisation
-from tests.workers.sampled import TableModel, mask_bytes
-from tests.workers.sampled import make_runner as make_table_runner
-from tests.workers.sampling_driver import Driver, drive_at_random
+from tests.workers.sampling.driver import Driver, drive_at_random
+from tests.workers.sampling.sampled import TableModel, mask_bytes
+from tests.workers.sampling.sampled import make_runner as make_table_runner
+from tests.workers.sampling.test_surface import VOCAB, random_askers
 from tests.workers.steps import start_rank
-from tests.workers.test_sampling_surface import VOCAB, random_askers
-from workers.runner import StepHandle
-from workers.startup import Rank
+from workers.rank.startup import Rank
+from workers.step.runner import StepHandle
 
 pytestmark = pytest.mark.gpu
 

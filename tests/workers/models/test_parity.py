@@ -1,0 +1,71 @@
+"""Logits of the worker's models against transformers, in fp32 on the CPU."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workers.steps import decode_step, prefill_step, start_rank, step_logits
+from tests.workers.tiny_models import random_config, respell_as_hub, save_model
+
+# A third is dense, and has no runner to choose.
+CASES = [
+    (seed, seed % 3 != 0, moe_runner)
+    for seed in range(24)
+    for moe_runner in (("fused", "legacy") if seed % 3 else ("auto",))
+]
+
+
+def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:
+    return float((ours - oracle).abs().max() / oracle.abs().max())
+
+
+@pytest.mark.parametrize(("seed", "moe", "moe_runner"), CASES)
+def test_logits_equal_transformers(seed: int, moe: bool, moe_runner: str, tmp_path: Path) -> None:
+    config = random_config(seed, moe=moe)
+    oracle = save_model(config, tmp_path, seed)
+    if seed % 2:
+        respell_as_hub(tmp_path)
+    rank = start_rank(tmp_path, block_size=(16, 4, 5)[seed % 3], moe_runner=moe_runner)
+    tokens = torch.randint(config.vocab_size, (37,), generator=torch.manual_seed(seed)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+
+    # Blocks in random order; a whole prompt, then the same in chunks of 1, 16 and the rest.
+    blocks = torch.randperm(40, generator=torch.manual_seed(seed)).tolist()
+    ours = step_logits(rank, prefill_step(0, 2, tokens, blocks[:20]))
+    assert relative_error(ours, expected) <= 1e-4
+    chunks = [(0, 1), (1, 17), (17, 37)]
+    parts = [
+        step_logits(
+            rank,
+            prefill_step(
+                number, 5, tokens[a:b], blocks[20:] if number == 0 else [], position=a, draw=False
+            ),
+        )
+        for number, (a, b) in enumerate(chunks)
+    ]
+    assert relative_error(torch.cat(parts), expected) <= 1e-4
+
+
+def test_decodes_of_a_mixed_batch_equal_transformers(tmp_path: Path) -> None:
+    config = random_config(1, moe=True)
+    oracle = save_model(config, tmp_path)
+    rank = start_rank(tmp_path)
+    generator = torch.manual_seed(7)
+    prompts = [
+        torch.randint(config.vocab_size, (n,), generator=generator).tolist() for n in (3, 20)
+    ]
+    blocks = [[9, 3, 5], [1, 8, 2]]
+    for slot, prompt in enumerate(prompts):
+        drawn = rank.runner.launch(prefill_step(slot, slot, prompt, blocks[slot])).result()
+        prompt.append(drawn.token_ids[0])
+    for number in range(12):
+        positions = [len(prompt) - 1 for prompt in prompts]
+        drawn = rank.runner.launch(decode_step(number + 2, [0, 1], positions, [[], []])).result()
+        for prompt, token in zip(prompts, drawn.token_ids, strict=True):
+            prompt.append(token)
+    for prompt, start in zip(prompts, (3, 20), strict=True):
+        with torch.inference_mode():
+            logits = oracle(torch.tensor([prompt])).logits[0]
+        assert logits[start - 1 : -1].argmax(-1).tolist() == prompt[start:]

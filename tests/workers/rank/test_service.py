@@ -1,0 +1,284 @@
+"""The worker's stream: epochs, protocol, step order, and what ends the rank."""
+
+import contextlib
+import os
+import queue
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+import torch
+
+from moe.config import resolve_parallel
+from switchyard.worker.link import PROTOCOL
+from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from tests.workers.launched import ROOT
+from workers.rank.expert_load import LoadReport, Snapshot
+from workers.rank.service import WorkerService
+
+
+class FakeHandle:
+    """A launched step that draws its own number."""
+
+    def __init__(self, step: worker_pb2.StepRequest) -> None:
+        self.step = step
+
+    def result(self) -> worker_pb2.StepResult:
+        return worker_pb2.StepResult(step_id=self.step.step_id, token_ids=[self.step.step_id])
+
+
+class Link:
+    """One Execute stream from the frontend's side."""
+
+    def __init__(self, stub: worker_pb2_grpc.WorkerServiceStub) -> None:
+        self.requests: queue.SimpleQueue[worker_pb2.ExecuteRequest | None] = queue.SimpleQueue()
+        self.answers = stub.Execute(iter(self.requests.get, None), timeout=10)
+
+    def hello(self, epoch: int, protocol: int = PROTOCOL) -> worker_pb2.ExecuteResponse:
+        hello = worker_pb2.Hello(epoch=epoch, protocol=protocol)
+        self.requests.put(worker_pb2.ExecuteRequest(hello=hello))
+        return next(self.answers)
+
+    def step(self, step_id: int) -> None:
+        step = worker_pb2.StepRequest(step_id=step_id)
+        self.requests.put(worker_pb2.ExecuteRequest(step=step))
+
+
+Left = queue.SimpleQueue[tuple[str, bool]]
+
+
+NO_LOAD = LoadReport(
+    None, (), resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=False), 0
+)
+
+
+@contextlib.contextmanager
+def opened(service: WorkerService, folder: Path) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
+    address = f"unix:{folder}/rank.sock"
+    service.bind(address)
+    service.open(worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1))
+    with grpc.insecure_channel(address) as channel:
+        yield worker_pb2_grpc.WorkerServiceStub(channel)
+    # A handler thread that waits for a step's result goes on with this one, and ends.
+    service.handles.put(FakeHandle(worker_pb2.StepRequest()))
+    service.server.stop(None)
+
+
+@pytest.fixture
+def rank(tmp_path: Path) -> Iterator[tuple[WorkerService, worker_pb2_grpc.WorkerServiceStub, Left]]:
+    left: Left = queue.SimpleQueue()
+    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
+    with opened(service, tmp_path) as stub:
+        yield service, stub, left
+
+
+def test_steps_come_in_and_results_go_out_in_order(rank) -> None:
+    service, stub, left = rank
+    assert stub.Describe(worker_pb2.DescribeRequest()).world_size == 1
+    link = Link(stub)
+    assert link.hello(7).welcome.epoch == 7
+    for step_id in (5, 6):
+        link.step(step_id)
+    for step_id in (5, 6):
+        step = service.steps.get(timeout=5)
+        assert step.step_id == step_id
+        service.handles.put(FakeHandle(step))
+        assert next(link.answers).result.token_ids == [step_id]
+    assert left.empty()
+
+
+@pytest.mark.parametrize("second", [6, 7, 8])
+def test_a_second_frontend_is_refused(rank, second: int) -> None:
+    _, stub, left = rank
+    first = Link(stub)  # held: a call that nobody holds is cancelled
+    assert first.hello(7).welcome.epoch == 7
+    with pytest.raises(grpc.RpcError) as refused:
+        Link(stub).hello(second)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"epoch {second} is refused: the rank has seen epoch 7" in refused.value.details()
+    assert left.empty()
+
+
+@pytest.mark.parametrize(("epoch", "taken"), [(6, False), (7, False), (8, True)])
+def test_an_epoch_must_be_newer_than_any_seen_before(
+    tmp_path: Path, epoch: int, taken: bool
+) -> None:
+    seen: list[int] = []
+    service = WorkerService(lambda reason, failed: None, newest_epoch=7, saw_epoch=seen.append)
+    with opened(service, tmp_path) as stub:
+        link = Link(stub)
+        if taken:
+            assert link.hello(epoch).welcome.epoch == epoch
+        else:
+            with pytest.raises(grpc.RpcError) as refused:
+                link.hello(epoch)
+            assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+            assert "seen epoch 7" in refused.value.details()
+    assert seen == [8] * taken
+
+
+def test_what_is_refused_is_no_epoch_seen(tmp_path: Path) -> None:
+    """Else a frontend that tries again and again fills the pipe to the launcher, and the rank
+    cannot say that it ends."""
+    seen: list[int] = []
+    service = WorkerService(lambda reason, failed: None, saw_epoch=seen.append)
+    with opened(service, tmp_path) as stub:
+        first = Link(stub)
+        first.hello(7)
+        for epoch in (8, 9):
+            with pytest.raises(grpc.RpcError) as refused:
+                Link(stub).hello(epoch)
+            assert "seen epoch 7 and serves a frontend" in refused.value.details()
+    assert seen == [7]
+
+
+def test_a_stream_that_broke_during_its_hello_ends_the_rank() -> None:
+    class Gone:
+        def add_callback(self, callback: Callable[[], None]) -> bool:
+            return False
+
+    left = []
+    service = WorkerService(lambda reason, failed: left.append((reason, failed)))
+    hello = worker_pb2.ExecuteRequest(hello=worker_pb2.Hello(epoch=1, protocol=PROTOCOL))
+    next(service.Execute(iter([hello]), Gone()))
+    assert left == [("the frontend is gone", False)]
+
+
+def test_counts_are_copied_between_steps_on_the_thread_that_launches(rank) -> None:
+    service, stub, left = rank
+    threads = []
+
+    class Report:
+        def snapshot(self) -> Snapshot:
+            threads.append(threading.current_thread().name)
+            load_LE = torch.tensor([[1, 2, 3], [4, 5, 6]])
+            return Snapshot(layers=[1, 3], load_LE=load_LE, copied=None)
+
+    runs = threading.Thread(target=service.run, args=(None, Report()), name="runs", daemon=True)
+    runs.start()
+    answer = stub.GetExpertLoad(worker_pb2.GetExpertLoadRequest(), timeout=5)
+    assert (list(answer.layers), answer.num_experts) == ([1, 3], 3)
+    assert list(answer.tokens) == [1, 2, 3, 4, 5, 6]
+    assert threads == ["runs"]
+    assert left.empty()
+
+
+def test_a_rank_in_a_long_step_says_so(rank, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, stub, _ = rank
+    monkeypatch.setattr("workers.rank.service._SNAPSHOT_SECONDS", 0.05)
+    with pytest.raises(grpc.RpcError) as refused:
+        stub.GetExpertLoad(worker_pb2.GetExpertLoadRequest(), timeout=5)
+    assert refused.value.code() is grpc.StatusCode.UNAVAILABLE
+
+
+def test_another_protocol_is_refused_with_both_numbers(rank) -> None:
+    _, stub, _ = rank
+    with pytest.raises(grpc.RpcError) as refused:
+        Link(stub).hello(1, protocol=PROTOCOL + 1)
+    assert refused.value.code() is grpc.StatusCode.FAILED_PRECONDITION
+    assert f"protocol {PROTOCOL + 1}, this worker {PROTOCOL}" in refused.value.details()
+
+
+def test_the_first_message_must_be_hello(rank) -> None:
+    _, stub, _ = rank
+    link = Link(stub)
+    link.step(1)
+    with pytest.raises(grpc.RpcError) as refused:
+        next(link.answers)
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+
+
+@pytest.mark.parametrize("wrong", [3, 5])
+def test_a_gap_or_a_repeat_ends_the_rank(rank, wrong: int) -> None:
+    _, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+    link.step(3)
+    link.step(wrong)
+    reason, failed = left.get(timeout=5)
+    assert failed
+    assert "expected step 4" in reason
+
+
+def test_a_frontend_that_leaves_ends_the_rank(rank) -> None:
+    _, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+    link.answers.cancel()
+    assert left.get(timeout=5) == ("the frontend is gone", False)
+
+
+SILENT_FRONTEND = """
+import sys
+import grpc
+from tests.workers.launched import Stream
+from switchyard.worker.v1 import worker_pb2_grpc
+with grpc.insecure_channel(sys.argv[1]) as channel:
+    stream = Stream(worker_pb2_grpc.WorkerServiceStub(channel), epoch=1)
+    print("open", flush=True)
+    next(stream.answers)
+"""
+
+
+def test_a_frontend_whose_machine_is_gone_ends_the_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It closes nothing and answers nothing, like a process that is stopped."""
+    monkeypatch.setattr("workers.rank.service._PEER_MS", 500)
+    left: Left = queue.SimpleQueue()
+    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
+    with opened(service, tmp_path):
+        command = [sys.executable, "-c", SILENT_FRONTEND, f"unix:{tmp_path}/rank.sock"]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as frontend:
+            try:
+                assert frontend.stdout is not None
+                assert frontend.stdout.readline() == b"open\n"
+                frontend.send_signal(signal.SIGSTOP)
+                assert left.get(timeout=10) == ("the frontend is gone", False)
+            finally:
+                frontend.kill()
+
+
+def test_a_step_that_fails_ends_the_rank(rank) -> None:
+    service, _, left = rank
+
+    class Broken:
+        def launch(self, step: worker_pb2.StepRequest) -> FakeHandle:
+            if step.step_id == 2:
+                raise SystemExit
+            raise RuntimeError("no such block")
+
+    service.steps.put(worker_pb2.StepRequest(step_id=1))
+    service.steps.put(worker_pb2.StepRequest(step_id=2))
+    with pytest.raises(SystemExit):
+        service.run(Broken(), NO_LOAD)
+    assert left.get(timeout=5) == ("a step failed: no such block", True)
+
+
+def test_an_error_of_the_device_ends_the_rank_as_a_failure(rank) -> None:
+    service, stub, left = rank
+    link = Link(stub)
+    link.hello(1)
+
+    class Faulty:
+        def result(self) -> worker_pb2.StepResult:
+            raise RuntimeError("device-side assert")
+
+    service.handles.put(Faulty())
+    assert left.get(timeout=5) == ("a step failed: device-side assert", True)
+    with pytest.raises(grpc.RpcError):
+        next(link.answers)
+
+
+def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
+    first = WorkerService(lambda reason, failed: None)
+    port = first.server.add_insecure_port("127.0.0.1:0")
+    second = WorkerService(lambda reason, failed: None)
+    with pytest.raises(ValueError, match=f"--listen 127.0.0.1:{port}"):
+        second.bind(f"127.0.0.1:{port}")

@@ -1,0 +1,122 @@
+"""Columns of a step become the right positions, cache slots, tables and draws."""
+
+import pytest
+import torch
+
+from switchyard.worker.v1 import worker_pb2
+from tests.workers.steps import decode_step, prefill_step
+from workers.step.batch import BatchBuilder, Shape
+
+BLOCK = 4
+
+
+@pytest.fixture
+def builder() -> BatchBuilder:
+    return BatchBuilder(
+        num_slots=4, max_blocks=8, block_size=BLOCK, max_tokens=64, device=torch.device("cpu")
+    )
+
+
+def test_a_prompt_in_chunks_keeps_its_table(builder: BatchBuilder) -> None:
+    first = builder.build(prefill_step(0, 1, [9, 8, 7, 6, 5], [3, 6], draw=False))
+    assert first.forward.ids_T.tolist() == [9, 8, 7, 6, 5]
+    assert first.forward.attention.positions_T.tolist() == [0, 1, 2, 3, 4]
+    assert first.forward.attention.slots_T.tolist() == [1] * 5
+    assert builder.tables[1, :2].tolist() == [3, 6]
+    assert first.sampling is None
+    second = builder.build(prefill_step(1, 1, [4, 3, 2, 1], [5], position=5))
+    assert second.forward.attention.positions_T.tolist() == [5, 6, 7, 8]
+    assert builder.tables[1, :3].tolist() == [3, 6, 5]
+    assert second.forward.attention.slots == [1]
+    assert second.forward.attention.lengths == [9]
+    assert second.last_D is not None
+    assert second.last_D.tolist() == [3]
+    assert second.sampling is not None
+    assert second.sampling.position_D.tolist() == [9]
+
+
+def test_a_new_sequence_empties_its_slot(builder: BatchBuilder) -> None:
+    builder.build(prefill_step(0, 1, [1] * 9, [3, 6, 2]))
+    builder.build(prefill_step(1, 1, [2, 2], [7]))
+    assert builder.tables[1, 0] == 7
+    assert builder.table_lengths[1] == 1
+
+
+def test_decodes_take_the_last_token_of_their_slot_beside_a_prefill(builder: BatchBuilder) -> None:
+    for slot in (0, 3):
+        builder.build(prefill_step(slot, slot, [1] * (slot + 2), [slot, slot + 4]))
+    step = decode_step(4, [3, 0], [5, 2], [[], []])
+    step.new_sequences.add(slot=2, temperature=0.5, top_p=1.0, seed=2**64 - 1)
+    step.slots.append(2)
+    step.positions.append(0)
+    step.num_tokens.append(3)
+    step.token_ids.extend([7, 8, 9])
+    step.draws.append(True)
+    step.num_new_blocks.append(1)
+    step.new_blocks.append(1)
+    batch = builder.build(step)
+    assert batch.forward.ids_T.tolist() == [-1, -1, 7, 8, 9]
+    assert batch.forward.attention.positions_T.tolist() == [5, 2, 0, 1, 2]
+    assert batch.forward.attention.slots_T.tolist() == [3, 0, 2, 2, 2]
+    assert batch.forward.attention.num_tokens == [1, 1, 3]
+    assert batch.last_D is not None
+    assert batch.last_D.tolist() == [0, 1, 4]
+    assert batch.draw_slots_D.tolist() == [3, 0, 2]
+    assert batch.sampling is not None
+    assert batch.sampling.seed_D.tolist() == [0, 0, -1]
+    assert batch.sampling.any_random
+    assert not batch.sampling.any_filter
+
+
+def test_padding_takes_no_slot_and_no_context(builder: BatchBuilder) -> None:
+    for slot in (1, 2):
+        builder.build(prefill_step(slot, slot, [1, 1, 1], [slot]))
+    batch = builder.build(decode_step(3, [2, 1], [3, 3], [[], []]), Shape(4, decodes=True))
+    attention = batch.forward.attention
+    assert attention.slots_T.tolist() == [2, 1, -1, -1]
+    assert attention.lengths == [4, 4, 0, 0]
+    assert attention.num_decodes == batch.forward.max_tokens == 4
+    assert batch.forward.num_valid is not None
+    assert batch.forward.num_valid.tolist() == [2]
+    assert batch.draw_slots_D.tolist() == [2, 1, -1, -1]
+    assert batch.last_D is None
+    assert batch.rows.lengths.tolist() == [4, 4]
+    assert batch.sampling is not None
+    assert batch.sampling.temperature_D.tolist()[2:] == [0.0, 0.0]
+
+
+def test_a_table_takes_no_more_than_its_blocks(builder: BatchBuilder) -> None:
+    with pytest.raises(ValueError, match="more than 8 blocks"):
+        builder.build(prefill_step(0, 1, [1] * 36, list(range(9))))
+
+
+def test_tokens_are_suppressed_until_their_position(builder: BatchBuilder) -> None:
+    suppress = {"suppressed_token_ids": [2, 9], "suppress_until": 4}
+    first = builder.build(prefill_step(0, 0, [1, 1, 1], [0], **suppress))
+    assert first.sampling is not None
+    assert first.sampling.suppressed is not None
+    assert [column.tolist() for column in first.sampling.suppressed] == [[0, 0], [2, 9]]
+    later = builder.build(decode_step(1, [0], [3], [[]]))
+    assert later.sampling is not None
+    assert later.sampling.suppressed is None
+
+
+def test_an_empty_step_is_an_empty_batch(builder: BatchBuilder) -> None:
+    batch = builder.build(worker_pb2.StepRequest(step_id=0, max_replica_tokens=7))
+    assert batch.forward.ids_T.shape == (0,)
+    assert batch.forward.max_tokens == 7
+    assert batch.sampling is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_tokens", [2]), ("draws", []), ("num_new_blocks", [2]), ("num_new_blocks", [])],
+)
+def test_columns_that_contradict_each_other_are_refused(
+    builder: BatchBuilder, field: str, value: list[int]
+) -> None:
+    step = prefill_step(7, 0, [1, 2, 3], [0])
+    step.ClearField(field)
+    getattr(step, field).extend(value)
+    with pytest.raises(ValueError, match="step 7"):
+        builder.build(step)

@@ -1,0 +1,251 @@
+"""Attention of one query token a row over the paged KV cache, split along long contexts.
+
+Owns the arithmetic of a chunk and when a row's chunks are joined; knows nothing of how contexts
+are cut (workers.attention.plan) or who wrote the cache. Shapes: S rows, C chunks, N query heads,
+K key heads, G = N / K, D head_dim. Sums are fp32; probabilities are rounded to the model dtype
+before they meet the values, as scaled_dot_product_attention does, and the output once at the end.
+
+Chunks are joined in the order of their tokens, whoever does it: with many rows the last program of
+a row and key head to finish, which a counter tells that it is; with few rows, all of which are
+split, a second kernel, whose programs share the work better.
+
+The plan and the tables are read before the wait for the kernel before this one: they must have
+been written at least two kernels earlier.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options, precision, wait_for_previous
+from workers.attention.kernels.join_chunks import join_apart, join_chunks
+from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
+from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecodeWorkspace:
+    """What chunks of split rows leave for the join.
+
+    Attributes:
+        partials_CND, lse_CN: fp32 outputs and base-2 log-sum-exps, of any values between launches.
+        finished_SK: int32, chunks of a row that are done; zeros between launches.
+    """
+
+    partials_CND: torch.Tensor
+    lse_CN: torch.Tensor
+    finished_SK: torch.Tensor
+
+    @classmethod
+    def allocate(
+        cls,
+        num_rows: int,
+        capacity: int,
+        num_heads: int,
+        kv_heads: int,
+        head_dim: int,
+        device: torch.device | str,
+    ) -> DecodeWorkspace:
+        shape = (capacity, num_heads, head_dim)
+        return cls(
+            partials_CND=torch.empty(shape, dtype=torch.float32, device=device),
+            lse_CN=torch.empty(shape[:2], dtype=torch.float32, device=device),
+            finished_SK=torch.zeros((num_rows, kv_heads), dtype=torch.int32, device=device),
+        )
+
+
+@triton.jit
+def _chunk_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    tables_ptr,
+    chunks_ptr,
+    out_ptr,
+    partials_ptr,
+    lse_ptr,
+    finished_ptr,
+    q_stride,
+    table_stride,
+    SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    CHUNK_FIELDS: tl.constexpr,
+    TILE: tl.constexpr,
+    JOIN: tl.constexpr,
+    BLOCK_G: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One chunk of one row, for one key head and its query heads; grid (K, C)."""
+    HEADS: tl.constexpr = KV_HEADS * GROUP
+    kv_head = tl.program_id(0)
+    fields = chunks_ptr + tl.program_id(1) * CHUNK_FIELDS
+    row = tl.load(fields)
+    slot = tl.load(fields + 1)
+    start = tl.load(fields + 2)
+    stop = tl.load(fields + 3)
+    part = tl.load(fields + 4)
+    first = tl.load(fields + 5)
+    count = tl.load(fields + 6)
+    # Unsigned, so that block and place in it are a shift and a mask.
+    end = stop.to(tl.uint32)
+    tokens = start.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32)
+    table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
+    keys_ptr += kv_head * HEAD_DIM
+    values_ptr += kv_head * HEAD_DIM
+    STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+    wait_for_previous(PDL)
+    if row < 0:
+        return
+
+    g = tl.arange(0, BLOCK_G)
+    d = tl.arange(0, BLOCK_D)
+    real_d = d < HEAD_DIM
+    real_gd = (g < GROUP)[:, None] & real_d[None, :]
+    gd = g[:, None] * HEAD_DIM + d[None, :]
+    head = kv_head * GROUP
+    q_ptr += row.to(tl.int64) * q_stride + head * HEAD_DIM
+    q = tl.load(q_ptr + gd, mask=real_gd, other=0.0)
+
+    top = tl.full([BLOCK_G], float("-inf"), tl.float32)
+    # Summed over tokens at the end alone: in every tile it would cost barriers between warps.
+    totals = tl.zeros([BLOCK_G, TILE], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    for _ in range(start, stop, TILE):
+        live = tokens < end
+        live_td = live[:, None] & real_d[None, :]
+        at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
+        # The ids of the next tile are under way while this one is at work.
+        tokens += TILE
+        blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+        # Behind the length a block may hold anything: zeros stand there instead.
+        k = tl.load(keys_ptr + at, mask=live_td, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        p, top, fade = soften(scores, top, SCALE)
+        v = tl.load(values_ptr + at, mask=live_td, other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        totals = totals * fade[:, None] + p
+
+    total = tl.sum(totals, 1)
+    # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
+    acc = acc / tl.where(stop > start, total, 1.0)[:, None]
+    out_ptr += (row.to(tl.int64) * HEADS + head) * HEAD_DIM
+    if count == 1:
+        tl.store(out_ptr + gd, acc.to(out_ptr.dtype.element_ty), mask=real_gd)
+    else:
+        partials_ptr += head * HEAD_DIM
+        lse_ptr += head
+        part_ptr = partials_ptr + part.to(tl.int64) * (HEADS * HEAD_DIM)
+        tl.store(part_ptr + gd, acc, mask=real_gd)
+        tl.store(lse_ptr + part * HEADS + g, top + tl.log2(total), mask=g < GROUP)
+        if JOIN > 0:
+            # All threads' stores come before the one thread's release.
+            tl.debug_barrier()
+            finished_ptr += row * KV_HEADS + kv_head
+            others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
+            if others == count - 1:
+                partials_ptr += first.to(tl.int64) * (HEADS * HEAD_DIM)
+                lse_ptr += first * HEADS
+                join_chunks(
+                    partials_ptr, lse_ptr, out_ptr, count, HEADS, GROUP, HEAD_DIM, JOIN, BLOCK_D
+                )
+                tl.store(finished_ptr, 0)
+
+
+def decode_attention(
+    q_SND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tables: torch.Tensor,
+    chunks: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    workspace: DecodeWorkspace | None = None,
+    pdl: bool = False,
+    tiles: DecodeTiles | None = None,
+) -> torch.Tensor:
+    """Attend with one query a row, whose key and value are in the cache; scale 1 / sqrt(D).
+
+    Same launches whatever ``chunks`` holds, so a CUDA graph may replay them.
+
+    Args:
+        q_SND: ``[S, N, D]``, rows any distance apart.
+        keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
+        tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
+        chunks: int32 ``[C, 8]`` on the device, of plan_decode.
+        out: ``[S, N, D]``; padding rows become zeros.
+        workspace: for at least C chunks and S rows.
+        pdl: launch while the kernel before ends (CUDA only).
+        tiles: of ``decode_tiles`` unless given; any do for any chunks.
+
+    Returns:
+        ``out``.
+    """
+    num_rows, num_heads, head_dim = q_SND.shape
+    _, block_size, kv_heads, _ = keys.shape
+    capacity = len(chunks)
+    if out is None:
+        out = torch.empty_like(q_SND, memory_format=torch.contiguous_format)
+    if workspace is None:
+        workspace = DecodeWorkspace.allocate(
+            num_rows, capacity, num_heads, kv_heads, head_dim, q_SND.device
+        )
+    if tiles is None:
+        tiles = decode_tiles(num_rows)
+    check_operands(q_SND, keys, values, tables, out)
+    assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
+    assert chunks.dtype == torch.int32
+    _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
+    _chunk_kernel[(kv_heads, capacity)](
+        q_SND,
+        keys,
+        values,
+        tables,
+        chunks,
+        out,
+        workspace.partials_CND,
+        workspace.lse_CN,
+        workspace.finished_SK,
+        q_SND.stride(0),
+        tables.stride(0),
+        SCALE=math.log2(math.e) / math.sqrt(head_dim),
+        KV_HEADS=kv_heads,
+        GROUP=num_heads // kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        CHUNK_FIELDS=CHUNK_FIELDS,
+        TILE=tiles.tile,
+        JOIN=tiles.join,
+        BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
+        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        PRECISION=precision(keys.dtype),
+        num_warps=tiles.num_warps,
+        num_stages=tiles.num_stages,
+        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
+        **launch_options(pdl),
+    )
+    if tiles.join == 0:
+        join_apart(workspace.partials_CND, workspace.lse_CN, chunks, CHUNK_FIELDS, out=out, pdl=pdl)
+    return out
+
+
+def _check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int, int]) -> None:
+    num_rows, capacity, num_heads, kv_heads, head_dim = sizes
+    partials_CND, lse_CN = workspace.partials_CND, workspace.lse_CN
+    finished_SK = workspace.finished_SK
+    assert partials_CND.shape[1:] == (num_heads, head_dim) and lse_CN.shape[1] == num_heads
+    assert lse_CN.shape[0] >= capacity <= partials_CND.shape[0]
+    assert finished_SK.shape[0] >= num_rows and finished_SK.shape[1] == kv_heads
+    assert finished_SK.dtype == torch.int32
+    assert partials_CND.is_contiguous() and lse_CN.is_contiguous() and finished_SK.is_contiguous()

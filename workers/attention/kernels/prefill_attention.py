@@ -1,0 +1,288 @@
+"""Causal attention of prompt tokens over the paged KV cache, which holds their keys already.
+
+Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles
+(plan.py), how they are cut along their contexts (prefill_split.py), or who wrote the cache. Shapes: T tokens, P tiles, E entries, C parts, N query heads, K key heads, G = N / K, M query
+rows, D head_dim. A tile's rows are the G query heads of each of its tokens, so keys
+and values are read once for all of them and a tile's mask reaches over few keys. Sums are fp32;
+probabilities are rounded to the model dtype before they meet the values, as
+scaled_dot_product_attention does, and the output once at the end.
+
+The parts of a split tile are joined by the last program of the tile and key head to finish, which
+a counter tells that it is, in the order of their keys.
+
+The tiles and the tables are read before the wait for the kernel before this one: they must have
+been written at least two kernels earlier.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options, precision, wait_for_previous
+from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
+from workers.attention.plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
+from workers.attention.prefill_split import SPLIT_FIELDS
+
+# Of a multiprocessor's 227 KiB, what queries, keys and values may take together.
+_SHARED_BYTES = 224 << 10
+_FIELDS = 4
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class PrefillWorkspace:
+    """What parts of split tiles leave for the join.
+
+    Attributes:
+        partials_CKMD, lse_CKM: fp32 outputs and base-2 log-sum-exps, of any values between
+            launches.
+        finished_CK: int32, parts of a tile that are done, at its first; zeros between launches.
+    """
+
+    partials_CKMD: torch.Tensor
+    lse_CKM: torch.Tensor
+    finished_CK: torch.Tensor
+
+
+@triton.jit
+def _join_parts(
+    partials_ptr, lse_ptr, rows_M, real_MD, at_MD, count,
+    KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr,
+):  # fmt: skip
+    """The attention of a tile's query rows over all its parts; pointers name the first."""
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for _ in range(count):
+        # Past L1, which may hold what an earlier launch left at this place.
+        lse = tl.load(lse_ptr + rows_M, cache_modifier=".cg")
+        part = tl.load(partials_ptr + at_MD, mask=real_MD, other=0.0, cache_modifier=".cg")
+        new_top = tl.maximum(top, lse)
+        fade = tl.exp2(top - new_top)
+        weight = tl.exp2(lse - new_top)
+        acc = acc * fade[:, None] + part * weight[:, None]
+        total = total * fade + weight
+        top = new_top
+        partials_ptr += KV_HEADS * BLOCK_M * HEAD_DIM
+        lse_ptr += KV_HEADS * BLOCK_M
+    return acc / total[:, None]
+
+
+@triton.jit
+def _tile_kernel(
+    q_ptr,
+    keys_ptr,
+    values_ptr,
+    tables_ptr,
+    tiles_ptr,
+    out_ptr,
+    partials_ptr,  # this one and the next two: None without SPLIT
+    lse_ptr,
+    finished_ptr,
+    q_stride,
+    table_stride,
+    SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
+    KV_HEADS: tl.constexpr,
+    GROUP: tl.constexpr,
+    HEAD_DIM: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr,
+    FIELDS: tl.constexpr,
+    SPLIT: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    PRECISION: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """One tile of queries, or with SPLIT a part of its keys, for one key head and its query heads;
+    grid (K, P) or (K, E)."""
+    kv_head = tl.program_id(0)
+    fields = tiles_ptr + tl.program_id(1) * FIELDS
+    first = tl.load(fields)
+    count = tl.load(fields + 1)
+    slot = tl.load(fields + 2)
+    position = tl.load(fields + 3)
+    if SPLIT:
+        begin = tl.load(fields + 4)
+        stop = tl.load(fields + 5)
+        part = tl.load(fields + 6)
+        first_part = tl.load(fields + 7)
+        num_parts = tl.load(fields + 8)
+    else:
+        begin = 0
+        stop = position + count
+    # Unsigned, so that block and place in it are a shift and a mask.
+    end = stop.to(tl.uint32)
+    tokens = tl.arange(0, BLOCK_N).to(tl.uint32)
+    if SPLIT:
+        tokens += begin.to(tl.uint32)
+    table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
+    blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+    wait_for_previous(PDL)
+    if SPLIT:  # noqa: SIM102 - the kernel's language evaluates both sides of `and`
+        if count == 0:  # padding
+            return
+
+    m = tl.arange(0, BLOCK_M)
+    d = tl.arange(0, BLOCK_D)
+    query = m // GROUP
+    head = kv_head * GROUP + m % GROUP
+    real_d = d < HEAD_DIM
+    real_md = (query < count)[:, None] & real_d[None, :]
+    in_row = head[:, None] * HEAD_DIM + d[None, :]
+    q_ptr += first.to(tl.int64) * q_stride
+    q = tl.load(q_ptr + query[:, None] * q_stride + in_row, mask=real_md, other=0.0)
+    keys_ptr += kv_head * HEAD_DIM
+    values_ptr += kv_head * HEAD_DIM
+    STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in range(begin, stop, BLOCK_N):
+        live_nd = (tokens < end)[:, None] & real_d[None, :]
+        at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
+        # The ids of the next tile are under way while this one is at work.
+        tokens += BLOCK_N
+        blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
+        # Behind the length a block may hold anything: zeros stand there instead.
+        k = tl.load(keys_ptr + at, mask=live_nd, other=0.0)
+        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if start + BLOCK_N > position + 1:
+            seen = (position + query)[:, None] >= (start + tl.arange(0, BLOCK_N))[None, :]
+            scores = tl.where(seen, scores, float("-inf"))
+        p, top, fade = soften(scores, top, SCALE)
+        v = tl.load(values_ptr + at, mask=live_nd, other=0.0)
+        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        total = total * fade + tl.sum(p, 1)
+
+    acc = acc / total[:, None]
+    out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
+    to = out_ptr + query[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + in_row
+    if SPLIT:
+        if num_parts > 0:
+            PART: tl.constexpr = KV_HEADS * BLOCK_M
+            partials_ptr += kv_head * (BLOCK_M * HEAD_DIM)
+            lse_ptr += kv_head * BLOCK_M
+            at_md = m[:, None] * HEAD_DIM + d[None, :]
+            tl.store(
+                partials_ptr + part.to(tl.int64) * (PART * HEAD_DIM) + at_md, acc, mask=real_md
+            )
+            tl.store(lse_ptr + part * PART + m, top + tl.log2(total))
+            # All threads' stores come before the one thread's release.
+            tl.debug_barrier()
+            finished_ptr += first_part * KV_HEADS + kv_head
+            others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
+            if others == num_parts - 1:
+                partials_ptr += first_part.to(tl.int64) * (PART * HEAD_DIM)
+                lse_ptr += first_part * PART
+                joined = _join_parts(
+                    partials_ptr, lse_ptr, m, real_md, at_md, num_parts,
+                    KV_HEADS, BLOCK_M, BLOCK_D, HEAD_DIM,
+                )  # fmt: skip
+                tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_md)
+                tl.store(finished_ptr, 0)
+        else:
+            tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+    else:
+        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+
+
+def prefill_attention(
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    tables: torch.Tensor,
+    plan: torch.Tensor,
+    *,
+    out: torch.Tensor | None = None,
+    workspace: PrefillWorkspace | None = None,
+    pdl: bool = False,
+    tiles: PrefillTiles | None = None,
+) -> torch.Tensor:
+    """Attend with each tile's queries to all up to themselves; scale 1 / sqrt(D).
+
+    Args:
+        q_TND: ``[T, N, D]``, tokens any distance apart.
+        keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
+        tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
+        plan: int32 ``[P, 4]`` on the device, of plan_prefill with
+            ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
+            holds. Or int32 ``[E, 9]``, of split_tiles of that; entries of zeros are padding.
+        out: ``[T, N, D]``.
+        workspace: for entries alone, of at least as many parts as they name.
+        pdl: launch while the kernel before ends (CUDA only).
+        tiles: of ``prefill_tiles`` for T tokens unless given.
+
+    Returns:
+        ``out``.
+    """
+    num_tokens, num_heads, head_dim = q_TND.shape
+    _, block_size, kv_heads, _ = keys.shape
+    if out is None:
+        out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
+    if tiles is None:
+        tiles = prefill_tiles(num_tokens)
+    check_operands(q_TND, keys, values, tables, out)
+    assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
+    split = plan.shape[1] == SPLIT_FIELDS
+    assert split or plan.shape[1] == _FIELDS, f"a plan of {plan.shape[1]} columns"
+    # A mask hides what is ahead of a query, not what the next part has.
+    assert not split or (tiles.unit and tiles.unit % tiles.block_n == 0)
+    assert plan.is_contiguous() and plan.dtype == torch.int32
+    parts = _check_workspace(workspace, kv_heads, tiles.block_m, head_dim) if split else (None,) * 3
+    if not len(plan):
+        return out
+    block_d = max(16, triton.next_power_of_2(head_dim))
+    _tile_kernel[(kv_heads, len(plan))](
+        q_TND,
+        keys,
+        values,
+        tables,
+        plan,
+        out,
+        *parts,
+        q_TND.stride(0),
+        tables.stride(0),
+        SCALE=math.log2(math.e) / math.sqrt(head_dim),
+        KV_HEADS=kv_heads,
+        GROUP=num_heads // kv_heads,
+        HEAD_DIM=head_dim,
+        BLOCK_SIZE=block_size,
+        FIELDS=plan.shape[1],
+        SPLIT=split,
+        BLOCK_M=tiles.block_m,
+        BLOCK_N=tiles.block_n,
+        BLOCK_D=block_d,
+        PRECISION=precision(keys.dtype),
+        num_warps=tiles.num_warps,
+        num_stages=_fitting_stages(tiles, block_d * keys.element_size()),
+        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
+        **launch_options(pdl),
+    )
+    return out
+
+
+def _check_workspace(
+    workspace: PrefillWorkspace | None, kv_heads: int, block_m: int, head_dim: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Its tensors, as the kernel takes them."""
+    assert workspace is not None, "split tiles need a workspace"
+    parts = (workspace.partials_CKMD, workspace.lse_CKM, workspace.finished_CK)
+    num_parts = len(workspace.finished_CK)
+    for tensor, shape in zip(
+        parts, ((kv_heads, block_m, head_dim), (kv_heads, block_m), (kv_heads,)), strict=True
+    ):
+        assert tensor.shape == (num_parts, *shape) and tensor.is_contiguous()
+    assert workspace.finished_CK.dtype == torch.int32
+    return parts
+
+
+def _fitting_stages(tiles: PrefillTiles, row_bytes: int) -> int:
+    """As many as shared memory holds, ``tiles.num_stages`` at most."""
+    fit = (_SHARED_BYTES - tiles.block_m * row_bytes) // (2 * tiles.block_n * row_bytes)
+    return max(1, min(tiles.num_stages, fit))

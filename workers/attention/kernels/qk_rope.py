@@ -1,0 +1,306 @@
+"""From the qkv projection to attention: norm and rotation of q and k, keys and values to the cache.
+
+Owns the arithmetic between the two and the address of a token in the cache. Does not know how the
+projection was computed. T tokens, S parts, N query heads, K key/value heads, D head_dim, W =
+(N + 2K)·D, P positions. Heads are held as two halves of D/2, since rotation pairs i with i + D/2.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+
+from moe.kernels.launch import launch_options, wait_for_previous
+from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
+
+# Up to so many tokens, many small programs are quicker than few that load wide.
+_FEW_TOKENS = 32
+# Up to so many all programs run at once, and what they load ahead of the wait is hidden.
+_ONE_WAVE_TOKENS = 512
+# Beyond, a program turns so many times so many query heads: 64 bytes a lane in flight.
+_WIDE_HEADS, _WIDE_REPEAT = 8, 2
+
+
+@triton.jit
+def _weigh(half, scale, weight, DTYPE: tl.constexpr):
+    """One half of RMSNorm, cast before the weight and after it; in fp32 again."""
+    scaled = (half * scale).to(DTYPE).to(tl.float32)
+    return (scaled * weight.to(tl.float32)).to(DTYPE).to(tl.float32)
+
+
+@triton.jit
+def _norm_rotate(
+    first, second, weight_1, weight_2, cos, sin,
+    EPS: tl.constexpr, D: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """Both halves [heads, D/2] normed by head, then turned in fp32 and cast."""
+    first, second = first.to(tl.float32), second.to(tl.float32)
+    square = tl.sum(first * first + second * second, axis=1, keep_dims=True)
+    scale = tl.rsqrt(square / D + EPS)
+    first, second = _weigh(first, scale, weight_1, DTYPE), _weigh(second, scale, weight_2, DTYPE)
+    return (first * cos - second * sin).to(DTYPE), (second * cos + first * sin).to(DTYPE)
+
+
+@triton.jit
+def _finite(x):
+    """0 in place of what is not finite: see workers.attention.kv_cache.LayerCache.write."""
+    return tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
+
+
+@triton.jit(do_not_specialize=["max_blocks"])
+def _qk_rope_kernel(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
+    keys_ptr, values_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
+    S: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """HEADS heads of one kind of one token: groups of q first, then of k, then of v."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    HALF: tl.constexpr = D // 2
+    q_groups: tl.constexpr = (N + HEADS - 1) // HEADS
+    kv_groups: tl.constexpr = (K + HEADS - 1) // HEADS
+    group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    is_q, is_v = group < q_groups, group >= q_groups + kv_groups
+    first_group = tl.where(is_q, 0, tl.where(is_v, q_groups + kv_groups, q_groups))
+    row_head = tl.where(is_q, 0, tl.where(is_v, N + K, N))
+    heads = (group - first_group) * HEADS + tl.arange(0, HEADS)
+    # What all heads share is loaded for each of them: the cache serves it, no barrier is needed.
+    halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
+    mask = (heads < tl.where(is_q, N, K))[:, None] & (halves < HALF)
+    inner = heads[:, None] * D + halves
+    if is_q:
+        weight_1 = tl.load(q_norm_ptr + halves, mask=mask, other=0.0)
+        weight_2 = tl.load(q_norm_ptr + HALF + halves, mask=mask, other=0.0)
+    else:
+        weight_1 = tl.load(k_norm_ptr + halves, mask=mask, other=0.0)
+        weight_2 = tl.load(k_norm_ptr + HALF + halves, mask=mask, other=0.0)
+    # Slots, positions and tables are older than the projection, which has waited for them itself.
+    slot = tl.load(slots_ptr + token)
+    position = tl.load(positions_ptr + token)
+    is_token = slot >= 0
+    position = tl.where(is_token, position, 0)
+    table_ptr = tables_ptr + slot.to(tl.int64) * max_blocks
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=is_token & ~is_q, other=0)
+    turns = position.to(tl.int64) * D + halves
+    cos = tl.load(cos_ptr + turns, mask=mask, other=0.0)
+    sin = tl.load(sin_ptr + turns, mask=mask, other=0.0)
+    wait_for_previous(PDL)
+    qkv_ptrs = qkv_ptr + token * stride_t + row_head * D + inner
+    first_parts = load_parts(qkv_ptrs, mask, stride_s, S)
+    second_parts = load_parts(qkv_ptrs + HALF, mask, stride_s, S)
+    # Rounded as F.linear rounds.
+    first, second = add_parts(first_parts, S).to(dtype), add_parts(second_parts, S).to(dtype)
+    cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D) + inner
+    if is_v:
+        tl.store(values_ptr + cache, _finite(first), mask=mask & is_token)
+        tl.store(values_ptr + cache + HALF, _finite(second), mask=mask & is_token)
+    else:
+        first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
+        if is_q:
+            q_ptrs = q_ptr + token * (N * D) + inner
+            tl.store(q_ptrs, first, mask=mask)
+            tl.store(q_ptrs + HALF, second, mask=mask)
+        else:
+            tl.store(keys_ptr + cache, _finite(first), mask=mask & is_token)
+            tl.store(keys_ptr + cache + HALF, _finite(second), mask=mask & is_token)
+
+
+@triton.jit
+def _load_halves(ptr, inner, mask, D: tl.constexpr):
+    """Both halves of some heads, read once."""
+    first = tl.load(ptr + inner, mask=mask, other=0.0, eviction_policy="evict_first")
+    second = tl.load(ptr + D // 2 + inner, mask=mask, other=0.0, eviction_policy="evict_first")
+    return first, second
+
+
+@triton.jit
+def _load_shared(norm_ptr, cos_ptr, sin_ptr, position, halves, mask, D: tl.constexpr):
+    """What all heads share, for each of a tile's heads: no barrier, and registers keep it."""
+    turns = position.to(tl.int64) * D + halves
+    weight_1 = tl.load(norm_ptr + halves, mask=mask, other=0.0)
+    weight_2 = tl.load(norm_ptr + D // 2 + halves, mask=mask, other=0.0)
+    cos = tl.load(cos_ptr + turns, mask=mask, other=0.0)
+    return weight_1, weight_2, cos, tl.load(sin_ptr + turns, mask=mask, other=0.0)
+
+
+@triton.jit
+def _rope_queries(
+    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, q_ptr, first_head,
+    EPS: tl.constexpr, N: tl.constexpr, D: tl.constexpr,
+    HEADS: tl.constexpr, REPEAT: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """REPEAT tiles of HEADS query heads of one token."""
+    dtype: tl.constexpr = q_ptr.dtype.element_ty
+    heads = first_head + tl.arange(0, HEADS)[:, None]
+    halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
+    is_half = halves < D // 2
+    inner = heads * D + halves
+    tiles = ()
+    for r in tl.static_range(REPEAT):
+        mask = (heads + r * HEADS < N) & is_half
+        tiles = tiles + _load_halves(qkv_ptr + r * HEADS * D, inner, mask, D)
+    slot, position = tl.load(slot_ptr), tl.load(position_ptr)
+    position = tl.where(slot >= 0, position, 0)
+    weight_1, weight_2, cos, sin = _load_shared(
+        norm_ptr, cos_ptr, sin_ptr, position, halves, is_half, D
+    )
+    for r in tl.static_range(REPEAT):
+        first, second = tiles[2 * r].to(dtype), tiles[2 * r + 1].to(dtype)
+        first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
+        mask = (heads + r * HEADS < N) & is_half
+        q_ptrs = q_ptr + r * HEADS * D + inner
+        tl.store(q_ptrs, first, mask=mask)
+        tl.store(q_ptrs + D // 2, second, mask=mask)
+
+
+@triton.jit
+def _rope_keys_values(
+    qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, tables_ptr, keys_ptr, values_ptr,
+    max_blocks, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """All heads of k and v of one token, HEADS or fewer."""
+    dtype: tl.constexpr = keys_ptr.dtype.element_ty
+    heads = tl.arange(0, HEADS)[:, None]
+    halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
+    mask = (heads < 2 * K) & (halves < D // 2)
+    inner = heads * D + halves
+    v_1, v_2 = _load_halves(qkv_ptr, inner, mask, D)
+    slot, position = tl.load(slot_ptr), tl.load(position_ptr)
+    is_token = slot >= 0
+    position = tl.where(is_token, position, 0)
+    table_ptr = tables_ptr + slot.to(tl.int64) * max_blocks
+    block = tl.load(table_ptr + position // BLOCK_SIZE, mask=is_token, other=0)
+    weight_1, weight_2, cos, sin = _load_shared(
+        norm_ptr, cos_ptr, sin_ptr, position, halves, mask, D
+    )
+    v_1, v_2 = v_1.to(dtype), v_2.to(dtype)
+    # For every head, of which k's are stored; of those left as they are, v's.
+    k_1, k_2 = _norm_rotate(v_1, v_2, weight_1, weight_2, cos, sin, EPS, D, dtype)
+    cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D)
+    key_ptrs, value_ptrs = keys_ptr + cache + inner, values_ptr + (cache - K * D) + inner
+    is_k, is_v = mask & is_token & (heads < K), mask & is_token & (heads >= K)
+    tl.store(key_ptrs, _finite(k_1), mask=is_k)
+    tl.store(key_ptrs + D // 2, _finite(k_2), mask=is_k)
+    tl.store(value_ptrs, _finite(v_1), mask=is_v)
+    tl.store(value_ptrs + D // 2, _finite(v_2), mask=is_v)
+
+
+@triton.jit(do_not_specialize=["max_blocks"])
+def _qk_rope_wide_kernel(
+    qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
+    keys_ptr, values_ptr, q_ptr, stride_t, max_blocks, EPS: tl.constexpr,
+    N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    HEADS: tl.constexpr, REPEAT: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+    PDL: tl.constexpr,
+):  # fmt: skip
+    """REPEAT · HEADS heads of q of one token or, in its last program, all its heads of k and v.
+
+    The projection's loads are sent first, and do not wait for a position.
+    """
+    group, token = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    qkv_ptr += token * stride_t
+    slots_ptr += token
+    positions_ptr += token
+    wait_for_previous(PDL)
+    if group < tl.num_programs(0) - 1:
+        _rope_queries(
+            qkv_ptr, q_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
+            q_ptr + token * (N * D), group * (REPEAT * HEADS), EPS, N, D, HEADS, REPEAT, BLOCK_D,
+        )  # fmt: skip
+    else:
+        _rope_keys_values(
+            qkv_ptr + N * D, k_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
+            tables_ptr, keys_ptr, values_ptr, max_blocks, EPS, K, D, BLOCK_SIZE, KV_HEADS, BLOCK_D,
+        )  # fmt: skip
+
+
+def qk_rope(
+    qkv_STW: torch.Tensor,
+    q_norm_D: torch.Tensor,
+    k_norm_D: torch.Tensor,
+    eps: float,
+    cos_PD: torch.Tensor,
+    sin_PD: torch.Tensor,
+    positions_T: torch.Tensor,
+    slots_T: torch.Tensor,
+    tables: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    *,
+    out_q_TND: torch.Tensor,
+    pdl: bool = False,
+) -> torch.Tensor:
+    """q normed and rotated, in ``out_q_TND``; k (likewise) and v stored in the paged cache.
+
+    What is not finite is stored as 0.
+
+    Args:
+        qkv_STW: parts, in any dtype, any strides over S and T.
+        cos_PD, sin_PD: fp32, of every position; the second half repeats the first.
+        positions_T: int32.
+        slots_T: int32, sequence of each token; −1 is padding, of which nothing is stored.
+        tables: int32 ``[num_slots, max_blocks]``: blocks of each sequence.
+        keys, values: ``[num_blocks, block_size, K, D]``.
+        out_q_TND: in the model's dtype, to which the sum of the parts is rounded.
+    """
+    S, T, W = qkv_STW.shape
+    N, D = out_q_TND.shape[1:]
+    block_size, K = keys.shape[1:3]
+    assert W == (N + 2 * K) * D
+    assert D % 2 == 0
+    assert qkv_STW.stride(2) == 1
+    assert out_q_TND.shape[0] == T
+    assert keys.shape == values.shape
+    assert keys.shape[3] == q_norm_D.shape[0] == k_norm_D.shape[0] == D
+    assert keys.dtype == values.dtype == out_q_TND.dtype
+    assert cos_PD.shape == sin_PD.shape
+    assert cos_PD.shape[1] == D
+    assert cos_PD.dtype == sin_PD.dtype == torch.float32
+    assert positions_T.shape == slots_T.shape == (T,)
+    assert positions_T.dtype == slots_T.dtype == tables.dtype == torch.int32
+    tensors = (q_norm_D, k_norm_D, cos_PD, sin_PD, positions_T, slots_T, tables, keys, values)
+    assert all(tensor.is_contiguous() for tensor in (*tensors, out_q_TND))
+    if T == 0:
+        return out_q_TND
+    args = (*tensors, out_q_TND)
+    if T > _ONE_WAVE_TOKENS and S == 1:
+        _launch_wide(qkv_STW[0], *args, eps=eps, pdl=pdl)
+    else:
+        _launch(qkv_STW, *args, eps=eps, pdl=pdl)
+    return out_q_TND
+
+
+def _launch(qkv_STW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
+    """``args`` as the kernel names them."""
+    S, T, _ = qkv_STW.shape
+    N, K, D = args[-1].shape[1], args[-2].shape[2], args[-1].shape[2]
+    heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
+    groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
+    block_d = triton.next_power_of_2(D // 2)
+    _qk_rope_kernel[(groups, T)](
+        qkv_STW, *args, qkv_STW.stride(0), qkv_STW.stride(1), args[6].shape[1],
+        EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, BLOCK_D=block_d,
+        num_warps=max(1, heads * block_d // 256),
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,  # multiply, then add: the bits of workers.layers.rotary.rotate
+        **launch_options(pdl),
+    )  # fmt: skip
+
+
+def _launch_wide(qkv_TW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
+    """``args`` as the kernel names them."""
+    T, N, D = args[-1].shape
+    K = args[-2].shape[2]
+    heads = min(_WIDE_HEADS, triton.next_power_of_2(N))
+    block_d = triton.next_power_of_2(D // 2)
+    _qk_rope_wide_kernel[(triton.cdiv(N, heads * _WIDE_REPEAT) + 1, T)](
+        qkv_TW, *args, qkv_TW.stride(0), args[6].shape[1],
+        EPS=eps, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, REPEAT=_WIDE_REPEAT,
+        KV_HEADS=triton.next_power_of_2(2 * K), BLOCK_D=block_d,
+        num_warps=max(1, heads * block_d // 256),
+        maxnreg=MAX_REGISTERS,
+        enable_fp_fusion=False,  # as above
+        **launch_options(pdl),
+    )  # fmt: skip

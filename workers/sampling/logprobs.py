@@ -1,0 +1,175 @@
+"""Log-probabilities of a step: of drawn tokens and of a prompt's, and of the most likely beside.
+
+Owns their computation, under the model's own distribution in fp32, and their way to the host.
+Knows nothing of how tokens are drawn. The most likely tokens are found in two rounds without
+sorting the vocabulary: the k best chunks by their best token contain the k best tokens.
+Shapes: N tokens, V vocabulary, K most likely tokens, C chunks, P prompt tokens, D rows that draw.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from workers.sampling.options import Asking, PromptPart
+from workers.staging import Staging
+
+_CHUNK = 128
+# Prompt tokens whose logits exist at once; every piece is filled up to it, so that the head's
+# kernels see one shape.
+PROMPT_PIECE = 128
+_SPARE_WORDS = 1 << 14
+
+
+class Columns(NamedTuple):
+    """As StepResult has them."""
+
+    logprobs: list[float]
+    top_token_ids: list[int]
+    top_logprobs: list[float]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class LogprobHandle:
+    """Log-probabilities on their way to the host.
+
+    Attributes:
+        words: int32 [N, 1 + 2 K]: the bits of a token's log-probability and of those of the most
+            likely, then their ids; readable once the step is done.
+        num_top_N: how many of the most likely each token reports.
+    """
+
+    words: torch.Tensor
+    num_top_N: np.ndarray
+
+    def read(self) -> Columns:
+        """The values that were asked for."""
+        words = self.words.numpy()
+        most = words.shape[1] // 2
+        values, ids_NK = words[:, : 1 + most].view(np.float32), words[:, 1 + most :]
+        asked_NK = np.arange(most) < self.num_top_N[:, None]
+        return Columns(
+            values[:, 0].tolist(), ids_NK[asked_NK].tolist(), values[:, 1:][asked_NK].tolist()
+        )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Ranked:
+    """The distributions of draws before anything was done to them.
+
+    Attributes:
+        rows_N: which draws they are of, int64.
+        num_top_N: as in `LogprobHandle`.
+    """
+
+    logprobs_NV: torch.Tensor
+    rows_N: torch.Tensor
+    num_top_N: np.ndarray
+
+
+class Logprobs:
+    """Computes a rank's log-probabilities."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.draws = Staging(device, _SPARE_WORDS)
+        self.prompts = Staging(device, _SPARE_WORDS)
+
+    def rank(self, logits_DV: torch.Tensor, draws: list[Asking]) -> Ranked | None:
+        """Keep the distributions of draws that ask, from logits that nothing has changed yet."""
+        asking = [draw for draw in draws if draw.extras.num_logprobs]
+        if not asking:
+            return None
+        rows = np.array([draw.row for draw in asking], dtype=np.int64)
+        rows_N = self.draws.copy({"rows": rows})["rows"]
+        return Ranked(
+            logprobs_NV=_log_softmax(logits_DV.index_select(0, rows_N)),
+            rows_N=rows_N,
+            num_top_N=np.array([draw.extras.num_logprobs - 1 for draw in asking]),
+        )
+
+    def of_draws(self, ranked: Ranked, tokens_D: torch.Tensor) -> LogprobHandle:
+        """Of the drawn tokens; zeros where there is none."""
+        tokens_N = tokens_D.index_select(0, ranked.rows_N)
+        words = _words(
+            ranked.logprobs_NV, tokens_N.clamp(min=0).long(), int(ranked.num_top_N.max())
+        )
+        words.masked_fill_((tokens_N < 0)[:, None], 0)
+        return LogprobHandle(_to_host(words), ranked.num_top_N)
+
+    def of_prompts(
+        self,
+        hidden_TH: torch.Tensor,
+        prompts: list[PromptPart],
+        head: Callable[[torch.Tensor], torch.Tensor],
+        *,
+        reports: bool,
+    ) -> LogprobHandle | None:
+        """Of the tokens behind a step's.
+
+        Args:
+            head: from hidden states to logits. Every rank of a tensor-parallel group calls it as
+                often as the others.
+            reports: whether this rank's are asked for; without, the result is None.
+        """
+        num_top_N = np.repeat(
+            [part.num_logprobs - 1 for part in prompts], [len(part.next_ids) for part in prompts]
+        )
+        num_tokens = len(num_top_N)
+        columns = np.zeros((2, -(-num_tokens // PROMPT_PIECE) * PROMPT_PIECE), dtype=np.int64)
+        columns[0, :num_tokens] = np.concatenate(
+            [part.first + np.arange(len(part.next_ids)) for part in prompts]
+        )
+        columns[1, :num_tokens] = np.concatenate([part.next_ids for part in prompts])
+        on = self.prompts.copy({"columns": columns})["columns"]
+        pieces = []
+        for tokens_N, next_ids_N in zip(*(c.split(PROMPT_PIECE) for c in on), strict=True):
+            logits_NV = head(hidden_TH.index_select(0, tokens_N))
+            if reports:
+                pieces.append(_words(_log_softmax(logits_NV), next_ids_N, int(num_top_N.max())))
+        if not reports:
+            return None
+        return LogprobHandle(_to_host(torch.cat(pieces)[:num_tokens]), num_top_N)
+
+
+def most_likely(x_NV: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The highest K values of each row and their ids, best first, the lower id first of equals.
+
+    A chunk that is behind K others, by its best value and then its place, has a token behind K
+    others.
+    """
+    padding = -x_NV.shape[1] % _CHUNK
+    if padding:
+        x_NV = F.pad(x_NV, (0, padding), value=float("-inf"))
+    chunks_NCL = x_NV.unflatten(1, (-1, _CHUNK))
+    best_NC = chunks_NCL.amax(dim=-1).sort(dim=-1, descending=True, stable=True).indices
+    chunks_NK = best_NC[:, :most].sort(dim=-1).values
+    places_NKL = chunks_NK[:, :, None] * _CHUNK + torch.arange(_CHUNK, device=x_NV.device)
+    ids_NM = places_NKL.flatten(1)
+    values_NM, order_NM = x_NV.gather(1, ids_NM).sort(dim=-1, descending=True, stable=True)
+    return values_NM[:, :most], ids_NM.gather(1, order_NM[:, :most])
+
+
+def _log_softmax(logits_NV: torch.Tensor) -> torch.Tensor:
+    return torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
+
+
+def _words(logprobs_NV: torch.Tensor, tokens_N: torch.Tensor, most: int) -> torch.Tensor:
+    """`LogprobHandle.words` of a token in each row; finite whatever the model gave."""
+    own_N1 = logprobs_NV.gather(1, tokens_N[:, None])
+    top_NK, ids_NK = most_likely(logprobs_NV, most)
+    values = torch.cat((own_N1, top_NK), dim=1)
+    values = values.masked_fill(~values.isfinite(), 0.0)
+    return torch.cat((values.view(torch.int32), ids_NK.int()), dim=1)
+
+
+def _to_host(words: torch.Tensor) -> torch.Tensor:
+    """Start the copy."""
+    if words.device.type == "cpu":
+        return words
+    host = torch.empty(words.shape, dtype=words.dtype, pin_memory=True)
+    return host.copy_(words, non_blocking=True)

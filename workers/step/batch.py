@@ -1,0 +1,296 @@
+"""From a StepRequest's columns to a batch on the device.
+
+Owns what outlives a step on this rank: every slot's block table, last drawn token and what adjusts
+its logits (device), its table's length and sampling parameters (host). Knows nothing of the model
+beyond the heads that attention is divided by.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from switchyard.worker.v1 import worker_pb2
+from workers.attention.layer import AttentionBatch
+from workers.attention.plan import decode_capacity, decode_tiles, plan_decode
+from workers.attention.prefill_split import SPLIT_FIELDS, max_parts, tile_columns
+from workers.models.base import ForwardBatch
+from workers.rows import Rows, int32s
+from workers.sampling.logits_processor import Adjuster
+from workers.sampling.options import StepExtras
+from workers.sampling.slot_params import SlotParams
+from workers.sampling.torch_sampler import SamplingRows
+from workers.staging import Staging
+
+_SPARE_WORDS = 1 << 16  # of what no graph reads, to begin with
+
+
+class Shape(NamedTuple):
+    """What a captured step is padded to: its tokens, and whether all of them are decodes."""
+
+    tokens: int
+    decodes: bool
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class AttentionShape:
+    """What divides the work of attention kernels on this rank."""
+
+    num_heads: int
+    kv_heads: int
+    num_cores: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceBatch:
+    """A staged step.
+
+    Attributes:
+        rows: what it was made of, without padding.
+        shape: what it was padded to, None if it was not.
+        last_D: index of the last token of each row that draws, into the step's tokens, int32 [D];
+            None when every token draws.
+        draw_slots_D: slot of each row that draws, int32, -1 for padding.
+        sampling: None when no row draws.
+        extras: None when no row asks for more than `sampling`.
+    """
+
+    rows: Rows
+    shape: Shape | None
+    forward: ForwardBatch
+    last_D: torch.Tensor | None
+    draw_slots_D: torch.Tensor
+    sampling: SamplingRows | None
+    extras: StepExtras | None
+
+
+class BatchBuilder:
+    """Stages steps.
+
+    Args:
+        num_slots: slots of this replica.
+        max_blocks: blocks of the longest sequence.
+        block_size: tokens in a block.
+        max_tokens: most tokens of a step.
+        attention: plans for attention kernels are made with it; None: there are none.
+    """
+
+    def __init__(
+        self,
+        *,
+        num_slots: int,
+        max_blocks: int,
+        block_size: int,
+        max_tokens: int,
+        device: torch.device,
+        attention: AttentionShape | None = None,
+    ) -> None:
+        self.num_slots = num_slots
+        self.block_size = block_size
+        self.device = device
+        self.attention = attention
+        self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int32, device=device)
+        kv_heads = 0 if attention is None else attention.kv_heads
+        # Between steps zeros, which decode attention leaves behind.
+        self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
+        num_parts = max_parts(kv_heads, attention.num_cores) if attention is not None else 0
+        # Likewise, by prefill attention.
+        self.finished_CK = torch.zeros(num_parts, kv_heads, dtype=torch.int32, device=device)
+        self.table_lengths = np.zeros(num_slots, dtype=np.int64)
+        self.params = SlotParams(num_slots)
+        self.adjuster = Adjuster(num_slots=num_slots, device=device)
+        self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
+        self.columns = Staging(
+            device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_parts + 4096
+        )
+        self.table_changes = Staging(device, _SPARE_WORDS)
+        self.pairs = Staging(device, _SPARE_WORDS)
+
+    def build(self, step: worker_pb2.StepRequest, shape: Shape | None = None) -> DeviceBatch:
+        """Take in the step's changes and stage its batch.
+
+        Args:
+            shape: what it is padded to. What the model reads then has sizes, and places on the
+                device, that depend on nothing else; in a shape that is not of decodes, what is
+                drawn has not.
+
+        Raises:
+            ValueError: the columns contradict each other or name what does not exist.
+        """
+        for new in step.new_sequences:
+            self.params.set(new)
+            self.adjuster.forget(new.slot)
+            self.table_lengths[new.slot] = 0
+        rows = Rows.from_step(step)
+        rows.check_slots(self.num_slots)
+        extras = self._extras(step, rows)
+        self._add_blocks(step, rows.slots)
+        rows.check_room(self.table_lengths * self.block_size)
+        num_tokens = int(rows.num_tokens.sum())
+        padded = rows.padded(shape.tokens) if shape is not None and shape.decodes else rows
+        columns = self._token_columns(step, padded, num_tokens if shape is None else shape.tokens)
+        columns["num_valid"] = np.array([num_tokens], dtype=np.int32)
+        num_decodes = step.num_decodes
+        if shape is not None:
+            num_decodes = shape.tokens if shape.decodes else 0
+        if self.attention is not None:
+            columns |= self._attention_columns(num_decodes, padded, shape, self.attention)
+        slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
+        columns |= self._draw_columns(padded, slots, lengths)
+        on = self.columns.copy(columns)
+        max_tokens = step.max_replica_tokens if shape is None else shape.tokens
+        forward = ForwardBatch(
+            ids_T=on["ids"],
+            last_token=self.last_token,
+            attention=self._attention_batch(num_decodes, padded, on),
+            max_tokens=max_tokens,
+            num_valid=None if shape is None else on["num_valid"],
+        )
+        return DeviceBatch(
+            rows=rows,
+            shape=shape,
+            forward=forward,
+            last_D=on.get("last"),
+            draw_slots_D=on["draw_slots"],
+            sampling=self._sampling(slots, lengths, on, extras),
+            extras=extras,
+        )
+
+    def _extras(self, step: worker_pb2.StepRequest, rows: Rows) -> StepExtras | None:
+        """None when no row asks."""
+        if not (self.params.asks[rows.slots].any() or step.masked_draws or step.draw_masks):
+            return None
+        return StepExtras.of(step, rows, self.params.extras)
+
+    def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
+        """Append new blocks to the rows' tables."""
+        counts = np.array(step.num_new_blocks, dtype=np.int64)
+        blocks = int32s(step, "new_blocks")
+        if len(counts) != len(slots) or counts.sum() != len(blocks):
+            raise ValueError(
+                f"step {step.step_id}: {len(counts)} block counts that sum to {counts.sum()} for "
+                f"{len(slots)} rows and {len(blocks)} blocks"
+            )
+        if not len(blocks):
+            return
+        slot_of_block = np.repeat(slots.astype(np.int64), counts)
+        offsets = np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts)
+        places = self.table_lengths[slot_of_block] + offsets
+        max_blocks = self.tables.shape[1]
+        if places.max() >= max_blocks:
+            raise ValueError(f"step {step.step_id}: a sequence of more than {max_blocks} blocks")
+        changes = self.table_changes.copy(
+            {"places": slot_of_block * max_blocks + places, "blocks": blocks}
+        )
+        self.tables.view(-1).index_copy_(0, changes["places"], changes["blocks"])
+        self.table_lengths[slots] += counts
+
+    def _token_columns(
+        self, step: worker_pb2.StepRequest, rows: Rows, size: int
+    ) -> dict[str, np.ndarray]:
+        """One entry a token, and padding behind."""
+        num_tokens = int(rows.num_tokens.sum())
+        row_of_token = np.repeat(np.arange(len(rows.slots)), rows.num_tokens)
+        starts = np.repeat(rows.positions - rows.first_token, rows.num_tokens)
+        ids = np.full(size, -1, dtype=np.int32)
+        if len(step.token_ids):
+            ids[step.num_decodes : num_tokens] = int32s(step, "token_ids")
+        positions = np.zeros(size, dtype=np.int32)
+        positions[:num_tokens] = np.arange(num_tokens) + starts
+        slots = np.full(size, -1, dtype=np.int32)
+        slots[:num_tokens] = rows.slots[row_of_token]
+        return {"ids": ids, "positions": positions, "slots": slots}
+
+    def _draw_columns(
+        self, rows: Rows, slots: np.ndarray, lengths: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """One entry a row that draws."""
+        columns = {
+            "draw_slots": slots,
+            "draw_positions": lengths.astype(np.int64),
+            **self.params.columns(slots),
+        }
+        if len(slots) != rows.num_tokens.sum():
+            columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
+        return columns
+
+    def _attention_columns(
+        self, num_decodes: int, rows: Rows, shape: Shape | None, heads: AttentionShape
+    ) -> dict[str, np.ndarray]:
+        """Plans of the attention kernels; a captured step's are as long as any of its shape."""
+        columns = {}
+        if num_decodes:
+            capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores)
+            unit = decode_tiles(num_decodes).unit
+            columns["chunks"] = plan_decode(
+                rows.lengths[:num_decodes], rows.slots[:num_decodes], capacity, unit
+            )
+        if shape is None and num_decodes == len(rows.slots):
+            return columns
+        if shape is None or not shape.decodes:
+            columns["tiles"] = tile_columns(
+                rows,
+                num_decodes,
+                num_heads=heads.num_heads,
+                kv_heads=heads.kv_heads,
+                num_cores=heads.num_cores,
+                shape=None if shape is None else (shape.tokens, self.num_slots),
+            )
+        return columns
+
+    def _attention_batch(
+        self, num_decodes: int, rows: Rows, on: dict[str, torch.Tensor]
+    ) -> AttentionBatch:
+        tiles = on.get("tiles")
+        split = tiles is not None and tiles.shape[1] == SPLIT_FIELDS
+        return AttentionBatch(
+            positions_T=on["positions"],
+            slots_T=on["slots"],
+            tables=self.tables,
+            slots=rows.slots.tolist(),
+            lengths=rows.lengths.tolist(),
+            num_tokens=rows.num_tokens.tolist(),
+            num_decodes=num_decodes,
+            chunks=on.get("chunks"),
+            finished_SK=self.finished_SK,
+            tiles=tiles,
+            finished_CK=self.finished_CK if split else None,
+        )
+
+    def _suppressed(
+        self, slots: np.ndarray, lengths: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Pairs that may not be drawn; no graph reads them, so their number has no bound."""
+        draw_rows, ids = self.params.suppressed(slots, lengths)
+        if not len(ids):
+            return None
+        on = self.pairs.copy({"rows": draw_rows, "ids": ids})
+        return on["rows"], on["ids"]
+
+    def _sampling(
+        self,
+        slots: np.ndarray,
+        lengths: np.ndarray,
+        on: dict[str, torch.Tensor],
+        extras: StepExtras | None,
+    ) -> SamplingRows | None:
+        """Of the rows that draw; None when none does."""
+        if not len(slots):
+            return None
+        any_random, any_filter = self.params.kinds(slots)
+        return SamplingRows(
+            temperature_D=on["temperature"],
+            top_p_D=on["top_p"],
+            min_p_D=on["min_p"],
+            top_k_D=on["top_k"],
+            seed_D=on["seed"],
+            sample_index_D=on["sample_index"],
+            position_D=on["draw_positions"],
+            suppressed=self._suppressed(slots, lengths),
+            any_random=any_random,
+            any_filter=any_filter,
+            any_excluded=extras is not None and extras.excludes,
+        )

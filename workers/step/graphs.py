@@ -1,0 +1,121 @@
+"""CUDA graphs of steps, one a padded shape.
+
+Owns which shapes are captured, the captures and their replay. Knows nothing of the model: it
+captures a function of a staged batch, whose columns lie at addresses that depend on the shape
+alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from bisect import bisect_left
+from collections.abc import Callable
+
+import torch
+
+from moe.kernels.workspace import Workspace
+from switchyard.worker.v1 import worker_pb2
+from workers.step.batch import BatchBuilder, DeviceBatch, Shape
+
+Forward = Callable[[DeviceBatch], torch.Tensor]
+
+# Steps with a prefill of more tokens keep the device busy for longer than they take to launch.
+_MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
+# In a captured mixed step a decode's context is read by one program a key head.
+_MIXED_CONTEXT = 4096
+
+
+def batch_sizes(largest: int) -> list[int]:
+    """Decode sizes to capture: padding is at most a third up to 16 rows, a fifth beyond 64."""
+    sizes = [1, 2, 3, 4, 6, 8, 12, 16, *range(24, 65, 8), *range(80, 129, 16)]
+    sizes += [160, 192, 224, 256, *range(320, largest, 64)]
+    return [*(size for size in sizes if size < largest), largest]
+
+
+def mixed_sizes(max_tokens: int) -> list[int]:
+    """Tokens of steps with prefills to capture."""
+    return [size for size in _MIXED_TOKENS if size <= max_tokens]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Captured:
+    """A graph and what it writes."""
+
+    graph: torch.cuda.CUDAGraph
+    out: torch.Tensor
+
+
+class StepGraphs:
+    """Captured steps. Everything runs on the stream that was current at `capture`.
+
+    Attributes:
+        decodes: sizes of steps of decodes alone, ascending.
+        mixed: tokens of steps with prefills, ascending.
+        num_allocations: of device memory while capturing; 0 where every buffer is a workspace's.
+    """
+
+    def __init__(self, decodes: list[int], mixed: list[int]) -> None:
+        self.decodes = sorted(decodes)
+        self.mixed = sorted(mixed)
+        self.num_allocations = 0
+        self._captured: dict[Shape, _Captured] = {}
+
+    def capture(self, forward: Forward, builder: BatchBuilder, workspace: Workspace) -> None:
+        """Run each shape once, which compiles its kernels and grows its buffers, then freeze the
+        workspace and capture each. Every rank of a group must call it at the same time.
+        """
+        pool = torch.cuda.graph_pool_handle()
+        shapes = [Shape(tokens, decodes=False) for tokens in reversed(self.mixed)]
+        shapes += [Shape(tokens, decodes=True) for tokens in reversed(self.decodes)]
+        for shape in shapes:
+            forward(builder.build(_no_rows(), shape))
+        torch.cuda.synchronize()
+        workspace.freeze()
+        builder.columns.freeze()
+        for shape in shapes:
+            self._captured[shape] = self._capture(forward, builder, shape, pool)
+        torch.cuda.synchronize()
+
+    def shape_for(self, step: worker_pb2.StepRequest) -> Shape | None:
+        """The shape a step is padded to, the same on every rank; None: it has none."""
+        tokens = step.max_replica_tokens
+        sizes = self.decodes if step.decode_only else self.mixed
+        if not sizes or tokens > sizes[-1]:
+            return None
+        if not step.decode_only and _longest_decode(step) > _MIXED_CONTEXT:
+            return None
+        return Shape(sizes[bisect_left(sizes, tokens)], decodes=step.decode_only)
+
+    def replay(self, shape: Shape) -> torch.Tensor:
+        """Start the graph on what was staged last; what `forward` returned, at its fixed place."""
+        captured = self._captured[shape]
+        captured.graph.replay()
+        return captured.out
+
+    def _capture(
+        self, forward: Forward, builder: BatchBuilder, shape: Shape, pool: tuple[int, int]
+    ) -> _Captured:
+        batch = builder.build(_no_rows(), shape)
+        graph = torch.cuda.CUDAGraph()
+        # Other threads, gRPC's and NCCL's, may call CUDA meanwhile.
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            before = _allocations()
+            out = forward(batch)
+            self.num_allocations += _allocations() - before
+        finally:
+            graph.capture_end()
+        return _Captured(graph, out)
+
+
+def _longest_decode(step: worker_pb2.StepRequest) -> int:
+    return max(step.positions[: step.num_decodes], default=0) + 1
+
+
+def _no_rows() -> worker_pb2.StepRequest:
+    """A step that is all padding."""
+    return worker_pb2.StepRequest()
+
+
+def _allocations() -> int:
+    return int(torch.cuda.memory_stats().get("allocation.all.allocated", 0))
