@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from moe.base.tiles import experts_key, linear_key
 from moe.config import ParallelConfig
-from moe.kernels.tiles import experts_key, linear_key
 from workers.config import ModelConfig
 
 

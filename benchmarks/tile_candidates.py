@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from moe.kernels.tiles import ExpertTiles, Tiles, power_of_2
+from moe.base.tiles import ExpertTiles, Tiles, power_of_2
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
 _TILE_ROUTES = 16  # up to so many, tiles are all but empty and not tried

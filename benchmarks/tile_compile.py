@@ -19,7 +19,7 @@ from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from benchmarks.tile_tasks import Job
 from benchmarks.tile_timing import REFUSALS, ExpertProblem, LinearProblem, make_weights
-from moe.kernels.context import KernelContext, make_context
+from moe.base.context import KernelContext, make_context
 
 _MOST_PROCESSES = 14
 _PROCESS_BYTES = 4 << 30  # of the device's memory that one may need

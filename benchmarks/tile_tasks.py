@@ -17,7 +17,7 @@ from benchmarks.tile_candidates import (
     expert_candidates,
     linear_candidates,
 )
-from moe.kernels.tiles import ExpertTiles, TileBook, Tiles
+from moe.base.tiles import ExpertTiles, TileBook, Tiles
 
 EXPERT_TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
@@ -125,7 +125,7 @@ def choose(times: dict[Any, float], is_right: Callable[[Any], bool]) -> Any:
 
 
 def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> dict[str, Any]:
-    """Entries as `moe.kernels.tiles.write_tables` takes them. Numbers of tokens that were not
+    """Entries as `moe.base.tiles.write_tables` takes them. Numbers of tokens that were not
     reached keep what is used now; a shape of which nothing was reached is left out."""
     found: dict[str, Any] = {"experts": {}, "linear": {}}
     tasks = list(tasks)

@@ -18,12 +18,12 @@ from torch.nn import functional as F
 from triton.errors import TritonError
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from moe.base.context import KernelContext
+from moe.base.linear import linear_parts
+from moe.base.tiles import ExpertTiles, TileBook, Tiles
 from moe.kernels.align import Alignment, align, allocate_alignment
-from moe.kernels.context import KernelContext
 from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
-from moe.kernels.linear import linear_parts
-from moe.kernels.tiles import ExpertTiles, TileBook, Tiles
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.placement import ExpertPlacement
 from workers.step.roofline import Device

@@ -37,9 +37,9 @@ from benchmarks.tile_timing import (
     num_copies,
     time_us,
 )
+from moe.base.context import KernelContext, make_context
+from moe.base.tiles import ExpertTiles, shipped_file, user_file, write_tables
 from moe.config import check_widths, resolve_parallel
-from moe.kernels.context import KernelContext, make_context
-from moe.kernels.tiles import ExpertTiles, shipped_file, user_file, write_tables
 from workers.config import ModelConfig
 from workers.step.roofline import Device, device_ceilings
 

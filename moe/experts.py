@@ -12,9 +12,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.checkpoint import CheckpointSlice, part, unread
+from moe.base.checkpoint import CheckpointSlice, part, unread
+from moe.base.context import KernelContext
 from moe.config import MoEConfig
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.routes import Summands, TopK
 from moe.runner import RUNNERS

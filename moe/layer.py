@@ -11,12 +11,12 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.checkpoint import CheckpointSlice
+from moe.base.checkpoint import CheckpointSlice
+from moe.base.context import KernelContext
 from moe.config import MoEConfig, ParallelConfig, check_widths
 from moe.dispatch import make_dispatcher
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.router import TopKRouter
 from moe.routes import Summands, TopK

@@ -13,10 +13,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moe.checkpoint import CheckpointSlice, whole
+from moe.base.checkpoint import CheckpointSlice, whole
+from moe.base.context import KernelContext
+from moe.base.linear import linear_parts
 from moe.config import MoEConfig
-from moe.kernels.context import KernelContext
-from moe.kernels.linear import linear_parts
 from moe.kernels.topk import topk_softmax
 from moe.routes import TopK
 

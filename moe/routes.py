@@ -10,8 +10,8 @@ from typing import NamedTuple
 
 import torch
 
-from moe.kernels.context import KernelContext
-from moe.kernels.sum_norm import sum_norm
+from moe.base.context import KernelContext
+from moe.base.sum_norm import sum_norm
 
 
 class TopK(NamedTuple):

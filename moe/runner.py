@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional as F
 
-from moe.kernels.context import KernelContext
+from moe.base.context import KernelContext
 from moe.kernels.experts import expert_routes
-from moe.legacy import legacy_experts
+from moe.per_expert import legacy_experts
 from moe.routes import Summands, TopK, local_ids
 
 Runner = Callable[

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moe.checkpoint import CheckpointSlice, part, whole
+from moe.base.checkpoint import CheckpointSlice, part, whole
 from moe.config import MoEConfig
 from moe.runner import swiglu
 

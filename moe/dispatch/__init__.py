@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.dispatch.all_to_all import AllToAllDispatcher
 from moe.dispatch.allgather_reducescatter import AllgatherReducescatterDispatcher
 from moe.dispatch.base import Dispatcher
@@ -13,7 +14,6 @@ from moe.dispatch.deepep import refuse_deepep
 from moe.dispatch.disabled import DisabledDispatcher
 from moe.dispatch.local_allreduce import LocalAllreduceDispatcher
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 
 __all__ = ["DISPATCHERS", "ExpertGroups", "make_dispatcher"]

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.dispatch.base import Dispatched, Exchange, Share
 from moe.dispatch.shares import join_shares, pad_rows, take_share
 from moe.groups import ExpertGroups, exchange_rows
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.routes import Summands, TopK
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.dispatch.base import Dispatched, Share
 from moe.dispatch.shares import join_shares, pad_rows, take_share
 from moe.groups import ExpertGroups, all_gather_rows, reduce_scatter_rows
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.routes import Summands, TopK
 

@@ -10,10 +10,10 @@ from typing import Protocol
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.config import DEEPEP_UNAVAILABLE
 from moe.dispatch.base import Dispatched, Dispatcher, Share
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 from moe.routes import Summands, TopK
 

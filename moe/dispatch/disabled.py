@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.dispatch.replicated import ReplicatedDispatcher
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext
 from moe.placement import ExpertPlacement
 
 

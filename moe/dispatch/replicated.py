@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from moe.base.context import KernelContext
 from moe.dispatch.base import Dispatched, Share
 from moe.groups import all_reduce
-from moe.kernels.context import KernelContext
 from moe.routes import Summands, TopK
 
 

@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 
 # Up to so many routes one block of a program holds them all.
 _FEW_ROUTES = 2048

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.context import KernelContext
+from moe.base.tiles import ExpertTiles
 from moe.kernels.align import Alignment, align, max_tiles, scratch_size
-from moe.kernels.context import KernelContext
 from moe.kernels.foreign import drop_foreign
 from moe.kernels.grouped import down, gate_up
-from moe.kernels.tiles import ExpertTiles
 from moe.kernels.vector import down_vector, gate_up_vector
 
 _SMALLEST_BLOCK = 16  # rows of a tile

@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.base.launch import launch_options, wait_for_previous
 from moe.kernels.align import load_local
-from moe.kernels.launch import launch_options, wait_for_previous
 
 _BLOCK = 256
 

@@ -11,11 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.add_dot import add_dot
+from moe.base.add_dot import add_dot
+from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.tiles import Tiles
 from moe.kernels.align import Alignment
-from moe.kernels.launch import launch_options, precision, wait_for_previous
 from moe.kernels.locate import locate
-from moe.kernels.tiles import Tiles
 from moe.kernels.wide import down_wide, fits, gate_up_wide
 
 

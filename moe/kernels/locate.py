@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import wait_for_previous
+from moe.base.launch import wait_for_previous
 
 
 @triton.jit

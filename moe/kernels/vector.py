@@ -10,8 +10,8 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
-from moe.kernels.tiles import Tiles
+from moe.base.launch import launch_options, wait_for_previous
+from moe.base.tiles import Tiles
 
 
 @triton.jit

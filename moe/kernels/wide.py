@@ -12,10 +12,10 @@ import triton
 import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
+from moe.base.launch import launch_options, precision
+from moe.base.tiles import Tiles
 from moe.kernels.align import Alignment
-from moe.kernels.launch import launch_options, precision
 from moe.kernels.locate import locate
-from moe.kernels.tiles import Tiles
 
 _MIN_ROWS = 64  # of a tile: below, wgmma is not filled and masks cost nothing
 _TMA_BYTES = 16  # strides and addresses of a descriptor are multiples

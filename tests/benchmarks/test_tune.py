@@ -28,10 +28,10 @@ from benchmarks.tile_tasks import (
     tables,
 )
 from benchmarks.tile_timing import ExpertProblem, LinearProblem, make_weights, num_copies
+from moe.base.context import KernelContext
+from moe.base.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
+from moe.base.workspace import Workspace
 from moe.config import resolve_parallel
-from moe.kernels.context import KernelContext
-from moe.kernels.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
-from moe.kernels.workspace import Workspace
 from workers.config import ModelConfig
 from workers.step.roofline import Device
 

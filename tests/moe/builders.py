@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from moe.checkpoint import CheckpointSlice
+from moe.base.checkpoint import CheckpointSlice
 from moe.config import MoEConfig, ParallelConfig, resolve_parallel
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock

@@ -14,11 +14,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from moe.base.context import KernelContext, make_context
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
 from moe.config import MoEConfig, ParallelConfig, resolve_parallel
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext, make_context
-from moe.kernels.tiles import TileBook
-from moe.kernels.workspace import Workspace
 from moe.layer import SparseMoeBlock
 from moe.routes import local_ids
 from tests.moe.builders import Weights, fill, make_weights

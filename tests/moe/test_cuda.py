@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import pytest
 import torch
 
+from moe.base.context import KernelContext, make_context
 from moe.config import MoEConfig, resolve_parallel
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext, make_context
 from moe.layer import SparseMoeBlock
 from moe.placement import ExpertPlacement
 from moe.reference import reference_experts

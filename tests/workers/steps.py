@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
+from moe.base.context import KernelContext
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
 from moe.config import resolve_parallel
-from moe.kernels.context import KernelContext
-from moe.kernels.tiles import TileBook
-from moe.kernels.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
 from workers.rank.startup import Rank, start

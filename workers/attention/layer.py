@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention.bias import causal_lower_right
 
-from moe.kernels.context import KernelContext
+from moe.base.context import KernelContext
 from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_attention
 from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefill_attention
 from workers.attention.kv_cache import LayerCache

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.checkpoint import CheckpointSlice
-from moe.kernels.context import KernelContext
-from moe.kernels.linear import linear_parts
+from moe.base.checkpoint import CheckpointSlice
+from moe.base.context import KernelContext
+from moe.base.linear import linear_parts
 from moe.routes import Summands
 from workers.distributed import Groups
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.checkpoint import CheckpointSlice
-from moe.kernels.context import KernelContext
-from moe.kernels.sum_norm import sum_norm
+from moe.base.checkpoint import CheckpointSlice
+from moe.base.context import KernelContext
+from moe.base.sum_norm import sum_norm
 from moe.routes import Summands
 
 

@@ -10,9 +10,9 @@ import dataclasses
 
 import torch
 
+from moe.base.context import KernelContext
 from moe.config import ParallelConfig
 from moe.dispatch import ExpertGroups
-from moe.kernels.context import KernelContext
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
 

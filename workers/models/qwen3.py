@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.checkpoint import CheckpointSlice
-from moe.kernels.context import KernelContext
-from moe.load import ExpertLoad
+from moe.base.checkpoint import CheckpointSlice
+from moe.base.context import KernelContext
+from moe.expert_load import ExpertLoad
 from moe.routes import Summands
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from moe.config import ParallelConfig
+from moe.expert_load import ExpertLoad
 from moe.layer import SparseMoeBlock
-from moe.load import ExpertLoad
 from workers.attention.kv_cache import KVCache
 from workers.config import ModelConfig
 from workers.models.base import ForwardBatch, Placement

@@ -1,7 +1,7 @@
 """How often each expert was asked for on this rank, in a form that adds up over the group.
 
 Owns who counts what, so that the sum over all ranks has each token once for each of its experts.
-Does not count: that is `moe.load`.
+Does not count: that is `moe.expert_load`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from moe.config import ParallelConfig
-from moe.load import ExpertLoad
+from moe.expert_load import ExpertLoad
 from switchyard.worker.v1 import worker_pb2
 
 

@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+from moe.base.context import KernelContext, make_context
 from moe.config import ParallelConfig, resolve_runner
-from moe.kernels.context import KernelContext, make_context
 from moe.placement import ExpertPlacement
 from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM
 from workers.config import ModelConfig, WorkerConfig

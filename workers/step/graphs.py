@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import torch
 
-from moe.kernels.workspace import Workspace
+from moe.base.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.step.batch import BatchBuilder, DeviceBatch, Shape
 

@@ -10,12 +10,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe.base.context import KernelContext
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
 from moe.config import MoEConfig, resolve_parallel
 from moe.groups import ExpertGroups
-from moe.kernels.context import KernelContext
 from moe.kernels.foreign import drop_foreign
-from moe.kernels.tiles import TileBook
-from moe.kernels.workspace import Workspace
 from moe.layer import SparseMoeBlock
 from moe.placement import ExpertPlacement
 from moe.routes import TopK

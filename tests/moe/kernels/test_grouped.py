@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe.base.context import make_context
+from moe.base.tiles import Tiles
 from moe.kernels.align import Alignment, align
-from moe.kernels.context import make_context
 from moe.kernels.grouped import down, gate_up
-from moe.kernels.tiles import Tiles
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.placement import ExpertPlacement
 from moe.reference import reference_mlp

@@ -8,7 +8,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.kernels.tiles import Tiles
+from moe.base.tiles import Tiles
 from moe.placement import ExpertPlacement
 from tests.moe.kernels.test_grouped import DEVICE, check, make_ids
 

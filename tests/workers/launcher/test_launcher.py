@@ -215,7 +215,7 @@ sys.exit(Launcher(run_group, 1).run())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_groups_follow_each_other_and_leave_nothing(tmp_path: Path, number: int) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     launcher = subprocess.Popen(
         [sys.executable, "-c", LOOP, str(tmp_path)],
         stderr=subprocess.PIPE,
@@ -236,7 +236,7 @@ def test_groups_follow_each_other_and_leave_nothing(tmp_path: Path, number: int)
 
 
 def test_a_killed_launcher_takes_its_group_along(tmp_path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     (tmp_path / "0").touch()
     (tmp_path / "1").touch()
     launcher = subprocess.Popen(

@@ -22,7 +22,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, precision, wait_for_previous
+from moe.base.launch import launch_options, precision, wait_for_previous
 from workers.attention.kernels.join_chunks import join_apart, join_chunks
 from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
 from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles

@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 
 # Chunks that the second kernel reads at once: with very few rows all that there may be.
 _VERY_FEW_ROWS = 2

@@ -1,9 +1,10 @@
 """Causal attention of prompt tokens over the paged KV cache, which holds their keys already.
 
-Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles
-(plan.py), how they are cut along their contexts (prefill_split.py), or who wrote the cache. Shapes: T tokens, P tiles, E entries, C parts, N query heads, K key heads, G = N / K, M query
-rows, D head_dim. A tile's rows are the G query heads of each of its tokens, so keys
-and values are read once for all of them and a tile's mask reaches over few keys. Sums are fp32;
+Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles (plan.py),
+how they are cut along their contexts (prefill_split.py), or who wrote the cache. Shapes: T tokens,
+P tiles, E entries, C parts, N query heads, K key heads, G = N / K, M query rows, D head_dim. A
+tile's rows are the G query heads of each of its tokens, so keys and values are read once for all of
+them and a tile's mask reaches over few keys. Sums are fp32;
 probabilities are rounded to the model dtype before they meet the values, as
 scaled_dot_product_attention does, and the output once at the end.
 
@@ -23,7 +24,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, precision, wait_for_previous
+from moe.base.launch import launch_options, precision, wait_for_previous
 from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
 from workers.attention.plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
 from workers.attention.prefill_split import SPLIT_FIELDS

@@ -11,8 +11,8 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
-from moe.kernels.sum_norm import MAX_REGISTERS, add_parts, load_parts
+from moe.base.launch import launch_options, wait_for_previous
+from moe.base.sum_norm import MAX_REGISTERS, add_parts, load_parts
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
 _FEW_TOKENS = 32

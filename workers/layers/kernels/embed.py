@@ -9,8 +9,8 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
-from moe.kernels.sum_norm import row_warps
+from moe.base.launch import launch_options, wait_for_previous
+from moe.base.sum_norm import row_warps
 
 
 @triton.jit

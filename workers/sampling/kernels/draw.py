@@ -20,7 +20,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 from workers.sampling.kernels.scaled_logits import (
     TILE,
     load_logits,

@@ -26,7 +26,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 from workers.sampling.kernels.draw import Kept
 from workers.sampling.kernels.scaled_logits import (
     TILE,

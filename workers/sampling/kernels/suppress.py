@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 
 
 @triton.jit

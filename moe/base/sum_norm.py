@@ -11,7 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, wait_for_previous
 
 # From so many tokens on, memory traffic counts more than one more round trip.
 _MANY_TOKENS = 256

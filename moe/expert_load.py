@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import torch
 
-from moe.kernels.context import KernelContext
+from moe.base.context import KernelContext
 from moe.kernels.expert_load import expert_load
 
 

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from moe.kernels import tiles as tiles_module
-from moe.kernels.tiles import (
+from moe.base import tiles as tiles_module
+from moe.base.tiles import (
     ExpertTiles,
     TileBook,
     Tiles,
@@ -87,7 +87,7 @@ def test_entries_of_another_shape_or_type_are_not_taken() -> None:
 
 def test_a_guess_is_said_once_a_shape(caplog: pytest.LogCaptureFixture) -> None:
     book = make_book(experts={experts_key(8, 24, 48, "bfloat16"): {1: pair(16)}})
-    with caplog.at_level(logging.INFO, "moe.kernels.tiles"):
+    with caplog.at_level(logging.INFO, "moe.base.tiles"):
         book.experts(8, 24, 48, 100, 100)
         assert not caplog.records
         for tokens in (1, 7, 5000, 1):

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from moe.kernels.tiles import TileBook, load_book
-from moe.kernels.workspace import Workspace
+from moe.base.tiles import TileBook, load_book
+from moe.base.workspace import Workspace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -12,11 +12,11 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.kernels.add_dot import add_dot
-from moe.kernels.context import KernelContext
-from moe.kernels.launch import launch_options, precision, wait_for_previous
-from moe.kernels.prefetch import prefetch_tile
-from moe.kernels.tiles import Tiles
+from moe.base.add_dot import add_dot
+from moe.base.context import KernelContext
+from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.prefetch import prefetch_tile
+from moe.base.tiles import Tiles
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
 _PREFETCH_BYTES = 32 << 20

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.kernels.context import KernelContext
-from moe.kernels.tiles import TileBook
-from moe.kernels.workspace import Workspace
-from moe.load import ExpertLoad
+from moe.base.context import KernelContext
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
+from moe.expert_load import ExpertLoad
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 L, E, K, T = 3, 7, 2, 6

@@ -7,10 +7,10 @@ import dataclasses
 import pytest
 import torch
 
-from moe.kernels.context import KernelContext, make_context
-from moe.kernels.linear import linear_parts
-from moe.kernels.tiles import TileBook, Tiles, linear_key
-from moe.kernels.workspace import Workspace
+from moe.base.context import KernelContext, make_context
+from moe.base.linear import linear_parts
+from moe.base.tiles import TileBook, Tiles, linear_key
+from moe.base.workspace import Workspace
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.kernels.sum_norm import sum_norm
+from moe.base.sum_norm import sum_norm
 from moe.routes import sum_routes
 from workers.layers.norm import RMSNorm
 

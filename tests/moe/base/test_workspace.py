@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moe.kernels.workspace import Workspace
+from moe.base.workspace import Workspace
 
 
 def test_a_name_keeps_its_memory_whatever_the_shape_and_type() -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from moe.kernels.context import KernelContext
+from moe.base.context import KernelContext
 from moe.routes import Summands, TopK, local_ids
 
 
