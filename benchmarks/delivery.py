@@ -35,9 +35,9 @@ from frontend.engine.engine import Engine
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.detokenizer import ByteDecoder
 from frontend.requests.request import TextDecoder
-from frontend.scheduler.limits import Limits
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
-from frontend.scheduler.step import Drawn, Measures, Step, StepResults
+from frontend.scheduler.step import Drawn, Step, StepResults, StepStats
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
@@ -72,7 +72,7 @@ class TimedGroup:
         await asyncio.sleep(self._next - time.monotonic())
         step = self._steps.popleft()
         drawn = [Drawn(tokens=[tick()] * part.num_draws) for part in step.slices]
-        return StepResults(drawn, Measures(device_seconds=self._step_seconds))
+        return StepResults(drawn, StepStats(device_seconds=self._step_seconds))
 
 
 class MadeUpTokenizer:
@@ -94,7 +94,7 @@ class MadeUpTokenizer:
 
 def made_up_service(streams: int, step_seconds: float) -> tuple[Service, Engine]:
     """A service over workers that answer every so many seconds; run the engine to serve."""
-    limits = Limits(
+    limits = SchedulerLimits(
         max_batch_size=streams,
         max_num_batched_tokens=max(8192, streams),
         max_model_len=65536,

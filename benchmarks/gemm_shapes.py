@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 
+from moe.base.parallel import ParallelConfig
 from moe.base.tiles import experts_key, linear_key
-from moe.config import ParallelConfig
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -24,10 +24,11 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import report
-from moe.config import resolve_parallel
+from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
-from workers.config import ModelConfig, WorkerConfig
-from workers.rank.startup import Rank, start
+from workers.config import WorkerConfig
+from workers.model_config import ModelConfig
+from workers.rank.startup import LoadedRank, start
 from workers.step.roofline import Device, StepWork
 
 _WARM_UP, _REPEAT = 2, 5  # steps that are not measured, and that are
@@ -228,7 +229,7 @@ def table(
     ]
 
 
-def _start(model: Path, max_batch_size: int) -> Rank:
+def _start(model: Path, max_batch_size: int) -> LoadedRank:
     config = WorkerConfig(
         model=model, listen="unix:", load_format="dummy", max_batch_size=max_batch_size
     )
@@ -236,7 +237,9 @@ def _start(model: Path, max_batch_size: int) -> Rank:
     return start(config, parallel)
 
 
-def _measure(rank: Rank, what: str, steps: Sequence[worker_pb2.StepRequest]) -> list[report.Row]:
+def _measure(
+    rank: LoadedRank, what: str, steps: Sequence[worker_pb2.StepRequest]
+) -> list[report.Row]:
     """Run steps, the last ones under the profiler."""
     for step in steps[:-_REPEAT]:
         rank.runner.launch(step).result()

@@ -29,10 +29,10 @@ from pathlib import Path
 from benchmarks import report
 from benchmarks.server import Server, add_flags, running
 from frontend.model_folder import resolve_model
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from switchyard.client import AsyncClient
 from switchyard.v1 import inference_pb2 as pb
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 from workers.step.roofline import Roofline, device_ceilings
 
 

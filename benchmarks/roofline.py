@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 from benchmarks import report
-from moe.config import resolve_parallel
-from workers.config import ModelConfig
+from moe.base.parallel import resolve_parallel
+from workers.model_config import ModelConfig
 from workers.step.roofline import Device, Roofline, StepCost, device_ceilings
 
 CONFIGS = Path(__file__).parent / "configs"

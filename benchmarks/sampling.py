@@ -24,7 +24,7 @@ from benchmarks import report
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from workers.models.base import ForwardBatch
-from workers.sampling.triton_sampler import KernelSampler
+from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import StepCost
 from workers.step.runner import Measure, Runner, StepHandle
@@ -101,7 +101,7 @@ def make_runner(batch_size: int, vocab_size: int, device: torch.device) -> Runne
     on_cuda = device.type == "cuda"
     sampler = None
     if on_cuda:
-        sampler = KernelSampler(max_rows=batch_size, vocab_size=vocab_size, device=device, pdl=True)
+        sampler = TritonSampler(max_rows=batch_size, vocab_size=vocab_size, device=device, pdl=True)
     builder = BatchBuilder(
         num_slots=batch_size, max_blocks=1, block_size=1 << 16, max_tokens=batch_size,
         device=device,

@@ -22,8 +22,9 @@ from rich.console import Console
 from rich.table import Table
 
 from frontend.processing.detokenizer import ByteDecoder, complete_text
-from frontend.requests.request import Output, Request, SamplingParams, StopConditions
-from frontend.scheduler.limits import Limits
+from frontend.requests.output import Output
+from frontend.requests.request import Request, SamplingParams, StopConditions
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Drawn, Step
 
@@ -55,7 +56,7 @@ def start(num_running: int, num_steps: int, pieces: dict[int, str | bytes]) -> S
     """A scheduler whose sequences will decode for at least ``num_steps`` more steps."""
     rng = random.Random(num_running)
     max_model_len = 2 * 1024 + num_steps
-    limits = Limits(
+    limits = SchedulerLimits(
         max_batch_size=num_running,
         max_num_batched_tokens=8192,
         max_model_len=max_model_len,
@@ -96,11 +97,11 @@ def measure(
         if len(in_flight) < DEPTH:
             continue
         oldest = in_flight.popleft()
-        tokens = drawn[oldest.step_id % 64][: oldest.slices[0].num_draws]
+        tokens = drawn[oldest.step_id % 64][: oldest.batches[0].num_draws]
         before = time.thread_time()
         scheduler.complete(oldest, [Drawn(tokens=tokens)], before)
         after = time.thread_time()
-        if oldest.slices[0].num_decodes == num_running:
+        if oldest.batches[0].num_decodes == num_running:
             schedule_s += scheduled - begun
             complete_s += after - before
             num_timed += 1
@@ -134,7 +135,7 @@ def show(results: list[Result]) -> None:
     for result in results:
         goal = f"≤ {result.goal_ms:g}" if result.goal_ms is not None else ""
         parts = (result.schedule_ms, result.complete_ms, result.step_ms)
-        table.add_row(str(result.num_running), *(f"{part:.3f}" for part in parts), goal)
+        table.add_row(str(result.num_running), *(f"{batch:.3f}" for batch in parts), goal)
     Console().print(table)
 
 

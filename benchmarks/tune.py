@@ -1,4 +1,4 @@
-"""Measures which tiles the GEMMs of a model want on this GPU, and keeps them.
+"""StepStats which tiles the GEMMs of a model want on this GPU, and keeps them.
 
 ``python -m benchmarks.tune MODEL [--tp N] [--dp N] [--ep N] [--moe-ep-backend B] [--dtype D]
 [--seconds 300] [--ship]``
@@ -25,7 +25,7 @@ import triton
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tile_candidates import Limits, describe, shortlist
+from benchmarks.tile_candidates import SchedulerLimits, describe, shortlist
 from benchmarks.tile_compile import compile_jobs
 from benchmarks.tile_tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
 from benchmarks.tile_timing import (
@@ -38,9 +38,10 @@ from benchmarks.tile_timing import (
     time_us,
 )
 from moe.base.context import KernelContext, make_context
+from moe.base.parallel import resolve_parallel
 from moe.base.tiles import ExpertTiles, shipped_file, user_file, write_tables
-from moe.config import check_widths, resolve_parallel
-from workers.config import ModelConfig
+from moe.config import check_widths
+from workers.model_config import ModelConfig
 from workers.step.roofline import Device, device_ceilings
 
 Shape = ExpertShape | LinearShape
@@ -210,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     book = context.tiles
-    limits = Limits(shared_bytes=book.shared_bytes, item_size=book.item_size)
+    limits = SchedulerLimits(shared_bytes=book.shared_bytes, item_size=book.item_size)
     tasks = plan(expert_shape(config, parallel), linear_shapes(config, parallel), book, limits)
     tuning = Tuning(context, dtype, Deadline(flags.seconds))
     tuning.run(tasks)

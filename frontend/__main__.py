@@ -18,8 +18,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from frontend import garbage_collection
-from frontend.api.auth import KeyLimit
-from frontend.api.listeners import Faces
+from frontend.api.listeners import Listeners
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, add_serving_flags, join_address
 from frontend.engine.engine import Engine, workers_lost
@@ -36,6 +35,7 @@ from frontend.model_folder import (
 from frontend.observability.setup import Observability
 from frontend.processing.tokenizer import Tokenizer
 from frontend.scheduler.scheduler import Scheduler
+from frontend.service.key_limit import KeyLimit
 from frontend.service.service import Service
 from switchyard.release import release
 from switchyard.worker.link import read_secret
@@ -131,7 +131,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
             observers=watching.observers,
             key_limit=KeyLimit(config.max_requests_per_key),
         )
-        server = Faces(config, service, watching.metrics)
+        server = Listeners(config, service, watching.metrics)
         ports = await server.start()
     except (OSError, ValueError) as error:
         return _fail(str(error), 2)
@@ -198,7 +198,7 @@ async def _run(
     config: FrontendConfig,
     ports: Ports,
     service: Service,
-    server: Faces,
+    server: Listeners,
     engine: Engine,
     workers: Workers,
     stop: Stop,
@@ -236,7 +236,7 @@ async def _run(
         engine.end()
 
 
-async def _drain(config: FrontendConfig, service: Service, server: Faces, stop: Stop) -> None:
+async def _drain(config: FrontendConfig, service: Service, server: Listeners, stop: Stop) -> None:
     """After the first signal: refuse new requests, let the live ones end, then end the rest."""
     await stop.drain.wait()
     service.drain()

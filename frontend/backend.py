@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-from frontend.engine.step_stats import StepLoad
+from frontend.engine.step_stats import StepRates
 from frontend.model_folder import SamplingDefaults
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
@@ -33,7 +33,7 @@ class Load(Protocol):
     @property
     def prefix_hit_tokens(self) -> int: ...
     @property
-    def steps(self) -> StepLoad: ...
+    def steps(self) -> StepRates: ...
     @property
     def worker_restarts(self) -> int: ...
     @property
@@ -42,7 +42,7 @@ class Load(Protocol):
     def restarting(self) -> bool: ...
 
 
-class Engine(Protocol):
+class EngineClient(Protocol):
     """What the service asks of the engine."""
 
     def submit(self, request: Request) -> None:
@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
 
-class Tokenizer(Protocol):
+class TokenizerLike(Protocol):
     """What the service asks of the tokenizer."""
 
     @property
@@ -103,8 +103,8 @@ class Backend:
         prefix_cache: prompts that begin the same way share their work.
     """
 
-    engine: Engine
-    tokenizer: Tokenizer | None
+    engine: EngineClient
+    tokenizer: TokenizerLike | None
     info: worker_pb2.DescribeResponse
     defaults: SamplingDefaults
     max_queued_requests: int

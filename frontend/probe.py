@@ -15,7 +15,7 @@ from typing import NoReturn
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from frontend.cli.client_flags import FlagError, add_security_flags, tls_of
+from frontend.cli.client_flags import FlagError, add_security_flags, client_tls
 from frontend.config import DEFAULT_HOST, DEFAULT_PORT
 from switchyard.channel import Tls, open_channel
 
@@ -68,7 +68,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add_security_flags(parser, keys=False)
     flags = parser.parse_args(arguments)
     try:
-        verdict, line = probe(flags.address, flags.service, flags.timeout, tls_of(flags))
+        verdict, line = probe(flags.address, flags.service, flags.timeout, client_tls(flags))
     except FlagError as error:
         parser.error(str(error))
     stream = sys.stdout if verdict is Verdict.HEALTHY else sys.stderr

@@ -14,9 +14,10 @@ from torch import nn
 
 from moe.base.checkpoint import CheckpointSlice, part, unread
 from moe.base.context import KernelContext
+from moe.base.summands import Summands
 from moe.config import MoEConfig
 from moe.placement import ExpertPlacement
-from moe.routes import Summands, TopK
+from moe.routes import TopK
 from moe.runner import RUNNERS
 
 

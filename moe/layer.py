@@ -13,13 +13,15 @@ from torch import nn
 
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
-from moe.config import MoEConfig, ParallelConfig, check_widths
+from moe.base.parallel import ParallelConfig
+from moe.base.summands import Summands
+from moe.config import MoEConfig, check_widths
 from moe.dispatch import make_dispatcher
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 from moe.router import TopKRouter
-from moe.routes import Summands, TopK
+from moe.routes import TopK
 from moe.shared import SharedExperts
 
 

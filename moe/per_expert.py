@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.context import KernelContext
-from moe.routes import Summands, TopK, local_ids
+from moe.base.summands import Summands
+from moe.routes import TopK, local_ids
 
 
 def legacy_experts(

@@ -1,7 +1,7 @@
-"""The routes of tokens to experts, and sums that are not taken yet.
+"""The routes of tokens to experts.
 
-Owns `TopK`, `Summands` and what every runner and dispatcher must do alike. Does not know how
-experts compute or where they are. T tokens, K experts per token, E experts, H hidden, S parts.
+Owns `TopK` and the map from global to local expert ids, which every runner needs alike. Does not
+know how experts compute or where they are. T tokens, K experts per token, E experts.
 """
 
 from __future__ import annotations
@@ -10,45 +10,12 @@ from typing import NamedTuple
 
 import torch
 
-from moe.base.context import KernelContext
-from moe.base.sum_norm import sum_norm
-
 
 class TopK(NamedTuple):
     """Where each token goes: `weights` fp32 [T,K], `ids` int32 [T,K], global, −1 for padding."""
 
     weights: torch.Tensor
     ids: torch.Tensor
-
-
-class Summands(NamedTuple):
-    """Σ_s weights[t,s] · parts[t,s], left to whoever reads it next: a norm adds it to the residual.
-
-    `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
-    is left out, whatever it holds.
-    """
-
-    parts: torch.Tensor
-    weights: torch.Tensor | None = None
-
-    @classmethod
-    def of(cls, x_TH: torch.Tensor) -> Summands:
-        """One part: nothing is left to sum."""
-        return cls(x_TH.unsqueeze(1))
-
-    def total(self, dtype: torch.dtype, context: KernelContext | None = None) -> torch.Tensor:
-        """[T,H] in `dtype`, accumulated in fp32 from s = 0 upwards."""
-        if self.weights is None and self.parts.shape[1] == 1 and self.parts.dtype == dtype:
-            return self.parts[:, 0]
-        if context is not None:
-            T, _, H = self.parts.shape
-            out_TH = context.workspace.take("total", (T, H), dtype)
-            sum_norm(self.parts, self.weights, out_residual=out_TH, pdl=context.pdl)
-            return out_TH
-        weights_TS = self.weights
-        if weights_TS is None:
-            weights_TS = self.parts.new_ones(self.parts.shape[:2], dtype=torch.float32)
-        return sum_routes(self.parts, weights_TS, dtype)
 
 
 def local_ids(ids_TK: torch.Tensor, expert_map_E: torch.Tensor | None) -> torch.Tensor:
@@ -60,20 +27,3 @@ def local_ids(ids_TK: torch.Tensor, expert_map_E: torch.Tensor | None) -> torch.
     if expert_map_E is None:
         return ids_TK
     return torch.where(ids_TK < 0, -1, expert_map_E[ids_TK.clamp(min=0).long()])
-
-
-def sum_routes(
-    routes_TKH: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
-) -> torch.Tensor:
-    """[T,H] in `dtype`: weighted sum over k, accumulated in fp32 from k = 0 upwards; a route of
-    weight 0 adds nothing, whatever it holds.
-
-    Multiply and add are separate elementwise operations, so that a row's bits depend neither on T
-    nor on the rank that sums it.
-    """
-    weights_TK1 = weights_TK.unsqueeze(-1)
-    weighted_TKH = torch.where(weights_TK1 == 0.0, 0.0, routes_TKH.float() * weights_TK1)
-    total_TH = weighted_TKH[:, 0]
-    for k in range(1, weighted_TKH.shape[1]):
-        total_TH = total_TH + weighted_TKH[:, k]
-    return total_TH.to(dtype)

@@ -14,9 +14,10 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.context import KernelContext
+from moe.base.summands import Summands
 from moe.kernels.experts import expert_routes
 from moe.per_expert import legacy_experts
-from moe.routes import Summands, TopK, local_ids
+from moe.routes import TopK, local_ids
 
 Runner = Callable[
     [

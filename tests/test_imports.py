@@ -1,4 +1,4 @@
-"""Imports go one way: frontend → proto; workers → proto, moe; moe, proto → nothing of ours."""
+"""Imports go one way: between packages, between the folders of one, and between their files."""
 
 import ast
 from collections.abc import Iterator
@@ -17,22 +17,140 @@ RULES = {
 }
 
 
-def imported(path: Path) -> Iterator[str]:
-    """Top-level names of every import in a file, wherever it stands."""
+# Folder: what it may import of its own package, files and folders, besides itself.
+SHARED = {"frontend.bounds", "frontend.errors"}
+LAYERS = {
+    "frontend/requests": SHARED,
+    "frontend/scheduler": SHARED | {"frontend.requests"},
+    "frontend/engine": SHARED | {"frontend.records", "frontend.requests", "frontend.scheduler"},
+    "frontend/link": SHARED | {"frontend.config", "frontend.engine", "frontend.scheduler"},
+    "frontend/processing": SHARED
+    | {"frontend.backend", "frontend.model_folder", "frontend.requests"},
+    "frontend/service": SHARED
+    | {"frontend.backend", "frontend.processing", "frontend.records", "frontend.requests"},
+    "frontend/observability": SHARED | {"frontend.config", "frontend.records"},
+    "frontend/api": SHARED
+    | {
+        "frontend.config", "frontend.observability", "frontend.processing", "frontend.records",
+        "frontend.service",
+    },
+    "frontend/cli": {"frontend.config", "frontend.model_folder", "frontend.probe"},
+    "workers/launcher": set(),
+    "workers/layers": {"workers.distributed"},
+    "workers/attention": {"workers.config", "workers.rows"},
+    "workers/sampling": {"workers.rows", "workers.staging"},
+    "workers/models": {
+        "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
+    },
+    "workers/step": {
+        "workers.attention", "workers.model_config", "workers.models", "workers.rows",
+        "workers.sampling", "workers.staging",
+    },
+    "workers/rank": {
+        "workers.attention", "workers.config", "workers.distributed", "workers.launcher",
+        "workers.model_config", "workers.models", "workers.sampling", "workers.step",
+        "workers.weights",
+    },
+    "moe/base": set(),
+    "moe/kernels": {"moe.base"},
+    "moe/dispatch": {"moe.base", "moe.groups", "moe.placement", "moe.routes"},
+}  # fmt: skip
+# Who may import the folders at the top.
+ONLY_FROM = {
+    "frontend.api": {"frontend/__main__.py"},
+    "frontend.cli": {"frontend/probe.py"},
+    "workers.rank": {"workers/__main__.py"},
+}
+
+
+def imported_modules(path: Path) -> Iterator[str]:
+    """Every module that a file imports, wherever in it: of `from a import b` a.b if it is one."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
-            yield from (alias.name.partition(".")[0] for alias in node.names)
+            yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, f"{path}: relative import"
-            yield (node.module or "").partition(".")[0]
+            module = node.module or ""
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                is_module = (ROOT / (inner.replace(".", "/") + ".py")).exists()
+                yield inner if is_module else module
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of every import in a file."""
+    return (module.partition(".")[0] for module in imported_modules(path))
+
+
+def module_of(path: Path) -> str:
+    """`frontend/link/recovery.py` → frontend.link.recovery."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def is_below(module: str, names: set[str]) -> bool:
+    return any(module == name or module.startswith(f"{name}.") for name in names)
+
+
+def sources(folder: str) -> list[Path]:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files, f"{folder} has no files"
+    return files
+
+
+@pytest.mark.parametrize("folder", LAYERS)
+def test_a_folder_imports_what_lies_below_it(folder: str) -> None:
+    package, own = folder.partition("/")[0], folder.replace("/", ".")
+    for path in sources(folder):
+        for module in imported_modules(path):
+            if module.partition(".")[0] == package:
+                assert is_below(module, LAYERS[folder] | {own}), f"{path} imports {module}"
+
+
+def test_every_folder_has_its_rule() -> None:
+    """Also one level down: a folder of kernels belongs to the folder it lies in."""
+    found = {
+        f"{package}/{path.name}"
+        for package in ("frontend", "workers", "moe")
+        for path in (ROOT / package).iterdir()
+        if (path / "__init__.py").exists()
+    }
+    assert found == set(LAYERS)
+
+
+@pytest.mark.parametrize("folder", ONLY_FROM)
+def test_the_folders_at_the_top_are_imported_by_entry_points_alone(folder: str) -> None:
+    package = folder.partition(".")[0]
+    for path in sources(package):
+        if not is_below(module_of(path), {folder}):
+            named = any(is_below(module, {folder}) for module in imported_modules(path))
+            where = str(path.relative_to(ROOT))
+            assert not named or where in ONLY_FROM[folder], f"{where} imports {folder}"
+
+
+@pytest.mark.parametrize("package", ["frontend", "workers", "moe"])
+def test_no_imports_run_in_a_circle(package: str) -> None:
+    arrows = {
+        module_of(path): {m for m in imported_modules(path) if m.partition(".")[0] == package}
+        for path in sources(package)
+    }
+    ended: set[str] = set()
+
+    def visit(module: str, way: list[str]) -> None:
+        assert module not in way, f"a circle: {' → '.join([*way, module])}"
+        if module not in ended:
+            for each in sorted(arrows.get(module, ())):
+                visit(each, [*way, module])
+            ended.add(module)
+
+    for module in arrows:
+        visit(module, [])
+    assert len(ended) >= len(arrows)
 
 
 @pytest.mark.parametrize("package", RULES)
 def test_imports_go_one_way(package: str) -> None:
     folder, may, may_not = RULES[package]
-    files = list((ROOT / folder).rglob("*.py"))
-    assert files
-    for path in files:
+    for path in sources(folder):
         names = set(imported(path))
         assert names & OURS <= may, f"{path} imports {names & OURS - may}"
         assert not names & may_not, f"{path} imports {names & may_not}"
@@ -40,7 +158,7 @@ def test_imports_go_one_way(package: str) -> None:
 
 def test_the_demo_package_gives_the_frontend_a_path_and_nothing_else() -> None:
     assert set(imported(ROOT / "demo" / "__init__.py")) <= {"__future__", "pathlib"}
-    for path in (ROOT / "frontend").rglob("*.py"):
+    for path in sources("frontend"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("demo"):
                 assert node.module == "demo", f"{path} imports {node.module}"
@@ -48,7 +166,10 @@ def test_the_demo_package_gives_the_frontend_a_path_and_nothing_else() -> None:
 
 def test_moe_config_is_torch_free() -> None:
     """The launcher refuses bad flags without waiting for torch."""
-    for name in ("moe/config.py", "moe/__init__.py", "workers/config.py", "workers/flags.py"):
+    for name in (
+        "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
+        "workers/config.py", "workers/flags.py", "workers/model_config.py",
+    ):  # fmt: skip
         assert "torch" not in set(imported(ROOT / name)), name
 
 
@@ -86,9 +207,7 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 @pytest.mark.parametrize("package", [*RULES, "benchmarks", "demo"])
 def test_nothing_unpickles_or_runs_what_it_was_given(package: str) -> None:
     folder = RULES[package][0] if package in RULES else package
-    files = list((ROOT / folder).rglob("*.py"))
-    assert files
-    for path in files:
+    for path in sources(folder):
         found = list(unsafe(ast.parse(path.read_text(encoding="utf-8"))))
         assert not found, f"{path}: {found}"
 

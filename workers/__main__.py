@@ -11,7 +11,7 @@ import argparse
 import os
 import sys
 
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from switchyard.worker.link import read_secret
 from workers.config import WorkerConfig
 from workers.flags import configure, parser

@@ -13,8 +13,9 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-from moe.config import ParallelConfig
-from moe.groups import ExpertGroups, all_gather_into, all_gather_rows, all_reduce
+from moe.base.collectives import all_gather_into, all_gather_rows, all_reduce
+from moe.base.parallel import ParallelConfig
+from moe.groups import ExpertGroups
 
 # A collective that hangs longer ends the rank.
 _TIMEOUT = timedelta(minutes=10)

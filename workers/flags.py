@@ -6,8 +6,10 @@ import argparse
 import dataclasses
 from pathlib import Path
 
-from moe.config import ParallelConfig, resolve_parallel, resolve_runner
-from workers.config import DEVICES, DTYPES, LOAD_FORMATS, ModelConfig, WorkerConfig
+from moe.base.parallel import ParallelConfig, resolve_parallel
+from moe.config import resolve_runner
+from workers.config import DEVICES, DTYPES, LOAD_FORMATS, WorkerConfig
+from workers.model_config import ModelConfig
 
 
 def parser() -> argparse.ArgumentParser:

@@ -13,7 +13,7 @@ from switchyard.worker.v1 import worker_pb2
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rows:
+class StepRows:
     """One entry a row, decodes first.
 
     Attributes:
@@ -33,7 +33,7 @@ class Rows:
     lengths: np.ndarray
 
     @classmethod
-    def from_step(cls, step: worker_pb2.StepRequest) -> Rows:
+    def from_step(cls, step: worker_pb2.StepRequest) -> StepRows:
         """Raises ValueError when the columns contradict each other."""
         slots = int32s(step, "slots")
         decodes = step.num_decodes
@@ -81,12 +81,12 @@ class Rows:
                 f"its blocks hold {tokens_S[slot]}"
             )
 
-    def padded(self, num_rows: int) -> Rows:
+    def padded(self, num_rows: int) -> StepRows:
         """With rows of no sequence behind, each of one token; all rows must be decodes."""
         missing = num_rows - len(self.slots)
         assert missing >= 0
         zeros = np.zeros(missing, dtype=np.int32)
-        return Rows(
+        return StepRows(
             slots=np.concatenate((self.slots, zeros - 1)),
             positions=np.concatenate((self.positions, zeros)),
             num_tokens=np.ones(num_rows, dtype=np.int32),

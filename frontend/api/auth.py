@@ -1,29 +1,24 @@
-"""Who may ask: API keys, what one key may have live at once, and where it is safe to listen.
+"""API keys: reads the key file and checks the key that a call carries.
 
-Owns the key file and the comparison of keys. Knows no transport: both faces hand it the value of
-their authorization header. Certificates are `frontend.api.tls`'s.
+Owns the key file and the comparison of keys. Knows no transport: every API hands it the value of
+its authorization header. `tls.py` has the certificates.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import hmac
-import ipaddress
 import logging
 import re
 import stat
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-from frontend.config import FrontendConfig, join_address
 from frontend.errors import Code, RequestError
 
 logger = logging.getLogger(__name__)
 
 MIN_KEY_CHARS = 16
-KEY_LIMIT_RETRY_SECONDS = 1.0
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # What a header can hold; without a colon, so that NAME:KEY has one meaning.
 _KEY = re.compile(r"[!-9;-~]+")
@@ -86,82 +81,6 @@ class Access:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
-
-
-class KeyLimit:
-    """Bounds the live requests of each key.
-
-    Args:
-        most: of one key; 0 is any number. Callers without a key have no bound.
-    """
-
-    def __init__(self, most: int = 0) -> None:
-        self.most = most
-        self._live: Counter[str] = Counter()
-
-    @contextlib.contextmanager
-    def one(self, key: str) -> Iterator[None]:
-        """Count one request of ``key`` as live.
-
-        Raises:
-            RequestError: RESOURCE_EXHAUSTED; the key has as many as it may.
-        """
-        if not self.most or not key:
-            yield
-            return
-        if self._live[key] >= self.most:
-            raise RequestError(
-                Code.RESOURCE_EXHAUSTED,
-                f"key {key} has {self._live[key]} live requests, and may have {self.most}; "
-                "wait for one to end",
-                reason="KEY_LIMIT",
-                retry_after=KEY_LIMIT_RETRY_SECONDS,
-            )
-        self._live[key] += 1
-        try:
-            yield
-        finally:
-            self._live[key] -= 1
-            if not self._live[key]:
-                del self._live[key]
-
-
-def check_exposure(config: FrontendConfig) -> str:
-    """Refuse to listen where strangers could ask.
-
-    Returns:
-        A line that the operator should read; empty when there is nothing to say.
-
-    Raises:
-        ValueError: other machines could ask and nothing would stop them, or a limit of keys is
-            set where there are no keys.
-    """
-    if config.max_requests_per_key and config.api_key_file is None:
-        raise ValueError(
-            f"--max-requests-per-key {config.max_requests_per_key} needs keys; "
-            "pass --api-key-file FILE"
-        )
-    if is_loopback(config.host):
-        return ""
-    where = join_address(config.host, config.port)
-    if config.api_key_file is None and config.tls_client_ca is None:
-        if not config.insecure:
-            raise ValueError(
-                f"--host {config.host} can be reached from other machines, and anybody could ask; "
-                "pass --api-key-file FILE or --tls-client-ca FILE, or --insecure to allow it"
-            )
-        return f"{where} is reachable from other machines, and anybody may ask (--insecure)"
-    if config.tls_cert is None:
-        return f"{where} is reachable from other machines, and keys and prompts travel unencrypted"
-    return ""
-
-
-def is_loopback(host: str) -> bool:
-    """Whether ``host`` is this machine alone; of names only localhost is."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _digest(key: str) -> bytes:

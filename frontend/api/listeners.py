@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import sys
 
-from frontend.api.auth import Access, check_exposure
+from frontend.api.auth import Access
+from frontend.api.exposure import check_exposure
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.openai.app import App
 from frontend.api.openai.server import HttpServer
-from frontend.api.tls import ServerTls, ssl_context, tls_of
+from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.config import FrontendConfig
 from frontend.observability.prometheus import Metrics, Sources
 from frontend.service.service import Service
 
 
-class Faces:
+class Listeners:
     """Both servers of one service.
 
     Args:
@@ -34,7 +35,7 @@ class Faces:
     def __init__(self, config: FrontendConfig, service: Service, metrics: Metrics) -> None:
         self._warning = check_exposure(config)
         self._access = access = Access(config.api_key_file)
-        tls = tls_of(config)
+        tls = server_tls(config)
         self._grpc = GrpcServer(
             service, config.host, config.port, access=access, tls=tls, folder=config.model
         )

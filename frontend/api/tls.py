@@ -97,7 +97,7 @@ class _Renewal:
             return None
 
 
-def tls_of(config: FrontendConfig) -> ServerTls | None:
+def server_tls(config: FrontendConfig) -> ServerTls | None:
     """The server's files, checked; None without encryption.
 
     Raises:

@@ -44,7 +44,7 @@ def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) ->
     )
 
 
-def tls_of(flags: argparse.Namespace) -> Tls | None:
+def client_tls(flags: argparse.Namespace) -> Tls | None:
     """What the flags say of encryption; None: there is none.
 
     Raises:
@@ -74,7 +74,7 @@ def open_client(flags: argparse.Namespace) -> Client:
         FlagError: a file cannot be used.
     """
     key = None if flags.api_key_file is None else read_key(flags.api_key_file)
-    return Client(flags.address, api_key=key, tls=tls_of(flags))
+    return Client(flags.address, api_key=key, tls=client_tls(flags))
 
 
 def read_key(path: Path) -> str:

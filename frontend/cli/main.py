@@ -24,8 +24,8 @@ from frontend.cli.client_flags import (
     FlagError,
     add_address_flag,
     add_security_flags,
+    client_tls,
     open_client,
-    tls_of,
 )
 from frontend.probe import probe
 from switchyard.client import Client, ServerError, Stream
@@ -245,7 +245,7 @@ def _turn(
 
 
 def _health(flags: argparse.Namespace) -> int:
-    verdict, line = probe(flags.address, tls=tls_of(flags))
+    verdict, line = probe(flags.address, tls=client_tls(flags))
     print(line)
     return int(verdict)
 

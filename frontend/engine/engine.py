@@ -15,11 +15,11 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from frontend.engine.step_stats import Meter, StepLoad
+from frontend.engine.step_stats import StepRates, StepStatsWindow
 from frontend.errors import Code, RequestError
 from frontend.records import StepObserver
 from frontend.requests.request import Request
-from frontend.scheduler.limits import Limits, SchedulerLoad
+from frontend.scheduler.limits import SchedulerLimits, SchedulerLoad
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepResults
 from frontend.scheduler.step_times import StepTimes
@@ -61,7 +61,7 @@ class Group(Protocol):
 class Load(SchedulerLoad):
     """The scheduler's counts, what the steps take, and how often the workers were lost."""
 
-    steps: StepLoad
+    steps: StepRates
     worker_restarts: int
     replayed_requests: int
     restarting: bool
@@ -114,7 +114,7 @@ class Engine:
         self._lost = False
         self._restarts = 0
         self._replayed = 0
-        self._meter = Meter()
+        self._meter = StepStatsWindow()
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, request: Request) -> None:
@@ -169,7 +169,7 @@ class Engine:
             self._lost = True
             watch.cancel()
 
-    def replay(self, group: Group, limits: Limits) -> None:
+    def replay(self, group: Group, limits: SchedulerLimits) -> None:
         """Go on, with the next ``run``, on another group: open requests keep what they have."""
         self._group = group
         self._in_flight.clear()
@@ -237,12 +237,12 @@ class Engine:
 
     def _tell(self, flight: _Flight, num_tokens: int, now: float) -> None:
         """Let observers know what the step gave, and after how long."""
-        slices = flight.step.slices
-        num_decodes = sum(part.num_decodes for part in slices)
+        batches = flight.step.batches
+        num_decodes = sum(batch.num_decodes for batch in batches)
         # A decode goes on from the results before, whenever it was sent.
         since = now - self._last_result if num_decodes else 0.0
         self._last_result = now
-        num_rows = sum(part.total_tokens for part in slices)
+        num_rows = sum(batch.total_tokens for batch in batches)
         for observer in self._observers:
             observer.step_completed(num_decodes, since, num_rows, num_tokens)
 

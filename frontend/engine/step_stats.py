@@ -10,7 +10,7 @@ import dataclasses
 import time
 from collections import deque
 
-from frontend.scheduler.step import Measures
+from frontend.scheduler.step import StepStats
 
 WINDOW_SECONDS = 5.0
 SAMPLE_SECONDS = 0.25
@@ -27,7 +27,7 @@ class StepTotals:
     bytes_moved: float = 0.0
     flops: float = 0.0
 
-    def plus(self, step: Measures, idle_seconds: float) -> StepTotals:
+    def plus(self, step: StepStats, idle_seconds: float) -> StepTotals:
         """With one more step."""
         return StepTotals(
             steps=self.steps + 1,
@@ -40,7 +40,7 @@ class StepTotals:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StepLoad:
+class StepRates:
     """A snapshot, field by field as GetLoadResponse says."""
 
     generated_tokens_per_second: float
@@ -62,7 +62,7 @@ class _Totals:
     decode_steps: StepTotals = dataclasses.field(default_factory=StepTotals)
 
 
-class Meter:
+class StepStatsWindow:
     """Adds up steps and tokens."""
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Meter:
 
     def add(
         self,
-        step: Measures,
+        step: StepStats,
         generated_tokens: int,
         now: float,
         *,
@@ -99,7 +99,7 @@ class Meter:
             self._samples.append((now, self._totals))
             self._trim(now)
 
-    def load(self, now: float) -> StepLoad:
+    def load(self, now: float) -> StepRates:
         """Rates since the newest sample that is older than the window, or the oldest there is."""
         if now - self._samples[-1][0] >= WINDOW_SECONDS:
             # Nothing was sampled for so long: all that there was lies before the window.
@@ -110,7 +110,7 @@ class Meter:
         num_steps = total.steps.steps - before.steps.steps
         device_seconds = total.steps.device_seconds - before.steps.device_seconds
         idle_seconds = total.steps.idle_seconds - before.steps.idle_seconds
-        return StepLoad(
+        return StepRates(
             generated_tokens_per_second=(total.generated_tokens - before.generated_tokens)
             / seconds,
             floor_share=_floor_share(total.steps, before.steps),

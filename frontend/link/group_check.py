@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from frontend.link.rank_channel import Rank
+from frontend.link.rank_channel import RankChannel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2
 
@@ -42,7 +42,9 @@ def check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) ->
         )
 
 
-def check_agreement(infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequence[Rank]) -> None:
+def check_agreement(
+    infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequence[RankChannel]
+) -> None:
     """Refuse ranks that are no group.
 
     Raises:

@@ -37,7 +37,7 @@ class GroupLost(Exception):  # noqa: N818 - it says what happened, as the log li
     """The group cannot be reached or has broken; the message names the rank and the cause."""
 
 
-class Rank:
+class RankChannel:
     """One rank's channel and its Execute stream.
 
     Args:

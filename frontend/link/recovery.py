@@ -19,7 +19,7 @@ from frontend.engine.engine import Engine
 from frontend.link.group_check import check_successor
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
-from frontend.scheduler.limits import Limits
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.step_times import StepTimes
 from switchyard.worker.v1 import worker_pb2
 
@@ -142,9 +142,9 @@ class Workers:
         return False
 
 
-def limits_of(info: worker_pb2.DescribeResponse, config: FrontendConfig) -> Limits:
+def limits_of(info: worker_pb2.DescribeResponse, config: FrontendConfig) -> SchedulerLimits:
     """What a group of workers lets the scheduler do."""
-    return Limits(
+    return SchedulerLimits(
         max_batch_size=info.max_batch_size,
         max_num_batched_tokens=info.max_num_batched_tokens,
         max_model_len=info.max_model_len,

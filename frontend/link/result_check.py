@@ -1,6 +1,6 @@
 """What ranks answer to a step: whether it can be true, and its columns for the scheduler.
 
-Owns how many values a slice's answer has, and which are possible. Knows messages and slices;
+Owns how many values a slice's answer has, and which are possible. Knows messages and batches;
 nothing of streams or requests.
 """
 
@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from frontend.scheduler.step import Drawn, LogprobColumns, NewSequence, Slice
+from frontend.scheduler.step import Drawn, LogprobColumns, NewSequence, ReplicaBatch
 from switchyard.worker.v1 import worker_pb2
 
 NOT_FINITE = -1
@@ -19,7 +19,7 @@ _MEASURES = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Expected:
+class ExpectedResult:
     """How many values each column of a replica's answer has; see worker.proto's StepResult."""
 
     num_draws: int
@@ -51,37 +51,37 @@ class Expected:
         return ""
 
 
-class Questions:
+class ResultChecks:
     """What one replica's slots ask for besides tokens, as far as it was told."""
 
     def __init__(self) -> None:
         self._asking: dict[int, NewSequence] = {}
 
-    def expected(self, part: Slice) -> Expected:
-        """What the slice's answer holds; slices come in the order in which they are sent."""
+    def expected(self, batch: ReplicaBatch) -> ExpectedResult:
+        """What the slice's answer holds; batches come in the order in which they are sent."""
         asking = self._asking
-        for new in part.new_sequences:
+        for new in batch.new_sequences:
             asking.pop(new.slot, None)
             if new.sampling.num_logprobs:
                 asking[new.slot] = new
         if not asking:
-            return Expected(part.num_draws)
+            return ExpectedResult(batch.num_draws)
         own = tops = prompt_own = prompt_tops = 0
-        for row, slot in enumerate(part.slots):
+        for row, slot in enumerate(batch.slots):
             new_sequence = asking.get(slot)
             if new_sequence is None:
                 continue
-            num_tops, given = new_sequence.sampling.num_logprobs - 1, row - part.num_decodes
-            if given < 0 or part.draws[given]:
+            num_tops, given = new_sequence.sampling.num_logprobs - 1, row - batch.num_decodes
+            if given < 0 or batch.draws[given]:
                 own, tops = own + 1, tops + num_tops
             if given >= 0 and new_sequence.prompt_logprobs:
-                end = part.positions[row] + part.num_tokens[given]
-                count = max(0, min(end, new_sequence.num_prompt - 1) - part.positions[row])
+                end = batch.positions[row] + batch.num_tokens[given]
+                count = max(0, min(end, new_sequence.num_prompt - 1) - batch.positions[row])
                 prompt_own, prompt_tops = prompt_own + count, prompt_tops + count * num_tops
-        return Expected(part.num_draws, own, tops, prompt_own, prompt_tops)
+        return ExpectedResult(batch.num_draws, own, tops, prompt_own, prompt_tops)
 
 
-def measures_complaint(result: worker_pb2.StepResult) -> str:
+def stats_problem(result: worker_pb2.StepResult) -> str:
     """Why a rank's measures are none, going on from "step 7"; empty when they can be true."""
     for name in _MEASURES:
         value = getattr(result, name)

@@ -14,9 +14,9 @@ from contextlib import AsyncExitStack
 from typing import TypeVar
 
 from frontend.link.group_check import check_agreement, check_first
-from frontend.link.rank_channel import GroupLost, Rank
-from frontend.link.result_check import Expected, Questions, drawn_of, measures_complaint
-from frontend.scheduler.step import Measures, NewSequence, Slice, Step, StepResults
+from frontend.link.rank_channel import GroupLost, RankChannel
+from frontend.link.result_check import ExpectedResult, ResultChecks, drawn_of, stats_problem
+from frontend.scheduler.step import NewSequence, ReplicaBatch, Step, StepResults, StepStats
 from switchyard.worker.link import local_address
 from switchyard.worker.v1 import worker_pb2
 
@@ -37,14 +37,17 @@ class WorkerGroup:
     """
 
     def __init__(
-        self, ranks: Sequence[Rank], info: worker_pb2.DescribeResponse, streams: AsyncExitStack
+        self,
+        ranks: Sequence[RankChannel],
+        info: worker_pb2.DescribeResponse,
+        streams: AsyncExitStack,
     ) -> None:
         self.info = info
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._ranks = ranks
         self._streams = streams
-        self._questions = [Questions() for _ in range(max(1, info.data_parallel_size))]
-        self._expected: deque[tuple[int, list[Expected]]] = deque()
+        self._questions = [ResultChecks() for _ in range(max(1, info.data_parallel_size))]
+        self._expected: deque[tuple[int, list[ExpectedResult]]] = deque()
         self._readers = [asyncio.create_task(self._read(rank)) for rank in ranks]
 
     @classmethod
@@ -72,8 +75,8 @@ class WorkerGroup:
         deadline = time.monotonic() + startup_timeout
         async with AsyncExitStack() as stack:
 
-            def rank_at(number: int, address: str) -> Rank:
-                rank = Rank(number, address, secret=secret)
+            def rank_at(number: int, address: str) -> RankChannel:
+                rank = RankChannel(number, address, secret=secret)
                 stack.push_async_callback(rank.close)
                 return rank
 
@@ -99,10 +102,10 @@ class WorkerGroup:
         Raises:
             GroupLost: a stream is broken.
         """
-        asked = zip(self._questions, step.slices, strict=True)
-        self._expected.append((step.step_id, [each.expected(part) for each, part in asked]))
+        asked = zip(self._questions, step.batches, strict=True)
+        self._expected.append((step.step_id, [each.expected(batch) for each, batch in asked]))
         size = self.info.tensor_parallel_size
-        messages = [_encode(step, part) for part in step.slices]
+        messages = [_encode(step, batch) for batch in step.batches]
         writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
         await self._unless_lost(asyncio.gather(*writes))
 
@@ -124,7 +127,7 @@ class WorkerGroup:
                 raise result
             if result.step_id != step_id:
                 raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
-            complaint = measures_complaint(result)
+            complaint = stats_problem(result)
             if not complaint and rank.number % size == 0:
                 complaint = expected[rank.number // size].complaint(result, self.info.vocab_size)
             if complaint:
@@ -168,7 +171,7 @@ class WorkerGroup:
             raise self.lost.result()
         return work.result()
 
-    async def _read(self, rank: Rank) -> None:
+    async def _read(self, rank: RankChannel) -> None:
         """Pass on one rank's answers until its stream ends."""
         try:
             while True:
@@ -176,7 +179,7 @@ class WorkerGroup:
         except GroupLost as error:
             self._fail(error)
 
-    def _lose(self, rank: Rank, cause: str) -> GroupLost:
+    def _lose(self, rank: RankChannel, cause: str) -> GroupLost:
         error = GroupLost(f"{rank}: {cause}")
         self._fail(error)
         return error
@@ -189,9 +192,9 @@ class WorkerGroup:
                 rank.results.put_nowait(error)
 
 
-def _measures(results: Sequence[worker_pb2.StepResult]) -> Measures:
+def _measures(results: Sequence[worker_pb2.StepResult]) -> StepStats:
     """One step's measures over the ranks."""
-    return Measures(
+    return StepStats(
         device_seconds=max(result.device_seconds for result in results),
         floor_seconds=max(result.floor_seconds for result in results),
         idle_seconds=min(result.idle_seconds for result in results),
@@ -200,23 +203,23 @@ def _measures(results: Sequence[worker_pb2.StepResult]) -> Measures:
     )
 
 
-def _encode(step: Step, part: Slice) -> bytes:
+def _encode(step: Step, batch: ReplicaBatch) -> bytes:
     """One replica's ExecuteRequest, serialized."""
     message = worker_pb2.StepRequest(
         step_id=step.step_id,
-        new_sequences=[_new_sequence(new) for new in part.new_sequences],
-        slots=part.slots,
-        positions=part.positions,
-        num_decodes=part.num_decodes,
-        num_tokens=part.num_tokens,
-        token_ids=part.token_ids,
-        draws=part.draws,
-        num_new_blocks=part.num_new_blocks,
-        new_blocks=part.new_blocks,
+        new_sequences=[_new_sequence(new) for new in batch.new_sequences],
+        slots=batch.slots,
+        positions=batch.positions,
+        num_decodes=batch.num_decodes,
+        num_tokens=batch.num_tokens,
+        token_ids=batch.token_ids,
+        draws=batch.draws,
+        num_new_blocks=batch.num_new_blocks,
+        new_blocks=batch.new_blocks,
         max_replica_tokens=step.max_replica_tokens,
         decode_only=step.decode_only,
-        masked_draws=part.masked_draws,
-        draw_masks=b"".join(part.draw_masks),
+        masked_draws=batch.masked_draws,
+        draw_masks=b"".join(batch.draw_masks),
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
 

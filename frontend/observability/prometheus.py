@@ -18,12 +18,12 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
 from frontend.errors import RequestError
-from frontend.observability.families import Families
-from frontend.observability.histogram import (
+from frontend.observability.families import (
     REQUEST_SECONDS,
     STEP_SECONDS,
     STEP_TOKENS,
     TOKENS,
+    Families,
     Histogram,
 )
 from frontend.observability.load_metrics import expert_families, load_families

@@ -13,12 +13,13 @@ from typing import ParamSpec, TypeVar
 
 import jinja2
 
-from frontend.backend import Backend, Tokenizer
+from frontend.backend import Backend, TokenizerLike
 from frontend.bounds import MAX_CHARS_PER_TOKEN
 from frontend.errors import Code, RequestError, invalid_field
 from frontend.processing import chat_template, sampling_params, validation
 from frontend.processing.structured_output import Compiler
-from frontend.requests.request import Matcher, Output, Request, SamplingParams, TextDecoder
+from frontend.requests.output import Output
+from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
@@ -227,7 +228,7 @@ def echo_text(backend: Backend, asked: pb.GenerateRequest, ids: list[int]) -> st
     return tokenizer_of(backend).decode(ids, asked.output.keep_special_tokens)
 
 
-def tokenizer_of(backend: Backend) -> Tokenizer:
+def tokenizer_of(backend: Backend) -> TokenizerLike:
     """The tokenizer, or FAILED_PRECONDITION."""
     if backend.tokenizer is None:
         raise RequestError(

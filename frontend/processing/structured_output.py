@@ -52,7 +52,7 @@ _LIMITS = LLParserLimits(
 _T = TypeVar("_T")
 
 
-class Matcher:
+class GrammarMatcher:
     """One sequence's way through a language; a `frontend.requests.request.Matcher`.
 
     The mask is computed when the token before it is known, so that what cannot go on ends its own
@@ -73,9 +73,9 @@ class Matcher:
         self._num_bytes = num_bytes
         self._mask = self._next_mask()
 
-    def copy(self) -> Matcher:
+    def copy(self) -> GrammarMatcher:
         """Another that stands where this one does."""
-        return Matcher(self._inner.deep_copy(), self._num_bytes)
+        return GrammarMatcher(self._inner.deep_copy(), self._num_bytes)
 
     def mask(self) -> bytes:
         """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
@@ -138,7 +138,9 @@ class Compiler:
         self._vocabulary_lock = threading.Lock()
         self._num_compiling = 0
 
-    async def matchers(self, asked: pb.Constraint, count: int, path: str = "") -> list[Matcher]:
+    async def matchers(
+        self, asked: pb.Constraint, count: int, path: str = ""
+    ) -> list[GrammarMatcher]:
         """``count`` matchers of one language, each at its beginning.
 
         Raises:
@@ -166,11 +168,11 @@ class Compiler:
                 field, f"takes more than {COMPILE_SECONDS:g} s to compile; simplify it"
             ) from error
 
-    def _compile(self, grammar: str, count: int, field: str) -> list[Matcher]:
+    def _compile(self, grammar: str, count: int, field: str) -> list[GrammarMatcher]:
         inner = LLMatcher(self._read_vocabulary(), grammar, log_level=0, limits=_LIMITS)
         if inner.is_error():
             raise invalid_field(field, f"is refused: {_brief(inner.get_error())}")
-        first = Matcher(inner, self._num_bytes)
+        first = GrammarMatcher(inner, self._num_bytes)
         return [first, *(first.copy() for _ in range(count - 1))]
 
     def _read_vocabulary(self) -> LLTokenizer:
@@ -285,3 +287,8 @@ def _unconstrainable(why: str) -> RequestError:
         reason="NO_CONSTRAINTS",
         field="constraint",
     )
+
+
+def choice_grammar(choices: Sequence[str]) -> str:
+    """A grammar in Lark's notation whose language is exactly these texts."""
+    return "start: " + " | ".join(json.dumps(choice, ensure_ascii=False) for choice in choices)

@@ -6,22 +6,10 @@ steps or the wire.
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
-import enum
 from typing import Protocol
 
-from frontend.errors import RequestError
-from frontend.requests.pacing import Pacer
-
-
-class FinishReason(enum.Enum):
-    """Why a sequence ended; values are those of switchyard.v1.FinishReason."""
-
-    EOS = 1
-    STOP = 2
-    LENGTH = 3
-    ABORTED = 4
+from frontend.requests.output import FinishReason, Output, TokenLogprobs
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,27 +63,6 @@ class StopConditions:
     include_stop: bool = False
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class TokenLogprobs:
-    """A token's log-probability, and the most likely tokens at its place, best first."""
-
-    logprob: float
-    top_ids: list[int]
-    top_logprobs: list[float]
-
-
-@dataclasses.dataclass(slots=True)
-class Delta:
-    """New output since the last delta that was taken; ``logprobs`` one a token, or none."""
-
-    text: str = ""
-    token_ids: list[int] = dataclasses.field(default_factory=list)
-    logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
-    finish_reason: FinishReason | None = None
-    stop_text: str | None = None
-    stop_token_id: int | None = None
-
-
 class TextDecoder(Protocol):
     """Turns tokens into text as they come; one per request."""
 
@@ -134,122 +101,6 @@ class Matcher(Protocol):
         ...
 
 
-class Output:
-    """One request's pending delta: the engine adds, one reader takes, nobody waits for the other.
-
-    A slow reader costs memory only for the tokens it has not read, at most max_new_tokens.
-
-    Attributes:
-        min_tokens: the reader is not woken for fewer, but at the end.
-        pacer: says when it may be woken again; None: at once.
-    """
-
-    __slots__ = (
-        "_admitted",
-        "_begun",
-        "_delta",
-        "_error",
-        "_last_take",
-        "_ready",
-        "min_tokens",
-        "pacer",
-    )
-
-    def __init__(self, min_tokens: int = 1, pacer: Pacer | None = None) -> None:
-        self.min_tokens = min_tokens
-        self.pacer = pacer
-        self._last_take = 0.0
-        self._delta = Delta()
-        self._ready = asyncio.Event()
-        self._admitted = asyncio.Event()
-        self._begun = asyncio.Event()
-        self._error: RequestError | None = None
-
-    def admit(self) -> None:
-        """The request got its slot: its first prefill chunk is in a step."""
-        self._admitted.set()
-
-    def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
-        """Add one token and the text it completed."""
-        delta = self._delta
-        self._begun.set()
-        delta.token_ids.append(token_id)
-        if logprobs is not None:
-            delta.logprobs.append(logprobs)
-        if text:
-            delta.text += text
-        if len(delta.token_ids) >= self.min_tokens and (
-            self.pacer is None or self.pacer.may_write(self, self._last_take)
-        ):
-            self._ready.set()
-
-    def let_go(self) -> None:
-        """What was held back for other streams' sake may leave."""
-        if len(self._delta.token_ids) >= self.min_tokens:
-            self._ready.set()
-
-    def finish(
-        self,
-        reason: FinishReason,
-        *,
-        text: str = "",
-        stop_text: str | None = None,
-        stop_token_id: int | None = None,
-    ) -> None:
-        """End the output; nothing is added afterwards."""
-        delta = self._delta
-        delta.text += text
-        delta.finish_reason = reason
-        delta.stop_text = stop_text
-        delta.stop_token_id = stop_token_id
-        self._admitted.set()
-        self._begun.set()
-        self._ready.set()
-
-    def fail(self, error: RequestError) -> None:
-        """End the output with an error; what is pending is dropped."""
-        self._error = error
-        self._admitted.set()
-        self._begun.set()
-        self._ready.set()
-
-    async def admitted(self) -> None:
-        """Wait for the request's admission.
-
-        Raises:
-            RequestError: it failed before.
-        """
-        await self._admitted.wait()
-        if self._error is not None:
-            raise self._error
-
-    async def begun(self) -> None:
-        """Wait for the first token, or the end where none comes.
-
-        Raises:
-            RequestError: the request failed.
-        """
-        await self._begun.wait()
-        if self._error is not None:
-            raise self._error
-
-    async def take(self) -> Delta:
-        """Wait for new output and take all of it.
-
-        Raises:
-            RequestError: the request failed.
-        """
-        await self._ready.wait()
-        if self._error is not None:
-            raise self._error
-        delta, self._delta = self._delta, Delta()
-        if self.pacer is not None:
-            self._last_take = self.pacer.stamp(is_first=self._last_take == 0.0)
-        if delta.finish_reason is None:
-            self._ready.clear()
-        return delta
-
-
 @dataclasses.dataclass(slots=True, eq=False, kw_only=True)
 class Request:
     """One prompt and its continuation.
@@ -262,7 +113,7 @@ class Request:
         key: whose request it is; keys share the workers fairly.
         priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.
-        is_let_in: a sample whose first one was admitted: no queue is too full for it.
+        bypasses_queue_limits: a sample whose first one was admitted: no queue is too full for it.
         arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         preemptions: times it gave up its blocks.
@@ -282,7 +133,7 @@ class Request:
     key: str = ""
     priority: int = 0
     queue_deadline: float = float("inf")
-    is_let_in: bool = False
+    bypasses_queue_limits: bool = False
     arrived: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0

@@ -16,7 +16,7 @@ RETRY_AFTER_SECONDS = (1.0, 60.0)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class SchedulerLimits:
     """What may run at once; sizes are those the workers describe, each of one replica.
 
     Attributes:
@@ -70,7 +70,7 @@ class SchedulerLoad:
 
 
 def check_queue(
-    limits: Limits,
+    limits: SchedulerLimits,
     times: StepTimes,
     *,
     num_running: int,
@@ -116,7 +116,7 @@ def expired(num_waiting: int) -> RequestError:
     )
 
 
-def check_fits(limits: Limits, num_prompt: int, max_new_tokens: int) -> None:
+def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) -> None:
     """Refuse what could never run, alone in an empty cache; the last token needs no KV.
 
     Raises:

@@ -15,7 +15,7 @@ from frontend.scheduler.sequence import Phase, Sequence
 CRASHES_OF_A_SUSPECT = 2
 
 
-class Suspects:
+class Quarantine:
     """Suspected sequences in the order in which they run alone."""
 
     __slots__ = ("_line",)
@@ -40,7 +40,7 @@ class Suspects:
         return alone if alone in in_flight else None
 
 
-def poisonous(request: Request) -> RequestError:
+def poison_error(request: Request) -> RequestError:
     """What a convicted request ends with."""
     return RequestError(
         Code.INTERNAL,

@@ -6,8 +6,9 @@ Owns who runs here. Knows nothing of the queue, of other replicas, or of results
 from __future__ import annotations
 
 from frontend.scheduler.kv_blocks import BlockPool
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.sequence import Phase, Sequence
-from frontend.scheduler.step import NewSequence, Slice
+from frontend.scheduler.step import NewSequence, ReplicaBatch
 from frontend.scheduler.token_budget import Budget
 
 
@@ -64,7 +65,12 @@ class Replica:
         return pool.num_free - pool.num_idle(matched) - wanted >= self.num_running
 
     def admit(
-        self, sequence: Sequence, matched: list[int], part: Slice, budget: Budget, step_id: int
+        self,
+        sequence: Sequence,
+        matched: list[int],
+        batch: ReplicaBatch,
+        budget: Budget,
+        step_id: int,
     ) -> None:
         """Give a sequence its slot and blocks, and a first row if the budget has room for it."""
         pool = self.pool
@@ -73,25 +79,25 @@ class Replica:
         sequence.phase = Phase.RUNNING
         sequence.replica = self.index
         sequence.slot = self._free_slots.pop()
-        sequence.blocks = sequence.untold_blocks = matched + fresh
+        sequence.blocks = sequence.unsent_blocks = matched + fresh
         sequence.capacity = len(sequence.blocks) * pool.block_size
         sequence.num_scheduled = len(matched) * pool.block_size
         sequence.num_published = len(matched)
         sequence.prefill_end = len(sequence.tokens)
         if sequence.wants_prompt_logprobs:
             sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
-        part.new_sequences.append(_new_sequence(sequence))
+        batch.new_sequences.append(_new_sequence(sequence))
         self._prefilling.append(sequence)
-        self._add_chunk(sequence, part, budget, step_id)
+        self._add_chunk(sequence, batch, budget, step_id)
 
-    def schedule_decodes(self, part: Slice, step_id: int) -> list[Sequence]:
+    def schedule_decodes(self, batch: ReplicaBatch, step_id: int) -> list[Sequence]:
         """Give every sequence that may draw a row of one token.
 
         Returns:
             Sequences that lost their slot and blocks because blocks ran out, newest first.
         """
-        slots, positions, sequences = part.slots, part.positions, part.sequences
-        num_new_blocks, new_blocks = part.num_new_blocks, part.new_blocks
+        slots, positions, sequences = batch.slots, batch.positions, batch.sequences
+        num_new_blocks, new_blocks = batch.num_new_blocks, batch.new_blocks
         pool = self.pool
         victims: list[Sequence] = []
         # A victim is the newest, so it leaves behind the sequence at hand, or is that one and last.
@@ -110,21 +116,21 @@ class Replica:
                 num_new_blocks.append(1)
             else:
                 num_new_blocks.append(0)
-            _mask_next_draw(sequence, len(slots), part)
+            _mask_next_draw(sequence, len(slots), batch)
             slots.append(sequence.slot)
             positions.append(position)
             sequences.append(sequence)
             sequence.num_scheduled = position + 1
             sequence.last_step = step_id
-        part.num_decodes = part.total_tokens = part.num_draws = len(slots)
+        batch.num_decodes = batch.total_tokens = batch.num_draws = len(slots)
         return victims
 
-    def schedule_prefills(self, part: Slice, budget: Budget, step_id: int) -> None:
+    def schedule_prefills(self, batch: ReplicaBatch, budget: Budget, step_id: int) -> None:
         """Give sequences in prefill their next tokens, oldest first, within the step's budget."""
         for sequence in self._prefilling.copy():
-            if part.total_tokens >= budget.tokens:
+            if batch.total_tokens >= budget.tokens:
                 break
-            self._add_chunk(sequence, part, budget, step_id)
+            self._add_chunk(sequence, batch, budget, step_id)
 
     def release(self, sequence: Sequence) -> None:
         """Take back slot and blocks at once: later steps run later on the workers too."""
@@ -134,7 +140,7 @@ class Replica:
             self._decoding.remove(sequence)
         self._free_slots.append(sequence.slot)
         self.pool.free(sequence.blocks)
-        sequence.blocks, sequence.untold_blocks = [], []
+        sequence.blocks, sequence.unsent_blocks = [], []
         sequence.capacity = 0
         sequence.replica = sequence.slot = -1
 
@@ -160,31 +166,33 @@ class Replica:
             victim.phase = Phase.DRAINING
             victims.append(victim)
 
-    def _add_chunk(self, sequence: Sequence, part: Slice, budget: Budget, step_id: int) -> None:
+    def _add_chunk(
+        self, sequence: Sequence, batch: ReplicaBatch, budget: Budget, step_id: int
+    ) -> None:
         """Add a row with the prompt's next tokens, if the budget has room; its last row draws."""
-        room = budget.tokens - part.total_tokens
+        room = budget.tokens - batch.total_tokens
         is_long = sequence.prefill_end > budget.long_prompt
         if is_long:
-            room = min(room, budget.long_chunk - part.long_tokens)
+            room = min(room, budget.long_chunk - batch.long_tokens)
         if room <= 0:
             return
         start = sequence.num_scheduled
         end = min(start + room, sequence.prefill_end)
-        blocks, sequence.untold_blocks = sequence.untold_blocks, []
+        blocks, sequence.unsent_blocks = sequence.unsent_blocks, []
         draws = end == sequence.prefill_end
-        part.slots.append(sequence.slot)
-        part.positions.append(start)
-        part.num_tokens.append(end - start)
-        part.token_ids += sequence.tokens[start:end]
-        part.draws.append(draws)
-        part.num_new_blocks.append(len(blocks))
-        part.new_blocks += blocks
-        part.sequences.append(sequence)
-        part.total_tokens += end - start
-        part.long_tokens += (end - start) * is_long
+        batch.slots.append(sequence.slot)
+        batch.positions.append(start)
+        batch.num_tokens.append(end - start)
+        batch.token_ids += sequence.tokens[start:end]
+        batch.draws.append(draws)
+        batch.num_new_blocks.append(len(blocks))
+        batch.new_blocks += blocks
+        batch.sequences.append(sequence)
+        batch.total_tokens += end - start
+        batch.long_tokens += (end - start) * is_long
         if draws:
-            _mask_next_draw(sequence, part.num_draws, part)
-        part.num_draws += draws
+            _mask_next_draw(sequence, batch.num_draws, batch)
+        batch.num_draws += draws
         sequence.num_scheduled = end
         sequence.last_step = step_id
         if draws:
@@ -192,12 +200,12 @@ class Replica:
             self._decoding.append(sequence)
 
 
-def _mask_next_draw(sequence: Sequence, draw: int, part: Slice) -> None:
+def _mask_next_draw(sequence: Sequence, draw: int, batch: ReplicaBatch) -> None:
     """Narrow draw number ``draw`` to what the sequence's language allows."""
     matcher = sequence.request.matcher
     if matcher is not None:
-        part.masked_draws.append(draw)
-        part.draw_masks.append(matcher.mask())
+        batch.masked_draws.append(draw)
+        batch.draw_masks.append(matcher.mask())
 
 
 def _new_sequence(sequence: Sequence) -> NewSequence:
@@ -212,3 +220,49 @@ def _new_sequence(sequence: Sequence) -> NewSequence:
         num_prompt=sequence.num_prompt,
         prompt_logprobs=sequence.wants_prompt_logprobs,
     )
+
+
+BUSIER_SHARE = 8
+"""A replica is clearly busier when it runs max_batch_size / BUSIER_SHARE more than another."""
+
+
+def make_replicas(limits: SchedulerLimits) -> list[Replica]:
+    """Empty ones, as many as there are."""
+    return [
+        Replica(
+            index,
+            BlockPool(limits.num_blocks, limits.block_size),
+            num_slots=limits.max_batch_size,
+            enable_prefix_cache=limits.enable_prefix_cache,
+        )
+        for index in range(limits.num_replicas)
+    ]
+
+
+def choose_replica(
+    replicas: list[Replica],
+    batches: list[ReplicaBatch],
+    sequence: Sequence,
+    limits: SchedulerLimits,
+) -> tuple[Replica, list[int]] | None:
+    """Of the replicas with room the one with the longest prefix, unless clearly busier.
+
+    Args:
+        batches: of the step that is made, one a replica.
+
+    Returns:
+        It, and the blocks there that hold a prefix of the sequence; None: nowhere is room.
+    """
+    budget = limits.max_num_batched_tokens
+    choices = []
+    for replica, batch in zip(replicas, batches, strict=True):
+        if batch.total_tokens < budget:
+            matched = replica.match(sequence)
+            if replica.has_room(sequence, matched):
+                choices.append((replica, matched))
+    if not choices:
+        return None
+    slack = max(1, limits.max_batch_size // BUSIER_SHARE)
+    busiest = min(replica.num_running for replica, _ in choices) + slack
+    fair = [choice for choice in choices if choice[0].num_running <= busiest]
+    return min(fair, key=lambda choice: (-len(choice[1]), choice[0].num_running))

@@ -11,11 +11,17 @@ from collections.abc import Callable
 
 from frontend.errors import Code, RequestError, duplicate_id
 from frontend.requests.request import Request
-from frontend.scheduler.limits import Limits, SchedulerLoad, check_fits, check_queue, expired
-from frontend.scheduler.quarantine import Suspects, poisonous
-from frontend.scheduler.replicas import choose_replica, make_replicas
+from frontend.scheduler.limits import (
+    SchedulerLimits,
+    SchedulerLoad,
+    check_fits,
+    check_queue,
+    expired,
+)
+from frontend.scheduler.quarantine import Quarantine, poison_error
+from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence
-from frontend.scheduler.step import Drawn, Slice, Step
+from frontend.scheduler.step import Drawn, ReplicaBatch, Step
 from frontend.scheduler.step_results import take_results
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.token_budget import Budget, budget_of
@@ -36,13 +42,13 @@ class Scheduler:
         times: what steps take, which bounds the chunks of long prompts beside decodes.
     """
 
-    def __init__(self, limits: Limits, times: StepTimes | None = None) -> None:
+    def __init__(self, limits: SchedulerLimits, times: StepTimes | None = None) -> None:
         self.limits = limits
         self._times = times or StepTimes()
         self._replicas = make_replicas(limits)
         self._waiting = WaitingQueue()
         self._open: dict[str, Sequence] = {}
-        self._suspects = Suspects()
+        self._suspects = Quarantine()
         self._num_draining = 0
         self.earliest_deadline = float("inf")
         self._num_submitted = 0
@@ -67,7 +73,7 @@ class Scheduler:
         if request.id in self._open:
             raise duplicate_id(request.id)
         check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
-        if not request.is_let_in:
+        if not request.bypasses_queue_limits:
             check_queue(
                 self.limits,
                 self._times,
@@ -117,22 +123,22 @@ class Scheduler:
         """The next step, or None when nothing can run before results or requests arrive."""
         self.expire(now)
         step_id = self._scheduled_step + 1
-        slices = [Slice() for _ in self._replicas]
+        batches = [ReplicaBatch() for _ in self._replicas]
         suspect = self._suspects.next()
         if suspect is not None:
             self._make_room_for(suspect)
-        for replica, part in zip(self._replicas, slices, strict=True):
-            for victim in replica.schedule_decodes(part, step_id):
+        for replica, batch in zip(self._replicas, batches, strict=True):
+            for victim in replica.schedule_decodes(batch, step_id):
                 self._preempt(victim)
-        budget = budget_of(self.limits, self._times, max(part.num_decodes for part in slices))
-        for replica, part in zip(self._replicas, slices, strict=True):
-            replica.schedule_prefills(part, budget, step_id)
-        self._admit(slices, budget, step_id, suspect, now)
-        max_replica_tokens = max(part.total_tokens for part in slices)
+        budget = budget_of(self.limits, self._times, max(batch.num_decodes for batch in batches))
+        for replica, batch in zip(self._replicas, batches, strict=True):
+            replica.schedule_prefills(batch, budget, step_id)
+        self._admit(batches, budget, step_id, suspect, now)
+        max_replica_tokens = max(batch.total_tokens for batch in batches)
         if max_replica_tokens == 0:
             return None
         self._scheduled_step = step_id
-        return Step(step_id, slices, max_replica_tokens)
+        return Step(step_id, batches, max_replica_tokens)
 
     def complete(self, step: Step, drawn_per_replica: list[Drawn], now: float) -> None:
         """Take in the oldest outstanding step's results.
@@ -145,22 +151,22 @@ class Scheduler:
         assert step.step_id == self._completed_step + 1, "steps complete in their order"
         self._completed_step = step.step_id
         drained: list[Sequence] = []
-        columns = zip(self._replicas, step.slices, drawn_per_replica, strict=True)
-        for replica, part, drawn in columns:
-            num_taken, ended = take_results(replica, part, drawn, now)
+        columns = zip(self._replicas, step.batches, drawn_per_replica, strict=True)
+        for replica, batch, drawn in columns:
+            num_taken, ended = take_results(replica, batch, drawn, now)
             self._generated_tokens += num_taken
             for sequence, phase in ended:
                 self._withdraw(sequence, phase)
             drained += [
                 seq
-                for seq in part.sequences
+                for seq in batch.sequences
                 if seq.phase is Phase.DRAINING and seq.last_step == step.step_id
             ]
         for sequence in drained:
             self._num_draining -= 1
             self._requeue(sequence)
 
-    def replay(self, limits: Limits, now: float) -> int:
+    def replay(self, limits: SchedulerLimits, now: float) -> int:
         """Begin again on workers that know nothing: every open sequence waits, with its tokens.
 
         Steps in flight are forgotten, and what was in them falls under suspicion.
@@ -175,7 +181,7 @@ class Scheduler:
         convict = self._suspects.accuse(in_flight)
         if convict is not None:
             self._withdraw(convict, convict.phase)
-            convict.fail(poisonous(convict.request), now)
+            convict.fail(poison_error(convict.request), now)
         self.limits = limits
         self._replicas = make_replicas(limits)
         self._num_draining = 0
@@ -205,7 +211,7 @@ class Scheduler:
 
     def _admit(
         self,
-        slices: list[Slice],
+        batches: list[ReplicaBatch],
         budget: Budget,
         step_id: int,
         suspect: Sequence | None,
@@ -220,12 +226,12 @@ class Scheduler:
             sequence = self._waiting.head() if suspect is None else suspect
             if sequence.phase is not Phase.WAITING:
                 return
-            choice = choose_replica(self._replicas, slices, sequence, self.limits)
+            choice = choose_replica(self._replicas, batches, sequence, self.limits)
             if choice is None:
                 return
             replica, matched = choice
             self._waiting.remove(sequence)
-            replica.admit(sequence, matched, slices[replica.index], budget, step_id)
+            replica.admit(sequence, matched, batches[replica.index], budget, step_id)
             if len(sequence.tokens) > budget.long_prompt:
                 self._times.forget_chunks()
             request = sequence.request

@@ -10,7 +10,8 @@ import enum
 import logging
 
 from frontend.errors import Code, RequestError
-from frontend.requests.request import FinishReason, Request, TokenLogprobs
+from frontend.requests.output import FinishReason, TokenLogprobs
+from frontend.requests.request import Request
 from frontend.scheduler.kv_blocks import extend_digests
 
 logger = logging.getLogger(__name__)
@@ -44,7 +45,7 @@ class Sequence:
         prefill_end: tokens known at admission: where prefill ends and the first draw happens.
         last_step: step of its newest row.
         blocks: its KV blocks, in order of position.
-        untold_blocks: of these, what its replica's next row must say; for its first row.
+        unsent_blocks: of these, what its replica's next row must say; for its first row.
         capacity: positions these blocks hold.
         digests: prefix digests of its leading full blocks, as far as they were needed.
         num_published: leading blocks that others may find, or that were found.
@@ -70,7 +71,7 @@ class Sequence:
         "request",
         "slot",
         "tokens",
-        "untold_blocks",
+        "unsent_blocks",
     )
 
     def __init__(self, request: Request, order: int, max_model_len: int) -> None:
@@ -86,7 +87,7 @@ class Sequence:
         self.prefill_end = 0
         self.last_step = 0
         self.blocks: list[int] = []
-        self.untold_blocks: list[int] = []
+        self.unsent_blocks: list[int] = []
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_published = 0
@@ -165,7 +166,7 @@ class Sequence:
         self.phase = Phase.WAITING
         self.replica = self.slot = -1
         self.num_scheduled = self.prefill_end = self.last_step = 0
-        self.blocks, self.untold_blocks = [], []
+        self.blocks, self.unsent_blocks = [], []
         self.capacity = self.num_published = 0
 
     def abort(self, now: float) -> None:

@@ -31,7 +31,7 @@ class NewSequence:
 
 
 @dataclasses.dataclass(slots=True)
-class Slice:
+class ReplicaBatch:
     """One replica's share of a step: R rows, the first ``num_decodes`` of them with one token.
 
     Attributes:
@@ -67,25 +67,25 @@ class Step:
     """One step of all replicas; a replica with nothing to do has an empty slice."""
 
     step_id: int
-    slices: list[Slice]
+    batches: list[ReplicaBatch]
     max_replica_tokens: int
 
     @property
     def size(self) -> tuple[int, int]:
         """Decodes and other tokens of the replicas with most of them."""
         return (
-            max(part.num_decodes for part in self.slices),
-            max(part.total_tokens - part.num_decodes for part in self.slices),
+            max(batch.num_decodes for batch in self.batches),
+            max(batch.total_tokens - batch.num_decodes for batch in self.batches),
         )
 
     @property
     def decode_only(self) -> bool:
         """No replica has a row after its decodes."""
-        return not any(part.num_tokens for part in self.slices)
+        return not any(batch.num_tokens for batch in self.batches)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Measures:
+class StepStats:
     """What a step took and what it had to take; worker.proto's StepResult says how it is measured.
 
     Attributes:
@@ -133,4 +133,4 @@ class StepResults:
     """What came back of a step: what each replica drew, and what it took."""
 
     drawn: list[Drawn]
-    measures: Measures
+    measures: StepStats

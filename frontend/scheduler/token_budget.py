@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from frontend.scheduler.limits import Limits
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.step_times import StepTimes
 
 MAX_STRETCH = 1.8
@@ -35,7 +35,7 @@ class Budget:
     long_chunk: int
 
 
-def budget_of(limits: Limits, times: StepTimes, num_decodes: int) -> Budget:
+def budget_of(limits: SchedulerLimits, times: StepTimes, num_decodes: int) -> Budget:
     """What a step with so many decodes, of the replica with most, may hold."""
     most = limits.max_num_batched_tokens
     if num_decodes == 0:

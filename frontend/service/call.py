@@ -11,12 +11,13 @@ import dataclasses
 import sys
 import time
 
-from frontend.backend import Engine
+from frontend.backend import EngineClient
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.errors import answer_too_large
 from frontend.records import Caller, RequestRecord
+from frontend.requests.output import Delta, FinishReason
 from frontend.requests.pacing import Pacer
-from frontend.requests.request import Delta, FinishReason, Request
+from frontend.requests.request import Request
 from switchyard.v1 import inference_pb2 as pb
 
 
@@ -74,7 +75,7 @@ class Call:
         """The engine has been given every sample."""
         return self._num_submitted == len(self.requests)
 
-    def submit(self, engine: Engine, count: int) -> None:
+    def submit(self, engine: EngineClient, count: int) -> None:
         """Give the engine what it has not got of the first ``count`` samples.
 
         Raises:
@@ -88,14 +89,14 @@ class Call:
                 engine.submit(request)
             self._num_submitted += 1
 
-    def submit_rest(self, engine: Engine) -> None:
+    def submit_rest(self, engine: EngineClient) -> None:
         """Give the engine all that is left, which the first's admission speaks for.
 
         Raises:
             RequestError: the workers are gone.
         """
         for request in self.requests[self._num_submitted :]:
-            request.queue_deadline, request.is_let_in = float("inf"), True
+            request.queue_deadline, request.bypasses_queue_limits = float("inf"), True
         self.submit(engine, len(self.requests))
 
     def told(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
@@ -138,14 +139,14 @@ class Call:
         ready = [index for index, task in sorted(self._takes.items()) if task.done()]
         return [(index, self._takes.pop(index).result()) for index in ready]
 
-    def abort(self, engine: Engine) -> bool:
+    def abort(self, engine: EngineClient) -> bool:
         """End all samples with what they have; whether any was still on its way."""
         is_pending = not self.requests or not self.is_submitted
         self.is_aborted = True
         ended = [engine.abort(request.id) for request in self.requests[: self._num_submitted]]
         return is_pending or any(ended)
 
-    def close(self, engine: Engine) -> None:
+    def close(self, engine: EngineClient) -> None:
         """Nobody reads on: end what is left."""
         for task in self._takes.values():
             task.cancel()

@@ -15,7 +15,8 @@ from typing import Any
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_TOKENS_PER_MESSAGE
-from frontend.requests.request import Delta, Request, TokenLogprobs
+from frontend.requests.output import Delta, TokenLogprobs
+from frontend.requests.request import Request
 from switchyard.v1 import inference_pb2 as pb
 
 _MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN

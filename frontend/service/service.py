@@ -14,7 +14,6 @@ import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 
-from frontend.api.auth import KeyLimit
 from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS
 from frontend.errors import Code, RequestError, internal_error
@@ -24,6 +23,7 @@ from frontend.records import ANYBODY, Caller, Observer
 from frontend.requests.request import Request
 from frontend.service import info, responses, tokenization
 from frontend.service.call import Call
+from frontend.service.key_limit import KeyLimit
 from frontend.service.live_calls import LiveCalls
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2

@@ -164,7 +164,7 @@ def sum_norm(
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
         num_warps=row_warps(block, parts_TSH.itemsize),
         maxnreg=MAX_REGISTERS,
-        enable_fp_fusion=False,  # multiply, then add: the bits of moe.routes.sum_routes
+        enable_fp_fusion=False,  # multiply, then add: the bits of moe.routes.weighted_sum
         **launch_options(pdl),
     )  # fmt: skip
     return out_normed, out_residual

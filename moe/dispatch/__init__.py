@@ -11,8 +11,7 @@ from moe.dispatch.all_to_all import AllToAllDispatcher
 from moe.dispatch.allgather_reducescatter import AllgatherReducescatterDispatcher
 from moe.dispatch.base import Dispatcher
 from moe.dispatch.deepep import refuse_deepep
-from moe.dispatch.disabled import DisabledDispatcher
-from moe.dispatch.local_allreduce import LocalAllreduceDispatcher
+from moe.dispatch.replicated import DisabledDispatcher, LocalAllreduceDispatcher
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 

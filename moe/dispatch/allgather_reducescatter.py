@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.collectives import all_gather_rows, reduce_scatter_rows
 from moe.base.context import KernelContext
+from moe.base.summands import Summands
 from moe.dispatch.base import Dispatched, Share
 from moe.dispatch.shares import join_shares, pad_rows, take_share
-from moe.groups import ExpertGroups, all_gather_rows, reduce_scatter_rows
+from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
-from moe.routes import Summands, TopK
+from moe.routes import TopK
 
 
 class AllgatherReducescatterDispatcher:

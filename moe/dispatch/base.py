@@ -12,7 +12,8 @@ from typing import Protocol
 
 import torch
 
-from moe.routes import Summands, TopK
+from moe.base.summands import Summands
+from moe.routes import TopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

@@ -11,11 +11,12 @@ from typing import Protocol
 import torch
 
 from moe.base.context import KernelContext
-from moe.config import DEEPEP_UNAVAILABLE
+from moe.base.parallel import DEEPEP_UNAVAILABLE
+from moe.base.summands import Summands
 from moe.dispatch.base import Dispatched, Dispatcher, Share
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
-from moe.routes import Summands, TopK
+from moe.routes import TopK
 
 
 class SplitDispatcher(Protocol):

@@ -9,10 +9,13 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
+from moe.base.collectives import all_reduce
 from moe.base.context import KernelContext
+from moe.base.summands import Summands
 from moe.dispatch.base import Dispatched, Share
-from moe.groups import all_reduce
-from moe.routes import Summands, TopK
+from moe.groups import ExpertGroups
+from moe.placement import ExpertPlacement
+from moe.routes import TopK
 
 
 class ReplicatedDispatcher:
@@ -42,3 +45,32 @@ class ReplicatedDispatcher:
         if shared_TH is not None:
             out_TH = out_TH + shared_TH
         return Summands.of(all_reduce(out_TH, self.group))
+
+
+class DisabledDispatcher(ReplicatedDispatcher):
+    """One all-reduce [T,H] over the tp ranks, none when tp = 1."""
+
+    def __init__(
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
+    ) -> None:
+        assert placement.num_ranks == 1
+        super().__init__(groups.tp_group, context)
+
+
+class LocalAllreduceDispatcher(ReplicatedDispatcher):
+    """One all-reduce [T,H] over the ranks that share the experts."""
+
+    def __init__(
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
+    ) -> None:
+        assert groups.dp_size == 1
+        assert placement.num_ranks == groups.ep_size
+        super().__init__(groups.ep_group, context)

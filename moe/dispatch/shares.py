@@ -8,8 +8,9 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
+from moe.base.collectives import all_gather_rows
 from moe.dispatch.base import Share
-from moe.groups import ExpertGroups, all_gather_rows
+from moe.groups import ExpertGroups
 
 
 def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -> Share:

@@ -15,11 +15,11 @@ import torch
 
 from benchmarks import kernels
 from benchmarks.kernels import Launch
-from moe.config import resolve_parallel
+from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import interpreted, start_rank
 from tests.workers.tiny_models import random_config, save_model
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import Device, Roofline, StepWork
 from workers.step.runner import Measure

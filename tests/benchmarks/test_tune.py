@@ -13,7 +13,7 @@ import triton
 
 from benchmarks import tune
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tile_candidates import Limits, describe, fits, neighbours, shortlist
+from benchmarks.tile_candidates import SchedulerLimits, describe, fits, neighbours, shortlist
 from benchmarks.tile_compile import compile_job
 from benchmarks.tile_tasks import (
     EXPERT_TOKENS,
@@ -29,14 +29,14 @@ from benchmarks.tile_tasks import (
 )
 from benchmarks.tile_timing import ExpertProblem, LinearProblem, make_weights, num_copies
 from moe.base.context import KernelContext
+from moe.base.parallel import resolve_parallel
 from moe.base.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
 from moe.base.workspace import Workspace
-from moe.config import resolve_parallel
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 from workers.step.roofline import Device
 
 CONFIGS = Path("benchmarks/configs")
-H200 = Limits(shared_bytes=232448, item_size=2)
+H200 = SchedulerLimits(shared_bytes=232448, item_size=2)
 TILES = Tiles(block_m=16, block_n=64, block_k=128)
 
 
@@ -53,7 +53,7 @@ def book(**entries: object) -> TileBook:
     return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200.shared_bytes, **entries)
 
 
-def qwen_plan(own: TileBook, limits: Limits = H200) -> list[Task]:
+def qwen_plan(own: TileBook, limits: SchedulerLimits = H200) -> list[Task]:
     config = ModelConfig.from_folder(CONFIGS / "qwen3-30b-a3b")
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return plan(expert_shape(config, parallel), linear_shapes(config, parallel), own, limits)
@@ -164,7 +164,7 @@ def test_a_winner_elsewhere_is_a_candidate() -> None:
 
 def test_fp32_takes_few_rows() -> None:
     own = TileBook(dtype="float32", item_size=4, shared_bytes=H200.shared_bytes)
-    limits = Limits(shared_bytes=H200.shared_bytes, item_size=4)
+    limits = SchedulerLimits(shared_bytes=H200.shared_bytes, item_size=4)
     found = {t.block_m for job in jobs(qwen_plan(own, limits)) if (t := job.tiles)}
     assert found == {1, 16, 32}
 

@@ -15,7 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from frontend.engine.engine import Engine
-from frontend.link.rank_channel import GroupLost, Rank
+from frontend.link.rank_channel import GroupLost, RankChannel
 from frontend.link.worker_group import WorkerGroup
 from frontend.processing.tokenizer import Tokenizer
 from frontend.scheduler.limits import Limits
@@ -113,7 +113,7 @@ def _draw(new: worker_pb2.NewSequence, position: int, mask: bytes | None) -> int
     return -1
 
 
-class LoopRank(Rank):
+class LoopRank(RankChannel):
     """A rank without a channel: what is written is answered at once.
 
     Args:

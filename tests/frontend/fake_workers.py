@@ -11,8 +11,8 @@ import dataclasses
 import hashlib
 from collections import deque
 
-from frontend.scheduler.limits import Limits
-from frontend.scheduler.step import Drawn, Measures, NewSequence, Slice, Step, StepResults
+from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.step import Drawn, NewSequence, ReplicaBatch, Step, StepResults, StepStats
 
 VOCAB = 50
 
@@ -58,39 +58,39 @@ class _Slot:
 class FakeReplica:
     """One replica: KV cache, block tables, last tokens."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
         self.cache: dict[tuple[int, int], tuple[int, bytes]] = {}
         self.slots: dict[int, _Slot] = {}
 
-    def run(self, part: Slice) -> list[int]:
-        rows = len(part.slots)
-        assert len(part.positions) == len(part.num_new_blocks) == rows
-        assert len(part.num_tokens) == len(part.draws) == rows - part.num_decodes
-        assert len(set(part.slots)) == rows, "a slot has two rows"
-        assert sum(part.num_new_blocks) == len(part.new_blocks)
-        assert sum(part.num_tokens) == len(part.token_ids)
-        assert part.total_tokens == part.num_decodes + len(part.token_ids)
-        assert part.total_tokens <= self.limits.max_num_batched_tokens
-        for new in part.new_sequences:
+    def run(self, batch: ReplicaBatch) -> list[int]:
+        rows = len(batch.slots)
+        assert len(batch.positions) == len(batch.num_new_blocks) == rows
+        assert len(batch.num_tokens) == len(batch.draws) == rows - batch.num_decodes
+        assert len(set(batch.slots)) == rows, "a slot has two rows"
+        assert sum(batch.num_new_blocks) == len(batch.new_blocks)
+        assert sum(batch.num_tokens) == len(batch.token_ids)
+        assert batch.total_tokens == batch.num_decodes + len(batch.token_ids)
+        assert batch.total_tokens <= self.limits.max_num_batched_tokens
+        for new in batch.new_sequences:
             assert 0 <= new.slot < self.limits.max_batch_size
             self.slots[new.slot] = _Slot(new)
-        token_ids, new_blocks = deque(part.token_ids), deque(part.new_blocks)
+        token_ids, new_blocks = deque(batch.token_ids), deque(batch.new_blocks)
         drawn = []
         for row in range(rows):
-            slot = self.slots[part.slots[row]]
-            slot.blocks += [new_blocks.popleft() for _ in range(part.num_new_blocks[row])]
+            slot = self.slots[batch.slots[row]]
+            slot.blocks += [new_blocks.popleft() for _ in range(batch.num_new_blocks[row])]
             assert all(0 <= block < self.limits.num_blocks for block in slot.blocks)
             assert len(set(slot.blocks)) == len(slot.blocks), "a table has a block twice"
-            index = row - part.num_decodes
+            index = row - batch.num_decodes
             if index < 0:
                 assert slot.last_token is not None, "a decode without a drawn token"
                 tokens, draws = [slot.last_token], True
             else:
-                assert part.num_tokens[index] > 0
-                tokens = [token_ids.popleft() for _ in range(part.num_tokens[index])]
-                draws = part.draws[index]
-            prefix = self._write(slot, part.positions[row], tokens)
+                assert batch.num_tokens[index] > 0
+                tokens = [token_ids.popleft() for _ in range(batch.num_tokens[index])]
+                draws = batch.draws[index]
+            prefix = self._write(slot, batch.positions[row], tokens)
             if draws:
                 slot.last_token = self._draw(slot, prefix)
                 drawn.append(slot.last_token)
@@ -130,19 +130,19 @@ class FakeReplica:
 class FakeWorkers:
     """All replicas; ``run`` executes a step, as the workers do: in order, once each."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.replicas = [FakeReplica(limits) for _ in range(limits.num_replicas)]
         self.last_step = 0
         self.steps: list[Step] = []
 
     def run(self, step: Step) -> list[Drawn]:
         assert step.step_id == self.last_step + 1
-        assert len(step.slices) == len(self.replicas)
-        assert step.max_replica_tokens == max(part.total_tokens for part in step.slices) > 0
+        assert len(step.batches) == len(self.replicas)
+        assert step.max_replica_tokens == max(batch.total_tokens for batch in step.batches) > 0
         self.last_step = step.step_id
         self.steps.append(step)
-        columns = zip(self.replicas, step.slices, strict=True)
-        return [Drawn(tokens=replica.run(part)) for replica, part in columns]
+        columns = zip(self.replicas, step.batches, strict=True)
+        return [Drawn(tokens=replica.run(batch)) for replica, batch in columns]
 
 
 class FakeGroup:
@@ -152,13 +152,13 @@ class FakeGroup:
         measures: what every step sent from now on is said to have taken.
     """
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: SchedulerLimits) -> None:
         self.workers = FakeWorkers(limits)
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self.max_in_flight = 0
         self.gate = asyncio.Event()
         self.gate.set()
-        self.measures = Measures()
+        self.measures = StepStats()
         self._answers: deque[StepResults] = deque()
 
     def lose(self, cause: str) -> None:

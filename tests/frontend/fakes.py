@@ -19,10 +19,11 @@ import tokenizers
 
 from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
-from frontend.engine.step_stats import StepLoad, StepTotals
+from frontend.engine.step_stats import StepRates, StepTotals
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
-from frontend.requests.request import FinishReason, Matcher, Request, TokenLogprobs
+from frontend.requests.output import FinishReason, TokenLogprobs
+from frontend.requests.request import Matcher, Request
 from frontend.service.service import Service
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
@@ -33,7 +34,7 @@ EOS = 0
 MODEL = "fake"
 
 
-STEP_LOAD = StepLoad(
+STEP_LOAD = StepRates(
     generated_tokens_per_second=3.0,
     floor_share=0.5,
     decode_floor_share=0.75,
@@ -55,7 +56,7 @@ class FakeLoad:
     preemptions: int = 5
     prefix_query_tokens: int = 6
     prefix_hit_tokens: int = 7
-    steps: StepLoad = STEP_LOAD
+    steps: StepRates = STEP_LOAD
     worker_restarts: int = 8
     replayed_requests: int = 9
     restarting: bool = False

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 import torch
 
 from moe.base.checkpoint import CheckpointSlice
-from moe.config import MoEConfig, ParallelConfig, resolve_parallel
+from moe.base.parallel import ParallelConfig, resolve_parallel
+from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.reference import reference_experts, reference_mlp

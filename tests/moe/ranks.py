@@ -15,9 +15,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from moe.base.context import KernelContext, make_context
+from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.base.tiles import TileBook
 from moe.base.workspace import Workspace
-from moe.config import MoEConfig, ParallelConfig, resolve_parallel
+from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.routes import local_ids

@@ -8,13 +8,8 @@ from typing import Any
 
 import pytest
 
-from moe.config import (
-    MoEConfig,
-    check_widths,
-    resolve_parallel,
-    resolve_router,
-    resolve_runner,
-)
+from moe.base.parallel import resolve_parallel
+from moe.config import MoEConfig, check_widths, resolve_router, resolve_runner
 
 AG_RS = "allgather_reducescatter"
 

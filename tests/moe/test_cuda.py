@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from moe.base.context import KernelContext, make_context
-from moe.config import MoEConfig, resolve_parallel
+from moe.base.parallel import resolve_parallel
+from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.placement import ExpertPlacement

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe import runner as runner_module
+from moe.base.summands import weighted_sum
 from moe.placement import ExpertPlacement
 from moe.reference import reference_experts
-from moe.routes import TopK, sum_routes
+from moe.routes import TopK
 from moe.runner import RUNNERS
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
@@ -108,7 +109,7 @@ def test_each_way(way: str, dtype: torch.dtype, num_tokens: int) -> None:
     topk = make_routes(num_tokens, 6, 3)
     local = torch.where(topk.ids == 2, -1, topk.ids)
     routes = getattr(runner_module, way)(hidden, local.flatten(), w13, w2)
-    out = sum_routes(routes.view(num_tokens, 3, 16), topk.weights, dtype)
+    out = weighted_sum(routes.view(num_tokens, 3, 16), topk.weights, dtype)
     assert_close(out, expected(hidden, TopK(topk.weights, local), w13, w2))
     assert routes[local.flatten() < 0].eq(0).all()
 
@@ -130,10 +131,10 @@ def test_foreign_routes_are_exactly_zero(name: str) -> None:
 def test_sum_over_k_is_in_order() -> None:
     """1 + 2⁻²⁴ + 2⁻²⁴ is 1 in fp32 when added from the left, more when added from the right."""
     routes = torch.tensor([1.0, 2**-24, 2**-24]).view(1, 3, 1)
-    assert sum_routes(routes, torch.ones(1, 3), torch.float32).item() == 1.0
-    assert sum_routes(routes.flip(1), torch.ones(1, 3), torch.float32).item() > 1.0
+    assert weighted_sum(routes, torch.ones(1, 3), torch.float32).item() == 1.0
+    assert weighted_sum(routes.flip(1), torch.ones(1, 3), torch.float32).item() > 1.0
 
 
 def test_accumulation_is_fp32() -> None:
     routes = torch.tensor([256.0, 1.0, 1.0], dtype=torch.bfloat16).view(1, 3, 1)
-    assert sum_routes(routes, torch.ones(1, 3), torch.bfloat16).item() == 258.0
+    assert weighted_sum(routes, torch.ones(1, 3), torch.bfloat16).item() == 258.0

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileBook
 from moe.base.workspace import Workspace
-from moe.config import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.rank.startup import Rank, start
+from workers.rank.startup import LoadedRank, start
 
 
 def interpreted() -> KernelContext:
@@ -25,7 +25,7 @@ def interpreted() -> KernelContext:
     )
 
 
-def start_rank(model: Path, context: KernelContext | None = None, **settings: object) -> Rank:
+def start_rank(model: Path, context: KernelContext | None = None, **settings: object) -> LoadedRank:
     """A single CPU rank of a model folder, in fp32; with a context its kernels are interpreted."""
     values = {
         "model": model,
@@ -85,7 +85,7 @@ def decode_step(
 
 
 @torch.inference_mode()
-def step_logits(rank: Rank, step: worker_pb2.StepRequest) -> torch.Tensor:
+def step_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
     """Run a step and return the logits of all its tokens."""
     runner = rank.runner
     batch = runner.builder.build(step)

@@ -9,7 +9,8 @@ import pytest
 from transformers import AutoConfig
 
 from tests.workers.tiny_models import random_config, respell_as_hub
-from workers.config import ModelConfig, WorkerConfig
+from workers.config import WorkerConfig
+from workers.model_config import ModelConfig
 
 CONFIGS = Path("benchmarks/configs")
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from switchyard.worker.v1 import worker_pb2
-from workers.rows import Rows
+from workers.rows import StepRows
 
 
 @st.composite
@@ -33,7 +33,7 @@ def steps(draw: st.DrawFn) -> worker_pb2.StepRequest:
 
 @given(step=steps())
 def test_columns_are_the_rows_one_by_one(step: worker_pb2.StepRequest) -> None:
-    rows = Rows.from_step(step)
+    rows = StepRows.from_step(step)
     first = 0
     for index, (slot, position) in enumerate(zip(step.slots, step.positions, strict=True)):
         given = index - step.num_decodes
@@ -50,14 +50,14 @@ def test_columns_are_the_rows_one_by_one(step: worker_pb2.StepRequest) -> None:
 
 def test_columns_have_the_devices_types() -> None:
     """Staging copies them word by word."""
-    for rows in (Rows.from_step(worker_pb2.StepRequest()), decodes(2), decodes(2).padded(5)):
+    for rows in (StepRows.from_step(worker_pb2.StepRequest()), decodes(2), decodes(2).padded(5)):
         names = ("slots", "positions", "num_tokens", "first_token", "lengths")
         assert {getattr(rows, name).dtype for name in names} == {np.dtype(np.int32)}
         assert rows.draws.dtype == np.bool_
 
 
-def decodes(count: int) -> Rows:
-    return Rows.from_step(
+def decodes(count: int) -> StepRows:
+    return StepRows.from_step(
         worker_pb2.StepRequest(
             num_decodes=count, slots=range(5, 5 + count), positions=range(30, 30 + count)
         )
@@ -100,6 +100,6 @@ def test_contradictions_name_the_step(changes: dict[str, Any]) -> None:
         "draws": [True],
         "token_ids": [1, 2, 3],
     }
-    Rows.from_step(worker_pb2.StepRequest(step_id=7, **columns))
+    StepRows.from_step(worker_pb2.StepRequest(step_id=7, **columns))
     with pytest.raises(ValueError, match="step 7"):
-        Rows.from_step(worker_pb2.StepRequest(step_id=7, **{**columns, **changes}))
+        StepRows.from_step(worker_pb2.StepRequest(step_id=7, **{**columns, **changes}))

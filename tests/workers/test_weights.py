@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from moe.config import ParallelConfig, resolve_parallel
+from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.dispatch import ExpertGroups
 from tests.workers.tiny_models import random_config, save_model
-from workers.config import ModelConfig
 from workers.distributed import Groups
+from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import Placement
 from workers.weights import (

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from workers.attention.plan import plan_prefill, prefill_tile_tokens, prefill_tiles
-from workers.rows import Rows
+from workers.rows import StepRows
 
 # Columns of an entry, as the prefill kernel reads them; of a whole tile the last three are zeros.
 FIRST, COUNT, SLOT, POSITION, KEY_START, KEY_STOP, PART, FIRST_PART, NUM_PARTS = range(9)
@@ -34,7 +34,7 @@ def max_parts(kv_heads: int, num_cores: int) -> int:
 
 
 def tile_columns(
-    rows: Rows,
+    rows: StepRows,
     num_decodes: int,
     *,
     num_heads: int,

@@ -14,7 +14,7 @@ from torch import nn
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.linear import linear_parts
-from moe.routes import Summands
+from moe.base.summands import Summands
 from workers.distributed import Groups
 from workers.layers.kernels.embed import embed
 

@@ -15,12 +15,12 @@ from torch import nn
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.linear import linear_parts
-from moe.routes import Summands
+from moe.base.summands import Summands
 from workers.distributed import Groups
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Rows:
+class ShardRows:
     """The rows of one checkpoint tensor that this rank holds: ``[start, stop)`` of ``total``."""
 
     total: int
@@ -28,7 +28,7 @@ class Rows:
     stop: int
 
     @classmethod
-    def shard(cls, total: int, rank: int, size: int) -> Rows:
+    def shard(cls, total: int, rank: int, size: int) -> ShardRows:
         """The rank's even share of ``total`` rows, which ``size`` must divide."""
         if total % size:
             raise ValueError(f"{total} rows do not divide over {size} ranks")
@@ -48,7 +48,7 @@ class ColumnParallelLinear(nn.Module):
     def __init__(
         self,
         in_features: int,
-        parts: dict[str, Rows],
+        parts: dict[str, ShardRows],
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
@@ -94,7 +94,7 @@ class RowParallelLinear(nn.Module):
         super().__init__()
         self.groups = groups
         self.context = context
-        self.columns = Rows.shard(in_features, groups.tp_rank, groups.tp_size)
+        self.columns = ShardRows.shard(in_features, groups.tp_rank, groups.tp_size)
         local = self.columns.stop - self.columns.start
         self.weight = nn.Parameter(
             torch.empty(out_features, local, dtype=dtype, device=device), requires_grad=False

@@ -10,7 +10,7 @@ from torch import nn
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.sum_norm import sum_norm
-from moe.routes import Summands
+from moe.base.summands import Summands
 
 
 class RMSNorm(nn.Module):

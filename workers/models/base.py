@@ -11,7 +11,7 @@ import dataclasses
 import torch
 
 from moe.base.context import KernelContext
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from moe.dispatch import ExpertGroups
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups

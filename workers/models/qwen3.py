@@ -14,17 +14,17 @@ from torch import nn
 
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
+from moe.base.summands import Summands
 from moe.expert_load import ExpertLoad
-from moe.routes import Summands
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
-from workers.config import ModelConfig
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.kernels.swiglu import swiglu
-from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Rows
+from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
+from workers.model_config import ModelConfig
 from workers.models.base import ForwardBatch, Placement
 
 MakeMLP = Callable[[int], nn.Module]
@@ -42,8 +42,8 @@ class Qwen3Attention(nn.Module):
         replicas = max(1, groups.tp_size // total_kv)
         kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
         self.head_dim = head_dim
-        q_rows = Rows.shard(config.num_heads * head_dim, groups.tp_rank, groups.tp_size)
-        kv_rows = Rows.shard(total_kv * head_dim, kv_rank, kv_ranks)
+        q_rows = ShardRows.shard(config.num_heads * head_dim, groups.tp_rank, groups.tp_size)
+        kv_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
         self.num_heads = config.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
         self.qkv_proj = ColumnParallelLinear(
@@ -115,7 +115,7 @@ class Qwen3MLP(nn.Module):
         super().__init__()
         groups, dtype, device = place.groups, place.dtype, place.device
         self.context = context = place.context
-        rows = Rows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
+        rows = ShardRows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device, context
         )

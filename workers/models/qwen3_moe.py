@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from moe.expert_load import ExpertLoad
 from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import KVCache
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 from workers.models.base import ForwardBatch, Placement
 from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
 

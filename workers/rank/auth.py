@@ -11,7 +11,7 @@ import grpc
 from switchyard.worker.link import SECRET_KEY
 
 
-class LinkGuard(grpc.ServerInterceptor):
+class LinkAuth(grpc.ServerInterceptor):
     """Refuses every call, known or not, that lacks the secret."""
 
     def __init__(self, secret: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import torch
 
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from moe.expert_load import ExpertLoad
 from switchyard.worker.v1 import worker_pb2
 

@@ -18,8 +18,9 @@ from workers.attention.kv_cache import (
     bytes_per_block,
     free_bytes,
 )
-from workers.config import ModelConfig, WorkerConfig
+from workers.config import WorkerConfig
 from workers.distributed import ranks_here
+from workers.model_config import ModelConfig
 from workers.models.base import Placement
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 from workers.step.graphs import StepGraphs, batch_sizes, mixed_sizes

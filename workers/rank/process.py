@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from triton.errors import TritonError
 
-from moe.config import ParallelConfig
+from moe.base.parallel import ParallelConfig
 from switchyard.release import release
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2
@@ -25,7 +25,7 @@ from workers.launcher.reports import REFUSED, Reporter
 from workers.rank import gil_watchdog
 from workers.rank.expert_load import LoadReport
 from workers.rank.service import WorkerService
-from workers.rank.startup import Rank, start
+from workers.rank.startup import LoadedRank, start
 
 STILL_SECONDS = 3.0
 """A serving rank whose interpreter stands still for so long ends itself."""
@@ -111,7 +111,7 @@ def _seconds_alive() -> float:
 
 
 def _describe(
-    ready: Rank, parallel: ParallelConfig, startup_seconds: float
+    ready: LoadedRank, parallel: ParallelConfig, startup_seconds: float
 ) -> worker_pb2.DescribeResponse:
     ceilings = ready.runner.measure.device
     return worker_pb2.DescribeResponse(
@@ -145,7 +145,7 @@ def _describe(
     )
 
 
-def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: Rank) -> None:
+def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: LoadedRank) -> None:
     if ready.groups.rank:
         return
     tokens = ready.num_blocks * config.block_size * parallel.dp

@@ -17,7 +17,7 @@ import grpc
 
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
-from workers.rank.auth import LinkGuard
+from workers.rank.auth import LinkAuth
 from workers.rank.expert_load import LoadReport, Snapshot
 from workers.step.runner import Runner, StepHandle
 
@@ -61,7 +61,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self.serving = False
         self.server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
-            interceptors=[] if secret is None else [LinkGuard(secret)],
+            interceptors=[] if secret is None else [LinkAuth(secret)],
             options=[
                 ("grpc.so_reuseport", 0),
                 ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),

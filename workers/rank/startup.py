@@ -15,15 +15,17 @@ import torch
 from torch import nn
 
 from moe.base.context import KernelContext, make_context
-from moe.config import ParallelConfig, resolve_runner
+from moe.base.parallel import ParallelConfig
+from moe.config import resolve_runner
 from moe.placement import ExpertPlacement
 from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM
-from workers.config import ModelConfig, WorkerConfig
+from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
+from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import Placement
 from workers.rank import kv_sizing
-from workers.sampling.triton_sampler import KernelSampler
+from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import AttentionShape, BatchBuilder
 from workers.step.roofline import Roofline, device_ceilings
 from workers.step.runner import Measure, Runner
@@ -37,7 +39,7 @@ _CPU_WARM_UP_TOKENS = 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Rank:
+class LoadedRank:
     """A rank that is ready, and what it can hold."""
 
     runner: Runner
@@ -73,7 +75,7 @@ def choose_device(name: str) -> torch.device:
 
 def start(
     config: WorkerConfig, parallel: ParallelConfig, context: KernelContext | None = None
-) -> Rank:
+) -> LoadedRank:
     """Build everything on this rank.
 
     Args:
@@ -119,7 +121,7 @@ def start(
     timed_tokens, timed_seconds = kv_sizing.time_prefill(runner, config, place)
     if model.expert_load is not None:
         model.expert_load.load_LE.zero_()  # of made-up steps
-    return Rank(
+    return LoadedRank(
         runner=runner,
         groups=groups,
         model_config=model_config,
@@ -252,10 +254,10 @@ def _num_local(config: ModelConfig, place: Placement) -> int:
 
 def _sampler(
     config: WorkerConfig, model_config: ModelConfig, place: Placement
-) -> KernelSampler | None:
+) -> TritonSampler | None:
     if place.context is None:
         return None
-    return KernelSampler(
+    return TritonSampler(
         max_rows=config.max_batch_size,
         vocab_size=model_config.vocab_size,
         device=place.device,

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from switchyard.worker.v1 import worker_pb2
-from workers.rows import Rows
+from workers.rows import StepRows
 
 _WORD_BYTES = 4
 
@@ -121,7 +121,9 @@ class StepExtras:
     prompts: list[PromptPart]
 
     @classmethod
-    def of(cls, step: worker_pb2.StepRequest, rows: Rows, held: Mapping[int, Extras]) -> StepExtras:
+    def of(
+        cls, step: worker_pb2.StepRequest, rows: StepRows, held: Mapping[int, Extras]
+    ) -> StepExtras:
         """Of the rows of a step, whose sequences' extras are `held` by slot.
 
         Raises:
@@ -167,7 +169,7 @@ def _check(extras: Extras, slot: int) -> None:
 
 
 def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and words of the masks of single draws."""
+    """StepRows and words of the masks of single draws."""
     rows = np.array(step.masked_draws, dtype=np.int64)
     masks = step.draw_masks  # each reading copies it
     num_bytes = len(masks)
@@ -185,7 +187,7 @@ def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np
     return rows, words.reshape(len(rows), -1) if len(rows) else words.reshape(0, 0)
 
 
-def _prompts(rows: Rows, num_decodes: int, held: Mapping[int, Extras]) -> list[PromptPart]:
+def _prompts(rows: StepRows, num_decodes: int, held: Mapping[int, Extras]) -> list[PromptPart]:
     parts = []
     for row in range(num_decodes, len(rows.slots)):
         extras = held.get(int(rows.slots[row]))

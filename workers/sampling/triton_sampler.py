@@ -15,7 +15,7 @@ from workers.sampling.kernels.suppress import suppress
 from workers.sampling.torch_sampler import SamplingRows
 
 
-class KernelSampler:
+class TritonSampler:
     """Draws for at most `max_rows` rows of a vocabulary; allocates nothing afterwards."""
 
     def __init__(self, *, max_rows: int, vocab_size: int, device: torch.device, pdl: bool) -> None:

@@ -18,7 +18,7 @@ from workers.attention.layer import AttentionBatch
 from workers.attention.plan import decode_capacity, decode_tiles, plan_decode
 from workers.attention.prefill_split import SPLIT_FIELDS, max_parts, tile_columns
 from workers.models.base import ForwardBatch
-from workers.rows import Rows, int32s
+from workers.rows import StepRows, int32s
 from workers.sampling.logits_processor import Adjuster
 from workers.sampling.options import StepExtras
 from workers.sampling.slot_params import SlotParams
@@ -58,7 +58,7 @@ class DeviceBatch:
         extras: None when no row asks for more than `sampling`.
     """
 
-    rows: Rows
+    rows: StepRows
     shape: Shape | None
     forward: ForwardBatch
     last_D: torch.Tensor | None
@@ -124,7 +124,7 @@ class BatchBuilder:
             self.params.set(new)
             self.adjuster.forget(new.slot)
             self.table_lengths[new.slot] = 0
-        rows = Rows.from_step(step)
+        rows = StepRows.from_step(step)
         rows.check_slots(self.num_slots)
         extras = self._extras(step, rows)
         self._add_blocks(step, rows.slots)
@@ -159,7 +159,7 @@ class BatchBuilder:
             extras=extras,
         )
 
-    def _extras(self, step: worker_pb2.StepRequest, rows: Rows) -> StepExtras | None:
+    def _extras(self, step: worker_pb2.StepRequest, rows: StepRows) -> StepExtras | None:
         """None when no row asks."""
         if not (self.params.asks[rows.slots].any() or step.masked_draws or step.draw_masks):
             return None
@@ -189,7 +189,7 @@ class BatchBuilder:
         self.table_lengths[slots] += counts
 
     def _token_columns(
-        self, step: worker_pb2.StepRequest, rows: Rows, size: int
+        self, step: worker_pb2.StepRequest, rows: StepRows, size: int
     ) -> dict[str, np.ndarray]:
         """One entry a token, and padding behind."""
         num_tokens = int(rows.num_tokens.sum())
@@ -205,7 +205,7 @@ class BatchBuilder:
         return {"ids": ids, "positions": positions, "slots": slots}
 
     def _draw_columns(
-        self, rows: Rows, slots: np.ndarray, lengths: np.ndarray
+        self, rows: StepRows, slots: np.ndarray, lengths: np.ndarray
     ) -> dict[str, np.ndarray]:
         """One entry a row that draws."""
         columns = {
@@ -218,7 +218,7 @@ class BatchBuilder:
         return columns
 
     def _attention_columns(
-        self, num_decodes: int, rows: Rows, shape: Shape | None, heads: AttentionShape
+        self, num_decodes: int, rows: StepRows, shape: Shape | None, heads: AttentionShape
     ) -> dict[str, np.ndarray]:
         """Plans of the attention kernels; a captured step's are as long as any of its shape."""
         columns = {}
@@ -242,7 +242,7 @@ class BatchBuilder:
         return columns
 
     def _attention_batch(
-        self, num_decodes: int, rows: Rows, on: dict[str, torch.Tensor]
+        self, num_decodes: int, rows: StepRows, on: dict[str, torch.Tensor]
     ) -> AttentionBatch:
         tiles = on.get("tiles")
         split = tiles is not None and tiles.shape[1] == SPLIT_FIELDS

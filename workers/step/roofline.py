@@ -15,8 +15,8 @@ import dataclasses
 
 import numpy as np
 
-from moe.config import ParallelConfig
-from workers.config import ModelConfig
+from moe.base.parallel import ParallelConfig
+from workers.model_config import ModelConfig
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 

@@ -17,7 +17,7 @@ from switchyard.worker.v1 import worker_pb2
 from workers.attention.kv_cache import KVCache
 from workers.sampling.logprobs import Columns, LogprobHandle, Logprobs
 from workers.sampling.torch_sampler import sample
-from workers.sampling.triton_sampler import KernelSampler
+from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import BatchBuilder, DeviceBatch
 from workers.step.graphs import StepGraphs
 from workers.step.roofline import Device, Roofline, StepWork
@@ -103,7 +103,7 @@ class Runner:
         measure: Measure,
         *,
         reports: bool,
-        sampler: KernelSampler | None = None,
+        sampler: TritonSampler | None = None,
     ) -> None:
         self.model = model
         self.cache = cache

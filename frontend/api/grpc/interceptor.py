@@ -41,7 +41,7 @@ class _Malformed:
     """Stands for a message that could not be parsed, until a status can be sent."""
 
 
-class Guard(grpc.aio.ServerInterceptor):  # type: ignore[misc]
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Wraps every handler; errors become statuses, cancellation passes through.
 
     Args:

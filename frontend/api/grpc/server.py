@@ -20,7 +20,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
 from frontend.api.auth import Access
 from frontend.api.grpc.health import SERVICE_NAME, Health
-from frontend.api.grpc.interceptor import Guard, caller_of
+from frontend.api.grpc.interceptor import CallInterceptor, caller_of
 from frontend.api.tls import ServerTls, server_credentials
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.bounds import MAX_MESSAGE_BYTES
@@ -147,7 +147,9 @@ class GrpcServer:
         self._host, self._port, self._tls = host, port, tls
         self.health = Health()
         access = access or Access()
-        self._server = grpc.aio.server(interceptors=(Guard(access),), options=SERVER_OPTIONS)
+        self._server = grpc.aio.server(
+            interceptors=(CallInterceptor(access),), options=SERVER_OPTIONS
+        )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             InferenceServicer(service, access), self._server
         )

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from frontend.api.openai.json_fields import UINT32_MAX, Fields
-from frontend.processing.choices import choice_grammar
+from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
 _NUMBERS = (

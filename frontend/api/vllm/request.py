@@ -9,7 +9,7 @@ from __future__ import annotations
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
 from frontend.errors import invalid_field
-from frontend.processing.choices import choice_grammar
+from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
 UINT32_MAX = 2**32 - 1

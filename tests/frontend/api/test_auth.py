@@ -18,13 +18,15 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
-from frontend.api.auth import Access, KeyLimit, check_exposure
+from frontend.api.auth import Access
+from frontend.api.exposure import check_exposure
 from frontend.api.grpc.server import MAX_MESSAGE_BYTES, GrpcServer
 from frontend.cli import main
 from frontend.cli.client_flags import read_key
 from frontend.config import FrontendConfig
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
+from frontend.service.key_limit import KeyLimit
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, Client, ServerError
 from switchyard.v1 import inference_pb2 as pb

@@ -12,9 +12,10 @@ import pytest
 from frontend.engine.engine import Engine
 from frontend.engine.step_stats import StepTotals
 from frontend.errors import Code, RequestError
-from frontend.requests.request import Delta, FinishReason, Request
+from frontend.requests.output import Delta, FinishReason
+from frontend.requests.request import Request
 from frontend.scheduler.scheduler import Scheduler
-from frontend.scheduler.step import Measures
+from frontend.scheduler.step import StepStats
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.scheduler.test_scheduler import (
@@ -156,7 +157,7 @@ async def test_abort_of_a_stranger_is_false() -> None:
 
 async def test_steps_are_measured() -> None:
     async with Running() as running:
-        running.group.measures = Measures(
+        running.group.measures = StepStats(
             device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125, bytes_moved=1e20, flops=3.0
         )
         for name in ("a", "b"):

@@ -7,16 +7,16 @@ import time
 
 import pytest
 
-from frontend.engine.step_stats import Meter, StepTotals
-from frontend.scheduler.step import Measures
+from frontend.engine.step_stats import StepStatsWindow, StepTotals
+from frontend.scheduler.step import StepStats
 
-STEP = Measures(
+STEP = StepStats(
     device_seconds=0.02, floor_seconds=0.015, idle_seconds=0.001, bytes_moved=8e10, flops=2e12
 )
 PREFILL = dataclasses.replace(STEP, device_seconds=0.1, floor_seconds=0.05)
 
 
-def run(meter: Meter, begin: float, seconds: float, *, steps: Measures = STEP) -> float:
+def run(meter: StepStatsWindow, begin: float, seconds: float, *, steps: StepStats = STEP) -> float:
     """Decode steps every 25 ms, one token each; returns when the last one ended."""
     now = begin
     for number in range(round(seconds / 0.025)):
@@ -26,14 +26,14 @@ def run(meter: Meter, begin: float, seconds: float, *, steps: Measures = STEP) -
 
 
 def test_nothing_has_run() -> None:
-    load = Meter().load(time.monotonic() + 3)
+    load = StepStatsWindow().load(time.monotonic() + 3)
     assert (load.floor_share, load.decode_floor_share, load.device_busy) == (0, 0, 0)
     assert (load.step_seconds, load.idle_seconds_per_step) == (0, 0)
     assert load.steps == load.decode_steps == StepTotals()
 
 
 def test_rates_over_the_window() -> None:
-    meter = Meter()
+    meter = StepStatsWindow()
     now = run(meter, time.monotonic(), 20)
     load = meter.load(now)
     assert load.generated_tokens_per_second == pytest.approx(40, rel=0.01)
@@ -51,7 +51,7 @@ def test_rates_over_the_window() -> None:
 
 
 def test_the_window_forgets_and_the_totals_do_not() -> None:
-    meter = Meter()
+    meter = StepStatsWindow()
     now = run(meter, time.monotonic(), 8)
     slow = dataclasses.replace(STEP, device_seconds=0.03, floor_seconds=0.003)
     now = run(meter, now, 8, steps=slow)
@@ -65,7 +65,7 @@ def test_the_window_forgets_and_the_totals_do_not() -> None:
 
 
 def test_prefills_are_not_decodes() -> None:
-    meter = Meter()
+    meter = StepStatsWindow()
     now = time.monotonic()
     meter.add(STEP, 1, now + 0.02, decode_only=True, back_to_back=True)
     meter.add(PREFILL, 1, now + 0.12, decode_only=False, back_to_back=True)
@@ -77,7 +77,7 @@ def test_prefills_are_not_decodes() -> None:
 
 
 def test_waiting_for_work_is_not_idling() -> None:
-    meter = Meter()
+    meter = StepStatsWindow()
     now = time.monotonic()
     rested = dataclasses.replace(STEP, idle_seconds=3600.0)
     meter.add(rested, 1, now, decode_only=False, back_to_back=False)
@@ -87,9 +87,9 @@ def test_waiting_for_work_is_not_idling() -> None:
 
 
 def test_workers_that_do_not_measure_give_no_share() -> None:
-    meter = Meter()
+    meter = StepStatsWindow()
     begin = time.monotonic()
-    now = run(meter, begin, 1, steps=Measures(device_seconds=0.02))
+    now = run(meter, begin, 1, steps=StepStats(device_seconds=0.02))
     load = meter.load(now)
     assert load.floor_share == load.decode_floor_share == 0
     assert load.step_seconds == pytest.approx(0.02)

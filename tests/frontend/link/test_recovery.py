@@ -11,9 +11,10 @@ import pytest
 
 from frontend.engine.engine import Engine
 from frontend.errors import Code
-from frontend.requests.request import Delta, FinishReason, Request
+from frontend.requests.output import Delta, FinishReason
+from frontend.requests.request import Request
 from frontend.scheduler.scheduler import Scheduler
-from frontend.scheduler.step import Measures, Step
+from frontend.scheduler.step import Step, StepStats
 from frontend.scheduler.step_times import StepTimes
 from tests.frontend.fake_workers import FakeGroup, FakeWorkers
 from tests.frontend.scheduler.test_scheduler import (
@@ -87,7 +88,7 @@ def test_replayed_go_first_in_their_order_and_are_counted() -> None:
     assert [request.replays for request in requests] == [1, 1, 0, 0]
     step = driver.schedule()
     assert step is not None
-    assert [seq.request.id for seq in step.slices[0].sequences] == ["r0", "r1"]
+    assert [seq.request.id for seq in step.batches[0].sequences] == ["r0", "r1"]
     driver.run()
     assert all(taken(each).token_ids == expected_output(each, LIMITS) for each in requests)
 
@@ -99,7 +100,7 @@ def crash_over(driver: Losing, poison: str, most: int = 10) -> int:
         driver.schedule()
         assert driver.in_flight, "nothing runs although requests are open"
         step, _ = driver.in_flight[-1]
-        if any(seq.request.id == poison for part in step.slices for seq in part.sequences):
+        if any(seq.request.id == poison for batch in step.batches for seq in batch.sequences):
             crashes += 1
             assert crashes <= most
             driver.lose()
@@ -135,7 +136,7 @@ def test_suspects_run_alone_one_after_the_other() -> None:
     while any(seq.crashes for seq in driver.scheduler._open.values()):
         driver.turn()
         for step, _ in driver.in_flight:
-            present = {seq.request.id for part in step.slices for seq in part.sequences}
+            present = {seq.request.id for batch in step.batches for seq in batch.sequences}
             assert len(present) == 1, f"{present} run together"
             alone += present - set(alone)
     assert alone == ["a", "b", "c"]
@@ -213,7 +214,7 @@ def test_a_loss_does_not_change_whose_turn_it_is() -> None:
         started: list[str] = []
         while driver.turn():
             for step, _ in driver.in_flight:
-                started += [seq.request.id for seq in step.slices[0].sequences]
+                started += [seq.request.id for seq in step.batches[0].sequences]
         orders.append(list(dict.fromkeys(started)))
     assert orders[0][:2] == ["quiet0", "quiet1"]
     assert orders[0] == orders[1]
@@ -261,7 +262,7 @@ async def test_the_engine_goes_on_with_another_group() -> None:
 
 async def test_an_overdue_step_loses_the_group_and_a_slow_predicted_one_does_not() -> None:
     group = FakeGroup(LIMITS)
-    group.measures = Measures(device_seconds=0.2)
+    group.measures = StepStats(device_seconds=0.2)
     times = StepTimes(timed_tokens=1, timed_seconds=0.2)
     engine = Engine(Scheduler(LIMITS), group, times=times, step_timeout=0.1)
     run = asyncio.create_task(engine.run())
@@ -334,7 +335,7 @@ def test_two_long_prompts_take_turns_and_let_a_short_one_pass_between() -> None:
     driver.scheduler.submit(make_request("short", [3] * 20, max_new_tokens=2))
     step = driver.schedule()
     assert step is not None
-    rows = [seq.request.id for seq in step.slices[0].sequences]
+    rows = [seq.request.id for seq in step.batches[0].sequences]
     assert rows == ["r", "long", "short"], "the second long prompt waits without a row"
     driver.complete()
     driver.run()

@@ -18,7 +18,7 @@ from frontend.link.recovery import Workers
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.requests.request import SamplingParams
 from frontend.scheduler.scheduler import Scheduler
-from frontend.scheduler.step import Measures, NewSequence, Slice, Step
+from frontend.scheduler.step import NewSequence, ReplicaBatch, Step, StepStats
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from tests.frontend.fake_workers import FakeReplica
@@ -127,9 +127,9 @@ class Ranks:
         return group
 
 
-def a_slice(first: int) -> Slice:
+def a_slice(first: int) -> ReplicaBatch:
     """Two decodes and two prefill rows, of which one draws."""
-    return Slice(
+    return ReplicaBatch(
         new_sequences=[
             NewSequence(
                 slot=first + 2,
@@ -177,21 +177,21 @@ async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_pa
         group = await ranks.connect()
         assert group.info == ranks.ranks[0].info
         for step_id in (1, 2):
-            await group.send(Step(step_id, [a_slice(0), Slice()], 6))
+            await group.send(Step(step_id, [a_slice(0), ReplicaBatch()], 6))
         assert await tokens_of(group) == [[0, 1, 2], []]
         assert await tokens_of(group) == [[0, 1, 2], []]
-        await group.send(Step(3, [Slice(), a_slice(4)], 6))
+        await group.send(Step(3, [ReplicaBatch(), a_slice(4)], 6))
         assert await tokens_of(group) == [[], [200, 201, 202]]
         assert len({rank.epochs[0] for rank in ranks.ranks}) == 1
         received = [rank.received for rank in ranks.ranks]
     assert received[0] == received[1]
     assert received[2] == received[3]
     sent = worker_pb2.StepRequest.FromString(received[0][0])
-    part = a_slice(0)
+    batch = a_slice(0)
     assert (sent.step_id, sent.max_replica_tokens, sent.num_decodes) == (1, 6, 2)
     for name in ("slots", "positions", "num_tokens", "token_ids", "draws", "new_blocks"):
-        assert list(getattr(sent, name)) == getattr(part, name)
-    assert list(sent.num_new_blocks) == part.num_new_blocks
+        assert list(getattr(sent, name)) == getattr(batch, name)
+    assert list(sent.num_new_blocks) == batch.num_new_blocks
     [new] = sent.new_sequences
     assert (new.slot, new.seed, new.top_k, new.suppress_until) == (2, 2**64 - 1, 7, 9)
     assert (new.temperature, new.min_p, list(new.suppressed_token_ids)) == (0.5, 0.25, [3, 5])
@@ -224,8 +224,8 @@ async def test_measures_are_of_the_group(tmp_path: Path) -> None:
             bytes_moved=3e13,
             flops=2e14,
         )
-        await group.send(Step(1, [Slice()], 0))
-        assert (await group.receive()).measures == Measures(
+        await group.send(Step(1, [ReplicaBatch()], 0))
+        assert (await group.receive()).measures == StepStats(
             device_seconds=0.5,
             floor_seconds=0.375,
             idle_seconds=0.125,
@@ -237,17 +237,17 @@ async def test_measures_are_of_the_group(tmp_path: Path) -> None:
 async def test_workers_that_measure_nothing(tmp_path: Path) -> None:
     async with Ranks(tmp_path) as ranks:
         group = await ranks.connect()
-        await group.send(Step(1, [Slice()], 0))
-        assert (await group.receive()).measures == Measures()
+        await group.send(Step(1, [ReplicaBatch()], 0))
+        assert (await group.receive()).measures == StepStats()
 
 
 async def test_a_step_says_whether_any_replica_prefills(tmp_path: Path) -> None:
     async with Ranks(tmp_path, dp=2) as ranks:
         group = await ranks.connect()
-        decode = Slice(
+        decode = ReplicaBatch(
             slots=[0], positions=[4], num_decodes=1, num_new_blocks=[0], total_tokens=1, num_draws=1
         )
-        for step_id, second in enumerate((Slice(), a_slice(0), decode), 1):
+        for step_id, second in enumerate((ReplicaBatch(), a_slice(0), decode), 1):
             await group.send(Step(step_id, [decode, second], second.total_tokens))
             await group.receive()
         for rank in ranks.ranks:
@@ -413,7 +413,7 @@ async def test_a_broken_stream_loses_the_group_and_names_rank_and_cause(tmp_path
     async with Ranks(tmp_path, dp=2) as ranks:
         group = await ranks.connect()
         ranks.ranks[0].answer = lambda request: worker_pb2.StepResult(step_id=request.step_id)
-        await group.send(Step(666, [Slice(), Slice()], 0))
+        await group.send(Step(666, [ReplicaBatch(), ReplicaBatch()], 0))
         with pytest.raises(GroupLost, match=r"rank [01] at .*INTERNAL out of luck"):
             await group.receive()
         assert isinstance(group.lost.result(), GroupLost)
@@ -427,7 +427,7 @@ async def test_loss_is_noticed_with_no_step_in_flight(tmp_path: Path) -> None:
             error = await group.lost
         assert "rank 1 at" in str(error)
         with pytest.raises(GroupLost, match="rank 1 at"):
-            await group.send(Step(1, [Slice()], 0))
+            await group.send(Step(1, [ReplicaBatch()], 0))
         with pytest.raises(GroupLost, match="rank 1 at"):
             await group.receive()
 
@@ -461,8 +461,8 @@ async def test_engine_over_the_real_link(tmp_path: Path) -> None:
         names = [f.name for f in request.DESCRIPTOR.fields if f.is_repeated]
         columns = {name: list(getattr(request, name)) for name in names}
         total = request.num_decodes + sum(request.num_tokens)
-        part = Slice(**columns, num_decodes=request.num_decodes, total_tokens=total)
-        return worker_pb2.StepResult(step_id=request.step_id, token_ids=replica.run(part))
+        batch = ReplicaBatch(**columns, num_decodes=request.num_decodes, total_tokens=total)
+        return worker_pb2.StepResult(step_id=request.step_id, token_ids=replica.run(batch))
 
     ranks.ranks[0].answer = answer
     async with ranks:

@@ -16,7 +16,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from frontend.errors import Code, RequestError
-from frontend.observability.histogram import REQUEST_SECONDS, Histogram
+from frontend.observability.families import REQUEST_SECONDS, Histogram
 from frontend.observability.load_metrics import GAUGES
 from frontend.observability.prometheus import Metrics, Sources
 from switchyard.v1 import inference_pb2 as pb

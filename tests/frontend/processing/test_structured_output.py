@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 
 from frontend.errors import Code, RequestError
 from frontend.processing import structured_output
-from frontend.processing.structured_output import Compiler, Matcher
+from frontend.processing.structured_output import Compiler, GrammarMatcher
 from frontend.processing.tokenizer import Tokenizer
-from frontend.requests.request import FinishReason, Output, Request, SamplingParams, StopConditions
+from frontend.requests.output import FinishReason, Output
+from frontend.requests.request import Request, SamplingParams, StopConditions
 from frontend.scheduler.sequence import Sequence
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -44,13 +45,13 @@ def byte_compiler(vocab_size: int = VOCAB_SIZE, eos: tuple[int, ...] = (EOS,)) -
     return Compiler(FakeTokenizer().to_json, vocab_size=vocab_size, eos_token_ids=eos)
 
 
-async def matcher(compiler: Compiler | None = None, **language: object) -> Matcher:
+async def matcher(compiler: Compiler | None = None, **language: object) -> GrammarMatcher:
     asked = pb.Constraint(**language)
     [made] = await (compiler or byte_compiler()).matchers(asked, 1)
     return made
 
 
-def allowed(each: Matcher) -> set[int]:
+def allowed(each: GrammarMatcher) -> set[int]:
     mask = each.mask()
     return {token for token in range(8 * len(mask)) if mask[token >> 3] >> (token & 7) & 1}
 
@@ -199,7 +200,7 @@ async def test_what_cannot_begin_is_refused() -> None:
 
 DEEP = """
 import asyncio, json, sys
-from tests.frontend.test_constraint import matcher
+from tests.frontend.processing.test_structured_output import matcher
 
 async def main():
     for wrap in (

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 import time
 
+from frontend.requests.output import FinishReason, Output
 from frontend.requests.pacing import SECONDS_A_MESSAGE, Pacer
-from frontend.requests.request import FinishReason, Output
 
 
 def crowd(pacer: Pacer, num_streams: int) -> None:

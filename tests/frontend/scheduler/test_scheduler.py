@@ -14,22 +14,15 @@ import pytest
 
 from frontend.errors import Code, RequestError
 from frontend.processing.tokenizer import Tokenizer
-from frontend.requests.request import (
-    Delta,
-    FinishReason,
-    Output,
-    Request,
-    SamplingParams,
-    StopConditions,
-    TextDecoder,
-)
-from frontend.scheduler.limits import Limits
+from frontend.requests.output import Delta, FinishReason, Output
+from frontend.requests.request import Request, SamplingParams, StopConditions, TextDecoder
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.sequence import Sequence
 from frontend.scheduler.step import Drawn, Step
 from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
 
-LIMITS = Limits(
+LIMITS = SchedulerLimits(
     max_batch_size=4,
     max_num_batched_tokens=16,
     max_model_len=64,
@@ -71,7 +64,7 @@ def make_request(
     )
 
 
-def expected_output(request: Request, limits: Limits) -> list[int]:
+def expected_output(request: Request, limits: SchedulerLimits) -> list[int]:
     stops = request.stops
     length = min(len(request.prompt_ids) + stops.max_new_tokens, limits.max_model_len)
     end_ids = set(stops.eos_token_ids | stops.stop_token_ids)
@@ -98,7 +91,7 @@ def failure(request: Request) -> RequestError:
 class Driver:
     """Plays the engine: up to ``depth`` steps in flight, one event at a time."""
 
-    def __init__(self, limits: Limits, depth: int = 2) -> None:
+    def __init__(self, limits: SchedulerLimits, depth: int = 2) -> None:
         self.scheduler = Scheduler(limits)
         self.workers = FakeWorkers(limits)
         self.depth = depth
@@ -145,7 +138,7 @@ class Driver:
         assert not self.scheduler._open
 
 
-def random_request(rng: random.Random, name: str, limits: Limits) -> Request:
+def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:
     """Short prompts over few tokens with common beginnings, so that prefixes meet."""
     length = rng.randint(1, limits.max_model_len // 2)
     prompt = [rng.randrange(2)] * (length - length // 3) + rng.choices(range(VOCAB), k=length // 3)
@@ -160,9 +153,9 @@ def random_request(rng: random.Random, name: str, limits: Limits) -> Request:
     )
 
 
-def random_limits(rng: random.Random) -> Limits:
+def random_limits(rng: random.Random) -> SchedulerLimits:
     batch = rng.choice([1, 2, 4, 7])
-    return Limits(
+    return SchedulerLimits(
         max_batch_size=batch,
         max_num_batched_tokens=rng.choice([batch, batch + 3, 32]),
         max_model_len=rng.choice([24, 64]),
@@ -174,7 +167,7 @@ def random_limits(rng: random.Random) -> Limits:
     )
 
 
-def tight(limits: Limits, rng: random.Random) -> Limits:
+def tight(limits: SchedulerLimits, rng: random.Random) -> SchedulerLimits:
     """Just enough blocks for one sequence, or a few more."""
     least = -(-limits.max_model_len // limits.block_size)
     return dataclasses.replace(limits, num_blocks=least + rng.choice([0, 1, least]))
@@ -204,7 +197,7 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
         check_output(request, limits, aborted=request.id in aborted)
 
 
-def check_output(request: Request, limits: Limits, *, aborted: bool) -> None:
+def check_output(request: Request, limits: SchedulerLimits, *, aborted: bool) -> None:
     delta = taken(request)
     expected = expected_output(request, limits)
     assert request.num_generated == len(delta.token_ids)
@@ -250,8 +243,8 @@ def test_a_long_prompt_goes_in_chunks_beside_decodes() -> None:
     driver.scheduler.submit(make_request("long", list(range(40)), max_new_tokens=2))
     parts = []
     while driver.turn():
-        parts = [step.slices[0] for step in driver.workers.steps]
-    rows = [(part.num_decodes, part.num_tokens, part.draws) for part in parts[1:5]]
+        parts = [step.batches[0] for step in driver.workers.steps]
+    rows = [(batch.num_decodes, batch.num_tokens, batch.draws) for batch in parts[1:5]]
     assert rows == [
         (1, [15], [False]),
         (1, [15], [False]),
@@ -266,7 +259,7 @@ def test_decodes_run_ahead_of_results_and_never_past_the_length() -> None:
     driver.scheduler.submit(request)
     while driver.schedule() is not None:
         pass
-    assert [step.slices[0].positions for step in driver.workers.steps] == [[0], [3], [4]]
+    assert [step.batches[0].positions for step in driver.workers.steps] == [[0], [3], [4]]
     while driver.in_flight:
         driver.complete()
     driver.assert_at_rest()
@@ -292,7 +285,7 @@ def test_min_new_tokens_keeps_end_tokens_from_being_drawn() -> None:
     driver = Driver(LIMITS)
     request = make_request(max_new_tokens=9, min_new_tokens=4, eos={first, 49}, stop_ids={9})
     driver.run(request)
-    new = driver.workers.steps[0].slices[0].new_sequences[0]
+    new = driver.workers.steps[0].batches[0].new_sequences[0]
     assert new.suppressed_token_ids == sorted({first, 49, 9})
     assert new.suppress_until == 3 + 4
     delta = taken(request)
@@ -362,14 +355,14 @@ def test_replica_with_the_prefix_is_chosen_unless_clearly_busier() -> None:
     driver = Driver(limits)
     prompt = list(range(12))
     driver.run(make_request("first", prompt))
-    home = next(i for i, part in enumerate(driver.workers.steps[0].slices) if part.slots)
+    home = next(i for i, batch in enumerate(driver.workers.steps[0].batches) if batch.slots)
     for name in ("a", "b", "c"):
         driver.scheduler.submit(make_request(name, [*prompt, 33]))
     step = driver.schedule()
     assert step is not None
-    assert len(step.slices[home].slots) == 2
-    assert len(step.slices[1 - home].slots) == 1
-    assert step.slices[home].total_tokens == 2 < step.slices[1 - home].total_tokens
+    assert len(step.batches[home].slots) == 2
+    assert len(step.batches[1 - home].slots) == 1
+    assert step.batches[home].total_tokens == 2 < step.batches[1 - home].total_tokens
     assert step.max_replica_tokens == 13
     driver.run()
 
@@ -377,8 +370,8 @@ def test_replica_with_the_prefix_is_chosen_unless_clearly_busier() -> None:
 def test_an_empty_replica_still_gets_its_slice() -> None:
     driver = Driver(dataclasses.replace(LIMITS, num_replicas=2))
     driver.run(make_request())
-    assert all(len(step.slices) == 2 for step in driver.workers.steps)
-    assert any(not part.slots for step in driver.workers.steps for part in step.slices)
+    assert all(len(step.batches) == 2 for step in driver.workers.steps)
+    assert any(not batch.slots for step in driver.workers.steps for batch in step.batches)
 
 
 def test_the_newest_is_preempted_and_goes_on_where_it_was() -> None:
@@ -520,7 +513,7 @@ def test_queue_deadline_spends_no_prefill() -> None:
     error = failure(late)
     assert (error.code, error.reason) == (Code.DEADLINE_EXCEEDED, "QUEUE_DEADLINE")
     assert late.admitted == 0
-    assert all(9 not in step.slices[0].token_ids for step in driver.workers.steps)
+    assert all(9 not in step.batches[0].token_ids for step in driver.workers.steps)
     assert len(taken(running).token_ids) == 40, "once admitted the deadline is met"
     assert taken(patient).finish_reason is FinishReason.LENGTH
 
@@ -536,7 +529,7 @@ def test_a_full_queue_refuses_at_once() -> None:
     assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert raised.value.retry_after
     sample = make_request("r0 1")
-    sample.is_let_in = True
+    sample.bypasses_queue_limits = True
     driver.scheduler.submit(sample)
     driver.run()
     assert taken(sample).finish_reason is FinishReason.LENGTH

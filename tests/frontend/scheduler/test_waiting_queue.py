@@ -8,7 +8,7 @@ import random
 import pytest
 
 from frontend.errors import Code, RequestError
-from frontend.scheduler.limits import Limits
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.sequence import Sequence
 from frontend.scheduler.step_times import StepTimes
@@ -114,7 +114,7 @@ def test_random_withdrawals_leave_the_rest(seed: int) -> None:
 
 
 def test_waiting_tokens_are_bounded_but_any_one_prompt_may_wait() -> None:
-    limits: Limits = dataclasses.replace(LIMITS, max_batch_size=1, max_queued_tokens=40)
+    limits: SchedulerLimits = dataclasses.replace(LIMITS, max_batch_size=1, max_queued_tokens=40)
     scheduler, workers = Scheduler(limits, StepTimes(1, 0.2)), FakeWorkers(limits)
     scheduler.submit(make_request("runs", max_new_tokens=50))
     step = scheduler.schedule(1.0)

@@ -102,7 +102,7 @@ async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it()
         assert len(engine.requests) == at_once
         engine.go.set()
         assert len(texts(await rest)) == 3
-        let_in = [each.is_let_in for each in engine.requests.values()]
+        let_in = [each.bypasses_queue_limits for each in engine.requests.values()]
         assert let_in == [number >= at_once for number in range(3)], "no longer refused"
 
 

@@ -14,7 +14,8 @@ from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
 from frontend.processing import preprocess
 from frontend.records import ANYBODY
-from frontend.requests.request import Delta, FinishReason, Request, TokenLogprobs
+from frontend.requests.output import Delta, FinishReason, TokenLogprobs
+from frontend.requests.request import Request
 from frontend.service import call, responses
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb

@@ -1,4 +1,4 @@
-"""sum_norm against sum_routes, plain addition and RMSNorm."""
+"""sum_norm against weighted_sum, plain addition and RMSNorm."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from moe.base.sum_norm import sum_norm
-from moe.routes import sum_routes
+from moe.base.summands import weighted_sum
 from workers.layers.norm import RMSNorm
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -35,7 +35,7 @@ def check(
         parts, weights, old, None if norm is None else norm.weight, EPS, out_residual=out_residual
     )
     ones = torch.ones(T, S, device=device)
-    expected = sum_routes(parts, ones if weights is None else weights, dtype)
+    expected = weighted_sum(parts, ones if weights is None else weights, dtype)
     expected = expected if old is None else old + expected
     assert out[1] is out_residual
     if dtype == torch.bfloat16 and device == "cpu":  # the interpreter cuts off, see triton's source
@@ -87,7 +87,7 @@ def test_weight_zero_leaves_out(T: int) -> None:
     clean = parts.masked_fill(left_out.unsqueeze(-1), 0.0)
     parts[left_out] = torch.tensor([torch.nan, torch.inf], device=DEVICE).repeat(16)
     _, out = sum_norm(parts, weights)
-    assert torch.equal(out, sum_routes(clean, weights, torch.float32))
+    assert torch.equal(out, weighted_sum(clean, weights, torch.float32))
 
 
 def test_casts_of_the_norm() -> None:

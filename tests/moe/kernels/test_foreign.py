@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.base.context import KernelContext
+from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileBook
 from moe.base.workspace import Workspace
-from moe.config import MoEConfig, resolve_parallel
+from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.kernels.foreign import drop_foreign
 from moe.layer import SparseMoeBlock

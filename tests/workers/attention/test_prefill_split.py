@@ -19,15 +19,15 @@ from workers.attention.prefill_split import (
     split_tiles,
     tile_columns,
 )
-from workers.rows import Rows
+from workers.rows import StepRows
 
 FILL = prefill_fill(4, 132)
 
 
-def rows_of(*rows: tuple[int, int]) -> Rows:
+def rows_of(*rows: tuple[int, int]) -> StepRows:
     """Of (position, tokens), in slots of their own."""
     positions, num_tokens = np.array(rows, dtype=np.int32).reshape(-1, 2).T
-    return Rows(
+    return StepRows(
         slots=np.arange(len(rows), dtype=np.int32),
         positions=positions,
         num_tokens=num_tokens,
@@ -37,11 +37,11 @@ def rows_of(*rows: tuple[int, int]) -> Rows:
     )
 
 
-def plan_of(rows: Rows, tile_tokens: int) -> np.ndarray:
+def plan_of(rows: StepRows, tile_tokens: int) -> np.ndarray:
     return plan_prefill(rows.num_tokens, rows.positions, rows.first_token, rows.slots, tile_tokens)
 
 
-def columns_of(rows: Rows, shape: tuple[int, int] | None = None) -> np.ndarray:
+def columns_of(rows: StepRows, shape: tuple[int, int] | None = None) -> np.ndarray:
     """As 32 query heads of 4 key heads have it on 132 multiprocessors: tiles of 8 tokens."""
     return tile_columns(rows, 0, num_heads=32, kv_heads=4, num_cores=132, shape=shape)
 

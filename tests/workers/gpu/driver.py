@@ -14,7 +14,7 @@ import torch
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import decode_step, prefill_step
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 from workers.step.runner import StepHandle
 
 CUDA = {"device": "cuda", "memory_fraction": 0.3}
@@ -47,7 +47,7 @@ class Prompt:
 class Frontend:
     """Makes the steps of one replica: knows every slot's position, and hands out blocks."""
 
-    def __init__(self, rank: Rank) -> None:
+    def __init__(self, rank: LoadedRank) -> None:
         self.rank = rank
         self.positions: dict[int, int] = {}
         self.blocks = iter(range(rank.num_blocks))
@@ -94,7 +94,7 @@ def random_prompts(count: int, vocab_size: int, longest: int, seed: int) -> dict
     }
 
 
-def in_flight(rank: Rank, steps: Iterator[worker_pb2.StepRequest]) -> Iterator[list[int]]:
+def in_flight(rank: LoadedRank, steps: Iterator[worker_pb2.StepRequest]) -> Iterator[list[int]]:
     """Tokens of each step, some steps launched before the first result is asked for."""
     flying: list[StepHandle] = []
     for step in steps:

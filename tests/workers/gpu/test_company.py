@@ -18,7 +18,7 @@ from tests.workers.gpu.driver import (
     random_prompts,
 )
 from tests.workers.steps import start_rank
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 
 pytestmark = pytest.mark.gpu
 
@@ -46,7 +46,7 @@ def asked_prompts() -> dict[int, Prompt]:
     }
 
 
-def generate(rank: Rank, prompts: dict[int, Prompt]) -> dict[int, list[int]]:
+def generate(rank: LoadedRank, prompts: dict[int, Prompt]) -> dict[int, list[int]]:
     """NUM_TOKENS tokens of each slot, all slots decoding together."""
     frontend = Frontend(rank)
     most = rank.max_num_batched_tokens

@@ -19,14 +19,14 @@ from tests.workers.gpu.driver import (
 )
 from tests.workers.steps import start_rank
 from tests.workers.tiny_models import random_config, save_model
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 from workers.step.batch import Shape
 
 pytestmark = pytest.mark.gpu
 
 
 @torch.inference_mode()
-def check_graphs(rank: Rank, vocab_size: int) -> None:
+def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
     """Every captured shape, full and with as much padding as it may have, gives the bits of the
     same kernels launched one by one."""
     runner, graphs, rng = rank.runner, rank.runner.graphs, random.Random(0)

@@ -19,7 +19,7 @@ from tests.workers.sampling.sampled import TableModel, mask_bytes
 from tests.workers.sampling.sampled import make_runner as make_table_runner
 from tests.workers.sampling.test_surface import VOCAB, random_askers
 from tests.workers.steps import start_rank
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 from workers.step.runner import StepHandle
 
 pytestmark = pytest.mark.gpu
@@ -94,7 +94,7 @@ def test_steps_in_flight_answer_as_the_cpu_does(cuda_graphs: str) -> None:
         assert own == pytest.approx(others, abs=1e-3)
 
 
-def start_demo(**settings: object) -> tuple[Rank, Frontend]:
+def start_demo(**settings: object) -> tuple[LoadedRank, Frontend]:
     """A bf16 rank of the demo, and its frontend."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=NUM_SLOTS, max_num_batched_tokens=512,

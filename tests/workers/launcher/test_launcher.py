@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from moe.config import resolve_parallel
+from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import local_address
 from tests.workers.launched import alive, descendants, wait_for
 from workers.__main__ import _endpoint, _ranks_here

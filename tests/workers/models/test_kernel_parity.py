@@ -10,7 +10,7 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.models.test_parity import relative_error
 from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 from workers.step.batch import Shape
 
 CHUNKS = [(0, 1), (1, 7), (7, 18)]
@@ -72,7 +72,7 @@ def test_draws_equal_those_of_plain_torch(tmp_path: Path) -> None:
     assert drawn[0] == drawn[1]
 
 
-def started_pair(folder: Path, context: object) -> Rank:
+def started_pair(folder: Path, context: object) -> LoadedRank:
     """A rank whose slots 0 and 2 hold prompts."""
     rank = start_rank(folder, context, block_size=4)  # type: ignore[arg-type]
     for slot, size in ((0, 3), (2, 6)):

@@ -14,13 +14,13 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.launched import Stream, launched, link
 from tests.workers.steps import decode_step, prefill_step, start_rank
 from workers.rank.expert_load import LoadReport
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 
 PROMPTS = ([5, 9, 300, 44, 44, 7, 120], [11, 60, 3])  # of one replica, and of the other
 
 
 @pytest.fixture(scope="module")
-def rank() -> Rank:
+def rank() -> LoadedRank:
     return start_rank(CHECKPOINT)
 
 
@@ -32,7 +32,7 @@ def steps_of(prompt: Sequence[int], max_tokens: int) -> list[worker_pb2.StepRequ
     return [prefill, decode]
 
 
-def counted(rank: Rank, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
+def counted(rank: LoadedRank, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """[L, E] of the routers' own outputs, as a single rank computes them."""
     config = rank.model_config
     layers = [layer.mlp for layer in rank.runner.model.layers if hasattr(layer.mlp, "gate")]
@@ -53,7 +53,7 @@ def counted(rank: Rank, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     return counts_LE
 
 
-def sparse_layers(rank: Rank) -> list[int]:
+def sparse_layers(rank: LoadedRank) -> list[int]:
     return [layer for layer, sparse in enumerate(rank.model_config.moe_layers) if sparse]
 
 
@@ -61,7 +61,7 @@ def as_tensor(answer: worker_pb2.GetExpertLoadResponse) -> torch.Tensor:
     return torch.tensor(answer.tokens).view(len(answer.layers), answer.num_experts)
 
 
-def test_one_rank_counts_what_its_routers_said_and_a_snapshot_stays(rank: Rank) -> None:
+def test_one_rank_counts_what_its_routers_said_and_a_snapshot_stays(rank: LoadedRank) -> None:
     load = rank.runner.model.expert_load
     report = LoadReport(load, rank.model_config.moe_layers, rank.runner.model.parallel, 0)
     before = report.snapshot()
@@ -73,7 +73,7 @@ def test_one_rank_counts_what_its_routers_said_and_a_snapshot_stays(rank: Rank) 
     assert (counts_LE.sum(1) == num_tokens * rank.model_config.moe.num_experts_per_tok).all()
 
 
-def test_a_dense_model_has_no_load(rank: Rank) -> None:
+def test_a_dense_model_has_no_load(rank: LoadedRank) -> None:
     assert LoadReport(None, [False, False], rank.runner.model.parallel, 0).snapshot() is None
 
 
@@ -87,7 +87,7 @@ def test_a_dense_model_has_no_load(rank: Rank) -> None:
     ],
 )
 def test_the_sum_over_ranks_has_each_token_once(
-    rank: Rank, tmp_path: Path, flags: str, num_replicas: int
+    rank: LoadedRank, tmp_path: Path, flags: str, num_replicas: int
 ) -> None:
     prompts = PROMPTS[:num_replicas]
     with launched(tmp_path, *flags.split(), "--dtype", "float32") as group:

@@ -14,7 +14,7 @@ import grpc
 import pytest
 import torch
 
-from moe.config import resolve_parallel
+from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from tests.workers.launched import ROOT

@@ -18,7 +18,7 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.sampling.test_torch_sampler import reference_support
 from workers.models.base import ForwardBatch
 from workers.sampling.philox import vocabulary_words
-from workers.sampling.triton_sampler import KernelSampler
+from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import BatchBuilder, DeviceBatch, Shape
 from workers.step.roofline import StepCost
 from workers.step.runner import Measure, Runner
@@ -100,7 +100,7 @@ def make_runner(
     cost = StepCost(dense_bytes=0, head_bytes=0, expert_bytes=0, cache_bytes=0, flops=0)
     roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost)
     vocab_size = model.of_token.shape[1]
-    sampler = KernelSampler(
+    sampler = TritonSampler(
         max_rows=num_slots, vocab_size=vocab_size, device=device, pdl=False
     )  # fmt: skip
     runner = Runner(

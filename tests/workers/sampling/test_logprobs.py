@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank
 from tests.workers.tiny_models import random_config, save_model
-from workers.rank.startup import Rank
+from workers.rank.startup import LoadedRank
 from workers.sampling.logprobs import most_likely
 
 NUM_TOKENS = 11
@@ -40,7 +40,7 @@ def test_the_most_likely_are_the_first_of_a_sorted_vocabulary(
 
 
 def prompt_logprobs(
-    rank: Rank, tokens: list[int], size: int
+    rank: LoadedRank, tokens: list[int], size: int
 ) -> tuple[list[float], list[int], list[float]]:
     """Of a prompt that comes in chunks of a size, and draws nothing."""
     asked = {

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moe.config import MoEConfig, ParallelConfig, resolve_parallel
+from moe.base.parallel import ParallelConfig, resolve_parallel
+from moe.config import MoEConfig
 from tests.workers.tiny_models import random_config
-from workers.config import ModelConfig
+from workers.model_config import ModelConfig
 from workers.step.roofline import Device, Roofline, StepWork, device_ceilings
 
 CONFIGS = Path("benchmarks/configs")

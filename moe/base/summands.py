@@ -1,0 +1,60 @@
+"""A sum that is left to whoever reads it next, so that a norm's kernel can take it.
+
+T tokens, S parts of a sum, H hidden.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from moe.base.context import KernelContext
+from moe.base.sum_norm import sum_norm
+
+
+class Summands(NamedTuple):
+    """Σ_s weights[t,s] · parts[t,s], left to whoever reads it next: a norm adds it to the residual.
+
+    `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
+    is left out, whatever it holds.
+    """
+
+    parts: torch.Tensor
+    weights: torch.Tensor | None = None
+
+    @classmethod
+    def of(cls, x_TH: torch.Tensor) -> Summands:
+        """One part: nothing is left to sum."""
+        return cls(x_TH.unsqueeze(1))
+
+    def total(self, dtype: torch.dtype, context: KernelContext | None = None) -> torch.Tensor:
+        """[T,H] in `dtype`, accumulated in fp32 from s = 0 upwards."""
+        if self.weights is None and self.parts.shape[1] == 1 and self.parts.dtype == dtype:
+            return self.parts[:, 0]
+        if context is not None:
+            T, _, H = self.parts.shape
+            out_TH = context.workspace.take("total", (T, H), dtype)
+            sum_norm(self.parts, self.weights, out_residual=out_TH, pdl=context.pdl)
+            return out_TH
+        weights_TS = self.weights
+        if weights_TS is None:
+            weights_TS = self.parts.new_ones(self.parts.shape[:2], dtype=torch.float32)
+        return weighted_sum(self.parts, weights_TS, dtype)
+
+
+def weighted_sum(
+    routes_TKH: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
+    """[T,H] in `dtype`: weighted sum over k, accumulated in fp32 from k = 0 upwards; a route of
+    weight 0 adds nothing, whatever it holds.
+
+    Multiply and add are separate elementwise operations, so that a row's bits depend neither on T
+    nor on the rank that sums it.
+    """
+    weights_TK1 = weights_TK.unsqueeze(-1)
+    weighted_TKH = torch.where(weights_TK1 == 0.0, 0.0, routes_TKH.float() * weights_TK1)
+    total_TH = weighted_TKH[:, 0]
+    for k in range(1, weighted_TKH.shape[1]):
+        total_TH = total_TH + weighted_TKH[:, k]
+    return total_TH.to(dtype)
