@@ -230,7 +230,7 @@ while True:
 
 SUPERVISE = """
 import pathlib, sys
-from frontend import supervisor
+from frontend.cli import supervisor
 front, group = sys.argv[1].split("|"), sys.argv[2].split("|")
 supervisor.KILL_AFTER_SECONDS = 1.0
 supervisor.LAST_WORDS_SECONDS = 1.0
