@@ -57,11 +57,11 @@ def generate(rank: LoadedRank, prompts: dict[int, Prompt]) -> dict[int, list[int
         for slot, prompt in waiting.items():
             if sum(len(p.tokens) for p in batch.values()) + len(prompt.tokens) <= most:
                 batch[slot] = prompt
-        first = rank.runner.launch(frontend.scheduler.step(prompts=batch)).result().token_ids
+        first = rank.runner.launch(frontend.step(prompts=batch)).result().token_ids
         drawn |= {slot: [token] for slot, token in zip(batch, first, strict=True)}
         waiting = {slot: prompt for slot, prompt in waiting.items() if slot not in batch}
     slots = list(prompts)
-    steps = (frontend.scheduler.step(slots) for _ in range(NUM_TOKENS - 1))
+    steps = (frontend.step(slots) for _ in range(NUM_TOKENS - 1))
     for tokens in in_flight(rank, steps):
         for slot, token in zip(slots, tokens, strict=True):
             drawn[slot].append(token)

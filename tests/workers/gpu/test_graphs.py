@@ -35,7 +35,7 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
     assert graphs.mixed
     frontend = Frontend(rank)
     for slot, prompt in random_prompts(slots, vocab_size, 40, 1).items():
-        runner.launch(frontend.scheduler.step(prompts={slot: prompt})).result()
+        runner.launch(frontend.step(prompts={slot: prompt})).result()
 
     def check(step: worker_pb2.StepRequest, shape: Shape) -> None:
         assert graphs.shape_for(step) == shape
@@ -48,13 +48,13 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
 
     for before, size in itertools.pairwise([0, *graphs.decodes]):
         for count in {before + 1, size}:
-            step = frontend.scheduler.step(rng.sample(range(slots), count))
+            step = frontend.step(rng.sample(range(slots), count))
             check(step, Shape(size, decodes=True))
     for before, size in itertools.pairwise([0, *graphs.mixed]):
         for count in {before + 1, size}:
             decodes = rng.sample(range(1, slots), min(slots - 1, (count - 1) // 2))
             tokens = [rng.randrange(3, vocab_size) for _ in range(count - len(decodes))]
-            step = frontend.scheduler.step(decodes, {0: Prompt(tokens, {})})
+            step = frontend.step(decodes, {0: Prompt(tokens, {})})
             check(step, Shape(size, decodes=False))
 
 

@@ -62,14 +62,14 @@ def test_no_step_after_start_up_compiles(cuda_graphs: str) -> None:
     frontend, rng = Frontend(rank), random.Random(2)
     with compilations() as names:
         for slot, prompt in random_prompts(40, 1000, 300, 4).items():
-            rank.runner.launch(frontend.scheduler.step(prompts={slot: prompt})).result()
+            rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
         assert names == []
         for count in range(1, 41):
-            rank.runner.launch(frontend.scheduler.step(rng.sample(range(40), count))).result()
+            rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
         assert names == []
         for slot, prompt in random_prompts(40, 1000, 400, 5).items():
             decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
-            rank.runner.launch(frontend.scheduler.step(decodes, {slot: prompt})).result()
+            rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
     assert names == []
 
 
@@ -89,13 +89,13 @@ def test_decodes_neither_allocate_nor_wait(kinds: list[Params]) -> None:
     frontend, rng = Frontend(rank), random.Random(6)
     for slot, prompt in random_prompts(24, 1000, 60, 7).items():
         params = kinds[slot % len(kinds)]
-        step = frontend.scheduler.step(prompts={slot: dataclasses.replace(prompt, params=params)})
+        step = frontend.step(prompts={slot: dataclasses.replace(prompt, params=params)})
         rank.runner.launch(step).result()
     torch.cuda.synchronize()
     before = num_allocations()
     flying: list[StepHandle] = []
     for number in range(50):
-        step = frontend.scheduler.step(rng.sample(range(24), 13 + number // 5))
+        step = frontend.step(rng.sample(range(24), 13 + number // 5))
         with no_synchronisation():
             flying.append(rank.runner.launch(step))
         if len(flying) == MAX_STEPS_IN_FLIGHT:
@@ -112,7 +112,7 @@ def test_launching_a_prompt_never_waits() -> None:
     )  # fmt: skip
     frontend = Frontend(rank)
     for slot, prompt in random_prompts(24, 1000, 400, 8).items():
-        step = frontend.scheduler.step(range(slot), {slot: prompt})
+        step = frontend.step(range(slot), {slot: prompt})
         with no_synchronisation():
             handle = rank.runner.launch(step)
         drawn = handle.result().token_ids

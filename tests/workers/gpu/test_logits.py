@@ -59,10 +59,8 @@ def test_steps_in_flight_draw_what_the_cpu_draws(cuda_graphs: str) -> None:
             0: Prompt(list(range(10, 40)), {}),
             3: Prompt(list(range(100, 121)), {"temperature": 0.9, "top_p": 0.95, "seed": 11}),
         }
-        steps = [
-            frontend.scheduler.step(prompts={slot: prompt}) for slot, prompt in prompts.items()
-        ]
-        steps += [frontend.scheduler.step([0, 3]) for _ in range(40)]
+        steps = [frontend.step(prompts={slot: prompt}) for slot, prompt in prompts.items()]
+        steps += [frontend.step([0, 3]) for _ in range(40)]
         return list(in_flight(rank, iter(steps)))
 
     assert run("cuda") == run("cpu")

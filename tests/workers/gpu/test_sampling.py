@@ -75,10 +75,8 @@ def test_steps_in_flight_answer_as_the_cpu_does(cuda_graphs: str) -> None:
         rank = start_rank(CHECKPOINT, device=device, memory_fraction=0.3, cuda_graphs=cuda_graphs)
         frontend = Frontend(rank)
         prompts = asking_prompts(7, 30, 3)
-        steps = [
-            frontend.scheduler.step(prompts={slot: prompt}) for slot, prompt in prompts.items()
-        ]
-        steps += [with_mask(frontend.scheduler.step(list(prompts))) for _ in range(20)]
+        steps = [frontend.step(prompts={slot: prompt}) for slot, prompt in prompts.items()]
+        steps += [with_mask(frontend.step(list(prompts))) for _ in range(20)]
         results, flying = [], []
         for step in steps:
             flying.append(rank.runner.launch(step))
@@ -118,11 +116,9 @@ def test_no_step_waits_or_compiles(cuda_graphs: str) -> None:
 
     with compilations() as names:
         for slot, prompt in asking_prompts(NUM_SLOTS, 300, 8).items():
-            launch(frontend.scheduler.step(range(slot), {slot: prompt}))
+            launch(frontend.step(range(slot), {slot: prompt}))
         for _ in range(20):
-            launch(
-                with_mask(frontend.scheduler.step(rng.sample(range(NUM_SLOTS), rng.randint(1, 24))))
-            )
+            launch(with_mask(frontend.step(rng.sample(range(NUM_SLOTS), rng.randint(1, 24)))))
         assert names == []
     for handle in flying:
         assert all(0 <= token < DEMO_VOCAB for token in handle.result().token_ids)
@@ -131,11 +127,11 @@ def test_no_step_waits_or_compiles(cuda_graphs: str) -> None:
 def test_decodes_that_ask_take_no_more_memory_with_time() -> None:
     rank, frontend = start_demo()
     for slot, prompt in asking_prompts(NUM_SLOTS, 60, 9).items():
-        rank.runner.launch(frontend.scheduler.step(prompts={slot: prompt})).result()
+        rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
 
     def held() -> int:
         for _ in range(20):
-            rank.runner.launch(with_mask(frontend.scheduler.step(range(NUM_SLOTS)))).result()
+            rank.runner.launch(with_mask(frontend.step(range(NUM_SLOTS)))).result()
         torch.cuda.synchronize()
         return torch.cuda.memory_allocated()
 
