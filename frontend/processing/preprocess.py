@@ -196,8 +196,8 @@ def _check_beside_constraint(asked: pb.GenerateRequest, path: str) -> None:
     for field, is_set in (
         ("stop_conditions.ignore_eos", stops.ignore_eos),
         ("stop_conditions.min_new_tokens", stops.min_new_tokens),
-        ("sampling_params.allowed_token_ids", params.allowed_token_ids),
-        ("sampling_params.bad_token_ids", params.bad_token_ids),
+        ("sampling.allowed_token_ids", params.allowed_token_ids),
+        ("sampling.bad_token_ids", params.bad_token_ids),
     ):
         if is_set:
             raise invalid_field(

@@ -190,7 +190,7 @@ def test_a_group_that_ended_by_itself_or_with_its_peers() -> None:
 # Groups of one process each: some end by themselves, the last has a child and stays.
 LOOP = """
 import os, signal, sys, time
-from workers.launcher import Launcher
+from workers.launcher.launcher import Launcher
 
 def run_group(reporter, newest_epoch):
     number = len(os.listdir(sys.argv[1]))
