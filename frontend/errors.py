@@ -26,27 +26,43 @@ class RequestError(Exception):
 
     Args:
         code: what kind of failure it is.
-        message: one line for a person: the thing, the numbers, the remedy. Never the prompt.
+        complaint: one line for a person: the thing, the numbers, the remedy. Never the prompt.
         reason: the same for a program, an UPPER_SNAKE word (google.rpc.ErrorInfo.reason).
-        field: path of the offending field in the request, such as ``sampling.top_p``.
+        field: path of the offending field, such as ``sampling.top_p``. It is relative to the
+            GenerateRequest, or to the message of an RPC that has fields of its own.
         retry_after: seconds after which another try makes sense.
+        opens_with_field: the text begins with the field's path, and the complaint follows.
     """
 
     def __init__(
         self,
         code: Code,
-        message: str,
+        complaint: str,
         *,
         reason: str,
         field: str | None = None,
         retry_after: float | None = None,
+        opens_with_field: bool = False,
     ) -> None:
-        super().__init__(message)
+        super().__init__(complaint)
         self.code = code
-        self.message = message
+        self.complaint = complaint
         self.reason = reason
         self.field = field
         self.retry_after = retry_after
+        self.opens_with_field = opens_with_field
+
+    @property
+    def message(self) -> str:
+        """The line for a person."""
+        return self.message_for(self.field)
+
+    def message_for(self, field: str | None) -> str:
+        """The line for a person whose API knows the field as ``field``."""
+        return f"{field} {self.complaint}" if self.opens_with_field and field else self.complaint
+
+    def __str__(self) -> str:
+        return self.message
 
 
 def internal_error(request_id: str) -> RequestError:
@@ -56,10 +72,14 @@ def internal_error(request_id: str) -> RequestError:
     )
 
 
-def invalid_field(field: str, message: str) -> RequestError:
-    """INVALID_ARGUMENT for one field; ``message`` goes on from the field's path."""
+def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestError:
+    """INVALID_ARGUMENT for one field; ``complaint`` goes on from the field's path."""
     return RequestError(
-        Code.INVALID_ARGUMENT, f"{field} {message}", reason="INVALID_FIELD", field=field
+        Code.INVALID_ARGUMENT,
+        complaint,
+        reason=reason or "INVALID_FIELD",
+        field=field,
+        opens_with_field=True,
     )
 
 

@@ -47,7 +47,7 @@ _R = TypeVar("_R")
 Encode = Callable[[Backend], Awaitable[list[int]]]
 
 
-async def prompt_ids(backend: Backend, prompt: pb.Prompt, path: str) -> list[int]:
+async def prompt_ids(backend: Backend, prompt: pb.Prompt) -> list[int]:
     """Token ids of a prompt.
 
     Raises:
@@ -57,19 +57,19 @@ async def prompt_ids(backend: Backend, prompt: pb.Prompt, path: str) -> list[int
     match prompt.WhichOneof("input"):
         case "text":
             if not prompt.text:
-                raise invalid_field(f"{path}prompt.text", "is empty; send at least one character")
+                raise invalid_field("prompt.text", "is empty; send at least one character")
             tokenizer = tokenizer_of(backend)
-            _check_length(backend, len(prompt.text), f"{path}prompt.text")
+            _check_length(backend, len(prompt.text), "prompt.text")
             ids = await threaded(len(prompt.text), tokenizer.encode, prompt.text)
-            return _checked_ids(backend, ids, f"{path}prompt.text")
+            return _checked_ids(backend, ids, "prompt.text")
         case "tokens":
-            field = f"{path}prompt.tokens.ids"
+            field = "prompt.tokens.ids"
             count = len(prompt.tokens.ids)
             if count >= backend.info.max_model_len:
                 raise validation.prompt_too_long(count, backend.info.max_model_len)
             return _checked_ids(backend, list(prompt.tokens.ids), field)
         case _:
-            raise invalid_field(f"{path}prompt", "is unset; send one of text and tokens")
+            raise invalid_field("prompt", "is unset; send one of text and tokens")
 
 
 async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
@@ -79,7 +79,7 @@ async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
         RequestError: no template, a prompt beside the messages, or messages it will not take.
     """
     if asked.request.prompt.WhichOneof("input") is not None:
-        raise invalid_field("request.prompt", "is set; a chat's prompt is its messages")
+        raise invalid_field("prompt", "is set; a chat's prompt is its messages")
     messages = chat_template.messages(asked)
     kwargs = chat_template.template_kwargs(asked.template_kwargs_json)
     tools = chat_template.tools(asked.tools_json)
@@ -122,7 +122,6 @@ async def make_requests(
     asked: pb.GenerateRequest,
     request_id: str,
     encode: Encode,
-    path: str,
 ) -> list[Request]:
     """The requests that the engine gets, one a sample. What costs nothing is checked before
     ``encode`` is called, and a constraint is compiled after it.
@@ -132,32 +131,30 @@ async def make_requests(
     """
     info = backend.info
     arrived = time.monotonic()
-    num_samples = validation.num_samples(asked, path)
-    validation.check_stops(asked.stop_conditions, info.vocab_size, path)
+    num_samples = validation.num_samples(asked)
+    validation.check_stops(asked.stop_conditions, info.vocab_size)
     params = sampling_params.sampling_params(
         asked,
         backend.defaults,
         vocab_size=info.vocab_size,
         eos_token_ids=info.eos_token_ids,
-        path=path,
     )
-    queue_seconds = validation.queue_seconds(asked, path)
+    queue_seconds = validation.queue_seconds(asked)
     if asked.HasField("constraint"):
-        _check_beside_constraint(asked, path)
-    decoders = [_decoder(backend, asked, path) for _ in range(num_samples)]
+        _check_beside_constraint(asked)
+    decoders = [_decoder(backend, asked) for _ in range(num_samples)]
     ids = await encode(backend)
-    sampling_params.check_prompt_logprobs(asked.output, len(ids), path)
+    sampling_params.check_prompt_logprobs(asked.output, len(ids))
     stops = validation.stop_conditions(
         asked.stop_conditions,
         prompt_tokens=len(ids),
         max_context=info.max_model_len,
         cache_tokens=info.num_blocks * info.block_size,
         eos_token_ids=frozenset(info.eos_token_ids),
-        path=path,
     )
     matchers: Sequence[Matcher | None] = [None] * num_samples
     if asked.HasField("constraint"):
-        matchers = await compiler.matchers(asked.constraint, num_samples, path)
+        matchers = await compiler.matchers(asked.constraint, num_samples)
     return [
         Request(
             id=sample_id(request_id, index),
@@ -190,7 +187,7 @@ def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int)
     )
 
 
-def _check_beside_constraint(asked: pb.GenerateRequest, path: str) -> None:
+def _check_beside_constraint(asked: pb.GenerateRequest) -> None:
     """Refuse what could leave no token where a language must go on, or must end."""
     stops, params = asked.stop_conditions, asked.sampling
     for field, is_set in (
@@ -200,17 +197,15 @@ def _check_beside_constraint(asked: pb.GenerateRequest, path: str) -> None:
         ("sampling.bad_token_ids", params.bad_token_ids),
     ):
         if is_set:
-            raise invalid_field(
-                f"{path}{field}", "cannot be set beside constraint; leave one of them out"
-            )
+            raise invalid_field(field, "cannot be set beside constraint; leave one of them out")
 
 
-def _decoder(backend: Backend, asked: pb.GenerateRequest, path: str) -> TextDecoder | None:
+def _decoder(backend: Backend, asked: pb.GenerateRequest) -> TextDecoder | None:
     """The request's decoder; None when no text is wanted, or there is nothing to make it with."""
     stop = tuple(asked.stop_conditions.stop)
     needs = "stop_conditions.stop" if stop else "output.echo" if asked.output.echo else ""
     if asked.output.skip_detokenize and needs:
-        raise invalid_field(f"{path}output.skip_detokenize", f"cannot be set beside {needs}")
+        raise invalid_field("output.skip_detokenize", f"cannot be set beside {needs}")
     if asked.output.skip_detokenize or (backend.tokenizer is None and not needs):
         return None
     return tokenizer_of(backend).decoder(

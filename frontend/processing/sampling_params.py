@@ -41,7 +41,6 @@ def sampling_params(
     *,
     vocab_size: int,
     eos_token_ids: Sequence[int],
-    path: str = "",
 ) -> SamplingParams:
     """Sampling in use: what was asked for, then the model's defaults, then the API's.
 
@@ -52,26 +51,25 @@ def sampling_params(
         RequestError: INVALID_ARGUMENT with the field's path.
     """
     sampling, output = asked.sampling, asked.output
-    allowed, banned = _token_lists(asked, vocab_size, eos_token_ids, path)
-    num_top = _num_top_logprobs(output, path)
-    path = f"{path}sampling."
-    repetition = _ranged(sampling, "repetition_penalty", *REPETITION_PENALTY_RANGE, path)
-    top_p = _ranged(sampling, "top_p", 0.0, 1.0, path)
+    allowed, banned = _token_lists(asked, vocab_size, eos_token_ids)
+    num_top = _num_top_logprobs(output)
+    repetition = _ranged(sampling, "repetition_penalty", *REPETITION_PENALTY_RANGE)
+    top_p = _ranged(sampling, "top_p", 0.0, 1.0)
     if top_p == 0.0:
-        raise invalid_field(f"{path}top_p", "is 0, must be above 0 and at most 1")
+        raise invalid_field("sampling.top_p", "is 0, must be above 0 and at most 1")
     top_k = _first(sampling.top_k if sampling.HasField("top_k") else None, defaults.top_k, 0)
-    given = _ranged(sampling, "temperature", 0.0, math.inf, path)
+    given = _ranged(sampling, "temperature", 0.0, math.inf)
     temperature = _first(given, defaults.temperature, 1.0)
     return SamplingParams(
         temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
         top_p=_first(top_p, defaults.top_p, 1.0),
         top_k=top_k if top_k < vocab_size else 0,
-        min_p=_first(_ranged(sampling, "min_p", 0.0, 1.0, path), defaults.min_p, 0.0),
+        min_p=_first(_ranged(sampling, "min_p", 0.0, 1.0), defaults.min_p, 0.0),
         seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
         repetition_penalty=_first(repetition, defaults.repetition_penalty, 1.0),
-        presence_penalty=_ranged(sampling, "presence_penalty", -2.0, 2.0, path) or 0.0,
-        frequency_penalty=_ranged(sampling, "frequency_penalty", -2.0, 2.0, path) or 0.0,
-        logit_bias=_logit_bias(sampling, vocab_size, path),
+        presence_penalty=_ranged(sampling, "presence_penalty", -2.0, 2.0) or 0.0,
+        frequency_penalty=_ranged(sampling, "frequency_penalty", -2.0, 2.0) or 0.0,
+        logit_bias=_logit_bias(sampling, vocab_size),
         allowed_token_ids=allowed,
         banned_token_ids=banned,
         num_logprobs=num_top + 1 if output.logprobs or output.prompt_logprobs else 0,
@@ -83,24 +81,24 @@ def _logprob_bytes(asked: pb.OutputOptions) -> int:
     return _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.top_logprobs
 
 
-def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int, path: str = "") -> None:
+def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int) -> None:
     """Refuse log-probabilities of a prompt that are more than one message holds."""
     most = MAX_PROMPT_LOGPROBS_BYTES // _logprob_bytes(asked)
     if asked.prompt_logprobs and prompt_tokens > most:
         raise invalid_field(
-            f"{path}output.prompt_logprobs",
+            "output.prompt_logprobs",
             f"of {prompt_tokens} prompt tokens with {asked.top_logprobs} alternatives do not fit a "
             f"message; ask for them of at most {most} tokens, or for fewer alternatives",
         )
 
 
-def check_whole_answer(asked: pb.GenerateRequest, path: str = "") -> None:
+def check_whole_answer(asked: pb.GenerateRequest) -> None:
     """Refuse to gather more than one message holds, where the request says how much that is."""
     each = _TOKEN_BYTES + (_logprob_bytes(asked.output) if asked.output.logprobs else 0)
     samples, most = max(1, asked.n), MAX_MESSAGE_BYTES // each
     if samples * asked.stop_conditions.max_new_tokens > most:
         raise invalid_field(
-            f"{path}stop_conditions.max_new_tokens",
+            "stop_conditions.max_new_tokens",
             f"is {asked.stop_conditions.max_new_tokens} for {samples} samples, and one message "
             f"holds {most} tokens of what is asked for; stream them, or ask for less",
         )
@@ -110,22 +108,18 @@ def _first(*values: _T | None) -> _T:
     return next(value for value in values if value is not None)
 
 
-def _ranged(
-    asked: pb.SamplingParams, field: str, low: float, high: float, path: str
-) -> float | None:
+def _ranged(asked: pb.SamplingParams, field: str, low: float, high: float) -> float | None:
     if not asked.HasField(field):
         return None
     value = float(getattr(asked, field))
     if not low <= value <= high or math.isinf(value):
         limits = f"finite and at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-        raise invalid_field(f"{path}{field}", f"is {value:g}, must be {limits}")
+        raise invalid_field(f"sampling.{field}", f"is {value:g}, must be {limits}")
     return value
 
 
-def _logit_bias(
-    asked: pb.SamplingParams, vocab_size: int, path: str
-) -> tuple[tuple[int, float], ...]:
-    field = f"{path}logit_bias"
+def _logit_bias(asked: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, float], ...]:
+    field = "sampling.logit_bias"
     check_count(len(asked.logit_bias), MAX_LOGIT_BIASES, field, "tokens")
     biases = sorted(asked.logit_bias.items())
     for token_id, bias in biases:
@@ -142,12 +136,12 @@ def _logit_bias(
 
 
 def _token_lists(
-    asked: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int], path: str
+    asked: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Allowed and banned tokens, ascending; of what they leave something can always be drawn."""
     sampling, stops = asked.sampling, asked.stop_conditions
     for name in ("allowed_token_ids", "bad_token_ids"):
-        ids, field = getattr(sampling, name), f"{path}sampling.{name}"
+        ids, field = getattr(sampling, name), f"sampling.{name}"
         check_count(len(ids), MAX_LISTED_TOKEN_IDS, field, "ids")
         check_token_ids(ids, vocab_size, field)
     eos = set() if stops.ignore_eos else set(eos_token_ids)
@@ -162,14 +156,14 @@ def _token_lists(
         field = "allowed_token_ids" if allowed else "bad_token_ids"
         before = " before min_new_tokens" if suppressed else ""
         raise invalid_field(
-            f"{path}sampling.{field}", f"leaves no token to draw{before}; ban fewer or allow more"
+            f"sampling.{field}", f"leaves no token to draw{before}; ban fewer or allow more"
         )
     return tuple(sorted(allowed)), tuple(sorted(banned))
 
 
-def _num_top_logprobs(asked: pb.OutputOptions, path: str) -> int:
+def _num_top_logprobs(asked: pb.OutputOptions) -> int:
     count = int(asked.top_logprobs)
-    field = f"{path}output.top_logprobs"
+    field = "output.top_logprobs"
     if count > MAX_TOP_LOGPROBS:
         raise invalid_field(field, f"is {count}, must be 0 to {MAX_TOP_LOGPROBS}")
     if count and not (asked.logprobs or asked.prompt_logprobs):

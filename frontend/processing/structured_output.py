@@ -104,11 +104,10 @@ class GrammarMatcher:
         mask: bytes = self._inner.compute_bitmask()[: self._num_bytes]
         if self._inner.is_error() or not mask.strip(b"\0"):
             complaint = _brief(self._inner.get_error() or "no token can follow")
-            raise RequestError(
-                Code.INVALID_ARGUMENT,
-                f"constraint cannot be kept to here: {complaint}; simplify it",
+            raise invalid_field(
+                "constraint",
+                f"cannot be kept to here: {complaint}; simplify it",
                 reason="CONSTRAINT_FAILED",
-                field="constraint",
             )
         return mask
 
@@ -138,16 +137,14 @@ class Compiler:
         self._vocabulary_lock = threading.Lock()
         self._num_compiling = 0
 
-    async def matchers(
-        self, asked: pb.Constraint, count: int, path: str = ""
-    ) -> list[GrammarMatcher]:
+    async def matchers(self, asked: pb.Constraint, count: int) -> list[GrammarMatcher]:
         """``count`` matchers of one language, each at its beginning.
 
         Raises:
             RequestError: INVALID_ARGUMENT with the field's path, FAILED_PRECONDITION where the
                 model cannot be constrained, RESOURCE_EXHAUSTED while too many are compiled.
         """
-        field = f"{path}constraint.{asked.WhichOneof('language')}"
+        field = f"constraint.{asked.WhichOneof('language')}"
         grammar = _grammar(asked, field)
         if not self._eos_token_ids:
             raise _unconstrainable("has no end token")
@@ -243,7 +240,7 @@ def _grammar(asked: pb.Constraint, field: str) -> str:
             return _lark_grammar(asked.grammar, field)
         case _:
             raise invalid_field(
-                field.rpartition(".")[0], "names no language; set one of them, or no constraint"
+                "constraint", "names no language; set one of them, or no constraint"
             )
 
 

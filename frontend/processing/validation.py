@@ -22,23 +22,22 @@ from switchyard.v1 import inference_pb2 as pb
 _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 
 
-def check_request_id(request_id: str, path: str = "") -> None:
+def check_request_id(request_id: str) -> None:
     """Refuse an id that is not 1 to 128 printable ASCII characters; empty asks for one."""
     if request_id and _REQUEST_ID.fullmatch(request_id) is None:
-        raise invalid_field(f"{path}request_id", "must be 1 to 128 printable ASCII characters")
+        raise invalid_field("request_id", "must be 1 to 128 printable ASCII characters")
 
 
-def check_stops(asked: pb.StopConditions, vocab_size: int, path: str = "") -> None:
+def check_stops(asked: pb.StopConditions, vocab_size: int) -> None:
     """Refuse stop strings and ids that are too many, too long, empty or no token."""
-    path = f"{path}stop_conditions."
-    check_count(len(asked.stop), MAX_STOP_STRINGS, f"{path}stop", "strings")
+    check_count(len(asked.stop), MAX_STOP_STRINGS, "stop_conditions.stop", "strings")
     for index, text in enumerate(asked.stop):
         if not 1 <= len(text) <= MAX_STOP_CHARS:
             raise invalid_field(
-                f"{path}stop[{index}]",
+                f"stop_conditions.stop[{index}]",
                 f"has {len(text)} characters, must have 1 to {MAX_STOP_CHARS}",
             )
-    field = f"{path}stop_token_ids"
+    field = "stop_conditions.stop_token_ids"
     check_count(len(asked.stop_token_ids), MAX_STOP_TOKEN_IDS, field, "ids")
     check_token_ids(asked.stop_token_ids, vocab_size, field)
 
@@ -50,7 +49,6 @@ def stop_conditions(
     max_context: int,
     cache_tokens: int,
     eos_token_ids: frozenset[int],
-    path: str = "",
 ) -> StopConditions:
     """Stops in use; an unset max_new_tokens is what the prompt leaves of the context, or of the
     KV cache where that is smaller (the last token needs no place in it).
@@ -58,26 +56,24 @@ def stop_conditions(
     Raises:
         RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context.
     """
-    path = f"{path}stop_conditions."
     room = max_context - prompt_tokens
     if room < 1:
         raise prompt_too_long(prompt_tokens, max_context)
     default = max(1, min(room, cache_tokens + 1 - prompt_tokens))
     max_new_tokens = asked.max_new_tokens if asked.HasField("max_new_tokens") else default
     if max_new_tokens < 1:
-        raise invalid_field(f"{path}max_new_tokens", "is 0, must be at least 1")
+        raise invalid_field("stop_conditions.max_new_tokens", "is 0, must be at least 1")
     if max_new_tokens > room:
-        raise RequestError(
-            Code.INVALID_ARGUMENT,
-            f"{prompt_tokens} prompt tokens and {path}max_new_tokens {max_new_tokens} are "
+        raise invalid_field(
+            "stop_conditions.max_new_tokens",
+            f"{max_new_tokens} and {prompt_tokens} prompt tokens are "
             f"{prompt_tokens + max_new_tokens} tokens, more than the context of {max_context}; "
             f"ask for at most {room}",
             reason="PROMPT_TOO_LONG",
-            field=f"{path}max_new_tokens",
         )
     if asked.min_new_tokens > max_new_tokens:
         raise invalid_field(
-            f"{path}min_new_tokens",
+            "stop_conditions.min_new_tokens",
             f"is {asked.min_new_tokens}, more than max_new_tokens {max_new_tokens}",
         )
     return StopConditions(
@@ -120,21 +116,21 @@ def check_count(count: int, most: int, field: str, things: str) -> None:
         raise invalid_field(field, f"has {count} {things}, at most {most} are taken")
 
 
-def num_samples(asked: pb.GenerateRequest, path: str = "") -> int:
+def num_samples(asked: pb.GenerateRequest) -> int:
     """How many continuations are wanted."""
     if not asked.HasField("n"):
         return 1
     if not 1 <= asked.n <= MAX_SAMPLES:
-        raise invalid_field(f"{path}n", f"is {asked.n}, must be 1 to {MAX_SAMPLES}")
+        raise invalid_field("n", f"is {asked.n}, must be 1 to {MAX_SAMPLES}")
     return int(asked.n)
 
 
-def queue_seconds(asked: pb.GenerateRequest, path: str = "") -> float:
+def queue_seconds(asked: pb.GenerateRequest) -> float:
     """How long the request may wait for admission; infinite when it does not say."""
     if not asked.HasField("max_queue_time"):
         return math.inf
     limit: duration_pb2.Duration = asked.max_queue_time
     seconds = limit.seconds + limit.nanos * 1e-9
     if seconds <= 0.0 or not 0 <= limit.nanos < 10**9:
-        raise invalid_field(f"{path}max_queue_time", f"is {seconds:g} s, must be above 0 s")
+        raise invalid_field("max_queue_time", f"is {seconds:g} s, must be above 0 s")
     return seconds

@@ -26,7 +26,6 @@ class Call:
     """One call, which has as many requests of the engine as it wants samples.
 
     Attributes:
-        path: what stands before a field's path in errors.
         whole: its reader wants everything at the end.
         requests: one a sample, once the prompt is encoded.
         is_aborted: what the engine has not been given yet will end at once.
@@ -34,7 +33,6 @@ class Call:
 
     method: str
     caller: Caller
-    path: str
     whole: bool = False
     arrived: float = 0.0
     request_id: str = ""

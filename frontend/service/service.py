@@ -30,9 +30,6 @@ from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
 
-# A field path that starts with one of these is told below the message that wraps the request.
-_GENERATE_FIELDS = frozenset(pb.GenerateRequest.DESCRIPTOR.fields_by_name)
-
 
 class State(enum.Enum):
     """Whether requests are taken; the value is the reason they are not."""
@@ -127,16 +124,16 @@ class Service:
         Raises (when iterated):
             RequestError: refused, or ended by a fault.
         """
-        call = Call("Generate", caller, path="")
+        call = Call("Generate", caller)
         return self._observed(
-            asked, lambda backend: preprocess.prompt_ids(backend, asked.prompt, ""), call
+            asked, lambda backend: preprocess.prompt_ids(backend, asked.prompt), call
         )
 
     def chat(
         self, asked: pb.ChatRequest, caller: Caller = ANYBODY
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Stream the assistant's turn; as `generate` in everything else."""
-        call = Call("Chat", caller, path="request.")
+        call = Call("Chat", caller)
         return self._observed(
             asked.request, lambda backend: preprocess.chat_ids(backend, asked), call
         )
@@ -147,8 +144,8 @@ class Service:
         """The stream of `generate`, gathered."""
         stream = self._observed(
             asked.request,
-            lambda backend: preprocess.prompt_ids(backend, asked.request.prompt, "request."),
-            Call("Complete", caller, path="request.", whole=True),
+            lambda backend: preprocess.prompt_ids(backend, asked.request.prompt),
+            Call("Complete", caller, whole=True),
         )
         return await responses.gathered(stream)
 
@@ -177,7 +174,7 @@ class Service:
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Events of one request."""
         backend = self._serving()
-        self._check(asked, call.path)
+        self._check(asked)
         call.request_id = asked.request_id or uuid.uuid4().hex
         self._live.enter(call)
         try:
@@ -205,9 +202,7 @@ class Service:
                     for event in responses.deltas(index, delta, asked.output):
                         yield call.told(event)
             yield responses.finished(call.requests)
-        except RequestError as error:
-            if error.field is not None and error.field.partition(".")[0] in _GENERATE_FIELDS:
-                error.field = call.path + error.field
+        except RequestError:
             raise
         except Exception as error:
             logger.exception("request %s failed", call.request_id)
@@ -225,10 +220,10 @@ class Service:
         """
         assert self._compiler is not None, "opened with the backend"
         requests = await preprocess.make_requests(
-            backend, self._compiler, asked, call.request_id, encode, call.path
+            backend, self._compiler, asked, call.request_id, encode
         )
         if call.whole:
-            sampling_params.check_whole_answer(asked, call.path)
+            sampling_params.check_whole_answer(asked)
         first = call.begin(requests, asked.output.min_tokens_per_message, self._live.pacer)
         shares = backend.prefix_cache and len(first.prompt_ids) > backend.info.block_size
         call.submit(self._attached().engine, 1 if shares else len(requests))
@@ -254,15 +249,15 @@ class Service:
             retry_after=1.0,
         )
 
-    def _check(self, asked: pb.GenerateRequest, path: str) -> None:
+    def _check(self, asked: pb.GenerateRequest) -> None:
         if asked.model and asked.model != self._model:
             raise RequestError(
                 Code.NOT_FOUND,
                 f"no such model here; this server has {self._model}",
                 reason="MODEL_NOT_FOUND",
-                field=f"{path}model",
+                field="model",
             )
-        validation.check_request_id(asked.request_id, path)
+        validation.check_request_id(asked.request_id)
 
     # ---- everything else ----
 

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from frontend.api.tls import ServerTls, server_credentials
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.config import join_address
+from frontend.errors import RequestError
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -72,15 +75,17 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Chat(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Write the stream of `Service.chat`."""
         stream = self._service.chat(request, self._caller(context))
-        async with contextlib.aclosing(stream):
-            async for event in stream:
-                await context.write(pb.ChatResponse(response=event))
+        with _paths_of(request):
+            async with contextlib.aclosing(stream):
+                async for event in stream:
+                    await context.write(pb.ChatResponse(response=event))
 
     async def Complete(  # noqa: N802
         self, request: pb.CompleteRequest, context: Any
     ) -> pb.CompleteResponse:
         """Answer with `Service.complete`."""
-        return await self._service.complete(request, self._caller(context))
+        with _paths_of(request):
+            return await self._service.complete(request, self._caller(context))
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Any
@@ -121,6 +126,18 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
         """Answer with `Service.abort`."""
         return self._service.abort(request, self._caller(context))
+
+
+@contextlib.contextmanager
+def _paths_of(message: pb.ChatRequest | pb.CompleteRequest) -> Iterator[None]:
+    """Makes a field's path one of ``message``: what is no field of its own is in its request."""
+    try:
+        yield
+    except RequestError as error:
+        name = re.split(r"[.\[]", error.field or "", maxsplit=1)[0]
+        if name and name not in message.DESCRIPTOR.fields_by_name:
+            error.field = f"request.{error.field}"
+        raise
 
 
 class GrpcServer:

@@ -87,12 +87,8 @@ def http_error(error: RequestError, names: Mapping[str, str]) -> HttpError:
         names: what this request called fields of `switchyard.v1`, before the usual names.
     """
     status, kind = STATUSES[error.code]
-    message, param = error.message, None
-    if error.field is not None:
-        field = error.field.removeprefix("request.")
-        param = _parameter(field, names)
-        for path in (f"request.{field}", field):
-            message = message.replace(path, param)
+    param = None if error.field is None else _parameter(error.field, names)
+    message = error.message_for(param)
     headers: Headers = []
     if error.retry_after is not None:
         headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))

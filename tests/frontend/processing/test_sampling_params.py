@@ -24,7 +24,6 @@ def params(asked: pb.GenerateRequest, defaults: SamplingDefaults | None = None) 
         defaults or SamplingDefaults(),
         vocab_size=VOCAB_SIZE,
         eos_token_ids=EOS,
-        path="request.",
     )
 
 
@@ -74,7 +73,7 @@ def test_a_bad_field_is_named(field: str, asked: pb.GenerateRequest) -> None:
     with pytest.raises(RequestError) as caught:
         params(asked)
     assert caught.value.code is Code.INVALID_ARGUMENT
-    assert caught.value.field == f"request.sampling.{field}"
+    assert caught.value.field == f"sampling.{field}"
     assert "\n" not in caught.value.message
 
 
@@ -82,7 +81,7 @@ def test_a_bad_field_is_named(field: str, asked: pb.GenerateRequest) -> None:
 def test_alternatives_need_log_probabilities(output: dict[str, object]) -> None:
     with pytest.raises(RequestError) as caught:
         params(pb.GenerateRequest(output=output))
-    assert caught.value.field == "request.output.top_logprobs"
+    assert caught.value.field == "output.top_logprobs"
 
 
 def test_every_field_reaches_the_engine() -> None:

@@ -184,9 +184,9 @@ BAD: list[tuple[str, dict[str, object]]] = [
 @pytest.mark.parametrize(("language", "asked"), BAD)
 async def test_what_is_no_language_is_refused(language: str, asked: dict[str, object]) -> None:
     with pytest.raises(RequestError) as caught:
-        await byte_compiler().matchers(pb.Constraint(**asked), 1, "request.")
+        await byte_compiler().matchers(pb.Constraint(**asked), 1)
     error = caught.value
-    field = f"request.constraint.{language}" if language else "request.constraint"
+    field = f"constraint.{language}" if language else "constraint"
     assert (error.code, error.field) == (Code.INVALID_ARGUMENT, field)
     assert "\n" not in error.message
     assert len(error.message) < 400
@@ -309,7 +309,7 @@ async def test_what_could_leave_no_token_is_refused(field: str, more: dict[str, 
     asked = pb.GenerateRequest(prompt={"text": "a"}, constraint={"regex": "a"}, **more)
     with pytest.raises(RequestError) as caught:
         await service.complete(pb.CompleteRequest(request=asked))
-    assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, f"request.{field}")
+    assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, field)
 
 
 async def sequence(expression: str, max_new_tokens: int = 9, stop: int = 1) -> Sequence:

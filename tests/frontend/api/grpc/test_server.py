@@ -82,6 +82,13 @@ async def fails(call) -> grpc.aio.AioRpcError:
     return caught.value
 
 
+def field_of(error: grpc.aio.AioRpcError) -> str:
+    """The path that BadRequest gives."""
+    violation = details_of(error)["BadRequest"].field_violations[0]  # type: ignore[attr-defined]
+    assert violation.description == error.details()
+    return str(violation.field)
+
+
 async def read_all(call) -> list[pb.GenerateResponse]:
     return [message async for message in call]
 
@@ -118,6 +125,50 @@ async def test_a_refusal_carries_its_details(stub) -> None:
     assert details["ErrorInfo"].domain == "switchyard"
     assert details["BadRequest"].field_violations[0].field == "sampling.top_p"
     assert "RetryInfo" not in details
+
+
+FIELDS: list[tuple[str, pb.GenerateRequest]] = [
+    ("sampling.top_p", asked(sampling={"top_p": 2.0})),
+    ("stop_conditions.stop[1]", pb.GenerateRequest(stop_conditions={"stop": ["x", ""]})),
+    ("stop_conditions.max_new_tokens", asked(num_tokens=1 << 20)),
+    ("constraint.regex", asked(constraint={"regex": "("})),
+    ("constraint", asked(constraint={"grammar": 'start: start "a"'})),
+    ("model", asked(model="another")),
+    ("request_id", asked(request_id="\n")),
+]
+
+
+@pytest.mark.parametrize(("field", "request_"), FIELDS)
+async def test_a_fields_path_is_one_of_the_message_that_was_sent(
+    running: Running, field: str, request_: pb.GenerateRequest
+) -> None:
+    """Below ``request`` once, in the field and in the text, where a message wraps the request."""
+    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER, "content": "hi"}], request=request_)
+    chat.request.ClearField("prompt")
+    async with grpc.aio.insecure_channel(running.address) as channel:
+        stub = inference_pb2_grpc.InferenceServiceStub(channel)
+        plain = await fails(read_all(stub.Generate(request_)))
+        wrapped = [
+            await fails(read_all(stub.Chat(chat))),
+            await fails(stub.Complete(pb.CompleteRequest(request=request_))),
+        ]
+    assert field_of(plain) == field
+    for error in wrapped:
+        assert field_of(error) == f"request.{field}"
+        assert "request.request." not in error.details()
+        if plain.details().startswith(f"{field} "):
+            assert error.details().startswith(f"request.{field} ")
+
+
+async def test_a_chats_own_fields_stand_beside_its_request(stub) -> None:
+    chat = pb.ChatRequest(messages=[{"content": "hi"}])
+    error = await fails(read_all(stub.Chat(chat)))
+    assert field_of(error) == "messages[0].role"
+    assert error.details().startswith("messages[0].role is 0")
+    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER}], request=asked())
+    error = await fails(read_all(stub.Chat(chat)))
+    assert field_of(error) == "request.prompt"
+    assert error.details() == "request.prompt is set; a chat's prompt is its messages"
 
 
 async def test_every_code_reaches_the_client(running: Running, stub) -> None:

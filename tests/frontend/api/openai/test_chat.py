@@ -312,4 +312,6 @@ async def test_a_bad_field_is_named_as_openai_names_it() -> None:
             assert caught.value.param == param
             assert caught.value.type == "invalid_request_error"
             assert param in caught.value.message
+            assert "stop_conditions." not in caught.value.message
+            assert "request." not in caught.value.message
         assert not http.engine.requests
