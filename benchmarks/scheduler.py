@@ -1,4 +1,4 @@
-"""What a step of decodes costs the frontend: schedule + complete, detokenization included.
+"""What a step of decodes costs the frontend: schedule, process (detokenization) and complete.
 
 Runs no workers and no event loop: tokens are random, two steps are in flight, nobody reads.
 Prompts differ in length, so that block boundaries are spread over the steps, and the prefix cache
@@ -21,6 +21,7 @@ from collections import deque
 from rich.console import Console
 from rich.table import Table
 
+from frontend.engine.output_processor import OutputProcessor
 from frontend.processing.detokenizer import ByteDecoder, complete_text
 from frontend.requests.output import Output
 from frontend.requests.request import Request, SamplingParams, StopConditions
@@ -82,10 +83,11 @@ def start(num_running: int, num_steps: int, pieces: dict[int, str | bytes]) -> S
 def measure(
     num_running: int, num_steps: int, pieces: dict[int, str | bytes]
 ) -> tuple[float, float]:
-    """Mean CPU seconds of one schedule and of one complete while all sequences decode."""
+    """Mean CPU seconds of one schedule, and of processing and completing a step of decodes."""
+    outputs = OutputProcessor()
     scheduler = start(num_running, num_steps, pieces)
     rng = random.Random(0)
-    drawn = [rng.choices(range(VOCAB_SIZE), k=num_running) for _ in range(64)]
+    draws = [rng.choices(range(VOCAB_SIZE), k=num_running) for _ in range(64)]
     in_flight: deque[Step] = deque()
     schedule_s, complete_s, num_timed = 0.0, 0.0, 0
     while num_timed < num_steps:
@@ -97,9 +99,11 @@ def measure(
         if len(in_flight) < DEPTH:
             continue
         oldest = in_flight.popleft()
-        tokens = drawn[oldest.step_id % 64][: oldest.batches[0].num_draws]
+        tokens = draws[oldest.step_id % 64][: oldest.batches[0].num_draws]
         before = time.thread_time()
-        scheduler.complete(oldest, [Drawn(tokens=tokens)], before)
+        drawn = [Drawn(tokens=tokens)]
+        ended = outputs.process(oldest, drawn, before)
+        scheduler.complete(oldest, [each.tokens for each in drawn], ended)
         after = time.thread_time()
         if oldest.batches[0].num_decodes == num_running:
             schedule_s += scheduled - begun

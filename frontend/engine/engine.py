@@ -1,8 +1,8 @@
-"""The loop that keeps the workers busy: schedule → send → receive → complete.
+"""The loop that keeps the workers busy: schedule → send → receive → process → complete.
 
-Owns the number of steps in flight, when to sleep, and when an answer is overdue. Knows nothing of
-how steps are chosen, how they travel, or where another group comes from when one is lost. All of it
-runs in one asyncio loop; nothing here waits for a client.
+Owns the number of steps in flight, when to sleep, and when a result is overdue. Knows nothing of
+how steps are chosen, how they travel, what tokens mean, or where another group comes from when one
+is lost. All of it runs in one asyncio loop; nothing here waits for a client.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from frontend.engine.output_processor import OutputProcessor
 from frontend.engine.step_stats import StepRates, StepStatsWindow
 from frontend.errors import Code, RequestError
 from frontend.records import StepObserver
@@ -53,7 +54,7 @@ class Group(Protocol):
         ...
 
     async def receive(self) -> StepResults:
-        """Tokens and measures of the oldest outstanding step."""
+        """Tokens and stats of the oldest outstanding step."""
         ...
 
 
@@ -61,6 +62,7 @@ class Group(Protocol):
 class Load(SchedulerLoad):
     """The scheduler's counts, what the steps take, and how often the workers were lost."""
 
+    generated_tokens: int
     steps: StepRates
     worker_restarts: int
     replayed_requests: int
@@ -101,6 +103,7 @@ class Engine:
         if not 1 <= depth <= MAX_STEPS_IN_FLIGHT:
             raise ValueError(f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}")
         self._scheduler = scheduler
+        self._outputs = OutputProcessor()
         self._group = group
         self._times = times or StepTimes()
         self._depth = depth
@@ -114,7 +117,7 @@ class Engine:
         self._lost = False
         self._restarts = 0
         self._replayed = 0
-        self._meter = StepStatsWindow()
+        self._window = StepStatsWindow()
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, request: Request) -> None:
@@ -135,16 +138,20 @@ class Engine:
 
     def abort(self, request_id: str) -> bool:
         """End a request with what it has; false when there is none of this id."""
-        aborted = self._scheduler.abort(request_id, time.monotonic())
+        request = self._scheduler.abort(request_id)
+        if request is None:
+            return False
+        self._outputs.abort(request, time.monotonic())
         self._wake.set()
-        return aborted
+        return True
 
     def load(self) -> Load:
         """A snapshot."""
         counts = dataclasses.asdict(self._scheduler.load())
         return Load(
             **counts,
-            steps=self._meter.load(time.monotonic()),
+            generated_tokens=self._outputs.generated_tokens,
+            steps=self._window.rates(time.monotonic()),
             worker_restarts=self._restarts,
             replayed_requests=self._replayed,
             restarting=self._lost,
@@ -206,13 +213,14 @@ class Engine:
         now = time.monotonic()
         flight = self._in_flight.popleft()
         self._waited = 0.0
-        tokens_before = self._scheduler.generated_tokens
-        self._scheduler.complete(flight.step, results.drawn, now)
-        self._times.add(*flight.step.size, results.measures.device_seconds)
-        self._tell(flight, self._scheduler.generated_tokens - tokens_before, now)
-        self._meter.add(
-            results.measures,
-            self._scheduler.generated_tokens,
+        tokens_before = self._outputs.generated_tokens
+        ended = self._outputs.process(flight.step, results.drawn, now)
+        self._scheduler.complete(flight.step, [each.tokens for each in results.drawn], ended)
+        self._times.add(*flight.step.size, results.stats.device_seconds)
+        self._notify(flight, self._outputs.generated_tokens - tokens_before, now)
+        self._window.add(
+            results.stats,
+            self._outputs.generated_tokens,
             now,
             decode_only=flight.step.decode_only,
             back_to_back=flight.back_to_back,
@@ -235,8 +243,8 @@ class Engine:
                     f"step {flight.step.step_id} is not answered after {self._waited:.1f} s"
                 )
 
-    def _tell(self, flight: _Flight, num_tokens: int, now: float) -> None:
-        """Let observers know what the step gave, and after how long."""
+    def _notify(self, flight: _Flight, num_tokens: int, now: float) -> None:
+        """Tell observers what the step gave, and after how long."""
         batches = flight.step.batches
         num_decodes = sum(batch.num_decodes for batch in batches)
         # A decode goes on from the results before, whenever it was sent.

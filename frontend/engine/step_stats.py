@@ -1,6 +1,6 @@
 """What steps took beside what they had to take: since the start, and over the last seconds.
 
-Owns the adding-up of measures the workers report, and the sliding window. Knows nothing of how a
+Adds up the stats that workers report, and keeps a sliding window of them. Knows nothing of how a
 floor is computed, of steps' contents or of transport.
 """
 
@@ -99,7 +99,7 @@ class StepStatsWindow:
             self._samples.append((now, self._totals))
             self._trim(now)
 
-    def load(self, now: float) -> StepRates:
+    def rates(self, now: float) -> StepRates:
         """Rates since the newest sample that is older than the window, or the oldest there is."""
         if now - self._samples[-1][0] >= WINDOW_SECONDS:
             # Nothing was sampled for so long: all that there was lies before the window.

@@ -15,7 +15,7 @@ from switchyard.worker.v1 import worker_pb2
 NOT_FINITE = -1
 """Stands for a token whose logits were not finite."""
 
-_MEASURES = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
+_STATS = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -82,8 +82,8 @@ class ResultChecks:
 
 
 def stats_problem(result: worker_pb2.StepResult) -> str:
-    """Why a rank's measures are none, going on from "step 7"; empty when they can be true."""
-    for name in _MEASURES:
+    """What is wrong with a rank's stats, to follow "step 7"; empty when they can be true."""
+    for name in _STATS:
         value = getattr(result, name)
         if not math.isfinite(value):
             return f"has {name} {value}"

@@ -113,7 +113,7 @@ class WorkerGroup:
         """Every rank's answer to the oldest outstanding step.
 
         Returns:
-            For each replica the tokens of its first rank, and the measures of all ranks.
+            For each replica the tokens of its first rank, and the stats over all ranks.
 
         Raises:
             GroupLost: a stream is broken, or an answer is to another step, or cannot be true.
@@ -133,7 +133,7 @@ class WorkerGroup:
             if complaint:
                 raise self._lose(rank, f"step {step_id} {complaint}")
             results.append(result)
-        return StepResults([drawn_of(each) for each in results[::size]], _measures(results))
+        return StepResults([drawn_of(each) for each in results[::size]], _stats_of(results))
 
     def lose(self, cause: str) -> None:
         """Give the group up: whoever waits for it gets a `GroupLost`."""
@@ -192,8 +192,8 @@ class WorkerGroup:
                 rank.results.put_nowait(error)
 
 
-def _measures(results: Sequence[worker_pb2.StepResult]) -> StepStats:
-    """One step's measures over the ranks."""
+def _stats_of(results: Sequence[worker_pb2.StepResult]) -> StepStats:
+    """One step's stats over the ranks."""
     return StepStats(
         device_seconds=max(result.device_seconds for result in results),
         floor_seconds=max(result.floor_seconds for result in results),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Protocol
 
+from frontend.errors import RequestError
 from frontend.requests.output import FinishReason, Output, TokenLogprobs
 
 
@@ -144,3 +145,22 @@ class Request:
     num_generated: int = 0
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+
+    def finish(
+        self,
+        reason: FinishReason,
+        now: float,
+        *,
+        text: str = "",
+        stop_text: str | None = None,
+        stop_token_id: int | None = None,
+    ) -> None:
+        """End the request well, with the text that was held back until now."""
+        self.finished = now
+        self.finish_reason = reason
+        self.output.finish(reason, text=text, stop_text=stop_text, stop_token_id=stop_token_id)
+
+    def fail(self, error: RequestError, now: float) -> None:
+        """End the request with an error."""
+        self.finished = now
+        self.output.fail(error)

@@ -54,7 +54,7 @@ class SchedulerLimits:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLoad:
-    """Counts at one moment; the last four grow from the start.
+    """Counts at one moment; the last three grow from the start.
 
     ``queued_prompt_tokens`` are tokens of waiting and running requests no step has computed yet.
     """
@@ -66,7 +66,6 @@ class SchedulerLoad:
     preemptions: int
     prefix_query_tokens: int
     prefix_hit_tokens: int
-    generated_tokens: int
 
 
 def check_queue(

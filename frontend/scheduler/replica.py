@@ -1,6 +1,6 @@
 """One replica's slots, KV blocks and running sequences, and how they fill its slice of a step.
 
-Owns who runs here. Knows nothing of the queue, of other replicas, or of results.
+Owns who runs here. Knows nothing of the queue, of other replicas, or of what ends a sequence.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ class Replica:
         sequence.prefill_end = len(sequence.tokens)
         if sequence.wants_prompt_logprobs:
             sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
-        batch.new_sequences.append(_new_sequence(sequence))
+        batch.new_sequences.append(NewSequence.of(sequence))
         self._prefilling.append(sequence)
         self._add_chunk(sequence, batch, budget, step_id)
 
@@ -158,6 +158,44 @@ class Replica:
             pool.publish(sequence.blocks[index], digests[index])
         sequence.num_published = max(sequence.num_published, num_full)
 
+    def complete(self, batch: ReplicaBatch, tokens: list[int]) -> None:
+        """Append to each sequence the token it drew, and publish the blocks that were written.
+
+        What led to no token is not for others to reuse.
+
+        Args:
+            tokens: one a draw, in the order of the rows; negative: none.
+        """
+        block_size, num_decodes = self.pool.block_size, batch.num_decodes
+        running, done = Phase.RUNNING, Phase.DONE
+        # Decodes draw first, so the shorter list of rows ends the loop.
+        for sequence, token in zip(batch.sequences[:num_decodes], tokens, strict=False):
+            phase = sequence.phase
+            if phase is done or token < 0:
+                continue
+            known = sequence.tokens
+            if len(known) % block_size == 0 and phase is running:
+                self.publish(sequence, len(known))
+            known.append(token)
+            sequence.crashes = 0
+        drawn = iter(tokens[num_decodes:])
+        rows = zip(
+            batch.sequences[num_decodes:],
+            batch.positions[num_decodes:],
+            batch.num_tokens,
+            batch.draws,
+            strict=True,
+        )
+        for sequence, start, num_tokens, draws in rows:
+            token = next(drawn) if draws else 0
+            if sequence.phase is done or token < 0:
+                continue
+            if sequence.phase is running:
+                self.publish(sequence, start + num_tokens)
+            if draws:
+                sequence.tokens.append(token)
+                sequence.crashes = 0
+
     def _make_room(self, sequence: Sequence, victims: list[Sequence]) -> None:
         """Take the newest sequences' blocks until one is free; ``sequence`` may be the newest."""
         while self.pool.num_free == 0 and sequence.phase is Phase.RUNNING:
@@ -206,20 +244,6 @@ def _mask_next_draw(sequence: Sequence, draw: int, batch: ReplicaBatch) -> None:
     if matcher is not None:
         batch.masked_draws.append(draw)
         batch.draw_masks.append(matcher.mask())
-
-
-def _new_sequence(sequence: Sequence) -> NewSequence:
-    sampling = sequence.request.sampling
-    suppressed, suppress_until = sequence.suppression()
-    return NewSequence(
-        slot=sequence.slot,
-        sampling=sampling,
-        suppressed_token_ids=suppressed,
-        suppress_until=suppress_until,
-        history=sequence.tokens.copy() if sampling.needs_history else [],
-        num_prompt=sequence.num_prompt,
-        prompt_logprobs=sequence.wants_prompt_logprobs,
-    )
 
 
 BUSIER_SHARE = 8

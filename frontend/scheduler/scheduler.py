@@ -1,13 +1,13 @@
-"""Which sequences run in the next step, over all replicas, and what a step's results mean.
+"""Which sequences run in the next step, over all replicas.
 
 Owns admission, preemption, the open requests, and which of them go on when the workers were lost.
-Knows no torch, no clock but the one it is told, no transport and no pipeline depth: any number of
-steps may be in flight, and their results arrive in their order.
+Knows no torch, no text, no clock but the times it is given, no transport and no pipeline depth:
+any number of steps may be in flight, and their results arrive in their order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from frontend.errors import Code, RequestError, duplicate_id
 from frontend.requests.request import Request
@@ -21,8 +21,7 @@ from frontend.scheduler.limits import (
 from frontend.scheduler.quarantine import Quarantine, poison_error
 from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence
-from frontend.scheduler.step import Drawn, ReplicaBatch, Step
-from frontend.scheduler.step_results import take_results
+from frontend.scheduler.step import ReplicaBatch, Step
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.token_budget import Budget, budget_of
 from frontend.scheduler.waiting_queue import WaitingQueue
@@ -57,12 +56,6 @@ class Scheduler:
         self._preemptions = 0
         self._prefix_query_tokens = 0
         self._prefix_hit_tokens = 0
-        self._generated_tokens = 0
-
-    @property
-    def generated_tokens(self) -> int:
-        """Tokens that requests have been given, since the start."""
-        return self._generated_tokens
 
     def submit(self, request: Request) -> None:
         """Put a request into the queue.
@@ -88,20 +81,19 @@ class Scheduler:
         self._waiting.push(sequence)
         self.earliest_deadline = min(self.earliest_deadline, request.queue_deadline)
 
-    def abort(self, request_id: str, now: float) -> bool:
-        """End a request with what it has; false when there is none of this id."""
+    def abort(self, request_id: str) -> Request | None:
+        """Forget an open request, and return it; None when there is none of this id."""
         sequence = self._open.get(request_id)
         if sequence is None:
-            return False
-        self._withdraw(sequence, sequence.phase)
-        sequence.abort(now)
-        return True
+            return None
+        self._withdraw(sequence)
+        return sequence.request
 
     def fail_all(self, error_for: Callable[[Request], RequestError], now: float) -> None:
         """End every open request with the error made for it."""
         for sequence in list(self._open.values()):
-            self._withdraw(sequence, sequence.phase)
-            sequence.fail(error_for(sequence.request), now)
+            self._withdraw(sequence)
+            sequence.request.fail(error_for(sequence.request), now)
 
     def expire(self, now: float) -> None:
         """Fail the requests whose queue deadline passed before they were ever admitted."""
@@ -112,8 +104,8 @@ class Scheduler:
             request = sequence.request
             if request.queue_deadline > now:
                 continue
-            self._withdraw(sequence, sequence.phase)
-            sequence.fail(expired(len(self._waiting)), now)
+            self._withdraw(sequence)
+            request.fail(expired(len(self._waiting)), now)
         self.earliest_deadline = min(
             (seq.request.queue_deadline for seq in fresh if seq.phase is Phase.WAITING),
             default=float("inf"),
@@ -140,31 +132,22 @@ class Scheduler:
         self._scheduled_step = step_id
         return Step(step_id, batches, max_replica_tokens)
 
-    def complete(self, step: Step, drawn_per_replica: list[Drawn], now: float) -> None:
+    def complete(self, step: Step, tokens: list[list[int]], ended: Iterable[Sequence]) -> None:
         """Take in the oldest outstanding step's results.
 
         Args:
             step: what ``schedule`` returned.
-            drawn_per_replica: for each slice what its draws gave.
-            now: time.monotonic().
+            tokens: for each replica one a draw, in the order of the rows; negative: none.
+            ended: sequences whose request ended with its token.
         """
         assert step.step_id == self._completed_step + 1, "steps complete in their order"
         self._completed_step = step.step_id
-        drained: list[Sequence] = []
-        columns = zip(self._replicas, step.batches, drawn_per_replica, strict=True)
-        for replica, batch, drawn in columns:
-            num_taken, ended = take_results(replica, batch, drawn, now)
-            self._generated_tokens += num_taken
-            for sequence, phase in ended:
-                self._withdraw(sequence, phase)
-            drained += [
-                seq
-                for seq in batch.sequences
-                if seq.phase is Phase.DRAINING and seq.last_step == step.step_id
-            ]
-        for sequence in drained:
-            self._num_draining -= 1
-            self._requeue(sequence)
+        for replica, batch, drawn in zip(self._replicas, step.batches, tokens, strict=True):
+            replica.complete(batch, drawn)
+        for sequence in ended:
+            self._withdraw(sequence)
+        if self._num_draining:
+            self._requeue_drained(step)
 
     def replay(self, limits: SchedulerLimits, now: float) -> int:
         """Begin again on workers that know nothing: every open sequence waits, with its tokens.
@@ -180,8 +163,8 @@ class Scheduler:
         in_flight = [seq for seq in self._open.values() if seq.last_step > self._completed_step]
         convict = self._suspects.accuse(in_flight)
         if convict is not None:
-            self._withdraw(convict, convict.phase)
-            convict.fail(poison_error(convict.request), now)
+            self._withdraw(convict)
+            convict.request.fail(poison_error(convict.request), now)
         self.limits = limits
         self._replicas = make_replicas(limits)
         self._num_draining = 0
@@ -206,7 +189,6 @@ class Scheduler:
             preemptions=self._preemptions,
             prefix_query_tokens=self._prefix_query_tokens,
             prefix_hit_tokens=self._prefix_hit_tokens,
-            generated_tokens=self._generated_tokens,
         )
 
     def _admit(
@@ -265,7 +247,8 @@ class Scheduler:
                 error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
             else:
                 self._waiting.remove(sequence)
-            sequence.fail(error, now)
+            sequence.phase = Phase.DONE
+            request.fail(error, now)
             return False
         if not has_run:
             return False
@@ -283,19 +266,28 @@ class Scheduler:
         else:
             self._requeue(victim)
 
+    def _requeue_drained(self, step: Step) -> None:
+        """Let preempted sequences wait again whose last results came with ``step``."""
+        for batch in step.batches:
+            for sequence in batch.sequences:
+                if sequence.phase is Phase.DRAINING and sequence.last_step == step.step_id:
+                    self._num_draining -= 1
+                    self._requeue(sequence)
+
     def _requeue(self, sequence: Sequence) -> None:
         """Let a preempted sequence wait where its age says: before all that never ran."""
         sequence.phase = Phase.WAITING
         self._waiting.push_resumed(sequence)
 
-    def _withdraw(self, sequence: Sequence, phase: Phase) -> None:
-        """Take a sequence that is over, or about to be, out of where it was in ``phase``."""
+    def _withdraw(self, sequence: Sequence) -> None:
+        """Take a sequence whose request is over out of where it is."""
         request = sequence.request
         del self._open[request.id]
         self._waiting.charge(request.key, request.num_generated)
-        if phase is Phase.WAITING:
+        if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
-        elif phase is Phase.DRAINING:
+        elif sequence.phase is Phase.DRAINING:
             self._num_draining -= 1
         else:
             self._replicas[sequence.replica].release(sequence)
+        sequence.phase = Phase.DONE

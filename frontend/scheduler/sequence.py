@@ -1,20 +1,15 @@
-"""A request on its way through the steps: its tokens, how far they are scheduled, when it ends.
+"""A request on its way through the steps: its tokens, and how far they are scheduled.
 
-Owns the request's side: taking drawn tokens in, text, stop conditions, the end. Knows no queue,
-and of slots and blocks only which are its own.
+Knows no queue, no text and no stop condition but the length, and of slots and blocks only which
+are its own.
 """
 
 from __future__ import annotations
 
 import enum
-import logging
 
-from frontend.errors import Code, RequestError
-from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Request
 from frontend.scheduler.kv_blocks import extend_digests
-
-logger = logging.getLogger(__name__)
 
 
 class Phase(enum.Enum):
@@ -52,9 +47,6 @@ class Sequence:
     """
 
     __slots__ = (
-        "_decoder",
-        "_end_ids",
-        "_min_new_tokens",
         "blocks",
         "capacity",
         "crashes",
@@ -93,9 +85,6 @@ class Sequence:
         self.num_published = 0
         self.num_prompt = len(self.tokens)
         self.crashes = 0
-        self._min_new_tokens = stops.min_new_tokens
-        self._end_ids = stops.eos_token_ids | stops.stop_token_ids
-        self._decoder = request.decoder
 
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
@@ -119,47 +108,11 @@ class Sequence:
 
     def suppression(self) -> tuple[list[int], int]:
         """Tokens that may not be drawn yet, ascending, and the first position that may be any."""
-        if self._min_new_tokens == 0:
+        stops = self.request.stops
+        if stops.min_new_tokens == 0:
             return [], 0
-        return sorted(self._end_ids), self.num_prompt + self._min_new_tokens
-
-    def take(self, token: int, now: float, logprobs: TokenLogprobs | None = None) -> bool:
-        """Add one drawn token to the output; true when that ended the request.
-
-        The token that ends a request counts as output. An end token of the model goes through the
-        decoder, which leaves special tokens out unless they are asked for; a stop token's text
-        is treated as a stop string's: left out unless ``include_stop``. A language that ends by
-        itself, with nothing left that could come, stops the request without an end token.
-        """
-        request = self.request
-        if token < 0:
-            self._fail_numerically(now)
-            return True
-        self.tokens.append(token)
-        self.crashes = 0
-        request.num_generated = num_generated = request.num_generated + 1
-        if num_generated == 1:
-            request.first_token = now
-        ends = token in self._end_ids and num_generated > self._min_new_tokens
-        text = ""
-        decoder = self._decoder
-        stopped = False
-        if decoder is not None and not (ends and self._is_silent(token)):
-            text = decoder.push(token)
-            stopped = decoder.matched is not None
-        request.output.add(token, text, logprobs)
-        matcher = request.matcher
-        if matcher is not None and not (ends or stopped):
-            try:
-                matcher.accept(token)
-            except RequestError as error:
-                self.fail(error, now)
-                return True
-            stopped = matcher.is_stopped
-        if ends or stopped or len(self.tokens) >= self.max_tokens:
-            self._finish(token, ends, now)
-            return True
-        return False
+        end_ids = stops.eos_token_ids | stops.stop_token_ids
+        return sorted(end_ids), self.num_prompt + stops.min_new_tokens
 
     def restart(self) -> None:
         """Forget all that workers were asked for; the tokens stay."""
@@ -168,54 +121,3 @@ class Sequence:
         self.num_scheduled = self.prefill_end = self.last_step = 0
         self.blocks, self.unsent_blocks = [], []
         self.capacity = self.num_published = 0
-
-    def abort(self, now: float) -> None:
-        """End the request where it stands."""
-        self.phase = Phase.DONE
-        self.request.finished = now
-        self.request.finish_reason = FinishReason.ABORTED
-        self.request.output.finish(FinishReason.ABORTED, text=self._flush())
-
-    def fail(self, error: RequestError, now: float) -> None:
-        """End the request with an error."""
-        self.phase = Phase.DONE
-        self.request.finished = now
-        self.request.output.fail(error)
-
-    def _is_silent(self, token: int) -> bool:
-        stops = self.request.stops
-        return token not in stops.eos_token_ids and not stops.include_stop
-
-    def _finish(self, token: int, ends: bool, now: float) -> None:
-        """End the request with the first that applies: end token, stop token or string, length."""
-        request = self.request
-        stop_text = self._decoder.matched if self._decoder is not None else None
-        stop_token_id = None
-        matcher = request.matcher
-        if ends and token in request.stops.eos_token_ids:
-            reason = FinishReason.EOS
-            stop_text = None
-        elif ends:
-            reason = FinishReason.STOP
-            stop_token_id, stop_text = token, None
-        elif stop_text is not None or (matcher is not None and matcher.is_stopped):
-            reason = FinishReason.STOP
-        else:
-            reason = FinishReason.LENGTH
-        self.phase = Phase.DONE
-        request.finished = now
-        request.finish_reason = reason
-        request.output.finish(
-            reason, text=self._flush(), stop_text=stop_text, stop_token_id=stop_token_id
-        )
-
-    def _flush(self) -> str:
-        return self._decoder.flush() if self._decoder is not None else ""
-
-    def _fail_numerically(self, now: float) -> None:
-        request_id = self.request.id
-        logger.error("request %s: the logits were not finite", request_id)
-        error = RequestError(
-            Code.INTERNAL, f"internal error in request {request_id}", reason="NUMERICAL_FAULT"
-        )
-        self.fail(error, now)

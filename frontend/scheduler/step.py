@@ -1,7 +1,7 @@
 """What one step is: for every replica, its rows as columns; and what comes back of it.
 
 Owns the shape of both between scheduler and worker group; worker.proto says what the columns and
-the measures mean. Knows nothing of queues, or of how a step travels.
+the stats mean. Knows nothing of queues, or of how a step travels.
 """
 
 from __future__ import annotations
@@ -28,6 +28,21 @@ class NewSequence:
     history: list[int]
     num_prompt: int
     prompt_logprobs: bool
+
+    @classmethod
+    def of(cls, sequence: Sequence) -> NewSequence:
+        """What workers must know of a sequence that has just got its slot."""
+        sampling = sequence.request.sampling
+        suppressed, suppress_until = sequence.suppression()
+        return cls(
+            slot=sequence.slot,
+            sampling=sampling,
+            suppressed_token_ids=suppressed,
+            suppress_until=suppress_until,
+            history=sequence.tokens.copy() if sampling.needs_history else [],
+            num_prompt=sequence.num_prompt,
+            prompt_logprobs=sequence.wants_prompt_logprobs,
+        )
 
 
 @dataclasses.dataclass(slots=True)
@@ -61,10 +76,17 @@ class ReplicaBatch:
     draw_masks: list[bytes] = dataclasses.field(default_factory=list)
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
 
+    def drawing(self) -> list[Sequence]:
+        """Sequences of the rows that draw, in the order of the rows."""
+        if not self.draws:
+            return self.sequences
+        rows = zip(self.sequences[self.num_decodes :], self.draws, strict=True)
+        return self.sequences[: self.num_decodes] + [seq for seq, draws in rows if draws]
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
-    """One step of all replicas; a replica with nothing to do has an empty slice."""
+    """One step of all replicas; a replica with nothing to do has an empty batch."""
 
     step_id: int
     batches: list[ReplicaBatch]
@@ -115,7 +137,7 @@ class LogprobColumns:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What one replica answers to its slice.
+    """What one replica answers to its batch.
 
     Attributes:
         tokens: one a draw, in the order of the rows; -1 where the logits were not finite.
@@ -133,4 +155,4 @@ class StepResults:
     """What came back of a step: what each replica drew, and what it took."""
 
     drawn: list[Drawn]
-    measures: StepStats
+    stats: StepStats

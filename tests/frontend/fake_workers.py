@@ -149,7 +149,7 @@ class FakeGroup:
     """The engine's view of `FakeWorkers`: answers come a little later.
 
     Attributes:
-        measures: what every step sent from now on is said to have taken.
+        stats: what every step that is sent from now on reports.
     """
 
     def __init__(self, limits: SchedulerLimits) -> None:
@@ -158,14 +158,14 @@ class FakeGroup:
         self.max_in_flight = 0
         self.gate = asyncio.Event()
         self.gate.set()
-        self.measures = StepStats()
+        self.stats = StepStats()
         self._answers: deque[StepResults] = deque()
 
     def lose(self, cause: str) -> None:
         self.lost.set_result(ConnectionError(cause))
 
     async def send(self, step: Step) -> None:
-        self._answers.append(StepResults(self.workers.run(step), self.measures))
+        self._answers.append(StepResults(self.workers.run(step), self.stats))
         self.max_in_flight = max(self.max_in_flight, len(self._answers))
 
     async def receive(self) -> StepResults:

@@ -23,9 +23,9 @@ from frontend.engine.engine import Engine
 from frontend.probe import Verdict, probe
 from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
+from tests.frontend.builders import LIMITS
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
-from tests.frontend.scheduler.test_scheduler import LIMITS
 
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}

@@ -17,13 +17,13 @@ from frontend.requests.request import Request
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import StepStats
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
-from tests.frontend.fake_workers import FakeGroup
-from tests.frontend.scheduler.test_scheduler import (
+from tests.frontend.builders import (
     LIMITS,
     expected_output,
     make_request,
     random_request,
 )
+from tests.frontend.fake_workers import FakeGroup
 
 
 class Running:
@@ -157,7 +157,7 @@ async def test_abort_of_a_stranger_is_false() -> None:
 
 async def test_steps_are_measured() -> None:
     async with Running() as running:
-        running.group.measures = StepStats(
+        running.group.stats = StepStats(
             device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125, bytes_moved=1e20, flops=3.0
         )
         for name in ("a", "b"):

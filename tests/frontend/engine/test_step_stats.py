@@ -16,26 +16,26 @@ STEP = StepStats(
 PREFILL = dataclasses.replace(STEP, device_seconds=0.1, floor_seconds=0.05)
 
 
-def run(meter: StepStatsWindow, begin: float, seconds: float, *, steps: StepStats = STEP) -> float:
+def run(window: StepStatsWindow, begin: float, seconds: float, *, steps: StepStats = STEP) -> float:
     """Decode steps every 25 ms, one token each; returns when the last one ended."""
     now = begin
     for number in range(round(seconds / 0.025)):
         now = begin + 0.025 * (number + 1)
-        meter.add(steps, number + 1, now, decode_only=True, back_to_back=True)
+        window.add(steps, number + 1, now, decode_only=True, back_to_back=True)
     return now
 
 
 def test_nothing_has_run() -> None:
-    load = StepStatsWindow().load(time.monotonic() + 3)
+    load = StepStatsWindow().rates(time.monotonic() + 3)
     assert (load.floor_share, load.decode_floor_share, load.device_busy) == (0, 0, 0)
     assert (load.step_seconds, load.idle_seconds_per_step) == (0, 0)
     assert load.steps == load.decode_steps == StepTotals()
 
 
 def test_rates_over_the_window() -> None:
-    meter = StepStatsWindow()
-    now = run(meter, time.monotonic(), 20)
-    load = meter.load(now)
+    window = StepStatsWindow()
+    now = run(window, time.monotonic(), 20)
+    load = window.rates(now)
     assert load.generated_tokens_per_second == pytest.approx(40, rel=0.01)
     assert load.floor_share == load.decode_floor_share == pytest.approx(0.75)
     assert load.device_busy == pytest.approx(0.8, rel=0.01)
@@ -51,25 +51,25 @@ def test_rates_over_the_window() -> None:
 
 
 def test_the_window_forgets_and_the_totals_do_not() -> None:
-    meter = StepStatsWindow()
-    now = run(meter, time.monotonic(), 8)
+    window = StepStatsWindow()
+    now = run(window, time.monotonic(), 8)
     slow = dataclasses.replace(STEP, device_seconds=0.03, floor_seconds=0.003)
-    now = run(meter, now, 8, steps=slow)
-    load = meter.load(now)
+    now = run(window, now, 8, steps=slow)
+    load = window.rates(now)
     assert load.floor_share == pytest.approx(0.1)
     assert load.steps.floor_seconds == pytest.approx(320 * 0.018)
     # Rested for a minute: nothing is running, and no share is made up from nothing.
-    load = meter.load(now + 60)
+    load = window.rates(now + 60)
     assert load.device_busy == load.generated_tokens_per_second == 0
     assert (load.floor_share, load.decode_floor_share, load.step_seconds) == (0, 0, 0)
 
 
 def test_prefills_are_not_decodes() -> None:
-    meter = StepStatsWindow()
+    window = StepStatsWindow()
     now = time.monotonic()
-    meter.add(STEP, 1, now + 0.02, decode_only=True, back_to_back=True)
-    meter.add(PREFILL, 1, now + 0.12, decode_only=False, back_to_back=True)
-    load = meter.load(now + 1)
+    window.add(STEP, 1, now + 0.02, decode_only=True, back_to_back=True)
+    window.add(PREFILL, 1, now + 0.12, decode_only=False, back_to_back=True)
+    load = window.rates(now + 1)
     assert load.decode_floor_share == pytest.approx(0.75)
     assert load.floor_share == pytest.approx(0.065 / 0.12)
     assert (load.steps.steps, load.decode_steps.steps) == (2, 1)
@@ -77,20 +77,20 @@ def test_prefills_are_not_decodes() -> None:
 
 
 def test_waiting_for_work_is_not_idling() -> None:
-    meter = StepStatsWindow()
+    window = StepStatsWindow()
     now = time.monotonic()
     rested = dataclasses.replace(STEP, idle_seconds=3600.0)
-    meter.add(rested, 1, now, decode_only=False, back_to_back=False)
-    meter.add(STEP, 2, now, decode_only=True, back_to_back=True)
-    load = meter.load(now)
+    window.add(rested, 1, now, decode_only=False, back_to_back=False)
+    window.add(STEP, 2, now, decode_only=True, back_to_back=True)
+    load = window.rates(now)
     assert load.steps.idle_seconds == load.decode_steps.idle_seconds == pytest.approx(0.001)
 
 
 def test_workers_that_do_not_measure_give_no_share() -> None:
-    meter = StepStatsWindow()
+    window = StepStatsWindow()
     begin = time.monotonic()
-    now = run(meter, begin, 1, steps=StepStats(device_seconds=0.02))
-    load = meter.load(now)
+    now = run(window, begin, 1, steps=StepStats(device_seconds=0.02))
+    load = window.rates(now)
     assert load.floor_share == load.decode_floor_share == 0
     assert load.step_seconds == pytest.approx(0.02)
-    assert meter.load(now).steps.steps == 40
+    assert window.rates(now).steps.steps == 40

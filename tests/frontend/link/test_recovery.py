@@ -10,16 +10,17 @@ import random
 import pytest
 
 from frontend.engine.engine import Engine
+from frontend.engine.output_processor import OutputProcessor
 from frontend.errors import Code
 from frontend.requests.output import Delta, FinishReason
 from frontend.requests.request import Request
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepStats
 from frontend.scheduler.step_times import StepTimes
-from tests.frontend.fake_workers import FakeGroup, FakeWorkers
-from tests.frontend.scheduler.test_scheduler import (
+from tests.frontend.builders import (
     LIMITS,
     Driver,
+    complete_step,
     expected_output,
     failure,
     make_request,
@@ -28,6 +29,7 @@ from tests.frontend.scheduler.test_scheduler import (
     taken,
     tight,
 )
+from tests.frontend.fake_workers import FakeGroup, FakeWorkers
 
 
 class Losing(Driver):
@@ -54,11 +56,11 @@ def test_outputs_are_those_of_an_undisturbed_run(seed: int) -> None:
             driver.scheduler.submit(todo.pop())
         elif move < 0.33 and driver.scheduler._open:
             name = rng.choice(sorted(driver.scheduler._open))
-            assert driver.scheduler.abort(name, driver.now)
+            assert driver.abort(name)
             aborted.add(name)
-        elif move < 0.45 and driver.scheduler.generated_tokens > progress:
+        elif move < 0.45 and driver.outputs.generated_tokens > progress:
             # Not two in a row without a token: that is the tests of suspicion.
-            progress = driver.scheduler.generated_tokens
+            progress = driver.outputs.generated_tokens
             driver.lose()
             for sequence in driver.scheduler._open.values():
                 sequence.crashes = 0
@@ -262,7 +264,7 @@ async def test_the_engine_goes_on_with_another_group() -> None:
 
 async def test_an_overdue_step_loses_the_group_and_a_slow_predicted_one_does_not() -> None:
     group = FakeGroup(LIMITS)
-    group.measures = StepStats(device_seconds=0.2)
+    group.stats = StepStats(device_seconds=0.2)
     times = StepTimes(timed_tokens=1, timed_seconds=0.2)
     engine = Engine(Scheduler(LIMITS), group, times=times, step_timeout=0.1)
     run = asyncio.create_task(engine.run())
@@ -293,7 +295,7 @@ def long_prompt_chunks(times: StepTimes, decode_seconds: float) -> list[int]:
         assert step is not None
         decodes, prompt_tokens = step.size
         times.add(decodes, prompt_tokens, decode_seconds + prompt_tokens * 1e-4)
-        scheduler.complete(step, workers.run(step), 1.0)
+        complete_step(scheduler, OutputProcessor(), step, workers.run(step), 1.0)
         if number >= 5 and prompt_tokens and len(chunks) * 64 < 3000:
             chunks.append(prompt_tokens)
     return chunks
@@ -313,7 +315,7 @@ def test_short_prompts_are_not_cut_beside_decodes() -> None:
     scheduler.submit(make_request("r", max_new_tokens=20))
     step = scheduler.schedule(1.0)
     assert step is not None
-    scheduler.complete(step, workers.run(step), 1.0)
+    complete_step(scheduler, OutputProcessor(), step, workers.run(step), 1.0)
     scheduler.submit(make_request("short", [3] * 60, max_new_tokens=2))
     step = scheduler.schedule(1.0)
     assert isinstance(step, Step)

@@ -21,8 +21,8 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import NewSequence, ReplicaBatch, Step, StepStats
 from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from tests.frontend.builders import LIMITS, expected_output, make_request
 from tests.frontend.fake_workers import FakeReplica
-from tests.frontend.scheduler.test_scheduler import LIMITS, expected_output, make_request
 
 Answer = Callable[[worker_pb2.StepRequest], worker_pb2.StepResult]
 
@@ -225,7 +225,7 @@ async def test_measures_are_of_the_group(tmp_path: Path) -> None:
             flops=2e14,
         )
         await group.send(Step(1, [ReplicaBatch()], 0))
-        assert (await group.receive()).measures == StepStats(
+        assert (await group.receive()).stats == StepStats(
             device_seconds=0.5,
             floor_seconds=0.375,
             idle_seconds=0.125,
@@ -238,7 +238,7 @@ async def test_workers_that_measure_nothing(tmp_path: Path) -> None:
     async with Ranks(tmp_path) as ranks:
         group = await ranks.connect()
         await group.send(Step(1, [ReplicaBatch()], 0))
-        assert (await group.receive()).measures == StepStats()
+        assert (await group.receive()).stats == StepStats()
 
 
 async def test_a_step_says_whether_any_replica_prefills(tmp_path: Path) -> None:

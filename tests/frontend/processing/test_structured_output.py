@@ -17,6 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend.engine.output_processor import take_token
 from frontend.errors import Code, RequestError
 from frontend.processing import structured_output
 from frontend.processing.structured_output import Compiler, GrammarMatcher
@@ -343,7 +344,7 @@ async def test_how_a_constrained_sequence_ends(
     expression: str, tokens: str, reason: FinishReason
 ) -> None:
     each = await sequence(expression, max_new_tokens=3, stop=ord("x"))
-    ends = [each.take(ord(token), 1.0) for token in tokens]
+    ends = [take_token(each, ord(token), None, 1.0) for token in tokens]
     assert ends == [False] * (len(tokens) - 1) + [True]
     delta = await each.request.output.take()
     assert (delta.finish_reason, each.request.finish_reason) == (reason, reason)
@@ -352,7 +353,7 @@ async def test_how_a_constrained_sequence_ends(
 
 async def test_a_token_outside_the_language_ends_its_request_alone() -> None:
     each = await sequence("ab")
-    assert each.take(ord("z"), 1.0)
+    assert take_token(each, ord("z"), None, 1.0)
     with pytest.raises(RequestError) as caught:
         await each.request.output.take()
     assert caught.value.code is Code.INTERNAL

@@ -8,169 +8,24 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections import deque
 
 import pytest
 
 from frontend.errors import Code, RequestError
-from frontend.processing.tokenizer import Tokenizer
-from frontend.requests.output import Delta, FinishReason, Output
-from frontend.requests.request import Request, SamplingParams, StopConditions, TextDecoder
+from frontend.requests.output import FinishReason
+from frontend.requests.request import Request
 from frontend.scheduler.limits import SchedulerLimits
-from frontend.scheduler.scheduler import Scheduler
-from frontend.scheduler.sequence import Sequence
-from frontend.scheduler.step import Drawn, Step
-from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
-
-LIMITS = SchedulerLimits(
-    max_batch_size=4,
-    max_num_batched_tokens=16,
-    max_model_len=64,
-    block_size=4,
-    num_blocks=64,
-    max_queued_requests=8,
+from tests.frontend.builders import (
+    LIMITS,
+    Driver,
+    expected_output,
+    failure,
+    make_request,
+    random_limits,
+    random_request,
+    taken,
+    tight,
 )
-
-
-def make_request(
-    name: str = "r",
-    prompt: list[int] | None = None,
-    *,
-    max_new_tokens: int = 5,
-    min_new_tokens: int = 0,
-    eos: set[int] | frozenset[int] = frozenset(),
-    stop_ids: set[int] | frozenset[int] = frozenset(),
-    stop: tuple[str, ...] = (),
-    include_stop: bool = False,
-    decoder: TextDecoder | None = None,
-    seed: int = 0,
-    queue_deadline: float = float("inf"),
-) -> Request:
-    return Request(
-        id=name,
-        prompt_ids=prompt if prompt is not None else [1, 2, 3],
-        sampling=SamplingParams(seed=seed),
-        stops=StopConditions(
-            max_new_tokens=max_new_tokens,
-            min_new_tokens=min_new_tokens,
-            stop=stop,
-            stop_token_ids=frozenset(stop_ids),
-            eos_token_ids=frozenset(eos),
-            include_stop=include_stop,
-        ),
-        decoder=decoder,
-        output=Output(),
-        queue_deadline=queue_deadline,
-    )
-
-
-def expected_output(request: Request, limits: SchedulerLimits) -> list[int]:
-    stops = request.stops
-    length = min(len(request.prompt_ids) + stops.max_new_tokens, limits.max_model_len)
-    end_ids = set(stops.eos_token_ids | stops.stop_token_ids)
-    seed = request.sampling.seed
-    return run_alone(request.prompt_ids, seed, length, end_ids, stops.min_new_tokens)
-
-
-def taken(request: Request) -> Delta:
-    """All output so far; needs no event loop because something is there."""
-    coroutine = request.output.take()
-    with pytest.raises(StopIteration) as stopped:
-        coroutine.send(None)
-    delta = stopped.value.value
-    assert isinstance(delta, Delta)
-    return delta
-
-
-def failure(request: Request) -> RequestError:
-    with pytest.raises(RequestError) as raised:
-        request.output.take().send(None)
-    return raised.value
-
-
-class Driver:
-    """Plays the engine: up to ``depth`` steps in flight, one event at a time."""
-
-    def __init__(self, limits: SchedulerLimits, depth: int = 2) -> None:
-        self.scheduler = Scheduler(limits)
-        self.workers = FakeWorkers(limits)
-        self.depth = depth
-        self.now = 1.0
-        self.in_flight: deque[tuple[Step, list[Drawn]]] = deque()
-
-    def schedule(self) -> Step | None:
-        self.now += 1
-        step = self.scheduler.schedule(self.now)
-        if step is not None:
-            self.in_flight.append((step, self.workers.run(step)))
-        return step
-
-    def complete(self) -> None:
-        self.now += 1
-        step, drawn = self.in_flight.popleft()
-        self.scheduler.complete(step, drawn, self.now)
-
-    def turn(self) -> bool:
-        """One turn of the engine's loop; false when there is nothing left to do."""
-        if len(self.in_flight) < self.depth and self.schedule() is not None:
-            return True
-        if self.in_flight:
-            self.complete()
-            return True
-        return False
-
-    def run(self, *requests: Request) -> None:
-        for request in requests:
-            self.scheduler.submit(request)
-        while self.turn():
-            pass
-        self.assert_at_rest()
-
-    def assert_at_rest(self) -> None:
-        load = self.scheduler.load()
-        assert (load.running_requests, load.queued_requests, load.queued_prompt_tokens) == (0, 0, 0)
-        assert load.kv_cache_usage == 0
-        limits = self.scheduler.limits
-        for replica in self.scheduler._replicas:
-            slots = sorted(replica._free_slots)
-            assert slots == list(range(limits.max_batch_size))
-            assert replica.pool.num_free == limits.num_blocks
-        assert not self.scheduler._open
-
-
-def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:
-    """Short prompts over few tokens with common beginnings, so that prefixes meet."""
-    length = rng.randint(1, limits.max_model_len // 2)
-    prompt = [rng.randrange(2)] * (length - length // 3) + rng.choices(range(VOCAB), k=length // 3)
-    return make_request(
-        name,
-        prompt,
-        max_new_tokens=rng.randint(1, 30),
-        min_new_tokens=rng.choice([0, 0, 3]),
-        eos=rng.choice([set(), {5, 6, 7}]),
-        stop_ids=rng.choice([set(), {11, 12}]),
-        seed=rng.randrange(4),
-    )
-
-
-def random_limits(rng: random.Random) -> SchedulerLimits:
-    batch = rng.choice([1, 2, 4, 7])
-    return SchedulerLimits(
-        max_batch_size=batch,
-        max_num_batched_tokens=rng.choice([batch, batch + 3, 32]),
-        max_model_len=rng.choice([24, 64]),
-        block_size=rng.choice([1, 2, 4, 16]),
-        num_blocks=1,
-        num_replicas=rng.choice([1, 2]),
-        max_queued_requests=1000,
-        enable_prefix_cache=rng.random() < 0.8,
-    )
-
-
-def tight(limits: SchedulerLimits, rng: random.Random) -> SchedulerLimits:
-    """Just enough blocks for one sequence, or a few more."""
-    least = -(-limits.max_model_len // limits.block_size)
-    return dataclasses.replace(limits, num_blocks=least + rng.choice([0, 1, least]))
 
 
 @pytest.mark.parametrize("seed", range(120))
@@ -186,7 +41,7 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
             driver.scheduler.submit(todo.pop())
         elif move < 0.33 and driver.scheduler._open:
             name = rng.choice(sorted(driver.scheduler._open))
-            assert driver.scheduler.abort(name, driver.now)
+            assert driver.abort(name)
             aborted.add(name)
         elif move < 0.6 and driver.in_flight:
             driver.complete()
@@ -231,7 +86,7 @@ def test_the_random_runs_above_preempt_and_reuse() -> None:
     assert 0 < load.prefix_hit_tokens < load.prefix_query_tokens
     assert load.prefix_query_tokens == sum(len(request.prompt_ids) for request in requests)
     assert load.prefix_hit_tokens == sum(request.cached_tokens for request in requests)
-    assert load.generated_tokens == sum(request.num_generated for request in requests)
+    assert driver.outputs.generated_tokens == sum(request.num_generated for request in requests)
 
 
 def test_a_long_prompt_goes_in_chunks_beside_decodes() -> None:
@@ -264,19 +119,6 @@ def test_decodes_run_ahead_of_results_and_never_past_the_length() -> None:
         driver.complete()
     driver.assert_at_rest()
     assert taken(request).token_ids == expected_output(request, LIMITS)
-
-
-def test_tokens_after_the_end_are_dropped() -> None:
-    request = make_request(max_new_tokens=20)
-    full = expected_output(request, LIMITS)
-    driver = Driver(LIMITS, depth=4)
-    request = make_request(max_new_tokens=20, eos={full[2]})
-    driver.run(request)
-    delta = taken(request)
-    cut = full[: full.index(full[2]) + 1]
-    assert (delta.token_ids, delta.finish_reason) == (cut, FinishReason.EOS)
-    assert driver.scheduler.generated_tokens == len(cut)
-    assert len(driver.workers.steps) > len(cut), "some were drawn in vain"
 
 
 def test_min_new_tokens_keeps_end_tokens_from_being_drawn() -> None:
@@ -428,68 +270,6 @@ def test_a_preempted_request_has_met_its_queue_deadline() -> None:
         assert taken(request).token_ids == expected_output(request, limits)
 
 
-def test_end_tokens_within_min_new_tokens_do_not_end_it() -> None:
-    """Workers do not draw them; a token that comes nevertheless is one like any other."""
-    request = make_request(max_new_tokens=9, min_new_tokens=2, eos={5})
-    sequence = Sequence(request, 0, LIMITS.max_model_len)
-    assert [sequence.take(5, 1.0) for _ in range(3)] == [False, False, True]
-    assert taken(request).finish_reason is FinishReason.EOS
-
-
-def test_text_and_stop_strings(tokenizer: Tokenizer) -> None:
-    """Tokens below 50 of the small tokenizer are specials and single characters."""
-    plain = make_request(max_new_tokens=30, decoder=tokenizer.decoder((), False, False))
-    driver = Driver(LIMITS)
-    driver.run(plain)
-    full = taken(plain)
-    assert full.text == tokenizer.decode(full.token_ids)
-    assert full.finish_reason is FinishReason.LENGTH
-    stop = full.text[5:7]
-    start = full.text.index(stop)
-    for include in (False, True):
-        decoder = tokenizer.decoder((stop,), include, False)
-        request = make_request(max_new_tokens=30, decoder=decoder)
-        driver.run(request)
-        delta = taken(request)
-        assert delta.text == full.text[: start + 2 * include]
-        assert (delta.finish_reason, delta.stop_text) == (FinishReason.STOP, stop)
-        assert delta.token_ids == full.token_ids[: len(delta.token_ids)]
-        assert len(delta.token_ids) < 30
-
-
-@pytest.mark.parametrize("include", [False, True])
-def test_stop_token_counts_but_shows_only_when_asked(tokenizer: Tokenizer, include: bool) -> None:
-    tokens = expected_output(make_request(max_new_tokens=8), LIMITS)
-    stop_id = next(t for t in tokens if tokenizer.decode([t]))
-    place = tokens.index(stop_id)
-    request = make_request(
-        max_new_tokens=8,
-        stop_ids={stop_id},
-        include_stop=include,
-        decoder=tokenizer.decoder((), include, False),
-    )
-    Driver(LIMITS).run(request)
-    delta = taken(request)
-    assert delta.token_ids == tokens[: place + 1]
-    assert delta.text == tokenizer.decode(tokens[: place + include])
-    assert (delta.finish_reason, delta.stop_token_id) == (FinishReason.STOP, stop_id)
-
-
-def test_a_numerical_fault_ends_one_request_with_its_id() -> None:
-    driver = Driver(LIMITS, depth=1)
-    bad, good = make_request("bad"), make_request("good", [7])
-    driver.scheduler.submit(bad)
-    driver.scheduler.submit(good)
-    step = driver.schedule()
-    assert step is not None
-    driver.in_flight[0][1][0].tokens[0] = -1
-    driver.run()
-    error = failure(bad)
-    assert (error.code, error.reason) == (Code.INTERNAL, "NUMERICAL_FAULT")
-    assert "bad" in error.message
-    assert taken(good).token_ids == expected_output(good, LIMITS)
-
-
 def test_what_led_to_a_fault_is_not_reused() -> None:
     driver = Driver(LIMITS, depth=1)
     prompt = list(range(5, 5 + 4 * LIMITS.block_size))
@@ -569,7 +349,7 @@ def test_load_counts_what_runs_and_waits() -> None:
     assert (load.running_requests, load.queued_requests) == (1, 1)
     assert load.queued_prompt_tokens == 4 + 30
     assert load.kv_cache_usage == 5 / 64
-    assert not driver.scheduler.abort("nobody", driver.now)
+    assert not driver.abort("nobody")
     driver.run()
 
 

@@ -13,8 +13,8 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.sequence import Sequence
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.waiting_queue import WaitingQueue
+from tests.frontend.builders import LIMITS, make_request
 from tests.frontend.fake_workers import FakeWorkers
-from tests.frontend.scheduler.test_scheduler import LIMITS, make_request
 
 
 def sequence(

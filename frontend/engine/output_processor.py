@@ -1,0 +1,180 @@
+"""What drawn tokens mean for their requests: text, log-probabilities, and the end.
+
+Owns detokenizing, stop strings, log-probabilities, the grammar's progress and the reason of an end,
+and hands all of it to the request's `Output`. Knows nothing of slots, blocks or queues: the
+scheduler learns from it only which sequences ended.
+"""
+
+from __future__ import annotations
+
+import logging
+
+from frontend.errors import Code, RequestError
+from frontend.requests.output import FinishReason, TokenLogprobs
+from frontend.requests.request import Request
+from frontend.scheduler.sequence import Phase, Sequence
+from frontend.scheduler.step import Drawn, LogprobColumns, ReplicaBatch, Step
+
+logger = logging.getLogger(__name__)
+
+
+class OutputProcessor:
+    """Gives requests the tokens of one step after the other.
+
+    Attributes:
+        generated_tokens: that requests were given, since the start.
+    """
+
+    __slots__ = ("generated_tokens",)
+
+    def __init__(self) -> None:
+        self.generated_tokens = 0
+
+    def process(self, step: Step, drawn: list[Drawn], now: float) -> list[Sequence]:
+        """Give every row that drew its token; a token of a request that is over is dropped.
+
+        Args:
+            step: the oldest outstanding one, which the scheduler completes next.
+            drawn: for each replica what its draws gave.
+            now: time.monotonic().
+
+        Returns:
+            Sequences whose request this ended.
+        """
+        ended: list[Sequence] = []
+        for batch, columns in zip(step.batches, drawn, strict=True):
+            if columns.prompt_logprobs.logprobs:
+                _take_prompt_logprobs(batch, columns.prompt_logprobs)
+            self._take_tokens(batch, columns, ended, now)
+        return ended
+
+    def abort(self, request: Request, now: float) -> None:
+        """End a request with what it has."""
+        request.finish(FinishReason.ABORTED, now, text=_held_text(request))
+
+    def _take_tokens(
+        self, batch: ReplicaBatch, drawn: Drawn, ended: list[Sequence], now: float
+    ) -> None:
+        tokens, done = drawn.tokens, Phase.DONE
+        assert len(tokens) == batch.num_draws, f"{len(tokens)} of {batch.num_draws} tokens"
+        reader = LogprobReader(drawn.logprobs) if drawn.logprobs.logprobs else None
+        num_taken = 0
+        for sequence, token in zip(batch.drawing(), tokens, strict=True):
+            request = sequence.request
+            logprobs = reader.read(request) if reader is not None else None
+            if sequence.phase is done:
+                continue
+            if token < 0:
+                _fail_numerically(request, now)
+                ended.append(sequence)
+                continue
+            num_taken += 1
+            if take_token(sequence, token, logprobs, now):
+                ended.append(sequence)
+        self.generated_tokens += num_taken
+
+
+def take_token(sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> bool:
+    """Add one drawn token to its request's output; true when that ended the request.
+
+    The token that ends a request counts as output. An end token of the model goes through the
+    decoder, which leaves special tokens out unless the caller wants them; a stop token's text is
+    treated as a stop string's: left out unless ``include_stop``. A language that ends by itself,
+    with nothing left that could come, stops the request without an end token.
+    """
+    request = sequence.request
+    request.num_generated = num_generated = request.num_generated + 1
+    if num_generated == 1:
+        request.first_token = now
+    stops, decoder = request.stops, request.decoder
+    is_end = (
+        token in stops.eos_token_ids or token in stops.stop_token_ids
+    ) and num_generated > stops.min_new_tokens
+    text, is_stopped = "", False
+    if decoder is not None and not (
+        is_end and token not in stops.eos_token_ids and not stops.include_stop
+    ):
+        text = decoder.push(token)
+        is_stopped = decoder.matched is not None
+    request.output.add(token, text, logprobs)
+    matcher = request.matcher
+    if matcher is not None and not (is_end or is_stopped):
+        try:
+            matcher.accept(token)
+        except RequestError as error:
+            request.fail(error, now)
+            return True
+        is_stopped = matcher.is_stopped
+    if is_end or is_stopped or sequence.num_prompt + num_generated >= sequence.max_tokens:
+        _finish(request, token, is_end, now)
+        return True
+    return False
+
+
+def _finish(request: Request, token: int, is_end: bool, now: float) -> None:
+    """End a request with the first that applies: end token, stop token or string, length."""
+    decoder, matcher = request.decoder, request.matcher
+    stop_text = decoder.matched if decoder is not None else None
+    stop_token_id = None
+    if is_end and token in request.stops.eos_token_ids:
+        reason, stop_text = FinishReason.EOS, None
+    elif is_end:
+        reason, stop_text, stop_token_id = FinishReason.STOP, None, token
+    elif stop_text is not None or (matcher is not None and matcher.is_stopped):
+        reason = FinishReason.STOP
+    else:
+        reason = FinishReason.LENGTH
+    request.finish(
+        reason, now, text=_held_text(request), stop_text=stop_text, stop_token_id=stop_token_id
+    )
+
+
+def _held_text(request: Request) -> str:
+    """Text that the decoder held back until now."""
+    return request.decoder.flush() if request.decoder is not None else ""
+
+
+def _fail_numerically(request: Request, now: float) -> None:
+    logger.error("request %s: the logits were not finite", request.id)
+    error = RequestError(
+        Code.INTERNAL, f"internal error in request {request.id}", reason="NUMERICAL_FAULT"
+    )
+    request.fail(error, now)
+
+
+def _take_prompt_logprobs(batch: ReplicaBatch, columns: LogprobColumns) -> None:
+    """Give prompts the log-probabilities of what this step computed of them, where requested."""
+    reader = LogprobReader(columns)
+    for row in range(batch.num_decodes, len(batch.sequences)):
+        sequence = batch.sequences[row]
+        if not sequence.wants_prompt_logprobs:
+            continue
+        request = sequence.request
+        start, num_tokens = batch.positions[row], batch.num_tokens[row - batch.num_decodes]
+        last = min(start + num_tokens, sequence.num_prompt - 1)
+        read = [reader.read(request) for _ in range(start, last)]
+        request.prompt_logprobs += [each for each in read if each is not None]
+
+
+class LogprobReader:
+    """Goes through the columns in their order."""
+
+    __slots__ = ("_columns", "_next", "_next_top")
+
+    def __init__(self, columns: LogprobColumns) -> None:
+        self._columns = columns
+        self._next = self._next_top = 0
+
+    def read(self, request: Request) -> TokenLogprobs | None:
+        """The next token's; None for a request that wants none, which has no values."""
+        num_logprobs = request.sampling.num_logprobs
+        if not num_logprobs:
+            return None
+        columns, top = self._columns, self._next_top
+        self._next += 1
+        self._next_top = top_end = top + num_logprobs - 1
+        return TokenLogprobs(
+            columns.logprobs[self._next - 1],
+            columns.top_ids[top:top_end],
+            columns.top_logprobs[top:top_end],
+        )

@@ -1,0 +1,183 @@
+"""Requests, limits and a driver of the scheduler, for tests of several folders."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections import deque
+
+import pytest
+
+from frontend.engine.output_processor import OutputProcessor
+from frontend.errors import RequestError
+from frontend.requests.output import Delta, Output
+from frontend.requests.request import Request, SamplingParams, StopConditions, TextDecoder
+from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Drawn, Step
+from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
+
+LIMITS = SchedulerLimits(
+    max_batch_size=4,
+    max_num_batched_tokens=16,
+    max_model_len=64,
+    block_size=4,
+    num_blocks=64,
+    max_queued_requests=8,
+)
+
+
+def make_request(
+    name: str = "r",
+    prompt: list[int] | None = None,
+    *,
+    max_new_tokens: int = 5,
+    min_new_tokens: int = 0,
+    eos: set[int] | frozenset[int] = frozenset(),
+    stop_ids: set[int] | frozenset[int] = frozenset(),
+    stop: tuple[str, ...] = (),
+    include_stop: bool = False,
+    decoder: TextDecoder | None = None,
+    seed: int = 0,
+    queue_deadline: float = float("inf"),
+) -> Request:
+    return Request(
+        id=name,
+        prompt_ids=prompt if prompt is not None else [1, 2, 3],
+        sampling=SamplingParams(seed=seed),
+        stops=StopConditions(
+            max_new_tokens=max_new_tokens,
+            min_new_tokens=min_new_tokens,
+            stop=stop,
+            stop_token_ids=frozenset(stop_ids),
+            eos_token_ids=frozenset(eos),
+            include_stop=include_stop,
+        ),
+        decoder=decoder,
+        output=Output(),
+        queue_deadline=queue_deadline,
+    )
+
+
+def expected_output(request: Request, limits: SchedulerLimits) -> list[int]:
+    stops = request.stops
+    length = min(len(request.prompt_ids) + stops.max_new_tokens, limits.max_model_len)
+    end_ids = set(stops.eos_token_ids | stops.stop_token_ids)
+    seed = request.sampling.seed
+    return run_alone(request.prompt_ids, seed, length, end_ids, stops.min_new_tokens)
+
+
+def taken(request: Request) -> Delta:
+    """All output so far; needs no event loop because something is there."""
+    coroutine = request.output.take()
+    with pytest.raises(StopIteration) as stopped:
+        coroutine.send(None)
+    delta = stopped.value.value
+    assert isinstance(delta, Delta)
+    return delta
+
+
+def failure(request: Request) -> RequestError:
+    with pytest.raises(RequestError) as raised:
+        request.output.take().send(None)
+    return raised.value
+
+
+def complete_step(
+    scheduler: Scheduler, outputs: OutputProcessor, step: Step, drawn: list[Drawn], now: float
+) -> None:
+    """What the engine does with the results of the oldest step."""
+    ended = outputs.process(step, drawn, now)
+    scheduler.complete(step, [each.tokens for each in drawn], ended)
+
+
+class Driver:
+    """Plays the engine: up to ``depth`` steps in flight, one event at a time."""
+
+    def __init__(self, limits: SchedulerLimits, depth: int = 2) -> None:
+        self.scheduler = Scheduler(limits)
+        self.outputs = OutputProcessor()
+        self.workers = FakeWorkers(limits)
+        self.depth = depth
+        self.now = 1.0
+        self.in_flight: deque[tuple[Step, list[Drawn]]] = deque()
+
+    def schedule(self) -> Step | None:
+        self.now += 1
+        step = self.scheduler.schedule(self.now)
+        if step is not None:
+            self.in_flight.append((step, self.workers.run(step)))
+        return step
+
+    def complete(self) -> None:
+        self.now += 1
+        step, drawn = self.in_flight.popleft()
+        complete_step(self.scheduler, self.outputs, step, drawn, self.now)
+
+    def abort(self, name: str) -> bool:
+        request = self.scheduler.abort(name)
+        if request is not None:
+            self.outputs.abort(request, self.now)
+        return request is not None
+
+    def turn(self) -> bool:
+        """One turn of the engine's loop; false when there is nothing left to do."""
+        if len(self.in_flight) < self.depth and self.schedule() is not None:
+            return True
+        if self.in_flight:
+            self.complete()
+            return True
+        return False
+
+    def run(self, *requests: Request) -> None:
+        for request in requests:
+            self.scheduler.submit(request)
+        while self.turn():
+            pass
+        self.assert_at_rest()
+
+    def assert_at_rest(self) -> None:
+        load = self.scheduler.load()
+        assert (load.running_requests, load.queued_requests, load.queued_prompt_tokens) == (0, 0, 0)
+        assert load.kv_cache_usage == 0
+        limits = self.scheduler.limits
+        for replica in self.scheduler._replicas:
+            slots = sorted(replica._free_slots)
+            assert slots == list(range(limits.max_batch_size))
+            assert replica.pool.num_free == limits.num_blocks
+        assert not self.scheduler._open
+
+
+def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:
+    """Short prompts over few tokens with common beginnings, so that prefixes meet."""
+    length = rng.randint(1, limits.max_model_len // 2)
+    prompt = [rng.randrange(2)] * (length - length // 3) + rng.choices(range(VOCAB), k=length // 3)
+    return make_request(
+        name,
+        prompt,
+        max_new_tokens=rng.randint(1, 30),
+        min_new_tokens=rng.choice([0, 0, 3]),
+        eos=rng.choice([set(), {5, 6, 7}]),
+        stop_ids=rng.choice([set(), {11, 12}]),
+        seed=rng.randrange(4),
+    )
+
+
+def random_limits(rng: random.Random) -> SchedulerLimits:
+    batch = rng.choice([1, 2, 4, 7])
+    return SchedulerLimits(
+        max_batch_size=batch,
+        max_num_batched_tokens=rng.choice([batch, batch + 3, 32]),
+        max_model_len=rng.choice([24, 64]),
+        block_size=rng.choice([1, 2, 4, 16]),
+        num_blocks=1,
+        num_replicas=rng.choice([1, 2]),
+        max_queued_requests=1000,
+        enable_prefix_cache=rng.random() < 0.8,
+    )
+
+
+def tight(limits: SchedulerLimits, rng: random.Random) -> SchedulerLimits:
+    """Just enough blocks for one sequence, or a few more."""
+    least = -(-limits.max_model_len // limits.block_size)
+    return dataclasses.replace(limits, num_blocks=least + rng.choice([0, 1, least]))
