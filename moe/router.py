@@ -17,10 +17,13 @@ from moe.base.checkpoint import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.linear import linear_parts
 from moe.config import MoEConfig
-from moe.kernels.topk import topk_softmax
+from moe.kernels.topk import TopKRule, select_experts
 from moe.routes import TopK
 
 Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
+
+# transformers computes these kinds' logits in fp32, whatever the model's dtype.
+_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc")
 
 
 class TopKRouter(nn.Module):
@@ -37,6 +40,7 @@ class TopKRouter(nn.Module):
         super().__init__()
         self.context = context
         self.config = config
+        self.rule = topk_rule(config)
         shape = (config.num_experts, config.hidden_size)
         self.weight = nn.Parameter(
             torch.empty(shape, dtype=dtype, device=device), requires_grad=False
@@ -57,7 +61,7 @@ class TopKRouter(nn.Module):
         Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
         `out_ids_P` [T·K] int32 takes the ids.
         """
-        if self.context is not None and self.config.router == "softmax":
+        if self.context is not None:
             return self._kernels(hidden_TH, num_valid, out_ids_P, self.context)
         topk = self._select(hidden_TH)
         if num_valid is not None:
@@ -79,12 +83,13 @@ class TopKRouter(nn.Module):
         shape = (hidden_TH.shape[0], self.config.num_experts_per_tok)
         take = context.workspace.take
         ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
-        weights, ids = topk_softmax(
-            linear_parts(hidden_TH, self.weight, context, "router"),
-            self.config.num_experts_per_tok,
-            self.config.norm_topk_prob,
+        dtype = torch.float32 if self.config.router in _FP32_LOGITS else hidden_TH.dtype
+        weights, ids = select_experts(
+            linear_parts(hidden_TH, self.weight, context, "router", dtype=dtype),
+            self.rule,
+            self.e_score_correction_bias,
             num_valid,
-            logits_dtype=hidden_TH.dtype,
+            logits_dtype=dtype,
             out_weights_TK=take("weights", shape, torch.float32),
             out_ids_TK=ids_TK,
             pdl=context.pdl,
@@ -103,6 +108,20 @@ class TopKRouter(nn.Module):
         yield whole(f"{prefix}weight", self.weight)
         if self.e_score_correction_bias is not None:
             yield whole(f"{prefix}e_score_correction_bias", self.e_score_correction_bias)
+
+
+def topk_rule(config: MoEConfig) -> TopKRule:
+    """The kernel's form of the selection function of `config.router`."""
+    sigmoid = config.router in ("sigmoid", "noaux_tc")
+    return TopKRule(
+        k=config.num_experts_per_tok,
+        sigmoid=sigmoid,
+        renormalise=config.norm_topk_prob and (sigmoid or config.router == "softmax"),
+        scale=1.0 if config.router == "softmax" else config.routed_scaling_factor,
+        num_groups=config.n_group if config.grouped else 1,
+        kept_groups=config.topk_group if config.grouped else 1,
+        group_best=2 if sigmoid else 1,
+    )
 
 
 def select_softmax(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
@@ -152,8 +171,6 @@ SELECTIONS: dict[str, Selection] = {
     "sigmoid": select_sigmoid,
     "noaux_tc": select_sigmoid,
 }
-# transformers computes these kinds' logits in fp32, whatever the model's dtype.
-_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc")
 
 
 def _top(scores_TE: torch.Tensor, count: int) -> torch.Tensor:

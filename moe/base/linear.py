@@ -83,23 +83,32 @@ def _linear_vector_kernel(
 
 
 def linear_parts(
-    x_MK: torch.Tensor, w_NK: torch.Tensor, context: KernelContext, name: str
+    x_MK: torch.Tensor,
+    w_NK: torch.Tensor,
+    context: KernelContext,
+    name: str,
+    *,
+    dtype: torch.dtype | None = None,
 ) -> torch.Tensor:
-    """Parts ``[S, M, N]`` whose sum is x Wᵀ: fp32, or one part in the dtype of ``x_MK``.
+    """Parts ``[S, M, N]`` whose sum is x Wᵀ: fp32, or one part in ``dtype``.
 
     Args:
         name: of the workspace buffer that holds them.
+        dtype: that of ``x_MK`` where it is not given. Products and sums are those of fp32 anyway.
     """
+    dtype = dtype or x_MK.dtype
     M, K = x_MK.shape
     N = w_NK.shape[0]
     assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()
     if M == 0:
-        return x_MK.new_empty((1, 0, N))
-    tiles = context.tiles.linear(N, K, M)
+        return x_MK.new_empty((1, 0, N), dtype=dtype)
+    # The library's GEMM gives what it was given.
+    may_be_library = dtype == x_MK.dtype
+    tiles = context.tiles.linear(N, K, M, library=may_be_library)
     depth = K if tiles is None else triton.cdiv(K, tiles.splits)
     splits = triton.cdiv(K, depth)
-    dtype = x_MK.dtype if splits == 1 else torch.float32
-    out_SMN = context.workspace.take(name, (splits, M, N), dtype)
+    part_dtype = dtype if splits == 1 else torch.float32
+    out_SMN = context.workspace.take(name, (splits, M, N), part_dtype)
     if tiles is None:
         torch.mm(x_MK, w_NK.t(), out=out_SMN[0])
     elif tiles.block_m == 1:

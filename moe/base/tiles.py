@@ -20,6 +20,7 @@ _SHIPPED = Path(__file__).parent / "tuned"
 _VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles
 _MIN_BLOCK = 16  # tl.dot takes no less
 _BARRIER_BYTES = 1024  # beside a kernel's tiles
+_MANY_PROGRAMS = 128  # fill a device
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,13 +101,19 @@ class TileBook:
             return self._guess_experts(num_experts, width, hidden, routes)
         return _entry(table, tokens)
 
-    def linear(self, outputs: int, inputs: int, tokens: int) -> Tiles | None:
-        """None: the library's GEMM."""
+    def linear(
+        self, outputs: int, inputs: int, tokens: int, *, library: bool = True
+    ) -> Tiles | None:
+        """None: the library's GEMM, where `library` allows it."""
         table = self.linear_tables.get(linear_key(outputs, inputs, self.dtype))
         if table is None:
             self._say(linear_key(outputs, inputs, self.dtype))
-            return self._guess_linear(outputs, inputs, tokens)
-        return _entry(table, tokens)
+            tiles = self._guess_linear(outputs, inputs, tokens)
+        else:
+            tiles = _entry(table, tokens)
+        if tiles is None and not library:
+            return self._guess_without_library(outputs, inputs, tokens)
+        return tiles
 
     def _guess_experts(self, num_experts: int, width: int, hidden: int, routes: int) -> ExpertTiles:
         """Rows to hold most experts' routes in one tile; depth to keep ~100 KB a core in flight."""
@@ -146,6 +153,29 @@ class TileBook:
         block_m, block_k = 16 if tokens <= 16 else 64, min(128, power_of_2(inputs))
         stages = self._stages(block_m + 64, block_k, 3)
         return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
+
+    def _guess_without_library(self, outputs: int, inputs: int, tokens: int) -> Tiles:
+        """Square tiles, the depth split while they leave most multiprocessors idle.
+
+        By the next power of two of the tokens, so that a buffer that holds the parts of these holds
+        those of fewer.
+        """
+        rows = power_of_2(tokens)
+        wide = rows * outputs >= _MANY_PROGRAMS * 128 * 128
+        block = min(128 if wide and self.item_size == 2 else 64, rows)
+        programs = -(-rows // block) * -(-outputs // block)
+        splits = 1
+        while splits < 8 and 2 * splits * programs <= _MANY_PROGRAMS and inputs >= 1024 * splits:
+            splits *= 2
+        block_k = min(128 // self.item_size, power_of_2(inputs))
+        return Tiles(
+            block_m=block,
+            block_n=block,
+            block_k=block_k,
+            warps=8 if block == 128 else 4,
+            stages=self._stages(2 * block, block_k, 4),
+            splits=splits,
+        )
 
     def _stages(self, rows: int, block_k: int, most: int) -> int:
         """As many stages of `rows` × `block_k` as shared memory holds, one to `most`."""

@@ -1,10 +1,16 @@
-"""The softmax router's choice, from logits or from their split-K partials.
+"""The experts that a router chooses and their weights, from logits or from their split-K partials.
 
-Owns selection and weights, as moe.router.select_softmax defines them. Does not know how logits
-came about or where experts are. T tokens, S parts, E experts, K experts per token.
+Owns selection and weights of all kinds of routers, as the functions `select_…` of moe.router define
+them. Does not know how logits came about or where experts are. T tokens, S parts, E experts, G
+groups of experts, K experts per token.
+
+A token's experts lie in BLOCK_G rows of equal length, one a group: an expert's place is its column
+in its row, and the order of places is that of ids. Without groups there is one row.
 """
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 import torch
 import triton
@@ -20,10 +26,33 @@ _TL_DTYPES = {
 }
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TopKRule:
+    """How a router turns a token's logits into `k` experts and their weights.
+
+    Scores are the softmax of the logits or, with `sigmoid`, their sigmoid; a correction bias, where
+    the router has one, counts for the choice only. Of `num_groups` groups, the `kept_groups` with
+    the highest scores take part; a group's score is the sum of its `group_best` best experts.
+    Weights are divided by their sum where `renormalise`, then multiplied by `scale`.
+    """
+
+    k: int
+    sigmoid: bool = False
+    renormalise: bool = False
+    scale: float = 1.0
+    num_groups: int = 1
+    kept_groups: int = 1
+    group_best: int = 1
+
+    def __post_init__(self) -> None:
+        assert 0 < self.kept_groups <= self.num_groups
+        assert self.k > 0 and self.group_best > 0
+
+
 @triton.jit
 def _to_keys(scores_E, experts_E, DTYPE: tl.constexpr, WIDE: tl.constexpr):
-    """Integers that order as (logit, lower expert first) does: logit above, complement of the
-    expert's id below. All distinct and above the lowest integer, NaN too; -0 equals 0."""
+    """Integers that order as (score, lower place first) does: score above, complement of the place
+    below. All distinct and above the lowest integer, NaN too; -0 equals 0."""
     scores_E = tl.where(scores_E == 0.0, 0.0, scores_E)
     logits_E = scores_E.to(DTYPE)
     if WIDE:
@@ -39,7 +68,7 @@ def _to_keys(scores_E, experts_E, DTYPE: tl.constexpr, WIDE: tl.constexpr):
 
 @triton.jit
 def _from_keys(keys_K, DTYPE: tl.constexpr, WIDE: tl.constexpr):
-    """Logits in fp32 and experts of `_to_keys`."""
+    """Scores in fp32 and places of `_to_keys`."""
     if WIDE:
         ordered_K = (keys_K >> 32).to(tl.int32)
         bits_K = tl.where(ordered_K < 0, ordered_K ^ 0x7FFFFFFF, ordered_K)
@@ -54,36 +83,99 @@ def _from_keys(keys_K, DTYPE: tl.constexpr, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _topk_kernel(
-    logits_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride_s, stride_t,
-    S: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
-    RENORMALISE: tl.constexpr, HAS_VALID: tl.constexpr, PDL: tl.constexpr,
+def _nan_first(scores):
+    """NaN with the sign that orders above all numbers."""
+    return tl.where(scores == scores, scores, float("nan"))
+
+
+@triton.jit
+def _drop_groups(
+    keys_E, G: tl.constexpr, KEPT: tl.constexpr, BEST: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
+    LOWEST: tl.constexpr,
 ):  # fmt: skip
-    wide: tl.constexpr = tl.float32 == DTYPE
+    """The keys of experts outside the KEPT best groups become the lowest."""
+    groups_G = tl.arange(0, BLOCK_G)
+    keys_GE = tl.reshape(keys_E, (BLOCK_G, BLOCK_E // BLOCK_G))
+    left_GE = keys_GE
+    score_G = tl.zeros((BLOCK_G,), dtype=tl.float32)
+    for _ in tl.static_range(BEST):
+        best_G = tl.max(left_GE, axis=1)
+        left_GE = tl.where(left_GE == best_G[:, None], LOWEST, left_GE)
+        value_G, _ = _from_keys(best_G, DTYPE, WIDE)
+        score_G += value_G
+    lowest: tl.constexpr = -(2**63)
+    group_keys_G = _to_keys(_nan_first(score_G), groups_G, tl.float32, True)
+    group_keys_G = tl.where(groups_G < G, group_keys_G, lowest)
+    left_G = group_keys_G
+    last = tl.max(left_G, axis=0)
+    for _ in tl.static_range(1, KEPT):
+        left_G = tl.where(left_G == last, lowest, left_G)
+        last = tl.max(left_G, axis=0)
+    kept_GE = tl.where((group_keys_G >= last)[:, None], keys_GE, LOWEST)
+    return tl.reshape(kept_GE, (BLOCK_E,))
+
+
+@triton.jit
+def _topk_kernel(
+    logits_ptr, bias_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride_s, stride_t,
+    S: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
+    G: tl.constexpr, KEPT: tl.constexpr, BEST: tl.constexpr,
+    BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
+    SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, SCALE: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, PDL: tl.constexpr,
+):  # fmt: skip
+    """One token. Softmax orders as logits do: they are chosen by. Sigmoids are, with the bias."""
+    key_dtype: tl.constexpr = tl.float32 if SIGMOID else DTYPE
+    wide: tl.constexpr = tl.float32 == key_dtype
     lowest: tl.constexpr = -(2**63) if wide else -(2**31)
+    size: tl.constexpr = E // G
+    row: tl.constexpr = BLOCK_E // BLOCK_G
     token = tl.program_id(0)
-    experts_E, ks = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    is_expert_E = experts_E < E
+    places_E, ks = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
+    if G == 1:
+        experts_E, is_expert_E = places_E, places_E < E
+    else:
+        experts_E = places_E // row * size + places_E % row
+        is_expert_E = (places_E % row < size) & (places_E // row < G)
+    bias_E = tl.load(bias_ptr + experts_E, mask=is_expert_E, other=0.0) if HAS_BIAS else 0.0
     wait_for_previous(PDL)
     part_ptrs = logits_ptr + token.to(tl.int64) * stride_t + experts_E
     num_valid = tl.load(num_valid_ptr) if HAS_VALID else 0
     parts = load_parts(part_ptrs, is_expert_E, stride_s, S)
     logits_E = add_parts(parts, S).to(DTYPE)  # transformers' logits have the model's dtype
     scores_E = tl.where(is_expert_E, logits_E.to(tl.float32), float("-inf"))
-    highest = tl.max(scores_E, axis=0)
-    # NaN and +inf make this NaN, and with it every weight: as softmax does.
-    denominator = tl.sum(tl.exp(scores_E - highest), axis=0)
-    keys_E = tl.where(is_expert_E, _to_keys(scores_E, experts_E, DTYPE, wide), lowest)
+    if SIGMOID:
+        scores_E = 1.0 / (1.0 + tl.exp(-scores_E))
+        choice_E = _nan_first(scores_E + bias_E)
+    else:
+        highest = tl.max(scores_E, axis=0)
+        # NaN and +inf make this NaN, and with it every weight: as softmax does.
+        denominator = tl.sum(tl.exp(scores_E - highest), axis=0)
+        choice_E = scores_E
+    keys_E = tl.where(is_expert_E, _to_keys(choice_E, places_E, key_dtype, wide), lowest)
+    if G > 1:
+        keys_E = _drop_groups(keys_E, G, KEPT, BEST, BLOCK_E, BLOCK_G, key_dtype, wide, lowest)
     chosen_K = tl.full((BLOCK_K,), lowest, keys_E.dtype)
     for k in tl.static_range(K):
         best = tl.max(keys_E, axis=0)
         keys_E = tl.where(keys_E == best, lowest, keys_E)
         chosen_K = tl.where(ks == k, best, chosen_K)
-    logits_K, ids_K = _from_keys(chosen_K, DTYPE, wide)
-    weights_K = tl.where(ks < K, tl.exp(logits_K - highest) / denominator, 0.0)
+    choice_K, ids_K = _from_keys(chosen_K, key_dtype, wide)
+    if SIGMOID:
+        places_K = tl.where(ks < K, ids_K, 0)
+        weights_K = tl.where(ks < K, tl.gather(scores_E, places_K, axis=0), 0.0)
+    else:
+        weights_K = tl.where(ks < K, tl.exp(choice_K - highest) / denominator, 0.0)
+    if G > 1:
+        ids_K = ids_K // row * size + ids_K % row
     if RENORMALISE:
-        weights_K = weights_K / tl.sum(weights_K, axis=0)
+        total = tl.sum(weights_K, axis=0)
+        if SIGMOID:  # whose sum may be 0: transformers does so
+            total += 1e-20
+        weights_K = weights_K / total
+    if SCALE != 1.0:
+        weights_K = weights_K * SCALE
     if HAS_VALID:
         weights_K = tl.where(token < num_valid, weights_K, 0.0)
         ids_K = tl.where(token < num_valid, ids_K, -1)
@@ -92,10 +184,10 @@ def _topk_kernel(
     tl.store(ids_ptr + routes_K, ids_K, mask=ks < K)
 
 
-def topk_softmax(
+def select_experts(
     logits_parts_STE: torch.Tensor,
-    k: int,
-    renormalise: bool,
+    rule: TopKRule,
+    bias_E: torch.Tensor | None,
     num_valid: torch.Tensor | None,
     *,
     logits_dtype: torch.dtype,
@@ -103,40 +195,63 @@ def topk_softmax(
     out_ids_TK: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weights fp32 and ids int32, both ``[T, K]``: highest logits first, ties to the lower id.
+    """Weights fp32 and ids int32, both ``[T, K]``: best experts first, ties to the lower id, also
+    among groups.
 
     Parts are summed in fp32 from s = 0 upwards and rounded to ``logits_dtype``. Logits that are not
     finite still choose K distinct experts. Logits so near or so far that their fp32 scores are
-    equal still stand in order of logits; select_softmax takes the lower id first.
+    equal still stand in order of logits under softmax; select_softmax takes the lower id first.
 
     Args:
         logits_parts_STE: any strides over parts and tokens; S = 1 for whole logits.
-        renormalise: weights of a token add up to 1.
+        bias_E: fp32, added to a sigmoid's scores for the choice.
         num_valid: int32 [1] on the device; tokens from there on get ids −1 and weights 0.
     """
     S, T, E = logits_parts_STE.shape
+    k, groups = rule.k, rule.num_groups
     device = logits_parts_STE.device
     if out_weights_TK is None:
         out_weights_TK = torch.empty((T, k), dtype=torch.float32, device=device)
     if out_ids_TK is None:
         out_ids_TK = torch.empty((T, k), dtype=torch.int32, device=device)
     assert S > 0
-    assert 0 < k <= E <= 1 << 15
+    assert E % groups == 0
+    assert 0 < k <= E // groups * rule.kept_groups
     assert logits_parts_STE.stride(2) == 1 or E == 1
-    assert out_weights_TK.shape == out_ids_TK.shape == (T, k)
+    _assert_operands(T, E, rule, bias_E, num_valid, out_weights_TK, out_ids_TK)
+    if T > 0:
+        block_g = triton.next_power_of_2(groups)
+        block_e = block_g * triton.next_power_of_2(E // groups)
+        assert block_e <= 1 << 15
+        # One warp a token: reductions need no barrier, and on 16-bit logits one instruction each.
+        _topk_kernel[(T,)](
+            logits_parts_STE, bias_E, num_valid, out_weights_TK, out_ids_TK,
+            logits_parts_STE.stride(0), logits_parts_STE.stride(1), S=S, E=E, K=k,
+            G=groups, KEPT=rule.kept_groups, BEST=min(rule.group_best, E // groups),
+            BLOCK_E=block_e, BLOCK_G=block_g, BLOCK_K=triton.next_power_of_2(k),
+            DTYPE=_TL_DTYPES[logits_dtype], SIGMOID=rule.sigmoid, RENORMALISE=rule.renormalise,
+            SCALE=rule.scale, HAS_BIAS=bias_E is not None, HAS_VALID=num_valid is not None,
+            num_warps=1, maxnreg=MAX_REGISTERS, **launch_options(pdl),
+        )  # fmt: skip
+    return out_weights_TK, out_ids_TK
+
+
+def _assert_operands(
+    T: int,
+    E: int,
+    rule: TopKRule,
+    bias_E: torch.Tensor | None,
+    num_valid: torch.Tensor | None,
+    out_weights_TK: torch.Tensor,
+    out_ids_TK: torch.Tensor,
+) -> None:
+    """Shapes and types of what stands beside the logits."""
+    assert out_weights_TK.shape == out_ids_TK.shape == (T, rule.k)
     assert out_weights_TK.dtype == torch.float32
     assert out_ids_TK.dtype == torch.int32
     assert out_weights_TK.is_contiguous()
     assert out_ids_TK.is_contiguous()
     assert num_valid is None or num_valid.dtype == torch.int32
-    if T > 0:
-        # One warp a token: reductions need no barrier, and on 16-bit logits one instruction each.
-        _topk_kernel[(T,)](
-            logits_parts_STE, num_valid, out_weights_TK, out_ids_TK,
-            logits_parts_STE.stride(0), logits_parts_STE.stride(1), S=S, E=E, K=k,
-            BLOCK_E=triton.next_power_of_2(E), BLOCK_K=triton.next_power_of_2(k),
-            DTYPE=_TL_DTYPES[logits_dtype], RENORMALISE=renormalise,
-            HAS_VALID=num_valid is not None, num_warps=1, maxnreg=MAX_REGISTERS,
-            **launch_options(pdl),
-        )  # fmt: skip
-    return out_weights_TK, out_ids_TK
+    if bias_E is not None:
+        assert rule.sigmoid
+        assert bias_E.shape == (E,) and bias_E.dtype == torch.float32 and bias_E.is_contiguous()

@@ -13,11 +13,23 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
+from moe.base.context import KernelContext
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.router import TopKRouter
 from moe.routes import TopK
 
 E, K, H = 24, 5, 32
+GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
+# One of each.
+KINDS: list[dict[str, Any]] = [
+    {"norm_topk_prob": True},
+    {"router": "greedy", "routed_scaling_factor": 1.7},
+    {"router": "group_limited_greedy", **GROUPS},
+    {"router": "sigmoid", "norm_topk_prob": True, "use_correction_bias": True, **GROUPS},
+    {"router": "noaux_tc", "norm_topk_prob": True, **GROUPS},
+]
 
 
 def make_router(theirs: nn.Module | None = None, dtype: torch.dtype = torch.float32, **kind: Any):
@@ -179,3 +191,33 @@ def test_no_tokens() -> None:
         router = make_router(**kind)
         randomize(router)
         assert [tuple(part.shape) for part in router(torch.empty(0, H))] == [(0, K), (0, K)]
+
+
+def interpreted(dtype: torch.dtype) -> KernelContext:
+    name = str(dtype).removeprefix("torch.")
+    book = TileBook(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
+    return KernelContext(workspace=Workspace("cpu"), tiles=book, pdl=False, num_cores=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.get("router", "softmax"))
+@torch.no_grad()
+def test_kernels_route_as_plain_torch_does(kind: dict[str, Any], dtype: torch.dtype) -> None:
+    """Beside each other on the same weights, with padding, and with ids written where asked."""
+    plain = make_router(dtype=dtype, **kind)
+    randomize(plain)
+    config, context = plain.config, interpreted(dtype)
+    kernels = TopKRouter(config, dtype=dtype, device="cpu", context=context)
+    kernels.load_state_dict(plain.state_dict())
+    hidden = torch.randn(6, H).to(dtype)
+    num_valid = torch.tensor([4], dtype=torch.int32)
+    written = torch.full((7 * K,), -7, dtype=torch.int32)
+    for count in (None, num_valid):
+        ours, expected = kernels(hidden, count, written[: 6 * K]), plain(hidden, count)
+        assert torch.equal(ours.ids, expected.ids)
+        tolerance = 1e-6 if dtype == torch.float32 else 1e-3
+        torch.testing.assert_close(ours.weights, expected.weights, rtol=tolerance, atol=1e-6)
+        assert torch.equal(written[: 6 * K], expected.ids.flatten())
+        assert written[6 * K :].eq(-7).all()
+    context.workspace.freeze()
+    kernels(hidden[:3], num_valid, written[: 3 * K])

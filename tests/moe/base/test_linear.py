@@ -30,21 +30,29 @@ def context_of(N: int, K: int, tiles: Tiles | None, dtype: torch.dtype) -> Kerne
 
 
 def check(
-    M: int, N: int, K: int, dtype: torch.dtype, context: KernelContext, *, device: str = DEVICE
+    M: int,
+    N: int,
+    K: int,
+    dtype: torch.dtype,
+    context: KernelContext,
+    *,
+    out: torch.dtype | None = None,
+    device: str = DEVICE,
 ) -> torch.Tensor:
     """The parts, which lie in the workspace and add up to the product."""
     x_MK = torch.randn(M, K, device=device).to(dtype)
     w_NK = (torch.randn(N, K, device=device) * K**-0.5).to(dtype)
     # What an earlier step left must not show.
     context.workspace.take("parts", (8 * M * N,), torch.float32).fill_(torch.nan)
-    parts = linear_parts(x_MK, w_NK, context, "parts")
+    parts = linear_parts(x_MK, w_NK, context, "parts", dtype=out)
     buffer = context.workspace.take("parts", (8 * M * N,), torch.float32)
     assert M == 0 or parts.data_ptr() == buffer.data_ptr()
     assert parts.shape[1:] == (M, N)
-    assert parts.dtype == (dtype if len(parts) == 1 else torch.float32)
+    out = out or dtype
+    assert parts.dtype == (out if len(parts) == 1 else torch.float32)
     torch.testing.assert_close(
         parts.double().sum(0), x_MK.double() @ w_NK.double().T,
-        rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype],
+        rtol=TOLERANCE[out], atol=TOLERANCE[out],
     )  # fmt: skip
     return parts
 
@@ -97,6 +105,25 @@ def test_depth_is_split_where_columns_are_few() -> None:
     assert tiles.splits > 1
     small = dataclasses.replace(tiles, block_k=64)
     check(3, 24, 600, torch.float16, context_of(24, 600, small, torch.float16))
+
+
+@pytest.mark.parametrize("M", [0, 1, 2, 20, 65, 200])
+@pytest.mark.parametrize("tuned", [True, False])
+def test_fp32_of_shorter_inputs(M: int, tuned: bool) -> None:
+    """To fp32's tolerance, also where the library's GEMM would be taken."""
+    table = {linear_key(40, 24, "float16"): {1: None}} if tuned else None
+    book = TileBook(dtype="float16", item_size=2, shared_bytes=100_000, linear=table)
+    context = KernelContext(workspace=Workspace(DEVICE), tiles=book, pdl=False, num_cores=2)
+    check(M, 40, 24, torch.float16, context, out=torch.float32)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("M", [1, 2, 33, 65, 200, 1000, 8192])
+@pytest.mark.parametrize(("N", "K"), [(256, 7168), (384, 7168), (64, 2048), (160, 5120)])
+def test_real_routers_in_fp32(N: int, K: int, M: int) -> None:
+    """DeepSeek's and Kimi's routers: bf16 in, fp32 out."""
+    context = make_context(torch.device("cuda"), torch.bfloat16)
+    check(M, N, K, torch.bfloat16, context, out=torch.float32, device="cuda")
 
 
 @pytest.mark.gpu

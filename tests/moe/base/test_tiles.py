@@ -122,7 +122,9 @@ def test_what_is_guessed_runs(
         (experts.gate_up, 2),
         (experts.down, 1),
         (book.linear(width, hidden, tokens), 1),
+        (book.linear(width, hidden, tokens, library=False), 1),
     ]
+    assert guesses[-1][0] is not None
     for tiles, matrices in guesses:
         if tiles is None:
             continue
@@ -137,6 +139,24 @@ def test_what_is_guessed_runs(
     vector = book.linear(width, hidden, tokens)
     if vector is not None and vector.block_m == 1:
         assert tokens == 1
+
+
+@given(outputs=st.integers(1, 512), inputs=SIZES, tokens=st.integers(1, 20000))
+@settings(max_examples=300, deadline=None)
+def test_a_warm_up_of_powers_of_two_sees_the_most_parts(
+    outputs: int, inputs: int, tokens: int
+) -> None:
+    """A router's buffer, grown by them and the largest step, holds the parts of all others."""
+    book = make_book()
+
+    def rows(count: int) -> int:
+        tiles = book.linear(outputs, inputs, count, library=False)
+        assert tiles is not None
+        return tiles.splits * count
+
+    powers = [1 << n for n in range(tokens.bit_length())]
+    room = max(map(rows, [*powers, tokens]))
+    assert all(rows(count) <= room for count in range(1, tokens, max(1, tokens // 50)))
 
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:

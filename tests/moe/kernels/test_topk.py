@@ -1,46 +1,81 @@
-"""topk_softmax against select_softmax: ids equal, weights to fp32's tolerance."""
+"""select_experts against moe.router's functions: ids equal, weights to fp32's tolerance."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from moe.config import MoEConfig
-from moe.kernels.topk import topk_softmax
-from moe.router import select_softmax
+from moe.kernels.topk import TopKRule, select_experts
+from moe.router import SELECTIONS, topk_rule
 from moe.routes import TopK
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+DEEPSEEK_V2 = {"router": "group_limited_greedy", "routed_scaling_factor": 16.0}
+DEEPSEEK_V3 = {"router": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+# Experts, experts a token, and the rest of a configuration.
+MODELS: dict[str, tuple[int, int, dict[str, Any]]] = {
+    "qwen3-30b-a3b": (128, 8, {"norm_topk_prob": True}),
+    "qwen3-next": (512, 10, {"norm_topk_prob": True}),
+    "deepseek-v2-lite": (64, 6, {"router": "greedy"}),
+    "deepseek-v2": (160, 6, {**DEEPSEEK_V2, "n_group": 8, "topk_group": 3}),
+    "deepseek-v3": (256, 8, {**DEEPSEEK_V3, "n_group": 8, "topk_group": 4}),
+    "kimi-k2": (384, 8, {**DEEPSEEK_V3, "n_group": 1, "topk_group": 1}),
+}
 
 
-def oracle(logits_TE: torch.Tensor, k: int, renormalise: bool) -> TopK:
-    config = MoEConfig(
-        hidden_size=8,
-        intermediate_size=8,
-        num_experts=logits_TE.shape[1],
-        num_experts_per_tok=k,
-        norm_topk_prob=renormalise,
+def make_config(E: int, k: int, **kind: Any) -> MoEConfig:
+    return MoEConfig(
+        hidden_size=8, intermediate_size=8, num_experts=E, num_experts_per_tok=k, **kind
     )
-    return select_softmax(logits_TE.float(), None, config)
 
 
-def check(
-    parts_STE: torch.Tensor, k: int, renormalise: bool, dtype: torch.dtype, num_valid: int | None
+def oracle(logits_TE: torch.Tensor, config: MoEConfig, bias_E: torch.Tensor | None = None) -> TopK:
+    return SELECTIONS[config.router](logits_TE.float(), bias_E, config)
+
+
+def make_bias(config: MoEConfig) -> torch.Tensor | None:
+    if not config.has_correction_bias:
+        return None
+    return 0.2 * torch.randn(config.num_experts, device=DEVICE)
+
+
+def check_kind(
+    parts_STE: torch.Tensor,
+    config: MoEConfig,
+    dtype: torch.dtype,
+    num_valid: int | None,
+    bias_E: torch.Tensor | None = None,
+    *,
+    pdl: bool = False,
 ) -> None:
     count = None
     if num_valid is not None:
         count = torch.tensor([num_valid], dtype=torch.int32, device=parts_STE.device)
-    weights, ids = topk_softmax(parts_STE, k, renormalise, count, logits_dtype=dtype)
+    rule = topk_rule(config)
+    weights, ids = select_experts(parts_STE, rule, bias_E, count, logits_dtype=dtype, pdl=pdl)
     total = parts_STE[0].float()
     for part in parts_STE[1:]:
         total = total + part.float()
-    expected = oracle(total.to(dtype), k, renormalise)
+    expected = oracle(total.to(dtype), config, bias_E)
     last = parts_STE.shape[1] if num_valid is None else num_valid
     assert torch.equal(ids[:last], expected.ids[:last])
     torch.testing.assert_close(weights[:last], expected.weights[:last], rtol=1e-5, atol=1e-7)
     assert (ids[last:] == -1).all()
     assert (weights[last:] == 0.0).all()
+
+
+def check(
+    parts_STE: torch.Tensor, k: int, renormalise: bool, dtype: torch.dtype, num_valid: int | None
+) -> None:
+    """The softmax router's."""
+    config = make_config(parts_STE.shape[2], k, norm_topk_prob=renormalise)
+    check_kind(parts_STE, config, dtype, num_valid)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -89,15 +124,112 @@ def test_not_finite(dtype: torch.dtype, bad: float, everywhere: bool) -> None:
     """Ids are in range and distinct; weights say that something is wrong, as softmax does."""
     logits = torch.randn(1, 2, 11, device=DEVICE).to(dtype)
     logits[0, 0, slice(None) if everywhere else 4] = bad
-    weights, ids = topk_softmax(logits, 5, True, None, logits_dtype=dtype)
+    rule = TopKRule(k=5, renormalise=True)
+    weights, ids = select_experts(logits, rule, None, None, logits_dtype=dtype)
     assert ((ids >= 0) & (ids < 11)).all()
     assert all(len(set(row)) == 5 for row in ids.tolist())
     assert weights[0].isnan().all()
-    assert torch.equal(ids[1:], oracle(logits[0, 1:], 5, True).ids)
+    assert torch.equal(ids[1:], oracle(logits[0, 1:], make_config(11, 5)).ids)
 
 
 def test_no_tokens() -> None:
     check(torch.randn(2, 0, 16, device=DEVICE), 3, True, torch.float32, None)
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> MoEConfig:
+    """Any kind of router over any number of experts and groups."""
+    router = draw(st.sampled_from(sorted(SELECTIONS)))
+    n_group = draw(st.integers(1, 6)) if router not in ("softmax", "greedy") else 1
+    size = draw(st.integers(1, 7))
+    topk_group = draw(st.integers(1, n_group))
+    grouped = router in ("group_limited_greedy", "noaux_tc") or n_group > 1
+    return make_config(
+        n_group * size,
+        draw(st.integers(1, size * (topk_group if grouped else n_group))),
+        router=router,
+        n_group=n_group,
+        topk_group=topk_group,
+        norm_topk_prob=draw(st.booleans()),
+        routed_scaling_factor=draw(st.sampled_from([1.0, 2.5])),
+        use_correction_bias=router == "sigmoid" and draw(st.booleans()),
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(config=configs(), data=st.data())
+def test_any_kind(config: MoEConfig, data: st.DataObject) -> None:
+    """On few distinct logits and biases, so that experts and groups tie often."""
+    torch.manual_seed(data.draw(st.integers(0, 2**31)))
+    S, T, E = data.draw(st.integers(1, 3)), data.draw(st.integers(0, 4)), config.num_experts
+    levels = data.draw(st.sampled_from([2, 5, 40]))
+    logits = torch.randint(-levels, levels + 1, (S, T, E), device=DEVICE) / 8
+    bias = None
+    if config.has_correction_bias:
+        bias = torch.randint(-2, 3, (E,), device=DEVICE) / 4
+    dtype = data.draw(st.sampled_from([torch.float32, torch.float16]))
+    parts = logits.to(dtype if S == 1 else torch.float32)
+    num_valid = data.draw(st.one_of(st.none(), st.integers(0, T)))
+    check_kind(parts, config, dtype, num_valid, bias)
+
+
+@pytest.mark.parametrize("S", [1, 3])
+@pytest.mark.parametrize("model", MODELS)
+def test_shapes_of_models(model: str, S: int) -> None:
+    E, k, kind = MODELS[model]
+    config = make_config(E, k, **kind)
+    check_kind(torch.randn(S, 2, E, device=DEVICE), config, torch.float32, 1, make_bias(config))
+
+
+@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc"])
+def test_tied_groups_go_to_the_lower_id(kind: str) -> None:
+    """Three groups of three, all alike but for their order within."""
+    config = make_config(9, 4, router=kind, n_group=3, topk_group=2)
+    logits = torch.tensor([[[0.0, 1.0, 2.0, 2.0, 1.0, 0.0, 1.0, 2.0, 0.0]]], device=DEVICE)
+    _, ids = select_experts(logits, topk_rule(config), None, None, logits_dtype=torch.float32)
+    assert ids.tolist() == [[2, 3, 1, 4]]
+
+
+def test_a_group_counts_by_its_two_best() -> None:
+    """By its best alone the second of the groups would be kept."""
+    logits = torch.tensor([[[1.0, 1.0, -9.0, 1.5, -9.0, -9.0]]], device=DEVICE)
+    for kind, expected in (("noaux_tc", [[0, 1]]), ("group_limited_greedy", [[3, 4]])):
+        config = make_config(6, 2, router=kind, n_group=2, topk_group=1)
+        rule = topk_rule(config)
+        _, ids = select_experts(logits, rule, None, None, logits_dtype=torch.float32)
+        assert ids.tolist() == expected
+
+
+def test_a_bias_chooses_and_does_not_weigh() -> None:
+    config = make_config(12, 3, router="noaux_tc", n_group=4, topk_group=1)
+    bias = torch.zeros(12, device=DEVICE)
+    bias[6:9] = torch.tensor([1.0, 3.0, 2.0])
+    weights, ids = select_experts(
+        torch.zeros(1, 2, 12, device=DEVICE), topk_rule(config), bias, None,
+        logits_dtype=torch.float32,
+    )  # fmt: skip
+    assert ids.tolist() == [[7, 8, 6]] * 2
+    assert torch.equal(weights, torch.full((2, 3), 0.5, device=DEVICE))
+
+
+def test_sigmoids_that_are_all_zero_are_not_divided_by_it() -> None:
+    config = make_config(8, 2, **DEEPSEEK_V3, n_group=2, topk_group=1)
+    check_kind(torch.full((1, 2, 8), -200.0, device=DEVICE), config, torch.float32, None)
+
+
+@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc"])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("everywhere", [False, True])
+def test_a_kind_that_is_not_finite(kind: str, bad: float, everywhere: bool) -> None:
+    """Ids are in range and distinct, and NaN shows in the weights."""
+    config = make_config(12, 5, router=kind, n_group=4, topk_group=2, norm_topk_prob=True)
+    logits = torch.randn(1, 2, 12, device=DEVICE)
+    logits[0, 0, slice(None) if everywhere else 4] = bad
+    weights, ids = select_experts(logits, topk_rule(config), None, None, logits_dtype=torch.float32)
+    assert ((ids >= 0) & (ids < 12)).all()
+    assert all(len(set(row)) == 5 for row in ids.tolist())
+    assert weights[0].isnan().any() or bad == bad
+    assert torch.equal(ids[1:], oracle(logits[0, 1:], config).ids)
 
 
 @pytest.mark.gpu
@@ -107,3 +239,35 @@ def test_no_tokens() -> None:
 def test_real_shapes(T: int, E: int, S: int) -> None:
     """bf16, whose distinct logits have distinct scores: of so many in fp32 some would not."""
     check(torch.randn(S, T, E, device="cuda"), 8, True, torch.bfloat16, T - T // 5)
+
+
+def separated(logits_TE: torch.Tensor, config: MoEConfig, bias_E: torch.Tensor | None) -> Any:
+    """[T]: rows whose choice of experts and of groups hangs on no difference of a few roundings."""
+    scores = logits_TE.softmax(-1) if bias_E is None else logits_TE.sigmoid() + bias_E
+    best = scores.sort(dim=1, descending=True).values[:, : 4 * config.num_experts_per_tok]
+    clear = (-best.diff(dim=1) > 1e-6 * best[:, 1:].abs()).all(dim=1)
+    if config.n_group > 1:
+        groups = (
+            scores.view(len(scores), config.n_group, -1).topk(1 if bias_E is None else 2).values
+        )
+        totals = groups.sum(dim=-1).sort(dim=1, descending=True).values
+        edge = totals[:, config.topk_group - 1] - totals[:, config.topk_group]
+        clear &= edge > 1e-6 * totals[:, config.topk_group].abs()
+    return clear
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("T", [1, 64, 4096])
+@pytest.mark.parametrize("S", [1, 8])
+@pytest.mark.parametrize("model", [name for name in MODELS if "qwen" not in name])
+def test_real_shapes_of_models(model: str, S: int, T: int) -> None:
+    """fp32 logits: rows that a rounding of torch's scores could decide otherwise are left out."""
+    E, k, kind = MODELS[model]
+    config = make_config(E, k, **kind)
+    bias, parts = make_bias(config), torch.randn(S, T, E, device="cuda")
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    clear = separated(total, config, bias)
+    assert clear.float().mean() > 0.9
+    check_kind(parts[:, clear], config, torch.float32, int(clear.sum()), bias, pdl=True)
