@@ -100,6 +100,8 @@ def made_up_service(streams: int, step_seconds: float) -> tuple[Service, Engine]
         max_model_len=65536,
         block_size=16,
         num_blocks=streams * 1024,
+        max_queued_requests=streams,
+        max_queued_tokens=streams * 65536,
     )
     service = Service(model="made-up", version="0")
     engine = Engine(Scheduler(limits), TimedGroup(step_seconds))

@@ -63,6 +63,8 @@ def start(num_running: int, num_steps: int, pieces: dict[int, str | bytes]) -> S
         max_model_len=max_model_len,
         block_size=16,
         num_blocks=num_running * (max_model_len // 16 + 1),
+        max_queued_requests=num_running,
+        max_queued_tokens=num_running * max_model_len,
     )
     scheduler = Scheduler(limits)
     for number in range(num_running):

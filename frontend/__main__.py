@@ -20,7 +20,7 @@ import uvloop
 from frontend import garbage_collection
 from frontend.api.listeners import Listeners
 from frontend.backend import Backend
-from frontend.config import FrontendConfig, add_serving_flags, join_address
+from frontend.config import FrontendConfig, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.errors import internal_error
 from frontend.link.expert_load import ExpertLoad
@@ -37,6 +37,7 @@ from frontend.processing.tokenizer import Tokenizer
 from frontend.scheduler.scheduler import Scheduler
 from frontend.service.key_limit import KeyLimit
 from frontend.service.service import Service
+from switchyard.flags import add_flags, given
 from switchyard.release import release
 from switchyard.worker.link import read_secret
 from switchyard.worker.v1 import worker_pb2
@@ -58,48 +59,12 @@ def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
         ValueError: a flag's value, or the model folder, will not do.
     """
     parser = argparse.ArgumentParser(prog="python -m frontend", description=__doc__)
-    parser.add_argument("--model", help="folder, or Hub id; default: the demo model")
-    parser.add_argument(
-        "--workers",
-        required=True,
-        metavar="ADDR[,ADDR]",
-        help="each machine's first rank: HOST:PORT, or unix:DIR/rank-{rank}.sock",
-    )
-    parser.add_argument(
-        "--launcher",
-        type=int,
-        metavar="PID",
-        help="the workers' launcher, on this machine",
-    )
-    add_serving_flags(parser)
+    add_flags(parser, FrontendConfig)
     flags = parser.parse_args(arguments)
-    model = resolve_model(flags.model)
-    return FrontendConfig(
-        model=model,
-        served_name=flags.served_model_name or served_name(flags.model),
-        workers=tuple(flags.workers.split(",")),
-        host=flags.host,
-        port=flags.port,
-        max_queued_requests=flags.max_queued_requests,
-        prefix_cache=not flags.no_prefix_cache,
-        startup_timeout=flags.startup_timeout,
-        drain_timeout=flags.drain_timeout,
-        step_timeout=flags.step_timeout,
-        max_restarts=flags.max_restarts,
-        restart_window=flags.restart_window,
-        launcher=flags.launcher,
-        http_port=flags.http_port,
-        api_key_file=flags.api_key_file,
-        tls_cert=flags.tls_cert,
-        tls_key=flags.tls_key,
-        tls_client_ca=flags.tls_client_ca,
-        insecure=flags.insecure,
-        link_secret_file=flags.link_secret_file,
-        max_queued_tokens=flags.max_queued_tokens,
-        max_requests_per_key=flags.max_requests_per_key,
-        request_log=not flags.no_request_log,
-        otlp_endpoint=flags.otlp_endpoint,
-    )
+    named = getattr(flags, "model", None)
+    model = resolve_model(named)
+    defaults = {"served_name": served_name(named)}
+    return FrontendConfig(**{**defaults, **given(FrontendConfig, flags), "model": model})
 
 
 class Stop:

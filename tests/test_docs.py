@@ -8,6 +8,7 @@ import ast
 import re
 import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import MISSING
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +18,10 @@ import workers.__main__
 from frontend import probe
 from frontend.__main__ import parse_config
 from frontend.cli import main
+from frontend.config import FrontendConfig
 from frontend.service.service import State
+from switchyard.flags import flags_of as flags_in
+from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -107,6 +111,26 @@ def first_cells(table: str) -> str:
 def test_the_tables_of_flags_are_those_of_both_halves(half: str) -> None:
     told = set(FLAG.findall(first_cells(section(OPERATIONS, f"### Flags of the {half}"))))
     assert told == commands()[f"python -m {half}"]
+
+
+@pytest.mark.parametrize(
+    ("half", "tables"),
+    [("frontend", [FrontendConfig]), ("workers", [WorkerConfig, ParallelFlags, LauncherConfig])],
+)
+def test_the_tables_of_flags_have_the_defaults_that_are(half: str, tables: list[type]) -> None:
+    cells: dict[str, str] = {}
+    for line in section(OPERATIONS, f"### Flags of the {half}").splitlines():
+        if line.startswith("| `--"):
+            names, default = line.split("|")[1:3]
+            cells |= dict.fromkeys(FLAG.findall(names), default.strip())
+    for flag in (flag for table in tables for flag in flags_in(table)):
+        if flag.is_switch:
+            assert cells[flag.name] == "off"
+        elif flag.default is MISSING or flag.default is None:
+            assert cells[flag.name], flag.name
+        else:
+            shown = f"{flag.default:g}" if flag.kind is float else str(flag.default)
+            assert cells[flag.name].split()[0] == shown, flag.name
 
 
 def test_serve_takes_the_flags_of_both_halves_but_those_that_are_marked() -> None:

@@ -11,76 +11,79 @@ import argparse
 import os
 import sys
 
-from moe.base.parallel import ParallelConfig
+from moe.base.parallel import ParallelConfig, resolve_parallel
+from moe.config import resolve_runner
+from switchyard.flags import add_flags, read
 from switchyard.worker.link import read_secret
-from workers.config import WorkerConfig
-from workers.flags import configure, parser
+from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
+from workers.model_config import ModelConfig
+
+
+def parser() -> argparse.ArgumentParser:
+    """All flags of a group of ranks and of its launcher."""
+    parser = argparse.ArgumentParser(
+        prog="python -m workers",
+        description="Start a group of worker ranks, one per GPU (or CPU processes).",
+        allow_abbrev=False,
+    )
+    for table in (WorkerConfig, ParallelFlags, LauncherConfig):
+        add_flags(parser, table)
+    return parser
+
+
+def configure(
+    flags: argparse.Namespace,
+) -> tuple[WorkerConfig, ParallelConfig, LauncherConfig]:
+    """Flags to configs that fit the model's config.json.
+
+    Raises:
+        ValueError: one line naming the flag or the file, the numbers and the choices.
+    """
+    config, layout = read(WorkerConfig, flags), read(ParallelFlags, flags)
+    resolve_runner(config.moe_runner)
+    model = ModelConfig.from_folder(config.model)
+    parallel = resolve_parallel(
+        tp=layout.tp,
+        dp=layout.dp,
+        ep=layout.ep,
+        backend=layout.moe_ep_backend,
+        has_experts=model.moe is not None and any(model.moe_layers),
+    )
+    model.check_tensor_parallel(parallel.tp)
+    return config, parallel, read(LauncherConfig, flags)
 
 
 def main() -> int:
     """Check the flags, then keep the group alive; returns the exit status."""
-    flags_parser = parser()
-    flags_parser.add_argument("--nproc", type=int, default=None, help="ranks on this machine")
-    flags_parser.add_argument("--nnodes", type=int, default=1)
-    flags_parser.add_argument("--node-rank", type=int, default=0)
-    flags_parser.add_argument("--rdzv-endpoint", default=None, help="host:port of the first node")
-    flags = flags_parser.parse_args()
+    flags = parser().parse_args()
     try:
-        config, parallel = configure(flags)
+        config, parallel, launch = configure(flags)
         secret = read_secret(config.link_secret_file)
-        nproc = _ranks_here(flags, parallel)
-        endpoint = _endpoint(flags)
+        nproc = launch.ranks_here(parallel.tp, parallel.dp)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED
     sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n")
     sys.stderr.flush()
-    return _launch(config, parallel, secret, nproc, flags, endpoint)
+    return _run(config, parallel, launch, secret, nproc)
 
 
-def _ranks_here(flags: argparse.Namespace, parallel: ParallelConfig) -> int:
-    """Ranks to start on this machine; all machines together must make tp × dp."""
-    needed = parallel.tp * parallel.dp
-    nproc = flags.nproc if flags.nproc is not None else needed // flags.nnodes
-    if nproc * flags.nnodes != needed:
-        raise ValueError(
-            f"--nproc {nproc} × --nnodes {flags.nnodes} is not --tp {parallel.tp} × "
-            f"--dp {parallel.dp} = {needed}"
-        )
-    if flags.nnodes > 1 and flags.rdzv_endpoint is None:
-        raise ValueError("--nnodes above 1 needs --rdzv-endpoint HOST:PORT of the first node")
-    return nproc
-
-
-def _endpoint(flags: argparse.Namespace) -> tuple[str, int]:
-    """Host and port to meet at; on one machine a free port that no other can reach."""
-    if flags.nnodes == 1:
-        return "127.0.0.1", 0
-    host, _, port = flags.rdzv_endpoint.rpartition(":")
-    if not host or not port.isdigit():
-        raise ValueError(f"--rdzv-endpoint is {flags.rdzv_endpoint!r}; give HOST:PORT")
-    if not 0 <= flags.node_rank < flags.nnodes:
-        raise ValueError(f"--node-rank {flags.node_rank} must be 0 to {flags.nnodes - 1}")
-    return host.strip("[]"), int(port)
-
-
-def _launch(
+def _run(
     config: WorkerConfig,
     parallel: ParallelConfig,
+    launch: LauncherConfig,
     secret: str | None,
     nproc: int,
-    flags: argparse.Namespace,
-    endpoint: tuple[str, int],
 ) -> int:
     # Here, not above: bad flags are refused without waiting for torch.
     from workers.launcher.rank_session import run_group
     from workers.launcher.rendezvous import Meeting
     from workers.rank.process import RankTask
 
-    host, port = endpoint
-    meeting = Meeting(host=host, port=port, node_rank=flags.node_rank, num_nodes=flags.nnodes)
+    host, port = launch.endpoint
+    meeting = Meeting(host=host, port=port, node_rank=launch.node_rank, num_nodes=launch.nnodes)
 
     def one_group(reporter: Reporter, newest_epoch: int) -> None:
         task = RankTask(

@@ -1,7 +1,8 @@
-"""What a rank is told: the flags of ``python -m workers`` as one frozen record, checked once.
+"""The settings of a group of ranks and of its launcher, each a flag of ``python -m workers``.
 
-Torch-free, so that the launcher can refuse bad flags before anything heavy is imported. Knows
-nothing of processes, devices or the model.
+Owns three tables: what a rank does, how ranks divide the work, and where they run. Torch-free, so
+that bad flags are refused before anything heavy is imported. Knows nothing of processes, devices or
+the model.
 """
 
 from __future__ import annotations
@@ -9,70 +10,73 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-DTYPES = ("auto", "bfloat16", "float32")
-
-
-DEVICES = ("auto", "cpu", "cuda")
-
-
-LOAD_FORMATS = ("auto", "safetensors", "dummy")
-
-
-ON_OFF = ("on", "off")
-
+from moe.base.parallel import BACKENDS
+from moe.config import RUNNER_NAMES
+from switchyard import flags
+from switchyard.flags import flag
 
 LOOPBACK = ("127.0.0.1", "[::1]", "localhost")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ParallelFlags:
+    """How ranks divide attention and experts, as it was asked for; see `moe.base.parallel`."""
+
+    tp: int = flag(
+        "ranks that share one copy of the attention weights",
+        1, aliases=("--tensor-parallel-size",), at_least=1,
+    )  # fmt: skip
+    dp: int = flag("attention replicas", 1, aliases=("--data-parallel-size",), at_least=1)
+    ep: int | None = flag(
+        "ranks that the experts are spread over: 1 or tp·dp",
+        None, aliases=("--expert-parallel-size",), at_least=1,
+        unset="tp·dp, or 1 with the backend disabled",
+    )  # fmt: skip
+    moe_ep_backend: str = flag(
+        "how tokens and experts meet", "auto", metavar=f"{{auto,{','.join(BACKENDS[:-1])}}}"
+    )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class WorkerConfig:
-    """Settings of a group of ranks; each is a flag of ``python -m workers``.
+    """Settings of each rank of a group. None is "chosen from the model and the device"."""
 
-    ``None`` means "chosen from the model and the device" (see startup.py), of the secret: none.
-    """
-
-    model: Path
-    listen: str
-    device: str = "auto"
-    dtype: str = "auto"
-    load_format: str = "auto"
-    max_batch_size: int = 256
-    max_model_len: int | None = None
-    max_num_batched_tokens: int | None = None
-    block_size: int = 16
-    num_blocks: int | None = None
-    memory_fraction: float = 0.9
-    seed: int = 0
-    moe_runner: str = "auto"
-    cuda_graphs: str = "on"
-    link_secret_file: Path | None = None
-    insecure_link: bool = False
+    model: Path = flag("folder in Hugging Face layout", metavar="FOLDER", shared=False)
+    listen: str = flag(
+        "rank i of this machine takes port + i, or unix:/dir/rank-{rank}.sock",
+        "127.0.0.1:50061", metavar="HOST:PORT", shared=False,
+    )  # fmt: skip
+    device: str = flag(
+        "auto takes CUDA where there is one", "auto", choices=("auto", "cpu", "cuda")
+    )
+    dtype: str = flag("of weights and activations", "auto", choices=("auto", "bfloat16", "float32"))
+    load_format: str = flag(
+        "dummy makes weights up", "auto", choices=("auto", "safetensors", "dummy")
+    )
+    max_batch_size: int = flag("sequences that run at once on a replica", 256, at_least=1)
+    max_model_len: int | None = flag(
+        "prompt plus output of one sequence",
+        None, unit="tokens", at_least=1, unset="the model's",
+    )  # fmt: skip
+    max_num_batched_tokens: int | None = flag(
+        "tokens of one step of a replica",
+        None, unit="tokens", at_least=1, unset="8192 on CUDA, 1024 on a CPU",
+    )  # fmt: skip
+    block_size: int = flag("tokens in a KV block", 16, unit="tokens", at_least=1)
+    num_blocks: int | None = flag("KV blocks of a replica", None, at_least=1, unset="what fits")
+    memory_fraction: float = flag("share of the device's memory to use", 0.9, above=0, at_most=1)
+    seed: int = flag("of made-up weights", 0)
+    moe_runner: str = flag(
+        "kernels of the experts", "auto", metavar=f"{{auto,{','.join(RUNNER_NAMES)}}}"
+    )
+    cuda_graphs: str = flag("off launches steps kernel by kernel", "on", choices=("on", "off"))
+    link_secret_file: Path | None = flag(
+        "secret that frontends must know to be served", None, unset="none", shared=False
+    )
+    insecure_link: bool = flag("serve any frontend, from any machine", False, shared=False)
 
     def __post_init__(self) -> None:
-        for name, value, choices in (
-            ("--device", self.device, DEVICES),
-            ("--dtype", self.dtype, DTYPES),
-            ("--load-format", self.load_format, LOAD_FORMATS),
-            ("--cuda-graphs", self.cuda_graphs, ON_OFF),
-        ):
-            if value not in choices:
-                raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-        for name, size in (
-            ("--max-batch-size", self.max_batch_size),
-            ("--max-model-len", self.max_model_len),
-            ("--max-num-batched-tokens", self.max_num_batched_tokens),
-            ("--block-size", self.block_size),
-            ("--num-blocks", self.num_blocks),
-        ):
-            if size is not None and size < 1:
-                raise ValueError(f"{name} is {size}; it must be at least 1")
-        self._check_listen()
-        if not 0.0 < self.memory_fraction <= 1.0:
-            raise ValueError(
-                f"--memory-fraction is {self.memory_fraction}; it must be above 0 and at most 1"
-            )
-
-    def _check_listen(self) -> None:
+        flags.check(self)
         if self.listen.startswith("unix:"):
             return
         host, _, port = self.listen.rpartition(":")
@@ -85,3 +89,51 @@ class WorkerConfig:
                 f"--listen {self.listen} can be reached from other machines by anybody; pass "
                 "--link-secret-file FILE here and to the frontend, or --insecure-link"
             )
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class LauncherConfig:
+    """Where the ranks of a group run."""
+
+    nproc: int | None = flag(
+        "ranks on this machine", None, at_least=1, unset="tp·dp ÷ nnodes", shared=False
+    )
+    nnodes: int = flag("machines", 1, at_least=1, shared=False)
+    node_rank: int = flag("number of this machine, from 0", 0, at_least=0, shared=False)
+    rdzv_endpoint: str | None = flag(
+        "the first machine, which the others meet at",
+        None, metavar="HOST:PORT", unset="none; needed for --nnodes above 1", shared=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        flags.check(self)
+        if self.node_rank >= self.nnodes:
+            raise ValueError(f"--node-rank {self.node_rank} must be 0 to {self.nnodes - 1}")
+        if self.nnodes == 1:
+            return
+        if self.rdzv_endpoint is None:
+            raise ValueError("--nnodes above 1 needs --rdzv-endpoint HOST:PORT of the first node")
+        host, _, port = self.rdzv_endpoint.rpartition(":")
+        if not host or not port.isdigit():
+            raise ValueError(f"--rdzv-endpoint is {self.rdzv_endpoint!r}; give HOST:PORT")
+
+    @property
+    def endpoint(self) -> tuple[str, int]:
+        """Host and port to meet at; on one machine a free port that no other can reach."""
+        if self.nnodes == 1 or self.rdzv_endpoint is None:
+            return "127.0.0.1", 0
+        host, _, port = self.rdzv_endpoint.rpartition(":")
+        return host.strip("[]"), int(port)
+
+    def ranks_here(self, tp: int, dp: int) -> int:
+        """Ranks to start on this machine.
+
+        Raises:
+            ValueError: all machines together would not make tp × dp.
+        """
+        nproc = self.nproc if self.nproc is not None else tp * dp // self.nnodes
+        if nproc * self.nnodes != tp * dp:
+            raise ValueError(
+                f"--nproc {nproc} × --nnodes {self.nnodes} is not --tp {tp} × --dp {dp} = {tp * dp}"
+            )
+        return nproc

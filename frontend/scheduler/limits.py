@@ -36,9 +36,9 @@ class SchedulerLimits:
     max_model_len: int
     block_size: int
     num_blocks: int
+    max_queued_requests: int
+    max_queued_tokens: int
     num_replicas: int = 1
-    max_queued_requests: int = 1024
-    max_queued_tokens: int = 4_000_000
     enable_prefix_cache: bool = True
 
     def __post_init__(self) -> None:

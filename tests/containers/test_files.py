@@ -14,7 +14,9 @@ import yaml
 
 from frontend.__main__ import parse_config
 from frontend.config import FrontendConfig
-from workers.flags import parser as worker_flags
+from switchyard.flags import read
+from workers.__main__ import parser as worker_flags
+from workers.config import ParallelFlags, WorkerConfig
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "demo" / "checkpoint")
@@ -147,9 +149,10 @@ def test_only_frontends_publish_and_only_on_loopback(compose: dict[str, Any]) ->
 @pytest.mark.parametrize("name", ["workers", "workers-gpu"])
 def test_worker_commands_are_flags_of_the_launcher(compose: dict[str, Any], name: str) -> None:
     flags = worker_flags().parse_args(shlex.split(compose["services"][name]["command"]))
+    config, layout = read(WorkerConfig, flags), read(ParallelFlags, flags)
 
-    assert flags.listen == "0.0.0.0:50061"
-    assert (flags.device, flags.tp) == {"workers": ("cpu", 2), "workers-gpu": ("cuda", 1)}[name]
+    assert config.listen == "0.0.0.0:50061"
+    assert (config.device, layout.tp) == {"workers": ("cpu", 2), "workers-gpu": ("cuda", 1)}[name]
 
 
 @pytest.mark.parametrize(("frontend", "workers"), PAIRS)

@@ -13,8 +13,10 @@ import pytest
 import yaml
 
 from frontend.__main__ import LAST_WORDS_SECONDS, STOP_GRACE_SECONDS, parse_config
-from workers.flags import configure
-from workers.flags import parser as worker_flags
+from switchyard.flags import read
+from workers.__main__ import configure
+from workers.__main__ import parser as worker_flags
+from workers.config import WorkerConfig
 
 ROOT = Path(__file__).parents[2]
 DEMO = str(ROOT / "demo" / "checkpoint")
@@ -84,7 +86,7 @@ def test_every_container_says_what_it_needs(pod: Document, name: str) -> None:
 def test_there_is_a_gpu_for_every_rank(pod: Document) -> None:
     workers = containers(pod)["workers"]
     given = worker_flags().parse_args(flags(workers))
-    config, parallel = configure(given)
+    config, parallel, _ = configure(given)
 
     assert config.device == "cuda"
     assert workers["resources"]["limits"]["nvidia.com/gpu"] == parallel.tp * parallel.dp
@@ -93,7 +95,7 @@ def test_there_is_a_gpu_for_every_rank(pod: Document) -> None:
 def test_frontend_and_workers_meet_in_a_folder_of_the_pod(pod: Document) -> None:
     both = containers(pod)
     config = parse_config(flags(both["frontend"]))
-    given = worker_flags().parse_args(flags(both["workers"]))
+    given = read(WorkerConfig, worker_flags().parse_args(flags(both["workers"])))
 
     assert config.workers == (given.listen,)
     folder = given.listen.removeprefix("unix:").rpartition("/")[0]

@@ -24,6 +24,7 @@ LIMITS = SchedulerLimits(
     block_size=4,
     num_blocks=64,
     max_queued_requests=8,
+    max_queued_tokens=1 << 20,
 )
 
 
@@ -173,6 +174,7 @@ def random_limits(rng: random.Random) -> SchedulerLimits:
         num_blocks=1,
         num_replicas=rng.choice([1, 2]),
         max_queued_requests=1000,
+        max_queued_tokens=1 << 20,
         enable_prefix_cache=rng.random() < 0.8,
     )
 

@@ -192,10 +192,10 @@ def test_serve_passes_on_what_was_given(model: Path) -> None:
     flags = main._parser().parse_args(
         ["serve", str(model), "--tensor-parallel-size", "2", "--device", "cpu", "--port", "7"]
     )
-    front = serve.frontend_command(flags, model, "name", "unix:x")
+    front = serve.frontend_command(flags, model, "unix:x")
     assert parse_config(front[3:]).port == 7
-    assert parse_config(front[3:]).served_name == "name"
-    group = serve.workers_command(flags, model, 2, "unix:x")
+    assert parse_config(front[3:]).served_name == model.name
+    group = serve.workers_command(flags, model, "unix:x")
     assert group[3:] == [
         "--model", str(model), "--nproc", "2", "--listen", "unix:x", "--tp", "2", "--device", "cpu",
     ]  # fmt: skip
@@ -207,7 +207,7 @@ def test_serve_refuses_before_it_starts_anything(model: Path, capsys, monkeypatc
     assert main.main(["serve", "/nowhere"]) == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 2
-    assert "--tp 0" in lines[0]
+    assert "--tp is 0; pass a whole number, at least 1" in lines[0]
     assert "/nowhere" in lines[1]
 
 
