@@ -71,7 +71,7 @@ class TimedGroup:
         self._next = max(self._next + self._step_seconds, time.monotonic())
         await asyncio.sleep(self._next - time.monotonic())
         step = self._steps.popleft()
-        drawn = [Drawn(tokens=[tick()] * part.num_draws) for part in step.slices]
+        drawn = [Drawn(tokens=[tick()] * batch.num_draws) for batch in step.batches]
         return StepResults(drawn, StepStats(device_seconds=self._step_seconds))
 
 

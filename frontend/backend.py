@@ -8,38 +8,11 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
-from frontend.engine.step_stats import StepRates
+from frontend.engine.load import EngineLoad
 from frontend.model_folder import SamplingDefaults
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.v1 import worker_pb2
-
-
-class Load(Protocol):
-    """The engine's snapshot, field by field as GetLoadResponse says."""
-
-    @property
-    def running_requests(self) -> int: ...
-    @property
-    def queued_requests(self) -> int: ...
-    @property
-    def kv_cache_usage(self) -> float: ...
-    @property
-    def queued_prompt_tokens(self) -> int: ...
-    @property
-    def preemptions(self) -> int: ...
-    @property
-    def prefix_query_tokens(self) -> int: ...
-    @property
-    def prefix_hit_tokens(self) -> int: ...
-    @property
-    def steps(self) -> StepRates: ...
-    @property
-    def worker_restarts(self) -> int: ...
-    @property
-    def replayed_requests(self) -> int: ...
-    @property
-    def restarting(self) -> bool: ...
 
 
 class EngineClient(Protocol):
@@ -53,7 +26,7 @@ class EngineClient(Protocol):
         """End a request; whether it was running or queued."""
         ...
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """A snapshot."""
         ...
 

@@ -27,8 +27,11 @@ LAYERS = {
     "frontend/processing": SHARED
     | {"frontend.backend", "frontend.model_folder", "frontend.requests"},
     "frontend/service": SHARED
-    | {"frontend.backend", "frontend.processing", "frontend.records", "frontend.requests"},
-    "frontend/observability": SHARED | {"frontend.config", "frontend.records"},
+    | {
+        "frontend.backend", "frontend.engine", "frontend.processing", "frontend.records",
+        "frontend.requests",
+    },
+    "frontend/observability": SHARED | {"frontend.config", "frontend.engine", "frontend.records"},
     "frontend/api": SHARED
     | {
         "frontend.config", "frontend.observability", "frontend.processing", "frontend.records",

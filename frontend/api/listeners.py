@@ -44,7 +44,7 @@ class Listeners:
             self._http = _http_server(config, config.http_port, service, access, metrics, tls)
         metrics.attach(
             Sources(
-                load=service.load,
+                load=service.engine_load,
                 experts=service.expert_load,
                 ready=lambda: self.health.ready,
                 denied=lambda: access.denied,

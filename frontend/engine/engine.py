@@ -15,12 +15,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from frontend.engine.load import EngineLoad
 from frontend.engine.output_processor import OutputProcessor
-from frontend.engine.step_stats import StepRates, StepStatsWindow
+from frontend.engine.step_stats import StepStatsWindow
 from frontend.errors import Code, RequestError
 from frontend.records import StepObserver
 from frontend.requests.request import Request
-from frontend.scheduler.limits import SchedulerLimits, SchedulerLoad
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepResults
 from frontend.scheduler.step_times import StepTimes
@@ -56,17 +57,6 @@ class Group(Protocol):
     async def receive(self) -> StepResults:
         """Tokens and stats of the oldest outstanding step."""
         ...
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Load(SchedulerLoad):
-    """The scheduler's counts, what the steps take, and how often the workers were lost."""
-
-    generated_tokens: int
-    steps: StepRates
-    worker_restarts: int
-    replayed_requests: int
-    restarting: bool
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -145,16 +135,21 @@ class Engine:
         self._wake.set()
         return True
 
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """A snapshot."""
-        counts = dataclasses.asdict(self._scheduler.load())
-        return Load(
-            **counts,
-            generated_tokens=self._outputs.generated_tokens,
-            steps=self._window.rates(time.monotonic()),
+        scheduler = self._scheduler
+        return EngineLoad(
+            running_requests=scheduler.running_requests,
+            queued_requests=scheduler.queued_requests,
+            kv_cache_usage=scheduler.kv_cache_usage,
+            queued_prompt_tokens=scheduler.queued_prompt_tokens,
+            preemptions=scheduler.preemptions,
+            prefix_query_tokens=scheduler.prefix_query_tokens,
+            prefix_hit_tokens=scheduler.prefix_hit_tokens,
             worker_restarts=self._restarts,
             replayed_requests=self._replayed,
             restarting=self._lost,
+            rates=self._window.rates(time.monotonic()),
         )
 
     async def run(self) -> None:

@@ -9,11 +9,12 @@ from collections.abc import Callable, Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
+from frontend.engine.load import EngineLoad
 from frontend.observability.families import Families
 from switchyard.v1 import inference_pb2 as pb
 
-_Read = Callable[[pb.GetLoadResponse], float]
-# Name, meaning, and where GetLoad has it.
+_Read = Callable[[EngineLoad], float]
+# Name, meaning, and where the snapshot has it.
 GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ("vllm:num_requests_running", "Requests that hold a slot.", lambda x: x.running_requests),
     ("vllm:num_requests_waiting", "Requests that wait for one.", lambda x: x.queued_requests),
@@ -26,32 +27,32 @@ GAUGES: tuple[tuple[str, str, _Read], ...] = (
     (
         "switchyard:generated_tokens_per_second",
         "Over the last 5 seconds.",
-        lambda x: x.generated_tokens_per_second,
+        lambda x: x.rates.generated_tokens_per_second,
     ),
     (
         "switchyard:floor_share",
         "Least time the devices could need over the time they took, last 5 seconds.",
-        lambda x: x.floor_share,
+        lambda x: x.rates.floor_share,
     ),
     (
         "switchyard:decode_floor_share",
         "The same of steps that only decode.",
-        lambda x: x.decode_floor_share,
+        lambda x: x.rates.decode_floor_share,
     ),
     (
         "switchyard:device_busy",
         "Share of the last 5 seconds in which the devices worked.",
-        lambda x: x.device_busy,
+        lambda x: x.rates.device_busy,
     ),
     (
         "switchyard:step_seconds",
         "Mean time of the devices in one step, last 5 seconds.",
-        lambda x: x.step_seconds,
+        lambda x: x.rates.step_seconds,
     ),
     (
         "switchyard:idle_seconds_per_step",
         "Mean wait of the devices before a step that was on its way, last 5 seconds.",
-        lambda x: x.idle_seconds_per_step,
+        lambda x: x.rates.idle_seconds_per_step,
     ),
     ("switchyard:restarting", "1 while lost workers are awaited.", lambda x: x.restarting),
 )
@@ -89,7 +90,7 @@ STEP_COUNTERS: tuple[tuple[str, str], ...] = (
 )
 
 
-def load_families(families: Families, load: pb.GetLoadResponse) -> Iterator[Metric]:
+def load_families(families: Families, load: EngineLoad) -> Iterator[Metric]:
     """Everything a load snapshot says."""
     for name, meaning, read in GAUGES:
         yield families.gauge(name, meaning, read(load))
@@ -98,7 +99,7 @@ def load_families(families: Families, load: pb.GetLoadResponse) -> Iterator[Metr
     for field, meaning in STEP_COUNTERS:
         values: dict[tuple[str, ...], float] = {
             (kind,): getattr(totals, field)
-            for kind, totals in (("all", load.steps), ("decode", load.decode_steps))
+            for kind, totals in (("all", load.rates.steps), ("decode", load.rates.decode_steps))
         }
         yield families.counters(f"switchyard:{field}", meaning, ("kind",), values)
 

@@ -17,6 +17,7 @@ from prometheus_client.core import Metric
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.registry import Collector
 
+from frontend.engine.load import EngineLoad
 from frontend.errors import RequestError
 from frontend.observability.families import (
     REQUEST_SECONDS,
@@ -39,12 +40,13 @@ class Sources:
     """What a scrape asks.
 
     Attributes:
-        load, experts: `Service.load` and `Service.expert_load`; RequestError when nobody knows.
+        load, experts: `Service.engine_load` and `Service.expert_load`; RequestError while there are
+            no workers.
         ready: whether requests are taken.
         denied: calls that came without a valid key.
     """
 
-    load: Callable[[], pb.GetLoadResponse]
+    load: Callable[[], EngineLoad]
     experts: Callable[[], Awaitable[pb.GetExpertLoadResponse]]
     ready: Callable[[], bool]
     denied: Callable[[], int]

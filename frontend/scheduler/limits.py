@@ -1,7 +1,7 @@
-"""How much a scheduler may run, and how much it does.
+"""How much a scheduler may run.
 
-Owns the limits, the check whether a request could ever run within them, and the shape of a load
-snapshot. Knows nothing of how requests are scheduled.
+Owns the limits, and the checks of a request against them. Knows nothing of how requests are
+scheduled.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from frontend.errors import Code, RequestError
 from frontend.scheduler.step_times import StepTimes
 
 RETRY_AFTER_SECONDS = (1.0, 60.0)
-"""Least and most that a caller is told who finds the queue full."""
+"""The least and the most that `retry_after` is for a request that finds the queue full."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,22 +52,6 @@ class SchedulerLimits:
             )
 
 
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLoad:
-    """Counts at one moment; the last three grow from the start.
-
-    ``queued_prompt_tokens`` are tokens of waiting and running requests no step has computed yet.
-    """
-
-    running_requests: int
-    queued_requests: int
-    kv_cache_usage: float
-    queued_prompt_tokens: int
-    preemptions: int
-    prefix_query_tokens: int
-    prefix_hit_tokens: int
-
-
 def check_queue(
     limits: SchedulerLimits,
     times: StepTimes,
@@ -105,7 +89,7 @@ def check_queue(
 
 
 def expired(num_waiting: int) -> RequestError:
-    """What a request ends with that waited longer than it wanted to."""
+    """The error of a request that waited longer than its max_queue_time."""
     return RequestError(
         Code.DEADLINE_EXCEEDED,
         f"not admitted within max_queue_time, {num_waiting} requests still wait; "
@@ -116,7 +100,7 @@ def expired(num_waiting: int) -> RequestError:
 
 
 def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) -> None:
-    """Refuse what could never run, alone in an empty cache; the last token needs no KV.
+    """Refuse a request that would not fit an empty cache; the last token needs no KV.
 
     Raises:
         RequestError: INVALID_ARGUMENT with the numbers.

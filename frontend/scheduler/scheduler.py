@@ -13,7 +13,6 @@ from frontend.errors import Code, RequestError, duplicate_id
 from frontend.requests.request import Request
 from frontend.scheduler.limits import (
     SchedulerLimits,
-    SchedulerLoad,
     check_fits,
     check_queue,
     expired,
@@ -36,6 +35,9 @@ class Scheduler:
 
     Attributes:
         earliest_deadline: no waiting request's queue deadline is before it.
+        preemptions: times a sequence lost its blocks, since the start.
+        prefix_query_tokens, prefix_hit_tokens: prompt tokens of admitted requests, and of these
+            those that the prefix cache had, since the start.
 
     Args:
         times: what steps take, which bounds the chunks of long prompts beside decodes.
@@ -53,9 +55,9 @@ class Scheduler:
         self._num_submitted = 0
         self._scheduled_step = 0
         self._completed_step = 0
-        self._preemptions = 0
-        self._prefix_query_tokens = 0
-        self._prefix_hit_tokens = 0
+        self.preemptions = 0
+        self.prefix_query_tokens = 0
+        self.prefix_hit_tokens = 0
 
     def submit(self, request: Request) -> None:
         """Put a request into the queue.
@@ -70,7 +72,7 @@ class Scheduler:
             check_queue(
                 self.limits,
                 self._times,
-                num_running=sum(replica.num_running for replica in self._replicas),
+                num_running=self.running_requests,
                 num_waiting=len(self._waiting),
                 waiting_tokens=self._waiting.num_tokens,
                 num_prompt=len(request.prompt_ids),
@@ -175,21 +177,26 @@ class Scheduler:
             num_replayed += self._wait_again(sequence, now)
         return num_replayed
 
-    def load(self) -> SchedulerLoad:
-        """Where things stand."""
+    @property
+    def running_requests(self) -> int:
+        """Requests that hold a slot."""
+        return sum(replica.num_running for replica in self._replicas)
+
+    @property
+    def queued_requests(self) -> int:
+        """Requests that wait for a slot."""
+        return len(self._waiting) + self._num_draining
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of KV blocks in use, 0 to 1."""
         pools = [replica.pool for replica in self._replicas]
-        num_free = sum(pool.num_free for pool in pools)
-        unscheduled = self._waiting.num_tokens
-        unscheduled += sum(replica.num_unscheduled for replica in self._replicas)
-        return SchedulerLoad(
-            running_requests=sum(replica.num_running for replica in self._replicas),
-            queued_requests=len(self._waiting) + self._num_draining,
-            kv_cache_usage=1 - num_free / sum(pool.size for pool in pools),
-            queued_prompt_tokens=unscheduled,
-            preemptions=self._preemptions,
-            prefix_query_tokens=self._prefix_query_tokens,
-            prefix_hit_tokens=self._prefix_hit_tokens,
-        )
+        return 1 - sum(pool.num_free for pool in pools) / sum(pool.size for pool in pools)
+
+    @property
+    def queued_prompt_tokens(self) -> int:
+        """Tokens of waiting and running requests that no step has computed yet."""
+        return self._waiting.num_tokens + sum(each.num_unscheduled for each in self._replicas)
 
     def _admit(
         self,
@@ -220,8 +227,8 @@ class Scheduler:
             if not request.admitted:
                 request.admitted = now
                 request.cached_tokens = len(matched) * self.limits.block_size
-                self._prefix_query_tokens += len(request.prompt_ids)
-                self._prefix_hit_tokens += request.cached_tokens
+                self.prefix_query_tokens += len(request.prompt_ids)
+                self.prefix_hit_tokens += request.cached_tokens
                 self._waiting.charge(request.key, len(request.prompt_ids))
                 request.output.admit()
 
@@ -259,7 +266,7 @@ class Scheduler:
 
     def _preempt(self, victim: Sequence) -> None:
         """Let a sequence that lost its blocks wait again, once its results have arrived."""
-        self._preemptions += 1
+        self.preemptions += 1
         victim.request.preemptions += 1
         if victim.last_step > self._completed_step:
             self._num_draining += 1

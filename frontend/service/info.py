@@ -10,7 +10,9 @@ import dataclasses
 
 from google.protobuf import timestamp_pb2
 
-from frontend.backend import Backend, Load
+from frontend.backend import Backend
+from frontend.engine.load import EngineLoad
+from frontend.engine.step_stats import StepTotals
 from switchyard.v1 import inference_pb2 as pb
 
 
@@ -59,26 +61,37 @@ def server_info(
     )
 
 
-def load(load: Load) -> pb.GetLoadResponse:
+def load(load: EngineLoad) -> pb.GetLoadResponse:
     """The engine's snapshot."""
-    steps = load.steps
+    rates = load.rates
     return pb.GetLoadResponse(
         running_requests=load.running_requests,
         queued_requests=load.queued_requests,
         kv_cache_usage=load.kv_cache_usage,
-        generated_tokens_per_second=steps.generated_tokens_per_second,
+        generated_tokens_per_second=rates.generated_tokens_per_second,
         queued_prompt_tokens=load.queued_prompt_tokens,
         preemptions=load.preemptions,
         prefix_query_tokens=load.prefix_query_tokens,
         prefix_hit_tokens=load.prefix_hit_tokens,
-        floor_share=steps.floor_share,
-        decode_floor_share=steps.decode_floor_share,
-        device_busy=steps.device_busy,
-        step_seconds=steps.step_seconds,
-        idle_seconds_per_step=steps.idle_seconds_per_step,
-        steps=pb.StepTotals(**dataclasses.asdict(steps.steps)),
-        decode_steps=pb.StepTotals(**dataclasses.asdict(steps.decode_steps)),
+        floor_share=rates.floor_share,
+        decode_floor_share=rates.decode_floor_share,
+        device_busy=rates.device_busy,
+        step_seconds=rates.step_seconds,
+        idle_seconds_per_step=rates.idle_seconds_per_step,
+        steps=_step_totals(rates.steps),
+        decode_steps=_step_totals(rates.decode_steps),
         worker_restarts=load.worker_restarts,
         replayed_requests=load.replayed_requests,
         restarting=load.restarting,
+    )
+
+
+def _step_totals(totals: StepTotals) -> pb.StepTotals:
+    return pb.StepTotals(
+        steps=totals.steps,
+        device_seconds=totals.device_seconds,
+        floor_seconds=totals.floor_seconds,
+        idle_seconds=totals.idle_seconds,
+        bytes_moved=totals.bytes_moved,
+        flops=totals.flops,
     )

@@ -12,7 +12,7 @@ from frontend.service.service import Service
 def why_not_ready(service: Service) -> str:
     """Why no request is worked on, in one line; empty while they are."""
     try:
-        restarting = service.load().restarting
+        restarting = service.engine_load().restarting
     except RequestError as error:
         return error.message
     if not service.takes_requests:

@@ -16,6 +16,7 @@ from collections.abc import AsyncGenerator, Sequence
 
 from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS
+from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error
 from frontend.processing import preprocess, sampling_params, validation
 from frontend.processing.structured_output import Compiler
@@ -278,8 +279,12 @@ class Service:
         return info.server_info(self._attached(), self._version, self._started)
 
     def load(self) -> pb.GetLoadResponse:
-        """The engine's snapshot."""
-        return info.load(self._attached().engine.load())
+        """The engine's snapshot, as a message."""
+        return info.load(self.engine_load())
+
+    def engine_load(self) -> EngineLoad:
+        """The engine's snapshot; RequestError while there is no engine."""
+        return self._attached().engine.load()
 
     async def expert_load(self) -> pb.GetExpertLoadResponse:
         """How many tokens each expert had; no layers for a dense model."""

@@ -18,7 +18,7 @@ from frontend.engine.engine import Engine
 from frontend.link.rank_channel import GroupLost, RankChannel
 from frontend.link.worker_group import WorkerGroup
 from frontend.processing.tokenizer import Tokenizer
-from frontend.scheduler.limits import Limits
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.service.service import Service
 from switchyard.worker.v1 import worker_pb2
@@ -182,7 +182,7 @@ INFO = describe(
     vocab_size=VOCAB_SIZE, max_model_len=21, max_batch_size=4, max_num_batched_tokens=24,
     block_size=4, num_blocks=28,
 )  # fmt: skip
-LIMITS = Limits(
+LIMITS = SchedulerLimits(
     max_batch_size=INFO.max_batch_size,
     max_num_batched_tokens=INFO.max_num_batched_tokens,
     max_model_len=INFO.max_model_len,

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from frontend.api.openai.tool_calls import CallsInText, ListOfCalls
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
-from frontend.scheduler.step import Slice, Step
+from frontend.scheduler.step import ReplicaBatch, Step
 from switchyard.worker.v1 import worker_pb2
 from tests.faults.fuzz_calls import METHODS, valid_messages
 from tests.faults.fuzz_messages import fill
@@ -197,7 +197,7 @@ async def test_an_answer_that_cannot_be_true_loses_the_group(
     server, address = await _RawRank(answer).start()
     group = await WorkerGroup.connect([address], startup_timeout=5.0)
     try:
-        row = Slice(
+        row = ReplicaBatch(
             slots=[0], positions=[0], num_tokens=[1], token_ids=[1], draws=[True],
             num_new_blocks=[1], new_blocks=[0], total_tokens=1, num_draws=1,
         )  # fmt: skip

@@ -138,15 +138,16 @@ class Driver:
         self.assert_at_rest()
 
     def assert_at_rest(self) -> None:
-        load = self.scheduler.load()
-        assert (load.running_requests, load.queued_requests, load.queued_prompt_tokens) == (0, 0, 0)
-        assert load.kv_cache_usage == 0
-        limits = self.scheduler.limits
-        for replica in self.scheduler._replicas:
+        scheduler = self.scheduler
+        assert (scheduler.running_requests, scheduler.queued_requests) == (0, 0)
+        assert scheduler.queued_prompt_tokens == 0
+        assert scheduler.kv_cache_usage == 0
+        limits = scheduler.limits
+        for replica in scheduler._replicas:
             slots = sorted(replica._free_slots)
             assert slots == list(range(limits.max_batch_size))
             assert replica.pool.num_free == limits.num_blocks
-        assert not self.scheduler._open
+        assert not scheduler._open
 
 
 def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:

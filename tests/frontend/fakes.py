@@ -19,6 +19,7 @@ import tokenizers
 
 from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
+from frontend.engine.load import EngineLoad
 from frontend.engine.step_stats import StepRates, StepTotals
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
@@ -33,8 +34,7 @@ MAX_CONTEXT = 64
 EOS = 0
 MODEL = "fake"
 
-
-STEP_LOAD = StepRates(
+STEP_RATES = StepRates(
     generated_tokens_per_second=3.0,
     floor_share=0.5,
     decode_floor_share=0.75,
@@ -45,21 +45,19 @@ STEP_LOAD = StepRates(
     steps=StepTotals(steps=8, device_seconds=2.0, floor_seconds=1.0, bytes_moved=1e30, flops=2e30),
     decode_steps=StepTotals(steps=4, device_seconds=0.5, floor_seconds=0.25, idle_seconds=0.125),
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class FakeLoad:
-    running_requests: int = 1
-    queued_requests: int = 2
-    kv_cache_usage: float = 0.5
-    queued_prompt_tokens: int = 4
-    preemptions: int = 5
-    prefix_query_tokens: int = 6
-    prefix_hit_tokens: int = 7
-    steps: StepRates = STEP_LOAD
-    worker_restarts: int = 8
-    replayed_requests: int = 9
-    restarting: bool = False
+LOAD = EngineLoad(
+    running_requests=1,
+    queued_requests=2,
+    kv_cache_usage=0.5,
+    queued_prompt_tokens=4,
+    preemptions=5,
+    prefix_query_tokens=6,
+    prefix_hit_tokens=7,
+    worker_restarts=8,
+    replayed_requests=9,
+    restarting=False,
+    rates=STEP_RATES,
+)
 
 
 class FakeEngine:
@@ -105,8 +103,8 @@ class FakeEngine:
             self.requests[request_id].output.fail(error)
         self.running.clear()
 
-    def load(self) -> FakeLoad:
-        return FakeLoad()
+    def load(self) -> EngineLoad:
+        return LOAD
 
     async def _answer(self, request: Request) -> None:
         request.admitted = time.monotonic()

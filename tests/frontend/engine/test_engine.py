@@ -77,8 +77,10 @@ async def test_outputs_under_random_arrivals(depth: int) -> None:
                 await asyncio.sleep(0)
         load = running.engine.load()
         assert (load.running_requests, load.queued_requests, load.kv_cache_usage) == (0, 0, 0)
-        assert load.generated_tokens == sum(request.num_generated for request in requests)
-        assert load.steps.generated_tokens_per_second > 0
+        assert running.engine._outputs.generated_tokens == sum(
+            request.num_generated for request in requests
+        )
+        assert load.rates.generated_tokens_per_second > 0
         assert running.group.max_in_flight == depth
 
 
@@ -172,7 +174,7 @@ async def test_steps_are_measured() -> None:
         num_steps, num_decodes = len(steps), sum(step.decode_only for step in steps)
         # A request is one prefill and five decodes.
         assert (num_steps, num_decodes) == (12, 10)
-        assert load.steps.steps == StepTotals(
+        assert load.rates.steps == StepTotals(
             steps=num_steps,
             device_seconds=0.5 * num_steps,
             floor_seconds=0.25 * num_steps,
@@ -181,9 +183,9 @@ async def test_steps_are_measured() -> None:
             bytes_moved=1e20 * num_steps,
             flops=3.0 * num_steps,
         )
-        assert load.steps.decode_steps.steps == num_decodes
-        assert load.steps.floor_share == load.steps.decode_floor_share == 0.5
-        assert load.steps.device_busy == 1.0
+        assert load.rates.decode_steps.steps == num_decodes
+        assert load.rates.floor_share == load.rates.decode_floor_share == 0.5
+        assert load.rates.device_busy == 1.0
 
 
 @pytest.mark.parametrize("depth", [0, MAX_STEPS_IN_FLIGHT + 1])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import dataclasses
 import itertools
 import json
 import re
@@ -15,6 +16,8 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
+from frontend.engine.load import EngineLoad
+from frontend.engine.step_stats import StepRates, StepStatsWindow, StepTotals
 from frontend.errors import Code, RequestError
 from frontend.observability.families import REQUEST_SECONDS, Histogram
 from frontend.observability.load_metrics import GAUGES
@@ -23,12 +26,15 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.records import record, refusal
 
 ROOT = Path(__file__).parents[3]
-LOAD = pb.GetLoadResponse(
+RATES = StepRates(
+    generated_tokens_per_second=70.5, floor_share=0.5, decode_floor_share=0.75, device_busy=0.9,
+    step_seconds=0.004, idle_seconds_per_step=0.0001,
+    steps=StepTotals(steps=11, device_seconds=2.5, flops=1e30), decode_steps=StepTotals(steps=7),
+)  # fmt: skip
+LOAD = EngineLoad(
     running_requests=3, queued_requests=4, kv_cache_usage=0.25, queued_prompt_tokens=50,
-    generated_tokens_per_second=70.5, preemptions=6, prefix_query_tokens=80,
-    prefix_hit_tokens=20, floor_share=0.5, decode_floor_share=0.75, device_busy=0.9,
-    step_seconds=0.004, idle_seconds_per_step=0.0001, worker_restarts=2, replayed_requests=9,
-    steps={"steps": 11, "device_seconds": 2.5, "flops": 1e30}, decode_steps={"steps": 7},
+    preemptions=6, prefix_query_tokens=80, prefix_hit_tokens=20,
+    worker_restarts=2, replayed_requests=9, restarting=False, rates=RATES,
 )  # fmt: skip
 EXPERTS = pb.GetExpertLoadResponse(
     layers=[{"layer": 1, "tokens": [1, 2, 3, 4], "imbalance": 1.4}, {"layer": 3, "tokens": [5, 5]}]
@@ -106,20 +112,30 @@ async def test_gauges_and_counters_are_what_load_says_at_the_scrape(metrics: Met
     assert page.content_type.startswith("text/plain")
 
 
+IDLE = EngineLoad(
+    running_requests=0, queued_requests=0, kv_cache_usage=0.0, queued_prompt_tokens=0,
+    preemptions=0, prefix_query_tokens=0, prefix_hit_tokens=0, worker_restarts=0,
+    replayed_requests=0, restarting=False, rates=StepStatsWindow().rates(time.monotonic()),
+)  # fmt: skip
+
+
 async def test_every_field_of_a_load_has_a_metric() -> None:
     """Each field, changed alone, changes the page: none is forgotten when GetLoad grows."""
     metrics = Metrics("demo")
-    for field in pb.GetLoadResponse.DESCRIPTOR.fields:
-        seen = []
-        for value in (0, 1):
-            load = pb.GetLoadResponse()
-            if field.message_type is not None:
-                getattr(load, field.name).steps = value
-            else:
-                setattr(load, field.name, value)
-            metrics.attach(sources(load=lambda load=load: load))
-            seen.append(_without_process(metrics.render()[0]))
-        assert seen[0] != seen[1], field.name
+    own = {field.name for field in dataclasses.fields(EngineLoad)} - {"rates"}
+    rates = {field.name for field in dataclasses.fields(StepRates)}
+    assert own | rates == {field.name for field in pb.GetLoadResponse.DESCRIPTOR.fields}
+    pages = []
+    for name in ("", *sorted(own | rates)):
+        value: object = StepTotals(steps=1) if name.endswith("steps") else 1
+        load = IDLE
+        if name in own:
+            load = dataclasses.replace(IDLE, **{name: value})
+        elif name:
+            load = dataclasses.replace(IDLE, rates=dataclasses.replace(IDLE.rates, **{name: value}))
+        metrics.attach(sources(load=lambda load=load: load))
+        pages.append(_without_process(metrics.render()[0]))
+        assert pages[0] != pages[-1] or not name, name
 
 
 def _without_process(page: bytes) -> list[bytes]:

@@ -80,12 +80,12 @@ def test_the_random_runs_above_preempt_and_reuse() -> None:
     rng = random.Random(0)
     requests = [random_request(rng, f"r{number}", limits) for number in range(40)]
     driver.run(*requests)
-    load = driver.scheduler.load()
-    assert load.preemptions > 5
-    assert load.preemptions == sum(request.preemptions for request in requests)
-    assert 0 < load.prefix_hit_tokens < load.prefix_query_tokens
-    assert load.prefix_query_tokens == sum(len(request.prompt_ids) for request in requests)
-    assert load.prefix_hit_tokens == sum(request.cached_tokens for request in requests)
+    scheduler = driver.scheduler
+    assert scheduler.preemptions > 5
+    assert scheduler.preemptions == sum(request.preemptions for request in requests)
+    assert 0 < scheduler.prefix_hit_tokens < scheduler.prefix_query_tokens
+    assert scheduler.prefix_query_tokens == sum(len(request.prompt_ids) for request in requests)
+    assert scheduler.prefix_hit_tokens == sum(request.cached_tokens for request in requests)
     assert driver.outputs.generated_tokens == sum(request.num_generated for request in requests)
 
 
@@ -345,10 +345,10 @@ def test_load_counts_what_runs_and_waits() -> None:
     driver.scheduler.submit(make_request("a", list(range(20))))
     driver.scheduler.submit(make_request("b", list(range(30))))
     driver.schedule()
-    load = driver.scheduler.load()
-    assert (load.running_requests, load.queued_requests) == (1, 1)
-    assert load.queued_prompt_tokens == 4 + 30
-    assert load.kv_cache_usage == 5 / 64
+    scheduler = driver.scheduler
+    assert (scheduler.running_requests, scheduler.queued_requests) == (1, 1)
+    assert scheduler.queued_prompt_tokens == 4 + 30
+    assert scheduler.kv_cache_usage == 5 / 64
     assert not driver.abort("nobody")
     driver.run()
 

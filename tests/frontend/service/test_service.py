@@ -22,7 +22,7 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import (
     MAX_CONTEXT,
     MODEL,
-    STEP_LOAD,
+    STEP_RATES,
     VOCAB_SIZE,
     FakeEngine,
     FakeTokenizer,
@@ -600,8 +600,8 @@ async def test_facts() -> None:
     assert (load.floor_share, load.decode_floor_share, load.device_busy) == (0.5, 0.75, 0.25)
     assert (load.step_seconds, load.idle_seconds_per_step) == (0.125, 0.0625)
     for said, meant in (
-        (load.steps, STEP_LOAD.steps),
-        (load.decode_steps, STEP_LOAD.decode_steps),
+        (load.steps, STEP_RATES.steps),
+        (load.decode_steps, STEP_RATES.decode_steps),
     ):
         assert said == pb.StepTotals(**dataclasses.asdict(meant))
         assert len(said.ListFields()) >= 4
