@@ -1,4 +1,4 @@
-# What a newcomer types: `make serve`, `make test`.
+# What a newcomer types: `make serve`, `make check`, `make test`.
 #   make serve MODEL=path/or/hub-id ARGS="--tp 2" HTTP_PORT=8000
 #   TORCH= another version, TORCH_INDEX= the package index of another build of it.
 PYTHON ?= python3
@@ -10,7 +10,7 @@ BIN := .venv/bin
 HTTP_PORT ?= 8000
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
-.PHONY: serve test lint soak fuzz bench protos
+.PHONY: serve check test lint soak fuzz bench protos
 
 # Without a MODEL, the demo on what this machine has: one GPU, two GPUs, or two ranks on the CPU.
 ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
@@ -18,6 +18,12 @@ ARGS ?= $(if $(MODEL),,$(if $(filter 1,$(GPUS)),--tp 1,--tp 2))
 serve: .venv/installed
 	$(BIN)/switchyard serve $(MODEL) --http-port $(HTTP_PORT) $(ARGS)
 
+# While working: what starts no process and interprets no kernel, in a minute on two cores.
+check: lint
+	$(BIN)/python -m pytest -n 2 --dist worksteal \
+	  -m 'not (gpu or grid or netns or podman or processes or interpreter or slow)'
+
+# What CI runs: everything that needs neither GPU, root nor containers.
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 

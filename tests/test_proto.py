@@ -10,6 +10,7 @@ PROTO = Path(__file__).parents[1] / "proto"
 FILES = sorted(PROTO.rglob("*.proto"))
 
 
+@pytest.mark.processes
 def test_stubs_are_fresh(tmp_path: Path) -> None:
     assert len(FILES) == 2
     out = [f"--{kind}={tmp_path}" for kind in ("python_out", "grpc_python_out", "pyi_out")]

@@ -110,6 +110,7 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return names
 
 
+@pytest.mark.interpreter
 def test_every_launch_of_a_model_has_a_label(ran: list[str], tmp_path: Path) -> None:
     """A dense layer and a sparse one: as the model launches them, not as a test lists them."""
     config = random_config(35, moe=True)

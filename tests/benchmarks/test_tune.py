@@ -260,6 +260,7 @@ def small_experts(num_local: int, tokens: int = 5) -> ExpertProblem:
     return ExpertProblem(shape, tokens, w13, w2, context())
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("tiles", [SMALL, VECTOR], ids=["tiles", "vectors"])
 @pytest.mark.parametrize("num_local", [6, 3])
 def test_expert_launches_are_right_and_mistakes_are_seen(
@@ -295,6 +296,7 @@ def test_floors_of_experts_count_what_is_hit_here() -> None:
     assert problem.floor_us("down", None) == 0.0
 
 
+@pytest.mark.interpreter
 def test_dense_launches_are_right_and_parts_are_charged() -> None:
     shape = LinearShape(name="qkv", outputs=24, inputs=32)
     w = make_weights((24, 32), 2, torch.float32, torch.device("cpu"))
@@ -312,6 +314,7 @@ def test_dense_launches_are_right_and_parts_are_charged() -> None:
     assert not problem.is_right("linear", SMALL)
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("num_local", [6, 3])
 def test_a_kernel_is_compiled_by_running_something_small(num_local: int) -> None:
     experts = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=24, hidden=40)
@@ -366,6 +369,7 @@ def on_a_fake_device(
     return read_tables(user_file("NVIDIA H200", triton.__version__))
 
 
+@pytest.mark.interpreter
 def test_a_whole_tune(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -384,6 +388,7 @@ def test_a_whole_tune(
     assert "not reached" not in printed
 
 
+@pytest.mark.interpreter
 def test_a_tune_that_is_cut_short_says_so(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -33,6 +33,7 @@ def test_size() -> None:
     assert sum(file.stat().st_size for file in CHECKPOINT.iterdir()) <= MAX_BYTES
 
 
+@pytest.mark.slow
 def test_held_out_answers(answer: Answerer) -> None:
     assert score(answer, count_per_task=8, seed=1)["all"] >= 0.95
 
@@ -63,6 +64,7 @@ def test_tokens_choose_their_experts() -> None:
         assert chosen.unique(dim=0).shape[0] > 100
 
 
+@pytest.mark.slow
 def test_tokenizer_is_the_one_the_code_builds(tokenizer: PreTrainedTokenizerFast) -> None:
     stored = AutoTokenizer.from_pretrained(CHECKPOINT)
     for _, question, expected in heldout(5, seed=2):

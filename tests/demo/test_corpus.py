@@ -46,6 +46,7 @@ def test_learnt_tokens_are_the_answers_and_their_ends(
         assert tokenizer.decode(tokens[learnt]) == answers
 
 
+@pytest.mark.processes
 def test_corpus_is_seeded_whatever_the_processes(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:

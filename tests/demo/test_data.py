@@ -78,6 +78,7 @@ def test_no_question_is_on_both_sides(task: str) -> None:
     assert not train & held
 
 
+@pytest.mark.slow
 def test_a_held_out_sum_is_held_out_in_either_order() -> None:
     def pairs(split: str) -> set[frozenset[int]]:
         sums = examples("addition", split, 20_000, seed=0)

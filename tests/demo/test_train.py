@@ -32,6 +32,7 @@ def test_schedule_warms_up_and_decays_by_steps_or_time() -> None:
     assert train.learning_rate(recipe, 1000, 1.0) == pytest.approx(0.0)
 
 
+@pytest.mark.processes
 def test_a_run_learns_and_records_itself(tmp_path: Path) -> None:
     recipe = Recipe(
         steps=60, rows_per_step=4, num_rows=64, warmup_steps=5, learning_rate=1e-2, log_every=20

@@ -20,6 +20,8 @@ from frontend.engine.engine import Engine
 from switchyard.client import AsyncClient
 from tests.faults.server import ROOT
 
+pytestmark = pytest.mark.processes
+
 STEP_SECONDS = 0.01
 PING_SECONDS = 1
 

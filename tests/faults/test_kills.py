@@ -12,7 +12,7 @@ from tests.faults.kills import Kill, disturbed, random_kills
 from tests.faults.server import Server
 from tests.faults.streams import answers, mixed_requests
 
-pytestmark = [pytest.mark.multirank, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 NOTICED_SECONDS = 1.5
 """A second, and what a busy machine of two cores adds."""

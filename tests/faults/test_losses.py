@@ -19,7 +19,7 @@ from tests.faults.inject import GRIP, POISON, STALL, spoil_ranks
 from tests.faults.server import ROOT, Server, descendants, is_alive, send, wait_until_gone
 from tests.faults.streams import Asked, answer, answers, mixed_requests
 
-pytestmark = [pytest.mark.multirank, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 
 async def test_a_poisonous_request_fails_alone(tmp_path: Path) -> None:

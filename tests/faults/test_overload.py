@@ -17,7 +17,7 @@ from switchyard.client import AsyncClient, ServerError
 from switchyard.v1 import inference_pb2 as pb
 from tests.faults.server import Server
 
-pytestmark = [pytest.mark.multirank, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
 FLAGS = ("--max-batch-size", "8", "--max-queued-requests", "8", "--step-timeout", "10")
 SECONDS = 6.0

@@ -27,6 +27,8 @@ from tests.frontend.builders import LIMITS
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
 
+pytestmark = pytest.mark.processes
+
 ROOT = Path(__file__).parents[2]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
 

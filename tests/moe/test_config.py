@@ -191,6 +191,7 @@ def test_unknown_router(key: str) -> None:
         resolve_router({key: "sparsemax"})
 
 
+@pytest.mark.processes
 def test_config_imports_no_torch() -> None:
     code = "import sys, moe.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

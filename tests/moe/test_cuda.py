@@ -192,7 +192,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     ranks.stop()
 
 
-@pytest.mark.multirank
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("tp", "dp", "counts", "backend"),
     [(2, 1, (5,), backend) for backend in ("disabled", "local_allreduce", AG_RS, "all_to_all")]

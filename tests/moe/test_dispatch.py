@@ -16,6 +16,8 @@ from moe.placement import ExpertPlacement
 from tests.moe.builders import make_layer, oracle
 from tests.moe.ranks import Case, RankPool
 
+pytestmark = pytest.mark.processes
+
 AG_RS = "allgather_reducescatter"
 H, I, K = 32, 32, 3
 
@@ -81,14 +83,12 @@ def layouts() -> Iterator[tuple[int, int, tuple[int, ...], str]]:
                 yield tp, dp, counts, backend
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize(("tp", "dp", "counts", "backend"), list(layouts()))
 def test_layouts(pool: RankPool, tp: int, dp: int, counts: tuple[int, ...], backend: str) -> None:
     for config in (QWEN3, QWEN3_NEXT, DEEPSEEK):
         check(pool, Case(tp=tp, dp=dp, backend=backend, counts=counts, config=config))
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("backend", [AG_RS, "all_to_all"])
 @pytest.mark.parametrize(("tp", "dp"), [(4, 1), (2, 2), (1, 4)])
 def test_all_tokens_to_the_same_experts(pool: RankPool, tp: int, dp: int, backend: str) -> None:
@@ -99,14 +99,12 @@ def test_all_tokens_to_the_same_experts(pool: RankPool, tp: int, dp: int, backen
     assert [answer["num_routes"] for answer in answers] == [2 * routes, routes, 0, 0]
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("backend", ["local_allreduce", AG_RS, "all_to_all"])
 def test_more_ranks_than_experts(pool: RankPool, backend: str) -> None:
     config = make_config(3, num_experts_per_tok=2)
     check(pool, Case(tp=4, dp=1, backend=backend, counts=(5,), config=config))
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("backend", ["disabled", "local_allreduce", AG_RS, "all_to_all"])
 def test_bfloat16(pool: RankPool, backend: str) -> None:
     """A router that fp32 and bf16 agree on: the bias decides."""
@@ -117,14 +115,12 @@ def test_bfloat16(pool: RankPool, backend: str) -> None:
     check(pool, case)
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("backend", ["local_allreduce", AG_RS, "all_to_all"])
 def test_legacy_runner(pool: RankPool, backend: str) -> None:
     case = Case(tp=2, dp=1, backend=backend, counts=(5,), config=QWEN3_NEXT, runner="legacy")
     check(pool, case)
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize(
     ("tp", "dp", "backend"),
     [(4, 1, "local_allreduce")]
@@ -148,7 +144,6 @@ def test_an_exact_case_leaves_a_gemm_nothing_to_round() -> None:
             assert torch.equal((hidden @ weight.t()).double(), products), name
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("config", [QWEN3, QWEN3_NEXT], ids=["routed", "shared"])
 @pytest.mark.parametrize(
     ("tp", "dp", "counts"), [(2, 1, (33,)), (4, 1, (21,)), (1, 4, (9, 0, 1, 17)), (2, 2, (5, 8))]

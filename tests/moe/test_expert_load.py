@@ -37,7 +37,7 @@ def counted(ids_LP: torch.Tensor) -> list[list[int]]:
     return [[row.count(expert) for expert in range(E)] for row in ids_LP.tolist()]
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize(("first", "num_local"), [(0, E), (2, 3), (4, 0)])
 def test_steps_add_up(kernels: bool, first: int, num_local: int) -> None:
     """Routes behind a step's own, left by a longer one, do not count; hits are the last step's."""
@@ -53,7 +53,7 @@ def test_steps_add_up(kernels: bool, first: int, num_local: int) -> None:
         assert load.load_LE.cpu().tolist() == total.tolist()
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_of_an_exchange_every_place_counts(kernels: bool) -> None:
     load = make_load(kernels, routes_vary=True)
     load.ids_LP[:, 1] = 4
@@ -71,7 +71,7 @@ def test_nothing_was_asked_for_before_the_first_step() -> None:
     assert not load.hits_L.any()
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_hits_may_lie_in_another_buffer(kernels: bool) -> None:
     """A runner copies them to the host with its tokens."""
     load = make_load(kernels)

@@ -21,6 +21,8 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.service.oracle import check_tokens, generate, greedy
 from tests.workers.tiny_models import save_model
 
+pytestmark = pytest.mark.processes
+
 NUM_TOKENS = 48
 PROMPT_LENGTHS = (3, 20, 37, 50, 50)
 SEEDED = {"temperature": 0.8, "top_p": 0.9, "top_k": 40, "seed": 1234}
@@ -179,14 +181,12 @@ def check_case(case: Case, model: Model) -> None:
     assert (load.running_requests, load.queued_requests, load.kv_cache_usage) == (0, 0, 0.0)
 
 
-@pytest.mark.multirank
 @pytest.mark.parametrize("case", PAIRWISE, ids=str)
 def test_the_same_tokens_in_every_layout(case: Case, model: Model) -> None:
     check_case(case, model)
 
 
 @pytest.mark.grid
-@pytest.mark.multirank
 @pytest.mark.parametrize("case", list(all_cases()), ids=str)
 def test_the_same_tokens_in_the_full_grid(case: Case, model: Model) -> None:
     check_case(case, model)

@@ -26,6 +26,8 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
 
+pytestmark = pytest.mark.processes
+
 NUM_REQUESTS = 2000
 CONCURRENCY = 48
 MAX_QUEUED = 30  # with 16 slots small enough that some requests are refused

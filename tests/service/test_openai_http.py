@@ -20,6 +20,8 @@ import pytest
 from benchmarks.server import started
 from demo import CHECKPOINT
 
+pytestmark = pytest.mark.processes
+
 MODEL = "demo"
 SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 PROMPT = "<|im_start|>user\nWhat is 17 + 25?<|im_end|>\n<|im_start|>assistant\n"

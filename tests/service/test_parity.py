@@ -10,6 +10,8 @@ from benchmarks.server import started
 from tests.service.oracle import check_tokens, generate, greedy
 from tests.workers.tiny_models import random_config, respell_as_hub, save_model
 
+pytestmark = pytest.mark.processes
+
 NUM_TOKENS = 64
 
 

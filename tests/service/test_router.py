@@ -31,7 +31,7 @@ FLAGS = ("--device", "cpu", "--max-batch-size", "16")
 SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
 
-pytestmark = pytest.mark.skipif(SMG is None, reason="smg is not installed")
+pytestmark = [pytest.mark.processes, pytest.mark.skipif(SMG is None, reason="smg is not installed")]
 
 
 @contextlib.contextmanager
@@ -90,7 +90,6 @@ def prompt_tokens(server: Server) -> int:
         return int(client.stub.GetLoad(pb.GetLoadRequest()).prefix_query_tokens)
 
 
-@pytest.mark.multirank
 @pytest.mark.timeout(180)
 async def test_a_router_serves_two_replicas_and_survives_one(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:

@@ -20,6 +20,8 @@ from switchyard.requests import Options
 from switchyard.v1 import inference_pb2 as pb
 from tests.service.oracle import TIE
 
+pytestmark = pytest.mark.processes
+
 FOLDER = Path(demo.__path__[0]) / "checkpoint"
 PROMPT = "Once upon a time, there was a little"
 SCHEMA = {

@@ -16,6 +16,8 @@ import pytest
 
 from tests.workers.launched import alive, descendants, ranks_below, wait_for
 
+pytestmark = pytest.mark.processes
+
 FLAGS = ("--device", "cpu", "--tp", "2", "--port", "0", "--max-batch-size", "8")
 _LISTENS = "0A"
 _UNIX_LISTENS = "01"
@@ -100,7 +102,6 @@ LOOPBACK = (
 )
 
 
-@pytest.mark.multirank
 def test_nothing_listens_but_what_is_known(serving: Serving, tmp_path: Path) -> None:
     tcp = tcp_listeners(sockets_of(serving.family))
     assert all(address in LOOPBACK for address, _ in tcp), tcp
@@ -117,7 +118,6 @@ def test_nothing_listens_but_what_is_known(serving: Serving, tmp_path: Path) -> 
     assert sorted(listening) == [folder / "rank-0.sock", folder / "rank-1.sock"]
 
 
-@pytest.mark.multirank
 def test_a_killed_frontend_ends_everything_within_a_second(serving: Serving) -> None:
     began = time.monotonic()
     os.kill(serving.frontend(), signal.SIGKILL)

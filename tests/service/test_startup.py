@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from demo import CHECKPOINT
 
+pytestmark = pytest.mark.processes
+
 SECONDS = 30.0  # on two busy cores; an idle machine needs a fifth of it
 
 

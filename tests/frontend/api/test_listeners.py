@@ -26,6 +26,8 @@ from tests.frontend.certificates import Authority
 from tests.frontend.fakes import FakeWorker, running_worker
 from tests.frontend.test_processes import ENVIRONMENT, ROOT
 
+pytestmark = pytest.mark.processes
+
 KEY, OTHER = "a-key-that-is-long-enough", "another-key-of-this-test"
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 

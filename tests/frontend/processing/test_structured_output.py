@@ -219,6 +219,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.processes
 def test_deep_references_do_not_end_the_process() -> None:
     """The compiler recurses through them: on a usual stack it would be killed."""
     root = Path(__file__).parents[3]

@@ -69,6 +69,7 @@ def test_threads_may_share_it(tokenizer: Tokenizer) -> None:
     assert encoded == [tokenizer.encode(text) for text in texts]
 
 
+@pytest.mark.processes
 def test_works_where_torch_is_not_installed(tokenizer_folder: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"

@@ -98,7 +98,7 @@ class PoolMachine(RuleBasedStateMachine):
         assert sorted(self.pool.allocate(NUM_BLOCKS)) == list(range(NUM_BLOCKS))
 
 
-TestPool = PoolMachine.TestCase
+TestPool = pytest.mark.slow(PoolMachine.TestCase)
 
 
 def test_a_digest_names_the_whole_prefix() -> None:

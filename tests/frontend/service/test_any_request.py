@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 
+import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from hypothesis import HealthCheck, given, settings
@@ -14,6 +15,8 @@ from frontend.records import RequestRecord
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, backend
+
+pytestmark = pytest.mark.slow
 
 TEXTS = st.one_of(
     st.text(max_size=12),

@@ -12,6 +12,8 @@ from moe.base.linear import linear_parts
 from moe.base.tiles import TileBook, Tiles, linear_key
 from moe.base.workspace import Workspace
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 DTYPES = [torch.float32, torch.float16]

@@ -9,6 +9,8 @@ from moe.base.sum_norm import sum_norm
 from moe.base.summands import weighted_sum
 from workers.layers.norm import RMSNorm
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 

@@ -102,6 +102,7 @@ def test_a_guess_is_said_once_a_shape(caplog: pytest.LogCaptureFixture) -> None:
 SIZES = st.one_of(st.integers(1, 300), st.sampled_from([768, 1536, 2048, 4096, 5120, 12288, 16384]))
 
 
+@pytest.mark.slow
 @given(
     num_experts=st.integers(1, 512),
     width=SIZES,

@@ -8,6 +8,8 @@ import torch
 from moe.kernels import align as module
 from moe.kernels.align import Alignment, align, allocate_alignment, max_tiles, scratch_size
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

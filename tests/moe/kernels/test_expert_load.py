@@ -7,6 +7,8 @@ import torch
 
 from moe.kernels.expert_load import expert_load
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

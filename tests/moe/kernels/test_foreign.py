@@ -26,6 +26,8 @@ from tests.moe.kernels.test_grouped import make_experts, make_ids
 from tests.moe.ranks import Case, RankPool
 from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, check
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a GPU each shape is compiled.
 EXAMPLES = 40 if DEVICE == "cpu" else 4
@@ -129,7 +131,7 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     ranks.stop()
 
 
-@pytest.mark.multirank
+@pytest.mark.processes
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are interpreted on CPUs alone")
 @pytest.mark.parametrize(
     ("tp", "dp", "counts", "backend"),

@@ -14,6 +14,8 @@ from moe.placement import ExpertPlacement
 from moe.reference import reference_mlp
 from moe.routes import local_ids
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 

@@ -14,6 +14,8 @@ from moe.kernels.topk import TopKRule, select_experts
 from moe.router import SELECTIONS, topk_rule
 from moe.routes import TopK
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 DEEPSEEK_V2 = {"router": "group_limited_greedy", "routed_scaling_factor": 16.0}

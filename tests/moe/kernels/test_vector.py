@@ -12,6 +12,8 @@ from moe.base.tiles import Tiles
 from moe.placement import ExpertPlacement
 from tests.moe.kernels.test_grouped import DEVICE, check, make_ids
 
+pytestmark = pytest.mark.interpreter
+
 TILES = Tiles(block_m=1, block_n=8, block_k=32), Tiles(block_m=1, block_n=16, block_k=16)
 
 

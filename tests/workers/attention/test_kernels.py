@@ -24,6 +24,8 @@ from workers.attention.plan import (
 )
 from workers.attention.prefill_split import NUM_PARTS, SPLIT_FIELDS, split_tiles
 
+pytestmark = pytest.mark.interpreter
+
 # Dtype, block size, query heads a key head, head_dim.
 CASES = [
     (dtype, block_size, group, dim)

@@ -13,6 +13,8 @@ from workers.attention.kv_cache import LayerCache
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EPS = 1e-6
 BLOCK, MAX_BLOCKS = 4, 5

@@ -17,6 +17,8 @@ from workers.__main__ import _endpoint, _ranks_here
 from workers.launcher.launcher import Backoff
 from workers.launcher.reports import REFUSED, GroupEnd, Reporter, read_end
 
+pytestmark = pytest.mark.processes
+
 
 def flags(nproc: int | None, nnodes: int = 1, rdzv: str | None = None) -> argparse.Namespace:
     return argparse.Namespace(nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv)

@@ -7,6 +7,8 @@ import torch
 
 from workers.layers.kernels.embed import embed
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 

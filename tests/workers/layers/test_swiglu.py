@@ -8,6 +8,8 @@ from torch.nn import functional as F
 
 from workers.layers.kernels.swiglu import swiglu
 
+pytestmark = pytest.mark.interpreter
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1e-2}
 

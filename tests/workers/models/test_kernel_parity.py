@@ -13,6 +13,8 @@ from tests.workers.tiny_models import random_config, save_model
 from workers.rank.startup import LoadedRank
 from workers.step.batch import Shape
 
+pytestmark = pytest.mark.interpreter
+
 CHUNKS = [(0, 1), (1, 7), (7, 18)]
 # Two layers each; three or four experts a token (more than one way of experts' kernels), whose
 # weights are renormalised by 55.

@@ -8,6 +8,8 @@ import torch
 from tests.workers.steps import decode_step, prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, respell_as_hub, save_model
 
+pytestmark = pytest.mark.slow
+
 # A third is dense, and has no runner to choose.
 CASES = [
     (seed, seed % 3 != 0, moe_runner)

@@ -77,7 +77,7 @@ def test_a_dense_model_has_no_load(rank: LoadedRank) -> None:
     assert LoadReport(None, [False, False], rank.runner.model.parallel, 0).snapshot() is None
 
 
-@pytest.mark.multirank
+@pytest.mark.processes
 @pytest.mark.parametrize(
     ("flags", "num_replicas"),
     [

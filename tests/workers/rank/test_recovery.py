@@ -26,7 +26,7 @@ from tests.workers.launched import (
     wait_for,
 )
 
-pytestmark = pytest.mark.multirank
+pytestmark = pytest.mark.processes
 
 SECRET = "open sesame"
 # With a file named in its environment, a rank takes the GIL and keeps it once its pid is in there.

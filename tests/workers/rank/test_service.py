@@ -225,6 +225,7 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 """
 
 
+@pytest.mark.processes
 def test_a_frontend_whose_machine_is_gone_ends_the_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,6 +22,7 @@ SHAPES = st.fixed_dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(shape=SHAPES)
 @settings(max_examples=60, deadline=None)
 def test_steps_are_ones_a_frontend_could_send(shape: dict[str, int]) -> None:

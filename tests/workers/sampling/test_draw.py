@@ -15,6 +15,8 @@ from workers.sampling.kernels.scaled_logits import num_chunks, workspace_size
 from workers.sampling.kernels.suppress import suppress
 from workers.sampling.torch_sampler import NOT_FINITE, SamplingRows, sample
 
+pytestmark = pytest.mark.interpreter
+
 TEMPERATURES = torch.tensor([1.0, 0.0, 0.7, 1e-5, 30.0, 1.7, 1e30])
 
 

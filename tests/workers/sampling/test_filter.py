@@ -24,6 +24,8 @@ from workers.sampling.kernels.scaled_logits import workspace_size
 from workers.sampling.kernels.suppress import suppress
 from workers.sampling.torch_sampler import SamplingRows, _filter, sample
 
+pytestmark = pytest.mark.interpreter
+
 MIN_P, TOP_K, TOP_P = (0.0, 0.02, 1.0), (0, 1, 6, 300), (1.0, 0.9, 0.3, 1e-6)
 COMBINATIONS = list(itertools.product(MIN_P, TOP_K, TOP_P))
 TEMPERATURES = (1.0, 0.7, 1.6)

@@ -62,7 +62,7 @@ def prompt_logprobs(
     return columns
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_prompts_in_chunks_of_any_size_equal_transformers(
     kernels: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

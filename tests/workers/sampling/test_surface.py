@@ -47,6 +47,7 @@ def test_every_token_and_logprob_is_the_defined_one(
     assert max(model.head_rows) <= 128
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("graphs", [False, True])
 def test_kernels_and_padded_steps_draw_the_same(dtype: torch.dtype, graphs: bool) -> None:
@@ -58,7 +59,7 @@ def test_kernels_and_padded_steps_draw_the_same(dtype: torch.dtype, graphs: bool
     assert driver.num_checked > 40
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize(
     "extra",
@@ -86,7 +87,7 @@ def test_a_draw_that_may_be_nothing_says_so_and_others_go_on(
     assert [asker.ended for asker in askers] == [True, False]
 
 
-@pytest.mark.parametrize("kernels", [False, True])
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_logits_that_are_not_finite_are_told_whatever_a_row_asks(kernels: bool) -> None:
     """An exclusion hides none of them."""
     model = TableModel(VOCAB)
@@ -119,6 +120,7 @@ def test_prompts_report_finite_numbers_where_logits_are_none() -> None:
     assert max(result.prompt_top_token_ids) < VOCAB
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("seed", range(3))
 def test_company_that_asks_changes_no_token_of_those_that_do_not(seed: int) -> None:
     """Plain sequences draw what they draw in a runner that never saw anything else."""

@@ -216,6 +216,7 @@ def test_parameters_are_those_of_the_checkpoint(seed: int, tmp_path: Path) -> No
     assert roofline.head == model.get_output_embeddings().weight.numel()
 
 
+@pytest.mark.processes
 def test_no_torch() -> None:
     code = "import sys, workers.step.roofline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

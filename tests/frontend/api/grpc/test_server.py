@@ -291,6 +291,7 @@ CHAT = st.builds(
 )
 
 
+@pytest.mark.slow
 def test_any_request_gets_an_answer_or_invalid_argument() -> None:
     answers = set()
 
