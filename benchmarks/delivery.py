@@ -32,6 +32,7 @@ from frontend import garbage_collection
 from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
 from frontend.engine.engine import Engine
+from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.detokenizer import ByteDecoder
 from frontend.requests.request import TextDecoder
@@ -117,7 +118,7 @@ def made_up_service(streams: int, step_seconds: float) -> tuple[Service, Engine]
         Backend(
             engine=engine,
             tokenizer=MadeUpTokenizer(),  # type: ignore[arg-type]
-            info=info,
+            info=group_info(info),
             defaults=SamplingDefaults(),
             max_queued_requests=1024,
         )

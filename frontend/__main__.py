@@ -23,6 +23,7 @@ from frontend.backend import Backend
 from frontend.config import FrontendConfig, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.errors import internal_error
+from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoad
 from frontend.link.recovery import Workers, limits_of, step_times
 from frontend.link.worker_group import GroupLost, WorkerGroup
@@ -40,7 +41,6 @@ from frontend.service.service import Service
 from switchyard.flags import add_flags, given
 from switchyard.release import release
 from switchyard.worker.link import read_secret
-from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ async def _run(
 ) -> int:
     """Serve until the drain is over or the workers are lost for good."""
 
-    async def on_ready(ready: bool, info: worker_pb2.DescribeResponse) -> None:
+    async def on_ready(ready: bool, info: GroupInfo) -> None:
         if ready:
             service.renew(info)
         await server.health.set_ready(ready and service.takes_requests)

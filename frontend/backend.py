@@ -9,10 +9,10 @@ import dataclasses
 from typing import Any, Protocol
 
 from frontend.engine.load import EngineLoad
+from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
-from switchyard.worker.v1 import worker_pb2
 
 
 class EngineClient(Protocol):
@@ -69,7 +69,7 @@ class Backend:
 
     Attributes:
         tokenizer: None for a model folder without one; token ids only, then.
-        info: rank 0's description of the workers.
+        info: what the workers are and can hold.
         defaults: what unset sampling fields mean for this model.
         max_queued_requests: the engine's bound, for GetServerInfo.
         experts: None for a model without them.
@@ -78,7 +78,7 @@ class Backend:
 
     engine: EngineClient
     tokenizer: TokenizerLike | None
-    info: worker_pb2.DescribeResponse
+    info: GroupInfo
     defaults: SamplingDefaults
     max_queued_requests: int
     experts: Experts | None = None

@@ -23,13 +23,14 @@ LAYERS = {
     "frontend/requests": SHARED,
     "frontend/scheduler": SHARED | {"frontend.requests"},
     "frontend/engine": SHARED | {"frontend.records", "frontend.requests", "frontend.scheduler"},
-    "frontend/link": SHARED | {"frontend.config", "frontend.engine", "frontend.scheduler"},
+    "frontend/link": SHARED
+    | {"frontend.config", "frontend.engine", "frontend.group_info", "frontend.scheduler"},
     "frontend/processing": SHARED
     | {"frontend.backend", "frontend.model_folder", "frontend.requests"},
     "frontend/service": SHARED
     | {
-        "frontend.backend", "frontend.engine", "frontend.processing", "frontend.records",
-        "frontend.requests",
+        "frontend.backend", "frontend.engine", "frontend.group_info", "frontend.processing",
+        "frontend.records", "frontend.requests",
     },
     "frontend/observability": SHARED | {"frontend.config", "frontend.engine", "frontend.records"},
     "frontend/api": SHARED

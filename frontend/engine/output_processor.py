@@ -14,6 +14,7 @@ from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Request
 from frontend.scheduler.sequence import Phase, Sequence
 from frontend.scheduler.step import Drawn, LogprobColumns, ReplicaBatch, Step
+from switchyard.worker.link import NOT_FINITE
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class OutputProcessor:
             logprobs = reader.read(request) if reader is not None else None
             if sequence.phase is done:
                 continue
-            if token < 0:
+            if token == NOT_FINITE:
                 _fail_numerically(request, now)
                 ended.append(sequence)
                 continue

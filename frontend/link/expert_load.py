@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from frontend.errors import Code, RequestError
 from frontend.link.rank_channel import GroupLost
 from switchyard.v1 import inference_pb2 as pb
+from switchyard.worker.link import expert_starts
 from switchyard.worker.v1 import worker_pb2
 
 MIN_SECONDS_BETWEEN_ASKING = 1.0
@@ -75,14 +76,10 @@ def add_up(counts: Counts, num_ranks: int) -> pb.GetExpertLoadResponse:
 
 
 def imbalance(tokens_E: Sequence[int], num_ranks: int) -> float:
-    """Tokens of the rank with most over the mean of the ranks; 1.0 is even, or without any.
-
-    Ranks hold contiguous blocks of experts, the first E mod N of them one more.
-    """
+    """Tokens of the rank with most over the mean of the ranks; 1.0 is even, or without any."""
     total = sum(tokens_E)
     if not total:
         return 1.0
-    each, extra = divmod(len(tokens_E), num_ranks)
-    starts = [rank * each + min(rank, extra) for rank in range(num_ranks + 1)]
+    starts = expert_starts(len(tokens_E), num_ranks)
     most = max(sum(tokens_E[a:b]) for a, b in itertools.pairwise(starts))
     return most * num_ranks / total

@@ -1,12 +1,14 @@
-"""Which ranks are a group, and which group may follow another: what they say of themselves.
+"""Which ranks are a group, and which group may follow another, by their descriptions.
 
-Owns which facts must be the same. Knows nothing of streams or requests.
+Owns which fields must be the same, and what the rest of the frontend gets of them. Knows nothing of
+streams or requests.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from frontend.group_info import GroupInfo
 from frontend.link.rank_channel import RankChannel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2
@@ -25,7 +27,7 @@ OWN_FIELDS = (
 
 
 def check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) -> None:
-    """Refuse a first rank that speaks otherwise, or whose group is not where it was looked for.
+    """Refuse a first rank of another protocol, or whose group has not one address a machine.
 
     Raises:
         ValueError: with both sides' numbers.
@@ -45,7 +47,7 @@ def check_first(first: worker_pb2.DescribeResponse, addresses: Sequence[str]) ->
 def check_agreement(
     infos: Sequence[worker_pb2.DescribeResponse], ranks: Sequence[RankChannel]
 ) -> None:
-    """Refuse ranks that are no group.
+    """Refuse ranks that do not belong to one group.
 
     Raises:
         ValueError: for the first rank and field that is not as on rank 0.
@@ -79,3 +81,30 @@ def check_successor(
                 raise ValueError(
                     f"the workers came back with {name} {new}, they had {old}; start all anew"
                 )
+
+
+def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
+    """What the frontend knows of a group, from its first rank."""
+    return GroupInfo(
+        architecture=first.architecture,
+        weights_sha256=first.weights_sha256,
+        dtype=first.dtype,
+        device=first.device,
+        vocab_size=first.vocab_size,
+        eos_token_ids=tuple(first.eos_token_ids),
+        max_model_len=first.max_model_len,
+        max_batch_size=first.max_batch_size,
+        max_num_batched_tokens=first.max_num_batched_tokens,
+        block_size=first.block_size,
+        num_blocks=first.num_blocks,
+        world_size=first.world_size,
+        tensor_parallel_size=first.tensor_parallel_size,
+        data_parallel_size=first.data_parallel_size,
+        expert_parallel_size=first.expert_parallel_size,
+        moe_ep_backend=first.moe_ep_backend,
+        graph_batch_sizes=tuple(first.graph_batch_sizes),
+        bytes_per_second=first.bytes_per_second,
+        flops_per_second=first.flops_per_second,
+        timed_tokens=first.timed_tokens,
+        timed_seconds=first.timed_seconds,
+    )

@@ -16,6 +16,7 @@ from collections.abc import Awaitable, Callable
 
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
+from frontend.group_info import GroupInfo
 from frontend.link.group_check import check_successor
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
@@ -25,7 +26,7 @@ from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
 
-OnReady = Callable[[bool, worker_pb2.DescribeResponse], Awaitable[None]]
+OnReady = Callable[[bool, GroupInfo], Awaitable[None]]
 
 TRY_SECONDS = 2.0
 """How long ranks get to answer once; the tries end with --startup-timeout or with the launcher."""
@@ -75,7 +76,7 @@ class Workers:
     async def keep(
         self,
         engine: Engine,
-        on_ready: Callable[[bool, worker_pb2.DescribeResponse], Awaitable[None]],
+        on_ready: OnReady,
     ) -> None:
         """Run the engine on one group after the other.
 
@@ -98,7 +99,7 @@ class Workers:
             logger.warning("the workers are lost: %s; waiting for the next group", cause)
             await lost.close()
             group = await self.reach()
-            check_successor(lost.info, group.info)
+            check_successor(lost.description, group.description)
             engine.replay(group, limits_of(group.info, self._config))
             await on_ready(True, group.info)
             logger.warning("the workers are back after %.1f s", time.monotonic() - since)
@@ -142,7 +143,7 @@ class Workers:
         return False
 
 
-def limits_of(info: worker_pb2.DescribeResponse, config: FrontendConfig) -> SchedulerLimits:
+def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
     """What a group of workers lets the scheduler do."""
     return SchedulerLimits(
         max_batch_size=info.max_batch_size,
@@ -157,6 +158,6 @@ def limits_of(info: worker_pb2.DescribeResponse, config: FrontendConfig) -> Sche
     )
 
 
-def step_times(info: worker_pb2.DescribeResponse) -> StepTimes:
+def step_times(info: GroupInfo) -> StepTimes:
     """What steps take on a group of which nothing is known but its own measurement."""
     return StepTimes(info.timed_tokens, info.timed_seconds)

@@ -10,10 +10,8 @@ import dataclasses
 import math
 
 from frontend.scheduler.step import Drawn, LogprobColumns, NewSequence, ReplicaBatch
+from switchyard.worker.link import NOT_FINITE
 from switchyard.worker.v1 import worker_pb2
-
-NOT_FINITE = -1
-"""Stands for a token whose logits were not finite."""
 
 _STATS = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops")
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from frontend.link.group_check import check_agreement, check_first
+from frontend.link.group_check import check_agreement, check_first, group_info
 from frontend.link.rank_channel import GroupLost, RankChannel
 from frontend.link.result_check import ExpectedResult, ResultChecks, drawn_of, stats_problem
 from frontend.scheduler.step import NewSequence, ReplicaBatch, Step, StepResults, StepStats
@@ -32,17 +32,19 @@ class WorkerGroup:
     """All ranks of one group, in rank order; ``connect`` makes one.
 
     Attributes:
-        info: what rank 0 says of itself.
+        info: what the group is and can hold.
+        description: rank 0's, which the next group's is compared with.
         lost: set, with a `GroupLost`, when any stream breaks.
     """
 
     def __init__(
         self,
         ranks: Sequence[RankChannel],
-        info: worker_pb2.DescribeResponse,
+        description: worker_pb2.DescribeResponse,
         streams: AsyncExitStack,
     ) -> None:
-        self.info = info
+        self.info = info = group_info(description)
+        self.description = description
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._ranks = ranks
         self._streams = streams

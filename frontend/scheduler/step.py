@@ -140,7 +140,7 @@ class Drawn:
     """What one replica answers to its batch.
 
     Attributes:
-        tokens: one a draw, in the order of the rows; -1 where the logits were not finite.
+        tokens: one a draw, in the order of the rows; NOT_FINITE of the link for none.
         logprobs: of the draws whose sequence asked.
         prompt_logprobs: of the prompt tokens behind the rows whose sequence asked.
     """

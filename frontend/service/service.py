@@ -18,6 +18,7 @@ from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS
 from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error
+from frontend.group_info import GroupInfo
 from frontend.processing import preprocess, sampling_params, validation
 from frontend.processing.structured_output import Compiler
 from frontend.records import ANYBODY, Caller, Observer
@@ -27,7 +28,6 @@ from frontend.service.call import Call
 from frontend.service.key_limit import KeyLimit
 from frontend.service.live_calls import LiveCalls
 from switchyard.v1 import inference_pb2 as pb
-from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Service:
         )
         self._state = State.SERVING
 
-    def renew(self, info: worker_pb2.DescribeResponse) -> None:
+    def renew(self, info: GroupInfo) -> None:
         """Go on with other workers."""
         if self._backend is not None:
             self._backend = dataclasses.replace(self._backend, info=info)

@@ -15,6 +15,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 from frontend.engine.engine import Engine
+from frontend.link.group_check import group_info
 from frontend.link.rank_channel import GroupLost, RankChannel
 from frontend.link.worker_group import WorkerGroup
 from frontend.processing.tokenizer import Tokenizer
@@ -189,6 +190,7 @@ LIMITS = SchedulerLimits(
     block_size=INFO.block_size,
     num_blocks=INFO.num_blocks,
     max_queued_requests=12,
+    max_queued_tokens=1 << 20,
 )
 
 
@@ -201,7 +203,7 @@ class Stack:
         self.engine = Engine(self.scheduler, self.group)
         self.service = Service(model=MODEL, version="1")
         self.service.open(
-            backend(self.engine, tokenizer=tokenizer, info=INFO, max_queued_requests=12)
+            backend(self.engine, tokenizer=tokenizer, info=group_info(INFO), max_queued_requests=12)
         )
         self.running = asyncio.create_task(self.engine.run())
 

@@ -22,6 +22,8 @@ from frontend.backend import Backend
 from frontend.engine.load import EngineLoad
 from frontend.engine.step_stats import StepRates, StepTotals
 from frontend.errors import Code, RequestError
+from frontend.group_info import GroupInfo
+from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Matcher, Request
@@ -230,11 +232,16 @@ def describe(**changes: Any) -> worker_pb2.DescribeResponse:
     return worker_pb2.DescribeResponse(**(facts | changes))
 
 
+def group(**changes: Any) -> GroupInfo:
+    """The same, as the service has it."""
+    return group_info(describe(**changes))
+
+
 def backend(engine: Any, **changes: Any) -> Backend:
     """A backend around an engine."""
     parts: dict[str, Any] = {
         "tokenizer": FakeTokenizer(),
-        "info": describe(),
+        "info": group(),
         "defaults": SamplingDefaults(),
         "max_queued_requests": 8,
     }

@@ -16,9 +16,10 @@ import dataclasses
 import numpy as np
 import torch
 
+from switchyard.worker.link import NOT_FINITE
 from workers.sampling.options import Asking, StepExtras
 from workers.sampling.slot_rows import SlotRows
-from workers.sampling.torch_sampler import NOT_FINITE, lowest
+from workers.sampling.torch_sampler import lowest
 from workers.staging import Staging
 
 _WORD_BITS = 32

@@ -13,9 +13,9 @@ import dataclasses
 
 import torch
 
+from switchyard.worker.link import NOT_FINITE
 from workers.sampling.philox import vocabulary_words
 
-NOT_FINITE = -1  # also where every token is excluded
 _LARGEST_BELOW_ONE = 1.0 - 2.0**-24  # in fp32
 
 

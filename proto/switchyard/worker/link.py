@@ -10,8 +10,21 @@ PROTOCOL = 3
 MAX_STEPS_IN_FLIGHT = 4
 """Steps a frontend may send before the first one's result; workers keep buffers for them."""
 
+NOT_FINITE = -1
+"""Stands for a token whose logits were not finite, or that nothing was left to draw for."""
+
 SECRET_KEY = "x-switchyard-link"
 """Metadata key under which every call on the link carries the secret, where one is set."""
+
+
+def expert_starts(num_experts: int, num_ranks: int) -> list[int]:
+    """First expert of each rank, and one past the last of all: ``num_ranks + 1`` values.
+
+    Ranks hold contiguous blocks of experts; the first ``num_experts % num_ranks`` of them hold one
+    more. `moe.placement`, which imports nothing of ours, places them so; a test compares the two.
+    """
+    each, extra = divmod(num_experts, num_ranks)
+    return [rank * each + min(rank, extra) for rank in range(num_ranks + 1)]
 
 
 def read_secret(path: Path | None) -> str | None:

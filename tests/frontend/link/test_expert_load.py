@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from typing import Any
 
 import pytest
@@ -13,7 +14,9 @@ from frontend.link.expert_load import ExpertLoad, add_up, imbalance
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.service.service import Service
+from moe.placement import ExpertPlacement
 from switchyard.v1 import inference_pb2 as pb
+from switchyard.worker.link import expert_starts
 from switchyard.worker.v1 import worker_pb2
 from tests.frontend.fakes import FakeEngine, FakeWorker, backend, running_worker
 
@@ -53,6 +56,17 @@ def test_imbalance_is_the_fullest_rank_over_the_mean(
     tokens: list[int], ranks: int, expected: float
 ) -> None:
     assert imbalance(tokens, ranks) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("num_experts", [1, 4, 7, 128])
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 8])
+def test_ranks_hold_the_experts_that_the_frontend_thinks(num_experts: int, num_ranks: int) -> None:
+    placements = [
+        ExpertPlacement(num_experts=num_experts, num_ranks=num_ranks, rank=rank)
+        for rank in range(num_ranks)
+    ]
+    starts = expert_starts(num_experts, num_ranks)
+    assert list(itertools.pairwise(starts)) == [(each.start, each.stop) for each in placements]
 
 
 class Ranks:

@@ -14,6 +14,8 @@ import pytest
 
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
+from frontend.group_info import GroupInfo
+from frontend.link.group_check import group_info
 from frontend.link.recovery import Workers
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.requests.request import SamplingParams
@@ -175,7 +177,8 @@ async def tokens_of(group: WorkerGroup) -> list[list[int]]:
 async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_path: Path) -> None:
     async with Ranks(tmp_path, dp=2, tp=2) as ranks:
         group = await ranks.connect()
-        assert group.info == ranks.ranks[0].info
+        assert group.description == ranks.ranks[0].info
+        assert group.info == group_info(ranks.ranks[0].info)
         for step_id in (1, 2):
             await group.send(Step(step_id, [a_slice(0), ReplicaBatch()], 6))
         assert await tokens_of(group) == [[0, 1, 2], []]
@@ -481,6 +484,20 @@ async def test_engine_over_the_real_link(tmp_path: Path) -> None:
             assert tokens == expected_output(request, limits)
         running.cancel()
         await asyncio.wait([running])
+
+
+def test_the_frontend_knows_a_group_as_its_first_rank_describes_it() -> None:
+    description = worker_pb2.DescribeResponse()
+    expected: dict[str, Any] = {}
+    for number, field in enumerate(dataclasses.fields(GroupInfo), 1):
+        kind = type(getattr(description, field.name))
+        if kind in (int, float, str):
+            expected[field.name] = kind(number)
+            setattr(description, field.name, kind(number))
+        else:
+            expected[field.name] = (number, number + 1)
+            getattr(description, field.name).extend(expected[field.name])
+    assert group_info(description) == GroupInfo(**expected)
 
 
 def test_local_addresses() -> None:

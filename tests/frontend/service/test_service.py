@@ -28,7 +28,7 @@ from tests.frontend.fakes import (
     FakeTokenizer,
     answer_text,
     backend,
-    describe,
+    group,
     queue_full,
 )
 
@@ -155,7 +155,7 @@ async def test_unset_max_new_tokens_is_what_is_left() -> None:
     request = pb.GenerateRequest(prompt={"text": "abc"})
     events = await collect(opened(FakeEngine()).generate(request))
     assert events[-1].finished.usage.completion_tokens == MAX_CONTEXT - 3
-    small = opened(FakeEngine(), info=describe(num_blocks=4))  # 16 tokens
+    small = opened(FakeEngine(), info=group(num_blocks=4))  # 16 tokens
     events = await collect(small.generate(request))
     assert events[-1].finished.usage.completion_tokens == 16 + 1 - 3
 
@@ -364,7 +364,7 @@ async def test_what_a_slow_reader_left_comes_in_messages_that_fit() -> None:
 
 
 async def test_an_answer_in_one_message_has_to_fit_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    service = opened(FakeEngine(), info=describe(max_model_len=1 << 20, num_blocks=1 << 20))
+    service = opened(FakeEngine(), info=group(max_model_len=1 << 20, num_blocks=1 << 20))
     request = asked(num_tokens=2000)
     request.n = 64
     request.output.logprobs, request.output.top_logprobs = True, 20
@@ -573,7 +573,7 @@ async def test_a_text_that_cannot_fit_is_not_encoded(monkeypatch: pytest.MonkeyP
 async def test_facts() -> None:
     service = opened(
         FakeEngine(),
-        info=describe(
+        info=group(
             data_parallel_size=2,
             world_size=2,
             bytes_per_second=4.3e12,

@@ -9,11 +9,12 @@ import torch
 import triton
 import triton.language as tl
 
+from switchyard.worker.link import NOT_FINITE
 from tests.workers.sampling.draws import KINDS, assert_same_tokens, make_logits, make_rows, on
 from workers.sampling.kernels.draw import draw, exponential, log
 from workers.sampling.kernels.scaled_logits import num_chunks, workspace_size
 from workers.sampling.kernels.suppress import suppress
-from workers.sampling.torch_sampler import NOT_FINITE, SamplingRows, sample
+from workers.sampling.torch_sampler import SamplingRows, sample
 
 pytestmark = pytest.mark.interpreter
 

@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from switchyard.worker.link import NOT_FINITE
 from workers.sampling.philox import philox4x32, vocabulary_words
-from workers.sampling.torch_sampler import NOT_FINITE, SamplingRows, sample
+from workers.sampling.torch_sampler import SamplingRows, sample
 
 # Known answers of the authors' Random123 library (kat_vectors, philox4x32 10).
 KNOWN = [

@@ -1,0 +1,39 @@
+"""What one group of workers is and can hold, as the frontend uses it.
+
+Knows no protobuf and no transport: `frontend.link` makes it from what rank 0 says of itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class GroupInfo:
+    """The workers; worker.proto's DescribeResponse says what each field means.
+
+    Sizes of batches and caches are those of one attention replica. ``bytes_per_second``,
+    ``flops_per_second`` and ``timed_*`` are 0 where nothing was measured.
+    """
+
+    architecture: str
+    weights_sha256: str
+    dtype: str
+    device: str
+    vocab_size: int
+    eos_token_ids: tuple[int, ...]
+    max_model_len: int
+    max_batch_size: int
+    max_num_batched_tokens: int
+    block_size: int
+    num_blocks: int
+    world_size: int
+    tensor_parallel_size: int
+    data_parallel_size: int
+    expert_parallel_size: int
+    moe_ep_backend: str
+    graph_batch_sizes: tuple[int, ...] = ()
+    bytes_per_second: float = 0.0
+    flops_per_second: float = 0.0
+    timed_tokens: int = 0
+    timed_seconds: float = 0.0
