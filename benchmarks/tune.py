@@ -25,10 +25,10 @@ import triton
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tile_candidates import SchedulerLimits, describe, shortlist
-from benchmarks.tile_compile import compile_jobs
-from benchmarks.tile_tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
-from benchmarks.tile_timing import (
+from benchmarks.tiles.candidates import SchedulerLimits, describe, shortlist
+from benchmarks.tiles.compile import compile_jobs
+from benchmarks.tiles.tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
+from benchmarks.tiles.timing import (
     REFUSALS,
     Call,
     ExpertProblem,

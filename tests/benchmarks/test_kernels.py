@@ -111,8 +111,11 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.mark.interpreter
-def test_every_launch_of_a_model_has_a_label(ran: list[str], tmp_path: Path) -> None:
+def test_every_launch_of_a_model_has_a_label(
+    ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A dense layer and a sparse one: as the model launches them, not as a test lists them."""
+    monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
     config = random_config(35, moe=True)
     assert (config.num_hidden_layers, config.decoder_sparse_step) == (2, 2)
     save_model(config, tmp_path)

@@ -13,9 +13,9 @@ import triton
 
 from benchmarks import tune
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tile_candidates import SchedulerLimits, describe, fits, neighbours, shortlist
-from benchmarks.tile_compile import compile_job
-from benchmarks.tile_tasks import (
+from benchmarks.tiles.candidates import SchedulerLimits, describe, fits, neighbours, shortlist
+from benchmarks.tiles.compile import compile_job
+from benchmarks.tiles.tasks import (
     EXPERT_TOKENS,
     LINEAR_TOKENS,
     Deadline,
@@ -27,7 +27,7 @@ from benchmarks.tile_tasks import (
     plan,
     tables,
 )
-from benchmarks.tile_timing import ExpertProblem, LinearProblem, make_weights, num_copies
+from benchmarks.tiles.timing import ExpertProblem, LinearProblem, make_weights, num_copies
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
 from moe.base.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
@@ -357,7 +357,7 @@ def on_a_fake_device(
     monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout: (set(wanted), {}))
     monkeypatch.setattr(tune, "Deadline", lambda s: Deadline(s, clock=lambda: now[0]))
     for name in ("EXPERT_TOKENS", "LINEAR_TOKENS"):
-        monkeypatch.setattr(f"benchmarks.tile_tasks.{name}", (1, 16))
+        monkeypatch.setattr(f"benchmarks.tiles.tasks.{name}", (1, 16))
 
     def time_us(calls: list, floor_us: float) -> float:
         assert calls

@@ -26,12 +26,12 @@ from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.scheduler.step import ReplicaBatch, Step
 from switchyard.worker.v1 import worker_pb2
-from tests.faults.fuzz_calls import METHODS, valid_messages
-from tests.faults.fuzz_messages import fill
-from tests.faults.fuzz_oracle import FindingError
-from tests.faults.fuzz_stack import INFO, model_folder
-from tests.faults.fuzz_targets import Targets
-from tests.faults.fuzz_values import Bytes
+from tests.faults.fuzz.calls import METHODS, valid_messages
+from tests.faults.fuzz.messages import fill
+from tests.faults.fuzz.oracle import FindingError
+from tests.faults.fuzz.stack import INFO, model_folder
+from tests.faults.fuzz.targets import Targets
+from tests.faults.fuzz.values import Bytes
 from tests.workers.steps import decode_step, prefill_step
 from workers.step.batch import BatchBuilder
 

@@ -17,8 +17,8 @@ import torch
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from benchmarks.tile_tasks import Job
-from benchmarks.tile_timing import REFUSALS, ExpertProblem, LinearProblem, make_weights
+from benchmarks.tiles.tasks import Job
+from benchmarks.tiles.timing import REFUSALS, ExpertProblem, LinearProblem, make_weights
 from moe.base.context import KernelContext, make_context
 
 _MOST_PROCESSES = 14

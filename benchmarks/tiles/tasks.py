@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from benchmarks.tile_candidates import (
+from benchmarks.tiles.candidates import (
     SchedulerLimits,
     expert_candidates,
     linear_candidates,

@@ -1,6 +1,6 @@
 """What takes bytes from strangers, each as a function of bytes that complains when it must not.
 
-Owns which part of an input goes where. What an answer must be is `fuzz_oracle`'s; where the bytes
+Owns which part of an input goes where. What an answer must be is `oracle`'s; where the bytes
 come from is the caller's.
 """
 
@@ -28,8 +28,8 @@ from frontend.processing.tokenizer import Tokenizer
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from switchyard.worker.v1 import worker_pb2
-from tests.faults import fuzz_messages
-from tests.faults.fuzz_calls import (
+from tests.faults.fuzz import messages
+from tests.faults.fuzz.calls import (
     METHODS,
     OWN,
     OWN_SERVICE,
@@ -39,15 +39,15 @@ from tests.faults.fuzz_calls import (
     asgi,
     guarded,
 )
-from tests.faults.fuzz_oracle import (
+from tests.faults.fuzz.oracle import (
     FindingError,
     check_http,
     check_status,
     check_stream,
     tokens_of,
 )
-from tests.faults.fuzz_stack import Overheard, Stack, altered
-from tests.faults.fuzz_values import Bytes
+from tests.faults.fuzz.stack import Overheard, Stack, altered
+from tests.faults.fuzz.values import Bytes
 from tests.frontend.fakes import MODEL
 
 ANSWER_SECONDS = 20.0
@@ -164,7 +164,7 @@ class Targets:
         """Messages with any fields."""
         method = data.pick(OWN)
         message = METHODS[method]()
-        fuzz_messages.fill(message, data)
+        messages.fill(message, data)
         if isinstance(message, pb.ChatRequest) and data.below(8):
             message.request.ClearField("prompt")
         await self._call(method, message.SerializeToString())
@@ -177,7 +177,7 @@ class Targets:
         if language == "json_object":
             asked.constraint.json_object = bool(data.below(2))
         else:
-            make = fuzz_messages.TEXTS[language]
+            make = messages.TEXTS[language]
             setattr(asked.constraint, language, make(data))
         await self._call(f"{OWN_SERVICE}Generate", asked.SerializeToString())
 
@@ -186,18 +186,18 @@ class Targets:
         asked = pb.ChatRequest(request={"stop_conditions": {"max_new_tokens": 2}})
         asked.messages.add(role=pb.ROLE_USER, content="a")
         for _ in range(data.below(3)):
-            fuzz_messages.fill(asked.messages.add(), data)
+            messages.fill(asked.messages.add(), data)
         if data.below(2):
-            asked.tools_json = fuzz_messages.TEXTS["tools_json"](data)
+            asked.tools_json = messages.TEXTS["tools_json"](data)
         if data.below(2):
-            asked.template_kwargs_json = fuzz_messages.TEXTS["template_kwargs_json"](data)
+            asked.template_kwargs_json = messages.TEXTS["template_kwargs_json"](data)
         await self._call(f"{OWN_SERVICE}Chat", asked.SerializeToString())
 
     async def _routers(self, data: Bytes) -> None:
         """Messages of vllm.grpc.engine with any fields."""
         method = data.pick(ROUTERS[:1] * 7 + ROUTERS[1:])
         message = METHODS[method]()
-        fuzz_messages.fill(message, data)
+        messages.fill(message, data)
         if isinstance(message, vllm.GenerateRequest) and data.below(8):
             for field in ("kv_transfer_params", "mm_inputs", "media_refs"):
                 message.ClearField(field)
@@ -238,7 +238,7 @@ class Targets:
             if data.chance(20):
                 headers.append((name, data.take(data.below(40))))
         method = data.pick(("GET", "PUT", "HEAD", "\0")) if data.chance(10) else "POST"
-        body = data.rest() if data.chance(60) else fuzz_messages.http_body(data, chat)
+        body = data.rest() if data.chance(60) else messages.http_body(data, chat)
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": None}
         check_http(await asgi(self._app, scope, body))
 
@@ -247,7 +247,7 @@ class Targets:
         reader = data.pick((CallsInText, ListOfCalls, lambda: NamedCall("f")))()
         said = []
         while not data.is_over:
-            said += reader.push(fuzz_messages.model_text(data))
+            said += reader.push(messages.model_text(data))
         said += reader.flush()
         json.dumps(said, ensure_ascii=False).encode()
         if any(not part for part in said):

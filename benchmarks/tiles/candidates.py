@@ -1,7 +1,7 @@
 """Which tiles are worth timing for the GEMMs of a model, and which of the timed ones to take.
 
 Owns the candidates and the choice. Imports no torch: how tiles are timed is
-`benchmarks.tile_timing`'s business.
+`benchmarks.tiles.timing`'s business.
 """
 
 from __future__ import annotations

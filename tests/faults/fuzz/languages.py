@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from tests.faults.fuzz_values import Bytes
+from tests.faults.fuzz.values import Bytes
 
 _TYPES = ("object", "array", "string", "integer", "number", "boolean", "null", "nothing")
 _REGEX_PARTS = (

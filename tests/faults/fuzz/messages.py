@@ -11,8 +11,8 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from tests.faults import fuzz_languages as languages
-from tests.faults.fuzz_values import Bytes
+from tests.faults.fuzz import languages
+from tests.faults.fuzz.values import Bytes
 
 _INTEGERS: Mapping[int, tuple[int, int]] = {
     FieldDescriptor.TYPE_UINT32: (0, 2**32 - 1),

@@ -23,8 +23,8 @@ from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.service.service import Service
 from switchyard.worker.v1 import worker_pb2
-from tests.faults.fuzz_messages import fill
-from tests.faults.fuzz_values import Bytes
+from tests.faults.fuzz.messages import fill
+from tests.faults.fuzz.values import Bytes
 from tests.frontend.conftest import byte_level_backend, write_folder
 from tests.frontend.fakes import EOS, MODEL, backend, describe
 

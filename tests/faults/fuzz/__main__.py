@@ -32,19 +32,7 @@ SLOW_SECONDS = 1.0
 NUM_SEEDS = 48
 MAX_INPUT_BYTES = 1024
 # Their lines depend on sizes and on time, more than on what a byte says.
-_NOT_GUIDING = tuple(
-    f"frontend.{name}"
-    for name in (
-        "blocks",
-        "engine",
-        "limits",
-        "meter",
-        "replica",
-        "scheduler",
-        "step_times",
-        "waiting",
-    )
-)
+_NOT_GUIDING = ("frontend.engine.engine", "frontend.engine.step_stats", "frontend.scheduler")
 _COVERAGE = re.compile(r"^#(\d+)\s.*\bcov: (\d+)", re.MULTILINE)
 _DEEPEST_FRAMES = 2
 
@@ -104,7 +92,7 @@ def seeds(target: str) -> list[bytes]:
     noise = random.Random(target)
     found = [noise.randbytes(noise.choice((16, 60, 200, 500))) for _ in range(NUM_SEEDS)]
     if target == "wire":
-        from tests.faults.fuzz_calls import METHODS, valid_messages
+        from tests.faults.fuzz.calls import METHODS, valid_messages
 
         numbers = {name: number for number, name in enumerate(METHODS)}
         found = [bytes([numbers[name]]) + data for name, data in valid_messages()]
@@ -123,8 +111,8 @@ def fuzz_one(target: str, folder: Path, seconds: int) -> None:
     """Fuzz one target in this process, which ends with it."""
     atheris: Any = _atheris()
     with atheris.instrument_imports(include=["frontend"], exclude=_NOT_GUIDING):
-        from tests.faults.fuzz_stack import model_folder
-        from tests.faults.fuzz_targets import Targets
+        from tests.faults.fuzz.stack import model_folder
+        from tests.faults.fuzz.targets import Targets
     corpus = folder / f"{target}-corpus"
     corpus.mkdir()
     for number, data in enumerate(seeds(target)):

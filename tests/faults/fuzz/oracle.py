@@ -12,8 +12,8 @@ from typing import Any
 import grpc
 
 from switchyard.v1 import inference_pb2 as pb
-from tests.faults.fuzz_calls import ROUTERS_SERVICE
-from tests.faults.fuzz_stack import VOCAB_SIZE
+from tests.faults.fuzz.calls import ROUTERS_SERVICE
+from tests.faults.fuzz.stack import VOCAB_SIZE
 
 # INTERNAL and UNKNOWN are bugs; UNAVAILABLE would be a lost group, and there is none.
 ALLOWED = frozenset(
