@@ -25,7 +25,7 @@ import triton
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tiles.candidates import SchedulerLimits, describe, shortlist
+from benchmarks.tiles.candidates import DeviceLimits, describe, shortlist
 from benchmarks.tiles.compile import compile_jobs
 from benchmarks.tiles.tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
 from benchmarks.tiles.timing import (
@@ -211,7 +211,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     book = context.tiles
-    limits = SchedulerLimits(shared_bytes=book.shared_bytes, item_size=book.item_size)
+    limits = DeviceLimits(shared_bytes=book.shared_bytes, item_size=book.item_size)
     tasks = plan(expert_shape(config, parallel), linear_shapes(config, parallel), book, limits)
     tuning = Tuning(context, dtype, Deadline(flags.seconds))
     tuning.run(tasks)

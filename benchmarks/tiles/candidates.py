@@ -75,7 +75,7 @@ _MATRICES = {"gate_up": 2, "down": 1, "linear": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class SchedulerLimits:
+class DeviceLimits:
     """What a device lets tiles be: shared memory of a program, and the size of a number."""
 
     shared_bytes: int
@@ -87,7 +87,7 @@ def expert_candidates(
     shape: ExpertShape,
     tokens: int,
     known: Iterable[Tiles],
-    limits: SchedulerLimits,
+    limits: DeviceLimits,
     winners: Iterable[Tiles] = (),
 ) -> list[Tiles]:
     """Tiles of `gate_up` or `down`: the `known` ones, the last one's neighbours and the lists'.
@@ -108,7 +108,7 @@ def expert_candidates(
 
 
 def linear_candidates(
-    shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: SchedulerLimits
+    shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: DeviceLimits
 ) -> list[Tiles | None]:
     """Tiles of a dense GEMM: the `known` ones, the last one's neighbours and the lists'; None is
     the library's GEMM."""
@@ -143,7 +143,7 @@ def neighbours(tiles: Tiles, fixed: Iterable[str] = ()) -> Iterator[Tiles]:
                 yield dataclasses.replace(tiles, **{field.name: other})
 
 
-def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: SchedulerLimits) -> bool:
+def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits) -> bool:
     """Whether tiles make sense for a matrix of `extent` columns and depth; a compiler may still
     find that they need too much."""
     matrices, (columns, depth) = _MATRICES[op], extent
@@ -218,7 +218,7 @@ def _vectors(op: str, shape: ExpertShape | LinearShape) -> list[Tiles]:
     ]
 
 
-def _block_ms(mean: float, limits: SchedulerLimits, *, reach: int) -> list[int]:
+def _block_ms(mean: float, limits: DeviceLimits, *, reach: int) -> list[int]:
     """Rows worth trying for `mean` rows a group: half as many to `reach` times as many."""
     least, most = min(mean / 2, 64), max(reach * mean, 16)
     if limits.item_size == 4:
@@ -248,7 +248,7 @@ def _fitting(
     found: list[Tiles],
     op: str,
     shape: ExpertShape | LinearShape,
-    limits: SchedulerLimits,
+    limits: DeviceLimits,
 ) -> list[Tiles]:
     """Those that fit, each once; the `first` whether or not."""
     extent = shape.extent(op)

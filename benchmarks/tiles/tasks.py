@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from benchmarks.tiles.candidates import (
-    SchedulerLimits,
+    DeviceLimits,
     expert_candidates,
     linear_candidates,
 )
@@ -88,7 +88,7 @@ def plan(
     experts: ExpertShape | None,
     linears: Iterable[LinearShape],
     book: TileBook,
-    limits: SchedulerLimits,
+    limits: DeviceLimits,
 ) -> list[Task]:
     """All tasks, those of few tokens first: `book` has what is used now."""
     bare = TileBook(dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes)
@@ -144,7 +144,7 @@ def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> d
 
 
 def _expert_task(
-    shape: ExpertShape, tokens: int, bare: TileBook, book: TileBook, limits: SchedulerLimits
+    shape: ExpertShape, tokens: int, bare: TileBook, book: TileBook, limits: DeviceLimits
 ) -> Task:
     routes = tokens * shape.top_k
     guess, current = (
@@ -161,7 +161,7 @@ def _expert_task(
 
 
 def _linear_task(
-    shape: LinearShape, tokens: int, bare: TileBook, book: TileBook, limits: SchedulerLimits
+    shape: LinearShape, tokens: int, bare: TileBook, book: TileBook, limits: DeviceLimits
 ) -> Task:
     guess, current = (which.linear(shape.outputs, shape.inputs, tokens) for which in (bare, book))
     known = dict.fromkeys((guess, current))

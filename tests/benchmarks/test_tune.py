@@ -13,7 +13,7 @@ import triton
 
 from benchmarks import tune
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
-from benchmarks.tiles.candidates import SchedulerLimits, describe, fits, neighbours, shortlist
+from benchmarks.tiles.candidates import DeviceLimits, describe, fits, neighbours, shortlist
 from benchmarks.tiles.compile import compile_job
 from benchmarks.tiles.tasks import (
     EXPERT_TOKENS,
@@ -36,7 +36,7 @@ from workers.model_config import ModelConfig
 from workers.step.roofline import Device
 
 CONFIGS = Path("benchmarks/configs")
-H200 = SchedulerLimits(shared_bytes=232448, item_size=2)
+H200 = DeviceLimits(shared_bytes=232448, item_size=2)
 TILES = Tiles(block_m=16, block_n=64, block_k=128)
 
 
@@ -53,7 +53,7 @@ def book(**entries: object) -> TileBook:
     return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200.shared_bytes, **entries)
 
 
-def qwen_plan(own: TileBook, limits: SchedulerLimits = H200) -> list[Task]:
+def qwen_plan(own: TileBook, limits: DeviceLimits = H200) -> list[Task]:
     config = ModelConfig.from_folder(CONFIGS / "qwen3-30b-a3b")
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return plan(expert_shape(config, parallel), linear_shapes(config, parallel), own, limits)
@@ -164,7 +164,7 @@ def test_a_winner_elsewhere_is_a_candidate() -> None:
 
 def test_fp32_takes_few_rows() -> None:
     own = TileBook(dtype="float32", item_size=4, shared_bytes=H200.shared_bytes)
-    limits = SchedulerLimits(shared_bytes=H200.shared_bytes, item_size=4)
+    limits = DeviceLimits(shared_bytes=H200.shared_bytes, item_size=4)
     found = {t.block_m for job in jobs(qwen_plan(own, limits)) if (t := job.tiles)}
     assert found == {1, 16, 32}
 
