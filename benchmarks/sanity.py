@@ -56,7 +56,7 @@ Tokens = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class ResultChecks:
+class Questions:
     """Held-out questions as token prompts, and what is right."""
 
     prompts: list[list[int]]
@@ -75,7 +75,7 @@ class Oracle:
         self.model = model.to(device).eval()
         self.eos: int = self.model.generation_config.eos_token_id
 
-    def questions(self, count: int, seed: int) -> ResultChecks:
+    def questions(self, count: int, seed: int) -> Questions:
         """``count`` of each task."""
         items = heldout(count, seed)
         prompts = [
@@ -84,7 +84,7 @@ class Oracle:
             )["input_ids"]
             for _, question, _ in items
         ]
-        return ResultChecks(prompts=prompts, expected=[expected for _, _, expected in items])
+        return Questions(prompts=prompts, expected=[expected for _, _, expected in items])
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[list[int]]) -> Iterator[Tokens]:
@@ -178,7 +178,7 @@ async def _ask(server: Server, prompts: Sequence[list[int]]) -> list[Tokens]:
 
 def _judge(
     oracle: Oracle,
-    questions: ResultChecks,
+    questions: Questions,
     reference: Sequence[Tokens],
     answers: Sequence[Tokens],
     bf16: bool,
@@ -200,7 +200,7 @@ def _judge(
     return row, differing
 
 
-def _accuracy(oracle: Oracle, questions: ResultChecks, answers: Sequence[Tokens]) -> report.Row:
+def _accuracy(oracle: Oracle, questions: Questions, answers: Sequence[Tokens]) -> report.Row:
     right = [
         is_right(expected, oracle.text(answer))
         for expected, answer in zip(questions.expected, answers, strict=True)

@@ -140,8 +140,8 @@ def show(results: list[Result]) -> None:
         table.add_column(heading, justify="right")
     for result in results:
         goal = f"≤ {result.goal_ms:g}" if result.goal_ms is not None else ""
-        parts = (result.schedule_ms, result.complete_ms, result.step_ms)
-        table.add_row(str(result.num_running), *(f"{batch:.3f}" for batch in parts), goal)
+        values = (result.schedule_ms, result.complete_ms, result.step_ms)
+        table.add_row(str(result.num_running), *(f"{value:.3f}" for value in values), goal)
     Console().print(table)
 
 

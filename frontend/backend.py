@@ -16,7 +16,7 @@ from switchyard.v1 import inference_pb2 as pb
 
 
 class EngineClient(Protocol):
-    """What the service asks of the engine."""
+    """What the service needs of the engine."""
 
     def submit(self, request: Request) -> None:
         """Queue a request, whose output then fills; RequestError when it is refused."""
@@ -32,7 +32,7 @@ class EngineClient(Protocol):
 
 
 class TokenizerLike(Protocol):
-    """What the service asks of the tokenizer."""
+    """What the service needs of the tokenizer."""
 
     @property
     def has_chat_template(self) -> bool: ...

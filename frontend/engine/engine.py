@@ -31,14 +31,14 @@ TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
 
 WATCH_SECONDS = 0.05
-"""How often the oldest step is looked after."""
+"""How often the watchdog looks at the oldest step."""
 
 TIMES_PREDICTED = 3
-"""A step is overdue after this many times what it was predicted to take, or --step-timeout."""
+"""A step is overdue after this many times its predicted seconds, or after --step-timeout."""
 
 
 class Group(Protocol):
-    """What the engine asks of the workers; `frontend.link.worker_group.WorkerGroup` is one.
+    """What the engine needs of the workers; `frontend.link.worker_group.WorkerGroup` is one.
 
     ``lost`` gets the exception that ended the group, also when no step is in flight.
     """
@@ -51,7 +51,7 @@ class Group(Protocol):
         ...
 
     async def send(self, step: Step) -> None:
-        """Hand a step to every rank without waiting for its answer."""
+        """Send a step to every rank without waiting for its result."""
         ...
 
     async def receive(self) -> StepResults:
@@ -61,7 +61,7 @@ class Group(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step that was sent, whether another was under way when it was, and how long it may take."""
+    """A step in flight, whether another was in flight as it was sent, and how long it may take."""
 
     step: Step
     back_to_back: bool
@@ -76,8 +76,8 @@ class Engine:
         group: runs them.
         times: what steps take on this group.
         depth: steps in flight; with two the workers never wait for the frontend.
-        step_timeout: seconds within which a step that is predicted to be quick must be answered.
-        observers: are told of every step.
+        step_timeout: seconds after which a step is overdue, unless a longer one was predicted.
+        observers: called after every step.
     """
 
     def __init__(
@@ -172,7 +172,7 @@ class Engine:
             watch.cancel()
 
     def replay(self, group: Group, limits: SchedulerLimits) -> None:
-        """Go on, with the next ``run``, on another group: open requests keep what they have."""
+        """Use another group from the next ``run`` on; open requests keep their tokens."""
         self._group = group
         self._in_flight.clear()
         self._replayed += self._scheduler.replay(limits, time.monotonic())
@@ -180,7 +180,7 @@ class Engine:
         self._lost = False
 
     def end(self, why: Callable[[Request], RequestError] | None = None) -> None:
-        """Fail every open request, and all that come; by default since the workers are lost."""
+        """Fail every open request, and all later ones; by default because the workers are lost."""
         self._ended = self._ended or why or workers_lost
         self._scheduler.fail_all(self._ended, time.monotonic())
 
@@ -201,7 +201,7 @@ class Engine:
         return True
 
     async def _complete_oldest(self) -> bool:
-        """Wait for the oldest step's results and take them in; false when none is in flight."""
+        """Wait for the oldest step's results and process them; false when none is in flight."""
         if not self._in_flight:
             return False
         results = await self._group.receive()
@@ -225,7 +225,7 @@ class Engine:
     async def _watch(self) -> None:
         """Give the group up when the oldest step is overdue.
 
-        Only time in which this loop ran counts: a frontend that stood still accuses nobody.
+        Only time in which this loop ran counts: a frontend that stood still blames no worker.
         """
         while True:
             await asyncio.sleep(WATCH_SECONDS)
@@ -266,7 +266,7 @@ class Engine:
 
 
 def workers_lost(request: Request) -> RequestError:
-    """UNAVAILABLE; only a request that has produced nothing may be tried again unseen."""
+    """UNAVAILABLE; only a request without tokens may be retried without its caller noticing."""
     if request.num_generated:
         message = f"the workers were lost after {request.num_generated} tokens of this request"
         return RequestError(Code.UNAVAILABLE, message, reason="STREAM_LOST")

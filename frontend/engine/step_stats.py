@@ -1,4 +1,4 @@
-"""What steps took beside what they had to take: since the start, and over the last seconds.
+"""What steps took, and the least they could take: since the start, and over the last seconds.
 
 Adds up the stats that workers report, and keeps a sliding window of them. Knows nothing of how a
 floor is computed, of steps' contents or of transport.
@@ -55,7 +55,7 @@ class StepRates:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Totals:
-    """All that grows, at one moment."""
+    """The growing counts at one moment."""
 
     generated_tokens: int = 0
     steps: StepTotals = dataclasses.field(default_factory=StepTotals)

@@ -1,7 +1,7 @@
-"""How evenly the experts are asked for: the ranks' counts, added up.
+"""How evenly tokens spread over the experts: the ranks' counts, added up.
 
-Owns the measure of imbalance, and how often the workers are asked. Knows nothing of how ranks are
-reached; what each of them counts adds up, worker.proto says. L sparse layers, E experts.
+Owns the measure of imbalance, and how often the workers are queried. Knows nothing of how ranks are
+reached. L sparse layers, E experts.
 """
 
 from __future__ import annotations
@@ -17,33 +17,33 @@ from switchyard.v1 import inference_pb2 as pb
 from switchyard.worker.link import expert_starts
 from switchyard.worker.v1 import worker_pb2
 
-MIN_SECONDS_BETWEEN_ASKING = 1.0
+MIN_QUERY_INTERVAL_SECONDS = 1.0
 Counts = Sequence[worker_pb2.GetExpertLoadResponse]
 
 
 class ExpertLoad:
-    """The newest counts, asked for at most once a second however many want them.
+    """The newest counts, queried at most once a second however many callers want them.
 
     Args:
-        counts: asks all ranks, in rank order; raises `GroupLost` when there are none.
-        num_ranks: over which the experts are spread.
+        counts: queries all ranks; returns in rank order, raises `GroupLost` when there are none.
+        num_ranks: ranks over which the experts are spread.
     """
 
     def __init__(self, counts: Callable[[], Awaitable[Counts]], num_ranks: int) -> None:
         self._counts = counts
         self._num_ranks = num_ranks
-        self._asking = asyncio.Lock()
-        self._asked = float("-inf")
+        self._querying = asyncio.Lock()
+        self._queried = float("-inf")
         self._latest = pb.GetExpertLoadResponse()
 
     async def get(self) -> pb.GetExpertLoadResponse:
         """Tokens of every expert and the imbalance of every layer; no layers for a dense model.
 
         Raises:
-            RequestError: UNAVAILABLE; the workers are not there.
+            RequestError: UNAVAILABLE while there are no workers.
         """
-        async with self._asking:
-            if time.monotonic() - self._asked >= MIN_SECONDS_BETWEEN_ASKING:
+        async with self._querying:
+            if time.monotonic() - self._queried >= MIN_QUERY_INTERVAL_SECONDS:
                 try:
                     counts = await self._counts()
                 except GroupLost as error:
@@ -54,25 +54,25 @@ class ExpertLoad:
                         retry_after=1.0,
                     ) from error
                 self._latest = add_up(counts, self._num_ranks)
-                self._asked = time.monotonic()
+                self._queried = time.monotonic()
         return self._latest
 
 
 def add_up(counts: Counts, num_ranks: int) -> pb.GetExpertLoadResponse:
-    """One message of all ranks' counts.
+    """All ranks' counts as one message.
 
     Args:
         counts: one a rank; ``tokens`` is [L·E], layer by layer.
-        num_ranks: over which the experts are spread.
+        num_ranks: ranks over which the experts are spread.
     """
     first = counts[0]
     totals_LE = [sum(tokens) for tokens in zip(*(each.tokens for each in counts), strict=True)]
     num_experts = first.num_experts
-    answer = pb.GetExpertLoadResponse()
+    load = pb.GetExpertLoadResponse()
     for index, layer in enumerate(first.layers):
         tokens_E = totals_LE[index * num_experts : (index + 1) * num_experts]
-        answer.layers.add(layer=layer, tokens=tokens_E, imbalance=imbalance(tokens_E, num_ranks))
-    return answer
+        load.layers.add(layer=layer, tokens=tokens_E, imbalance=imbalance(tokens_E, num_ranks))
+    return load
 
 
 def imbalance(tokens_E: Sequence[int], num_ranks: int) -> float:

@@ -1,6 +1,6 @@
-"""The link to one rank: reaching it, and its Execute stream.
+"""The link to one rank: its channel, and its Execute stream.
 
-Owns the channel and its failures, each told as a `GroupLost` that names the rank. Knows messages,
+Owns the channel and its failures, each raised as a `GroupLost` that names the rank. Knows messages,
 not what they mean for the group.
 """
 
@@ -29,11 +29,11 @@ CHANNEL_OPTIONS = (
     ("grpc.enable_http_proxy", 0),
 )
 
-# What does not change by waiting.
+# Statuses that no later try would change.
 _FOR_GOOD = (grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED)
 
 
-class GroupLost(Exception):  # noqa: N818 - it says what happened, as the log line does
+class GroupLost(Exception):  # noqa: N818 - named after the event
     """The group cannot be reached or has broken; the message names the rank and the cause."""
 
 
@@ -41,10 +41,10 @@ class RankChannel:
     """One rank's channel and its Execute stream.
 
     Args:
-        secret: what the rank wants to hear with every call; None: nothing.
+        secret: the link's secret, sent with every call; None: there is none.
 
     Attributes:
-        results: its answers in order, put there by whoever reads; a `GroupLost` ends them.
+        results: its results in order, filled by the group's reader; a `GroupLost` ends them.
     """
 
     def __init__(self, number: int, address: str, *, secret: str | None = None) -> None:
@@ -59,11 +59,11 @@ class RankChannel:
         return f"rank {self.number} at {self.address}"
 
     async def describe(self, deadline: float) -> worker_pb2.DescribeResponse:
-        """Ask the rank what it is, again and again until it is there.
+        """The rank's description; tries again until the rank is there.
 
         Raises:
             GroupLost: it was not there before ``deadline``, a time.monotonic().
-            ValueError: it knows another secret, or is no rank.
+            ValueError: it has another secret, or is no rank.
         """
         describe = self._channel.unary_unary(
             DESCRIBE,
@@ -126,7 +126,7 @@ class RankChannel:
         return answer.result
 
     async def expert_load(self) -> worker_pb2.GetExpertLoadResponse:
-        """How often this rank's experts were asked for; to be summed over all ranks.
+        """The rank's count of tokens for each expert; to be summed over all ranks.
 
         Raises:
             GroupLost: the rank is not there, or did not answer in time.

@@ -1,8 +1,8 @@
-"""Keeping the engine supplied with workers: what happens when a group of them is lost.
+"""Keeps the engine supplied with workers: what happens when a group of them is lost.
 
 Owns the loss and the way back: not ready → the old group's streams closed → the next one reached,
 under a new epoch → open requests replayed → ready. Owns how often that may happen. Knows nothing of
-why ranks die, nor of what starts them again: that is the launcher's.
+why ranks die, or of the launcher that starts them again.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Workers:
         """Run the engine on one group after the other.
 
         Args:
-            on_ready: is told when the workers are lost, and when they are back.
+            on_ready: called when the workers are lost, and when they are back.
 
         Raises:
             GroupLost: too often, or no other group came.

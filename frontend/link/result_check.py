@@ -1,7 +1,7 @@
-"""What ranks answer to a step: whether it can be true, and its columns for the scheduler.
+"""Checks the ranks' results of a step, and turns them into columns.
 
-Owns how many values a slice's answer has, and which are possible. Knows messages and batches;
-nothing of streams or requests.
+Owns how many values the result of a batch has, and which values are possible. Knows messages and
+batches; nothing of streams or requests.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ _STATS = ("device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flo
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class ExpectedResult:
-    """How many values each column of a replica's answer has; see worker.proto's StepResult."""
+class ExpectedColumns:
+    """How many values each column of a replica's result has; see worker.proto's StepResult."""
 
     num_draws: int
     num_logprobs: int = 0
@@ -26,8 +26,8 @@ class ExpectedResult:
     num_prompt_logprobs: int = 0
     num_prompt_tops: int = 0
 
-    def complaint(self, result: worker_pb2.StepResult, vocab_size: int) -> str:
-        """Why ``result`` is no answer, going on from "step 7"; empty when it is one."""
+    def problem(self, result: worker_pb2.StepResult, vocab_size: int) -> str:
+        """What is wrong with ``result``, to follow "step 7"; empty when it can be true."""
         tokens = list(result.token_ids)  # a list is gone through much faster
         if len(tokens) != self.num_draws:
             return f"drew {len(tokens)} tokens, expected {self.num_draws}"
@@ -49,24 +49,24 @@ class ExpectedResult:
         return ""
 
 
-class ResultChecks:
-    """What one replica's slots ask for besides tokens, as far as it was told."""
+class LogprobSlots:
+    """The slots of one replica whose sequence wants log-probabilities."""
 
     def __init__(self) -> None:
-        self._asking: dict[int, NewSequence] = {}
+        self._sequences: dict[int, NewSequence] = {}
 
-    def expected(self, batch: ReplicaBatch) -> ExpectedResult:
-        """What the slice's answer holds; batches come in the order in which they are sent."""
-        asking = self._asking
+    def expected(self, batch: ReplicaBatch) -> ExpectedColumns:
+        """What the batch's result must hold; call it for batches in the order they are sent in."""
+        sequences = self._sequences
         for new in batch.new_sequences:
-            asking.pop(new.slot, None)
+            sequences.pop(new.slot, None)
             if new.sampling.num_logprobs:
-                asking[new.slot] = new
-        if not asking:
-            return ExpectedResult(batch.num_draws)
+                sequences[new.slot] = new
+        if not sequences:
+            return ExpectedColumns(batch.num_draws)
         own = tops = prompt_own = prompt_tops = 0
         for row, slot in enumerate(batch.slots):
-            new_sequence = asking.get(slot)
+            new_sequence = sequences.get(slot)
             if new_sequence is None:
                 continue
             num_tops, given = new_sequence.sampling.num_logprobs - 1, row - batch.num_decodes
@@ -76,7 +76,7 @@ class ResultChecks:
                 end = batch.positions[row] + batch.num_tokens[given]
                 count = max(0, min(end, new_sequence.num_prompt - 1) - batch.positions[row])
                 prompt_own, prompt_tops = prompt_own + count, prompt_tops + count * num_tops
-        return ExpectedResult(batch.num_draws, own, tops, prompt_own, prompt_tops)
+        return ExpectedColumns(batch.num_draws, own, tops, prompt_own, prompt_tops)
 
 
 def stats_problem(result: worker_pb2.StepResult) -> str:
@@ -89,7 +89,7 @@ def stats_problem(result: worker_pb2.StepResult) -> str:
 
 
 def drawn_of(result: worker_pb2.StepResult) -> Drawn:
-    """What a replica's first rank answered; the columns of log-probabilities are mostly empty."""
+    """The columns of a result; those of log-probabilities are mostly empty."""
     tokens = list(result.token_ids)
     if not result.logprobs and not result.prompt_logprobs:
         return Drawn(tokens=tokens)

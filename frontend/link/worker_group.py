@@ -1,7 +1,7 @@
 """The frontend's end of the worker link: one Execute stream per rank.
 
-Owns reaching the ranks, checking that they belong together, and carrying steps to them and results
-back. Knows nothing of requests. What goes wrong on one rank goes wrong for the group.
+Connects to the ranks, checks that they belong together, sends steps and receives results. Knows
+nothing of requests. What goes wrong on one rank goes wrong for the group.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from frontend.link.group_check import check_agreement, check_first, group_info
 from frontend.link.rank_channel import GroupLost, RankChannel
-from frontend.link.result_check import ExpectedResult, ResultChecks, drawn_of, stats_problem
+from frontend.link.result_check import ExpectedColumns, LogprobSlots, drawn_of, stats_problem
 from frontend.scheduler.step import NewSequence, ReplicaBatch, Step, StepResults, StepStats
 from switchyard.worker.link import local_address
 from switchyard.worker.v1 import worker_pb2
@@ -48,8 +48,8 @@ class WorkerGroup:
         self.lost: asyncio.Future[Exception] = asyncio.get_running_loop().create_future()
         self._ranks = ranks
         self._streams = streams
-        self._questions = [ResultChecks() for _ in range(max(1, info.data_parallel_size))]
-        self._expected: deque[tuple[int, list[ExpectedResult]]] = deque()
+        self._logprob_slots = [LogprobSlots() for _ in range(max(1, info.data_parallel_size))]
+        self._expected: deque[tuple[int, list[ExpectedColumns]]] = deque()
         self._readers = [asyncio.create_task(self._read(rank)) for rank in ranks]
 
     @classmethod
@@ -67,8 +67,8 @@ class WorkerGroup:
             addresses: one for each machine: ``host:port`` of its first rank, whose local rank l
                 listens on port + l, or ``unix:/path/rank-{rank}.sock``.
             startup_timeout: seconds until ranks that are not there are given up.
-            secret: what the ranks want to hear; None: nothing.
-            epoch: newer than any that they have seen; None: the time.
+            secret: the link's secret; None: there is none.
+            epoch: newer than any that the ranks have seen; None: the time.
 
         Raises:
             GroupLost: a rank is not reachable in time, or breaks its stream.
@@ -90,8 +90,8 @@ class WorkerGroup:
                 ranks.append(rank_at(number, local_address(addresses[machine], local)))
             others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
             check_agreement([first, *others], ranks)
-            # Their own time: ranks that have seen a Hello and are left end, and load again. The
-            # first alone, which tells one frontend from another: the second has none of the group.
+            # A time of its own, because a rank that is left after its Hello ends and loads again.
+            # Rank 0 first and alone: of two frontends the one it refuses has taken no other rank.
             deadline = time.monotonic() + HELLO_SECONDS
             newest = epoch or time.time_ns()
             await ranks[0].open(newest, deadline)
@@ -99,26 +99,26 @@ class WorkerGroup:
             return cls(ranks, first, stack.pop_all())
 
     async def send(self, step: Step) -> None:
-        """Write the step to every rank; a replica's ranks all get its slice.
+        """Write the step to every rank; all ranks of a replica get its batch.
 
         Raises:
             GroupLost: a stream is broken.
         """
-        asked = zip(self._questions, step.batches, strict=True)
-        self._expected.append((step.step_id, [each.expected(batch) for each, batch in asked]))
+        pairs = zip(self._logprob_slots, step.batches, strict=True)
+        self._expected.append((step.step_id, [slots.expected(batch) for slots, batch in pairs]))
         size = self.info.tensor_parallel_size
         messages = [_encode(step, batch) for batch in step.batches]
         writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
         await self._unless_lost(asyncio.gather(*writes))
 
     async def receive(self) -> StepResults:
-        """Every rank's answer to the oldest outstanding step.
+        """The results of the oldest outstanding step.
 
         Returns:
             For each replica the tokens of its first rank, and the stats over all ranks.
 
         Raises:
-            GroupLost: a stream is broken, or an answer is to another step, or cannot be true.
+            GroupLost: a stream is broken, or a result is of another step, or cannot be true.
         """
         step_id, expected = self._expected.popleft()
         size = self.info.tensor_parallel_size
@@ -129,16 +129,16 @@ class WorkerGroup:
                 raise result
             if result.step_id != step_id:
                 raise self._lose(rank, f"answered step {result.step_id}, expected {step_id}")
-            complaint = stats_problem(result)
-            if not complaint and rank.number % size == 0:
-                complaint = expected[rank.number // size].complaint(result, self.info.vocab_size)
-            if complaint:
-                raise self._lose(rank, f"step {step_id} {complaint}")
+            problem = stats_problem(result)
+            if not problem and rank.number % size == 0:
+                problem = expected[rank.number // size].problem(result, self.info.vocab_size)
+            if problem:
+                raise self._lose(rank, f"step {step_id} {problem}")
             results.append(result)
         return StepResults([drawn_of(each) for each in results[::size]], _stats_of(results))
 
     def lose(self, cause: str) -> None:
-        """Give the group up: whoever waits for it gets a `GroupLost`."""
+        """Give the group up: everything that waits for it gets a `GroupLost`."""
         self._fail(GroupLost(cause))
 
     async def expert_load(self) -> list[worker_pb2.GetExpertLoadResponse]:
@@ -159,7 +159,7 @@ class WorkerGroup:
         await self._streams.aclose()
 
     async def _unless_lost(self, work: asyncio.Future[_T]) -> _T:
-        """The result of ``work``, for which ranks that are gone or stand still would let us wait.
+        """The result of ``work``, which would never end if a rank is gone or stands still.
 
         Raises:
             GroupLost: the group is lost.
@@ -174,7 +174,7 @@ class WorkerGroup:
         return work.result()
 
     async def _read(self, rank: RankChannel) -> None:
-        """Pass on one rank's answers until its stream ends."""
+        """Queue one rank's results until its stream ends."""
         try:
             while True:
                 rank.results.put_nowait(await rank.read_result())
@@ -187,7 +187,7 @@ class WorkerGroup:
         return error
 
     def _fail(self, error: GroupLost) -> None:
-        """Whoever waits for any rank gets the first error."""
+        """Pass the first error to everything that waits for a rank."""
         if not self.lost.done():
             self.lost.set_result(error)
             for rank in self._ranks:

@@ -92,8 +92,8 @@ class Output:
         ):
             self._ready.set()
 
-    def let_go(self) -> None:
-        """What was held back for other streams' sake may leave."""
+    def release(self) -> None:
+        """Wake the reader of a stream that the pacer held back."""
         if len(self._delta.token_ids) >= self.min_tokens:
             self._ready.set()
 

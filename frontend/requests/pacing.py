@@ -1,7 +1,8 @@
 """How often the streams of this process may write: one message costs the same whatever is in it.
 
-Owns the interval, which grows with the number of open streams, and the one timer that lets go what
-was held back. With few streams every token leaves at once. Knows nothing of tokens or transports.
+Owns the interval, which grows with the number of open streams, and the one timer that releases the
+streams that were held back. With few streams every token leaves at once. Knows nothing of tokens or
+transports.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ SECONDS_A_MESSAGE = 55e-6
 NUM_PHASES = 4
 
 
-class Held(Protocol):
-    """What is held back."""
+class HeldStream(Protocol):
+    """A stream that may not write yet."""
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """The interval has passed."""
         ...
 
@@ -38,7 +39,7 @@ class Pacer:
         self.interval = 0.0
         self._phase = 0
         self._num_streams = 0
-        self._held: list[Held] = []
+        self._held: list[HeldStream] = []
         self._timer: asyncio.TimerHandle | None = None
 
     def enter(self) -> None:
@@ -49,19 +50,19 @@ class Pacer:
         """A stream was closed."""
         self._count(-1)
 
-    def may_write(self, held: Held, last_write: float) -> bool:
-        """Whether a stream may write now; if not, it is told when."""
+    def may_write(self, held: HeldStream, last_write: float) -> bool:
+        """Whether a stream may write now; if not, ``release`` is called once it may."""
         interval = self.interval
         if interval == 0.0 or time.monotonic() - last_write >= interval:
             return True
         self._held.append(held)
         if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(interval, self._let_go)
+            self._timer = asyncio.get_running_loop().call_later(interval, self._release_held)
         return False
 
     def stamp(self, *, is_first: bool) -> float:
-        """When a stream that writes now did so. One that writes for the first time is told a later
-        time, so that streams that began together do not go on together."""
+        """The time to count a write that happens now from. For a stream's first write it is a later
+        one, so that streams that began together do not go on together."""
         if not is_first:
             return time.monotonic()
         self._phase = (self._phase + 1) % NUM_PHASES
@@ -73,7 +74,7 @@ class Pacer:
         # Below the time of the quickest steps nothing is gained.
         self.interval = interval if interval > 0.002 else 0.0
 
-    def _let_go(self) -> None:
+    def _release_held(self) -> None:
         held, self._held, self._timer = self._held, [], None
         for each in held:
-            each.let_go()
+            each.release()

@@ -1,6 +1,6 @@
 """A request and its output, as the service and the scheduler share them.
 
-Owns what a caller asked for and what has been produced for it. Knows nothing of slots, blocks,
+Owns a caller's parameters and what has been produced for them. Knows nothing of slots, blocks,
 steps or the wire.
 """
 
@@ -82,14 +82,14 @@ class TextDecoder(Protocol):
 
 
 class Matcher(Protocol):
-    """The language that a sequence keeps to; one per sequence, which it follows token by token."""
+    """A sequence's progress through the grammar that it keeps to; one per sequence."""
 
     def mask(self) -> bytes:
         """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
         ...
 
     def accept(self, token_id: int) -> None:
-        """Go on behind a token that the last mask allowed, and that is no end token.
+        """Advance by a token that the last mask allowed, and that is no end token.
 
         Raises:
             RequestError: nothing can follow, or what can takes too long to find out.
@@ -98,7 +98,7 @@ class Matcher(Protocol):
 
     @property
     def is_stopped(self) -> bool:
-        """The language ended by itself: nothing but an end token may come next."""
+        """The grammar is complete: only an end token may come next."""
         ...
 
 
@@ -110,16 +110,17 @@ class Request:
         id: unique among live requests.
         prompt_ids: at least one token, each below the vocabulary's size.
         decoder: turns tokens into text and finds stop strings; None for tokens only.
-        matcher: what its output must look like; None for anything.
-        key: whose request it is; keys share the workers fairly.
+        matcher: the grammar its output keeps to; None for any output.
+        key: name of the caller's key; keys share the workers fairly.
         priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.
-        bypasses_queue_limits: a sample whose first one was admitted: no queue is too full for it.
+        bypasses_queue_limits: the queue is never too full for it, since the first of its call's
+            samples was admitted.
         arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         preemptions: times it gave up its blocks.
         replays: times it went on after the workers were lost.
-        prompt_logprobs: of the prompt's tokens from the second on, as they arrive, if asked for.
+        prompt_logprobs: of the prompt's tokens from the second on, as they arrive, if requested.
         num_generated: output tokens so far.
         finish_reason: why it ended, once it ended well.
     """

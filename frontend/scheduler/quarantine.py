@@ -1,7 +1,8 @@
-"""Which requests may be what makes the workers crash.
+"""Crash attribution: which request the workers may crash over.
 
-Owns the rule: what was in flight at two losses without a new token of it between is suspect and
-runs alone; what was alone in flight at a third is convicted. Knows nothing of queues.
+Owns the rule. A sequence that was in flight at two losses of the workers, without a new token
+between them, is quarantined: it runs alone. One that was quarantined and in flight at a further
+loss is the cause. Knows nothing of queues.
 """
 
 from __future__ import annotations
@@ -12,11 +13,11 @@ from frontend.errors import Code, RequestError
 from frontend.requests.request import Request
 from frontend.scheduler.sequence import Phase, Sequence
 
-CRASHES_OF_A_SUSPECT = 2
+CRASHES_BEFORE_QUARANTINE = 2
 
 
 class Quarantine:
-    """Suspected sequences in the order in which they run alone."""
+    """Quarantined sequences, in the order in which they run alone."""
 
     __slots__ = ("_line",)
 
@@ -24,24 +25,28 @@ class Quarantine:
         self._line: list[Sequence] = []
 
     def next(self) -> Sequence | None:
-        """Who must run alone now; a new token of it, or its end, clears a suspect."""
+        """The sequence that must run alone now; a new token of it, or its end, releases it."""
         line = self._line
         while line and (not line[0].crashes or line[0].phase is Phase.DONE):
             del line[0]
         return line[0] if line else None
 
-    def accuse(self, in_flight: ListOf[Sequence]) -> Sequence | None:
-        """The workers were lost over these; the one that is convicted of it, if any."""
+    def record_crash(self, in_flight: ListOf[Sequence]) -> Sequence | None:
+        """Count a loss of the workers against the sequences in flight.
+
+        Returns:
+            The sequence that caused it, which must end; None while that is not known.
+        """
         alone = self.next()
         for sequence in in_flight:
             sequence.crashes += 1
-            if sequence.crashes == CRASHES_OF_A_SUSPECT:
+            if sequence.crashes == CRASHES_BEFORE_QUARANTINE:
                 self._line.append(sequence)
         return alone if alone in in_flight else None
 
 
 def poison_error(request: Request) -> RequestError:
-    """What a convicted request ends with."""
+    """The error of a request that crashes workers."""
     return RequestError(
         Code.INTERNAL,
         f"request {request.id} was alone when the workers crashed over it for the third time; "

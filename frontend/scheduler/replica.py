@@ -1,6 +1,7 @@
-"""One replica's slots, KV blocks and running sequences, and how they fill its slice of a step.
+"""One replica's slots, KV blocks and running sequences, and how they fill its batch of a step.
 
-Owns who runs here. Knows nothing of the queue, of other replicas, or of what ends a sequence.
+Owns which sequences run here. Knows nothing of the queue, of other replicas, or of what ends a
+sequence.
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ class Replica:
 
     @property
     def num_unscheduled(self) -> int:
-        """Tokens of admitted prompts that no step has been asked to compute."""
+        """Tokens of admitted prompts that are in no step yet."""
         return sum(seq.prefill_end - seq.num_scheduled for seq in self._prefilling)
 
     def match(self, sequence: Sequence) -> list[int]:
@@ -75,17 +76,17 @@ class Replica:
         """Give a sequence its slot and blocks, and a first row if the budget has room for it."""
         pool = self.pool
         pool.acquire(matched)
-        fresh = pool.allocate(pool.blocks_for(len(sequence.tokens)) - len(matched))
+        allocated = pool.allocate(pool.blocks_for(len(sequence.tokens)) - len(matched))
         sequence.phase = Phase.RUNNING
         sequence.replica = self.index
         sequence.slot = self._free_slots.pop()
-        sequence.blocks = sequence.unsent_blocks = matched + fresh
+        sequence.blocks = sequence.unsent_blocks = matched + allocated
         sequence.capacity = len(sequence.blocks) * pool.block_size
         sequence.num_scheduled = len(matched) * pool.block_size
         sequence.num_published = len(matched)
         sequence.prefill_end = len(sequence.tokens)
         if sequence.wants_prompt_logprobs:
-            sequence.request.prompt_logprobs.clear()  # what an earlier admission got of them
+            sequence.request.prompt_logprobs.clear()  # those of an earlier admission
         batch.new_sequences.append(NewSequence.of(sequence))
         self._prefilling.append(sequence)
         self._add_chunk(sequence, batch, budget, step_id)
@@ -100,7 +101,7 @@ class Replica:
         num_new_blocks, new_blocks = batch.num_new_blocks, batch.new_blocks
         pool = self.pool
         victims: list[Sequence] = []
-        # A victim is the newest, so it leaves behind the sequence at hand, or is that one and last.
+        # A victim is the newest sequence, so it comes after the one at hand, or is that one itself.
         for sequence in self._decoding:
             if not sequence.may_draw():
                 continue
@@ -133,7 +134,7 @@ class Replica:
             self._add_chunk(sequence, batch, budget, step_id)
 
     def release(self, sequence: Sequence) -> None:
-        """Take back slot and blocks at once: later steps run later on the workers too."""
+        """Take back slot and blocks at once: the workers run later steps later too."""
         if sequence.num_scheduled < sequence.prefill_end:
             self._prefilling.remove(sequence)
         else:
@@ -145,9 +146,9 @@ class Replica:
         sequence.replica = sequence.slot = -1
 
     def publish(self, sequence: Sequence, num_written: int) -> None:
-        """Let others find the full blocks among the first ``num_written`` positions.
+        """Let later sequences find the full blocks among the first ``num_written`` positions.
 
-        Their KV is written and their tokens are known.
+        The KV of these positions is written, and their tokens are known.
         """
         if not self._reuses_prefixes:
             return
@@ -161,7 +162,7 @@ class Replica:
     def complete(self, batch: ReplicaBatch, tokens: list[int]) -> None:
         """Append to each sequence the token it drew, and publish the blocks that were written.
 
-        What led to no token is not for others to reuse.
+        Blocks that led to no token are not published: their KV may not be finite.
 
         Args:
             tokens: one a draw, in the order of the rows; negative: none.
@@ -239,7 +240,7 @@ class Replica:
 
 
 def _mask_next_draw(sequence: Sequence, draw: int, batch: ReplicaBatch) -> None:
-    """Narrow draw number ``draw`` to what the sequence's language allows."""
+    """Mask draw number ``draw`` with the tokens that the sequence's grammar allows."""
     matcher = sequence.request.matcher
     if matcher is not None:
         batch.masked_draws.append(draw)
@@ -251,7 +252,7 @@ BUSIER_SHARE = 8
 
 
 def make_replicas(limits: SchedulerLimits) -> list[Replica]:
-    """Empty ones, as many as there are."""
+    """Empty replicas, as many as the limits say."""
     return [
         Replica(
             index,
@@ -269,13 +270,13 @@ def choose_replica(
     sequence: Sequence,
     limits: SchedulerLimits,
 ) -> tuple[Replica, list[int]] | None:
-    """Of the replicas with room the one with the longest prefix, unless clearly busier.
+    """Of the replicas with room choose the one with the longest prefix, unless clearly busier.
 
     Args:
-        batches: of the step that is made, one a replica.
+        batches: of the step that is being made, one a replica.
 
     Returns:
-        It, and the blocks there that hold a prefix of the sequence; None: nowhere is room.
+        The replica, and its blocks that hold a prefix of the sequence; None: no replica has room.
     """
     budget = limits.max_num_batched_tokens
     choices = []

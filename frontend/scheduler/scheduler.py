@@ -27,7 +27,7 @@ from frontend.scheduler.waiting_queue import WaitingQueue
 
 
 class Scheduler:
-    """Continuous batching: decodes first, prompts in chunks beside them, admission in order.
+    """Continuous batching: decodes first, prompts in chunks beside them, admission in queue order.
 
     ``schedule`` and ``complete`` come in pairs, in the same order, with any number of steps
     between. State runs ahead of results: a sequence whose prompt is scheduled decodes in the next
@@ -49,7 +49,7 @@ class Scheduler:
         self._replicas = make_replicas(limits)
         self._waiting = WaitingQueue()
         self._open: dict[str, Sequence] = {}
-        self._suspects = Quarantine()
+        self._quarantine = Quarantine()
         self._num_draining = 0
         self.earliest_deadline = float("inf")
         self._num_submitted = 0
@@ -98,18 +98,18 @@ class Scheduler:
             sequence.request.fail(error_for(sequence.request), now)
 
     def expire(self, now: float) -> None:
-        """Fail the requests whose queue deadline passed before they were ever admitted."""
+        """Fail the requests whose queue deadline passed before their first admission."""
         if now < self.earliest_deadline:
             return
-        fresh = list(self._waiting.fresh())
-        for sequence in fresh:
+        new = list(self._waiting.new())
+        for sequence in new:
             request = sequence.request
             if request.queue_deadline > now:
                 continue
             self._withdraw(sequence)
             request.fail(expired(len(self._waiting)), now)
         self.earliest_deadline = min(
-            (seq.request.queue_deadline for seq in fresh if seq.phase is Phase.WAITING),
+            (seq.request.queue_deadline for seq in new if seq.phase is Phase.WAITING),
             default=float("inf"),
         )
 
@@ -118,16 +118,16 @@ class Scheduler:
         self.expire(now)
         step_id = self._scheduled_step + 1
         batches = [ReplicaBatch() for _ in self._replicas]
-        suspect = self._suspects.next()
-        if suspect is not None:
-            self._make_room_for(suspect)
+        quarantined = self._quarantine.next()
+        if quarantined is not None:
+            self._make_room_for(quarantined)
         for replica, batch in zip(self._replicas, batches, strict=True):
             for victim in replica.schedule_decodes(batch, step_id):
                 self._preempt(victim)
         budget = budget_of(self.limits, self._times, max(batch.num_decodes for batch in batches))
         for replica, batch in zip(self._replicas, batches, strict=True):
             replica.schedule_prefills(batch, budget, step_id)
-        self._admit(batches, budget, step_id, suspect, now)
+        self._admit(batches, budget, step_id, quarantined, now)
         max_replica_tokens = max(batch.total_tokens for batch in batches)
         if max_replica_tokens == 0:
             return None
@@ -152,9 +152,9 @@ class Scheduler:
             self._requeue_drained(step)
 
     def replay(self, limits: SchedulerLimits, now: float) -> int:
-        """Begin again on workers that know nothing: every open sequence waits, with its tokens.
+        """Begin again on new workers: every open sequence waits, with the tokens it has.
 
-        Steps in flight are forgotten, and what was in them falls under suspicion.
+        Steps in flight are forgotten, and the loss counts against the sequences in them.
 
         Args:
             limits: of the new workers.
@@ -163,15 +163,15 @@ class Scheduler:
             How many sequences will go on from where they were.
         """
         in_flight = [seq for seq in self._open.values() if seq.last_step > self._completed_step]
-        convict = self._suspects.accuse(in_flight)
-        if convict is not None:
-            self._withdraw(convict)
-            convict.request.fail(poison_error(convict.request), now)
+        poisonous = self._quarantine.record_crash(in_flight)
+        if poisonous is not None:
+            self._withdraw(poisonous)
+            poisonous.request.fail(poison_error(poisonous.request), now)
         self.limits = limits
         self._replicas = make_replicas(limits)
         self._num_draining = 0
         self._completed_step = self._scheduled_step
-        self._waiting.clear_resumed()
+        self._waiting.clear_preempted()
         num_replayed = 0
         for sequence in sorted(self._open.values(), key=lambda seq: seq.order):
             num_replayed += self._wait_again(sequence, now)
@@ -203,16 +203,16 @@ class Scheduler:
         batches: list[ReplicaBatch],
         budget: Budget,
         step_id: int,
-        suspect: Sequence | None,
+        quarantined: Sequence | None,
         now: float,
     ) -> None:
-        """Admit from the head of the queue while it fits; nobody overtakes.
+        """Admit from the head of the queue while it fits; no sequence overtakes another.
 
-        Nor does anybody overtake a preempted sequence whose results are still in flight. A suspect
-        is admitted before all, and nobody beside it.
+        None overtakes a preempted sequence whose results are still in flight either. A quarantined
+        sequence is admitted before all others, and none beside it.
         """
         while self._waiting and not self._num_draining:
-            sequence = self._waiting.head() if suspect is None else suspect
+            sequence = self._waiting.head() if quarantined is None else quarantined
             if sequence.phase is not Phase.WAITING:
                 return
             choice = choose_replica(self._replicas, batches, sequence, self.limits)
@@ -232,17 +232,17 @@ class Scheduler:
                 self._waiting.charge(request.key, len(request.prompt_ids))
                 request.output.admit()
 
-    def _make_room_for(self, suspect: Sequence) -> None:
-        """Let everybody else wait again."""
+    def _make_room_for(self, quarantined: Sequence) -> None:
+        """Preempt all other sequences."""
         for replica in self._replicas:
             for sequence in replica.running():
-                if sequence is not suspect:
+                if sequence is not quarantined:
                     replica.release(sequence)
                     sequence.phase = Phase.DRAINING
                     self._preempt(sequence)
 
     def _wait_again(self, sequence: Sequence, now: float) -> bool:
-        """Let an open sequence wait for the new workers; whether it goes on from where it was."""
+        """Let an open sequence wait for the new workers; true when it goes on from where it was."""
         request = sequence.request
         has_run = bool(request.admitted)
         try:
@@ -261,11 +261,11 @@ class Scheduler:
             return False
         sequence.restart()
         request.replays += 1
-        self._waiting.push_resumed(sequence)
+        self._waiting.push_preempted(sequence)
         return True
 
     def _preempt(self, victim: Sequence) -> None:
-        """Let a sequence that lost its blocks wait again, once its results have arrived."""
+        """Queue a sequence that lost its blocks again, once its results have arrived."""
         self.preemptions += 1
         victim.request.preemptions += 1
         if victim.last_step > self._completed_step:
@@ -274,7 +274,7 @@ class Scheduler:
             self._requeue(victim)
 
     def _requeue_drained(self, step: Step) -> None:
-        """Let preempted sequences wait again whose last results came with ``step``."""
+        """Queue preempted sequences again whose last results came with ``step``."""
         for batch in step.batches:
             for sequence in batch.sequences:
                 if sequence.phase is Phase.DRAINING and sequence.last_step == step.step_id:
@@ -282,12 +282,12 @@ class Scheduler:
                     self._requeue(sequence)
 
     def _requeue(self, sequence: Sequence) -> None:
-        """Let a preempted sequence wait where its age says: before all that never ran."""
+        """Put a preempted sequence back into the queue, before all that never ran."""
         sequence.phase = Phase.WAITING
-        self._waiting.push_resumed(sequence)
+        self._waiting.push_preempted(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
-        """Take a sequence whose request is over out of where it is."""
+        """Remove a sequence whose request is over from the queue or its replica."""
         request = sequence.request
         del self._open[request.id]
         self._waiting.charge(request.key, request.num_generated)

@@ -32,18 +32,18 @@ class Sequence:
         order: grows with submission; the queue's order.
         tokens: prompt and generated tokens that are known.
         num_prompt: how many of them are the prompt's.
-        crashes: times the workers were lost over a step of it, since its last new token.
+        crashes: losses of the workers while it was in flight, since its last new token.
         max_tokens: length at which it ends, prompt included.
-        num_scheduled: leading positions whose KV some step has been asked to write. Once the
+        num_scheduled: leading positions whose KV is written by some step, sent or done. Once the
             prompt is scheduled each step draws a token, so ``num_scheduled + 1`` is the length
             that ``tokens`` will have when all steps in flight have answered.
         prefill_end: tokens known at admission: where prefill ends and the first draw happens.
         last_step: step of its newest row.
         blocks: its KV blocks, in order of position.
-        unsent_blocks: of these, what its replica's next row must say; for its first row.
+        unsent_blocks: blocks that the workers do not know yet; its first row sends them.
         capacity: positions these blocks hold.
         digests: prefix digests of its leading full blocks, as far as they were needed.
-        num_published: leading blocks that others may find, or that were found.
+        num_published: leading blocks that are in the prefix cache.
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class Sequence:
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
 
-        What may come next in a language depends on the last token, which must be known then.
+        What a grammar allows next depends on the last token, which must be known first.
         """
         if self.request.matcher is not None and self.num_scheduled == len(self.tokens):
             return False
@@ -107,7 +107,7 @@ class Sequence:
         return self.digests[:num_blocks]
 
     def suppression(self) -> tuple[list[int], int]:
-        """Tokens that may not be drawn yet, ascending, and the first position that may be any."""
+        """Tokens that may not be drawn yet, ascending, and the first position where they may."""
         stops = self.request.stops
         if stops.min_new_tokens == 0:
             return [], 0
@@ -115,7 +115,7 @@ class Sequence:
         return sorted(end_ids), self.num_prompt + stops.min_new_tokens
 
     def restart(self) -> None:
-        """Forget all that workers were asked for; the tokens stay."""
+        """Forget slot, blocks and scheduled positions; the tokens stay."""
         self.phase = Phase.WAITING
         self.replica = self.slot = -1
         self.num_scheduled = self.prefill_end = self.last_step = 0

@@ -1,4 +1,4 @@
-"""What one step is: for every replica, its rows as columns; and what comes back of it.
+"""One step, as rows in columns for every replica, and its results.
 
 Owns the shape of both between scheduler and worker group; worker.proto says what the columns and
 the stats mean. Knows nothing of queues, or of how a step travels.
@@ -14,7 +14,7 @@ from frontend.scheduler.sequence import Sequence
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class NewSequence:
-    """What a replica learns once of the sequence that takes ``slot``; see worker.proto.
+    """What a replica must know of the sequence that takes ``slot``; see worker.proto.
 
     Attributes:
         history: its tokens so far, the prompt's first; empty when the workers need not know them.
@@ -55,9 +55,9 @@ class ReplicaBatch:
         token_ids, new_blocks: values of all rows, one row after the other.
         total_tokens: tokens of all rows.
         long_tokens: of these, of long prompts.
-        num_draws: tokens the replica answers with, in the order of the rows that draw.
-        masked_draws, draw_masks: draws that a language narrows, and its mask for each.
-        sequences: whose row it is; stays in the frontend.
+        num_draws: rows that draw a token.
+        masked_draws, draw_masks: draws that a grammar narrows, and the mask of each.
+        sequences: the sequence of each row; stays in the frontend.
     """
 
     new_sequences: list[NewSequence] = dataclasses.field(default_factory=list)
@@ -108,7 +108,7 @@ class Step:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepStats:
-    """What a step took and what it had to take; worker.proto's StepResult says how it is measured.
+    """What a step took and the least it could take; worker.proto's StepResult defines each value.
 
     Attributes:
         device_seconds: of the slowest rank, waiting for the others included.
@@ -128,7 +128,7 @@ class StepStats:
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LogprobColumns:
     """Log-probabilities of some tokens, one after the other; ``top_*`` hold as many for each token
-    as its sequence asked for."""
+    as its request wants."""
 
     logprobs: list[float] = dataclasses.field(default_factory=list)
     top_ids: list[int] = dataclasses.field(default_factory=list)
@@ -137,12 +137,12 @@ class LogprobColumns:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Drawn:
-    """What one replica answers to its batch.
+    """What one replica drew for its batch.
 
     Attributes:
         tokens: one a draw, in the order of the rows; NOT_FINITE of the link for none.
-        logprobs: of the draws whose sequence asked.
-        prompt_logprobs: of the prompt tokens behind the rows whose sequence asked.
+        logprobs: of the draws whose request wants them.
+        prompt_logprobs: of the prompt tokens after those of the rows whose request wants them.
     """
 
     tokens: list[int]
@@ -152,7 +152,7 @@ class Drawn:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class StepResults:
-    """What came back of a step: what each replica drew, and what it took."""
+    """The results of a step: what each replica drew, and what the step took."""
 
     drawn: list[Drawn]
     stats: StepStats

@@ -1,6 +1,6 @@
-"""How many tokens a replica's step may hold, and of these how many of long prompts.
+"""How many tokens a replica's step may hold, and how many of them may be of long prompts.
 
-Owns how much longer a step may get for a long prompt's sake. Knows nothing of who runs.
+Owns how much longer a step may take because of a long prompt. Knows nothing of sequences.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Budget:
 
 
 def budget_of(limits: SchedulerLimits, times: StepTimes, num_decodes: int) -> Budget:
-    """What a step with so many decodes, of the replica with most, may hold."""
+    """The budget of a step with ``num_decodes`` decodes on the replica with the most."""
     most = limits.max_num_batched_tokens
     if num_decodes == 0:
         return Budget(tokens=most, long_prompt=most, long_chunk=most)

@@ -1,4 +1,4 @@
-"""ResultChecks are right, seeded, and never on both sides of the split."""
+"""Questions are right, seeded, and never on both sides of the split."""
 
 from __future__ import annotations
 

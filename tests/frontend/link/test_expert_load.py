@@ -1,4 +1,4 @@
-"""How ranks' counts of experts add up, and that the workers are not asked too often."""
+"""How ranks' counts of experts add up, and that the workers are not queried too often."""
 
 from __future__ import annotations
 
@@ -70,31 +70,31 @@ def test_ranks_hold_the_experts_that_the_frontend_thinks(num_experts: int, num_r
 
 
 class Ranks:
-    """Counts that grow with each time they are asked for."""
+    """Counts that grow with each query."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.queries = 0
         self.lost = False
 
     async def __call__(self) -> list[worker_pb2.GetExpertLoadResponse]:
-        self.asked += 1
+        self.queries += 1
         await asyncio.sleep(0)
         if self.lost:
             raise GroupLost("rank 0 is gone")
-        return [counts(self.asked, self.asked, layers=(0,))]
+        return [counts(self.queries, self.queries, layers=(0,))]
 
 
-async def test_many_who_ask_at_once_ask_the_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_many_callers_at_once_query_the_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks()
     load = ExpertLoad(ranks, 1)
     answers = await asyncio.gather(*(load.get() for _ in range(10)))
-    assert ranks.asked == 1
+    assert ranks.queries == 1
     assert all(list(each.layers[0].tokens) == [1, 1] for each in answers)
-    monkeypatch.setattr(expert_load, "MIN_SECONDS_BETWEEN_ASKING", 0.0)
+    monkeypatch.setattr(expert_load, "MIN_QUERY_INTERVAL_SECONDS", 0.0)
     assert list((await load.get()).layers[0].tokens) == [2, 2]
 
 
-async def test_lost_workers_are_unavailable_and_asked_again_when_back() -> None:
+async def test_lost_workers_are_unavailable_and_queried_again_when_back() -> None:
     ranks = Ranks()
     ranks.lost = True
     service = Service(model="fake", version="0")
@@ -116,7 +116,7 @@ async def test_a_service_without_experts_or_without_workers_says_so() -> None:
     assert await service.expert_load() == pb.GetExpertLoadResponse()
 
 
-# ---- asked over the link ----
+# ---- over the link ----
 
 
 class CountingWorker(FakeWorker):
@@ -126,12 +126,12 @@ class CountingWorker(FakeWorker):
         super().__init__()
         self.answer = asyncio.Event()
         self.answer.set()
-        self.asked = asyncio.Event()
+        self.queried = asyncio.Event()
 
     async def GetExpertLoad(  # noqa: N802
         self, request: Any, context: Any
     ) -> worker_pb2.GetExpertLoadResponse:
-        self.asked.set()
+        self.queried.set()
         await self.answer.wait()
         return counts(3, 4, layers=(5,))
 
@@ -144,13 +144,13 @@ async def test_a_group_answers_for_its_ranks() -> None:
         await group.close()
 
 
-async def test_a_group_that_is_lost_meanwhile_lets_nobody_wait() -> None:
+async def test_a_query_of_a_lost_group_ends() -> None:
     worker = CountingWorker()
     async with running_worker(worker) as (_, address):
         worker.answer.clear()
         group = await WorkerGroup.connect([address], startup_timeout=10)
         asking = asyncio.create_task(group.expert_load())
-        await asyncio.wait_for(worker.asked.wait(), 5)
+        await asyncio.wait_for(worker.queried.wait(), 5)
         group.lost.set_result(GroupLost("rank 0 is gone"))
         async with asyncio.timeout(1):
             with pytest.raises(GroupLost, match="rank 0 is gone"):

@@ -1,4 +1,4 @@
-"""What is lost when workers are, which must be nothing: replay, suspicion, watch over steps."""
+"""A loss of the workers loses no output: replay, quarantine, overdue steps, chunks of prompts."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_outputs_are_those_of_an_undisturbed_run(seed: int) -> None:
             assert driver.abort(name)
             aborted.add(name)
         elif move < 0.45 and driver.outputs.generated_tokens > progress:
-            # Not two in a row without a token: that is the tests of suspicion.
+            # Not two in a row without a token: the tests of the quarantine do that.
             progress = driver.outputs.generated_tokens
             driver.lose()
             for sequence in driver.scheduler._open.values():
@@ -111,7 +111,7 @@ def crash_over(driver: Losing, poison: str, most: int = 10) -> int:
     return crashes
 
 
-def test_a_poisonous_request_is_convicted_alone_and_the_others_complete() -> None:
+def test_a_poisonous_request_ends_alone_and_the_others_complete() -> None:
     driver = Losing(LIMITS, depth=1)
     requests = {name: make_request(name, max_new_tokens=4) for name in ("a", "bad", "b", "c")}
     for request in requests.values():
@@ -124,7 +124,7 @@ def test_a_poisonous_request_is_convicted_alone_and_the_others_complete() -> Non
     driver.assert_at_rest()
 
 
-def test_suspects_run_alone_one_after_the_other() -> None:
+def test_quarantined_sequences_run_alone_one_after_the_other() -> None:
     driver = Losing(LIMITS)
     requests = [make_request(name, max_new_tokens=6) for name in "abc"]
     for request in requests:

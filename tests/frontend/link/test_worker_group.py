@@ -93,7 +93,7 @@ class Ranks:
 
     def answer_of(self, rank: int) -> Answer:
         """Tokens 100 · rank + row from the first rank of a replica, nothing from the others; and
-        of `a_slice` what its new sequence asks for."""
+        of `a_batch` the log-probabilities of its new sequence."""
 
         def answer(request: worker_pb2.StepRequest) -> worker_pb2.StepResult:
             count = rows_drawn(request) if rank % self.tp == 0 else 0
@@ -129,7 +129,7 @@ class Ranks:
         return group
 
 
-def a_slice(first: int) -> ReplicaBatch:
+def a_batch(first: int) -> ReplicaBatch:
     """Two decodes and two prefill rows, of which one draws."""
     return ReplicaBatch(
         new_sequences=[
@@ -174,23 +174,23 @@ async def tokens_of(group: WorkerGroup) -> list[list[int]]:
     return [drawn.tokens for drawn in (await group.receive()).drawn]
 
 
-async def test_every_rank_gets_its_replica_s_slice_and_first_ranks_answer(tmp_path: Path) -> None:
+async def test_every_rank_gets_its_replica_s_batch_and_first_ranks_answer(tmp_path: Path) -> None:
     async with Ranks(tmp_path, dp=2, tp=2) as ranks:
         group = await ranks.connect()
         assert group.description == ranks.ranks[0].info
         assert group.info == group_info(ranks.ranks[0].info)
         for step_id in (1, 2):
-            await group.send(Step(step_id, [a_slice(0), ReplicaBatch()], 6))
+            await group.send(Step(step_id, [a_batch(0), ReplicaBatch()], 6))
         assert await tokens_of(group) == [[0, 1, 2], []]
         assert await tokens_of(group) == [[0, 1, 2], []]
-        await group.send(Step(3, [ReplicaBatch(), a_slice(4)], 6))
+        await group.send(Step(3, [ReplicaBatch(), a_batch(4)], 6))
         assert await tokens_of(group) == [[], [200, 201, 202]]
         assert len({rank.epochs[0] for rank in ranks.ranks}) == 1
         received = [rank.received for rank in ranks.ranks]
     assert received[0] == received[1]
     assert received[2] == received[3]
     sent = worker_pb2.StepRequest.FromString(received[0][0])
-    batch = a_slice(0)
+    batch = a_batch(0)
     assert (sent.step_id, sent.max_replica_tokens, sent.num_decodes) == (1, 6, 2)
     for name in ("slots", "positions", "num_tokens", "token_ids", "draws", "new_blocks"):
         assert list(getattr(sent, name)) == getattr(batch, name)
@@ -250,7 +250,7 @@ async def test_a_step_says_whether_any_replica_prefills(tmp_path: Path) -> None:
         decode = ReplicaBatch(
             slots=[0], positions=[4], num_decodes=1, num_new_blocks=[0], total_tokens=1, num_draws=1
         )
-        for step_id, second in enumerate((ReplicaBatch(), a_slice(0), decode), 1):
+        for step_id, second in enumerate((ReplicaBatch(), a_batch(0), decode), 1):
             await group.send(Step(step_id, [decode, second], second.total_tokens))
             await group.receive()
         for rank in ranks.ranks:
@@ -329,7 +329,7 @@ async def test_a_rank_that_reads_nothing_holds_no_send_of_a_group_that_is_given_
 
     ranks = Ranks(tmp_path)
     ranks.ranks = [Deaf(info(0), ranks.answer_of(0))]
-    big = dataclasses.replace(a_slice(0), token_ids=[10**6] * 10**6)
+    big = dataclasses.replace(a_batch(0), token_ids=[10**6] * 10**6)
     async with ranks:
         group = await ranks.connect()
         for step_id in range(1, 20):
@@ -448,14 +448,14 @@ async def test_wrong_answers_lose_the_group(
     async with Ranks(tmp_path) as ranks:
         ranks.ranks[0].answer = lambda _: result
         group = await ranks.connect()
-        await group.send(Step(1, [a_slice(0)], 6))
+        await group.send(Step(1, [a_batch(0)], 6))
         with pytest.raises(GroupLost, match=message):
             await group.receive()
         assert group.lost.done()
 
 
 async def test_engine_over_the_real_link(tmp_path: Path) -> None:
-    """The model of the fake workers, told by messages instead of objects."""
+    """The model of the fake workers, fed with messages instead of objects."""
     limits = dataclasses.replace(LIMITS, num_blocks=20)
     ranks = Ranks(tmp_path)
     replica = FakeReplica(limits)

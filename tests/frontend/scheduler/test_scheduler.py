@@ -96,10 +96,10 @@ def test_a_long_prompt_goes_in_chunks_beside_decodes() -> None:
     driver.turn()
     driver.turn()
     driver.scheduler.submit(make_request("long", list(range(40)), max_new_tokens=2))
-    parts = []
+    batches = []
     while driver.turn():
-        parts = [step.batches[0] for step in driver.workers.steps]
-    rows = [(batch.num_decodes, batch.num_tokens, batch.draws) for batch in parts[1:5]]
+        batches = [step.batches[0] for step in driver.workers.steps]
+    rows = [(batch.num_decodes, batch.num_tokens, batch.draws) for batch in batches[1:5]]
     assert rows == [
         (1, [15], [False]),
         (1, [15], [False]),
@@ -209,7 +209,7 @@ def test_replica_with_the_prefix_is_chosen_unless_clearly_busier() -> None:
     driver.run()
 
 
-def test_an_empty_replica_still_gets_its_slice() -> None:
+def test_an_empty_replica_still_gets_its_batch() -> None:
     driver = Driver(dataclasses.replace(LIMITS, num_replicas=2))
     driver.run(make_request())
     assert all(len(step.batches) == 2 for step in driver.workers.steps)

@@ -50,7 +50,7 @@ def test_what_ran_before_goes_first_by_age_whatever_its_priority() -> None:
     queue = WaitingQueue()
     queue.push(sequence(9, priority=-5))
     for order in (3, 1, 2):
-        queue.push_resumed(sequence(order, priority=7, ran=True))
+        queue.push_preempted(sequence(order, priority=7, ran=True))
     assert drain(queue) == [1, 2, 3, 9]
 
 
@@ -103,7 +103,7 @@ def test_random_withdrawals_leave_the_rest(seed: int) -> None:
     for order in range(60):
         ran = rng.random() < 0.3
         each = sequence(order, rng.choice("abc"), rng.randrange(3), rng.randint(1, 9), ran=ran)
-        (queue.push_resumed if ran else queue.push)(each)
+        (queue.push_preempted if ran else queue.push)(each)
         present.append(each)
         if rng.random() < 0.4:
             gone = present.pop(rng.randrange(len(present)))
