@@ -9,10 +9,14 @@ from __future__ import annotations
 
 MAX_MESSAGE_BYTES = 8 << 20
 """Of any message, in and out; the transports enforce it for what comes in."""
+MAX_BODY_BYTES = MAX_MESSAGE_BYTES
+"""Of an HTTP request's body."""
 
 # ---- the prompt ----
 MAX_CHARS_PER_TOKEN = 256
 """No vocabulary has longer tokens, so a text of more than the context times this cannot fit."""
+MAX_PROMPTS = 256
+"""Of one request to /v1/completions."""
 MAX_MESSAGES = 1024
 MAX_TOOL_CALLS = 128
 """Of one assistant's turn."""
@@ -63,6 +67,10 @@ COMPILE_STACK_BYTES = 256 << 20
 the usual 8 MiB, whose end would be the process's, and less than 32."""
 MAX_COMPILES = 4
 """At once; one that takes too long goes on behind its request's back until it is done."""
+
+# ---- errors ----
+MAX_LIBRARY_ERROR_CHARS = 200
+"""Of what a library says of a request: it may repeat parts of it."""
 
 # ---- other methods ----
 MAX_TOKENIZE_CHARS = 1 << 20

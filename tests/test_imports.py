@@ -26,7 +26,11 @@ LAYERS = {
     "frontend/link": SHARED
     | {"frontend.config", "frontend.engine", "frontend.group_info", "frontend.scheduler"},
     "frontend/processing": SHARED
-    | {"frontend.backend", "frontend.model_folder", "frontend.requests"},
+    | {
+        "frontend.backend", "frontend.model_folder", "frontend.requests",
+        # What could never run is refused by one check, here before it costs anything.
+        "frontend.scheduler.limits",
+    },
     "frontend/service": SHARED
     | {
         "frontend.backend", "frontend.engine", "frontend.group_info", "frontend.processing",

@@ -1,6 +1,6 @@
-"""From a message to `Request`s: prompt tokens, sampling, stops, decoder and constraint.
+"""Turns a message into the engine's requests: prompt tokens, sampling, stops, decoder, constraint.
 
-Owns the use of the tokenizer on the way in. Knows nothing of queues or of which requests live.
+Owns the use of the tokenizer on the way in. Knows nothing of queues or of which requests are live.
 """
 
 from __future__ import annotations
@@ -8,26 +8,25 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import jinja2
 
 from frontend.backend import Backend, TokenizerLike
-from frontend.bounds import MAX_CHARS_PER_TOKEN
+from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field
 from frontend.processing import chat_template, sampling_params, validation
 from frontend.processing.structured_output import Compiler
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
+from frontend.scheduler.limits import check_prompt
 from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
 THREAD_LENGTH = 2000
 # What a chat's turn costs the template beside its content, in characters.
 TURN_CHARS = 16
-# A template's own complaint may hold parts of the messages.
-MAX_COMPLAINT_CHARS = 200
 
 # What a template can raise over messages it was not written for.
 _TEMPLATE_ERRORS = (
@@ -44,7 +43,23 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-Encode = Callable[[Backend], Awaitable[list[int]]]
+Message = pb.GenerateRequest | pb.ChatRequest
+
+
+def generation_of(message: Message) -> pb.GenerateRequest:
+    """The message itself, or the GenerateRequest that a chat holds."""
+    return message.request if isinstance(message, pb.ChatRequest) else message
+
+
+async def encode(backend: Backend, message: Message) -> list[int]:
+    """Token ids of a message's prompt or conversation.
+
+    Raises:
+        RequestError: see `prompt_ids` and `chat_ids`.
+    """
+    if isinstance(message, pb.ChatRequest):
+        return await chat_ids(backend, message)
+    return await prompt_ids(backend, message.prompt)
 
 
 async def prompt_ids(backend: Backend, prompt: pb.Prompt) -> list[int]:
@@ -63,26 +78,22 @@ async def prompt_ids(backend: Backend, prompt: pb.Prompt) -> list[int]:
             ids = await threaded(len(prompt.text), tokenizer.encode, prompt.text)
             return _checked_ids(backend, ids, "prompt.text")
         case "tokens":
-            field = "prompt.tokens.ids"
-            count = len(prompt.tokens.ids)
-            if count >= backend.info.max_model_len:
-                raise validation.prompt_too_long(count, backend.info.max_model_len)
-            return _checked_ids(backend, list(prompt.tokens.ids), field)
+            return _checked_ids(backend, prompt.tokens.ids, "prompt.tokens.ids")
         case _:
             raise invalid_field("prompt", "is unset; send one of text and tokens")
 
 
-async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
+async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
     """Token ids of a conversation, rendered by the model's chat template.
 
     Raises:
         RequestError: no template, a prompt beside the messages, or messages it will not take.
     """
-    if asked.request.prompt.WhichOneof("input") is not None:
+    if chat.request.prompt.WhichOneof("input") is not None:
         raise invalid_field("prompt", "is set; a chat's prompt is its messages")
-    messages = chat_template.messages(asked)
-    kwargs = chat_template.template_kwargs(asked.template_kwargs_json)
-    tools = chat_template.tools(asked.tools_json)
+    messages = chat_template.messages(chat)
+    kwargs = chat_template.template_kwargs(chat.template_kwargs_json)
+    tools = chat_template.tools(chat.tools_json)
     tokenizer = backend.tokenizer
     if tokenizer is None or not tokenizer.has_chat_template:
         raise RequestError(
@@ -91,80 +102,82 @@ async def chat_ids(backend: Backend, asked: pb.ChatRequest) -> list[int]:
             reason="NO_CHAT_TEMPLATE",
         )
     length = sum(TURN_CHARS + len(message["content"]) for message in messages)
-    length += len(asked.template_kwargs_json) + len(asked.tools_json)
+    length += len(chat.template_kwargs_json) + len(chat.tools_json)
     _check_length(backend, length, "messages")
     try:
         ids = await threaded(length, tokenizer.render_chat, messages, kwargs, tools)
     except _TEMPLATE_ERRORS as error:
-        complaint = str(error)[:MAX_COMPLAINT_CHARS]
+        complaint = str(error)[:MAX_LIBRARY_ERROR_CHARS]
         raise invalid_field("messages", f"do not fit the chat template: {complaint}") from error
     return _checked_ids(backend, ids, "messages")
 
 
 def _check_length(backend: Backend, num_chars: int, field: str) -> None:
     """Refuse a text that is far too long for the context before it costs anything."""
-    most = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
-    validation.check_count(num_chars, most, field, "characters")
+    max_chars = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
+    validation.check_count(num_chars, max_chars, field, "characters")
 
 
-def _checked_ids(backend: Backend, ids: list[int], field: str) -> list[int]:
+def _checked_ids(backend: Backend, ids: Sequence[int], field: str) -> list[int]:
     if not ids:
         raise invalid_field(field, "has no tokens; send at least one")
-    if len(ids) >= backend.info.max_model_len:
-        raise validation.prompt_too_long(len(ids), backend.info.max_model_len)
+    check_prompt(len(ids), backend.info.max_model_len)
     validation.check_token_ids(ids, backend.info.vocab_size, field)
-    return ids
+    return list(ids)
 
 
 async def make_requests(
     backend: Backend,
     compiler: Compiler,
-    asked: pb.GenerateRequest,
+    message: Message,
     request_id: str,
-    encode: Encode,
+    *,
+    in_one_message: bool = False,
 ) -> list[Request]:
-    """The requests that the engine gets, one a sample. What costs nothing is checked before
-    ``encode`` is called, and a constraint is compiled after it.
+    """The engine's requests, one a sample. What costs nothing is checked first, then the prompt is
+    encoded, then a constraint is compiled.
+
+    Args:
+        in_one_message: the whole answer travels in one message, which it must fit.
 
     Raises:
-        RequestError: INVALID_ARGUMENT for a field out of range, or what ``encode`` raises.
+        RequestError: INVALID_ARGUMENT for a field out of range, or what `encode` raises.
     """
-    info = backend.info
+    info, request = backend.info, generation_of(message)
     arrived = time.monotonic()
-    num_samples = validation.num_samples(asked)
-    validation.check_stops(asked.stop_conditions, info.vocab_size)
+    num_samples = validation.num_samples(request)
+    validation.check_stops(request.stop_conditions, info.vocab_size)
     params = sampling_params.sampling_params(
-        asked,
-        backend.defaults,
-        vocab_size=info.vocab_size,
-        eos_token_ids=info.eos_token_ids,
+        request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
     )
-    queue_seconds = validation.queue_seconds(asked)
-    if asked.HasField("constraint"):
-        _check_beside_constraint(asked)
-    decoders = [_decoder(backend, asked) for _ in range(num_samples)]
-    ids = await encode(backend)
-    sampling_params.check_prompt_logprobs(asked.output, len(ids))
+    queue_seconds = validation.queue_seconds(request)
+    if request.HasField("constraint"):
+        _check_beside_constraint(request)
+    decoders = [_decoder(backend, request) for _ in range(num_samples)]
+    if in_one_message:
+        sampling_params.check_whole_answer(request)
+    ids = await encode(backend, message)
+    sampling_params.check_prompt_logprobs(request.output, len(ids))
     stops = validation.stop_conditions(
-        asked.stop_conditions,
+        request.stop_conditions,
         prompt_tokens=len(ids),
         max_context=info.max_model_len,
         cache_tokens=info.num_blocks * info.block_size,
         eos_token_ids=frozenset(info.eos_token_ids),
     )
     matchers: Sequence[Matcher | None] = [None] * num_samples
-    if asked.HasField("constraint"):
-        matchers = await compiler.matchers(asked.constraint, num_samples)
+    if request.HasField("constraint"):
+        matchers = await compiler.matchers(request.constraint, num_samples)
     return [
         Request(
             id=sample_id(request_id, index),
             prompt_ids=ids,
-            sampling=_sample_params(params, asked.output, index),
+            sampling=_sample_params(params, request.output, index),
             stops=stops,
             decoder=decoder,
             output=Output(),
             matcher=matcher,
-            priority=asked.priority,
+            priority=request.priority,
             queue_deadline=arrived + queue_seconds,
             arrived=arrived,
         )
@@ -187,9 +200,9 @@ def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int)
     )
 
 
-def _check_beside_constraint(asked: pb.GenerateRequest) -> None:
+def _check_beside_constraint(request: pb.GenerateRequest) -> None:
     """Refuse what could leave no token where a language must go on, or must end."""
-    stops, params = asked.stop_conditions, asked.sampling
+    stops, params = request.stop_conditions, request.sampling
     for field, is_set in (
         ("stop_conditions.ignore_eos", stops.ignore_eos),
         ("stop_conditions.min_new_tokens", stops.min_new_tokens),
@@ -200,27 +213,28 @@ def _check_beside_constraint(asked: pb.GenerateRequest) -> None:
             raise invalid_field(field, "cannot be set beside constraint; leave one of them out")
 
 
-def _decoder(backend: Backend, asked: pb.GenerateRequest) -> TextDecoder | None:
+def _decoder(backend: Backend, request: pb.GenerateRequest) -> TextDecoder | None:
     """The request's decoder; None when no text is wanted, or there is nothing to make it with."""
-    stop = tuple(asked.stop_conditions.stop)
-    needs = "stop_conditions.stop" if stop else "output.echo" if asked.output.echo else ""
-    if asked.output.skip_detokenize and needs:
+    stop = tuple(request.stop_conditions.stop)
+    needs = "stop_conditions.stop" if stop else "output.echo" if request.output.echo else ""
+    if request.output.skip_detokenize and needs:
         raise invalid_field("output.skip_detokenize", f"cannot be set beside {needs}")
-    if asked.output.skip_detokenize or (backend.tokenizer is None and not needs):
+    if request.output.skip_detokenize or (backend.tokenizer is None and not needs):
         return None
     return tokenizer_of(backend).decoder(
         stop,
-        asked.stop_conditions.include_stop,
-        asked.output.keep_special_tokens,
-        asked.stop_conditions.min_new_tokens,
+        request.stop_conditions.include_stop,
+        request.output.keep_special_tokens,
+        request.stop_conditions.min_new_tokens,
     )
 
 
-def echo_text(backend: Backend, asked: pb.GenerateRequest, ids: list[int]) -> str:
+async def echo_text(backend: Backend, request: pb.GenerateRequest, ids: list[int]) -> str:
     """The prompt as text: what was sent, or what its tokens say."""
-    if asked.prompt.WhichOneof("input") == "text":
-        return asked.prompt.text
-    return tokenizer_of(backend).decode(ids, asked.output.keep_special_tokens)
+    if request.prompt.WhichOneof("input") == "text":
+        return request.prompt.text
+    decode = tokenizer_of(backend).decode
+    return await threaded(len(ids), decode, ids, request.output.keep_special_tokens)
 
 
 def tokenizer_of(backend: Backend) -> TokenizerLike:

@@ -22,6 +22,7 @@ from frontend.bounds import (
     MAX_GRAMMAR_CHARS,
     MAX_GRAMMAR_COLONS,
     MAX_GRAMMAR_INTERSECTIONS,
+    MAX_LIBRARY_ERROR_CHARS,
     MAX_REGEX_CHARS,
     MAX_SCHEMA_CHARS,
 )
@@ -30,7 +31,6 @@ from frontend.processing.schema_bounds import check_schema
 from frontend.processing.validation import check_count
 from switchyard.v1 import inference_pb2 as pb
 
-MAX_COMPLAINT_CHARS = 200
 RETRY_AFTER_SECONDS = 1.0
 JSON_OBJECT_SCHEMA = '{"type": "object"}'
 # What may stand between the parts of a JSON text: with as much as JSON allows, small models never
@@ -274,7 +274,7 @@ def _schema_grammar(text: str, field: str) -> str:
 
 def _brief(complaint: str) -> str:
     """llguidance's words on one line."""
-    return " ".join(complaint.replace("<non-verbose/>", "").split())[:MAX_COMPLAINT_CHARS]
+    return " ".join(complaint.replace("<non-verbose/>", "").split())[:MAX_LIBRARY_ERROR_CHARS]
 
 
 def _unconstrainable(why: str) -> RequestError:

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf import duration_pb2
 
 from frontend.bounds import MAX_SAMPLES, MAX_STOP_CHARS, MAX_STOP_STRINGS, MAX_STOP_TOKEN_IDS
-from frontend.errors import Code, RequestError, invalid_field
+from frontend.errors import invalid_field
 from frontend.requests.request import StopConditions
 from switchyard.v1 import inference_pb2 as pb
 
@@ -57,8 +57,7 @@ def stop_conditions(
         RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context.
     """
     room = max_context - prompt_tokens
-    if room < 1:
-        raise prompt_too_long(prompt_tokens, max_context)
+    assert room > 0, "refused by check_prompt"
     default = max(1, min(room, cache_tokens + 1 - prompt_tokens))
     max_new_tokens = asked.max_new_tokens if asked.HasField("max_new_tokens") else default
     if max_new_tokens < 1:
@@ -83,17 +82,6 @@ def stop_conditions(
         stop_token_ids=frozenset(asked.stop_token_ids),
         eos_token_ids=frozenset() if asked.ignore_eos else eos_token_ids,
         include_stop=asked.include_stop,
-    )
-
-
-def prompt_too_long(prompt_tokens: int, max_context: int) -> RequestError:
-    """INVALID_ARGUMENT for a prompt that leaves no room for a single token."""
-    return RequestError(
-        Code.INVALID_ARGUMENT,
-        f"the prompt's {prompt_tokens} tokens leave no room in the context of {max_context}; "
-        f"send at most {max_context - 1}",
-        reason="PROMPT_TOO_LONG",
-        field="prompt",
     )
 
 

@@ -99,20 +99,30 @@ def expired(num_waiting: int) -> RequestError:
     )
 
 
+def check_prompt(num_prompt: int, max_model_len: int) -> None:
+    """Refuse a prompt that leaves no room for a single token.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the numbers.
+    """
+    if num_prompt >= max_model_len:
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            f"the prompt's {num_prompt} tokens leave no room in the context of {max_model_len}; "
+            f"send at most {max_model_len - 1}",
+            reason="PROMPT_TOO_LONG",
+            field="prompt",
+        )
+
+
 def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) -> None:
     """Refuse a request that would not fit an empty cache; the last token needs no KV.
 
     Raises:
         RequestError: INVALID_ARGUMENT with the numbers.
     """
-    if not 0 < num_prompt < limits.max_model_len:
-        raise RequestError(
-            Code.INVALID_ARGUMENT,
-            f"prompt has {num_prompt} tokens, must be 1 to {limits.max_model_len - 1}: "
-            "the context holds the prompt and at least one new token",
-            reason="PROMPT_TOO_LONG",
-            field="prompt",
-        )
+    assert num_prompt, "an empty prompt is refused where it is encoded"
+    check_prompt(num_prompt, limits.max_model_len)
     capacity = limits.num_blocks * limits.block_size
     num_cached = min(num_prompt + max_new_tokens, limits.max_model_len) - 1
     if num_cached > capacity:

@@ -1,7 +1,7 @@
-"""One call on its way: its samples, what the engine was given of them, and what became of it.
+"""One call: its samples, how many of them the engine has, their merged output, and the call's end.
 
-Owns the order in which samples are handed over, the merging of their output, and the call's end.
-Knows nothing of queues, of other calls or of how events travel.
+Owns the order in which samples are submitted. Knows nothing of queues, of other calls or of how
+events travel.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import sys
 import time
 
 from frontend.backend import EngineClient
-from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.errors import answer_too_large
 from frontend.records import Caller, RequestRecord
 from frontend.requests.output import Delta, FinishReason
@@ -23,22 +22,24 @@ from switchyard.v1 import inference_pb2 as pb
 
 @dataclasses.dataclass(slots=True)
 class Call:
-    """One call, which has as many requests of the engine as it wants samples.
+    """One call, with one request of the engine for each sample.
 
     Attributes:
-        whole: its reader wants everything at the end.
-        requests: one a sample, once the prompt is encoded.
-        is_aborted: what the engine has not been given yet will end at once.
+        streams: output is sent as it comes; False: all of it at the end.
+        max_bytes: size of the one message that the whole answer must fit; None: there is no limit.
+        samples: the engine's requests, once the prompt is encoded.
+        is_aborted: samples that the engine does not have yet will end at once.
     """
 
     method: str
     caller: Caller
-    whole: bool = False
+    streams: bool = True
+    max_bytes: int | None = None
     arrived: float = 0.0
     request_id: str = ""
     code: str = ""
     reason: str = ""
-    requests: list[Request] = dataclasses.field(default_factory=list)
+    samples: list[Request] = dataclasses.field(default_factory=list)
     is_aborted: bool = False
     _min_tokens: int = 1
     _num_submitted: int = 0
@@ -46,76 +47,71 @@ class Call:
     _open: set[int] = dataclasses.field(default_factory=set)
     _takes: dict[int, asyncio.Task[Delta]] = dataclasses.field(default_factory=dict)
 
-    def begin(self, requests: list[Request], min_tokens: int, pacer: Pacer) -> Request:
-        """Take on the requests, whose deltas but the first and last shall have ``min_tokens``.
-
-        Returns:
-            The first request.
-        """
-        self.requests = requests
-        self._min_tokens = sys.maxsize if self.whole else max(1, min_tokens)
-        self._open = set(range(len(requests)))
-        for request in requests:
-            request.key = self.caller.key
-            if self.whole:
-                request.output.min_tokens = sys.maxsize
+    def begin(self, samples: list[Request], min_tokens: int, pacer: Pacer) -> None:
+        """Sets the samples; each delta but the first and the last has ``min_tokens`` at least."""
+        self.samples = samples
+        self._min_tokens = max(1, min_tokens) if self.streams else sys.maxsize
+        self._open = set(range(len(samples)))
+        for sample in samples:
+            sample.key = self.caller.key
+            if self.streams:
+                sample.output.pacer = pacer
             else:
-                request.output.pacer = pacer
-        return requests[0]
+                sample.output.min_tokens = sys.maxsize
 
     @property
     def is_over(self) -> bool:
-        """Every sample's last delta has been taken."""
+        """Whether every sample's last delta has been taken."""
         return not self._open
 
     @property
     def is_submitted(self) -> bool:
-        """The engine has been given every sample."""
-        return self._num_submitted == len(self.requests)
+        """Whether the engine has every sample."""
+        return self._num_submitted == len(self.samples)
 
     def submit(self, engine: EngineClient, count: int) -> None:
-        """Give the engine what it has not got of the first ``count`` samples.
+        """Submits the first ``count`` samples, but for those that the engine has already.
 
         Raises:
             RequestError: one is refused.
         """
-        for request in self.requests[self._num_submitted : count]:
+        for sample in self.samples[self._num_submitted : count]:
             if self.is_aborted:
-                request.finish_reason = FinishReason.ABORTED
-                request.output.finish(FinishReason.ABORTED)
+                sample.finish_reason = FinishReason.ABORTED
+                sample.output.finish(FinishReason.ABORTED)
             else:
-                engine.submit(request)
+                engine.submit(sample)
             self._num_submitted += 1
 
     def submit_rest(self, engine: EngineClient) -> None:
-        """Give the engine all that is left, which the first's admission speaks for.
+        """Submits all that are left. They pass the queue's limits, as the first was admitted.
 
         Raises:
             RequestError: the workers are gone.
         """
-        for request in self.requests[self._num_submitted :]:
-            request.queue_deadline, request.bypasses_queue_limits = float("inf"), True
-        self.submit(engine, len(self.requests))
+        for sample in self.samples[self._num_submitted :]:
+            sample.queue_deadline, sample.bypasses_queue_limits = float("inf"), True
+        self.submit(engine, len(self.samples))
 
-    def told(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
-        """An event that the caller is told now.
+    def counted(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
+        """The event, whose bytes count towards ``max_bytes``.
 
         Raises:
-            RequestError: the answer is to be one message, and has become too large for it.
+            RequestError: INVALID_ARGUMENT; the answer has become too large for one message.
         """
-        if self.whole:
+        if self.max_bytes is not None:
             self._num_bytes += event.ByteSize()
-            if self._num_bytes > MAX_MESSAGE_BYTES:
+            if self._num_bytes > self.max_bytes:
                 raise answer_too_large()
         return event
 
     async def take(self) -> list[tuple[int, Delta]]:
-        """Wait for new output of any sample; what there is, by sample.
+        """Waits for new output of any sample; returns pairs of a sample's index and its delta.
 
         Raises:
             RequestError: a sample failed.
         """
-        if len(self.requests) == 1:
+        if len(self.samples) == 1:
             taken = [(0, await self._take_one(0))]
         else:
             taken = await self._take_any()
@@ -125,7 +121,7 @@ class Call:
         return taken
 
     async def _take_one(self, index: int) -> Delta:
-        output = self.requests[index].output
+        output = self.samples[index].output
         delta = await output.take()
         output.min_tokens = self._min_tokens
         return delta
@@ -138,14 +134,14 @@ class Call:
         return [(index, self._takes.pop(index).result()) for index in ready]
 
     def abort(self, engine: EngineClient) -> bool:
-        """End all samples with what they have; whether any was still on its way."""
-        is_pending = not self.requests or not self.is_submitted
+        """Ends all samples with what they have; returns whether any had not ended yet."""
+        is_pending = not self.samples or not self.is_submitted
         self.is_aborted = True
-        ended = [engine.abort(request.id) for request in self.requests[: self._num_submitted]]
+        ended = [engine.abort(sample.id) for sample in self.samples[: self._num_submitted]]
         return is_pending or any(ended)
 
     def close(self, engine: EngineClient) -> None:
-        """Nobody reads on: end what is left."""
+        """Ends the samples that are left, for nobody reads on."""
         for task in self._takes.values():
             task.cancel()
             task.add_done_callback(lambda ended: ended.cancelled() or ended.exception())
@@ -154,9 +150,9 @@ class Call:
             self.abort(engine)
 
     def record(self) -> RequestRecord:
-        """What is worth knowing once it is over."""
-        requests = self.requests
-        first = requests[0] if requests else None
+        """The call's record for observers, once it is over."""
+        samples = self.samples
+        first = samples[0] if samples else None
         return RequestRecord(
             request_id=self.request_id,
             method=self.method,
@@ -164,15 +160,15 @@ class Call:
             code=self.code,
             reason=self.reason,
             finish_reasons=tuple(
-                each.finish_reason.name for each in requests if each.finish_reason is not None
+                each.finish_reason.name for each in samples if each.finish_reason is not None
             ),
             prompt_tokens=len(first.prompt_ids) if first else 0,
             cached_tokens=first.cached_tokens if first else 0,
-            completion_tokens=sum(each.num_generated for each in requests),
+            completion_tokens=sum(each.num_generated for each in samples),
             arrived=self.arrived,
             admitted=first.admitted if first else 0.0,
             first_token=first.first_token if first else 0.0,
             finished=time.monotonic(),
-            preemptions=sum(each.preemptions for each in requests),
-            replays=max((each.replays for each in requests), default=0),
+            preemptions=sum(each.preemptions for each in samples),
+            replays=max((each.replays for each in samples), default=0),
         )

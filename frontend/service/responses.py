@@ -1,7 +1,7 @@
-"""Protobuf messages of a stream, made from its requests and their output.
+"""Makes the messages of a stream from a call's samples and their output.
 
-Owns the turn from `frontend.requests` to `switchyard.v1`, and from a stream to one answer. Knows
-nothing of when they are sent.
+Owns the conversion from `frontend.requests` to `switchyard.v1`, and from a stream to one answer.
+Knows nothing of when messages are sent.
 """
 
 from __future__ import annotations
@@ -22,37 +22,38 @@ from switchyard.v1 import inference_pb2 as pb
 _MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
 
 
-def started(request: Request, model: str, output: pb.OutputOptions) -> pb.GenerateResponse:
-    """First message of a stream; ``request`` is the first sample's."""
+def started(first: Request, model: str, output: pb.OutputOptions) -> pb.GenerateResponse:
+    """First message of a stream, made from the first sample."""
     message = pb.GenerateStarted(
-        request_id=request.id,
+        request_id=first.id,
         model=model,
         created=now(),
-        prompt_tokens=len(request.prompt_ids),
-        seed=request.sampling.seed,
+        prompt_tokens=len(first.prompt_ids),
+        seed=first.sampling.seed,
     )
     if output.prompt_logprobs:
         _add_logprobs(
-            request.prompt_logprobs,
+            first.prompt_logprobs,
             message.prompt_logprobs,
             message.prompt_top_logprobs if output.top_logprobs else None,
         )
     return pb.GenerateResponse(started=message)
 
 
-def echoed(index: int, text: str) -> Iterator[pb.GenerateResponse]:
-    """The prompt's text, sent back before any output of a sample."""
-    for piece in _pieces(Delta(text=text)):
-        yield pb.GenerateResponse(delta=pb.Delta(index=index, text=piece.text))
+def echoed(num_samples: int, text: str) -> Iterator[pb.GenerateResponse]:
+    """The prompt's text, once for each sample; it comes before any output."""
+    for index in range(num_samples):
+        for piece in _pieces(Delta(text=text)):
+            yield pb.GenerateResponse(delta=pb.Delta(index=index, text=piece.text))
 
 
 def deltas(index: int, new: Delta, output: pb.OutputOptions) -> Iterator[pb.GenerateResponse]:
-    """What one take from a sample's output gave; more than one message only of a slow reader."""
+    """Messages of new output of a sample: one, or more where a slow reader let much pile up."""
     return (_delta(index, piece, output) for piece in _pieces(new))
 
 
 def _pieces(new: Delta) -> Iterator[Delta]:
-    """Deltas that fit messages; the end is in the last of them."""
+    """Splits a delta into those that fit messages; the last one has the finish reason."""
     while len(new.token_ids) > MAX_TOKENS_PER_MESSAGE or len(new.text) > _MAX_CHARS:
         yield Delta(
             text=new.text[:_MAX_CHARS],
@@ -84,17 +85,17 @@ def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateRespo
 
 
 def _add_logprobs(tokens: Sequence[TokenLogprobs], values: Any, alternatives: Any | None) -> None:
-    """Fill the repeated fields of a message; ``alternatives`` is None where none are wanted."""
+    """Fills the repeated fields of a message; ``alternatives`` is None where none are wanted."""
     values.extend(token.logprob for token in tokens)
     if alternatives is not None:
         for token in tokens:
             alternatives.add(token_ids=token.top_ids, logprobs=token.top_logprobs)
 
 
-def finished(requests: Sequence[Request]) -> pb.GenerateResponse:
+def finished(samples: Sequence[Request]) -> pb.GenerateResponse:
     """Last message of a stream that ended well. The prompt counts once for all samples."""
-    first = requests[0]
-    end = max(request.finished for request in requests) or time.monotonic()
+    first = samples[0]
+    end = max(sample.finished for sample in samples) or time.monotonic()
     admitted = first.admitted or end
     first_token = first.first_token or end
     return pb.GenerateResponse(
@@ -102,14 +103,14 @@ def finished(requests: Sequence[Request]) -> pb.GenerateResponse:
             usage=pb.Usage(
                 prompt_tokens=len(first.prompt_ids),
                 cached_prompt_tokens=first.cached_tokens,
-                completion_tokens=sum(request.num_generated for request in requests),
+                completion_tokens=sum(sample.num_generated for sample in samples),
             ),
             timings=pb.Timings(
                 queued=_duration(admitted - first.arrived),
                 prefill=_duration(first_token - admitted),
                 decode=_duration(end - first_token),
-                preemptions=sum(request.preemptions for request in requests),
-                replays=max(request.replays for request in requests),
+                preemptions=sum(sample.preemptions for sample in samples),
+                replays=max(sample.replays for sample in samples),
             ),
         )
     )

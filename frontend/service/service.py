@@ -15,18 +15,16 @@ import uuid
 from collections.abc import AsyncGenerator, Sequence
 
 from frontend.backend import Backend
-from frontend.bounds import MAX_ABORTED_IDS
+from frontend.bounds import MAX_ABORTED_IDS, MAX_MESSAGE_BYTES
 from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error
 from frontend.group_info import GroupInfo
-from frontend.processing import preprocess, sampling_params, validation
+from frontend.processing import preprocess, validation
 from frontend.processing.structured_output import Compiler
 from frontend.records import ANYBODY, Caller, Observer
-from frontend.requests.request import Request
 from frontend.service import info, responses, tokenization
 from frontend.service.call import Call
-from frontend.service.key_limit import KeyLimit
-from frontend.service.live_calls import LiveCalls
+from frontend.service.live_calls import KeyLimit, LiveCalls
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -89,7 +87,7 @@ class Service:
     @property
     def max_requests_per_key(self) -> int:
         """Live requests that a key may have; 0 is any number."""
-        return self._key_limit.most
+        return self._key_limit.limit
 
     @property
     def takes_requests(self) -> bool:
@@ -118,47 +116,44 @@ class Service:
     # ---- generation ----
 
     def generate(
-        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY
+        self, request: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Stream the continuations of a prompt. Closing the generator aborts the request.
+        """Streams the continuations of a prompt. Closing the generator aborts the request.
+
+        Args:
+            streams: output is sent as it comes; False: all of it at the end.
 
         Raises (when iterated):
             RequestError: refused, or ended by a fault.
         """
-        call = Call("Generate", caller)
-        return self._observed(
-            asked, lambda backend: preprocess.prompt_ids(backend, asked.prompt), call
-        )
+        return self._observed(request, Call("Generate", caller, streams=streams))
 
     def chat(
-        self, asked: pb.ChatRequest, caller: Caller = ANYBODY
+        self, chat: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Stream the assistant's turn; as `generate` in everything else."""
-        call = Call("Chat", caller)
-        return self._observed(
-            asked.request, lambda backend: preprocess.chat_ids(backend, asked), call
-        )
+        """Streams the assistant's turn; as `generate` in everything else.
+
+        Paths of fields in errors are those of the GenerateRequest that the chat holds, but for the
+        chat's own fields.
+        """
+        return self._observed(chat, Call("Chat", caller, streams=streams))
 
     async def complete(
-        self, asked: pb.CompleteRequest, caller: Caller = ANYBODY
+        self, message: pb.CompleteRequest, caller: Caller = ANYBODY
     ) -> pb.CompleteResponse:
-        """The stream of `generate`, gathered."""
-        stream = self._observed(
-            asked.request,
-            lambda backend: preprocess.prompt_ids(backend, asked.request.prompt),
-            Call("Complete", caller, whole=True),
-        )
-        return await responses.gathered(stream)
+        """The stream of `generate`, gathered in one message."""
+        call = Call("Complete", caller, streams=False, max_bytes=MAX_MESSAGE_BYTES)
+        return await responses.gathered(self._observed(message.request, call))
 
     async def _observed(
-        self, asked: pb.GenerateRequest, encode: preprocess.Encode, call: Call
+        self, message: preprocess.Message, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Events of one request, which the observers hear of when it is over."""
+        """Events of one call; the observers get its record when it is over."""
         call.arrived = time.monotonic()
         call.code = "CANCELLED"  # unless the end comes from here
         try:
             with self._key_limit.one(call.caller.key):
-                async with contextlib.aclosing(self._stream(asked, encode, call)) as stream:
+                async with contextlib.aclosing(self._stream(message, call)) as stream:
                     async for event in stream:
                         yield event
             call.code = "OK"
@@ -171,27 +166,24 @@ class Service:
                 observer.request_ended(record)
 
     async def _stream(
-        self, asked: pb.GenerateRequest, encode: preprocess.Encode, call: Call
+        self, message: preprocess.Message, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """Events of one request."""
-        backend = self._serving()
-        self._check(asked)
-        call.request_id = asked.request_id or uuid.uuid4().hex
+        """Events of one call, whose id is live until its last output is taken."""
+        backend, request = self._serving(), preprocess.generation_of(message)
+        self._check(request)
+        call.request_id = request.request_id or uuid.uuid4().hex
         self._live.enter(call)
         try:
-            first = await self._begin(backend, asked, encode, call)
+            await self._begin(backend, message, call)
+            first = call.samples[0]
             await first.output.admitted()
-            if asked.output.prompt_logprobs:
+            if request.output.prompt_logprobs:
                 await first.output.begun()
-            yield call.told(responses.started(first, self._model, asked.output))
-            if asked.output.echo:
-                ids = first.prompt_ids
-                text = await preprocess.threaded(
-                    len(ids), preprocess.echo_text, backend, asked, ids
-                )
-                for index in range(len(call.requests)):
-                    for event in responses.echoed(index, text):
-                        yield call.told(event)
+            yield call.counted(responses.started(first, self._model, request.output))
+            if request.output.echo:
+                text = await preprocess.echo_text(backend, request, first.prompt_ids)
+                for event in responses.echoed(len(call.samples), text):
+                    yield call.counted(event)
             if not call.is_submitted:
                 await first.output.begun()
                 call.submit_rest(self._attached().engine)
@@ -200,9 +192,9 @@ class Service:
                 if call.is_over:
                     self._live.leave(call)
                 for index, delta in taken:
-                    for event in responses.deltas(index, delta, asked.output):
-                        yield call.told(event)
-            yield responses.finished(call.requests)
+                    for event in responses.deltas(index, delta, request.output):
+                        yield call.counted(event)
+            yield responses.finished(call.samples)
         except RequestError:
             raise
         except Exception as error:
@@ -212,23 +204,22 @@ class Service:
             call.close(backend.engine)
             self._live.leave(call)
 
-    async def _begin(
-        self, backend: Backend, asked: pb.GenerateRequest, encode: preprocess.Encode, call: Call
-    ) -> Request:
-        """Make the call's requests and submit the first; all, where they share no work by waiting.
-
-        The others find the prompt in the prefix cache once the first has computed it.
+    async def _begin(self, backend: Backend, message: preprocess.Message, call: Call) -> None:
+        """Makes the call's samples and submits them: only the first where the others can find the
+        prompt in the prefix cache once the first has computed it.
         """
         assert self._compiler is not None, "opened with the backend"
-        requests = await preprocess.make_requests(
-            backend, self._compiler, asked, call.request_id, encode
+        samples = await preprocess.make_requests(
+            backend,
+            self._compiler,
+            message,
+            call.request_id,
+            in_one_message=call.max_bytes is not None,
         )
-        if call.whole:
-            sampling_params.check_whole_answer(asked)
-        first = call.begin(requests, asked.output.min_tokens_per_message, self._live.pacer)
-        shares = backend.prefix_cache and len(first.prompt_ids) > backend.info.block_size
-        call.submit(self._attached().engine, 1 if shares else len(requests))
-        return first
+        output = preprocess.generation_of(message).output
+        call.begin(samples, output.min_tokens_per_message, self._live.pacer)
+        shares = backend.prefix_cache and len(samples[0].prompt_ids) > backend.info.block_size
+        call.submit(self._attached().engine, 1 if shares else len(samples))
 
     def _serving(self) -> Backend:
         """The backend, for new work."""
@@ -250,25 +241,25 @@ class Service:
             retry_after=1.0,
         )
 
-    def _check(self, asked: pb.GenerateRequest) -> None:
-        if asked.model and asked.model != self._model:
+    def _check(self, request: pb.GenerateRequest) -> None:
+        if request.model and request.model != self._model:
             raise RequestError(
                 Code.NOT_FOUND,
                 f"no such model here; this server has {self._model}",
                 reason="MODEL_NOT_FOUND",
                 field="model",
             )
-        validation.check_request_id(asked.request_id)
+        validation.check_request_id(request.request_id)
 
     # ---- everything else ----
 
-    async def tokenize(self, asked: pb.TokenizeRequest) -> pb.TokenizeResponse:
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
         """Text to token ids."""
-        return await tokenization.tokenize(self._serving(), asked)
+        return await tokenization.tokenize(self._serving(), request)
 
-    async def detokenize(self, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """Token ids to text; those of streams that were let in before a drain too."""
-        return await tokenization.detokenize(self._attached(), asked)
+        return await tokenization.detokenize(self._attached(), request)
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Facts of the model."""
@@ -286,16 +277,26 @@ class Service:
         """The engine's snapshot; RequestError while there is no engine."""
         return self._attached().engine.load()
 
+    def why_not_ready(self) -> str:
+        """Why no request is worked on, in one line; empty while they are."""
+        try:
+            restarting = self.engine_load().restarting
+        except RequestError as error:
+            return error.message
+        if not self.takes_requests:
+            return State.DRAINING.value
+        return "the workers are lost, and not back yet" if restarting else ""
+
     async def expert_load(self) -> pb.GetExpertLoadResponse:
         """How many tokens each expert had; no layers for a dense model."""
         experts = self._attached().experts
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
-    def abort(self, asked: pb.AbortRequest, caller: Caller = ANYBODY) -> pb.AbortResponse:
+    def abort(self, request: pb.AbortRequest, caller: Caller = ANYBODY) -> pb.AbortResponse:
         """End requests of this key by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
-        validation.check_count(len(asked.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
-        live = ((each, self._live.get(each)) for each in asked.request_ids)
+        validation.check_count(len(request.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
+        live = ((each, self._live.get(each)) for each in request.request_ids)
         ended = [
             each
             for each, call in live

@@ -1,6 +1,6 @@
-"""Text to token ids and back, for callers that ask for nothing else.
+"""Tokenize and Detokenize: text to token ids and back, without a generation.
 
-Owns Tokenize and Detokenize, and how long their input may be.
+Owns how long their input may be. Knows nothing of requests to the engine.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from frontend.processing import preprocess, validation
 from switchyard.v1 import inference_pb2 as pb
 
 
-async def tokenize(backend: Backend, asked: pb.TokenizeRequest) -> pb.TokenizeResponse:
+async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
     """Text to token ids.
 
     Raises:
         RequestError: the text is too long, or there is no tokenizer.
     """
     tokenizer = preprocess.tokenizer_of(backend)
-    validation.check_count(len(asked.text), MAX_TOKENIZE_CHARS, "text", "characters")
+    validation.check_count(len(request.text), MAX_TOKENIZE_CHARS, "text", "characters")
     ids = await preprocess.threaded(
-        len(asked.text), tokenizer.encode, asked.text, not asked.skip_special_tokens
+        len(request.text), tokenizer.encode, request.text, not request.skip_special_tokens
     )
     answer = pb.TokenizeResponse(token_ids=ids)
     if answer.ByteSize() > MAX_MESSAGE_BYTES:
@@ -29,17 +29,17 @@ async def tokenize(backend: Backend, asked: pb.TokenizeRequest) -> pb.TokenizeRe
     return answer
 
 
-async def detokenize(backend: Backend, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+async def detokenize(backend: Backend, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
     """Token ids to text.
 
     Raises:
         RequestError: ids are too many or no tokens, the text is too long, or there is no tokenizer.
     """
     tokenizer = preprocess.tokenizer_of(backend)
-    validation.check_count(len(asked.token_ids), MAX_DETOKENIZE_IDS, "token_ids", "ids")
-    validation.check_token_ids(asked.token_ids, backend.info.vocab_size, "token_ids")
-    ids = list(asked.token_ids)
-    text = await preprocess.threaded(len(ids), tokenizer.decode, ids, asked.keep_special_tokens)
+    validation.check_count(len(request.token_ids), MAX_DETOKENIZE_IDS, "token_ids", "ids")
+    validation.check_token_ids(request.token_ids, backend.info.vocab_size, "token_ids")
+    ids = list(request.token_ids)
+    text = await preprocess.threaded(len(ids), tokenizer.decode, ids, request.keep_special_tokens)
     answer = pb.DetokenizeResponse(text=text)
     if answer.ByteSize() > MAX_MESSAGE_BYTES:
         raise invalid_field("token_ids", f"have {len(text)} characters, too many for a message")

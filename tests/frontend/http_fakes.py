@@ -21,7 +21,7 @@ class ScriptedService:
     """Answers every request with the same deltas; a byte is a token.
 
     Attributes:
-        asked: the requests that came, in order.
+        asked, streams: the requests that came, in order, and whether each was to be streamed.
         prompt_logprobs: of the prompt's tokens from the second on.
     """
 
@@ -29,18 +29,21 @@ class ScriptedService:
         self.deltas = deltas
         self.prompt_logprobs = prompt_logprobs
         self.asked: list[Any] = []
+        self.streams: list[bool] = []
 
     async def generate(
-        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY
+        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.asked.append(asked)
+        self.streams.append(streams)
         async for event in self._events(asked):
             yield event
 
     async def chat(
-        self, asked: pb.ChatRequest, caller: Caller = ANYBODY
+        self, asked: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.asked.append(asked)
+        self.streams.append(streams)
         async for event in self._events(asked.request):
             yield event
 

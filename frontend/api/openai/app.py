@@ -20,7 +20,6 @@ from frontend.api.openai.json_fields import Fields, parse_object
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.errors import RequestError, internal_error, invalid_field
 from frontend.records import Caller
-from frontend.service.readiness import why_not_ready
 from frontend.service.service import Service
 
 logger = logging.getLogger(__name__)
@@ -105,7 +104,7 @@ class App:
         await handler(exchange, caller)
 
     async def _health(self, exchange: Exchange) -> None:
-        why = why_not_ready(self._service)
+        why = self._service.why_not_ready()
         if why:
             await exchange.answer({"status": "unavailable", "reason": why}, 503)
         else:

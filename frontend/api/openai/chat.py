@@ -14,10 +14,8 @@ from typing import Any
 
 from frontend.api.openai.job import (
     FINISH_REASONS,
-    MAX_TOP_LOGPROBS,
     Chunk,
     read_streaming,
-    set_batching,
     usage_object,
 )
 from frontend.api.openai.json_fields import Fields
@@ -27,6 +25,7 @@ from frontend.api.openai.messages import chat_messages
 from frontend.api.openai.parameters import generate_request
 from frontend.api.openai.tool_calls import ChoiceDelta, TurnReader
 from frontend.api.openai.tools import ToolUse, tool_use
+from frontend.bounds import MAX_TOP_LOGPROBS
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -49,7 +48,7 @@ class ChatJob:
         """What is new of each choice, its role first, then usage."""
         asked = self.asked.request
         readers: dict[int, TurnReader] = {}
-        events = with_free_id(lambda: service.chat(self.asked, caller), asked)
+        events = with_free_id(lambda: service.chat(self.asked, caller, streams=self.stream), asked)
         async with contextlib.aclosing(events):
             async for event in events:
                 if event.HasField("delta"):
@@ -142,7 +141,6 @@ def read_chat(fields: Fields, request_id: str, model: str) -> ChatJob:
         asked.constraint.json_schema = tools.schema_json
         names["constraint.json_schema"] = "tools"
     _set_logprobs(fields, asked.output)
-    set_batching(asked.output, stream)
     kwargs = fields.child("chat_template_kwargs")
     return ChatJob(
         asked=pb.ChatRequest(

@@ -13,22 +13,20 @@ from typing import Any
 
 from frontend.api.openai.job import (
     FINISH_REASONS,
-    MAX_TOP_LOGPROBS,
     Chunk,
     read_streaming,
-    set_batching,
     usage_object,
 )
 from frontend.api.openai.json_fields import Fields, is_ids
 from frontend.api.openai.logprobs import CompletionLogprobs, TokenTexts, token_ids
 from frontend.api.openai.merge import merged, with_free_id
 from frontend.api.openai.parameters import generate_request
+from frontend.bounds import MAX_PROMPTS, MAX_TOP_LOGPROBS
 from frontend.errors import invalid_field
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 
-MAX_PROMPTS = 256
 DEFAULT_MAX_TOKENS = 16
 MAX_ID_CHARS = 120  # of a request's id, before a prompt's number
 
@@ -123,7 +121,9 @@ class _Part:
         """What is new of the prompt's choices; its usage goes to ``usages`` at the end."""
         asked = self._asked
         prompt = await self._read_prompt(service) if self._job.echo else ""
-        events = with_free_id(lambda: service.generate(asked, caller), asked)
+        events = with_free_id(
+            lambda: service.generate(asked, caller, streams=self._job.stream), asked
+        )
         async with contextlib.aclosing(events):
             async for event in events:
                 if event.HasField("started"):
@@ -215,7 +215,6 @@ def read_completion(fields: Fields, request_id: str, model: str) -> CompletionJo
     asked.output.logprobs = top is not None
     asked.output.top_logprobs = top or 0
     asked.output.prompt_logprobs = echo and top is not None
-    set_batching(asked.output, stream)
     return CompletionJob(
         asked=_per_prompt(asked, _prompts(fields), request_id),
         echo=echo,

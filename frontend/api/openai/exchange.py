@@ -14,8 +14,8 @@ from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from typing import Any
 
 from frontend.api.openai.errors import Headers, HttpError
+from frontend.bounds import MAX_BODY_BYTES
 
-MAX_BODY_BYTES = 8 << 20
 # A body that is not whole after this is not waited for.
 BODY_SECONDS = 30.0
 

@@ -9,13 +9,11 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, Protocol
 
-from frontend.api.openai.json_fields import UINT32_MAX, Fields
+from frontend.api.openai.json_fields import Fields
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-
-MAX_TOP_LOGPROBS = 20
 
 Chunk = dict[str, Any]
 
@@ -58,12 +56,6 @@ def read_streaming(fields: Fields) -> tuple[bool, bool]:
     stream = fields.flag("stream")
     options = fields.child("stream_options")
     return stream, options is not None and options.flag("include_usage")
-
-
-def set_batching(output: pb.OutputOptions, stream: bool) -> None:
-    """An answer that does not stream is worked on as few messages as possible."""
-    if not stream:
-        output.min_tokens_per_message = UINT32_MAX
 
 
 def usage_object(usages: Sequence[pb.Usage]) -> dict[str, Any]:

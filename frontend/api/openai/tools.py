@@ -18,8 +18,7 @@ from frontend.api.openai.tool_calls import (
     PlainText,
     TurnReader,
 )
-
-MAX_TOOLS = 128
+from frontend.bounds import MAX_TOOLS
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,7 +12,6 @@ from frontend.errors import invalid_field
 from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
-UINT32_MAX = 2**32 - 1
 # Numbers that say nothing when they are 0.
 _UNSET_WHEN_ZERO = (
     "top_p",
@@ -46,8 +45,6 @@ def generate_request(asked: vllm.GenerateRequest) -> pb.GenerateRequest:
     _set_sampling(params, request.sampling)
     _set_stops(params, request.stop_conditions)
     _set_output(params, request.output)
-    if not asked.stream:
-        request.output.min_tokens_per_message = UINT32_MAX
     _set_constraint(params, request.constraint)
     if params.n > 1:
         request.n = params.n

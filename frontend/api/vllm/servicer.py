@@ -27,7 +27,6 @@ from frontend.api.vllm.tokenizer_archive import tokenizer_archive
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.errors import Code, RequestError, answer_too_large
 from frontend.processing.tokenizer import TOKENIZER_FILES
-from frontend.service.readiness import why_not_ready
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 
@@ -59,7 +58,9 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         answer = Answer(
             asked.prompt.tokens.ids if asked.output.prompt_logprobs else (), request.stream
         )
-        stream = self._service.generate(asked, caller_of(self._access, context))
+        stream = self._service.generate(
+            asked, caller_of(self._access, context), streams=request.stream
+        )
         async with contextlib.aclosing(stream):
             async for event in stream:
                 for message in answer.add(event):
@@ -80,7 +81,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     ) -> vllm.HealthCheckResponse:
         """Whether requests are worked on; UNAVAILABLE while there is no model to tell of."""
         self._service.model_info()  # a router that got an answer would ask for its name next
-        why = why_not_ready(self._service)
+        why = self._service.why_not_ready()
         return vllm.HealthCheckResponse(healthy=not why, message=why or "OK")
 
     async def GetModelInfo(  # noqa: N802

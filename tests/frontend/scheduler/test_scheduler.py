@@ -316,9 +316,15 @@ def test_a_full_queue_refuses_at_once() -> None:
     driver.run(requests[3])
 
 
+def test_an_empty_prompt_is_a_bug_of_the_caller() -> None:
+    """Callers of the service are told where their prompt is encoded."""
+    with pytest.raises(AssertionError, match="refused where it is encoded"):
+        Driver(LIMITS).scheduler.submit(make_request("r", []))
+
+
 @pytest.mark.parametrize(
     ("prompt", "max_new", "reason"),
-    [(64, 1, "PROMPT_TOO_LONG"), (0, 1, "PROMPT_TOO_LONG"), (10, 24, "CACHE_EXCEEDED")],
+    [(64, 1, "PROMPT_TOO_LONG"), (10, 24, "CACHE_EXCEEDED")],
 )
 def test_what_could_never_run_is_refused(prompt: int, max_new: int, reason: str) -> None:
     limits = dataclasses.replace(LIMITS, num_blocks=8)

@@ -16,7 +16,8 @@ from frontend.processing import preprocess
 from frontend.records import ANYBODY
 from frontend.requests.output import Delta, FinishReason, TokenLogprobs
 from frontend.requests.request import Request
-from frontend.service import call, responses
+from frontend.service import responses
+from frontend.service import service as service_module
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import (
@@ -246,6 +247,23 @@ async def test_output_options() -> None:
     assert (await refusal(service.generate(request))).field == "output.skip_detokenize"
 
 
+async def test_what_does_not_stream_comes_at_the_end() -> None:
+    request = asked(num_tokens=20)
+    request.output.min_tokens_per_message = 6
+    events = await collect(opened(FakeEngine()).generate(request, streams=False))
+    assert [len(event.delta.token_ids) for event in events[1:-1]] == [20]
+
+
+async def test_an_answer_that_fits_no_message_is_refused_before_its_prompt_is_encoded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: pytest.fail("encoded"))
+    service = opened(FakeEngine(), info=group(max_model_len=1 << 30, num_blocks=1 << 30))
+    message = pb.CompleteRequest(request=asked(num_tokens=1 << 24))
+    with pytest.raises(RequestError, match="one message holds"):
+        await service.complete(message)
+
+
 async def test_min_tokens_per_message_spares_the_first() -> None:
     request = asked("abc", 20)
     request.output.min_tokens_per_message = 6
@@ -371,7 +389,7 @@ async def test_an_answer_in_one_message_has_to_fit_it(monkeypatch: pytest.Monkey
     with pytest.raises(RequestError, match="is 2000 for 64 samples") as caught:
         await service.complete(pb.CompleteRequest(request=request))
     assert caught.value.field == "stop_conditions.max_new_tokens"
-    monkeypatch.setattr(call, "MAX_MESSAGE_BYTES", 200)
+    monkeypatch.setattr(service_module, "MAX_MESSAGE_BYTES", 200)
     assert (await service.complete(pb.CompleteRequest(request=asked()))).outputs
     with pytest.raises(RequestError, match="stream it") as caught:
         await service.complete(pb.CompleteRequest(request=asked(num_tokens=90)))
@@ -388,9 +406,9 @@ async def test_abort_ends_a_request_that_is_still_being_encoded(
     gate = asyncio.Event()
     make_requests = preprocess.make_requests
 
-    async def slowly(*arguments: Any) -> list[Request]:
+    async def slowly(*arguments: Any, **options: Any) -> list[Request]:
         await gate.wait()
-        return await make_requests(*arguments)
+        return await make_requests(*arguments, **options)
 
     monkeypatch.setattr(preprocess, "make_requests", slowly)
     request = asked()

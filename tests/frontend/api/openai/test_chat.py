@@ -83,6 +83,7 @@ async def test_choices_keep_apart(stream: bool) -> None:
                 texts[choice.index] = choice.message.content
                 reasons[choice.index] = choice.finish_reason
     assert service.asked[0].request.n == 2
+    assert service.streams == [stream]
     assert texts == {0: "ab", 1: "xy"}
     assert reasons == {0: "length", 1: "length"}
 
