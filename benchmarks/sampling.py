@@ -14,6 +14,7 @@ import argparse
 import random
 import statistics
 import time
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,13 +22,18 @@ import torch
 from torch import nn
 
 from benchmarks import report
+from moe.base.checkpoint import CheckpointSlice
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
+from workers.attention.kv_cache import CacheSizes, KVCache
 from workers.models.base import ForwardBatch
 from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import BatchBuilder
+from workers.step.forward import StepForward
+from workers.step.result_buffer import ResultBuffer
 from workers.step.roofline import StepCost
 from workers.step.runner import Measure, Runner, StepHandle
+from workers.step.token_sampler import TokenSampler
 
 _PROMPT, _OUTPUT = 1024, 256  # tokens of each sequence before the first step
 _SLEEP_CYCLES = 20_000_000
@@ -80,6 +86,8 @@ class MadeUpModel(nn.Module):
     def __init__(self, batch_size: int, vocab_size: int, device: torch.device) -> None:
         super().__init__()
         self.expert_load = None
+        self.num_kv_heads = 0
+        self.tied_weights: frozenset[str] = frozenset()
         self.on_cuda = device.type == "cuda"
         dtype = torch.bfloat16 if self.on_cuda else torch.float32
         generator = torch.Generator(device).manual_seed(1)
@@ -87,7 +95,7 @@ class MadeUpModel(nn.Module):
         self.made_up = torch.randn(shape, generator=generator, device=device).mul_(4).to(dtype)
         self.written = torch.empty_like(self.made_up)
 
-    def forward(self, batch: ForwardBatch, cache: None) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         if self.on_cuda:
             torch.cuda._sleep(_SLEEP_CYCLES)
         return self.written.copy_(self.made_up)
@@ -95,13 +103,16 @@ class MadeUpModel(nn.Module):
     def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
         return hidden_DH
 
+    def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
+        return iter(())
+
 
 def make_runner(batch_size: int, vocab_size: int, device: torch.device) -> Runner:
     """Without a model, a cache or graphs; on a GPU kernels draw."""
     on_cuda = device.type == "cuda"
-    sampler = None
+    triton = None
     if on_cuda:
-        sampler = TritonSampler(max_rows=batch_size, vocab_size=vocab_size, device=device, pdl=True)
+        triton = TritonSampler(max_rows=batch_size, vocab_size=vocab_size, device=device, pdl=True)
     builder = BatchBuilder(
         num_slots=batch_size, max_blocks=1, block_size=1 << 16, max_tokens=batch_size,
         device=device,
@@ -109,7 +120,16 @@ def make_runner(batch_size: int, vocab_size: int, device: torch.device) -> Runne
     cost = StepCost(dense_bytes=0, head_bytes=0, expert_bytes=0, cache_bytes=0, flops=0)
     roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost)
     model = MadeUpModel(batch_size, vocab_size, device)
-    return Runner(model, None, builder, Measure(roofline, None), reports=True, sampler=sampler)
+    results = ResultBuffer(num_slots=batch_size, num_sparse_layers=0, device=device)
+    sampler = TokenSampler(
+        model.logits, builder.logits_processor, last_token_S=builder.last_token,
+        out_tokens_S=results.tokens_S, reports=True, triton=triton,
+    )  # fmt: skip
+    sizes = CacheSizes(
+        num_layers=0, block_size=1 << 16, num_kv_heads=1, head_dim=1, dtype=torch.float32
+    )
+    forward = StepForward(model, KVCache(sizes, 0, device), results.hits_L)
+    return Runner(forward, builder, sampler, results, Measure(roofline, None))
 
 
 def decode_step(

@@ -9,58 +9,77 @@ from __future__ import annotations
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.parallel import ParallelConfig
+from moe.config import MoEConfig
 from moe.kernels.expert_load import expert_load
+from moe.placement import ExpertPlacement
 
 
 class ExpertLoad:
     """Counts over the steps of a rank.
 
-    `routes_vary` says that a layer's routes come from an exchange whose size nobody knows ahead:
-    unused places of `ids_LP` hold −1, and all are read.
+    Args:
+        max_tokens: most tokens of a step on one replica.
 
-    `ids_LP` int32 takes a step's routes, global ids, −1 for none. `load_LE` int64 adds up routes an
-    expert was asked for; `hits_L` int32 says how many of this rank's experts the last step hit.
+    Attributes:
+        ids_LP: int32, takes a step's routes: global ids, −1 for none. A layer's routes may come
+            from an exchange whose size nobody knows ahead; then all of its row is read.
+        load_LE: int64, adds up the routes that each expert was asked for.
     """
 
     def __init__(
         self,
+        config: MoEConfig,
+        parallel: ParallelConfig,
+        placement: ExpertPlacement,
         *,
         num_layers: int,
-        num_experts: int,
-        routes_per_token: int,
         max_tokens: int,
-        routes_vary: bool,
-        first_local: int,
-        num_local: int,
         device: torch.device,
         context: KernelContext | None,
     ) -> None:
-        self.routes_per_token = routes_per_token
-        self.routes_vary = routes_vary
-        self.first_local = first_local
-        self.num_local = num_local
+        self.parallel = parallel
         self.context = context
-        max_routes = max_tokens * routes_per_token
+        self.routes_per_token = config.num_experts_per_tok
+        self.first_local = placement.start
+        self.num_local = placement.num_local
+        max_routes = expert_rows(parallel, max_tokens, max_tokens) * self.routes_per_token
         self.ids_LP = torch.full((num_layers, max_routes), -1, dtype=torch.int32, device=device)
-        self.load_LE = torch.zeros(num_layers, num_experts, dtype=torch.int64, device=device)
-        self.hits_L = torch.zeros(num_layers, dtype=torch.int32, device=device)
+        self.load_LE = torch.zeros(num_layers, config.num_experts, dtype=torch.int64, device=device)
 
-    def count(self, num_tokens: int) -> None:
-        """Take in what a step left in `ids_LP`: routes of `num_tokens` tokens."""
-        num_routes = num_tokens * self.routes_per_token
-        if self.routes_vary:
+    @property
+    def num_layers(self) -> int:
+        """L."""
+        return len(self.load_LE)
+
+    def count(self, num_tokens: int, max_tokens: int, *, out_hits_L: torch.Tensor) -> None:
+        """Take in what a step left in `ids_LP`.
+
+        Args:
+            num_tokens: of this replica; max_tokens: most of any replica.
+            out_hits_L: int32, takes how many of this rank's experts the step hit.
+        """
+        num_routes = expert_rows(self.parallel, num_tokens, max_tokens) * self.routes_per_token
+        if self.parallel.routes_vary:
             num_routes = self.ids_LP.shape[1]
-        if self.context is not None:
-            expert_load(
-                self.ids_LP,
-                num_routes,
-                self.load_LE,
-                self.hits_L,
-                self.first_local,
-                self.num_local,
-                pdl=self.context.pdl,
-            )
+        if self.context is None:
+            self._count(num_routes, out_hits_L)
             return
+        expert_load(
+            self.ids_LP,
+            num_routes,
+            self.load_LE,
+            out_hits_L,
+            self.first_local,
+            self.num_local,
+            pdl=self.context.pdl,
+        )
+
+    def reset(self) -> None:
+        """Forget all that was counted."""
+        self.load_LE.zero_()
+
+    def _count(self, num_routes: int, out_hits_L: torch.Tensor) -> None:
         num_layers, num_experts = self.load_LE.shape
         ids_LP = self.ids_LP[:, :num_routes].long()
         # One more column takes what is no route.
@@ -69,4 +88,16 @@ class ExpertLoad:
         step_LE.scatter_add_(1, keys_LP, torch.ones_like(keys_LP))
         self.load_LE += step_LE[:, :num_experts]
         local = slice(self.first_local, self.first_local + self.num_local)
-        self.hits_L.copy_((step_LE[:, local] > 0).sum(dim=1))
+        out_hits_L.copy_((step_LE[:, local] > 0).sum(dim=1))
+
+
+def expert_rows(parallel: ParallelConfig, num_tokens: int, max_tokens: int) -> int:
+    """Tokens a rank computes experts for in a step: its replica's, or every replica's with shares
+    rounded up.
+
+    Args:
+        num_tokens: of this replica; max_tokens: most of any replica.
+    """
+    if parallel.tokens_replicated:
+        return num_tokens
+    return parallel.world_size * -(-max_tokens // parallel.tp)

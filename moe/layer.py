@@ -32,8 +32,7 @@ class SparseMoeBlock(nn.Module):
     kernels. Raises ValueError where the widths of experts do not divide by tp and the backend needs
     it.
 
-    Attributes:
-        record: int32 [P]; takes the routes this rank computes in each step, where it is set.
+    `out_ids_P`, int32, takes the ids of the routes that this rank computes in each step.
     """
 
     def __init__(
@@ -46,6 +45,7 @@ class SparseMoeBlock(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         context: KernelContext | None = None,
+        out_ids_P: torch.Tensor | None = None,
     ) -> None:
         super().__init__()
         assert (parallel.tp, parallel.dp, parallel.ep) == (
@@ -84,7 +84,7 @@ class SparseMoeBlock(nn.Module):
         )
         self.tokens_replicated = parallel.tokens_replicated
         self.routes_vary = parallel.routes_vary
-        self.record: torch.Tensor | None = None
+        self.out_ids_P = out_ids_P
 
     def forward(
         self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None = None
@@ -99,26 +99,26 @@ class SparseMoeBlock(nn.Module):
         share = self.dispatcher.share(hidden_TH, max_tokens)
         if num_valid is not None and share.first_row:
             num_valid = num_valid - share.first_row
-        topk = self.gate(share.hidden, num_valid, self._record_of(share.hidden))
+        topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden))
         dispatched = self.dispatcher.dispatch(share, topk)
         self._keep(dispatched.topk)
         expert_out = self.experts(dispatched.hidden, dispatched.topk)
         shared = None if self.shared_experts is None else self.shared_experts(share.hidden)
         return self.dispatcher.combine(expert_out, dispatched, shared)
 
-    def _record_of(self, hidden_TH: torch.Tensor) -> torch.Tensor | None:
+    def _ids_of(self, hidden_TH: torch.Tensor) -> torch.Tensor | None:
         """Where the router may write ids at once: they are the ones this rank computes."""
-        if self.record is None or not self.tokens_replicated:
+        if self.out_ids_P is None or not self.tokens_replicated:
             return None
-        return self.record[: hidden_TH.shape[0] * self.gate.config.num_experts_per_tok]
+        return self.out_ids_P[: hidden_TH.shape[0] * self.gate.config.num_experts_per_tok]
 
     def _keep(self, topk: TopK) -> None:
         """Record the ids that came from the exchange."""
-        if self.record is None or self.tokens_replicated:
+        if self.out_ids_P is None or self.tokens_replicated:
             return
         if self.routes_vary:
-            self.record.fill_(-1)
-        self.record[: topk.ids.numel()].copy_(topk.ids.flatten())
+            self.out_ids_P.fill_(-1)
+        self.out_ids_P[: topk.ids.numel()].copy_(topk.ids.flatten())
 
     def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
         """Every tensor of the block; `prefix` ends in `mlp.`, `packed` as in `FusedMoeExperts`."""

@@ -39,7 +39,7 @@ class TensorInfo:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Loaded:
+class LoadedWeights:
     """What a load did: bytes this rank read, and a digest of the whole checkpoint's headers."""
 
     bytes_read: int
@@ -119,7 +119,7 @@ class Checkpoint:
 
 def load_weights(
     slices: Iterable[CheckpointSlice], checkpoint: Checkpoint, ignore: frozenset[str] = frozenset()
-) -> Loaded:
+) -> LoadedWeights:
     """Fill every slice's target from the checkpoint.
 
     Args:
@@ -140,7 +140,7 @@ def load_weights(
     bytes_read = sum(_load_file(path, pieces) for path, pieces in by_file.items())
     needed = expected_bytes(wanted, checkpoint)
     assert bytes_read == needed, f"read {bytes_read} bytes of weights, this rank holds {needed}"
-    return Loaded(bytes_read=bytes_read, sha256=checkpoint.sha256())
+    return LoadedWeights(bytes_read=bytes_read, sha256=checkpoint.sha256())
 
 
 def make_up_weights(slices: Iterable[CheckpointSlice], seed: int) -> None:

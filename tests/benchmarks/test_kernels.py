@@ -302,7 +302,7 @@ def test_a_run_but_for_the_device(
     qkv = config.num_heads + 2 * config.num_kv_heads
     weights = config.num_layers * config.hidden_size * qkv * config.head_dim
     assert rows["decode B=2", "qkv"]["floor µs"] == pytest.approx(4e-3 * weights)
-    hits = int(rank.runner.results[rank.runner.builder.num_slots :].sum())
+    hits = int(rank.runner.results.hits_L.sum())
     expert = config.hidden_size * config.moe.intermediate_size
     assert hits > 0
     assert rows["prefill 9", "experts down"]["floor µs"] == pytest.approx(4e-3 * expert * hits)

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileBook
 from moe.base.workspace import Workspace
-from moe.expert_load import ExpertLoad
+from moe.config import MoEConfig
+from moe.expert_load import ExpertLoad, expert_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 L, E, K, T = 3, 7, 2, 6
+SINGLE = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
+EXCHANGED = resolve_parallel(tp=1, dp=2, ep=2, backend="all_to_all", has_experts=True)
 
 
 def make_context() -> KernelContext:
@@ -19,17 +26,28 @@ def make_context() -> KernelContext:
     return KernelContext(workspace=Workspace(DEVICE), tiles=book, pdl=False, num_cores=2)
 
 
-def make_load(kernels: bool, **changes: object) -> ExpertLoad:
-    values = {"routes_vary": False, "first_local": 0, "num_local": E, **changes}
+def make_load(
+    kernels: bool, *, first: int = 0, num_local: int = E, exchanged: bool = False
+) -> ExpertLoad:
+    """Of a rank that holds `num_local` experts from `first` on."""
+    placement: Any = SimpleNamespace(start=first, num_local=num_local)
     return ExpertLoad(
+        MoEConfig(hidden_size=8, intermediate_size=8, num_experts=E, num_experts_per_tok=K),
+        EXCHANGED if exchanged else SINGLE,
+        placement,
         num_layers=L,
-        num_experts=E,
-        routes_per_token=K,
         max_tokens=T,
         device=DEVICE,
         context=make_context() if kernels else None,
-        **values,  # type: ignore[arg-type]
     )
+
+
+def count(load: ExpertLoad, num_tokens: int) -> list[int]:
+    """The hits, in a buffer that holds other things too: they are copied with a step's tokens."""
+    results = torch.full((5 + L,), 9, dtype=torch.int32, device=DEVICE)
+    load.count(num_tokens, num_tokens, out_hits_L=results[5:])
+    assert results[:5].tolist() == [9] * 5
+    return results[5:].tolist()
 
 
 def counted(ids_LP: torch.Tensor) -> list[list[int]]:
@@ -41,42 +59,39 @@ def counted(ids_LP: torch.Tensor) -> list[list[int]]:
 @pytest.mark.parametrize(("first", "num_local"), [(0, E), (2, 3), (4, 0)])
 def test_steps_add_up(kernels: bool, first: int, num_local: int) -> None:
     """Routes behind a step's own, left by a longer one, do not count; hits are the last step's."""
-    load = make_load(kernels, first_local=first, num_local=num_local)
+    load = make_load(kernels, first=first, num_local=num_local)
     total = torch.zeros(L, E, dtype=torch.int64)
     for num_tokens in (T, 1, 4, 0):
         load.ids_LP.copy_(torch.randint(-1, E, (L, T * K)))
         step = torch.tensor(counted(load.ids_LP[:, : num_tokens * K]))
-        load.count(num_tokens)
+        hits = count(load, num_tokens)
         total += step
         local = step[:, first : first + num_local]
-        assert load.hits_L.tolist() == (local > 0).sum(1).tolist()
+        assert hits == (local > 0).sum(1).tolist()
         assert load.load_LE.cpu().tolist() == total.tolist()
+    load.reset()
+    assert not load.load_LE.any()
 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
 def test_of_an_exchange_every_place_counts(kernels: bool) -> None:
-    load = make_load(kernels, routes_vary=True)
+    load = make_load(kernels, exchanged=True)
     load.ids_LP[:, 1] = 4
     load.ids_LP[1, -1] = 2
-    load.count(1)
+    hits = count(load, 1)
+    assert load.ids_LP.shape == (L, 2 * T * K)
     assert load.load_LE.cpu().tolist() == counted(load.ids_LP)
-    assert load.hits_L.tolist() == [1, 2, 1]
+    assert hits == [1, 2, 1]
 
 
 def test_nothing_was_asked_for_before_the_first_step() -> None:
     load = make_load(False)
     assert load.ids_LP.eq(-1).all()
-    load.count(T)
+    assert count(load, T) == [0] * L
     assert not load.load_LE.any()
-    assert not load.hits_L.any()
 
 
-@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
-def test_hits_may_lie_in_another_buffer(kernels: bool) -> None:
-    """A runner copies them to the host with its tokens."""
-    load = make_load(kernels)
-    results = torch.full((5 + L,), 9, dtype=torch.int32, device=DEVICE)
-    load.hits_L = results[5:]
-    load.ids_LP.zero_()
-    load.count(T)
-    assert results.tolist() == [9] * 5 + [1] * L
+def test_rows_are_those_of_a_replica_or_every_replica_s_shares() -> None:
+    assert expert_rows(SINGLE, 5, 9) == 5
+    shares = resolve_parallel(tp=2, dp=3, ep=6, backend="all_to_all", has_experts=True)
+    assert expert_rows(shares, 5, 9) == 6 * 5

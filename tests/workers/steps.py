@@ -87,6 +87,5 @@ def decode_step(
 @torch.inference_mode()
 def step_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
     """Run a step and return the logits of all its tokens."""
-    runner = rank.runner
-    batch = runner.builder.build(step)
-    return runner.model.logits(runner.model(batch.forward, runner.cache))
+    batch = rank.runner.builder.build(step)
+    return rank.model.logits(rank.model.forward(batch.forward, rank.runner.forward.cache))

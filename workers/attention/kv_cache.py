@@ -1,6 +1,6 @@
 """The paged KV cache of one rank: its memory, and how much of it there may be.
 
-Which block belongs to whom is the frontend's business.
+The frontend decides which sequence holds which block.
 """
 
 from __future__ import annotations
@@ -37,37 +37,37 @@ class LayerCache:
         self.values.flatten(0, 1).index_copy_(0, slots_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class CacheSizes:
+    """What one block of a rank's cache holds: the same numbers for any number of blocks."""
+
+    num_layers: int
+    block_size: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+
+    @property
+    def bytes_per_block(self) -> int:
+        """Bytes one block takes on one rank over all layers: keys and values."""
+        values = self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
+        return 2 * values * self.dtype.itemsize
+
+
 class KVCache:
     """One LayerCache a layer, allocated once."""
 
-    def __init__(
-        self,
-        *,
-        num_layers: int,
-        num_blocks: int,
-        block_size: int,
-        num_kv_heads: int,
-        head_dim: int,
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> None:
-        shape = (num_blocks, block_size, num_kv_heads, head_dim)
+    def __init__(self, sizes: CacheSizes, num_blocks: int, device: torch.device) -> None:
+        shape = (num_blocks, sizes.block_size, sizes.num_kv_heads, sizes.head_dim)
         self.num_blocks = num_blocks
-        self.block_size = block_size
+        self.block_size = sizes.block_size
         self.layers = [
             LayerCache(
-                torch.zeros(shape, dtype=dtype, device=device),
-                torch.zeros(shape, dtype=dtype, device=device),
+                torch.zeros(shape, dtype=sizes.dtype, device=device),
+                torch.zeros(shape, dtype=sizes.dtype, device=device),
             )
-            for _ in range(num_layers)
+            for _ in range(sizes.num_layers)
         ]
-
-
-def bytes_per_block(
-    *, num_layers: int, block_size: int, num_kv_heads: int, head_dim: int, dtype: torch.dtype
-) -> int:
-    """Bytes one block takes on one rank over all layers: keys and values."""
-    return 2 * num_layers * block_size * num_kv_heads * head_dim * dtype.itemsize
 
 
 def free_bytes(

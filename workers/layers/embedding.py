@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
 from moe.base.linear import linear_parts
 from moe.base.summands import Summands
@@ -52,12 +52,7 @@ class Embedding(nn.Module):
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
-        yield CheckpointSlice(
-            name=f"{prefix}weight",
-            shape=tuple(self.weight.shape),
-            index=(slice(None), slice(None)),
-            target=self.weight,
-        )
+        yield whole(f"{prefix}weight", self.weight)
 
 
 class LMHead(nn.Module):
@@ -119,9 +114,5 @@ class LMHead(nn.Module):
         """This layer's tensor, none when it is the embedding's; ``prefix`` ends with a dot."""
         if self.tied:
             return
-        yield CheckpointSlice(
-            name=f"{prefix}weight",
-            shape=(self.vocab_size, self.hidden_size),
-            index=(slice(self.start, self.stop), slice(None)),
-            target=self.weight,
-        )
+        shape = (self.vocab_size, self.hidden_size)
+        yield part(f"{prefix}weight", shape, 0, self.start, self.weight)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint import CheckpointSlice, part
 from moe.base.context import KernelContext
 from moe.base.linear import linear_parts
 from moe.base.summands import Summands
@@ -71,12 +71,8 @@ class ColumnParallelLinear(nn.Module):
         """This layer's tensors below ``prefix``."""
         targets = self.weight.split(self.splits)
         for (name, rows), target in zip(self.parts.items(), targets, strict=True):
-            yield CheckpointSlice(
-                name=f"{prefix}{name}.weight",
-                shape=(rows.total, self.weight.shape[1]),
-                index=(slice(rows.start, rows.stop), slice(None)),
-                target=target,
-            )
+            shape = (rows.total, self.weight.shape[1])
+            yield part(f"{prefix}{name}.weight", shape, 0, rows.start, target)
 
 
 class RowParallelLinear(nn.Module):
@@ -112,9 +108,5 @@ class RowParallelLinear(nn.Module):
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
-        yield CheckpointSlice(
-            name=f"{prefix}weight",
-            shape=(self.weight.shape[0], self.columns.total),
-            index=(slice(None), slice(self.columns.start, self.columns.stop)),
-            target=self.weight,
-        )
+        shape = (self.weight.shape[0], self.columns.total)
+        yield part(f"{prefix}weight", shape, 1, self.columns.start, self.weight)

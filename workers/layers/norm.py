@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.sum_norm import sum_norm
 from moe.base.summands import Summands
@@ -67,7 +67,4 @@ class RMSNorm(nn.Module):
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
-        size = self.weight.shape[0]
-        yield CheckpointSlice(
-            name=f"{prefix}weight", shape=(size,), index=(slice(None),), target=self.weight
-        )
+        yield whole(f"{prefix}weight", self.weight)

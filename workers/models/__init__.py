@@ -1,9 +1,13 @@
-"""The architectures by name; workers/config.py chooses one by config.json's model_type."""
+"""The architectures by name; workers/model_types.py names one for each model_type."""
 
+from collections.abc import Callable
+
+from workers.model_config import ModelConfig
+from workers.models.base import Model, Placement
 from workers.models.qwen3 import Qwen3ForCausalLM
 from workers.models.qwen3_moe import Qwen3MoeForCausalLM
 
-MODELS = {
+MODELS: dict[str, Callable[[ModelConfig, Placement], Model]] = {
     "Qwen3ForCausalLM": Qwen3ForCausalLM,
     "Qwen3MoeForCausalLM": Qwen3MoeForCausalLM,
 }

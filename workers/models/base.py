@@ -1,18 +1,24 @@
-"""What every architecture is given: its place in the group, and a step's batch.
+"""The contract of an architecture: what it is given, what a rank calls, and what its layers share.
 
-An architecture is an nn.Module with ``forward(batch, cache) -> hidden [T, H]``,
-``logits(hidden) -> [D, V]``, ``checkpoint_slices()``, ``num_kv_heads`` and ``expert_load``.
+Owns `Model` and `MLP` (the protocols), `Placement` and `ForwardBatch`. Knows no architecture.
+Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
+from typing import Protocol
 
 import torch
 
+from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig
+from moe.base.summands import Summands
 from moe.dispatch import ExpertGroups
+from moe.expert_load import ExpertLoad
+from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
 
@@ -26,6 +32,8 @@ class Placement:
         max_tokens: most tokens of a step on one replica.
         context: what Triton kernels share; None for plain torch.
         moe_runner: key of moe.runner.RUNNERS.
+        packed_experts: the checkpoint holds a layer's experts in two tensors, as transformers 5's
+            own modules do, not in three tensors an expert.
     """
 
     groups: Groups
@@ -37,6 +45,7 @@ class Placement:
     context: KernelContext | None
     dtype: torch.dtype
     device: torch.device
+    packed_experts: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -56,3 +65,46 @@ class ForwardBatch:
     attention: AttentionBatch
     max_tokens: int
     num_valid: torch.Tensor | None = None
+
+
+class Model(Protocol):
+    """One rank's share of a decoder; an nn.Module in practice."""
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of this rank, the same in every layer."""
+        ...
+
+    @property
+    def expert_load(self) -> ExpertLoad | None:
+        """Takes the routes of the sparse layers, whose order is theirs; None without any."""
+        ...
+
+    @property
+    def tied_weights(self) -> frozenset[str]:
+        """Names that a checkpoint may hold although another tensor fills the parameter."""
+        ...
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Last hidden states ``[T, H]``, normed; the step's keys and values go to the cache."""
+        ...
+
+    def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
+        """Logits ``[D, V]`` of the given rows, whole and equal on every rank of the tp group."""
+        ...
+
+    def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
+        """Every tensor of the checkpoint, those of other ranks without a target."""
+        ...
+
+
+class MLP(Protocol):
+    """What stands behind attention in a decoder layer, dense or sparse."""
+
+    def __call__(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> Summands:
+        """What it adds to the residual, a sum to ``[T, H]``."""
+        ...
+
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        """Its tensors; ``prefix`` ends in ``mlp.``."""
+        ...

@@ -6,7 +6,8 @@ K key/value heads (both of this rank), D head_dim.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +26,9 @@ from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Shard
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
 from workers.model_config import ModelConfig
-from workers.models.base import ForwardBatch, Placement
+from workers.models.base import MLP, ForwardBatch, Placement
 
-MakeMLP = Callable[[int], nn.Module]
+MakeMLP = Callable[[int], MLP]
 
 
 class Qwen3Attention(nn.Module):
@@ -123,28 +124,28 @@ class Qwen3MLP(nn.Module):
             config.intermediate_size, config.hidden_size, groups, dtype, device, context
         )
 
-    def forward(
-        self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None
-    ) -> Summands:
-        """The last two are for mixtures, which exchange tokens and skip padding."""
-        parts_STW = self.gate_up_proj(hidden_TH)
-        if self.context is not None:
-            shape = (len(hidden_TH), parts_STW.shape[2] // 2)
+    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> Summands:
+        """Each token by itself, padding too: nothing of the batch is read."""
+        partials_STW: torch.Tensor = self.gate_up_proj(hidden_TH)
+        if self.context is None:
+            gate, up = partials_STW[0].chunk(2, dim=-1)
+            inner_TI = F.silu(gate) * up
+        else:
+            shape = (len(hidden_TH), partials_STW.shape[2] // 2)
             inner_TI = self.context.workspace.take("inner", shape, hidden_TH.dtype)
-            return self.down_proj(swiglu(parts_STW, out_TI=inner_TI, pdl=self.context.pdl))
-        gate, up = parts_STW[0].chunk(2, dim=-1)
-        return self.down_proj(F.silu(gate) * up)
+            swiglu(partials_STW, out_TI=inner_TI, pdl=self.context.pdl)
+        update: Summands = self.down_proj(inner_TI)
+        return update
 
-    def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
-        """``packed`` is for mixtures, whose experts stand in a checkpoint in two ways."""
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.gate_up_proj.checkpoint_slices(prefix)
         yield from self.down_proj.checkpoint_slices(f"{prefix}down_proj.")
 
 
 class Qwen3DecoderLayer(nn.Module):
-    """Pre-norm attention and MLP. What a part makes is added to the residual by the next norm."""
+    """Pre-norm attention and MLP. What either makes is added to the residual by the next norm."""
 
-    def __init__(self, config: ModelConfig, place: Placement, mlp: nn.Module) -> None:
+    def __init__(self, config: ModelConfig, place: Placement, mlp: MLP) -> None:
         super().__init__()
         norm = (
             config.hidden_size,
@@ -174,11 +175,11 @@ class Qwen3DecoderLayer(nn.Module):
             residual_TH, hidden_TH = self.input_layernorm.add(residual_TH, update)
         update = self.self_attn(hidden_TH, rotary, cache, batch.attention)
         residual_TH, hidden_TH = self.post_attention_layernorm.add(residual_TH, update)
-        return residual_TH, self.mlp(hidden_TH, batch.max_tokens, batch.num_valid)
+        return residual_TH, self.mlp(hidden_TH, batch)
 
-    def checkpoint_slices(self, prefix: str, packed: bool) -> Iterator[CheckpointSlice]:
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.self_attn.checkpoint_slices(f"{prefix}self_attn.")
-        yield from self.mlp.checkpoint_slices(f"{prefix}mlp.", packed)
+        yield from self.mlp.checkpoint_slices(f"{prefix}mlp.")
         for name in ("input_layernorm", "post_attention_layernorm"):
             yield from getattr(self, name).checkpoint_slices(f"{prefix}{name}.")
 
@@ -188,18 +189,26 @@ class Qwen3ForCausalLM(nn.Module):
 
     Args:
         make_mlp: the MLP of a layer by its index; the dense one by default.
+        expert_load: takes the routes of those MLPs that are mixtures.
     """
 
+    layers: Sequence[Qwen3DecoderLayer]
+
     def __init__(
-        self, config: ModelConfig, place: Placement, make_mlp: MakeMLP | None = None
+        self,
+        config: ModelConfig,
+        place: Placement,
+        make_mlp: MakeMLP | None = None,
+        expert_load: ExpertLoad | None = None,
     ) -> None:
         super().__init__()
         dtype, device, context = place.dtype, place.device, place.context
         make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, place))
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
-        self.layers = nn.ModuleList(
+        layers = nn.ModuleList(
             Qwen3DecoderLayer(config, place, make_mlp(layer)) for layer in range(config.num_layers)
         )
+        self.layers = cast(Sequence[Qwen3DecoderLayer], layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
         self.rotary = RotaryEmbedding(
             config.head_dim, place.max_positions, config.rope_theta, device
@@ -208,7 +217,9 @@ class Qwen3ForCausalLM(nn.Module):
         self.lm_head = LMHead(
             config.vocab_size, config.hidden_size, tied, place.groups, dtype, device, context
         )
-        self.expert_load: ExpertLoad | None = None
+        self.expert_load = expert_load
+        # A tied head is sometimes saved all the same.
+        self.tied_weights = frozenset({"lm_head.weight"} if config.tie_word_embeddings else ())
 
     @property
     def num_kv_heads(self) -> int:
@@ -226,16 +237,13 @@ class Qwen3ForCausalLM(nn.Module):
 
     def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
         """Logits ``[D, V]`` for the rows given, whole on every rank."""
-        return self.lm_head(hidden_DH)
+        logits_DV: torch.Tensor = self.lm_head(hidden_DH)
+        return logits_DV
 
-    def checkpoint_slices(self, packed: bool = False) -> Iterator[CheckpointSlice]:
-        """Every tensor of the checkpoint, those of other ranks without a target.
-
-        Args:
-            packed: a layer's experts stand in two tensors, not in three an expert.
-        """
+    def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
+        """Every tensor of the checkpoint, those of other ranks without a target."""
         yield from self.embed_tokens.checkpoint_slices("model.embed_tokens.")
         for index, layer in enumerate(self.layers):
-            yield from layer.checkpoint_slices(f"model.layers.{index}.", packed)
+            yield from layer.checkpoint_slices(f"model.layers.{index}.")
         yield from self.norm.checkpoint_slices("model.norm.")
         yield from self.lm_head.checkpoint_slices("lm_head.")

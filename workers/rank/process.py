@@ -58,7 +58,7 @@ class RankTask:
             ready = start(self.config, self.parallel)
             description = _describe(ready, self.parallel, _seconds_alive())
             load = LoadReport(
-                ready.runner.model.expert_load,
+                ready.model.expert_load,
                 ready.model_config.moe_layers,
                 self.parallel,
                 ready.groups.tp_rank,

@@ -1,6 +1,6 @@
-"""Made-up steps that show a rank every shape before the first request does.
+"""Made-up steps that run every shape on a rank before the first request does.
 
-Owns what is run: the largest steps, which size the workspace, and one step for each way that
+Owns which steps these are: the largest ones, which size the workspace, and one for each way that
 kernels are cut. Knows nothing of the model.
 """
 
@@ -10,20 +10,20 @@ from collections.abc import Iterator
 
 from switchyard.worker.v1 import worker_pb2
 
-_DECODES = (1, 3, 17, 65)  # see attention_plan.decode_tiles and kernels.scaled_logits
+_DECODES = (1, 3, 17, 65)  # see attention.plan.decode_tiles and kernels.scaled_logits
 _BETWEEN = (24, 48, 96)  # routes are aligned in blocks of powers of two, and of experts' means
-_MOST_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
-_ADJUSTED = 64  # sequences whose logits change: as many as adjust.py changes at once
+_MAX_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
+_PROCESSED = 64  # sequences whose logits change: as many as logits_processor.py changes at once
 
 
 def warm_up_steps(
     *, num_tokens: int, num_sequences: int, max_model_len: int, block_size: int
 ) -> Iterator[worker_pb2.StepRequest]:
-    """Prefills of the largest size, of each power of two below it and a few between, which draw one
-    row or a few, in turn plainly and with filters and suppressed tokens; decodes of all slots, and
-    of the fewest for each way that attention cuts them, plainly and with filters, both with and
-    without all that sequences may ask for besides; decodes beside a prefill; the largest prefill
-    again, with log-probabilities of its prompts.
+    """The steps in order: prefills of the largest size, of each power of two below it and of a few
+    sizes between, which draw one row or a few, in turn plainly and with filters and suppressed
+    tokens; decodes of all slots, and of the fewest for each way that attention cuts them, plainly
+    and with filters, with and without all sampling options; decodes beside a prefill; the largest
+    prefill again, with log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
@@ -35,10 +35,10 @@ def warm_up_steps(
     for size in (*decodes, num_sequences):
         for plain in (False, True):
             yield _decode(size, plain=plain)
-            yield _asking(_decode(size, plain=plain))
+            yield _with_options(_decode(size, plain=plain))
     if num_sequences > 1 and num_tokens > 1:
         yield _mixed()
-    yield _asking(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
+    yield _with_options(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
 
 
 def warm_up_blocks(
@@ -70,7 +70,7 @@ def made_up_prefill(
 
 
 def _decode(num_sequences: int, *, plain: bool) -> worker_pb2.StepRequest:
-    """Every slot draws. Not marked as a decode of all replicas: it is to run kernel by kernel."""
+    """Every slot draws. Not marked as a decode of all replicas: no graph replaces its kernels."""
     step = worker_pb2.StepRequest(num_decodes=num_sequences, max_replica_tokens=num_sequences)
     for slot in range(num_sequences):
         _add_decode(step, slot, top_p=1.0 if plain else 0.9)
@@ -84,15 +84,15 @@ def _mixed() -> worker_pb2.StepRequest:
     return step
 
 
-def _asking(step: worker_pb2.StepRequest) -> worker_pb2.StepRequest:
-    """With all that sequences may ask for; few change logits, since each takes memory for good."""
+def _with_options(step: worker_pb2.StepRequest) -> worker_pb2.StepRequest:
+    """The step with all sampling options; few rows change logits: each takes memory for good."""
     for row, new in enumerate(step.new_sequences):
-        new.num_logprobs = _MOST_LOGPROBS
+        new.num_logprobs = _MAX_LOGPROBS
         if step.num_tokens:
             new.prompt_logprobs = True
             new.num_prompt_tokens = step.num_tokens[row] + 1
             new.history_token_ids.extend([0] * new.num_prompt_tokens)
-        elif row < _ADJUSTED:
+        elif row < _PROCESSED:
             new.repetition_penalty, new.frequency_penalty = 1.1, 0.1
             new.history_token_ids.extend([0, 0])
             new.num_prompt_tokens = 1

@@ -1,12 +1,13 @@
 """Logits between the model and the draw: bias, penalties, and tokens that may not be drawn.
 
-Owns their order and what it must remember on the device: how often each token stands in a
-sequence, and which tokens a sequence may draw. Knows nothing of temperatures, filters or draws.
+Owns their order and what it keeps on the device: how often each token stands in a sequence, and
+which tokens a sequence may draw. Knows nothing of temperatures, filters or draws.
 
 Order: bias → repetition → presence and frequency → exclusion, which comes last because nothing
 brings an excluded token back. All of it is element by element, so the ranks of a tensor-parallel
 group, which have the same logits, go on with the same.
-Shapes: D rows that draw, V vocabulary, P rows of those that are changed, W mask words.
+Shapes: D rows that draw, V vocabulary, P rows of those that change, W mask words, R rows of
+`SlotRows`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 import torch
 
 from switchyard.worker.link import NOT_FINITE
-from workers.sampling.options import Asking, StepExtras
+from workers.sampling.options import DrawOptions, SamplingMetadata, SamplingOptions
 from workers.sampling.slot_rows import SlotRows
 from workers.sampling.torch_sampler import lowest
 from workers.staging import Staging
@@ -31,7 +32,7 @@ _SPARE_WORDS = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Adjusted:
+class ProcessedLogits:
     """A step's logits on their way to a draw.
 
     Attributes:
@@ -46,8 +47,9 @@ class Adjusted:
     count_rows_P: torch.Tensor | None
 
 
-class Adjuster:
-    """Changes logits as sequences ask, on one device; memory comes with the first that does."""
+class LogitsProcessor:
+    """Applies sampling options to logits, on one device; memory is taken when the first sequence
+    needs it."""
 
     def __init__(self, *, num_slots: int, device: torch.device) -> None:
         self.num_slots = num_slots
@@ -58,13 +60,13 @@ class Adjuster:
         self.bits_8 = torch.tensor([1 << n for n in range(8)], dtype=torch.uint8, device=device)
 
     def forget(self, slot: int) -> None:
-        """A new sequence takes the slot."""
+        """Free what the slot's last sequence held: a new one takes the slot."""
         for rows in (self.counts, self.masks):
             if rows is not None:
                 rows.give_back(slot)
 
-    def adjust(self, logits_DV: torch.Tensor, extras: StepExtras) -> Adjusted:
-        """Change logits as the step's draws ask.
+    def process(self, logits_DV: torch.Tensor, metadata: SamplingMetadata) -> ProcessedLogits:
+        """Apply the options of the step's draws.
 
         Args:
             logits_DV: of any dtype; may be changed in place.
@@ -73,18 +75,18 @@ class Adjuster:
             ValueError: a token or a mask does not fit the vocabulary.
         """
         vocab_size = logits_DV.shape[1]
-        _check(extras, vocab_size)
-        penalized = [asking for asking in extras.draws if asking.extras.penalized]
-        limited = [asking for asking in extras.draws if asking.extras.excludes]
-        columns = _bias_columns(extras.draws)
+        _check(metadata, vocab_size)
+        penalized = [draw for draw in metadata.draws if draw.options.penalized]
+        limited = [draw for draw in metadata.draws if draw.options.excludes]
+        columns = _bias_columns(metadata.draws)
         if penalized:
             columns |= self._penalty_columns(penalized, vocab_size)
         if limited:
             columns |= self._limit_columns(limited, vocab_size)
-        if len(extras.masked_rows):
-            columns |= {"masked": extras.masked_rows, "mask_words": extras.mask_words}
+        if len(metadata.masked_rows):
+            columns |= {"masked": metadata.masked_rows, "mask_words": metadata.mask_words}
         on = self.staging.copy(columns)
-        if extras.shifts:
+        if metadata.shifts:
             logits_DV = logits_DV.float()  # a bf16 near 20 cannot tell 0.1 less from none
         if len(columns["bias_rows"]):
             logits_DV[on["bias_rows"], on["bias_ids"]] += on["bias_values"]
@@ -94,44 +96,46 @@ class Adjuster:
         if limited:
             self._rebuild_masks(on)
             self._exclude(logits_DV, on["limited"], self.masks.values_RW, on["limit_rows"])
-        if len(extras.masked_rows):
+        if len(metadata.masked_rows):
             self._exclude(logits_DV, on["masked"], on["mask_words"], None)
-        return Adjusted(
+        return ProcessedLogits(
             logits_DV=logits_DV,
-            excludes=extras.excludes,
+            excludes=metadata.excludes,
             counted_P=on.get("penalized"),
             count_rows_P=on.get("count_rows"),
         )
 
-    def settle(self, adjusted: Adjusted, tokens_D: torch.Tensor) -> None:
-        """Take in what was drawn: a token where nothing was left to draw becomes NOT_FINITE, in
-        place, and the others count."""
-        logits_DV = adjusted.logits_DV
-        if adjusted.excludes:
+    def record_draws(self, processed: ProcessedLogits, tokens_D: torch.Tensor) -> None:
+        """Count the drawn tokens. A token where no token was allowed becomes NOT_FINITE, in place,
+        and does not count."""
+        logits_DV = processed.logits_DV
+        if processed.excludes:
             drawn_DV = tokens_D.clamp(min=0).long()[:, None]
             none_left_D = logits_DV.gather(1, drawn_DV)[:, 0] <= lowest(logits_DV)
             tokens_D.masked_fill_(none_left_D, NOT_FINITE)
-        if adjusted.counted_P is not None:
+        if processed.counted_P is not None:
             counts_RV = self.counts.values_RW
-            drawn_P = tokens_D[adjusted.counted_P]
-            places_P = adjusted.count_rows_P * counts_RV.shape[1] + drawn_P.clamp(min=0)
+            drawn_P = tokens_D[processed.counted_P]
+            places_P = processed.count_rows_P * counts_RV.shape[1] + drawn_P.clamp(min=0)
             counts_RV.view(-1).scatter_add_(0, places_P, (drawn_P >= 0).int())
 
-    def _penalty_columns(self, penalized: list[Asking], vocab_size: int) -> dict[str, np.ndarray]:
-        """Who is penalized and how, and the history of those whose first draw this is."""
+    def _penalty_columns(
+        self, penalized: list[DrawOptions], vocab_size: int
+    ) -> dict[str, np.ndarray]:
+        """The penalties of the draws, and the history of sequences whose first draw this is."""
         if self.counts is None:
             self.counts = SlotRows(width=vocab_size, num_slots=self.num_slots, device=self.device)
-        slots = [asking.slot for asking in penalized]
+        slots = [draw.slot for draw in penalized]
         fresh = [slot not in self.counts for slot in slots]
         rows = self.counts.take(slots)
         prompt, output = [np.empty(0, dtype=np.int64)], [np.empty(0, dtype=np.int64)]
         for number in np.flatnonzero(fresh):
-            asked, first = penalized[number].extras, rows[number] * vocab_size
-            prompt.append(first + asked.history[: asked.num_prompt])
-            output.append(first + asked.history[asked.num_prompt :])
-        factors = [(e.repetition, e.presence, e.frequency) for _, _, e in penalized]
+            options, first = penalized[number].options, rows[number] * vocab_size
+            prompt.append(first + options.history[: options.num_prompt])
+            output.append(first + options.history[options.num_prompt :])
+        factors = [(o.repetition, o.presence, o.frequency) for _, _, o in penalized]
         return {
-            "penalized": np.array([asking.row for asking in penalized], dtype=np.int64),
+            "penalized": np.array([draw.row for draw in penalized], dtype=np.int64),
             "count_rows": rows,
             "factors": np.array(factors, dtype=np.float32).T,
             "fresh_counts": rows[fresh],
@@ -166,17 +170,17 @@ class Adjuster:
             x_PV -= frequency_P1 * in_output_PV
             logits_DV.index_copy_(0, rows_P, x_PV)
 
-    def _limit_columns(self, limited: list[Asking], vocab_size: int) -> dict[str, np.ndarray]:
-        """Who may draw some tokens only, and the masks of those whose first draw this is."""
+    def _limit_columns(self, limited: list[DrawOptions], vocab_size: int) -> dict[str, np.ndarray]:
+        """The draws with allowed or banned tokens, and the masks of sequences at their first."""
         num_words = _num_words(vocab_size)
         if self.masks is None:
             self.masks = SlotRows(width=num_words, num_slots=self.num_slots, device=self.device)
-        slots = [asking.slot for asking in limited]
+        slots = [draw.slot for draw in limited]
         fresh = [slot not in self.masks for slot in slots]
         rows = self.masks.take(slots)
-        words = [_mask_words(limited[n], vocab_size) for n in np.flatnonzero(fresh)]
+        words = [_mask_words(limited[n].options, vocab_size) for n in np.flatnonzero(fresh)]
         return {
-            "limited": np.array([asking.row for asking in limited], dtype=np.int64),
+            "limited": np.array([draw.row for draw in limited], dtype=np.int64),
             "limit_rows": rows,
             "fresh_masks": rows[fresh],
             "fresh_words": np.array(words, dtype=np.int32).reshape(len(words), num_words),
@@ -197,7 +201,7 @@ class Adjuster:
         the draw must see.
 
         Args:
-            word_rows_P: which of the masks is whose; None: they are in the rows' order.
+            word_rows_P: the mask of each row; None: masks stand in the order of the rows.
         """
         for start in range(0, len(rows_P), _PIECE):
             piece = slice(start, start + _PIECE)
@@ -210,25 +214,24 @@ class Adjuster:
             logits_DV.index_copy_(0, own_P, x_PV)
 
 
-def _bias_columns(draws: list[Asking]) -> dict[str, np.ndarray]:
+def _bias_columns(draws: list[DrawOptions]) -> dict[str, np.ndarray]:
     """One entry a biased token of a row; no graph reads them, so their number has no bound."""
-    biased = [asking for asking in draws if len(asking.extras.bias_ids)]
-    ids = [np.empty(0, dtype=np.int64), *(asking.extras.bias_ids for asking in biased)]
-    values = [np.empty(0, dtype=np.float32), *(asking.extras.bias_values for asking in biased)]
-    rows = np.array([asking.row for asking in biased], dtype=np.int64)
+    biased = [draw for draw in draws if len(draw.options.bias_ids)]
+    ids = [np.empty(0, dtype=np.int64), *(draw.options.bias_ids for draw in biased)]
+    values = [np.empty(0, dtype=np.float32), *(draw.options.bias_values for draw in biased)]
+    rows = np.array([draw.row for draw in biased], dtype=np.int64)
     return {
-        "bias_rows": np.repeat(rows, [len(part) for part in ids[1:]]),
+        "bias_rows": np.repeat(rows, [len(of_row) for of_row in ids[1:]]),
         "bias_ids": np.concatenate(ids),
         "bias_values": np.concatenate(values),
     }
 
 
-def _mask_words(asking: Asking, vocab_size: int) -> np.ndarray:
+def _mask_words(options: SamplingOptions, vocab_size: int) -> np.ndarray:
     """The tokens a sequence may draw, as words of bits."""
-    extras = asking.extras
     bits = np.zeros(_num_words(vocab_size) * _WORD_BITS, dtype=np.bool_)
-    bits[extras.allowed_ids if len(extras.allowed_ids) else slice(vocab_size)] = True
-    bits[extras.banned_ids] = False
+    bits[options.allowed_ids if len(options.allowed_ids) else slice(vocab_size)] = True
+    bits[options.banned_ids] = False
     return np.packbits(bits, bitorder="little").view(np.int32)
 
 
@@ -236,18 +239,19 @@ def _num_words(vocab_size: int) -> int:
     return -(-vocab_size // _WORD_BITS)
 
 
-def _check(extras: StepExtras, vocab_size: int) -> None:
-    for _, slot, asked in extras.draws:
-        if asked.highest_id >= vocab_size:
+def _check(metadata: SamplingMetadata, vocab_size: int) -> None:
+    for _, slot, options in metadata.draws:
+        if options.highest_id >= vocab_size:
             raise ValueError(
-                f"slot {slot}: token {asked.highest_id} is not below the vocabulary's {vocab_size}"
+                f"slot {slot}: token {options.highest_id} is not below the vocabulary's "
+                f"{vocab_size}"
             )
-        if asked.num_logprobs > vocab_size + 1:
+        if options.num_logprobs > vocab_size + 1:
             raise ValueError(
-                f"slot {slot}: {asked.num_logprobs - 1} most likely tokens of {vocab_size}"
+                f"slot {slot}: {options.num_logprobs - 1} most likely tokens of {vocab_size}"
             )
-    words = extras.mask_words.shape[1]
-    if len(extras.masked_rows) and words != _num_words(vocab_size):
+    words = metadata.mask_words.shape[1]
+    if len(metadata.masked_rows) and words != _num_words(vocab_size):
         raise ValueError(
             f"masks of {words} words, {_num_words(vocab_size)} hold the vocabulary's {vocab_size}"
         )

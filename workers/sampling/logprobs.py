@@ -1,6 +1,6 @@
 """Log-probabilities of a step: of drawn tokens and of a prompt's, and of the most likely beside.
 
-Owns their computation, under the model's own distribution in fp32, and their way to the host.
+Owns their computation, under the model's own distribution in fp32, and the copy to the host.
 Knows nothing of how tokens are drawn. The most likely tokens are found in two rounds without
 sorting the vocabulary: the k best chunks by their best token contain the k best tokens.
 Shapes: N tokens, V vocabulary, K most likely tokens, C chunks, P prompt tokens, D rows that draw.
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from workers.sampling.options import Asking, PromptPart
+from workers.sampling.options import DrawOptions, PromptSpan
 from workers.staging import Staging
 
 _CHUNK = 128
@@ -26,8 +26,8 @@ PROMPT_PIECE = 128
 _SPARE_WORDS = 1 << 14
 
 
-class Columns(NamedTuple):
-    """As StepResult has them."""
+class LogprobColumns(NamedTuple):
+    """Columns of a StepResult."""
 
     logprobs: list[float]
     top_token_ids: list[int]
@@ -47,23 +47,23 @@ class LogprobHandle:
     words: torch.Tensor
     num_top_N: np.ndarray
 
-    def read(self) -> Columns:
-        """The values that were asked for."""
+    def read(self) -> LogprobColumns:
+        """The values that each token reports."""
         words = self.words.numpy()
-        most = words.shape[1] // 2
-        values, ids_NK = words[:, : 1 + most].view(np.float32), words[:, 1 + most :]
-        asked_NK = np.arange(most) < self.num_top_N[:, None]
-        return Columns(
-            values[:, 0].tolist(), ids_NK[asked_NK].tolist(), values[:, 1:][asked_NK].tolist()
+        num_top = words.shape[1] // 2
+        values, ids_NK = words[:, : 1 + num_top].view(np.float32), words[:, 1 + num_top :]
+        reported_NK = np.arange(num_top) < self.num_top_N[:, None]
+        return LogprobColumns(
+            values[:, 0].tolist(), ids_NK[reported_NK].tolist(), values[:, 1:][reported_NK].tolist()
         )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Ranked:
-    """The distributions of draws before anything was done to them.
+class DrawLogprobs:
+    """The distributions of draws before the logits processor changed them.
 
     Attributes:
-        rows_N: which draws they are of, int64.
+        rows_N: the draws, by their number in the step, int64.
         num_top_N: as in `LogprobHandle`.
     """
 
@@ -79,52 +79,52 @@ class Logprobs:
         self.draws = Staging(device, _SPARE_WORDS)
         self.prompts = Staging(device, _SPARE_WORDS)
 
-    def rank(self, logits_DV: torch.Tensor, draws: list[Asking]) -> Ranked | None:
-        """Keep the distributions of draws that ask, from logits that nothing has changed yet."""
-        asking = [draw for draw in draws if draw.extras.num_logprobs]
-        if not asking:
+    def before_draws(
+        self, logits_DV: torch.Tensor, draws: list[DrawOptions]
+    ) -> DrawLogprobs | None:
+        """Keep the distributions of draws that report any, from the model's own logits."""
+        reporting = [draw for draw in draws if draw.options.num_logprobs]
+        if not reporting:
             return None
-        rows = np.array([draw.row for draw in asking], dtype=np.int64)
+        rows = np.array([draw.row for draw in reporting], dtype=np.int64)
         rows_N = self.draws.copy({"rows": rows})["rows"]
-        return Ranked(
+        return DrawLogprobs(
             logprobs_NV=_log_softmax(logits_DV.index_select(0, rows_N)),
             rows_N=rows_N,
-            num_top_N=np.array([draw.extras.num_logprobs - 1 for draw in asking]),
+            num_top_N=np.array([draw.options.num_logprobs - 1 for draw in reporting]),
         )
 
-    def of_draws(self, ranked: Ranked, tokens_D: torch.Tensor) -> LogprobHandle:
+    def of_draws(self, draws: DrawLogprobs, tokens_D: torch.Tensor) -> LogprobHandle:
         """Of the drawn tokens; zeros where there is none."""
-        tokens_N = tokens_D.index_select(0, ranked.rows_N)
-        words = _words(
-            ranked.logprobs_NV, tokens_N.clamp(min=0).long(), int(ranked.num_top_N.max())
-        )
+        tokens_N = tokens_D.index_select(0, draws.rows_N)
+        words = _words(draws.logprobs_NV, tokens_N.clamp(min=0).long(), int(draws.num_top_N.max()))
         words.masked_fill_((tokens_N < 0)[:, None], 0)
-        return LogprobHandle(_to_host(words), ranked.num_top_N)
+        return LogprobHandle(_to_host(words), draws.num_top_N)
 
     def of_prompts(
         self,
         hidden_TH: torch.Tensor,
-        prompts: list[PromptPart],
+        prompts: list[PromptSpan],
         head: Callable[[torch.Tensor], torch.Tensor],
         *,
         reports: bool,
     ) -> LogprobHandle | None:
-        """Of the tokens behind a step's.
+        """Of the prompt tokens that follow those of a step.
 
         Args:
             head: from hidden states to logits. Every rank of a tensor-parallel group calls it as
                 often as the others.
-            reports: whether this rank's are asked for; without, the result is None.
+            reports: whether this rank reports them; if not, the result is None.
         """
         num_top_N = np.repeat(
-            [part.num_logprobs - 1 for part in prompts], [len(part.next_ids) for part in prompts]
+            [span.num_logprobs - 1 for span in prompts], [len(span.next_ids) for span in prompts]
         )
         num_tokens = len(num_top_N)
         columns = np.zeros((2, -(-num_tokens // PROMPT_PIECE) * PROMPT_PIECE), dtype=np.int64)
         columns[0, :num_tokens] = np.concatenate(
-            [part.first + np.arange(len(part.next_ids)) for part in prompts]
+            [span.first + np.arange(len(span.next_ids)) for span in prompts]
         )
-        columns[1, :num_tokens] = np.concatenate([part.next_ids for part in prompts])
+        columns[1, :num_tokens] = np.concatenate([span.next_ids for span in prompts])
         on = self.prompts.copy({"columns": columns})["columns"]
         pieces = []
         for tokens_N, next_ids_N in zip(*(c.split(PROMPT_PIECE) for c in on), strict=True):
@@ -136,7 +136,7 @@ class Logprobs:
         return LogprobHandle(_to_host(torch.cat(pieces)[:num_tokens]), num_top_N)
 
 
-def most_likely(x_NV: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tensor]:
+def most_likely(x_NV: torch.Tensor, num_top: int) -> tuple[torch.Tensor, torch.Tensor]:
     """The highest K values of each row and their ids, best first, the lower id first of equals.
 
     A chunk that is behind K others, by its best value and then its place, has a token behind K
@@ -147,21 +147,21 @@ def most_likely(x_NV: torch.Tensor, most: int) -> tuple[torch.Tensor, torch.Tens
         x_NV = F.pad(x_NV, (0, padding), value=float("-inf"))
     chunks_NCL = x_NV.unflatten(1, (-1, _CHUNK))
     best_NC = chunks_NCL.amax(dim=-1).sort(dim=-1, descending=True, stable=True).indices
-    chunks_NK = best_NC[:, :most].sort(dim=-1).values
+    chunks_NK = best_NC[:, :num_top].sort(dim=-1).values
     places_NKL = chunks_NK[:, :, None] * _CHUNK + torch.arange(_CHUNK, device=x_NV.device)
     ids_NM = places_NKL.flatten(1)
     values_NM, order_NM = x_NV.gather(1, ids_NM).sort(dim=-1, descending=True, stable=True)
-    return values_NM[:, :most], ids_NM.gather(1, order_NM[:, :most])
+    return values_NM[:, :num_top], ids_NM.gather(1, order_NM[:, :num_top])
 
 
 def _log_softmax(logits_NV: torch.Tensor) -> torch.Tensor:
     return torch.log_softmax(logits_NV, dim=-1, dtype=torch.float32)
 
 
-def _words(logprobs_NV: torch.Tensor, tokens_N: torch.Tensor, most: int) -> torch.Tensor:
+def _words(logprobs_NV: torch.Tensor, tokens_N: torch.Tensor, num_top: int) -> torch.Tensor:
     """`LogprobHandle.words` of a token in each row; finite whatever the model gave."""
     own_N1 = logprobs_NV.gather(1, tokens_N[:, None])
-    top_NK, ids_NK = most_likely(logprobs_NV, most)
+    top_NK, ids_NK = most_likely(logprobs_NV, num_top)
     values = torch.cat((own_N1, top_NK), dim=1)
     values = values.masked_fill(~values.isfinite(), 0.0)
     return torch.cat((values.view(torch.int32), ids_NK.int()), dim=1)

@@ -1,7 +1,7 @@
-"""What sequences ask of a draw beyond temperature and filters, on the host.
+"""Sampling options of sequences beyond temperature and filters, and a step's metadata, on the host.
 
-Owns its reading out of NewSequence and StepRequest, checked. Knows nothing of devices, and of the
-vocabulary only that ids are below its size. Most sequences ask for none of it.
+Owns how they are read from NewSequence and StepRequest, and their checks. Knows nothing of devices,
+and of the vocabulary only that ids are below its size. Most sequences have no such options.
 Shapes: M masked draws, W words of a mask.
 """
 
@@ -20,8 +20,9 @@ _WORD_BYTES = 4
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Extras:
-    """Of one sequence, as worker.proto's NewSequence says it; ids are int64.
+class SamplingOptions:
+    """Bias, penalties, exclusions and log-probabilities of one sequence, as in worker.proto's
+    NewSequence; ids are int64.
 
     Attributes:
         bias_values: fp32, one for each of `bias_ids`.
@@ -43,8 +44,8 @@ class Extras:
     highest_id: int
 
     @classmethod
-    def of(cls, new: worker_pb2.NewSequence) -> Extras | None:
-        """None for a sequence that asks for nothing.
+    def of(cls, new: worker_pb2.NewSequence) -> SamplingOptions | None:
+        """None for a sequence without any.
 
         Raises:
             ValueError: its fields contradict each other.
@@ -55,7 +56,7 @@ class Extras:
             "banned_ids": np.array(new.banned_token_ids, dtype=np.int64),
             "history": np.array(new.history_token_ids, dtype=np.int64),
         }
-        extras = cls(
+        options = cls(
             **ids,
             bias_values=np.array(new.bias_values, dtype=np.float32),
             repetition=new.repetition_penalty or 1.0,
@@ -66,9 +67,9 @@ class Extras:
             prompt_logprobs=new.prompt_logprobs,
             highest_id=max(int(column.max(initial=-1)) for column in ids.values()),
         )
-        _check(extras, new.slot)
-        asks = extras.penalized or extras.excludes or len(extras.bias_ids)
-        return extras if asks or extras.num_logprobs else None
+        _check(options, new.slot)
+        changes = options.penalized or options.excludes or len(options.bias_ids)
+        return options if changes or options.num_logprobs else None
 
     @property
     def penalized(self) -> bool:
@@ -81,17 +82,17 @@ class Extras:
         return bool(len(self.allowed_ids) or len(self.banned_ids))
 
 
-class Asking(NamedTuple):
-    """A draw of a sequence that asks for something; `row` is its number among the draws."""
+class DrawOptions(NamedTuple):
+    """A draw whose sequence has options; `row` is its number among the draws of a step."""
 
     row: int
     slot: int
-    extras: Extras
+    options: SamplingOptions
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class PromptPart:
-    """Consecutive tokens of a step whose next ones are known and asked for.
+class PromptSpan:
+    """Consecutive prompt tokens of a step whose next tokens' log-probabilities are reported.
 
     Attributes:
         first: number of the first of them in the step.
@@ -105,26 +106,26 @@ class PromptPart:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class StepExtras:
-    """What a step's rows ask for.
+class SamplingMetadata:
+    """The sampling options of a step's rows.
 
     Attributes:
-        draws: ascending by row.
+        draws: those whose sequence has options, ascending by row.
         masked_rows: draws that a mask narrows, int64 [M].
         mask_words: int32 [M, W]; bit t % 32 of word t // 32 allows token t.
         prompts: in order of the rows.
     """
 
-    draws: list[Asking]
+    draws: list[DrawOptions]
     masked_rows: np.ndarray
     mask_words: np.ndarray
-    prompts: list[PromptPart]
+    prompts: list[PromptSpan]
 
     @classmethod
     def of(
-        cls, step: worker_pb2.StepRequest, rows: StepRows, held: Mapping[int, Extras]
-    ) -> StepExtras:
-        """Of the rows of a step, whose sequences' extras are `held` by slot.
+        cls, step: worker_pb2.StepRequest, rows: StepRows, by_slot: Mapping[int, SamplingOptions]
+    ) -> SamplingMetadata:
+        """Of the rows of a step, with the options of the sequences by slot.
 
         Raises:
             ValueError: the masks' columns contradict each other.
@@ -132,44 +133,48 @@ class StepExtras:
         slots = rows.slots[rows.draws].tolist()
         masked_rows, mask_words = _masks(step, len(slots))
         return cls(
-            draws=[Asking(row, slot, held[slot]) for row, slot in enumerate(slots) if slot in held],
+            draws=[
+                DrawOptions(row, slot, by_slot[slot])
+                for row, slot in enumerate(slots)
+                if slot in by_slot
+            ],
             masked_rows=masked_rows,
             mask_words=mask_words,
-            prompts=_prompts(rows, step.num_decodes, held),
+            prompts=_prompts(rows, step.num_decodes, by_slot),
         )
 
     @property
     def excludes(self) -> bool:
         """Whether some draw has tokens that may not be drawn, beyond suppressed ones."""
-        return bool(len(self.masked_rows)) or any(asking.extras.excludes for asking in self.draws)
+        return bool(len(self.masked_rows)) or any(draw.options.excludes for draw in self.draws)
 
     @property
     def shifts(self) -> bool:
         """Whether some draw's logits change by a bias or a penalty."""
-        return any(len(e.bias_ids) or e.penalized for _, _, e in self.draws)
+        return any(len(o.bias_ids) or o.penalized for _, _, o in self.draws)
 
 
-def _check(extras: Extras, slot: int) -> None:
+def _check(options: SamplingOptions, slot: int) -> None:
     """Raise ValueError where fields contradict each other."""
-    num_ids, num_values = len(extras.bias_ids), len(extras.bias_values)
-    if num_ids != num_values or len(np.unique(extras.bias_ids)) != num_ids:
+    num_ids, num_values = len(options.bias_ids), len(options.bias_values)
+    if num_ids != num_values or len(np.unique(options.bias_ids)) != num_ids:
         raise ValueError(
             f"slot {slot}: {num_ids} biased tokens, {num_values} biases; each token may have one"
         )
-    if extras.repetition < 0.0:
-        raise ValueError(f"slot {slot}: repetition_penalty {extras.repetition} is below 0")
-    if extras.prompt_logprobs and not extras.num_logprobs:
+    if options.repetition < 0.0:
+        raise ValueError(f"slot {slot}: repetition_penalty {options.repetition} is below 0")
+    if options.prompt_logprobs and not options.num_logprobs:
         raise ValueError(f"slot {slot}: prompt_logprobs, but num_logprobs is 0")
-    needed = extras.penalized or extras.prompt_logprobs
-    if extras.num_prompt > len(extras.history) or (needed and not extras.num_prompt):
+    needed = options.penalized or options.prompt_logprobs
+    if options.num_prompt > len(options.history) or (needed and not options.num_prompt):
         raise ValueError(
-            f"slot {slot}: {len(extras.history)} tokens of history, {extras.num_prompt} of them "
+            f"slot {slot}: {len(options.history)} tokens of history, {options.num_prompt} of them "
             "the prompt's; penalties and prompt_logprobs need both"
         )
 
 
 def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np.ndarray]:
-    """StepRows and words of the masks of single draws."""
+    """Rows and words of the masks of single draws."""
     rows = np.array(step.masked_draws, dtype=np.int64)
     masks = step.draw_masks  # each reading copies it
     num_bytes = len(masks)
@@ -187,20 +192,22 @@ def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np
     return rows, words.reshape(len(rows), -1) if len(rows) else words.reshape(0, 0)
 
 
-def _prompts(rows: StepRows, num_decodes: int, held: Mapping[int, Extras]) -> list[PromptPart]:
-    parts = []
+def _prompts(
+    rows: StepRows, num_decodes: int, by_slot: Mapping[int, SamplingOptions]
+) -> list[PromptSpan]:
+    spans = []
     for row in range(num_decodes, len(rows.slots)):
-        extras = held.get(int(rows.slots[row]))
-        if extras is None or not extras.prompt_logprobs:
+        options = by_slot.get(int(rows.slots[row]))
+        if options is None or not options.prompt_logprobs:
             continue
         start, end = int(rows.positions[row]), int(rows.lengths[row])
-        next_ids = extras.history[start + 1 : min(end + 1, extras.num_prompt)]
+        next_ids = options.history[start + 1 : min(end + 1, options.num_prompt)]
         if len(next_ids):
-            parts.append(
-                PromptPart(
+            spans.append(
+                PromptSpan(
                     first=int(rows.first_token[row]),
                     next_ids=next_ids,
-                    num_logprobs=extras.num_logprobs,
+                    num_logprobs=options.num_logprobs,
                 )
             )
-    return parts
+    return spans

@@ -10,7 +10,7 @@ import dataclasses
 import numpy as np
 
 from switchyard.worker.v1 import worker_pb2
-from workers.sampling.options import Extras
+from workers.sampling.options import SamplingOptions
 
 # Rows of the arrays. Each becomes a column of its own, whose address on a device is always aligned.
 _FLOATS = ("temperature", "top_p", "min_p")
@@ -29,20 +29,20 @@ class SlotParams:
     """Sampling parameters by slot, columns on the host; the last column is padding's.
 
     Attributes:
-        extras: of the slots whose sequence asks for some; `asks` marks these.
+        options: of the slots whose sequence has some; `has_options` marks these.
     """
 
     def __init__(self, num_slots: int) -> None:
         self.floats = np.zeros((len(_FLOATS), num_slots + 1), dtype=np.float32)
         self.ints = np.zeros((len(_INTS), num_slots + 1), dtype=np.int64)
         self.suppressions: dict[int, _Suppression] = {}
-        self.extras: dict[int, Extras] = {}
-        self.asks = np.zeros(num_slots + 1, dtype=np.bool_)
+        self.options: dict[int, SamplingOptions] = {}
+        self.has_options = np.zeros(num_slots + 1, dtype=np.bool_)
 
     def set(self, new: worker_pb2.NewSequence) -> None:
         """Take in a sequence; raises ValueError when its fields contradict each other."""
-        if new.slot >= len(self.asks) - 1:
-            raise ValueError(f"slot {new.slot}: there are {len(self.asks) - 1}")
+        if new.slot >= len(self.has_options) - 1:
+            raise ValueError(f"slot {new.slot}: there are {len(self.has_options) - 1}")
         seed = np.uint64(new.seed).astype(np.int64)
         self.floats[:, new.slot] = (new.temperature, new.top_p, new.min_p)
         self.ints[:, new.slot] = (new.top_k, seed, new.sample_index)
@@ -51,11 +51,11 @@ class SlotParams:
             self.suppressions[new.slot] = _Suppression(
                 np.array(new.suppressed_token_ids, dtype=np.int64), new.suppress_until
             )
-        extras = Extras.of(new)
-        self.asks[new.slot] = extras is not None
-        self.extras.pop(new.slot, None)
-        if extras is not None:
-            self.extras[new.slot] = extras
+        options = SamplingOptions.of(new)
+        self.has_options[new.slot] = options is not None
+        self.options.pop(new.slot, None)
+        if options is not None:
+            self.options[new.slot] = options
 
     def columns(self, slots: np.ndarray) -> dict[str, np.ndarray]:
         """fp32 and int64 columns by name; slot -1 is padding."""
@@ -71,11 +71,11 @@ class SlotParams:
 
     def suppressed(self, slots: np.ndarray, positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Pairs of draw row and token id that may not be drawn, int64 ``[P]`` each."""
-        held = self.suppressions
+        suppressions = self.suppressions
         rows, ids = [], [np.empty(0, dtype=np.int64)]
-        for row, slot in enumerate(slots.tolist() if held else ()):
-            if slot in held and positions[row] < held[slot].until:
+        for row, slot in enumerate(slots.tolist() if suppressions else ()):
+            if slot in suppressions and positions[row] < suppressions[slot].until:
                 rows.append(row)
-                ids.append(held[slot].token_ids)
-        repeats = [len(part) for part in ids[1:]]
+                ids.append(suppressions[slot].token_ids)
+        repeats = [len(of_row) for of_row in ids[1:]]
         return np.repeat(np.array(rows, dtype=np.int64), repeats), np.concatenate(ids)

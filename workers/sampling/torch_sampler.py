@@ -1,9 +1,9 @@
 """Drawing one token a row from its logits, on the device.
 
-Order: suppressed tokens → temperature (0 = greedy) → min_p → top_k → top_p → draw; what changes
-logits before that is adjust.py's. The draw is an exponential race, argmax of p / E with E ~ Exp(1)
-from a counter-based generator (philox.py), so a row's token depends on its own logits, seed, sample
-index and position alone.
+Order: suppressed tokens → temperature (0 = greedy) → min_p → top_k → top_p → draw. Before that,
+logits_processor.py may change logits. The draw is an exponential race, argmax of p / E with
+E ~ Exp(1) from a counter-based generator (philox.py), so a row's token depends on its own logits,
+seed, sample index and position alone.
 Shapes: D rows that draw, V vocabulary.
 """
 

@@ -1,8 +1,8 @@
 """From a StepRequest's columns to a batch on the device.
 
-Owns what outlives a step on this rank: every slot's block table, last drawn token and what adjusts
-its logits (device), its table's length and sampling parameters (host). Knows nothing of the model
-beyond the heads that attention is divided by.
+Owns what outlives a step on this rank: every slot's block table, last drawn token and the state of
+its logits processor (device), its table's length and sampling parameters (host). Of the model it
+knows only the heads that attention is divided by.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from workers.attention.plan import decode_capacity, decode_tiles, plan_decode
 from workers.attention.prefill_split import SPLIT_FIELDS, max_parts, tile_columns
 from workers.models.base import ForwardBatch
 from workers.rows import StepRows, int32s
-from workers.sampling.logits_processor import Adjuster
-from workers.sampling.options import StepExtras
+from workers.sampling.logits_processor import LogitsProcessor
+from workers.sampling.options import SamplingMetadata
 from workers.sampling.slot_params import SlotParams
 from workers.sampling.torch_sampler import SamplingRows
 from workers.staging import Staging
@@ -28,7 +28,7 @@ from workers.staging import Staging
 _SPARE_WORDS = 1 << 16  # of what no graph reads, to begin with
 
 
-class Shape(NamedTuple):
+class BatchShape(NamedTuple):
     """What a captured step is padded to: its tokens, and whether all of them are decodes."""
 
     tokens: int
@@ -55,16 +55,21 @@ class DeviceBatch:
             None when every token draws.
         draw_slots_D: slot of each row that draws, int32, -1 for padding.
         sampling: None when no row draws.
-        extras: None when no row asks for more than `sampling`.
+        metadata: None when no row has options beyond `sampling`.
     """
 
     rows: StepRows
-    shape: Shape | None
+    shape: BatchShape | None
     forward: ForwardBatch
     last_D: torch.Tensor | None
     draw_slots_D: torch.Tensor
     sampling: SamplingRows | None
-    extras: StepExtras | None
+    metadata: SamplingMetadata | None
+
+    @property
+    def all_draw(self) -> bool:
+        """Whether the batch is padded to decodes, each of which draws."""
+        return self.shape is not None and self.shape.decodes
 
 
 class BatchBuilder:
@@ -101,7 +106,7 @@ class BatchBuilder:
         self.finished_CK = torch.zeros(num_parts, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = SlotParams(num_slots)
-        self.adjuster = Adjuster(num_slots=num_slots, device=device)
+        self.logits_processor = LogitsProcessor(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.columns = Staging(
             device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_parts + 4096
@@ -109,7 +114,7 @@ class BatchBuilder:
         self.table_changes = Staging(device, _SPARE_WORDS)
         self.pairs = Staging(device, _SPARE_WORDS)
 
-    def build(self, step: worker_pb2.StepRequest, shape: Shape | None = None) -> DeviceBatch:
+    def build(self, step: worker_pb2.StepRequest, shape: BatchShape | None = None) -> DeviceBatch:
         """Take in the step's changes and stage its batch.
 
         Args:
@@ -122,11 +127,11 @@ class BatchBuilder:
         """
         for new in step.new_sequences:
             self.params.set(new)
-            self.adjuster.forget(new.slot)
+            self.logits_processor.forget(new.slot)
             self.table_lengths[new.slot] = 0
         rows = StepRows.from_step(step)
         rows.check_slots(self.num_slots)
-        extras = self._extras(step, rows)
+        metadata = self._metadata(step, rows)
         self._add_blocks(step, rows.slots)
         rows.check_room(self.table_lengths * self.block_size)
         num_tokens = int(rows.num_tokens.sum())
@@ -155,15 +160,15 @@ class BatchBuilder:
             forward=forward,
             last_D=on.get("last"),
             draw_slots_D=on["draw_slots"],
-            sampling=self._sampling(slots, lengths, on, extras),
-            extras=extras,
+            sampling=self._sampling(slots, lengths, on, metadata),
+            metadata=metadata,
         )
 
-    def _extras(self, step: worker_pb2.StepRequest, rows: StepRows) -> StepExtras | None:
-        """None when no row asks."""
-        if not (self.params.asks[rows.slots].any() or step.masked_draws or step.draw_masks):
+    def _metadata(self, step: worker_pb2.StepRequest, rows: StepRows) -> SamplingMetadata | None:
+        """None when no row has options."""
+        if not (self.params.has_options[rows.slots].any() or step.masked_draws or step.draw_masks):
             return None
-        return StepExtras.of(step, rows, self.params.extras)
+        return SamplingMetadata.of(step, rows, self.params.options)
 
     def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
         """Append new blocks to the rows' tables."""
@@ -218,7 +223,7 @@ class BatchBuilder:
         return columns
 
     def _attention_columns(
-        self, num_decodes: int, rows: StepRows, shape: Shape | None, heads: AttentionShape
+        self, num_decodes: int, rows: StepRows, shape: BatchShape | None, heads: AttentionShape
     ) -> dict[str, np.ndarray]:
         """Plans of the attention kernels; a captured step's are as long as any of its shape."""
         columns = {}
@@ -275,7 +280,7 @@ class BatchBuilder:
         slots: np.ndarray,
         lengths: np.ndarray,
         on: dict[str, torch.Tensor],
-        extras: StepExtras | None,
+        metadata: SamplingMetadata | None,
     ) -> SamplingRows | None:
         """Of the rows that draw; None when none does."""
         if not len(slots):
@@ -292,5 +297,5 @@ class BatchBuilder:
             suppressed=self._suppressed(slots, lengths),
             any_random=any_random,
             any_filter=any_filter,
-            any_excluded=extras is not None and extras.excludes,
+            any_excluded=metadata is not None and metadata.excludes,
         )

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import dataclasses
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 
 from moe.base.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
-from workers.step.batch import BatchBuilder, DeviceBatch, Shape
+from workers.step.batch import BatchBuilder, BatchShape, DeviceBatch
 
 Forward = Callable[[DeviceBatch], torch.Tensor]
 
@@ -54,29 +54,41 @@ class StepGraphs:
         num_allocations: of device memory while capturing; 0 where every buffer is a workspace's.
     """
 
-    def __init__(self, decodes: list[int], mixed: list[int]) -> None:
-        self.decodes = sorted(decodes)
-        self.mixed = sorted(mixed)
-        self.num_allocations = 0
-        self._captured: dict[Shape, _Captured] = {}
+    def __init__(self, captured: Mapping[BatchShape, _Captured], num_allocations: int) -> None:
+        self.decodes = sorted(shape.tokens for shape in captured if shape.decodes)
+        self.mixed = sorted(shape.tokens for shape in captured if not shape.decodes)
+        self.num_allocations = num_allocations
+        self._captured = captured
 
-    def capture(self, forward: Forward, builder: BatchBuilder, workspace: Workspace) -> None:
+    @classmethod
+    def capture(
+        cls,
+        forward: Forward,
+        builder: BatchBuilder,
+        workspace: Workspace,
+        *,
+        decodes: list[int],
+        mixed: list[int],
+    ) -> StepGraphs:
         """Run each shape once, which compiles its kernels and grows its buffers, then freeze the
         workspace and capture each. Every rank of a group must call it at the same time.
         """
         pool = torch.cuda.graph_pool_handle()
-        shapes = [Shape(tokens, decodes=False) for tokens in reversed(self.mixed)]
-        shapes += [Shape(tokens, decodes=True) for tokens in reversed(self.decodes)]
+        shapes = [BatchShape(tokens, decodes=False) for tokens in sorted(mixed, reverse=True)]
+        shapes += [BatchShape(tokens, decodes=True) for tokens in sorted(decodes, reverse=True)]
         for shape in shapes:
             forward(builder.build(_no_rows(), shape))
         torch.cuda.synchronize()
         workspace.freeze()
         builder.columns.freeze()
+        captured, num_allocations = {}, 0
         for shape in shapes:
-            self._captured[shape] = self._capture(forward, builder, shape, pool)
+            captured[shape], allocated = _capture(forward, builder, shape, pool)
+            num_allocations += allocated
         torch.cuda.synchronize()
+        return cls(captured, num_allocations)
 
-    def shape_for(self, step: worker_pb2.StepRequest) -> Shape | None:
+    def shape_for(self, step: worker_pb2.StepRequest) -> BatchShape | None:
         """The shape a step is padded to, the same on every rank; None: it has none."""
         tokens = step.max_replica_tokens
         sizes = self.decodes if step.decode_only else self.mixed
@@ -84,28 +96,34 @@ class StepGraphs:
             return None
         if not step.decode_only and _longest_decode(step) > _MIXED_CONTEXT:
             return None
-        return Shape(sizes[bisect_left(sizes, tokens)], decodes=step.decode_only)
+        return BatchShape(sizes[bisect_left(sizes, tokens)], decodes=step.decode_only)
 
-    def replay(self, shape: Shape) -> torch.Tensor:
+    def replay(self, shape: BatchShape) -> torch.Tensor:
         """Start the graph on what was staged last; what `forward` returned, at its fixed place."""
         captured = self._captured[shape]
         captured.graph.replay()
         return captured.out
 
-    def _capture(
-        self, forward: Forward, builder: BatchBuilder, shape: Shape, pool: tuple[int, int]
-    ) -> _Captured:
-        batch = builder.build(_no_rows(), shape)
-        graph = torch.cuda.CUDAGraph()
-        # Other threads, gRPC's and NCCL's, may call CUDA meanwhile.
-        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
-        try:
-            before = _allocations()
-            out = forward(batch)
-            self.num_allocations += _allocations() - before
-        finally:
-            graph.capture_end()
-        return _Captured(graph, out)
+
+NO_GRAPHS = StepGraphs({}, 0)
+"""Every step is launched kernel by kernel."""
+
+
+def _capture(
+    forward: Forward, builder: BatchBuilder, shape: BatchShape, pool: tuple[int, int]
+) -> tuple[_Captured, int]:
+    """The graph of a shape, and how often it allocated device memory."""
+    batch = builder.build(_no_rows(), shape)
+    graph = torch.cuda.CUDAGraph()
+    # Other threads, gRPC's and NCCL's, may call CUDA meanwhile.
+    graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+    try:
+        before = _allocations()
+        out = forward(batch)
+        allocated = _allocations() - before
+    finally:
+        graph.capture_end()
+    return _Captured(graph, out), allocated
 
 
 def _longest_decode(step: worker_pb2.StepRequest) -> int:

@@ -2,7 +2,7 @@
 
 import torch
 
-from workers.attention.kv_cache import KVCache
+from workers.attention.kv_cache import CacheSizes, KVCache
 from workers.attention.layer import AttentionBatch, paged_attention
 
 HEADS, SIZE, BLOCK = 2, 8, 4
@@ -25,15 +25,11 @@ def attend(
 
 
 def test_a_fault_does_not_reach_the_next_holder_of_a_block() -> None:
-    cache = KVCache(
-        num_layers=1,
-        num_blocks=4,
-        block_size=BLOCK,
-        num_kv_heads=HEADS,
-        head_dim=SIZE,
-        dtype=torch.float32,
-        device=torch.device("cpu"),
+    sizes = CacheSizes(
+        num_layers=1, block_size=BLOCK, num_kv_heads=HEADS, head_dim=SIZE, dtype=torch.float32
     )
+    assert sizes.bytes_per_block == 4 * 2 * BLOCK * HEADS * SIZE
+    cache = KVCache(sizes, 4, torch.device("cpu"))
     for bad in (float("nan"), float("inf")):
         faulty = torch.full((1, HEADS, SIZE), bad)
         attend(cache, faulty, [[1, 0]], [3])

@@ -20,7 +20,7 @@ from tests.workers.gpu.driver import (
 from tests.workers.steps import start_rank
 from tests.workers.tiny_models import random_config, save_model
 from workers.rank.startup import LoadedRank
-from workers.step.batch import Shape
+from workers.step.batch import BatchShape
 
 pytestmark = pytest.mark.gpu
 
@@ -37,7 +37,7 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
     for slot, prompt in random_prompts(slots, vocab_size, 40, 1).items():
         runner.launch(frontend.step(prompts={slot: prompt})).result()
 
-    def check(step: worker_pb2.StepRequest, shape: Shape) -> None:
+    def check(step: worker_pb2.StepRequest, shape: BatchShape) -> None:
         assert graphs.shape_for(step) == shape
         num_tokens = step.max_replica_tokens
         batch = runner.builder.build(step, shape)
@@ -49,13 +49,13 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
     for before, size in itertools.pairwise([0, *graphs.decodes]):
         for count in {before + 1, size}:
             step = frontend.step(rng.sample(range(slots), count))
-            check(step, Shape(size, decodes=True))
+            check(step, BatchShape(size, decodes=True))
     for before, size in itertools.pairwise([0, *graphs.mixed]):
         for count in {before + 1, size}:
             decodes = rng.sample(range(1, slots), min(slots - 1, (count - 1) // 2))
             tokens = [rng.randrange(3, vocab_size) for _ in range(count - len(decodes))]
             step = frontend.step(decodes, {0: Prompt(tokens, {})})
-            check(step, Shape(size, decodes=False))
+            check(step, BatchShape(size, decodes=False))
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

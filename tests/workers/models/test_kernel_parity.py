@@ -11,7 +11,7 @@ from tests.workers.models.test_parity import relative_error
 from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
 from workers.rank.startup import LoadedRank
-from workers.step.batch import Shape
+from workers.step.batch import BatchShape
 
 pytestmark = pytest.mark.interpreter
 
@@ -107,13 +107,13 @@ def test_padding_changes_nothing(decodes: bool, tmp_path: Path) -> None:
     alone = step_logits(started_pair(tmp_path, None), step)
     rank = started_pair(tmp_path, interpreted())
     runner = rank.runner
-    before = [(layer.keys.clone(), layer.values.clone()) for layer in runner.cache.layers]
-    batch = runner.builder.build(step, Shape(num_tokens + 3, decodes=decodes))
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in runner.forward.cache.layers]
+    batch = runner.builder.build(step, BatchShape(num_tokens + 3, decodes=decodes))
     assert len(batch.forward.ids_T) == num_tokens + 3
     padded = runner.forward(batch)
-    padded = padded if decodes else runner.model.logits(padded)
+    padded = padded if decodes else rank.model.logits(padded)
     assert relative_error(padded[:num_tokens], alone) <= 1e-4
     # Padding writes to no block.
-    for layer, (keys, values) in zip(runner.cache.layers, before, strict=True):
+    for layer, (keys, values) in zip(runner.forward.cache.layers, before, strict=True):
         changed = (layer.keys != keys) | (layer.values != values)
         assert changed.flatten(2).any(2).sum() == num_tokens

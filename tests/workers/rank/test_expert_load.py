@@ -10,12 +10,15 @@ import pytest
 import torch
 
 from demo import CHECKPOINT
+from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.launched import Stream, launched, link
 from tests.workers.steps import decode_step, prefill_step, start_rank
+from workers.models.sparse_mlp import SparseMLP
 from workers.rank.expert_load import LoadReport
 from workers.rank.startup import LoadedRank
 
+SINGLE = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
 PROMPTS = ([5, 9, 300, 44, 44, 7, 120], [11, 60, 3])  # of one replica, and of the other
 
 
@@ -35,7 +38,7 @@ def steps_of(prompt: Sequence[int], max_tokens: int) -> list[worker_pb2.StepRequ
 def counted(rank: LoadedRank, prompts: Sequence[Sequence[int]]) -> torch.Tensor:
     """[L, E] of the routers' own outputs, as a single rank computes them."""
     config = rank.model_config
-    layers = [layer.mlp for layer in rank.runner.model.layers if hasattr(layer.mlp, "gate")]
+    layers = [layer.mlp.block for layer in rank.model.layers if isinstance(layer.mlp, SparseMLP)]
     counts_LE = torch.zeros(len(layers), config.moe.num_experts, dtype=torch.int64)
     hooks = []
     for counts_E, block in zip(counts_LE, layers, strict=True):
@@ -62,8 +65,7 @@ def as_tensor(answer: worker_pb2.GetExpertLoadResponse) -> torch.Tensor:
 
 
 def test_one_rank_counts_what_its_routers_said_and_a_snapshot_stays(rank: LoadedRank) -> None:
-    load = rank.runner.model.expert_load
-    report = LoadReport(load, rank.model_config.moe_layers, rank.runner.model.parallel, 0)
+    report = LoadReport(rank.model.expert_load, rank.model_config.moe_layers, SINGLE, 0)
     before = report.snapshot()
     counts_LE = counted(rank, PROMPTS)
     after = report.snapshot().answer()
@@ -73,8 +75,8 @@ def test_one_rank_counts_what_its_routers_said_and_a_snapshot_stays(rank: Loaded
     assert (counts_LE.sum(1) == num_tokens * rank.model_config.moe.num_experts_per_tok).all()
 
 
-def test_a_dense_model_has_no_load(rank: LoadedRank) -> None:
-    assert LoadReport(None, [False, False], rank.runner.model.parallel, 0).snapshot() is None
+def test_a_dense_model_has_no_load() -> None:
+    assert LoadReport(None, [False, False], SINGLE, 0).snapshot() is None
 
 
 @pytest.mark.processes

@@ -129,8 +129,9 @@ def test_draws_are_filtered_and_suppressed_and_plain() -> None:
     for step in warm_up_steps(num_tokens=64, num_sequences=4, max_model_len=40, block_size=16):
         batch = builder.build(step)
         assert batch.sampling is not None
-        asked = batch.extras is not None and (batch.extras.shifts, batch.extras.excludes)
-        seen.add((batch.sampling.any_filter, batch.sampling.suppressed is not None, asked))
+        metadata = batch.metadata
+        options = metadata is not None and (metadata.shifts, metadata.excludes)
+        seen.add((batch.sampling.any_filter, batch.sampling.suppressed is not None, options))
     assert {(False, False, False), (True, True, False), (True, False, False)} <= seen
     assert {(False, True, (True, True)), (True, True, (True, True))} <= seen
 
@@ -142,6 +143,6 @@ def test_every_token_of_the_last_prefill_reports_the_next(num_tokens: int) -> No
     )
     shape = {"num_tokens": num_tokens, "num_sequences": 4, "max_model_len": 40, "block_size": 16}
     *_, last = warm_up_steps(**shape)
-    extras = builder.build(last).extras
-    assert extras is not None
-    assert sum(len(part.next_ids) for part in extras.prompts) == num_tokens
+    metadata = builder.build(last).metadata
+    assert metadata is not None
+    assert sum(len(span.next_ids) for span in metadata.prompts) == num_tokens

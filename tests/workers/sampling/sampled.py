@@ -7,6 +7,7 @@ import dataclasses
 import math
 import random
 from collections import Counter
+from collections.abc import Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,14 +15,20 @@ import numpy as np
 import torch
 from torch import nn
 
+from moe.base.checkpoint import CheckpointSlice
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.sampling.test_torch_sampler import reference_support
+from workers.attention.kv_cache import CacheSizes, KVCache
 from workers.models.base import ForwardBatch
 from workers.sampling.philox import vocabulary_words
 from workers.sampling.triton_sampler import TritonSampler
-from workers.step.batch import BatchBuilder, DeviceBatch, Shape
+from workers.step.batch import BatchBuilder, BatchShape, DeviceBatch
+from workers.step.forward import StepForward
+from workers.step.graphs import NO_GRAPHS
+from workers.step.result_buffer import ResultBuffer
 from workers.step.roofline import StepCost
 from workers.step.runner import Measure, Runner
+from workers.step.token_sampler import TokenSampler
 
 NUM_SLOTS = 6
 MAX_POSITIONS = 64
@@ -48,11 +55,13 @@ class TableModel(nn.Module):
         self.of_position[SPOILT_POSITION, 3::7] = math.nan
         self.dtype = dtype
         self.expert_load = None
+        self.num_kv_heads = 0
+        self.tied_weights: frozenset[str] = frozenset()
         self.on_device = (self.of_token.to(device), self.of_position.to(device))
         self.buffer = torch.zeros(512, vocab_size, dtype=dtype, device=device)
         self.head_rows: list[int] = []
 
-    def forward(self, batch: ForwardBatch, cache: None) -> torch.Tensor:
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         slots_T = batch.attention.slots_T
         ids_T = torch.where(batch.ids_T < 0, batch.last_token[slots_T], batch.ids_T)
         of_token, of_position = self.on_device
@@ -62,6 +71,9 @@ class TableModel(nn.Module):
         self.head_rows.append(len(hidden_DH))
         return self.buffer[: len(hidden_DH)].copy_(hidden_DH)
 
+    def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
+        return iter(())
+
     def raw(self, token: int, position: int) -> torch.Tensor:
         """fp32 logits [V] behind a token."""
         return (self.of_token[token] + self.of_position[position]).to(self.dtype).float()
@@ -70,21 +82,21 @@ class TableModel(nn.Module):
 class EagerGraphs:
     """Pads steps as captured graphs do, and runs them where a graph would be replayed."""
 
-    def __init__(self, runner: Runner) -> None:
-        self.runner = runner
-        build = runner.builder.build
+    def __init__(self, forward: StepForward, builder: BatchBuilder) -> None:
+        self.forward = forward
+        build = builder.build
 
-        def remember(step: worker_pb2.StepRequest, shape: Shape | None = None) -> DeviceBatch:
+        def remember(step: worker_pb2.StepRequest, shape: BatchShape | None = None) -> DeviceBatch:
             self.batch = build(step, shape)
             return self.batch
 
-        runner.builder.build = remember  # type: ignore[method-assign]
+        builder.build = remember  # type: ignore[method-assign]
 
-    def shape_for(self, step: worker_pb2.StepRequest) -> Shape:
-        return Shape(step.max_replica_tokens + _PADDING, decodes=step.decode_only)
+    def shape_for(self, step: worker_pb2.StepRequest) -> BatchShape:
+        return BatchShape(step.max_replica_tokens + _PADDING, decodes=step.decode_only)
 
-    def replay(self, shape: Shape) -> torch.Tensor:
-        return self.runner.forward(self.batch)
+    def replay(self, shape: BatchShape) -> torch.Tensor:
+        return self.forward(self.batch)
 
 
 def make_runner(
@@ -100,16 +112,23 @@ def make_runner(
     cost = StepCost(dense_bytes=0, head_bytes=0, expert_bytes=0, cache_bytes=0, flops=0)
     roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost)
     vocab_size = model.of_token.shape[1]
-    sampler = TritonSampler(
-        max_rows=num_slots, vocab_size=vocab_size, device=device, pdl=False
+    results = ResultBuffer(num_slots=num_slots, num_sparse_layers=0, device=device)
+    triton = TritonSampler(max_rows=num_slots, vocab_size=vocab_size, device=device, pdl=False)
+    sampler = TokenSampler(
+        model.logits, builder.logits_processor, last_token_S=builder.last_token,
+        out_tokens_S=results.tokens_S, reports=reports, triton=triton if kernels else None,
     )  # fmt: skip
-    runner = Runner(
-        model, None, builder, Measure(roofline, None), reports=reports,
-        sampler=sampler if kernels else None,
-    )  # fmt: skip
-    if graphs:
-        runner.graphs = EagerGraphs(runner)  # type: ignore[assignment]
-    return runner
+    forward = StepForward(model, no_cache(), results.hits_L)
+    eager: Any = EagerGraphs(forward, builder) if graphs else NO_GRAPHS
+    return Runner(forward, builder, sampler, results, Measure(roofline, None), eager)
+
+
+def no_cache() -> KVCache:
+    """A cache without layers, for a model without attention."""
+    sizes = CacheSizes(
+        num_layers=0, block_size=BLOCK, num_kv_heads=1, head_dim=1, dtype=torch.float32
+    )
+    return KVCache(sizes, 0, torch.device("cpu"))
 
 
 @dataclasses.dataclass(slots=True)

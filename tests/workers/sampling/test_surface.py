@@ -137,7 +137,7 @@ def test_company_that_asks_changes_no_token_of_those_that_do_not(seed: int) -> N
         for _ in range(20):
             driver.launch([Row(slot, asker) for slot, asker in enumerate(running)])
         driver.land_all()
-        assert (driver.runner.builder.adjuster.counts is not None) == bool(company)
+        assert (driver.runner.builder.logits_processor.counts is not None) == bool(company)
         return [asker.tokens for asker in plain]
 
     assert drawn(0) == drawn(NUM_SLOTS - 3)
@@ -173,22 +173,22 @@ def test_a_rank_that_does_not_report_draws_and_runs_the_head_as_often() -> None:
         result = runner.launch(driver._step([Row(0, asker, (3, 4, 5, 6))])).result()
         assert bool(result.token_ids) == bool(result.logprobs) == reports
         assert len(result.prompt_logprobs) == 3 * reports
-        seen.append((model.head_rows, runner.results[0].item()))
+        seen.append((model.head_rows, runner.results.words[0].item()))
     assert seen[0] == seen[1]
 
 
 def test_counts_take_memory_with_the_first_sequence_that_needs_them() -> None:
     model = TableModel(VOCAB)
     driver = Driver(make_runner(model), model)
-    adjuster = driver.runner.builder.adjuster
+    processor = driver.runner.builder.logits_processor
     for slot in range(NUM_SLOTS):
         params = {"top_p": 1.0, "presence_penalty": 0.5} if slot else {"top_p": 1.0}
         asker = Asker([slot], params)
         driver.begin(slot, asker)
         driver.launch([Row(slot, asker, (slot,))])
-        assert (adjuster.counts is None) == (slot == 0)
+        assert (processor.counts is None) == (slot == 0)
     driver.land_all()
-    assert adjuster.counts.values_RW.shape == (NUM_SLOTS, VOCAB)
+    assert processor.counts.values_RW.shape == (NUM_SLOTS, VOCAB)
 
 
 EXTRAS = {"slot": 1, "top_p": 1.0}

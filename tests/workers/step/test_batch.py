@@ -5,7 +5,7 @@ import torch
 
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import decode_step, prefill_step
-from workers.step.batch import BatchBuilder, Shape
+from workers.step.batch import BatchBuilder, BatchShape
 
 BLOCK = 4
 
@@ -71,7 +71,7 @@ def test_decodes_take_the_last_token_of_their_slot_beside_a_prefill(builder: Bat
 def test_padding_takes_no_slot_and_no_context(builder: BatchBuilder) -> None:
     for slot in (1, 2):
         builder.build(prefill_step(slot, slot, [1, 1, 1], [slot]))
-    batch = builder.build(decode_step(3, [2, 1], [3, 3], [[], []]), Shape(4, decodes=True))
+    batch = builder.build(decode_step(3, [2, 1], [3, 3], [[], []]), BatchShape(4, decodes=True))
     attention = batch.forward.attention
     assert attention.slots_T.tolist() == [2, 1, -1, -1]
     assert attention.lengths == [4, 4, 0, 0]

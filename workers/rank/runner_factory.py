@@ -1,0 +1,121 @@
+"""How a rank's runners are made: one for the warm-up, on a small cache, and the one that serves.
+
+Owns what they share: batch builder, sampler, result buffer and roofline. Knows nothing of the order
+of a start.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from moe.placement import ExpertPlacement
+from workers.attention.kv_cache import KVCache
+from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM
+from workers.config import WorkerConfig
+from workers.model_config import ModelConfig
+from workers.models.base import Model, Placement
+from workers.sampling.triton_sampler import TritonSampler
+from workers.step.batch import AttentionShape, BatchBuilder
+from workers.step.forward import StepForward
+from workers.step.graphs import NO_GRAPHS, StepGraphs
+from workers.step.result_buffer import ResultBuffer
+from workers.step.roofline import Roofline, device_ceilings
+from workers.step.runner import Measure, Runner
+from workers.step.token_sampler import TokenSampler
+
+
+class RunnerFactory:
+    """Makes runners of one model. They share buffers, so no two of them may have steps in flight.
+
+    Raises:
+        ValueError: attention kernels do not take the model's heads.
+    """
+
+    def __init__(
+        self, model: Model, config: WorkerConfig, model_config: ModelConfig, place: Placement
+    ) -> None:
+        self.model = model
+        self.device = place.device
+        self.builder = BatchBuilder(
+            num_slots=config.max_batch_size,
+            max_blocks=-(-place.max_positions // config.block_size),
+            block_size=config.block_size,
+            max_tokens=place.max_tokens,
+            device=place.device,
+            attention=_attention_shape(model_config, model.num_kv_heads, place),
+        )
+        load = model.expert_load
+        self.results = ResultBuffer(
+            num_slots=config.max_batch_size,
+            num_sparse_layers=0 if load is None else load.num_layers,
+            device=place.device,
+        )
+        self.sampler = TokenSampler(
+            model.logits,
+            self.builder.logits_processor,
+            last_token_S=self.builder.last_token,
+            out_tokens_S=self.results.tokens_S,
+            reports=place.groups.tp_rank == 0,
+            triton=_triton_sampler(config, model_config, place),
+        )
+        self.measure = _measure(model_config, place)
+
+    def forward(self, cache: KVCache) -> StepForward:
+        """What a runner on this cache runs, and what its graphs capture."""
+        return StepForward(self.model, cache, self.results.hits_L)
+
+    def runner(self, forward: StepForward, graphs: StepGraphs = NO_GRAPHS) -> Runner:
+        """A runner whose graphs, if any, were captured from `forward`."""
+        return Runner(forward, self.builder, self.sampler, self.results, self.measure, graphs)
+
+
+def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:
+    if place.context is None:
+        return None
+    group = config.num_heads // config.num_kv_heads
+    if config.head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
+        raise ValueError(
+            f"head_dim {config.head_dim} with {group} query heads a KV head: attention kernels "
+            f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
+        )
+    return AttentionShape(
+        num_heads=config.num_heads // place.parallel.tp,
+        kv_heads=kv_heads,
+        num_cores=place.context.num_cores,
+    )
+
+
+def _triton_sampler(
+    config: WorkerConfig, model_config: ModelConfig, place: Placement
+) -> TritonSampler | None:
+    if place.context is None:
+        return None
+    return TritonSampler(
+        max_rows=config.max_batch_size,
+        vocab_size=model_config.vocab_size,
+        device=place.device,
+        pdl=place.context.pdl,
+    )
+
+
+def _measure(config: ModelConfig, place: Placement) -> Measure:
+    dtype = str(place.dtype).removeprefix("torch.")
+    roofline = Roofline.of_rank(
+        config, place.parallel, num_local_experts=_num_local(config, place), dtype=dtype
+    )
+    return Measure(roofline, device_ceilings(device_name(place.device), dtype))
+
+
+def _num_local(config: ModelConfig, place: Placement) -> int:
+    """Experts of this rank in each sparse layer."""
+    if config.moe is None:
+        return 0
+    groups = place.expert_groups
+    return ExpertPlacement(
+        num_experts=config.moe.num_experts, num_ranks=groups.ep_size, rank=groups.ep_rank
+    ).num_local
+
+
+def device_name(device: torch.device) -> str:
+    """The name of a card as its driver says it, or ``cpu``."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
