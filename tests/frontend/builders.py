@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import random
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 
@@ -68,14 +70,26 @@ def expected_output(request: Request, limits: SchedulerLimits) -> list[int]:
     return run_alone(request.prompt_ids, seed, length, end_ids, stops.min_new_tokens)
 
 
-def taken(request: Request) -> Delta:
-    """All output so far; needs no event loop because something is there."""
-    coroutine = request.output.take()
+def take_now(output: Output) -> Delta:
+    """All output so far; needs no event loop, and fails where `take` would wait."""
+    coroutine = output.take()
     with pytest.raises(StopIteration) as stopped:
         coroutine.send(None)
     delta = stopped.value.value
     assert isinstance(delta, Delta)
     return delta
+
+
+def taken(request: Request) -> Delta:
+    """All output of a request so far."""
+    return take_now(request.output)
+
+
+async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
+    """Let the event loop run until the condition is true; fails when it does not become so."""
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 def failure(request: Request) -> RequestError:

@@ -150,9 +150,9 @@ async def test_a_query_of_a_lost_group_ends() -> None:
         worker.answer.clear()
         group = await WorkerGroup.connect([address], startup_timeout=10)
         asking = asyncio.create_task(group.expert_load())
-        await asyncio.wait_for(worker.queried.wait(), 5)
+        await asyncio.wait_for(worker.queried.wait(), 30)
         group.lost.set_result(GroupLost("rank 0 is gone"))
-        async with asyncio.timeout(1):
+        async with asyncio.timeout(30):
             with pytest.raises(GroupLost, match="rank 0 is gone"):
                 await asking
             with pytest.raises(GroupLost):

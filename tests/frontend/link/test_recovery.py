@@ -253,7 +253,7 @@ async def test_the_engine_goes_on_with_another_group() -> None:
         engine.replay(new, LIMITS)
         assert not engine.load().restarting
     run = asyncio.create_task(engine.run())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         for request in (*requests, late):
             assert (await whole_output(request)).token_ids == expected_output(request, LIMITS)
     load = engine.load()
@@ -271,12 +271,10 @@ async def test_an_overdue_step_loses_the_group_and_a_slow_predicted_one_does_not
     engine.submit(make_request(max_new_tokens=30))
     await asyncio.sleep(0)
     group.gate.clear()
-    begun = asyncio.get_running_loop().time()
-    async with asyncio.timeout(5):
-        with pytest.raises(ConnectionError, match="is not answered after"):
+    # Three times what was predicted: one prompt of three tokens at 0.2 s each.
+    async with asyncio.timeout(30):
+        with pytest.raises(ConnectionError, match=r"is not answered after 1\.[89] s"):
             await run
-    # At least three times what was predicted: one prompt of three tokens at 0.2 s each.
-    assert 0.55 < asyncio.get_running_loop().time() - begun < 3
 
 
 def long_prompt_chunks(times: StepTimes, decode_seconds: float) -> list[int]:

@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
+from types import SimpleNamespace
 
+import pytest
+
+from frontend.requests import pacing
 from frontend.requests.output import FinishReason, Output
-from frontend.requests.pacing import SECONDS_A_MESSAGE, Pacer
+from frontend.requests.pacing import NUM_PHASES, SECONDS_A_MESSAGE, Pacer
+from tests.frontend.builders import take_now
 
 
 def crowd(pacer: Pacer, num_streams: int) -> None:
@@ -20,8 +25,7 @@ async def test_few_streams_get_every_token_at_once() -> None:
     output = Output(pacer=pacer)
     for token in range(5):
         output.add(token, "x")
-        async with asyncio.timeout(0.01):
-            assert (await output.take()).token_ids == [token]
+        assert take_now(output).token_ids == [token]
 
 
 async def test_a_crowd_gathers_tokens_and_loses_none() -> None:
@@ -58,22 +62,31 @@ async def test_what_is_held_back_leaves_even_if_nothing_follows() -> None:
     output.add(1, "x")
     await output.take()
     output.add(2, "x")
-    async with asyncio.timeout(pacer.interval * 4 + 0.1):
+    assert not output._ready.is_set(), "it is held back"
+    async with asyncio.timeout(30):
         assert (await output.take()).token_ids == [2]
 
 
-async def test_streams_that_began_together_go_on_in_turns() -> None:
+async def test_streams_that_began_together_go_on_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now))
     pacer = Pacer()
     crowd(pacer, 1000)
     outputs = [Output(pacer=pacer) for _ in range(40)]
     for output in outputs:
         output.add(0, "x")
         await output.take()
-    await asyncio.sleep(pacer.interval * 1.1)
+    written = []
+    for _ in range(NUM_PHASES):
+        now += pacer.interval / NUM_PHASES * 1.01
+        for output in outputs:
+            output.add(1, "x")
+        written.append(sum(output._ready.is_set() for output in outputs))
+    assert written == [0, 0, 0, len(outputs) // NUM_PHASES]
+    now += pacer.interval
     for output in outputs:
-        output.add(1, "x")
-    written = sum(output._ready.is_set() for output in outputs)
-    assert 0 < written < len(outputs)
+        output.add(2, "x")
+    assert all(output._ready.is_set() for output in outputs)
 
 
 async def test_the_pace_follows_the_crowd() -> None:
