@@ -1,4 +1,7 @@
-"""The one error a request can end with. Knows google.rpc codes by name, and no transport."""
+"""The one error that a request can end with.
+
+Owns its codes, named as google.rpc names them, and its text. Knows no transport.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from frontend.bounds import MAX_MESSAGE_BYTES
 
 
 class Code(enum.Enum):
-    """The google.rpc.Code values this service uses; each adapter maps them to its transport."""
+    """The google.rpc.Code values that this service uses; each API maps them to its transport."""
 
     INVALID_ARGUMENT = 3
     DEADLINE_EXCEEDED = 4
@@ -25,9 +28,9 @@ class RequestError(Exception):
     """Ends one request.
 
     Args:
-        code: what kind of failure it is.
-        complaint: one line for a person: the thing, the numbers, the remedy. Never the prompt.
-        reason: the same for a program, an UPPER_SNAKE word (google.rpc.ErrorInfo.reason).
+        code: the kind of failure.
+        complaint: one line for a person: what is wrong, the numbers, the remedy. Never the prompt.
+        reason: one word for a program, in UPPER_SNAKE case (google.rpc.ErrorInfo.reason).
         field: path of the offending field, such as ``sampling.top_p``. It is relative to the
             GenerateRequest, or to the message of an RPC that has fields of its own.
         retry_after: seconds after which another try makes sense.
@@ -66,14 +69,14 @@ class RequestError(Exception):
 
 
 def internal_error(request_id: str) -> RequestError:
-    """INTERNAL for a bug: opaque, with the id under which the log has the rest."""
+    """INTERNAL for a bug: it says nothing but the id under which the log has the rest."""
     return RequestError(
         Code.INTERNAL, f"internal error; quote request {request_id}", reason="INTERNAL"
     )
 
 
 def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestError:
-    """INVALID_ARGUMENT for one field; ``complaint`` goes on from the field's path."""
+    """INVALID_ARGUMENT for one field; the text is the field's path and then ``complaint``."""
     return RequestError(
         Code.INVALID_ARGUMENT,
         complaint,
@@ -84,7 +87,7 @@ def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestErr
 
 
 def duplicate_id(request_id: str) -> RequestError:
-    """ALREADY_EXISTS for an id that a live request has."""
+    """ALREADY_EXISTS for the id of a live request."""
     return RequestError(
         Code.ALREADY_EXISTS,
         f"request {request_id} is live; send another id",
@@ -94,7 +97,7 @@ def duplicate_id(request_id: str) -> RequestError:
 
 
 def answer_too_large() -> RequestError:
-    """INVALID_ARGUMENT for what was to be one message and has become too large for any."""
+    """INVALID_ARGUMENT for an answer that has become too large for its one message."""
     return RequestError(
         Code.INVALID_ARGUMENT,
         f"the answer does not fit {MAX_MESSAGE_BYTES} bytes, a message; stream it, or ask for less",

@@ -1,4 +1,4 @@
-"""A conversation as a chat template takes it: turns, tools and the template's own arguments.
+"""Turns a ChatRequest into what a chat template takes: turns, tools and the template's arguments.
 
 Owns the checks of `switchyard.v1.ChatRequest`. Knows no template and no tokenizer.
 """
@@ -23,8 +23,8 @@ from switchyard.v1 import inference_pb2 as pb
 
 Turn = dict[str, Any]
 
-# Arguments of transformers' apply_chat_template that are not the caller's to set: another template
-# would be code, and the rest changes what is returned.
+# Arguments of transformers' apply_chat_template that a caller may not set: another template would
+# be code, and the rest changes what is returned.
 _RESERVED_TEMPLATE_KWARGS = frozenset(
     {
         "add_generation_prompt",
@@ -53,45 +53,47 @@ _ROLES: Mapping[int, str] = {
 }
 
 
-def messages(asked: pb.ChatRequest) -> list[Turn]:
+def messages(chat: pb.ChatRequest) -> list[Turn]:
     """The turns as a chat template takes them, with tool calls in the form that templates share.
 
     Raises:
         RequestError: INVALID_ARGUMENT when there is none, a role is not known, or a turn has what
             its role cannot have.
     """
-    if not asked.messages:
+    if not chat.messages:
         raise invalid_field("messages", "is empty; send at least one message")
-    check_count(len(asked.messages), MAX_MESSAGES, "messages", "turns")
-    return [_turn(message, f"messages[{index}].") for index, message in enumerate(asked.messages)]
+    check_count(len(chat.messages), MAX_MESSAGES, "messages", "turns")
+    return [_turn(message, f"messages[{index}]") for index, message in enumerate(chat.messages)]
 
 
-def _turn(message: pb.ChatMessage, path: str) -> Turn:
+def _turn(message: pb.ChatMessage, turn_field: str) -> Turn:
     role = _ROLES.get(message.role)
     if role is None:
         known = ", ".join(pb.Role.Name(number) for number in _ROLES)
-        raise invalid_field(f"{path}role", f"is {message.role}, must be one of {known}")
+        raise invalid_field(f"{turn_field}.role", f"is {message.role}, must be one of {known}")
     turn: Turn = {"role": role, "content": message.content}
     if message.tool_call_id:
-        check_count(len(message.tool_call_id), MAX_NAME_CHARS, f"{path}tool_call_id", "characters")
+        check_count(
+            len(message.tool_call_id), MAX_NAME_CHARS, f"{turn_field}.tool_call_id", "characters"
+        )
         turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
-        field = f"{path}tool_calls"
+        field = f"{turn_field}.tool_calls"
         if role != "assistant":
             raise invalid_field(field, f"is set in a turn of the {role}, must be an assistant's")
         check_count(len(message.tool_calls), MAX_TOOL_CALLS, field, "calls")
         turn["tool_calls"] = [
-            _tool_call(call, f"{field}[{index}].") for index, call in enumerate(message.tool_calls)
+            _tool_call(call, f"{field}[{index}]") for index, call in enumerate(message.tool_calls)
         ]
     return turn
 
 
-def _tool_call(call: pb.ToolCall, path: str) -> Turn:
+def _tool_call(call: pb.ToolCall, call_field: str) -> Turn:
     if not call.name:
-        raise invalid_field(f"{path}name", "is empty; send the function's name")
-    check_count(len(call.name), MAX_NAME_CHARS, f"{path}name", "characters")
-    check_count(len(call.id), MAX_NAME_CHARS, f"{path}id", "characters")
-    field = f"{path}arguments_json"
+        raise invalid_field(f"{call_field}.name", "is empty; send the function's name")
+    check_count(len(call.name), MAX_NAME_CHARS, f"{call_field}.name", "characters")
+    check_count(len(call.id), MAX_NAME_CHARS, f"{call_field}.id", "characters")
+    field = f"{call_field}.arguments_json"
     arguments = _parsed(call.arguments_json or "{}", field, MAX_TOOLS_CHARS)
     if not isinstance(arguments, dict):
         raise invalid_field(field, "is not a JSON object")
@@ -102,7 +104,7 @@ def _tool_call(call: pb.ToolCall, path: str) -> Turn:
 
 
 def tools(text: str) -> list[dict[str, Any]] | None:
-    """What the model may call: a JSON array of objects; None when there is no text.
+    """The functions that the model may call, from a JSON array of objects; None without a text.
 
     Raises:
         RequestError: INVALID_ARGUMENT when it is anything else, too long or too many.
@@ -118,11 +120,11 @@ def tools(text: str) -> list[dict[str, Any]] | None:
 
 
 def template_kwargs(text: str) -> dict[str, Any]:
-    """The template's arguments: a JSON object, or none.
+    """The template's arguments, from a JSON object; none without a text.
 
     Raises:
-        RequestError: INVALID_ARGUMENT when it is anything else, too long, or sets a name that is
-            not the caller's to set.
+        RequestError: INVALID_ARGUMENT when it is anything else, too long, or sets a name that a
+            caller may not set.
     """
     field = "template_kwargs_json"
     if not text:
@@ -136,8 +138,8 @@ def template_kwargs(text: str) -> dict[str, Any]:
     return kwargs
 
 
-def _parsed(text: str, field: str, most_chars: int) -> Any:
-    check_count(len(text), most_chars, field, "characters")
+def _parsed(text: str, field: str, max_chars: int) -> Any:
+    check_count(len(text), max_chars, field, "characters")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

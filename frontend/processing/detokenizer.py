@@ -1,7 +1,7 @@
-"""Text of a growing sequence, token by token, and the stop strings in it.
+"""Makes text of a growing sequence, token by token, and finds stop strings in it.
 
-Owns the incremental detokenizers and the search for stop strings. Knows of a tokenizer only how a
-token id maps to bytes, or how ids decode. Every decoder here is a `TextDecoder` of
+Owns the incremental detokenizers and the search for stop strings. Of a tokenizer it knows only
+how a token id maps to bytes, or how ids decode. Every decoder here is a `TextDecoder` of
 `frontend.requests.request`.
 """
 
@@ -108,7 +108,7 @@ class StopDecoder:
         inner: makes the text.
         stops: at least one, none empty.
         include_stop: give out the stop string too.
-        min_tokens: leading tokens whose text is given out unsearched.
+        min_tokens: number of leading tokens whose text is not searched.
     """
 
     __slots__ = ("_held", "_hold", "_include_stop", "_inner", "_skip", "_stops", "matched")
@@ -150,7 +150,7 @@ class StopDecoder:
         return text + held
 
     def _search(self, text: str) -> str:
-        """Add ``text``; what may be given out now."""
+        """Adds ``text``; returns what may be given out now."""
         text = self._held + text
         found = [
             (start + len(stop), start, stop)

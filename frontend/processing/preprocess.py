@@ -25,10 +25,10 @@ from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
 THREAD_LENGTH = 2000
-# What a chat's turn costs the template beside its content, in characters.
+# Characters that a template adds to a turn's content, about.
 TURN_CHARS = 16
 
-# What a template can raise over messages it was not written for.
+# Errors that a template raises for messages it was not written for.
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     ValueError,
@@ -113,7 +113,7 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
 
 
 def _check_length(backend: Backend, num_chars: int, field: str) -> None:
-    """Refuse a text that is far too long for the context before it costs anything."""
+    """Refuses a text that is far too long for the context before it costs anything."""
     max_chars = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
     validation.check_count(num_chars, max_chars, field, "characters")
 
@@ -186,12 +186,12 @@ async def make_requests(
 
 
 def sample_id(request_id: str, index: int) -> str:
-    """What the engine calls a sample; beyond the first no caller can choose such an id."""
+    """The engine's id of a sample. No caller can send that of a second one: "·" is no ASCII."""
     return f"{request_id}·{index}" if index else request_id
 
 
 def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int) -> SamplingParams:
-    """Sampling of one sample: the first alone reports the prompt's log-probabilities."""
+    """The sampling of one sample: only the first reports the prompt's log-probabilities."""
     if index == 0:
         return params
     num_logprobs = params.num_logprobs if output.logprobs else 0
@@ -201,7 +201,7 @@ def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int)
 
 
 def _check_beside_constraint(request: pb.GenerateRequest) -> None:
-    """Refuse what could leave no token where a language must go on, or must end."""
+    """Refuses options that could leave no token where a language must go on, or must end."""
     stops, params = request.stop_conditions, request.sampling
     for field, is_set in (
         ("stop_conditions.ignore_eos", stops.ignore_eos),
@@ -214,7 +214,7 @@ def _check_beside_constraint(request: pb.GenerateRequest) -> None:
 
 
 def _decoder(backend: Backend, request: pb.GenerateRequest) -> TextDecoder | None:
-    """The request's decoder; None when no text is wanted, or there is nothing to make it with."""
+    """The request's decoder; None when no text is wanted, or there is no tokenizer."""
     stop = tuple(request.stop_conditions.stop)
     needs = "stop_conditions.stop" if stop else "output.echo" if request.output.echo else ""
     if request.output.skip_detokenize and needs:
@@ -251,7 +251,7 @@ def tokenizer_of(backend: Backend) -> TokenizerLike:
 async def threaded(
     length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
 ) -> _R:
-    """Call ``function``, in a thread when ``length`` says it takes long."""
+    """Calls ``function``, in a thread when ``length`` says it takes long."""
     if length <= THREAD_LENGTH:
         return function(*args, **kwargs)
     return await asyncio.to_thread(function, *args, **kwargs)

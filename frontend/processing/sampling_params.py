@@ -1,7 +1,7 @@
-"""From `switchyard.v1`'s sampling and output options to what the workers draw by.
+"""Turns `switchyard.v1`'s sampling and output options into `SamplingParams`.
 
-Owns the ranges of these fields, the model's and the API's defaults, and that something is left to
-draw. Knows nothing of prompts, text or streams.
+Owns the ranges of these fields, the model's and the API's defaults, and the check that some token
+can be drawn. Knows nothing of prompts, text or streams.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from frontend.processing.validation import check_count, check_token_ids
 from frontend.requests.request import SamplingParams
 from switchyard.v1 import inference_pb2 as pb
 
-# Colder than this is greedy: dividing logits by less than it leaves the range of fp32.
+# A lower temperature is greedy: logits divided by it would leave the range of fp32.
 MIN_TEMPERATURE = 1e-5
-# What a token's log-probability, one of its alternatives, and its id take in a message at most.
+# Bytes that a log-probability, one alternative, and a token's id take in a message at most.
 _LOGPROB_BYTES, _ALTERNATIVE_BYTES = 16, 9
 _TOKEN_BYTES = 4
 
@@ -36,13 +36,13 @@ _T = TypeVar("_T")
 
 
 def sampling_params(
-    asked: pb.GenerateRequest,
+    request: pb.GenerateRequest,
     defaults: SamplingDefaults,
     *,
     vocab_size: int,
     eos_token_ids: Sequence[int],
 ) -> SamplingParams:
-    """Sampling in use: what was asked for, then the model's defaults, then the API's.
+    """The sampling in use: what the request sets, then the model's defaults, then the API's.
 
     A temperature below `MIN_TEMPERATURE` is greedy, a top_k of the vocabulary or more is off. End
     tokens stay among the allowed ones unless they are ignored.
@@ -50,8 +50,8 @@ def sampling_params(
     Raises:
         RequestError: INVALID_ARGUMENT with the field's path.
     """
-    sampling, output = asked.sampling, asked.output
-    allowed, banned = _token_lists(asked, vocab_size, eos_token_ids)
+    sampling, output = request.sampling, request.output
+    allowed, banned = _token_lists(request, vocab_size, eos_token_ids)
     num_top = _num_top_logprobs(output)
     repetition = _ranged(sampling, "repetition_penalty", *REPETITION_PENALTY_RANGE)
     top_p = _ranged(sampling, "top_p", 0.0, 1.0)
@@ -77,30 +77,30 @@ def sampling_params(
     )
 
 
-def _logprob_bytes(asked: pb.OutputOptions) -> int:
-    return _LOGPROB_BYTES + _ALTERNATIVE_BYTES * asked.top_logprobs
+def _logprob_bytes(output: pb.OutputOptions) -> int:
+    return _LOGPROB_BYTES + _ALTERNATIVE_BYTES * output.top_logprobs
 
 
-def check_prompt_logprobs(asked: pb.OutputOptions, prompt_tokens: int) -> None:
-    """Refuse log-probabilities of a prompt that are more than one message holds."""
-    most = MAX_PROMPT_LOGPROBS_BYTES // _logprob_bytes(asked)
-    if asked.prompt_logprobs and prompt_tokens > most:
+def check_prompt_logprobs(output: pb.OutputOptions, prompt_tokens: int) -> None:
+    """Refuses log-probabilities of a prompt that do not fit one message."""
+    max_tokens = MAX_PROMPT_LOGPROBS_BYTES // _logprob_bytes(output)
+    if output.prompt_logprobs and prompt_tokens > max_tokens:
         raise invalid_field(
             "output.prompt_logprobs",
-            f"of {prompt_tokens} prompt tokens with {asked.top_logprobs} alternatives do not fit a "
-            f"message; ask for them of at most {most} tokens, or for fewer alternatives",
+            f"of {prompt_tokens} prompt tokens with {output.top_logprobs} alternatives do not fit "
+            f"a message; ask for them of at most {max_tokens} tokens, or for fewer alternatives",
         )
 
 
-def check_whole_answer(asked: pb.GenerateRequest) -> None:
-    """Refuse to gather more than one message holds, where the request says how much that is."""
-    each = _TOKEN_BYTES + (_logprob_bytes(asked.output) if asked.output.logprobs else 0)
-    samples, most = max(1, asked.n), MAX_MESSAGE_BYTES // each
-    if samples * asked.stop_conditions.max_new_tokens > most:
+def check_whole_answer(request: pb.GenerateRequest) -> None:
+    """Refuses a request whose max_new_tokens, for all samples, do not fit one message."""
+    each = _TOKEN_BYTES + (_logprob_bytes(request.output) if request.output.logprobs else 0)
+    samples, max_tokens = max(1, request.n), MAX_MESSAGE_BYTES // each
+    if samples * request.stop_conditions.max_new_tokens > max_tokens:
         raise invalid_field(
             "stop_conditions.max_new_tokens",
-            f"is {asked.stop_conditions.max_new_tokens} for {samples} samples, and one message "
-            f"holds {most} tokens of what is asked for; stream them, or ask for less",
+            f"is {request.stop_conditions.max_new_tokens} for {samples} samples, and one message "
+            f"holds {max_tokens} tokens of what is asked for; stream them, or ask for less",
         )
 
 
@@ -108,20 +108,20 @@ def _first(*values: _T | None) -> _T:
     return next(value for value in values if value is not None)
 
 
-def _ranged(asked: pb.SamplingParams, field: str, low: float, high: float) -> float | None:
-    if not asked.HasField(field):
+def _ranged(sampling: pb.SamplingParams, field: str, low: float, high: float) -> float | None:
+    if not sampling.HasField(field):
         return None
-    value = float(getattr(asked, field))
+    value = float(getattr(sampling, field))
     if not low <= value <= high or math.isinf(value):
         limits = f"finite and at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
         raise invalid_field(f"sampling.{field}", f"is {value:g}, must be {limits}")
     return value
 
 
-def _logit_bias(asked: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, float], ...]:
+def _logit_bias(sampling: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, float], ...]:
     field = "sampling.logit_bias"
-    check_count(len(asked.logit_bias), MAX_LOGIT_BIASES, field, "tokens")
-    biases = sorted(asked.logit_bias.items())
+    check_count(len(sampling.logit_bias), MAX_LOGIT_BIASES, field, "tokens")
+    biases = sorted(sampling.logit_bias.items())
     for token_id, bias in biases:
         if token_id >= vocab_size:
             raise invalid_field(
@@ -136,10 +136,10 @@ def _logit_bias(asked: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, f
 
 
 def _token_lists(
-    asked: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int]
+    request: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Allowed and banned tokens, ascending; of what they leave something can always be drawn."""
-    sampling, stops = asked.sampling, asked.stop_conditions
+    """Allowed and banned tokens, ascending; they always leave a token that can be drawn."""
+    sampling, stops = request.sampling, request.stop_conditions
     for name in ("allowed_token_ids", "bad_token_ids"):
         ids, field = getattr(sampling, name), f"sampling.{name}"
         check_count(len(ids), MAX_LISTED_TOKEN_IDS, field, "ids")
@@ -161,11 +161,11 @@ def _token_lists(
     return tuple(sorted(allowed)), tuple(sorted(banned))
 
 
-def _num_top_logprobs(asked: pb.OutputOptions) -> int:
-    count = int(asked.top_logprobs)
+def _num_top_logprobs(output: pb.OutputOptions) -> int:
+    count = int(output.top_logprobs)
     field = "output.top_logprobs"
     if count > MAX_TOP_LOGPROBS:
         raise invalid_field(field, f"is {count}, must be 0 to {MAX_TOP_LOGPROBS}")
-    if count and not (asked.logprobs or asked.prompt_logprobs):
+    if count and not (output.logprobs or output.prompt_logprobs):
         raise invalid_field(field, f"is {count}, which needs logprobs or prompt_logprobs")
     return count

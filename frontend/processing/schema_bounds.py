@@ -1,8 +1,8 @@
-"""What of a JSON schema would keep llguidance busy for longer than anybody waits.
+"""Refuses JSON schemas that would keep llguidance busy for minutes.
 
-Owns a walk over a schema that finds it. A string that must match several regular expressions at
-once needs their intersection, whose size is the product of theirs, and which is worked out while
-tokens are drawn. Knows nothing else of JSON schema.
+Owns a walk over a schema that counts patterns and finds long strings. A string that must match
+several regular expressions at once needs their intersection, whose size is the product of theirs,
+and which is computed while tokens are drawn. Knows nothing else of JSON schema.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ _EXPRESSIONS = ("pattern", "format", "patternProperties")
 
 @dataclasses.dataclass(slots=True)
 class _Counts:
-    """Attributes: ``merges``, somewhere two schemas must hold of one value."""
+    """Attributes:
+    merges: somewhere one value must fit two schemas.
+    """
 
     longest_string: int = 0
     num_patterns: int = 0
@@ -29,7 +31,7 @@ class _Counts:
 
 
 def check_schema(schema: Any, field: str) -> None:
-    """Refuse a schema that has too long a string, or puts too many expressions together.
+    """Refuses a schema that has too long a string, or puts too many expressions together.
 
     Raises:
         RequestError: INVALID_ARGUMENT.

@@ -1,4 +1,4 @@
-"""Structured output: from a constraint to what each draw may be.
+"""Structured output: compiles a constraint to a matcher, which masks the tokens of each draw.
 
 Owns the use of llguidance, its limits, and the checks of `switchyard.v1.Constraint`. Knows nothing
 of requests, queues or steps. V is the model's vocabulary, which may be larger than its tokenizer's.
@@ -53,14 +53,14 @@ _T = TypeVar("_T")
 
 
 class GrammarMatcher:
-    """One sequence's way through a language; a `frontend.requests.request.Matcher`.
+    """Follows one sequence through a language; a `frontend.requests.request.Matcher`.
 
     The mask is computed when the token before it is known, so that what cannot go on ends its own
     request and not the step.
 
     Args:
         inner: where the sequence stands.
-        num_bytes: of a mask: four for each 32 tokens of V, the last 32 being filled up.
+        num_bytes: size of a mask: four bytes for each 32 tokens of V, rounded up.
 
     Raises:
         RequestError: INVALID_ARGUMENT, nothing fits the language.
@@ -74,7 +74,7 @@ class GrammarMatcher:
         self._mask = self._next_mask()
 
     def copy(self) -> GrammarMatcher:
-        """Another that stands where this one does."""
+        """Another matcher at the same place."""
         return GrammarMatcher(self._inner.deep_copy(), self._num_bytes)
 
     def mask(self) -> bytes:
@@ -82,7 +82,7 @@ class GrammarMatcher:
         return self._mask
 
     def accept(self, token_id: int) -> None:
-        """Go on behind a token that the last mask allowed, and that is no end token.
+        """Goes on past a token that the last mask allowed, and that is no end token.
 
         Raises:
             RequestError: INVALID_ARGUMENT: nothing can follow, or what can is too much work to
@@ -97,7 +97,7 @@ class GrammarMatcher:
 
     @property
     def is_stopped(self) -> bool:
-        """The language ended by itself: nothing but an end token may come next."""
+        """Whether the language has ended: only an end token may come next."""
         return bool(self._inner.is_stopped())
 
     def _next_mask(self) -> bytes:
@@ -113,7 +113,8 @@ class GrammarMatcher:
 
 
 class Compiler:
-    """Makes matchers for one model. The first call also reads its vocabulary: 2 s for 130,000.
+    """Makes matchers for one model. The first call also reads its vocabulary: 2 s for 130,000
+    tokens.
 
     Args:
         tokenizer_json: gives the tokenizer in the form of the tokenizers library, or None where it
@@ -137,15 +138,15 @@ class Compiler:
         self._vocabulary_lock = threading.Lock()
         self._num_compiling = 0
 
-    async def matchers(self, asked: pb.Constraint, count: int) -> list[GrammarMatcher]:
+    async def matchers(self, constraint: pb.Constraint, count: int) -> list[GrammarMatcher]:
         """``count`` matchers of one language, each at its beginning.
 
         Raises:
             RequestError: INVALID_ARGUMENT with the field's path, FAILED_PRECONDITION where the
                 model cannot be constrained, RESOURCE_EXHAUSTED while too many are compiled.
         """
-        field = f"constraint.{asked.WhichOneof('language')}"
-        grammar = _grammar(asked, field)
+        field = f"constraint.{constraint.WhichOneof('language')}"
+        grammar = _grammar(constraint, field)
         if not self._eos_token_ids:
             raise _unconstrainable("has no end token")
         if self._num_compiling >= MAX_COMPILES:
@@ -188,7 +189,7 @@ class Compiler:
             return self._vocabulary
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
-        """The result of ``function`` in a thread that nobody waits for at the process's end."""
+        """Runs ``function`` in a thread that does not hold up the end of the process."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_T] = loop.create_future()
 
@@ -219,25 +220,25 @@ class Compiler:
         return await done
 
 
-def _grammar(asked: pb.Constraint, field: str) -> str:
+def _grammar(constraint: pb.Constraint, field: str) -> str:
     """llguidance's form of a constraint.
 
     Raises:
         RequestError: INVALID_ARGUMENT for what is too long, or no JSON.
     """
-    match asked.WhichOneof("language"):
+    match constraint.WhichOneof("language"):
         case "json_schema":
-            check_count(len(asked.json_schema), MAX_SCHEMA_CHARS, field, "characters")
-            return _schema_grammar(asked.json_schema, field)
+            check_count(len(constraint.json_schema), MAX_SCHEMA_CHARS, field, "characters")
+            return _schema_grammar(constraint.json_schema, field)
         case "json_object":
-            if not asked.json_object:
+            if not constraint.json_object:
                 raise invalid_field(field, "is false; set it, or another language, or none")
             return _schema_grammar(JSON_OBJECT_SCHEMA, field)
         case "regex":
-            check_count(len(asked.regex), MAX_REGEX_CHARS, field, "characters")
-            return str(LLMatcher.grammar_from_regex(asked.regex))
+            check_count(len(constraint.regex), MAX_REGEX_CHARS, field, "characters")
+            return str(LLMatcher.grammar_from_regex(constraint.regex))
         case "grammar":
-            return _lark_grammar(asked.grammar, field)
+            return _lark_grammar(constraint.grammar, field)
         case _:
             raise invalid_field(
                 "constraint", "names no language; set one of them, or no constraint"

@@ -1,6 +1,6 @@
-"""A model folder's tokenizer: text to ids, ids to text, chat to ids.
+"""The tokenizer of a model folder: text to ids, ids to text, chat to ids.
 
-Owns the wrapping of transformers' tokenizers, which need no torch. Knows nothing of requests.
+Wraps transformers' tokenizers, which need no torch. Knows nothing of requests.
 Encoding a long text takes 100 ms and more and releases the interpreter's lock: callers on an event
 loop run it in a thread. All methods may be called from several threads.
 """
@@ -37,7 +37,7 @@ class Tokenizer:
         """The tokenizer in a model folder, or None when it has no tokenizer files.
 
         Raises:
-            ValueError: it has some, which cannot be read.
+            ValueError: its files cannot be read.
         """
         if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
             return None
@@ -64,7 +64,7 @@ class Tokenizer:
         return self._wrapped.chat_template is not None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Ids of a text, with the special tokens the model's tokenizer adds unless told not to."""
+        """Ids of a text; by default with the special tokens that the model's tokenizer adds."""
         if self._backend is not None:
             encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
             return list(encoding.ids)
@@ -81,7 +81,7 @@ class Tokenizer:
         )
 
     def to_json(self) -> str | None:
-        """The tokenizer in the form of the tokenizers library; None when it is none of it."""
+        """The tokenizer in the JSON of the tokenizers library; None for one of another library."""
         return None if self._backend is None else str(self._backend.to_str())
 
     def render_chat(
@@ -94,13 +94,13 @@ class Tokenizer:
 
         Args:
             messages: the turns, each with ``role`` and ``content``.
-            template_kwargs: what the template knows by name.
-            tools: what the model may call, which the template knows as ``tools``.
+            template_kwargs: the template's own arguments, by name.
+            tools: functions that the model may call, which the template has as ``tools``.
 
         Raises:
             jinja2.TemplateError: the template refuses the messages.
             ValueError: there are no messages, or there is no template.
-            TypeError: a name in ``template_kwargs`` is not the caller's to set.
+            TypeError: a name in ``template_kwargs`` may not be set.
         """
         text = self._wrapped.apply_chat_template(
             messages, tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
@@ -120,7 +120,7 @@ class Tokenizer:
             stops: strings that end the text.
             include_stop: the stop string stays in the text.
             keep_special: special tokens stay in the text.
-            min_tokens: leading tokens in whose text no stop string is looked for.
+            min_tokens: number of leading tokens whose text is not searched for stop strings.
         """
         inner: TextDecoder
         if self._pieces:
@@ -136,7 +136,7 @@ class Tokenizer:
 
 
 class _BytePieces(dict[int, str | bytes]):
-    """What each token of a byte-level tokenizer adds, looked up on first use.
+    """The text or bytes that each token of a byte-level tokenizer adds, looked up on first use.
 
     As tokenizers' ByteLevel decoder does: a token whose characters all stand for bytes is those
     bytes, any other token is its own text in UTF-8.

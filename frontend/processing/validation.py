@@ -1,8 +1,8 @@
-"""What a request may ask for: ids, stops, samples and waiting, and what all checks share.
+"""Checks a request's id, stop conditions, number of samples and time in the queue.
 
-Owns the ranges of these fields of `switchyard.v1`, the paths of its fields in errors, and the turn
-to `frontend.requests` types. `sampling_params.py`, `chat_template.py` and `structured_output.py`
-check the rest; `frontend.bounds` has every bound. Knows nothing of queues or streams.
+Owns the ranges of these fields of `switchyard.v1` and the checks that other files share.
+`sampling_params.py`, `chat_template.py` and `structured_output.py` check the rest;
+`frontend.bounds` has every bound. Knows nothing of queues or streams.
 """
 
 from __future__ import annotations
@@ -23,35 +23,35 @@ _REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 
 
 def check_request_id(request_id: str) -> None:
-    """Refuse an id that is not 1 to 128 printable ASCII characters; empty asks for one."""
+    """Refuses an id that is not 1 to 128 printable ASCII characters; an empty one is unset."""
     if request_id and _REQUEST_ID.fullmatch(request_id) is None:
         raise invalid_field("request_id", "must be 1 to 128 printable ASCII characters")
 
 
-def check_stops(asked: pb.StopConditions, vocab_size: int) -> None:
-    """Refuse stop strings and ids that are too many, too long, empty or no token."""
-    check_count(len(asked.stop), MAX_STOP_STRINGS, "stop_conditions.stop", "strings")
-    for index, text in enumerate(asked.stop):
+def check_stops(stops: pb.StopConditions, vocab_size: int) -> None:
+    """Refuses stop strings and ids that are too many, too long, empty or no token."""
+    check_count(len(stops.stop), MAX_STOP_STRINGS, "stop_conditions.stop", "strings")
+    for index, text in enumerate(stops.stop):
         if not 1 <= len(text) <= MAX_STOP_CHARS:
             raise invalid_field(
                 f"stop_conditions.stop[{index}]",
                 f"has {len(text)} characters, must have 1 to {MAX_STOP_CHARS}",
             )
     field = "stop_conditions.stop_token_ids"
-    check_count(len(asked.stop_token_ids), MAX_STOP_TOKEN_IDS, field, "ids")
-    check_token_ids(asked.stop_token_ids, vocab_size, field)
+    check_count(len(stops.stop_token_ids), MAX_STOP_TOKEN_IDS, field, "ids")
+    check_token_ids(stops.stop_token_ids, vocab_size, field)
 
 
 def stop_conditions(
-    asked: pb.StopConditions,
+    stops: pb.StopConditions,
     *,
     prompt_tokens: int,
     max_context: int,
     cache_tokens: int,
     eos_token_ids: frozenset[int],
 ) -> StopConditions:
-    """Stops in use; an unset max_new_tokens is what the prompt leaves of the context, or of the
-    KV cache where that is smaller (the last token needs no place in it).
+    """The stop conditions in use. An unset max_new_tokens is what the prompt leaves of the context,
+    or of the KV cache where that is smaller (the last token needs no place in it).
 
     Raises:
         RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context.
@@ -59,7 +59,7 @@ def stop_conditions(
     room = max_context - prompt_tokens
     assert room > 0, "refused by check_prompt"
     default = max(1, min(room, cache_tokens + 1 - prompt_tokens))
-    max_new_tokens = asked.max_new_tokens if asked.HasField("max_new_tokens") else default
+    max_new_tokens = stops.max_new_tokens if stops.HasField("max_new_tokens") else default
     if max_new_tokens < 1:
         raise invalid_field("stop_conditions.max_new_tokens", "is 0, must be at least 1")
     if max_new_tokens > room:
@@ -70,23 +70,23 @@ def stop_conditions(
             f"ask for at most {room}",
             reason="PROMPT_TOO_LONG",
         )
-    if asked.min_new_tokens > max_new_tokens:
+    if stops.min_new_tokens > max_new_tokens:
         raise invalid_field(
             "stop_conditions.min_new_tokens",
-            f"is {asked.min_new_tokens}, more than max_new_tokens {max_new_tokens}",
+            f"is {stops.min_new_tokens}, more than max_new_tokens {max_new_tokens}",
         )
     return StopConditions(
         max_new_tokens=max_new_tokens,
-        min_new_tokens=asked.min_new_tokens,
-        stop=tuple(asked.stop),
-        stop_token_ids=frozenset(asked.stop_token_ids),
-        eos_token_ids=frozenset() if asked.ignore_eos else eos_token_ids,
-        include_stop=asked.include_stop,
+        min_new_tokens=stops.min_new_tokens,
+        stop=tuple(stops.stop),
+        stop_token_ids=frozenset(stops.stop_token_ids),
+        eos_token_ids=frozenset() if stops.ignore_eos else eos_token_ids,
+        include_stop=stops.include_stop,
     )
 
 
 def check_token_ids(ids: Any, vocab_size: int, field: str) -> None:
-    """Refuse token ids (a packed repeated field) that are not below the vocabulary's size."""
+    """Refuses token ids (a packed repeated field) that are not below the vocabulary's size."""
     if not ids:
         return
     array = np.array(ids, dtype=np.uint32)
@@ -98,26 +98,26 @@ def check_token_ids(ids: Any, vocab_size: int, field: str) -> None:
         )
 
 
-def check_count(count: int, most: int, field: str, things: str) -> None:
-    """Refuse a repeated field, or a text, that is longer than it may be."""
-    if count > most:
-        raise invalid_field(field, f"has {count} {things}, at most {most} are taken")
+def check_count(count: int, limit: int, field: str, things: str) -> None:
+    """Refuses a repeated field, or a text, that is longer than its limit."""
+    if count > limit:
+        raise invalid_field(field, f"has {count} {things}, at most {limit} are taken")
 
 
-def num_samples(asked: pb.GenerateRequest) -> int:
-    """How many continuations are wanted."""
-    if not asked.HasField("n"):
+def num_samples(request: pb.GenerateRequest) -> int:
+    """The number of samples, 1 where the request does not say."""
+    if not request.HasField("n"):
         return 1
-    if not 1 <= asked.n <= MAX_SAMPLES:
-        raise invalid_field("n", f"is {asked.n}, must be 1 to {MAX_SAMPLES}")
-    return int(asked.n)
+    if not 1 <= request.n <= MAX_SAMPLES:
+        raise invalid_field("n", f"is {request.n}, must be 1 to {MAX_SAMPLES}")
+    return int(request.n)
 
 
-def queue_seconds(asked: pb.GenerateRequest) -> float:
-    """How long the request may wait for admission; infinite when it does not say."""
-    if not asked.HasField("max_queue_time"):
+def queue_seconds(request: pb.GenerateRequest) -> float:
+    """Seconds the request may wait for admission, infinite where it does not say."""
+    if not request.HasField("max_queue_time"):
         return math.inf
-    limit: duration_pb2.Duration = asked.max_queue_time
+    limit: duration_pb2.Duration = request.max_queue_time
     seconds = limit.seconds + limit.nanos * 1e-9
     if seconds <= 0.0 or not 0 <= limit.nanos < 10**9:
         raise invalid_field("max_queue_time", f"is {seconds:g} s, must be above 0 s")

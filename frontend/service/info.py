@@ -1,7 +1,7 @@
-"""What the service says of itself: the model, the server and its load, as messages.
+"""Makes the messages that describe the model, the server and its load.
 
-Owns the turn from the workers' description and the engine's snapshot to `switchyard.v1`. Knows
-nothing of requests.
+Owns the conversion from the workers' description and the engine's snapshot to `switchyard.v1`.
+Knows nothing of requests.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from switchyard.v1 import inference_pb2 as pb
 def model_info(backend: Backend, name: str) -> pb.GetModelInfoResponse:
     """Facts of the model."""
     info = backend.info
-    said = dataclasses.asdict(backend.defaults)
+    defaults = dataclasses.asdict(backend.defaults)
     return pb.GetModelInfoResponse(
         model=name,
         architecture=info.architecture,
@@ -28,7 +28,7 @@ def model_info(backend: Backend, name: str) -> pb.GetModelInfoResponse:
         eos_token_ids=info.eos_token_ids,
         weights_sha256=info.weights_sha256,
         default_sampling=pb.SamplingParams(
-            **{field: value for field, value in said.items() if value is not None}
+            **{field: value for field, value in defaults.items() if value is not None}
         ),
         has_chat_template=backend.tokenizer is not None and backend.tokenizer.has_chat_template,
     )

@@ -1,7 +1,8 @@
-"""The service without a transport: validate, admit, stream.
+"""All methods of the service without a transport: checks, submits and streams requests.
 
-Owns whether new requests are taken, and the way of each. Speaks `switchyard.v1` messages and
-`RequestError`; knows nothing of gRPC, sockets or signals, so that any adapter can call it.
+Owns whether new requests are taken, and what happens to each. Takes and returns `switchyard.v1`
+messages and raises `RequestError`; knows nothing of gRPC, sockets or signals, so that every API can
+call it.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 class State(enum.Enum):
-    """Whether requests are taken; the value is the reason they are not."""
+    """Whether requests are taken; the value says why not."""
 
     STARTING = "the model is still loading"
     SERVING = ""
@@ -45,8 +46,8 @@ class Service:
     Args:
         model: served name.
         version: this release.
-        observers: are told of every request that is over.
-        key_limit: bounds the live requests of a key; None: nothing does.
+        observers: get the record of every request that is over.
+        key_limit: bounds the live requests of a key; None: no bound.
     """
 
     def __init__(
@@ -70,7 +71,7 @@ class Service:
     # ---- life ----
 
     def open(self, backend: Backend) -> None:
-        """Take requests from now on."""
+        """Takes requests from now on."""
         self._backend = backend
         self._compiler = Compiler(
             backend.tokenizer.to_json if backend.tokenizer is not None else lambda: None,
@@ -80,7 +81,7 @@ class Service:
         self._state = State.SERVING
 
     def renew(self, info: GroupInfo) -> None:
-        """Go on with other workers."""
+        """Goes on with other workers."""
         if self._backend is not None:
             self._backend = dataclasses.replace(self._backend, info=info)
 
@@ -91,24 +92,24 @@ class Service:
 
     @property
     def takes_requests(self) -> bool:
-        """Whether new requests are let in."""
+        """Whether new requests are taken."""
         return self._state is State.SERVING
 
     def drain(self) -> None:
-        """Refuse new requests from now on; those that are live go on."""
+        """Refuses new requests from now on; live ones go on."""
         self._state = State.DRAINING
 
     def lose(self) -> None:
-        """The engine is gone: refuse everything. It has ended its own requests."""
+        """Refuses everything, for the engine is gone. It has ended its own requests."""
         self._state = State.LOST
         self._backend = None
 
     async def idle(self) -> None:
-        """Wait until no request is live."""
+        """Waits until no request is live."""
         await self._live.idle()
 
     def abort_all(self) -> None:
-        """End every live request with FINISH_REASON_ABORTED."""
+        """Ends every live request with FINISH_REASON_ABORTED."""
         if self._backend is not None:
             for call in self._live.all():
                 call.abort(self._backend.engine)
@@ -228,7 +229,7 @@ class Service:
         return self._attached()
 
     def _attached(self) -> Backend:
-        """The backend, for what was let in before a drain and for questions."""
+        """The backend, for requests taken before a drain and for questions."""
         if self._backend is None:
             raise self._unavailable()
         return self._backend
@@ -258,7 +259,7 @@ class Service:
         return await tokenization.tokenize(self._serving(), request)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
-        """Token ids to text; those of streams that were let in before a drain too."""
+        """Token ids to text, also during a drain, for streams that go on."""
         return await tokenization.detokenize(self._attached(), request)
 
     def model_info(self) -> pb.GetModelInfoResponse:
@@ -293,7 +294,7 @@ class Service:
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
     def abort(self, request: pb.AbortRequest, caller: Caller = ANYBODY) -> pb.AbortResponse:
-        """End requests of this key by id; their streams end with FINISH_REASON_ABORTED."""
+        """Ends requests of the caller's key by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
         validation.check_count(len(request.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
         live = ((each, self._live.get(each)) for each in request.request_ids)
