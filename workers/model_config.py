@@ -1,4 +1,4 @@
-"""What the model folder says: config.json and generation_config.json as numbers, checked once.
+"""The numbers of a model folder: config.json and generation_config.json, checked once.
 
 Torch-free, so that the launcher can refuse a bad folder before anything heavy is imported. Knows
 nothing of processes, devices or weights.
@@ -11,43 +11,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from moe.config import MoEConfig, resolve_router
+from moe.config import MoEConfig
+from workers.model_types import MODEL_TYPES, MoEKeys
 
-# transformers' defaults: what a key absent from config.json means.
-_COMMON_DEFAULTS: dict[str, Any] = {
-    "vocab_size": 151936,
-    "num_attention_heads": 32,
-    "hidden_act": "silu",
-    "max_position_embeddings": 32768,
-    "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False,
-    "attention_bias": False,
-    "use_sliding_window": False,
-}
-_DEFAULTS: dict[str, dict[str, Any]] = {
-    "qwen3": {
-        **_COMMON_DEFAULTS,
-        "hidden_size": 4096,
-        "intermediate_size": 22016,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 32,
-        "head_dim": 128,
-    },
-    "qwen3_moe": {
-        **_COMMON_DEFAULTS,
-        "hidden_size": 2048,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 24,
-        "num_key_value_heads": 4,
-        "decoder_sparse_step": 1,
-        "moe_intermediate_size": 768,
-        "num_experts_per_tok": 8,
-        "num_experts": 128,
-        "norm_topk_prob": False,
-        "mlp_only_layers": [],
-    },
-}
-_ARCHITECTURES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
 # Null is a value of its own: as many as query heads; hidden_size / heads.
 _NULLABLE = ("num_key_value_heads", "head_dim")
 _DEFAULT_ROPE_THETA = 10000.0
@@ -145,23 +111,21 @@ class ModelConfig:
     def from_hf(cls, raw: dict[str, Any]) -> ModelConfig:
         """From the contents of config.json, as on the Hub or as transformers 5 writes it."""
         model_type = raw.get("model_type")
-        if model_type not in _DEFAULTS:
-            known = ", ".join(sorted(_DEFAULTS))
+        entry = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
+        if entry is None:
+            known = ", ".join(sorted(MODEL_TYPES))
             raise ValueError(f"model_type {model_type!r} is not supported; known: {known}")
-        _check_types(raw, _DEFAULTS[model_type])
+        _check_types(raw, entry.defaults)
         _refuse_unbuilt(raw)
         for key in ("num_attention_heads", "decoder_sparse_step"):
             if raw.get(key) == 0:
                 raise ValueError(f"{key} is 0; it must be at least 1")
-        said = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
-        values = {**_DEFAULTS[model_type], **said}
-        if "num_local_experts" in said:
-            values["num_experts"] = said["num_local_experts"]
+        given = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
+        values = {**entry.defaults, **given}
         num_layers = values["num_hidden_layers"]
-        moe = _moe_config(values) if values.get("num_experts") else None
         heads = values["num_attention_heads"]
         return cls(
-            architecture=_ARCHITECTURES[model_type],
+            architecture=entry.architecture,
             vocab_size=values["vocab_size"],
             hidden_size=values["hidden_size"],
             intermediate_size=values["intermediate_size"],
@@ -175,8 +139,8 @@ class ModelConfig:
             tie_word_embeddings=values["tie_word_embeddings"],
             eos_token_ids=_token_ids(raw.get("eos_token_id")),
             dtype=_dtype(raw),
-            moe=moe,
-            moe_layers=tuple(_is_moe_layer(values, layer) for layer in range(num_layers)),
+            moe=None if entry.moe is None else entry.moe.config(values),
+            moe_layers=_moe_layers(entry.moe, values, num_layers),
         )
 
 
@@ -240,19 +204,5 @@ def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
     return (value,) if isinstance(value, int) else tuple(value)
 
 
-def _moe_config(values: dict[str, Any]) -> MoEConfig:
-    return MoEConfig(
-        hidden_size=values["hidden_size"],
-        intermediate_size=values["moe_intermediate_size"],
-        num_experts=values["num_experts"],
-        num_experts_per_tok=values["num_experts_per_tok"],
-        norm_topk_prob=values["norm_topk_prob"],
-        router=resolve_router(values),
-    )
-
-
-def _is_moe_layer(values: dict[str, Any], layer: int) -> bool:
-    """transformers' rule: not in mlp_only_layers, and every decoder_sparse_step-th layer."""
-    if not values.get("num_experts") or layer in (values["mlp_only_layers"] or ()):
-        return False
-    return (layer + 1) % int(values["decoder_sparse_step"]) == 0
+def _moe_layers(keys: MoEKeys | None, values: dict[str, Any], num_layers: int) -> tuple[bool, ...]:
+    return tuple(keys is not None and keys.is_sparse(values, layer) for layer in range(num_layers))

@@ -214,15 +214,15 @@ class Roofline:
 
 
 def _dense_parameters(config: ModelConfig, parallel: ParallelConfig) -> int:
-    """Sliced over tp, but for KV heads fewer than ranks, routers, and shared experts of a backend
-    that shares tokens out."""
+    """Sliced over tp, but for KV heads fewer than ranks, routers, gates, and shared experts of a
+    backend that shares tokens out."""
     tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
     width = (config.num_heads / tp + max(1.0, config.num_kv_heads / tp)) * config.head_dim
     total = config.num_layers * hidden * 2 * width
     for is_moe in config.moe_layers:
         if is_moe and moe is not None:
             shared = 3 * moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
-            total += hidden * (moe.num_experts + shared)
+            total += hidden * (moe.num_experts + shared + moe.shared_expert_gated)
         else:
             total += hidden * 3 * config.intermediate_size / tp
     return round(total)

@@ -1,0 +1,154 @@
+"""Model types by their name in config.json: one entry each.
+
+Owns what a key that is absent means, which architecture computes the type, and which keys hold the
+numbers of its mixtures. Torch-free. Knows nothing of files, and checks no value.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from moe.config import MoEConfig, resolve_router
+
+Values = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MoEKeys:
+    """The keys of config.json that hold the numbers of a type's mixtures; None: it has no such key,
+    and the number is `MoEConfig`'s default.
+
+    Attributes:
+        num_experts: spellings, the first one present counts; 0 experts make a model dense.
+        shared_size: width of all shared experts together.
+        num_shared: number of shared experts as wide as a routed one, instead of `shared_size`.
+        shared_gated: not a key: whether a sigmoid gate weighs the shared experts.
+        correction_bias: not a key: whether a sigmoid router has a bias. noaux_tc always has one.
+        first_sparse: index of the first layer that may be a mixture.
+        sparse_step: every so many-th layer is a mixture.
+        dense_layers: layers that are not, whatever the others say.
+    """
+
+    num_experts: tuple[str, ...] = ("num_local_experts", "num_experts")
+    intermediate_size: str = "moe_intermediate_size"
+    num_experts_per_tok: str = "num_experts_per_tok"
+    norm_topk_prob: str = "norm_topk_prob"
+    n_group: str | None = None
+    topk_group: str | None = None
+    routed_scaling_factor: str | None = None
+    shared_size: str | None = None
+    num_shared: str | None = None
+    shared_gated: bool = False
+    correction_bias: bool = False
+    first_sparse: str | None = None
+    sparse_step: str | None = None
+    dense_layers: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.shared_size is None or self.num_shared is None
+
+    def config(self, values: Values) -> MoEConfig | None:
+        """The numbers of every mixture of a model; None without experts.
+
+        Raises:
+            ValueError: they contradict each other, or the router is unknown.
+        """
+        num_experts = self._num_experts(values)
+        if not num_experts:
+            return None
+        optional = {
+            field: values[key]
+            for field in ("n_group", "topk_group", "routed_scaling_factor")
+            if (key := getattr(self, field)) is not None
+        }
+        shared_size = self._shared_size(values)
+        return MoEConfig(
+            hidden_size=values["hidden_size"],
+            intermediate_size=values[self.intermediate_size],
+            num_experts=num_experts,
+            num_experts_per_tok=values[self.num_experts_per_tok],
+            norm_topk_prob=values[self.norm_topk_prob],
+            router=resolve_router(values),
+            use_correction_bias=self.correction_bias,
+            shared_expert_size=shared_size,
+            shared_expert_gated=self.shared_gated and shared_size > 0,
+            **optional,
+        )
+
+    def is_sparse(self, values: Values, layer: int) -> bool:
+        """Whether a layer's MLP is a mixture, by transformers' rules."""
+        if not self._num_experts(values):
+            return False
+        if self.first_sparse is not None and layer < values[self.first_sparse]:
+            return False
+        if self.dense_layers is not None and layer in (values[self.dense_layers] or ()):
+            return False
+        return self.sparse_step is None or (layer + 1) % int(values[self.sparse_step]) == 0
+
+    def _num_experts(self, values: Values) -> int:
+        return next((int(values[key]) for key in self.num_experts if key in values), 0)
+
+    def _shared_size(self, values: Values) -> int:
+        if self.num_shared is not None:
+            return int(values[self.num_shared] or 0) * int(values[self.intermediate_size])
+        return 0 if self.shared_size is None else int(values[self.shared_size] or 0)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ModelType:
+    """One model_type.
+
+    Attributes:
+        architecture: key of workers.models.MODELS.
+        defaults: transformers' defaults for the keys that are read; a key has its default's type.
+        moe: None for a type that is always dense.
+    """
+
+    architecture: str
+    defaults: Values
+    moe: MoEKeys | None = None
+
+
+COMMON_DEFAULTS: Values = {
+    "vocab_size": 151936,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32768,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+    "use_sliding_window": False,
+}
+
+MODEL_TYPES: dict[str, ModelType] = {
+    "qwen3": ModelType(
+        architecture="Qwen3ForCausalLM",
+        defaults={
+            **COMMON_DEFAULTS,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+        },
+    ),
+    "qwen3_moe": ModelType(
+        architecture="Qwen3MoeForCausalLM",
+        defaults={
+            **COMMON_DEFAULTS,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 4,
+            "decoder_sparse_step": 1,
+            "moe_intermediate_size": 768,
+            "num_experts_per_tok": 8,
+            "num_experts": 128,
+            "norm_topk_prob": False,
+            "mlp_only_layers": [],
+        },
+        moe=MoEKeys(sparse_step="decoder_sparse_step", dense_layers="mlp_only_layers"),
+    ),
+}
