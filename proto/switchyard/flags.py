@@ -212,8 +212,8 @@ def given(table: type, namespace: argparse.Namespace) -> dict[str, Any]:
     """
     values = {}
     for each in flags_of(table):
-        if hasattr(namespace, each.field):
-            text = getattr(namespace, each.field)
+        text = getattr(namespace, each.field, None)
+        if text is not None:  # a positional argument of the same name may be left out
             values[each.field] = text if each.is_switch else each.value(text)
             each.check(values[each.field])
     return values

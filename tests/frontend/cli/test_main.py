@@ -201,6 +201,13 @@ def test_serve_passes_on_what_was_given(model: Path) -> None:
     ]  # fmt: skip
 
 
+def test_serve_without_a_model_serves_the_demo(model: Path) -> None:
+    flags = main._parser().parse_args(["serve", "--port", "7"])
+    front = serve.frontend_command(flags, model, "unix:x")
+    assert parse_config(front[3:]).served_name == "demo"
+    assert serve.workers_command(flags, model, "unix:x")[3:5] == ["--model", str(model)]
+
+
 def test_serve_refuses_before_it_starts_anything(model: Path, capsys, monkeypatch) -> None:
     monkeypatch.setattr(serve, "supervise", lambda **_: pytest.fail("started"))
     assert main.main(["serve", str(model), "--tp", "0"]) == 2
