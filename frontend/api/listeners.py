@@ -12,8 +12,8 @@ from frontend.api.auth import Access
 from frontend.api.exposure import check_exposure
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
-from frontend.api.openai.app import App
-from frontend.api.openai.server import HttpServer
+from frontend.api.http.server import HttpServer
+from frontend.api.openai.app import openai_app
 from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.config import FrontendConfig
 from frontend.observability.prometheus import Metrics, Sources
@@ -95,7 +95,7 @@ def _http_server(
     metrics: Metrics,
     tls: ServerTls | None,
 ) -> HttpServer:
-    app = App(
+    app = openai_app(
         service,
         model=config.served_name,
         authenticate=access.authenticate,

@@ -9,8 +9,8 @@ from typing import Any
 
 from openai import AsyncOpenAI
 
-from frontend.api.openai.app import App
-from frontend.api.openai.server import HttpServer
+from frontend.api.http.server import HttpServer
+from frontend.api.openai.app import openai_app
 from frontend.records import ANYBODY, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -101,7 +101,7 @@ async def running_http(
         service = Service(model=MODEL, version="1.2.3")
         if ready:
             service.open(backend(engine))
-    server = HttpServer(App(service, model=MODEL, **options), "127.0.0.1", 0)
+    server = HttpServer(openai_app(service, model=MODEL, **options), "127.0.0.1", 0)
     port = await server.start()
     client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key", max_retries=0)
     try:

@@ -1,23 +1,33 @@
-"""The OpenAI-compatible API as an ASGI application: routes, keys, errors, streams.
+"""The OpenAI-compatible API as a Starlette application: routes, keys, request ids, errors.
 
-Owns which path does what and what leaves as an error. `frontend.service` does all work.
+Owns which path does what, and which error a response is. `frontend.service` does all work.
 """
 
 from __future__ import annotations
 
-import contextlib
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend.api.openai.body import read_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
-from frontend.api.openai.errors import HttpError, http_error
-from frontend.api.openai.exchange import ClientGoneError, Exchange, Message, Receive, Send
-from frontend.api.openai.job import Job
-from frontend.api.openai.json_fields import Fields, parse_object
+from frontend.api.openai.errors import ApiError, api_error
+from frontend.api.openai.generation import GenerationResponse, Job
 from frontend.api.openai.logprobs import TokenTexts
+from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
+from frontend.api.openai.response_models import Health, Model, ModelList
 from frontend.errors import RequestError, internal_error, invalid_field
 from frontend.records import Caller
 from frontend.service.service import Service
@@ -26,102 +36,114 @@ logger = logging.getLogger(__name__)
 
 Authenticate = Callable[[str | None], str]
 Metrics = Callable[[], tuple[bytes, str]]
-_Handler = Callable[[Exchange, Caller], Awaitable[None]]
 
-_DONE = b"data: [DONE]\n\n"
+# What orchestrators and browsers read without a key; nothing of it is about the model or a request.
+OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
 
 
-def anybody(authorization: str | None) -> str:
-    """Asks nobody who they are."""
+def without_keys(authorization: str | None) -> str:
+    """Accepts every caller, under no name."""
     return ""
 
 
-class App:
-    """Answers HTTP requests.
+def openai_app(
+    service: Service,
+    *,
+    model: str,
+    authenticate: Authenticate = without_keys,
+    metrics: Metrics | None = None,
+) -> Starlette:
+    """The application.
 
     Args:
-        service: what answers them.
+        service: does what requests ask for.
         model: served name.
         authenticate: from the Authorization header to the name of its key; raises
-            UNAUTHENTICATED. Only /health is answered without it.
+            UNAUTHENTICATED. `OPEN_PATHS` need no key.
         metrics: text for Prometheus and its content type; None: there is no /metrics.
     """
+    endpoints = _Endpoints(service, model, metrics)
+    app = Starlette(
+        routes=endpoints.routes(),
+        middleware=[
+            Middleware(_RequestIds),
+            Middleware(_Authentication, authenticate=authenticate),
+        ],
+        exception_handlers={
+            HTTPException: _on_http_error,
+            RequestError: _on_request_error,
+            ClientDisconnect: _on_disconnect,
+        },
+    )
+    app.router.redirect_slashes = False
+    return app
 
-    def __init__(
-        self,
-        service: Service,
-        *,
-        model: str,
-        authenticate: Authenticate = anybody,
-        metrics: Metrics | None = None,
-    ) -> None:
+
+class _Endpoints:
+    """The functions behind the paths."""
+
+    def __init__(self, service: Service, model: str, metrics: Metrics | None) -> None:
         self._service = service
         self._model = model
-        self._authenticate = authenticate
         self._metrics = metrics
         self._texts = TokenTexts(service)
         self._started = int(time.time())
-        self._routes: Mapping[str, tuple[str, _Handler]] = {
-            "/v1/models": ("GET", self._models),
-            f"/v1/models/{model}": ("GET", self._one_model),
-            "/v1/chat/completions": ("POST", self._chat),
-            "/v1/completions": ("POST", self._completions),
-            **({"/metrics": ("GET", self._scrape)} if metrics else {}),
-        }
+        self._openapi = JSONResponse(openapi_document(has_metrics=metrics is not None))
+        self._docs = HTMLResponse(docs_page(), headers=DOCS_HEADERS)
 
-    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        """One request, as ASGI calls it."""
-        assert scope["type"] == "http"
-        exchange = Exchange(scope, receive, send)
-        with contextlib.suppress(ClientGoneError):
-            try:
-                await self._route(exchange)
-            except HttpError as error:
-                await _fail(exchange, error)
-            except RequestError as error:
-                await _fail(exchange, http_error(error, {}))
-            except ClientGoneError:
-                raise
-            except Exception:
-                logger.exception("request %s failed", exchange.request_id)
-                await _fail(exchange, http_error(internal_error(exchange.request_id), {}))
+    def routes(self) -> list[Route]:
+        """Every path and its method; HEAD goes with GET."""
+        get: list[tuple[str, Any]] = [
+            ("/health", self._health),
+            ("/openapi.json", self._openapi_json),
+            ("/docs", self._docs_page),
+            ("/v1/models", self._models),
+            ("/v1/models/{name:path}", self._one_model),
+        ]
+        if self._metrics is not None:
+            get.append(("/metrics", self._scrape))
+        post: list[tuple[str, Any]] = [
+            ("/v1/chat/completions", self._chat),
+            ("/v1/completions", self._completions),
+        ]
+        return [Route(path, endpoint, methods=["GET"]) for path, endpoint in get] + [
+            Route(path, endpoint, methods=["POST"]) for path, endpoint in post
+        ]
 
-    async def _route(self, exchange: Exchange) -> None:
-        if exchange.path == "/health":
-            _check_method(exchange, "GET")
-            await self._health(exchange)
-            return
-        caller = Caller(
-            key=self._authenticate(exchange.header(b"authorization")),
-            peer=exchange.peer,
-            traceparent=exchange.header(b"traceparent") or "",
-        )
-        route = self._routes.get(exchange.path)
-        if route is None:
-            raise _not_found(exchange.path)
-        method, handler = route
-        _check_method(exchange, method)
-        await handler(exchange, caller)
-
-    async def _health(self, exchange: Exchange) -> None:
+    async def _health(self, request: Request) -> Response:
         why = self._service.why_not_ready()
-        if why:
-            await exchange.answer({"status": "unavailable", "reason": why}, 503)
-        else:
-            await exchange.answer({"status": "ok"})
+        health: Health = {"status": "unavailable", "reason": why} if why else {"status": "ok"}
+        return JSONResponse(health, 503 if why else 200)
 
-    async def _scrape(self, exchange: Exchange, caller: Caller) -> None:
+    async def _openapi_json(self, request: Request) -> Response:
+        return self._openapi
+
+    async def _docs_page(self, request: Request) -> Response:
+        return self._docs
+
+    async def _scrape(self, request: Request) -> Response:
         assert self._metrics is not None, "there is no route to it"
         data, content_type = self._metrics()
-        await exchange.answer_bytes(data, content_type.encode())
+        return Response(data, headers={"content-type": content_type})
 
-    async def _models(self, exchange: Exchange, caller: Caller) -> None:
-        await exchange.answer({"object": "list", "data": [self._model_object()]})
+    async def _models(self, request: Request) -> Response:
+        models: ModelList = {"object": "list", "data": [self._model_object()]}
+        return JSONResponse(models)
 
-    async def _one_model(self, exchange: Exchange, caller: Caller) -> None:
-        await exchange.answer(self._model_object())
+    async def _one_model(self, request: Request) -> Response:
+        if request.path_params["name"] != self._model:
+            raise ApiError(
+                404,
+                "invalid_request_error",
+                "no such model here; GET /v1/models lists what there is",
+                code="model_not_found",
+                param="model",
+            )
+        return JSONResponse(self._model_object())
 
-    def _model_object(self) -> dict[str, Any]:
+    def _model_object(self) -> Model:
         return {
             "id": self._model,
             "object": "model",
@@ -130,80 +152,122 @@ class App:
             "max_model_len": self._service.model_info().max_context_tokens,
         }
 
-    async def _chat(self, exchange: Exchange, caller: Caller) -> None:
-        fields = parse_object(await exchange.body())
-        await self._generate(exchange, caller, read_chat, fields)
+    async def _chat(self, request: Request) -> GenerationResponse:
+        return await self._generation(request, read_chat)
 
-    async def _completions(self, exchange: Exchange, caller: Caller) -> None:
-        fields = parse_object(await exchange.body())
-        await self._generate(exchange, caller, read_completion, fields)
+    async def _completions(self, request: Request) -> GenerationResponse:
+        return await self._generation(request, read_completion)
 
-    async def _generate(
-        self,
-        exchange: Exchange,
-        caller: Caller,
-        read: Callable[[Fields, str, str], Job],
-        fields: Fields,
-    ) -> None:
+    async def _generation(
+        self, request: Request, read: Callable[[Mapping[str, Any], str, str], Job]
+    ) -> GenerationResponse:
+        values = await read_object(request)
         try:
-            job = read(fields, exchange.request_id, self._model)
-        except RecursionError as error:  # what could just be read cannot always be written again
+            job = read(values, request.state.request_id, self._model)
+        except RecursionError as error:  # JSON that can just be parsed may be too deep to write
             raise invalid_field("body", "is nested too deep; send flatter JSON") from error
-        answer = self._stream if job.stream else self._whole
+        return GenerationResponse(job, self._service, self._texts, request.state.caller)
+
+
+class _RequestIds:
+    """Names each request, sends the name back, and answers a bug with it.
+
+    The name is the client's x-request-id where it is a valid one. The outermost middleware:
+    Starlette's own answer to a bug knows no request id, and raises the bug again.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        assert scope["type"] == "http"
+        given = _header(scope, b"x-request-id") or ""
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        is_begun = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_begun
+            if message["type"] == "http.response.start":
+                is_begun = True
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", request_id.encode())
+                ]  # fmt: skip
+            await send(message)
+
         try:
-            await exchange.until_gone(answer(exchange, caller, job))
-        except RequestError as error:
-            raise http_error(error, job.names) from error
-
-    async def _stream(self, exchange: Exchange, caller: Caller, job: Job) -> None:
-        """Send chunks as they come. The status waits for the first: a refusal has its own."""
-        async with contextlib.aclosing(job.chunks(self._service, self._texts, caller)) as stream:
-            async for chunks in stream:
-                if not exchange.is_started:
-                    await exchange.begin_events()
-                await exchange.write_events(chunks)
-        await exchange.end_events(_DONE)
-
-    async def _whole(self, exchange: Exchange, caller: Caller, job: Job) -> None:
-        """Send one answer when all of it is there."""
-        async with contextlib.aclosing(job.chunks(self._service, self._texts, caller)) as stream:
-            chunks = [chunk async for several in stream for chunk in several]
-        await exchange.answer(job.whole(chunks))
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if not is_begun:
+                response = api_error(internal_error(request_id)).response()
+                await response(scope, receive, send_with_id)
 
 
-async def _fail(exchange: Exchange, error: HttpError) -> None:
-    """Tell an error: as the response, or as the last event of one that has begun."""
-    if exchange.is_started:
-        await exchange.write_events([error.body])
-        await exchange.end_events()
-    else:
-        await exchange.answer(error.body, error.status, error.headers)
+class _Authentication:
+    """Refuses a request without a valid key before its path is looked at or its body is read."""
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+        self._app = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        if scope["path"] not in OPEN_PATHS:
+            try:
+                key = self._authenticate(_header(scope, b"authorization"))
+            except RequestError as error:
+                await api_error(error).response()(scope, receive, send)
+                return
+            client = scope.get("client")
+            scope["state"]["caller"] = Caller(
+                key=key,
+                peer=f"{client[0]}:{client[1]}" if client else "",
+                traceparent=_header(scope, b"traceparent") or "",
+            )
+        await self._app(scope, receive, send)
 
 
-def _check_method(exchange: Exchange, method: str) -> None:
-    taken = ("GET", "HEAD") if method == "GET" else (method,)
-    if exchange.method not in taken:
-        raise HttpError(
-            405,
-            "invalid_request_error",
-            f"{exchange.path} takes {method}",
-            code="method_not_allowed",
-            headers=[(b"allow", ", ".join(taken).encode())],
-        )
+def _header(scope: Scope, name: bytes) -> str | None:
+    """The last header of that name; None when it was not sent."""
+    found = [value for key, value in scope["headers"] if key == name]
+    return found[-1].decode("latin-1") if found else None
 
 
-def _not_found(path: str) -> HttpError:
-    if path.startswith("/v1/models/"):
-        return HttpError(
-            404,
-            "invalid_request_error",
-            "no such model here; GET /v1/models lists what there is",
-            code="model_not_found",
-            param="model",
-        )
-    return HttpError(
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    """The response to an `ApiError`, or to a path or method that Starlette did not find."""
+    assert isinstance(error, HTTPException)
+    if not isinstance(error, ApiError):
+        error = _wrong_method(request, error) if error.status_code == 405 else _not_found()
+    return error.response()
+
+
+async def _on_request_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestError)
+    return api_error(error).response()
+
+
+async def _on_disconnect(request: Request, error: Exception) -> Response:
+    """The response to a client that has left before its body's end: it reaches nobody."""
+    return Response(status_code=499)
+
+
+def _wrong_method(request: Request, error: HTTPException) -> ApiError:
+    allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
+    return ApiError(
+        405,
+        "invalid_request_error",
+        f"{request.scope['path']} takes {allowed[0]}",
+        code="method_not_allowed",
+        headers={"allow": ", ".join(allowed)},
+    )
+
+
+def _not_found() -> ApiError:
+    return ApiError(
         404,
         "invalid_request_error",
-        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health",
+        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health, /docs",
         code="not_found",
     )

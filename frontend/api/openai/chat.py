@@ -1,6 +1,6 @@
-"""POST /v1/chat/completions: from its body to `Service.chat`, and back in OpenAI's chunks.
+"""POST /v1/chat/completions: from its body to `Service.chat`, and back to OpenAI's objects.
 
-Owns the shape of chat completions. Tools are `frontend.api.openai.tools`'.
+Owns messages and the shape of chat completions. `tools.py` has the tools.
 """
 
 from __future__ import annotations
@@ -8,181 +8,216 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from frontend.api.openai.job import (
-    FINISH_REASONS,
-    Chunk,
-    read_streaming,
-    usage_object,
-)
-from frontend.api.openai.json_fields import Fields
+from frontend.api.openai.body import validated
+from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
-from frontend.api.openai.merge import with_free_id
-from frontend.api.openai.messages import chat_messages
 from frontend.api.openai.parameters import generate_request
-from frontend.api.openai.tool_calls import ChoiceDelta, TurnReader
+from frontend.api.openai.request_models import ChatBody, Message, MessageToolCall
+from frontend.api.openai.response_models import (
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    Envelope,
+    FinishReason,
+    Usage,
+)
+from frontend.api.openai.tool_calls import TurnReader, whole_message
 from frontend.api.openai.tools import ToolUse, tool_use
-from frontend.bounds import MAX_TOP_LOGPROBS
+from frontend.errors import invalid_field
 from frontend.records import Caller
+from frontend.service import responses
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
+
+_ROLES: Mapping[str, pb.Role] = {
+    "system": pb.ROLE_SYSTEM,
+    "developer": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+    "tool": pb.ROLE_TOOL,
+}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatJob:
-    """One chat completion; see `frontend.api.openai.job.Job`."""
+    """One chat completion; see `frontend.api.openai.generation.Job`."""
 
-    asked: pb.ChatRequest
+    request: pb.ChatRequest
     tools: ToolUse
     stream: bool
     include_usage: bool
     names: Mapping[str, str]
-    head: Mapping[str, Any]
+    envelope: Envelope
+
+    async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> ChatCompletion:
+        """The whole answer."""
+        gathered = await responses.gathered(self._events(service, caller))
+        choices = [await self._choice(output, texts) for output in gathered.outputs]
+        return {
+            **self.envelope,
+            "object": "chat.completion",
+            "choices": choices,
+            "usage": usage_of([gathered.finished.usage]),
+        }
 
     async def chunks(
         self, service: Service, texts: TokenTexts, caller: Caller
-    ) -> AsyncGenerator[list[Chunk], None]:
+    ) -> AsyncGenerator[list[ChatChunk], None]:
         """What is new of each choice, its role first, then usage."""
-        asked = self.asked.request
         readers: dict[int, TurnReader] = {}
-        events = with_free_id(lambda: service.chat(self.asked, caller, streams=self.stream), asked)
-        async with contextlib.aclosing(events):
+        async with contextlib.aclosing(self._events(service, caller)) as events:
             async for event in events:
                 if event.HasField("delta"):
-                    delta, chunks = event.delta, []
-                    if asked.output.logprobs:
-                        await texts.load(token_ids(delta.token_ids, delta.top_logprobs))
+                    delta, choices = event.delta, []
                     if delta.index not in readers:
                         readers[delta.index] = self.tools.reader()
-                        role = {"role": "assistant", "content": ""}
-                        chunks.append(self._chunk(delta.index, role))
-                    chunks += self._delta_chunks(delta, readers[delta.index], texts)
-                    if chunks:
-                        yield chunks
-                elif event.HasField("finished") and (self.include_usage or not self.stream):
-                    usage = usage_object([event.finished.usage])
-                    yield [{**self.head, "choices": [], "usage": usage}]
+                        choices.append(_chunk_choice(delta.index, _ROLE))
+                    choices += await self._new_of(delta, readers[delta.index], texts)
+                    if choices:
+                        yield [self._chunk([choice]) for choice in choices]
+                elif event.HasField("finished") and self.include_usage:
+                    yield [self._chunk([], usage_of([event.finished.usage]))]
 
-    def _delta_chunks(self, delta: pb.Delta, reader: TurnReader, texts: TokenTexts) -> list[Chunk]:
-        """What one message of the service says of one choice."""
+    def _events(
+        self, service: Service, caller: Caller
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        return with_free_id(
+            lambda: service.chat(self.request, caller, streams=self.stream), self.request.request
+        )
+
+    async def _choice(self, output: pb.Delta, texts: TokenTexts) -> ChatChoice:
+        """One choice of the whole answer, from all of its text and tokens."""
+        reader = self.tools.reader()
+        return {
+            "index": output.index,
+            "message": whole_message(reader.push(output.text) + reader.flush()),
+            "logprobs": await self._logprobs(output, texts),
+            "finish_reason": _finish_reason(output, reader),
+        }
+
+    async def _new_of(
+        self, delta: pb.Delta, reader: TurnReader, texts: TokenTexts
+    ) -> list[ChatChunkChoice]:
+        """What one message of the service adds to one choice."""
         is_last = delta.finish_reason != pb.FINISH_REASON_UNSPECIFIED
-        said = reader.push(delta.text) + (reader.flush() if is_last else [])
-        logprobs = None
-        if self.asked.request.output.logprobs and delta.token_ids:
-            logprobs = {"content": chat_logprobs(delta, texts), "refusal": None}
-            said = said or [{"content": ""}]
-        chunks = []
-        for part in said:
-            chunks.append(self._chunk(delta.index, part, logprobs))
+        parts = reader.push(delta.text) + (reader.flush() if is_last else [])
+        logprobs = await self._logprobs(delta, texts)
+        if logprobs and not parts:
+            parts = [{"content": ""}]
+        choices = []
+        for part in parts:
+            choices.append(_chunk_choice(delta.index, part, logprobs))
             logprobs = None
         if is_last:
-            reason = FINISH_REASONS[delta.finish_reason]
-            if reader.num_calls and reason == "stop":
-                reason = "tool_calls"
-            chunks.append(self._chunk(delta.index, {}, finish_reason=reason))
-        return chunks
+            choices.append(_chunk_choice(delta.index, {}, None, _finish_reason(delta, reader)))
+        return choices
 
-    def _chunk(
-        self,
-        index: int,
-        delta: ChoiceDelta,
-        logprobs: dict[str, Any] | None = None,
-        finish_reason: str | None = None,
-    ) -> Chunk:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
+    async def _logprobs(self, delta: pb.Delta, texts: TokenTexts) -> ChatLogprobs | None:
+        if not self.request.request.output.logprobs or not delta.token_ids:
+            return None
+        await texts.load(token_ids(delta.token_ids, delta.top_logprobs))
+        return {"content": chat_logprobs(delta, texts), "refusal": None}
+
+    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
+        chunk: ChatChunk = {
+            **self.envelope,  # type: ignore[typeddict-item]  # it has no usage
+            "object": "chat.completion.chunk",
+            "choices": choices,
         }
-        chunk = {**self.head, "choices": [choice]}
-        return {**chunk, "usage": None} if self.include_usage else chunk
-
-    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
-        """The choices' deltas, added up."""
-        choices: dict[int, dict[str, Any]] = {}
-        for chunk in chunks:
-            for part in chunk["choices"]:
-                choice = choices.setdefault(part["index"], _empty_choice(part["index"]))
-                _add_delta(choice["message"], part["delta"])
-                if part["logprobs"]:
-                    choice["logprobs"] = choice["logprobs"] or {"content": [], "refusal": None}
-                    choice["logprobs"]["content"] += part["logprobs"]["content"]
-                choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
-        for choice in choices.values():
-            if "tool_calls" in choice["message"]:
-                choice["message"]["content"] = choice["message"]["content"] or None
-        ordered = [choices[index] for index in sorted(choices)]
-        head = {**self.head, "object": "chat.completion"}
-        return {**head, "choices": ordered, "usage": chunks[-1]["usage"]}
+        if self.include_usage:
+            chunk["usage"] = usage
+        return chunk
 
 
-def read_chat(fields: Fields, request_id: str, model: str) -> ChatJob:
+_ROLE: ChatDelta = {"role": "assistant", "content": ""}
+
+
+def _chunk_choice(
+    index: int,
+    delta: ChatDelta,
+    logprobs: ChatLogprobs | None = None,
+    finish_reason: FinishReason | None = None,
+) -> ChatChunkChoice:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+
+def _finish_reason(delta: pb.Delta, reader: TurnReader) -> FinishReason:
+    reason = FINISH_REASONS[delta.finish_reason]
+    return "tool_calls" if reader.num_calls and reason == "stop" else reason
+
+
+def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob:
     """The job of a body.
 
     Args:
+        values: the body's JSON object.
         model: served name.
 
     Raises:
-        RequestError: a parameter is of the wrong type, or asks for what there is not.
+        RequestError: a parameter is of the wrong type, or parameters do not fit each other.
     """
-    stream, include_usage = read_streaming(fields)
-    limit = "max_completion_tokens" if "max_completion_tokens" in fields else "max_tokens"
-    asked = generate_request(fields, fields.integer(limit))
-    asked.request_id = request_id
-    tools = tool_use(fields)
+    body = validated(ChatBody, values)
+    limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
+    request = generate_request(body, getattr(body, limit))
+    request.request_id = request_id
+    tools = tool_use(body, values.get("tools"))
     names = {"stop_conditions.max_new_tokens": limit}
     if tools.schema_json:
-        if asked.HasField("constraint"):
-            raise fields.wrong("tool_choice", "asks for a call, and response_format for a language")
-        asked.constraint.json_schema = tools.schema_json
+        if request.HasField("constraint"):
+            raise invalid_field(
+                "tool_choice", "forces a call, and response_format names a language"
+            )
+        request.constraint.json_schema = tools.schema_json
         names["constraint.json_schema"] = "tools"
-    _set_logprobs(fields, asked.output)
-    kwargs = fields.child("chat_template_kwargs")
+    _set_logprobs(body, request.output)
+    kwargs = body.chat_template_kwargs
     return ChatJob(
-        asked=pb.ChatRequest(
-            messages=chat_messages(fields),
-            request=asked,
-            template_kwargs_json=json.dumps(fields.raw("chat_template_kwargs")) if kwargs else "",
+        request=pb.ChatRequest(
+            messages=_messages(body.messages or ()),
+            request=request,
+            template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
             tools_json=tools.tools_json,
         ),
         tools=tools,
-        stream=stream,
-        include_usage=include_usage,
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
         names=names,
-        head={
-            "id": f"chatcmpl-{request_id}",
-            "object": "chat.completion.chunk",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": None,
-        },
+        envelope=envelope("chatcmpl", request_id, model),
     )
 
 
-def _set_logprobs(fields: Fields, output: pb.OutputOptions) -> None:
-    output.logprobs = fields.flag("logprobs")
-    top = fields.integer("top_logprobs", high=MAX_TOP_LOGPROBS) or 0
-    if top and not output.logprobs:
-        raise fields.wrong("top_logprobs", "needs logprobs: true")
-    output.top_logprobs = top
+def _set_logprobs(body: ChatBody, output: pb.OutputOptions) -> None:
+    if body.top_logprobs and not body.logprobs:
+        raise invalid_field("top_logprobs", "needs logprobs: true")
+    output.logprobs = bool(body.logprobs)
+    output.top_logprobs = body.top_logprobs or 0
 
 
-def _empty_choice(index: int) -> dict[str, Any]:
-    message = {"role": "assistant", "content": "", "refusal": None}
-    return {"index": index, "message": message, "logprobs": None, "finish_reason": None}
+def _messages(messages: Sequence[Message]) -> list[pb.ChatMessage]:
+    return [
+        pb.ChatMessage(
+            role=_ROLES[message.role],
+            content="".join(getattr(part, part.type) or "" for part in message.content),
+            tool_call_id=message.tool_call_id or "",
+            tool_calls=[
+                _tool_call(call, f"messages[{index}].tool_calls[{number}]")
+                for number, call in enumerate(message.tool_calls or ())
+            ],
+        )
+        for index, message in enumerate(messages)
+    ]
 
 
-def _add_delta(message: dict[str, Any], delta: ChoiceDelta) -> None:
-    message["content"] += delta.get("content", "")
-    for call in delta.get("tool_calls", ()):
-        if "id" in call:
-            known = {key: value for key, value in call.items() if key != "index"}
-            message.setdefault("tool_calls", []).append(known)
-        else:
-            message["tool_calls"][call["index"]]["function"]["arguments"] += call["function"][
-                "arguments"
-            ]
+def _tool_call(call: MessageToolCall, path: str) -> pb.ToolCall:
+    function = call.function
+    if function is None or not function.name:
+        raise invalid_field(f"{path}.function", "has no name; send {name, arguments}")
+    return pb.ToolCall(
+        id=call.id or "", name=function.name, arguments_json=function.arguments or "{}"
+    )

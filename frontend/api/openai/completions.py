@@ -1,4 +1,4 @@
-"""POST /v1/completions: from its body to `Service.generate`, and back in OpenAI's chunks.
+"""POST /v1/completions: from its body to `Service.generate`, and back to OpenAI's objects.
 
 Owns the shape of completions, several prompts in one call, and scoring: ``echo`` with ``logprobs``.
 """
@@ -7,259 +7,277 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from frontend.api.openai.job import (
-    FINISH_REASONS,
-    Chunk,
-    read_streaming,
-    usage_object,
-)
-from frontend.api.openai.json_fields import Fields, is_ids
-from frontend.api.openai.logprobs import CompletionLogprobs, TokenTexts, token_ids
-from frontend.api.openai.merge import merged, with_free_id
+from frontend.api.openai.body import validated
+from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
+from frontend.api.openai.logprobs import LogprobColumns, TokenTexts, joined_columns, token_ids
+from frontend.api.openai.merge import all_of, merged
 from frontend.api.openai.parameters import generate_request
-from frontend.bounds import MAX_PROMPTS, MAX_TOP_LOGPROBS
+from frontend.api.openai.request_models import CompletionBody
+from frontend.api.openai.response_models import (
+    Completion,
+    CompletionChoice,
+    CompletionChunk,
+    CompletionLogprobs,
+    Envelope,
+    FinishReason,
+    Usage,
+)
 from frontend.errors import invalid_field
 from frontend.records import Caller
+from frontend.service import responses
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 
 DEFAULT_MAX_TOKENS = 16
 MAX_ID_CHARS = 120  # of a request's id, before a prompt's number
 
-Choice = dict[str, Any]
-
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CompletionJob:
-    """Completions of some prompts; see `frontend.api.openai.job.Job`.
+    """Completions of some prompts; see `frontend.api.openai.generation.Job`.
 
     Attributes:
-        asked: one request a prompt.
-        echo: the prompt comes first.
-        score_only: nothing else comes: what has to be generated is dropped.
+        requests: one a prompt.
+        echo: the prompt comes before the output.
+        score_only: nothing else comes: the output, a token at least, is dropped.
     """
 
-    asked: Sequence[pb.GenerateRequest]
+    requests: Sequence[pb.GenerateRequest]
     echo: bool
     score_only: bool
     stream: bool
     include_usage: bool
     names: Mapping[str, str]
-    head: Mapping[str, Any]
+    envelope: Envelope
+
+    async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> Completion:
+        """The whole answer.
+
+        Raises:
+            RequestError: see `chunks`.
+        """
+        prompts = self._prompts(service, texts, caller)
+        parts = await all_of([prompt.whole() for prompt in prompts])
+        return {
+            **self.envelope,
+            "object": "text_completion",
+            "choices": [choice for choices in parts for choice in choices],
+            "usage": usage_of([prompt.usage for prompt in prompts]),
+        }
 
     async def chunks(
         self, service: Service, texts: TokenTexts, caller: Caller
-    ) -> AsyncGenerator[list[Chunk], None]:
+    ) -> AsyncGenerator[list[CompletionChunk], None]:
         """What is new of each choice, then usage of all prompts.
 
         Raises:
-            RequestError: at once, where the key may not have as many requests as there are prompts.
+            RequestError: the key may not have as many requests as there are prompts.
         """
-        if caller.key and 0 < service.max_requests_per_key < len(self.asked):
+        prompts = self._prompts(service, texts, caller)
+        streams = [prompt.parts() for prompt in prompts]
+        stream = streams[0] if len(streams) == 1 else merged(streams)
+        async with contextlib.aclosing(stream):
+            async for choices in stream:
+                yield [self._chunk([choice]) for choice in choices]
+        if self.include_usage:
+            yield [self._chunk([], usage_of([prompt.usage for prompt in prompts]))]
+
+    def _prompts(self, service: Service, texts: TokenTexts, caller: Caller) -> list[_Prompt]:
+        if caller.key and 0 < service.max_requests_per_key < len(self.requests):
             raise invalid_field(
                 "prompt",
-                f"has {len(self.asked)} entries, each of them a request, and a key may have "
+                f"has {len(self.requests)} entries, each of them a request, and a key may have "
                 f"{service.max_requests_per_key} live ones; send fewer at once",
             )
-        usages: list[pb.Usage] = []
-        parts = [_Part(self, index, texts) for index in range(len(self.asked))]
-        if len(parts) == 1:
-            async with contextlib.aclosing(parts[0].choices(service, caller, usages)) as one:
-                async for choices in one:
-                    yield self._chunks(choices)
-        else:
-            streams = [part.choices(service, caller, usages) for part in parts]
-            async with contextlib.aclosing(merged(streams)) as several:
-                async for _, choices in several:
-                    yield self._chunks(choices)
-        if self.include_usage or not self.stream:
-            yield [{**self.head, "choices": [], "usage": usage_object(usages)}]
+        return [
+            _Prompt(self, number, service, texts, caller) for number in range(len(self.requests))
+        ]
 
-    def _chunks(self, choices: list[Choice]) -> list[Chunk]:
-        usage = {"usage": None} if self.include_usage else {}
-        return [{**self.head, "choices": [choice], **usage} for choice in choices]
-
-    def whole(self, chunks: Sequence[Chunk]) -> dict[str, Any]:
-        """The choices' parts, added up."""
-        choices: dict[int, Choice] = {}
-        for chunk in chunks:
-            for part in chunk["choices"]:
-                choice = choices.setdefault(part["index"], {**part, "text": "", "logprobs": None})
-                choice["text"] += part["text"]
-                choice["finish_reason"] = part["finish_reason"] or choice["finish_reason"]
-                if part["logprobs"]:
-                    columns = choice["logprobs"] or {name: [] for name in part["logprobs"]}
-                    choice["logprobs"] = {
-                        name: values + part["logprobs"][name] for name, values in columns.items()
-                    }
-        ordered = [choices[index] for index in sorted(choices)]
-        return {**self.head, "choices": ordered, "usage": chunks[-1]["usage"]}
+    def _chunk(
+        self, choices: list[CompletionChoice], usage: Usage | None = None
+    ) -> CompletionChunk:
+        chunk: CompletionChunk = {  # type: ignore[typeddict-item]  # the envelope has no usage
+            **self.envelope,
+            "object": "text_completion",
+            "choices": choices,
+        }
+        if self.include_usage:
+            chunk["usage"] = usage
+        return chunk
 
 
-class _Part:
-    """One prompt of a job on its way.
+class _Prompt:
+    """One prompt of a job, and the choices that come of it.
 
     Args:
         number: which of the job's prompts.
+
+    Attributes:
+        usage: of the prompt, once its last choice has ended.
     """
 
-    def __init__(self, job: CompletionJob, number: int, texts: TokenTexts) -> None:
+    def __init__(
+        self, job: CompletionJob, number: int, service: Service, texts: TokenTexts, caller: Caller
+    ) -> None:
+        self.usage = pb.Usage()
         self._job = job
-        self._asked = job.asked[number]
-        self._num_choices = max(1, self._asked.n)
-        self._first = number * self._num_choices
-        self._texts = texts
-        self._logprobs: list[CompletionLogprobs] = []
+        self._request = request = job.requests[number]
+        self._service, self._texts, self._caller = service, texts, caller
+        self._num_choices = max(1, request.n)
+        self._first_index = number * self._num_choices
+        self._columns: dict[int, LogprobColumns] = {}
 
-    async def choices(
-        self, service: Service, caller: Caller, usages: list[pb.Usage]
-    ) -> AsyncGenerator[list[Choice], None]:
-        """What is new of the prompt's choices; its usage goes to ``usages`` at the end."""
-        asked = self._asked
-        prompt = await self._read_prompt(service) if self._job.echo else ""
-        events = with_free_id(
-            lambda: service.generate(asked, caller, streams=self._job.stream), asked
+    def _events(self) -> AsyncGenerator[pb.GenerateResponse, None]:
+        request = self._request
+        return with_free_id(
+            lambda: self._service.generate(request, self._caller, streams=self._job.stream), request
         )
-        async with contextlib.aclosing(events):
+
+    async def whole(self) -> list[CompletionChoice]:
+        """The prompt's choices, complete."""
+        prompt = await self._read_prompt() if self._job.echo else ""
+        gathered = await responses.gathered(self._events())
+        self._finish(gathered.finished)
+        echoes = await self._echoes(prompt, gathered.started) if self._job.echo else []
+        outputs = [await self._output(output) for output in gathered.outputs]
+        return [_joined(*pair) for pair in zip(echoes, outputs, strict=True)] if echoes else outputs
+
+    async def parts(self) -> AsyncGenerator[list[CompletionChoice], None]:
+        """What is new of the prompt's choices."""
+        prompt = await self._read_prompt() if self._job.echo else ""
+        async with contextlib.aclosing(self._events()) as events:
             async for event in events:
                 if event.HasField("started"):
-                    self._logprobs = [
-                        CompletionLogprobs(self._texts, asked.output.top_logprobs)
-                        for _ in range(self._num_choices)
-                    ]
                     if self._job.echo:
-                        yield await self._echo(prompt, event.started)
-                elif event.HasField("delta"):
-                    choices = await self._delta(event.delta)
-                    if choices:
-                        yield choices
+                        yield await self._echoes(prompt, event.started)
+                elif event.HasField("finished"):
+                    self._finish(event.finished)
                 else:
-                    usage = event.finished.usage
-                    usage.completion_tokens *= not self._job.score_only
-                    usages.append(usage)
+                    choice = await self._output(event.delta)
+                    if choice["text"] or choice["logprobs"] or choice["finish_reason"]:
+                        yield [choice]
 
-    async def _read_prompt(self, service: Service) -> str:
+    async def _read_prompt(self) -> str:
         """The prompt's text. With logprobs its tokens must be known, so they are sent instead."""
-        prompt = self._asked.prompt
+        prompt = self._request.prompt
         if prompt.HasField("tokens"):
             ids = pb.DetokenizeRequest(token_ids=prompt.tokens.ids, keep_special_tokens=True)
-            return (await service.detokenize(ids)).text
+            return (await self._service.detokenize(ids)).text
         text = prompt.text
-        if self._asked.output.logprobs and text:
-            tokenized = await service.tokenize(pb.TokenizeRequest(text=text))
+        if self._request.output.logprobs and text:
+            tokenized = await self._service.tokenize(pb.TokenizeRequest(text=text))
             prompt.tokens.ids.extend(tokenized.token_ids)
         return text
 
-    async def _echo(self, prompt: str, started: pb.GenerateStarted) -> list[Choice]:
-        """The prompt, at the beginning of each choice."""
-        ids = self._asked.prompt.tokens.ids
-        scored = self._asked.output.logprobs
-        if scored:
+    async def _echoes(self, prompt: str, started: pb.GenerateStarted) -> list[CompletionChoice]:
+        """The prompt, as the beginning of each choice."""
+        ids = self._request.prompt.tokens.ids
+        is_scored = self._request.output.logprobs
+        if is_scored:
             await self._texts.load(token_ids(ids, started.prompt_top_logprobs))
         return [
-            self._choice(index, prompt, each.prompt(ids, started) if scored else None)
-            for index, each in enumerate(self._logprobs)
+            self._choice(
+                index, prompt, self._columns_of(index).prompt(ids, started) if is_scored else None
+            )
+            for index in range(self._num_choices)
         ]
 
-    async def _delta(self, delta: pb.Delta) -> list[Choice]:
+    async def _output(self, delta: pb.Delta) -> CompletionChoice:
+        """The new part of a choice; nothing but the end of one where the prompt is scored alone."""
         reason = FINISH_REASONS.get(delta.finish_reason)
         if self._job.score_only:
-            return [self._choice(delta.index, "", None, "length")] if reason else []
+            return self._choice(delta.index, "", None, "length" if reason else None)
         columns = None
-        if self._asked.output.logprobs and delta.token_ids:
+        if self._request.output.logprobs and delta.token_ids:
             await self._texts.load(token_ids(delta.token_ids, delta.top_logprobs))
             tops = delta.top_logprobs or [None] * len(delta.token_ids)
-            columns = self._logprobs[delta.index].columns(delta.token_ids, delta.logprobs, tops)
-        if not (delta.text or columns or reason):
-            return []
-        return [self._choice(delta.index, delta.text, columns, reason)]
+            columns = self._columns_of(delta.index).columns(delta.token_ids, delta.logprobs, tops)
+        return self._choice(delta.index, delta.text, columns, reason)
+
+    def _columns_of(self, index: int) -> LogprobColumns:
+        if index not in self._columns:
+            top_logprobs = self._request.output.top_logprobs
+            self._columns[index] = LogprobColumns(self._texts, top_logprobs)
+        return self._columns[index]
 
     def _choice(
         self,
         index: int,
         text: str,
-        logprobs: dict[str, Any] | None,
-        finish_reason: str | None = None,
-    ) -> Choice:
+        logprobs: CompletionLogprobs | None,
+        finish_reason: FinishReason | None = None,
+    ) -> CompletionChoice:
         return {
-            "index": self._first + index,
+            "index": self._first_index + index,
             "text": text,
             "logprobs": logprobs,
             "finish_reason": finish_reason,
         }
 
+    def _finish(self, finished: pb.GenerateFinished) -> None:
+        self.usage = finished.usage
+        if self._job.score_only:
+            self.usage.completion_tokens = 0
 
-def read_completion(fields: Fields, request_id: str, model: str) -> CompletionJob:
+
+def _joined(echo: CompletionChoice, output: CompletionChoice) -> CompletionChoice:
+    """A choice of the prompt's text and the output behind it."""
+    columns = [each["logprobs"] for each in (echo, output) if each["logprobs"]]
+    return {
+        "index": output["index"],
+        "text": echo["text"] + output["text"],
+        "logprobs": joined_columns(columns) if columns else None,
+        "finish_reason": output["finish_reason"],
+    }
+
+
+def read_completion(values: Mapping[str, Any], request_id: str, model: str) -> CompletionJob:
     """The job of a body.
 
     Args:
+        values: the body's JSON object.
         model: served name.
 
     Raises:
-        RequestError: a parameter is of the wrong type, or asks for what there is not.
+        RequestError: a parameter is of the wrong type, or parameters do not fit each other.
     """
-    if fields.text("suffix"):
-        raise fields.wrong("suffix", "is not supported; leave it empty")
-    stream, include_usage = read_streaming(fields)
-    echo = fields.flag("echo")
-    max_tokens = fields.integer("max_tokens")
-    if max_tokens is None:
-        max_tokens = DEFAULT_MAX_TOKENS
-    score_only = echo and max_tokens == 0
-    asked = generate_request(fields, 1 if score_only else max_tokens)
-    top = fields.integer("logprobs", high=MAX_TOP_LOGPROBS)
-    asked.output.logprobs = top is not None
-    asked.output.top_logprobs = top or 0
-    asked.output.prompt_logprobs = echo and top is not None
+    body = validated(CompletionBody, values)
+    if body.suffix:
+        raise invalid_field("suffix", "is not supported; leave it empty")
+    max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
+    score_only = bool(body.echo) and max_tokens == 0
+    request = generate_request(body, 1 if score_only else max_tokens)
+    request.output.logprobs = body.logprobs is not None
+    request.output.top_logprobs = body.logprobs or 0
+    request.output.prompt_logprobs = bool(body.echo) and body.logprobs is not None
     return CompletionJob(
-        asked=_per_prompt(asked, _prompts(fields), request_id),
-        echo=echo,
+        requests=_per_prompt(request, body.prompt, request_id),
+        echo=bool(body.echo),
         score_only=score_only,
-        stream=stream,
-        include_usage=include_usage,
+        stream=bool(body.stream),
+        include_usage=bool(body.stream_options and body.stream_options.include_usage),
         names={"output.top_logprobs": "logprobs"},
-        head={
-            "id": f"cmpl-{request_id}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-            "system_fingerprint": None,
-        },
+        envelope=envelope("cmpl", request_id, model),
     )
 
 
-def _prompts(fields: Fields) -> list[str | list[int]]:
-    """A string, token ids, or a list of either."""
-    given = fields.raw("prompt")
-    if isinstance(given, str) or (given and is_ids(given)):
-        return [given]
-    if not isinstance(given, list) or not given:
-        raise fields.wrong("prompt", "must be a string, token ids, or a list of either")
-    if len(given) > MAX_PROMPTS:
-        raise fields.wrong("prompt", f"has {len(given)} prompts, at most {MAX_PROMPTS} are taken")
-    for index, each in enumerate(given):
-        if not isinstance(each, str) and not is_ids(each):
-            raise fields.wrong(f"prompt[{index}]", "must be a string or a list of token ids")
-    return given
-
-
 def _per_prompt(
-    asked: pb.GenerateRequest, prompts: Sequence[str | list[int]], request_id: str
+    request: pb.GenerateRequest, prompts: Sequence[str | list[int]], request_id: str
 ) -> list[pb.GenerateRequest]:
     requests = []
     for number, prompt in enumerate(prompts):
-        request = pb.GenerateRequest()
-        request.CopyFrom(asked)
-        several = len(prompts) > 1
-        request.request_id = f"{request_id[:MAX_ID_CHARS]}-{number}" if several else request_id
+        own = pb.GenerateRequest()
+        own.CopyFrom(request)
+        own.request_id = request_id
+        if len(prompts) > 1:
+            own.request_id = f"{request_id[:MAX_ID_CHARS]}-{number}"
         if isinstance(prompt, str):
-            request.prompt.text = prompt
+            own.prompt.text = prompt
         else:
-            request.prompt.tokens.ids.extend(prompt)
-            request.prompt.tokens.SetInParent()
-        requests.append(request)
+            own.prompt.tokens.ids.extend(prompt)
+            own.prompt.tokens.SetInParent()
+        requests.append(own)
     return requests

@@ -1,19 +1,20 @@
-"""What a failed request is told over HTTP: statuses, OpenAI's error object, names of parameters.
+"""Errors over HTTP: their statuses, OpenAI's error object, and OpenAI's names of parameters.
 
-Owns the one table from `frontend.errors.Code` to HTTP. Knows nothing of sockets.
+Owns the one table from `frontend.errors.Code` to HTTP. Knows no path.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse
+
+from frontend.api.openai.response_models import ErrorResponse
 from frontend.errors import Code, RequestError
 
-Headers = list[tuple[bytes, bytes]]
-
-# Status and OpenAI's `type` of each code.
+# The status and OpenAI's `type` of each code.
 STATUSES: Mapping[Code, tuple[int, str]] = {
     Code.INVALID_ARGUMENT: (400, "invalid_request_error"),
     Code.FAILED_PRECONDITION: (400, "invalid_request_error"),
@@ -26,13 +27,13 @@ STATUSES: Mapping[Code, tuple[int, str]] = {
     Code.DEADLINE_EXCEEDED: (504, "timeout_error"),
 }
 
-# Reasons for which OpenAI's clients know another word.
+# Reasons that OpenAI's clients know by another word.
 _CODES: Mapping[str, str] = {
     "PROMPT_TOO_LONG": "context_length_exceeded",
     "INVALID_FIELD": "invalid_value",
 }
 
-# Fields of `switchyard.v1` that OpenAI calls something else; of all others the last part stays.
+# Fields of `switchyard.v1` that have another name at OpenAI; the others keep their last part.
 _PARAMETERS: Mapping[str, str] = {
     "stop_conditions.max_new_tokens": "max_tokens",
     "stop_conditions.min_new_tokens": "min_tokens",
@@ -52,14 +53,14 @@ _PARAMETERS: Mapping[str, str] = {
 }
 
 
-class HttpError(Exception):
+class ApiError(HTTPException):
     """Ends one HTTP request with a status and OpenAI's error object.
 
     Args:
         kind: the object's ``type``.
         code: a word for programs.
         param: the parameter at fault.
-        headers: sent beside it.
+        headers: sent with the response.
     """
 
     def __init__(
@@ -70,36 +71,38 @@ class HttpError(Exception):
         *,
         code: str,
         param: str | None = None,
-        headers: Headers | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.headers = headers or []
-        self.body: dict[str, Any] = {
+        super().__init__(status, message, headers)
+        self.body: ErrorResponse = {
             "error": {"message": message, "type": kind, "param": param, "code": code}
         }
 
+    def response(self) -> JSONResponse:
+        """The whole response."""
+        return JSONResponse(self.body, self.status_code, self.headers)
 
-def http_error(error: RequestError, names: Mapping[str, str]) -> HttpError:
-    """A `RequestError` as HTTP tells it.
+
+def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> ApiError:
+    """The HTTP form of a `RequestError`.
 
     Args:
-        names: what this request called fields of `switchyard.v1`, before the usual names.
+        names: this request's names of fields of `switchyard.v1`; they precede the usual ones.
     """
     status, kind = STATUSES[error.code]
-    param = None if error.field is None else _parameter(error.field, names)
+    param = None if error.field is None else _parameter(error.field, names or {})
     message = error.message_for(param)
-    headers: Headers = []
+    headers = {}
     if error.retry_after is not None:
-        headers.append((b"retry-after", b"%d" % math.ceil(error.retry_after)))
+        headers["retry-after"] = str(math.ceil(error.retry_after))
     if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
+        headers["www-authenticate"] = "Bearer"
     code = _CODES.get(error.reason, error.reason.lower())
-    return HttpError(status, kind, message, code=code, param=param, headers=headers)
+    return ApiError(status, kind, message, code=code, param=param, headers=headers)
 
 
 def _parameter(field: str, names: Mapping[str, str]) -> str:
-    """``stop_conditions.stop[1]`` is stop[1]; what OpenAI also knows by path keeps its path."""
+    """OpenAI's name: ``stop_conditions.stop[1]`` is stop[1]; paths that OpenAI has too stay."""
     path, bracket, index = field.partition("[")
     for known in (names, _PARAMETERS):
         if path in known:

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
-from typing import Any
 
+from frontend.api.openai.response_models import CompletionLogprobs, TokenLogprob, TopLogprob
 from frontend.errors import Code, RequestError
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 
-# JSON has no infinity; what OpenAI sends for a token that cannot come.
+# JSON has no infinity; OpenAI sends this for a token that cannot come.
 LEAST = -9999.0
-# Tokens looked up before others get a turn of the loop.
+# Tokens looked up before other tasks of the loop run.
 _TURN = 256
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
 
@@ -39,9 +39,9 @@ class TokenTexts:
                 await asyncio.sleep(0)
 
     async def _text(self, token_id: int) -> str:
-        asked = pb.DetokenizeRequest(token_ids=[token_id], keep_special_tokens=True)
+        request = pb.DetokenizeRequest(token_ids=[token_id], keep_special_tokens=True)
         try:
-            return (await self._service.detokenize(asked)).text
+            return (await self._service.detokenize(request)).text
         except RequestError as error:
             if error.code is not Code.FAILED_PRECONDITION:
                 raise
@@ -49,39 +49,39 @@ class TokenTexts:
 
 
 def token_ids(ids: Sequence[int], tops: Sequence[pb.TopLogprobs]) -> Iterable[int]:
-    """Every token that is named by some tokens and their alternatives."""
+    """Every id among some tokens and their alternatives."""
     yield from ids
     for top in tops:
         yield from top.token_ids
 
 
-def chat_logprobs(delta: pb.Delta, texts: TokenTexts) -> list[dict[str, Any]]:
+def chat_logprobs(delta: pb.Delta, texts: TokenTexts) -> list[TokenLogprob]:
     """One entry a token; alternatives best first."""
     tops = delta.top_logprobs or [pb.TopLogprobs()] * len(delta.token_ids)
     return [
-        _entry(token, logprob, texts)
-        | {
+        {
+            **_entry(token, logprob, texts),
             "top_logprobs": [
                 _entry(other, value, texts)
                 for other, value in zip(top.token_ids, top.logprobs, strict=True)
-            ]
+            ],
         }
         for token, logprob, top in zip(delta.token_ids, delta.logprobs, tops, strict=True)
     ]
 
 
-def _entry(token_id: int, logprob: float, texts: TokenTexts) -> dict[str, Any]:
+def _entry(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
     text = texts[token_id]
     # Part of a character has no text, and its bytes are not known here.
     known = None if _NO_TEXT in text else list(text.encode())
     return {"token": text, "logprob": max(logprob, LEAST), "bytes": known}
 
 
-class CompletionLogprobs:
-    """The columns of completions' logprobs; offsets go on from one delta to the next.
+class LogprobColumns:
+    """Makes the columns of one choice of completions; offsets go on from delta to delta.
 
     Args:
-        num_top: alternatives a token; 0: none are told.
+        num_top: alternatives a token; 0: none are reported.
     """
 
     def __init__(self, texts: TokenTexts, num_top: int) -> None:
@@ -89,23 +89,20 @@ class CompletionLogprobs:
         self._num_top = num_top
         self._offset = 0
 
-    def prompt(self, ids: Sequence[int], started: pb.GenerateStarted) -> dict[str, Any]:
+    def prompt(self, ids: Sequence[int], started: pb.GenerateStarted) -> CompletionLogprobs:
         """Columns of the prompt, whose first token has no log-probability."""
         first = self.columns(ids[:1], [None], [None])
         tops = started.prompt_top_logprobs or [None] * (len(ids) - 1)
-        rest = self.columns(ids[1:], started.prompt_logprobs, tops)
-        return {name: first[name] + rest[name] for name in first}
+        return joined_columns([first, self.columns(ids[1:], started.prompt_logprobs, tops)])
 
     def columns(
         self,
         ids: Sequence[int],
         logprobs: Sequence[float | None],
         tops: Sequence[pb.TopLogprobs | None],
-    ) -> dict[str, Any]:
+    ) -> CompletionLogprobs:
         """Columns of some tokens; a token's own log-probability is among its alternatives."""
-        columns: dict[str, Any] = {
-            "tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []
-        }  # fmt: skip
+        columns = joined_columns([])
         for token, logprob, top in zip(ids, logprobs, tops, strict=True):
             text = self._texts[token]
             columns["tokens"].append(text)
@@ -126,3 +123,13 @@ class CompletionLogprobs:
                 found.setdefault(self._texts[other], max(value, LEAST))  # the best of equal texts
         found.setdefault(text, max(logprob, LEAST))
         return found
+
+
+def joined_columns(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
+    """The columns of all parts, one after the other."""
+    return {
+        "tokens": [each for part in parts for each in part["tokens"]],
+        "token_logprobs": [each for part in parts for each in part["token_logprobs"]],
+        "top_logprobs": [each for part in parts for each in part["top_logprobs"]],
+        "text_offset": [each for part in parts for each in part["text_offset"]],
+    }

@@ -1,18 +1,11 @@
-"""Streams of the service, put together: several as one, and one under an id that is free.
-
-Knows nothing of what they carry.
-"""
+"""Several streams, or several pieces of work, at once. Knows nothing of what they produce."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import uuid
-from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import TypeVar
-
-from frontend.errors import RequestError
-from switchyard.v1 import inference_pb2 as pb
+from collections.abc import AsyncGenerator, Coroutine, Sequence
+from typing import Any, TypeVar
 
 _T = TypeVar("_T")
 
@@ -20,57 +13,53 @@ _T = TypeVar("_T")
 _MAX_WAITING = 32
 
 
-async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[tuple[int, _T]]:
-    """Items of all streams as they come, each with its stream's number. Closing it closes them.
+async def merged(streams: Sequence[AsyncGenerator[_T, None]]) -> AsyncGenerator[_T, None]:
+    """Items of all streams as they come. Closing it closes them.
 
     Raises:
         Exception: the first that one of them raises; the others are closed.
     """
-    queue: asyncio.Queue[tuple[int, _T | BaseException | None]] = asyncio.Queue(_MAX_WAITING)
+    queue: asyncio.Queue[_T | Exception | None] = asyncio.Queue(_MAX_WAITING)
 
-    async def pump(index: int, stream: AsyncGenerator[_T, None]) -> None:
+    async def pump(stream: AsyncGenerator[_T, None]) -> None:
         end: Exception | None = None
         try:
             async with contextlib.aclosing(stream):
                 async for item in stream:
-                    await queue.put((index, item))
+                    await queue.put(item)
         except Exception as error:
             end = error
-        await queue.put((index, end))
+        await queue.put(end)
 
-    pumps = [asyncio.create_task(pump(index, stream)) for index, stream in enumerate(streams)]
+    pumps = [asyncio.create_task(pump(stream)) for stream in streams]
     num_open = len(pumps)
     try:
         while num_open:
-            index, item = await queue.get()
+            item = await queue.get()
             if item is None:
                 num_open -= 1
-            elif isinstance(item, BaseException):
+            elif isinstance(item, Exception):
                 raise item
             else:
-                yield index, item
-    finally:
-        for task in pumps:
-            task.cancel()
-        await asyncio.gather(*pumps, return_exceptions=True)
-
-
-async def with_free_id(
-    begin: Callable[[], AsyncGenerator[_T, None]], asked: pb.GenerateRequest
-) -> AsyncGenerator[_T]:
-    """The stream that ``begin`` makes of ``asked``; under a new id when the client's is live.
-
-    An x-request-id names a client's request, which it may send again while the first still runs.
-    """
-    try:
-        async with contextlib.aclosing(begin()) as stream:
-            async for item in stream:
                 yield item
-        return
-    except RequestError as error:
-        if error.reason != "DUPLICATE_REQUEST_ID":
-            raise
-    asked.request_id = uuid.uuid4().hex
-    async with contextlib.aclosing(begin()) as stream:
-        async for item in stream:
-            yield item
+    finally:
+        await _cancel(pumps)
+
+
+async def all_of(works: Sequence[Coroutine[Any, Any, _T]]) -> list[_T]:
+    """The results of all works, which run at once.
+
+    Raises:
+        Exception: the first that one of them raises; the others are cancelled.
+    """
+    tasks = [asyncio.create_task(work) for work in works]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        await _cancel(tasks)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

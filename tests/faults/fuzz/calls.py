@@ -12,10 +12,10 @@ from typing import Any
 import grpc
 import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
+from starlette.types import ASGIApp
 
 from frontend.api.auth import Access
 from frontend.api.grpc.interceptor import CallInterceptor
-from frontend.api.openai.app import App
 from switchyard.v1 import inference_pb2 as pb
 
 OWN_SERVICE = "/switchyard.v1.InferenceService/"
@@ -88,7 +88,7 @@ async def guarded(handler: Any, method: str) -> Any:
     return await CallInterceptor(Access()).intercept_service(continuation, details)
 
 
-async def asgi(app: App, scope: dict[str, Any], body: bytes) -> list[dict[str, Any]]:
+async def asgi(app: ASGIApp, scope: dict[str, Any], body: bytes) -> list[dict[str, Any]]:
     """Everything the application sends."""
     sent: list[dict[str, Any]] = []
     parts: Iterator[dict[str, Any]] = iter(

@@ -20,7 +20,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
 from frontend.api.auth import Access
 from frontend.api.grpc.server import InferenceServicer
-from frontend.api.openai.app import App
+from frontend.api.openai.app import openai_app
 from frontend.api.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.link.rank_channel import GroupLost
@@ -89,7 +89,7 @@ class Targets:
 
     async def _start(self) -> None:
         self._stack = stack = Stack(self._tokenizer)
-        self._app = App(stack.service, model=MODEL)
+        self._app = openai_app(stack.service, model=MODEL)
         registry = Registry()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(stack.service, Access()), registry

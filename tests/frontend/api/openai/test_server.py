@@ -10,10 +10,11 @@ from typing import Any
 import openai
 import pytest
 
-from frontend.api.openai import connection, exchange
-from frontend.api.openai.app import App
+from frontend.api.http import connection
+from frontend.api.http.server import HttpServer
+from frontend.api.openai import body as bodies
+from frontend.api.openai.app import openai_app
 from frontend.api.openai.errors import STATUSES
-from frontend.api.openai.server import HttpServer
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
 from frontend.service.service import Service
@@ -264,7 +265,7 @@ async def test_any_body_gets_an_answer() -> None:
 
 
 async def test_a_large_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exchange, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1000)
     chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
     chunked = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     async with running_http() as http:
@@ -277,7 +278,7 @@ async def test_a_large_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_slow_body_and_a_slow_header_are_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(exchange, "BODY_SECONDS", 0.2)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
     monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
     async with running_http() as http, asyncio.timeout(5):
@@ -323,7 +324,7 @@ async def test_a_taken_port_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        app = App(Service(model=MODEL, version="1"), model=MODEL)
+        app = openai_app(Service(model=MODEL, version="1"), model=MODEL)
         with pytest.raises(OSError, match=f"127.0.0.1:{port}.*in use.*--http-port"):
             await HttpServer(app, "127.0.0.1", port).start()
 

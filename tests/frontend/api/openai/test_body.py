@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend.api.openai.body import parse_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
-from frontend.api.openai.json_fields import parse_object
 from frontend.api.openai.tool_calls import BEGIN, END, CallsInText
 from frontend.errors import Code, RequestError
 

@@ -1,7 +1,6 @@
-"""The HTTP face of the service: one listener in the loop that is running.
+"""One HTTP listener in the running event loop.
 
-Owns the socket, uvicorn's options and the order of stopping. What is answered is
-`frontend.api.openai.app`'s.
+Owns the socket, uvicorn's options and the order of stopping. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -14,19 +13,19 @@ from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
+from starlette.types import ASGIApp
 
-from frontend.api.openai.app import App
-from frontend.api.openai.connection import BoundedConnection
+from frontend.api.http.connection import BoundedConnection
 from frontend.config import join_address
 
 MAX_HEADER_BYTES = 32 << 10
-# Longer than load balancers keep a connection that is idle, so that they close it, not we.
+# Longer than load balancers keep an idle connection, so that they close it first.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to whoever owns the process."""
+    """Leaves signals to the process."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -37,12 +36,14 @@ class HttpServer:
     """Listens for HTTP.
 
     Args:
-        app: what answers.
-        host, port: where; port 0 takes a free one.
-        tls: of the listener; None: no encryption.
+        app: answers the requests.
+        host, port: the address; port 0 takes a free one.
+        tls: the listener's context; None: no encryption.
     """
 
-    def __init__(self, app: App, host: str, port: int, tls: ssl.SSLContext | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None
+    ) -> None:
         self._host, self._port = host, port
         options: dict[str, Any] = {"ssl_context_factory": lambda *_: tls} if tls else {}
         self._server = _Server(
@@ -54,7 +55,7 @@ class HttpServer:
                 lifespan="off",
                 interface="asgi3",
                 log_config=None,
-                log_level="critical",  # what is worth a line is written by the app
+                log_level="critical",  # the app writes what is worth a line
                 access_log=False,
                 proxy_headers=False,
                 server_header=False,
@@ -73,7 +74,7 @@ class HttpServer:
             The port.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address is taken, or is not this machine's.
         """
         address = join_address(self._host, self._port)
         try:
@@ -93,7 +94,7 @@ class HttpServer:
         try:
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(where)
-            listener.listen(BACKLOG)  # from now on connections wait, and none is refused
+            listener.listen(BACKLOG)  # from now on connections wait instead of being refused
         except OSError:
             listener.close()
             raise

@@ -1,0 +1,147 @@
+"""A request's body: read within its bounds, parsed, and checked against a model.
+
+Owns those bounds, what JSON is taken, and how a model's complaint names the parameter. Knows no
+parameter by name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+from starlette.requests import Request
+
+from frontend.api.openai.errors import ApiError
+from frontend.bounds import MAX_BODY_BYTES
+from frontend.errors import RequestError, invalid_field
+
+# A body that is not complete after this is refused.
+BODY_SECONDS = 30.0
+
+_Model = TypeVar("_Model", bound=BaseModel)
+
+
+async def read_object(request: Request) -> dict[str, Any]:
+    """The JSON object that a request's body holds.
+
+    Raises:
+        ApiError: 413 past `MAX_BODY_BYTES`, 408 past `BODY_SECONDS`.
+        ClientDisconnect: the client left before the body's end.
+        RequestError: the body is no JSON object.
+    """
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return parse_object(await _read(request))
+    except TimeoutError as error:
+        raise ApiError(
+            408,
+            "invalid_request_error",
+            f"the body did not arrive within {BODY_SECONDS:g} s; send it again",
+            code="request_timeout",
+            headers={"connection": "close"},
+        ) from error
+
+
+async def _read(request: Request) -> bytes:
+    chunks, size = [], 0
+    async for chunk in request.stream():
+        size += len(chunk)
+        if size > MAX_BODY_BYTES:
+            raise _too_large()
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _too_large() -> ApiError:
+    return ApiError(
+        413,
+        "invalid_request_error",
+        f"the body is larger than {MAX_BODY_BYTES} bytes; send less",
+        code="body_too_large",
+        headers={"connection": "close"},
+    )
+
+
+def parse_object(body: bytes) -> dict[str, Any]:
+    """The JSON object of a body.
+
+    Raises:
+        RequestError: it is no JSON object, or holds text that is no Unicode.
+    """
+    try:
+        values = json.loads(body, parse_constant=_refuse_constant)
+        if b"\\ud" in body or b"\\uD" in body:
+            json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+    except (ValueError, RecursionError) as error:
+        raise invalid_field("body", "is not valid JSON; send one object, in UTF-8") from error
+    if not isinstance(values, dict):
+        raise invalid_field("body", "is not a JSON object; send one")
+    return values
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
+    """The model of a body.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the name of the first parameter that is wrong.
+    """
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise _invalid_parameter(error.errors(include_url=False)[0]) from error
+
+
+def _invalid_parameter(error: ErrorDetails) -> RequestError:
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"])
+    return invalid_field(path.removeprefix("."), _complaint(error))
+
+
+# What a value of the wrong type should have been, by pydantic's error.
+_EXPECTED: Mapping[str, str] = {
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """What is wrong with a value, to be read after its name; never the value's own text."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    match kind:
+        case "greater_than_equal":
+            return f"is {_number(value)}, must be at least {context['ge']}"
+        case "less_than_equal":
+            return f"is {_number(value)}, must be at most {context['le']}"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "missing":
+            return "is missing; send it"
+        case _ if kind in _EXPECTED:
+            return f"is {_kind(value)}, must be {_EXPECTED[kind]}"
+        case _:
+            return error["msg"]
+
+
+def _number(value: int) -> str:
+    return f"{value:.6g}" if abs(value) < 1 << 128 else "huge"  # a float has a largest value
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
