@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
@@ -11,6 +12,7 @@ from openai import AsyncOpenAI
 
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
+from frontend.errors import Code, RequestError
 from frontend.records import ANYBODY, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -21,36 +23,36 @@ class ScriptedService:
     """Answers every request with the same deltas; a byte is a token.
 
     Attributes:
-        asked, streams: the requests that came, in order, and whether each was to be streamed.
+        requests, streams: the requests that came, in order, and whether each was to be streamed.
         prompt_logprobs: of the prompt's tokens from the second on.
     """
 
     def __init__(self, deltas: Sequence[pb.Delta], prompt_logprobs: Sequence[float] = ()) -> None:
         self.deltas = deltas
         self.prompt_logprobs = prompt_logprobs
-        self.asked: list[Any] = []
+        self.requests: list[Any] = []
         self.streams: list[bool] = []
 
     async def generate(
-        self, asked: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, request: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
-        self.asked.append(asked)
+        self.requests.append(request)
         self.streams.append(streams)
-        async for event in self._events(asked):
+        async for event in self._events(request):
             yield event
 
     async def chat(
-        self, asked: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, request: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
-        self.asked.append(asked)
+        self.requests.append(request)
         self.streams.append(streams)
-        async for event in self._events(asked.request):
+        async for event in self._events(request.request):
             yield event
 
-    async def _events(self, asked: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
+    async def _events(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
         started = pb.GenerateStarted(model=MODEL, prompt_tokens=3)
         started.prompt_logprobs.extend(self.prompt_logprobs)
-        if asked.output.top_logprobs:
+        if request.output.top_logprobs:
             started.prompt_top_logprobs.extend(
                 pb.TopLogprobs(token_ids=[ord("z")], logprobs=[-0.125])
                 for _ in self.prompt_logprobs
@@ -62,11 +64,11 @@ class ScriptedService:
         usage = pb.Usage(prompt_tokens=3, cached_prompt_tokens=1, completion_tokens=count)
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
 
-    async def tokenize(self, asked: pb.TokenizeRequest) -> pb.TokenizeResponse:
-        return pb.TokenizeResponse(token_ids=asked.text.encode())
+    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
+        return pb.TokenizeResponse(token_ids=request.text.encode())
 
-    async def detokenize(self, asked: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
-        return pb.DetokenizeResponse(text=bytes(asked.token_ids).decode(errors="replace"))
+    async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
+        return pb.DetokenizeResponse(text=bytes(request.token_ids).decode(errors="replace"))
 
 
 def says(text: str, reason: int = pb.FINISH_REASON_EOS, index: int = 0, **more: Any) -> pb.Delta:
@@ -109,3 +111,34 @@ async def running_http(
             yield Http(client, port, engine, service, server)
     finally:
         await server.stop(0.0)
+
+
+async def raw(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Status, headers and body of a request written by hand; the connection is closed after it."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(request)
+    data = await reader.read()
+    writer.close()
+    head, _, body = data.partition(b"\r\n\r\n")
+    status, *lines = head.decode().split("\r\n")
+    headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
+    return int(status.split()[1]), headers, body
+
+
+async def get(port: int, path: str, *headers: str) -> tuple[int, dict[str, str], bytes]:
+    lines = [f"GET {path} HTTP/1.1", "host: x", "connection: close", *headers, "", ""]
+    return await raw(port, "\r\n".join(lines).encode())
+
+
+async def post(
+    port: int, body: bytes, *headers: str, path: str = "/v1/completions"
+) -> tuple[int, dict[str, str], bytes]:
+    lines = [f"POST {path} HTTP/1.1", "host: x", "connection: close", *headers]
+    lines += [f"content-length: {len(body)}", "", ""]
+    return await raw(port, "\r\n".join(lines).encode() + body)
+
+
+def only_key(authorization: str | None) -> str:
+    if authorization != "Bearer key":
+        raise RequestError(Code.UNAUTHENTICATED, "send a key", reason="NO_KEY")
+    return "alice"

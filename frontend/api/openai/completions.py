@@ -99,8 +99,8 @@ class CompletionJob:
     def _chunk(
         self, choices: list[CompletionChoice], usage: Usage | None = None
     ) -> CompletionChunk:
-        chunk: CompletionChunk = {  # type: ignore[typeddict-item]  # the envelope has no usage
-            **self.envelope,
+        chunk: CompletionChunk = {
+            **self.envelope,  # type: ignore[typeddict-item]  # it has no usage
             "object": "text_completion",
             "choices": choices,
         }

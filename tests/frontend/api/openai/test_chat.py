@@ -82,7 +82,7 @@ async def test_choices_keep_apart(stream: bool) -> None:
             for choice in answer.choices:
                 texts[choice.index] = choice.message.content
                 reasons[choice.index] = choice.finish_reason
-    assert service.asked[0].request.n == 2
+    assert service.requests[0].request.n == 2
     assert service.streams == [stream]
     assert texts == {0: "ab", 1: "xy"}
     assert reasons == {0: "length", 1: "length"}
@@ -123,7 +123,7 @@ async def test_fields_reach_the_request() -> None:
                 "no_such_field": 1,
             },
         )  # fmt: skip
-    asked = service.asked[0]
+    asked = service.requests[0]
     request = asked.request
     assert [(each.role, each.content) for each in asked.messages] == [
         (pb.ROLE_SYSTEM, "be brief"),
@@ -158,7 +158,7 @@ async def test_constraints() -> None:
     async with running_http(service) as http:
         for body, language, value in CONSTRAINTS:
             await http.client.chat.completions.create(model=MODEL, messages=HELLO, extra_body=body)
-            constraint = service.asked.pop().request.constraint
+            constraint = service.requests.pop().request.constraint
             assert constraint.WhichOneof("language") == language
             assert language is None or getattr(constraint, language) == value
 
@@ -206,7 +206,7 @@ async def test_tool_calls_are_read_from_the_text(stream: bool, cut: int) -> None
                 choice.message.tool_calls,
                 choice.finish_reason,
             )
-    assert json.loads(service.asked[0].tools_json) == [WEATHER]
+    assert json.loads(service.requests[0].tools_json) == [WEATHER]
     assert content.strip() == "Let me look."
     assert [call.function.name for call in calls] == ["weather", "weather"]
     assert [json.loads(call.function.arguments) for call in calls] == [{"city": "Rome"}] * 2
@@ -239,7 +239,7 @@ async def test_a_call_can_be_asked_for(choice: Any, said: str) -> None:
     async with running_http(service) as http:
         create: Any = http.client.chat.completions.create
         answer = await create(model=MODEL, messages=HELLO, tools=[WEATHER], tool_choice=choice)
-    assert service.asked[0].request.constraint.json_schema
+    assert service.requests[0].request.constraint.json_schema
     message = answer.choices[0].message
     assert message.content is None
     (call,) = message.tool_calls
@@ -253,7 +253,7 @@ async def test_no_tools_are_shown_when_none_may_be_called() -> None:
     async with running_http(service) as http:
         create: Any = http.client.chat.completions.create
         answer = await create(model=MODEL, messages=HELLO, tools=[WEATHER], tool_choice="none")
-    assert service.asked[0].tools_json == ""
+    assert service.requests[0].tools_json == ""
     assert answer.choices[0].message.content == CALL
 
 
@@ -266,7 +266,7 @@ async def test_turns_of_tools_go_back_to_the_template() -> None:
     ]
     async with running_http(service) as http:
         await http.client.chat.completions.create(model=MODEL, messages=messages)
-    first, second = service.asked[0].messages
+    first, second = service.requests[0].messages
     assert first.tool_calls[0] == pb.ToolCall(id="c1", name="f", arguments_json='{"a": 1}')
     assert (second.role, second.tool_call_id, second.content) == (pb.ROLE_TOOL, "c1", "2")
 

@@ -82,7 +82,7 @@ async def test_a_prompt_is_scored_as_evaluation_harnesses_ask(max_tokens: int) -
         answer = await http.client.completions.create(
             model=MODEL, prompt="abc", echo=True, logprobs=1, max_tokens=max_tokens
         )
-    asked = service.asked[0]
+    asked = service.requests[0]
     assert asked.prompt == pb.Prompt(tokens=pb.TokenIds(ids=b"abc"))
     assert asked.output.prompt_logprobs
     assert asked.stop_conditions.max_new_tokens == 1

@@ -19,32 +19,9 @@ from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
 from frontend.service.service import Service
 from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend, queue_full
-from tests.frontend.http_fakes import Http, running_http
+from tests.frontend.http_fakes import Http, get, only_key, post, raw, running_http
 
 HELLO: list[Any] = [{"role": "user", "content": "abc"}]
-
-
-async def raw(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Status, headers and body of a request written by hand; the connection is closed after it."""
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    writer.write(request)
-    data = await reader.read()
-    writer.close()
-    head, _, body = data.partition(b"\r\n\r\n")
-    status, *lines = head.decode().split("\r\n")
-    headers = {key.lower(): value for key, _, value in (line.partition(": ") for line in lines)}
-    return int(status.split()[1]), headers, body
-
-
-async def get(port: int, path: str, *headers: str) -> tuple[int, dict[str, str], bytes]:
-    lines = [f"GET {path} HTTP/1.1", "host: x", "connection: close", *headers, "", ""]
-    return await raw(port, "\r\n".join(lines).encode())
-
-
-async def post(port: int, body: bytes, *headers: str) -> tuple[int, dict[str, str], bytes]:
-    lines = ["POST /v1/completions HTTP/1.1", "host: x", "connection: close", *headers]
-    lines += [f"content-length: {len(body)}", "", ""]
-    return await raw(port, "\r\n".join(lines).encode() + body)
 
 
 async def test_health_says_why_not() -> None:
@@ -81,12 +58,6 @@ async def test_metrics_come_from_the_hook() -> None:
     assert (status, headers["content-type"], body) == (200, "text/plain; version=0.0.4", b"up 1\n")
     async with running_http() as http:
         assert (await get(http.port, "/metrics"))[0] == 404
-
-
-def only_key(authorization: str | None) -> str:
-    if authorization != "Bearer key":
-        raise RequestError(Code.UNAUTHENTICATED, "send a key", reason="NO_KEY")
-    return "alice"
 
 
 class Notes:
