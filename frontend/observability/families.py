@@ -1,6 +1,6 @@
 """Prometheus families that all carry the model's name.
 
-Owns how a value becomes a family. Knows no name of a metric.
+Owns how a value becomes a family, and the histograms' bounds. Knows no name of a metric.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ _LABEL = "model_name"
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Families:
-    """Makes families of one model; ``meaning`` is the line of help."""
+    """Makes families of one model; ``meaning`` is the line of help, a whole sentence."""
 
     model: str
 
     def gauge(self, name: str, meaning: str, value: float) -> Metric:
-        """What goes up and down."""
+        """A value that goes up and down."""
         family = GaugeMetricFamily(name, meaning, labels=(_LABEL,))
         family.add_metric((self.model,), value)
         return family
 
     def counter(self, name: str, meaning: str, value: float) -> Metric:
-        """What only grows; ``name`` is without the _total that is shown."""
+        """A value that only grows; ``name`` is without the _total that a page adds."""
         return self.counters(name, meaning, (), {(): value})
 
     def counters(

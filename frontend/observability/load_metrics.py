@@ -1,6 +1,6 @@
-"""What GetLoad and GetExpertLoad say, under the names that dashboards know.
+"""Metrics of the engine's load and of the experts, under the names that dashboards know.
 
-Owns the tables of names and meanings. Knows nothing of requests, or of who asks when.
+Owns the tables of names and meanings. Knows nothing of requests or of scrapes.
 """
 
 from __future__ import annotations
@@ -16,27 +16,31 @@ from switchyard.v1 import inference_pb2 as pb
 _Read = Callable[[EngineLoad], float]
 # Name, meaning, and where the snapshot has it.
 GAUGES: tuple[tuple[str, str, _Read], ...] = (
-    ("vllm:num_requests_running", "Requests that hold a slot.", lambda x: x.running_requests),
-    ("vllm:num_requests_waiting", "Requests that wait for one.", lambda x: x.queued_requests),
-    ("vllm:kv_cache_usage_perc", "Share of KV blocks in use, 0 to 1.", lambda x: x.kv_cache_usage),
+    ("vllm:num_requests_running", "Requests that run now.", lambda x: x.running_requests),
+    ("vllm:num_requests_waiting", "Requests that wait for admission.", lambda x: x.queued_requests),
+    (
+        "vllm:kv_cache_usage_perc",
+        "Share of the KV cache's blocks in use, 0 to 1.",
+        lambda x: x.kv_cache_usage,
+    ),
     (
         "switchyard:queued_prompt_tokens",
-        "Prompt tokens that no step has computed yet.",
+        "Prompt tokens of waiting and running requests that no step has computed.",
         lambda x: x.queued_prompt_tokens,
     ),
     (
         "switchyard:generated_tokens_per_second",
-        "Over the last 5 seconds.",
+        "Tokens generated per second over the last 5 seconds.",
         lambda x: x.rates.generated_tokens_per_second,
     ),
     (
         "switchyard:floor_share",
-        "Least time the devices could need over the time they took, last 5 seconds.",
+        "Least time that the steps of the last 5 seconds could take, over the time they took.",
         lambda x: x.rates.floor_share,
     ),
     (
         "switchyard:decode_floor_share",
-        "The same of steps that only decode.",
+        "Least time that decode-only steps of the last 5 seconds could take, over the time taken.",
         lambda x: x.rates.decode_floor_share,
     ),
     (
@@ -46,52 +50,60 @@ GAUGES: tuple[tuple[str, str, _Read], ...] = (
     ),
     (
         "switchyard:step_seconds",
-        "Mean time of the devices in one step, last 5 seconds.",
+        "Mean seconds of device work in a step of the last 5 seconds.",
         lambda x: x.rates.step_seconds,
     ),
     (
         "switchyard:idle_seconds_per_step",
-        "Mean wait of the devices before a step that was on its way, last 5 seconds.",
+        "Mean seconds that the devices waited for a step on its way, over the last 5 seconds.",
         lambda x: x.rates.idle_seconds_per_step,
     ),
-    ("switchyard:restarting", "1 while lost workers are awaited.", lambda x: x.restarting),
+    (
+        "switchyard:restarting",
+        "1 while the frontend waits for lost workers to come back, else 0.",
+        lambda x: x.restarting,
+    ),
 )
 COUNTERS: tuple[tuple[str, str, _Read], ...] = (
     (
         "vllm:num_preemptions",
-        "Times a running request gave up its KV blocks.",
+        "Times that a running request gave up its KV blocks.",
         lambda x: x.preemptions,
     ),
     (
         "vllm:prefix_cache_queries",
-        "Prompt tokens looked up in the prefix cache.",
+        "Prompt tokens that were looked up in the prefix cache.",
         lambda x: x.prefix_query_tokens,
     ),
-    ("vllm:prefix_cache_hits", "Of these, found.", lambda x: x.prefix_hit_tokens),
+    (
+        "vllm:prefix_cache_hits",
+        "Prompt tokens that were found in the prefix cache.",
+        lambda x: x.prefix_hit_tokens,
+    ),
     (
         "switchyard:worker_restarts",
-        "Times the workers were lost and came back.",
+        "Times that the workers were lost and came back.",
         lambda x: x.worker_restarts,
     ),
     (
         "switchyard:replayed_requests",
-        "Requests that went on after a loss.",
+        "Requests that continued after a loss of the workers.",
         lambda x: x.replayed_requests,
     ),
 )
 # Fields of StepTotals, once for all steps and once for those that only decode.
 STEP_COUNTERS: tuple[tuple[str, str], ...] = (
-    ("steps", "Steps the workers finished."),
-    ("device_seconds", "Seconds the devices worked on them."),
-    ("floor_seconds", "Least seconds they could have needed."),
-    ("idle_seconds", "Seconds the devices waited for a step that was on its way."),
-    ("bytes_moved", "Bytes that had to move."),
-    ("flops", "Floating-point operations that had to be done."),
+    ("steps", "Steps that the workers finished."),
+    ("device_seconds", "Seconds that the devices worked on steps."),
+    ("floor_seconds", "Least seconds that the devices could have needed for the steps."),
+    ("idle_seconds", "Seconds that the devices waited for a step on its way."),
+    ("bytes_moved", "Bytes of memory that the steps had to move."),
+    ("flops", "Floating-point operations that the steps had to do."),
 )
 
 
 def load_families(families: Families, load: EngineLoad) -> Iterator[Metric]:
-    """Everything a load snapshot says."""
+    """Every metric of a load snapshot."""
     for name, meaning, read in GAUGES:
         yield families.gauge(name, meaning, read(load))
     for name, meaning, read in COUNTERS:
@@ -105,17 +117,19 @@ def load_families(families: Families, load: EngineLoad) -> Iterator[Metric]:
 
 
 def expert_families(families: Families, experts: pb.GetExpertLoadResponse) -> Iterator[Metric]:
-    """Two series a sparse layer: one an expert would be thousands."""
+    """Two series for each sparse layer; one for each expert would be thousands."""
     if not experts.layers:
         return
     labels = ("model_name", "layer")
     imbalance = GaugeMetricFamily(
         "switchyard:expert_imbalance",
-        "Tokens of the rank with most over the mean of the ranks; 1 is even.",
+        "Tokens of the busiest rank over the mean of all ranks, by layer; 1 is even.",
         labels=labels,
     )
     tokens = CounterMetricFamily(
-        "switchyard:expert_tokens", "Tokens routed, once for each expert.", labels=labels
+        "switchyard:expert_tokens",
+        "Tokens that a layer routed, counted once for each of their experts.",
+        labels=labels,
     )
     for layer in experts.layers:
         values = (families.model, str(layer.layer))

@@ -1,7 +1,7 @@
 """Prometheus metrics: vLLM's names where the meaning is the same, ours for the rest.
 
-Owns every name and what is counted for it; docs/observability.md lists them. Gauges are read when
-somebody scrapes, from what the sources say then. Knows no transport: `render` gives a page's bytes.
+Owns every name and what is counted for it; docs/observability.md lists them. A scrape reads the
+gauges from their sources. Knows no transport: `render` returns a page's bytes.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ FINISHED_REASONS = {"EOS": "stop", "STOP": "stop", "LENGTH": "length", "ABORTED"
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Sources:
-    """What a scrape asks.
+    """What a scrape reads.
 
     Attributes:
         load, experts: `Service.engine_load` and `Service.expert_load`; RequestError while there are
@@ -53,17 +53,17 @@ class Sources:
 
 
 class Metrics(Collector):
-    """Watches requests and steps, and shows what it saw.
+    """Observes requests and steps, and renders metrics of them.
 
     Args:
-        model: served name, the label of everything.
+        model: served name, the label of every series.
     """
 
     def __init__(self, model: str) -> None:
         self._families = Families(model)
         self._sources: Sources | None = None
         self._experts = pb.GetExpertLoadResponse()
-        self._asking: asyncio.Task[None] | None = None
+        self._fetching: asyncio.Task[None] | None = None
         self._ended: Counter[tuple[str, ...]] = Counter()
         self._finished: Counter[str] = Counter()
         self._prompt_tokens = 0
@@ -85,7 +85,7 @@ class Metrics(Collector):
         ProcessCollector(registry=self._registry)
 
     def attach(self, sources: Sources) -> None:
-        """Say where gauges are read; until then there are none."""
+        """Set the sources of the gauges; without them there are none."""
         self._sources = sources
 
     def step_completed(
@@ -130,67 +130,118 @@ class Metrics(Collector):
     def render(self) -> tuple[bytes, str]:
         """A page in Prometheus' text format and its content type. To be called in the event loop.
 
-        The experts' counts are those of the scrape before: asking for them takes longer than this.
+        The experts' counts are those of the scrape before, as fetching them takes longer than this.
         """
-        if self._sources is not None and (self._asking is None or self._asking.done()):
-            self._asking = asyncio.get_running_loop().create_task(self._ask(self._sources))
+        if self._sources is not None and (self._fetching is None or self._fetching.done()):
+            self._fetching = asyncio.get_running_loop().create_task(
+                self._fetch_experts(self._sources)
+            )
         return generate_latest(self._registry), CONTENT_TYPE_PLAIN_0_0_4
 
-    async def _ask(self, sources: Sources) -> None:
-        with contextlib.suppress(RequestError):  # the workers are away: what was known stays
+    async def _fetch_experts(self, sources: Sources) -> None:
+        with contextlib.suppress(RequestError):  # the workers are away; keep the last counts
             self._experts = await sources.experts()
 
     def describe(self) -> Iterable[Metric]:
-        """Nothing at registration: names are known only from a scrape."""
+        """Nothing at registration: only a scrape knows the names."""
         return ()
 
     def collect(self) -> Iterator[Metric]:
-        """All families, as prometheus_client asks for them."""
+        """All families, for prometheus_client."""
         yield self._families.counter(
-            "vllm:prompt_tokens", "Of requests that ended.", self._prompt_tokens
+            "vllm:prompt_tokens",
+            "Prompt tokens of finished requests, cached ones included.",
+            self._prompt_tokens,
         )
         yield self._families.counter(
-            "vllm:prompt_tokens_cached", "Of these, found in the prefix cache.", self._cached_tokens
+            "vllm:prompt_tokens_cached",
+            "Prompt tokens of finished requests that were found in the prefix cache.",
+            self._cached_tokens,
         )
         yield self._families.counter(
-            "vllm:generation_tokens", "Added to outputs, step by step.", self._generated_tokens
+            "vllm:generation_tokens",
+            "Tokens that were added to outputs, counted step by step.",
+            self._generated_tokens,
         )
         yield self._families.counters(
             "vllm:request_success",
-            "Sequences by how they ended.",
+            "Finished sequences by the reason of their end.",
             ("finished_reason",),
             {(reason,): count for reason, count in self._finished.items()},
         )
         yield self._families.counters(
-            "switchyard:requests", "Requests by how they ended.", ("method", "code"), self._ended
+            "switchyard:requests",
+            "Requests that are over, by method and status code.",
+            ("method", "code"),
+            self._ended,
         )
         yield from self._histograms()
         yield from expert_families(self._families, self._experts)
         if self._sources is not None:
             yield self._families.gauge(
-                "switchyard:ready", "1 while requests are taken.", self._sources.ready()
+                "switchyard:ready",
+                "1 while new requests are accepted, else 0.",
+                self._sources.ready(),
             )
             yield self._families.gauge(
-                "switchyard:tasks", "Of the frontend's event loop.", len(asyncio.all_tasks())
+                "switchyard:tasks", "Tasks of the frontend's event loop.", len(asyncio.all_tasks())
             )
             yield self._families.counter(
-                "switchyard:unauthenticated", "Calls without a valid key.", self._sources.denied()
+                "switchyard:unauthenticated",
+                "Calls that came without a valid API key.",
+                self._sources.denied(),
             )
-            with contextlib.suppress(RequestError):  # nothing is there to be loaded yet
+            with contextlib.suppress(RequestError):  # there is no engine yet
                 yield from load_families(self._families, self._sources.load())
 
     def _histograms(self) -> Iterator[Metric]:
         for name, meaning, seen in (
-            ("time_to_first_token_seconds", "Arrival to first token.", self._first_token),
-            ("inter_token_latency_seconds", "Token to token, of each.", self._between_tokens),
-            ("request_time_per_output_token_seconds", "Mean of a request.", self._mean_token),
-            ("e2e_request_latency_seconds", "Arrival to end.", self._whole),
-            ("request_queue_time_seconds", "Arrival to admission.", self._queue),
-            ("request_inference_time_seconds", "Admission to end.", self._inference),
-            ("request_prefill_time_seconds", "Admission to first token.", self._prefill),
-            ("request_decode_time_seconds", "First token to end.", self._decode),
-            ("request_prompt_tokens", "Of a prompt.", self._prompt_lengths),
-            ("request_generation_tokens", "Of an answer.", self._answer_lengths),
-            ("iteration_tokens_total", "Of a step.", self._step_tokens),
+            (
+                "time_to_first_token_seconds",
+                "Seconds from a request's arrival to its first token.",
+                self._first_token,
+            ),
+            (
+                "inter_token_latency_seconds",
+                "Seconds from one token of a sequence to the next.",
+                self._between_tokens,
+            ),
+            (
+                "request_time_per_output_token_seconds",
+                "Mean seconds between the tokens of a request.",
+                self._mean_token,
+            ),
+            (
+                "e2e_request_latency_seconds",
+                "Seconds from a request's arrival to its end.",
+                self._whole,
+            ),
+            (
+                "request_queue_time_seconds",
+                "Seconds from a request's arrival to its admission.",
+                self._queue,
+            ),
+            (
+                "request_inference_time_seconds",
+                "Seconds from a request's admission to its end.",
+                self._inference,
+            ),
+            (
+                "request_prefill_time_seconds",
+                "Seconds from a request's admission to its first token.",
+                self._prefill,
+            ),
+            (
+                "request_decode_time_seconds",
+                "Seconds from a request's first token to its end.",
+                self._decode,
+            ),
+            ("request_prompt_tokens", "Tokens of a request's prompt.", self._prompt_lengths),
+            (
+                "request_generation_tokens",
+                "Tokens of a request's output, over all of its samples.",
+                self._answer_lengths,
+            ),
+            ("iteration_tokens_total", "Tokens of a step, decodes and prompts.", self._step_tokens),
         ):
             yield self._families.histogram(f"vllm:{name}", meaning, seen)

@@ -1,61 +1,87 @@
 """A line of JSON for each request that is over; never a word of a prompt or an answer.
 
-Owns the line's fields, and that writing it stops nobody: records wait in a `Backlog`, and how many
-found no place there is told in the next line. Knows nothing of how a request is served.
+Owns the line's fields, and that writing it stops nobody: records wait in a `RecordQueue`, and the
+next line says how many were dropped. Knows nothing of how a request is served.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import time
 from typing import Any
 
-from frontend.observability.backlog import MAX_WAITING, Backlog
+from frontend.observability.record_queue import MAX_WAITING, RecordQueue
 from frontend.records import RequestRecord
 
 STDERR = 2
 
 
 class RequestLog:
-    """Watches requests; `close` writes what waits.
+    """Observes requests; `close` writes what waits.
 
     Args:
         descriptor: of the open file that lines are written to.
-        most: lines that may wait.
+        max_waiting: lines that may wait.
     """
 
-    def __init__(self, descriptor: int = STDERR, most: int = MAX_WAITING) -> None:
-        self._descriptor = descriptor
-        self._told = 0
-        # What the wall's clock shows when the monotonic one, which records hold, shows 0.
-        self._epoch = time.time() - time.monotonic()
-        self._backlog = Backlog("request-log", self._write, most)
+    def __init__(self, descriptor: int = STDERR, max_waiting: int = MAX_WAITING) -> None:
+        writer = _LineWriter(descriptor)
+        writer.setFormatter(_JsonFormatter())
+        self._queue = RecordQueue(writer, max_waiting)
 
     def request_ended(self, record: RequestRecord) -> None:
         """See `frontend.records.Observer`."""
-        self._backlog.put(record)
+        self._queue.put(record)
 
     def close(self, seconds: float = 1.0) -> bool:
-        """Write what waits; false when its reader takes longer than ``seconds``."""
-        return self._backlog.close(seconds)
+        """Write what waits; False when its reader takes longer than ``seconds``."""
+        return self._queue.close(seconds)
 
-    def _write(self, record: RequestRecord) -> None:
-        fields = fields_of(record, self._epoch)
-        dropped = self._backlog.dropped
-        if dropped != self._told:
-            fields["dropped_lines"] = dropped - self._told
-        line = json.dumps(fields).encode() + b"\n"
-        with contextlib.suppress(OSError):  # the reader is gone; serving goes on
-            # Not through sys.stderr, whose lock a stuck write would hold.
+
+class _JsonFormatter(logging.Formatter):
+    """Formats the request of a log record as a JSON object in one line."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        # The wall clock's time when the monotonic one, which records hold, shows 0.
+        self._epoch = time.time() - time.monotonic()
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The object; ``dropped_lines`` is only there when lines were lost since the last one."""
+        values = vars(record)
+        fields = fields_of(values["request"], self._epoch)
+        if values["dropped_lines"]:
+            fields["dropped_lines"] = values["dropped_lines"]
+        return json.dumps(fields)
+
+
+class _LineWriter(logging.Handler):
+    """Writes lines to a file descriptor.
+
+    Not to sys.stderr, whose lock a stuck write would hold.
+    """
+
+    def __init__(self, descriptor: int) -> None:
+        super().__init__()
+        self._descriptor = descriptor
+        self._num_reported = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one line; a reader that is gone ends nothing."""
+        num_dropped = vars(record)["num_dropped"]
+        record.dropped_lines = num_dropped - self._num_reported
+        line = self.format(record).encode() + b"\n"
+        with contextlib.suppress(OSError):
             while line:
                 line = line[os.write(self._descriptor, line) :]
-            self._told = dropped
+            self._num_reported = num_dropped
 
 
 def fields_of(record: RequestRecord, epoch: float) -> dict[str, Any]:
-    """What a line says; times that never came are null.
+    """The fields of a line; times that never came are null.
 
     Args:
         epoch: time.time() when time.monotonic() was 0.

@@ -1,6 +1,6 @@
-"""Who watches this server: metrics always, the request log and traces as the flags say.
+"""The observers of a server: metrics always, the request log and traces as the flags say.
 
-Owns putting them together and closing them. Knows nothing of what they watch.
+Owns making and closing them. Knows nothing of what they observe.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ class Observability:
     """Observers of one server.
 
     Args:
-        config: which of them there are.
+        config: says which of them there are.
         version: this release.
 
     Attributes:
-        metrics: what /metrics shows.
+        metrics: shown by /metrics.
         observers: for the service.
         step_observers: for the engine.
 
     Raises:
-        ValueError: traces are asked for and cannot be had.
+        ValueError: --otlp-endpoint is set and traces cannot be made.
     """
 
     def __init__(self, config: FrontendConfig, *, version: str) -> None:
@@ -44,7 +44,7 @@ class Observability:
         self.step_observers: Sequence[StepObserver] = (self.metrics,)
 
     def close(self) -> None:
-        """Let each of them say its last; takes seconds at most."""
+        """Write and send what waits; takes seconds at most."""
         self._closing.close()
 
     def _open_traces(self, endpoint: str, model: str, version: str) -> Observer:

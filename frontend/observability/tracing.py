@@ -1,11 +1,12 @@
 """OpenTelemetry traces: a span for each request, with queue, prefill and decode inside.
 
 Owns the spans' names, times and attributes, by OpenTelemetry's conventions for generative AI, and
-their export. Needs the ``traces`` extra; `setup.py` imports it only when asked for.
+their export. Needs the ``traces`` extra; `setup.py` imports it only for --otlp-endpoint.
 """
 
 from __future__ import annotations
 
+import logging
 import time
 from urllib.parse import urlsplit
 
@@ -18,20 +19,20 @@ from opentelemetry.trace import SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.util.types import AttributeValue
 
-from frontend.observability.backlog import Backlog
+from frontend.observability.record_queue import RecordQueue
 from frontend.records import RequestRecord
 
-# gen_ai.operation.name; what is no chat continues text.
+# gen_ai.operation.name; every method that is no chat continues text.
 CHAT = "chat"
 COMPLETION = "text_completion"
-# Of one attempt to send, with its retries: what an absent collector adds to a stop.
+# One attempt to send, with its retries; an absent collector delays a stop by this.
 EXPORT_SECONDS = 2.0
 CLOSE_SECONDS = 1.0
 DEFAULT_PATH = "/v1/traces"
 
 
 class Traces:
-    """Watches requests; spans are made and sent by threads when a request is over.
+    """Observes requests; threads make and send the spans of one that is over.
 
     Args:
         model: served name.
@@ -46,18 +47,21 @@ class Traces:
         self._tracer = self._provider.get_tracer("switchyard", version)
         self._propagator = TraceContextTextMapPropagator()
         self._model = model
-        self._backlog = Backlog("traces", self._trace)
+        # Making a request's spans costs as much as several of its messages, so not in the loop;
+        # BatchSpanProcessor's own queue holds spans that are made.
+        self._queue = RecordQueue(_Tracing(self))
 
     def request_ended(self, record: RequestRecord) -> None:
         """See `frontend.records.Observer`."""
-        self._backlog.put(record)
+        self._queue.put(record)
 
     def close(self) -> None:
         """Send what waits, for seconds at most."""
-        self._backlog.close(CLOSE_SECONDS)
+        self._queue.close(CLOSE_SECONDS)
         self._provider.shutdown()
 
-    def _trace(self, record: RequestRecord) -> None:
+    def trace(self, record: RequestRecord) -> None:
+        """Make the spans of a request."""
         # Records hold the monotonic clock, spans the wall's.
         offset = time.time() - time.monotonic()
         operation = CHAT if "chat" in record.method.lower() else COMPLETION
@@ -100,6 +104,18 @@ class Traces:
         if record.code != "OK":
             attributes["error.type"] = record.reason or record.code
         return attributes
+
+
+class _Tracing(logging.Handler):
+    """Makes the spans of each record."""
+
+    def __init__(self, traces: Traces) -> None:
+        super().__init__()
+        self._traces = traces
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Make the spans of the log record's request."""
+        self._traces.trace(vars(record)["request"])
 
 
 def open_traces(endpoint: str, *, model: str, version: str) -> Traces:

@@ -307,6 +307,24 @@ def test_there_is_a_dashboard_and_a_scrape_of_the_port_it_needs() -> None:
     assert job["metrics_path"] == "/metrics"
 
 
+async def test_every_help_text_is_a_sentence_that_names_what_is_counted(metrics: Metrics) -> None:
+    """No two metrics share one, and none needs the line above it."""
+
+    async def experts() -> pb.GetExpertLoadResponse:
+        return EXPERTS
+
+    metrics.attach(sources(experts=experts))
+    metrics.render()
+    await asyncio.sleep(0)
+    page = metrics.render()[0].decode()
+    helps = dict(re.findall(r"^# HELP ((?:vllm|switchyard):\S+) (.*)$", page, re.M))
+    assert len(helps) > 35
+    assert len(set(helps.values())) == len(helps)
+    for name, text in helps.items():
+        assert re.fullmatch(r"[A-Z1].{20,}\.", text), name
+        assert not text.startswith(("Of ", "The same", "Over ")), name
+
+
 async def test_the_documentation_lists_every_metric_and_no_other(metrics: Metrics) -> None:
     text = (ROOT / "docs" / "observability.md").read_text(encoding="utf-8")
     told = set(NAME.findall(text))

@@ -64,7 +64,7 @@ def test_times_that_never_came_are_null_and_all_lines_have_the_same_fields(file:
 
 def test_a_stuck_reader_stops_nobody_and_what_was_dropped_is_told() -> None:
     reader, writer = os.pipe()
-    log = RequestLog(writer, most=8)
+    log = RequestLog(writer, max_waiting=8)
     try:
         longest = 0.0
         for _ in range(3000):
@@ -101,7 +101,7 @@ def test_a_reader_that_is_gone_ends_nothing() -> None:
 
 def test_handing_over_a_record_is_cheap(file: Path) -> None:
     with file.open("wb") as stream:
-        log = RequestLog(stream.fileno(), most=100_000)
+        log = RequestLog(stream.fileno(), max_waiting=100_000)
         one = record()
         start = time.perf_counter()
         for _ in range(2000):
