@@ -1,6 +1,6 @@
 """What one group of workers is and can hold, as the frontend uses it.
 
-Knows no protobuf and no transport: `frontend.link` makes it from what rank 0 says of itself.
+Knows no protobuf and no transport: `frontend.link` makes it from rank 0's description.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupInfo:
-    """The workers; worker.proto's DescribeResponse says what each field means.
+    """The workers; worker.proto's DescribeResponse defines each field.
 
     Sizes of batches and caches are those of one attention replica. ``bytes_per_second``,
     ``flops_per_second`` and ``timed_*`` are 0 where nothing was measured.

@@ -9,7 +9,7 @@ from frontend.engine.step_stats import StepRates
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class EngineLoad:
-    """The engine at one moment; inference.proto's GetLoadResponse says what each field means.
+    """The engine at one moment; inference.proto's GetLoadResponse defines each field.
 
     Attributes:
         running_requests: requests that hold a slot.

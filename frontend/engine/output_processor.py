@@ -20,10 +20,10 @@ logger = logging.getLogger(__name__)
 
 
 class OutputProcessor:
-    """Gives requests the tokens of one step after the other.
+    """Adds the tokens of each step to their requests' outputs.
 
     Attributes:
-        generated_tokens: that requests were given, since the start.
+        generated_tokens: tokens that were added to outputs, since the start.
     """
 
     __slots__ = ("generated_tokens",)
@@ -32,7 +32,7 @@ class OutputProcessor:
         self.generated_tokens = 0
 
     def process(self, step: Step, drawn: list[Drawn], now: float) -> list[Sequence]:
-        """Give every row that drew its token; a token of a request that is over is dropped.
+        """Add each drawn token to its request; drop those of requests that are over.
 
         Args:
             step: the oldest outstanding one, which the scheduler completes next.
@@ -60,7 +60,7 @@ class OutputProcessor:
         assert len(tokens) == batch.num_draws, f"{len(tokens)} of {batch.num_draws} tokens"
         reader = LogprobReader(drawn.logprobs) if drawn.logprobs.logprobs else None
         num_taken = 0
-        for sequence, token in zip(batch.drawing(), tokens, strict=True):
+        for sequence, token in zip(_drawing(batch), tokens, strict=True):
             request = sequence.request
             logprobs = reader.read(request) if reader is not None else None
             if sequence.phase is done:
@@ -73,6 +73,14 @@ class OutputProcessor:
             if take_token(sequence, token, logprobs, now):
                 ended.append(sequence)
         self.generated_tokens += num_taken
+
+
+def _drawing(batch: ReplicaBatch) -> list[Sequence]:
+    """Sequences of the rows that draw, in the order of the rows."""
+    if not batch.draws:
+        return batch.sequences
+    rows = zip(batch.sequences[batch.num_decodes :], batch.draws, strict=True)
+    return batch.sequences[: batch.num_decodes] + [seq for seq, draws in rows if draws]
 
 
 def take_token(sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> bool:

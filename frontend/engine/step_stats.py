@@ -18,7 +18,7 @@ SAMPLE_SECONDS = 0.25
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepTotals:
-    """Sums over steps; inference.proto's StepTotals says what each is."""
+    """Sums over steps; inference.proto's StepTotals defines each."""
 
     steps: int = 0
     device_seconds: float = 0.0
@@ -41,7 +41,7 @@ class StepTotals:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepRates:
-    """A snapshot, field by field as GetLoadResponse says."""
+    """Rates over the window, and totals; GetLoadResponse in inference.proto defines each."""
 
     generated_tokens_per_second: float
     floor_share: float

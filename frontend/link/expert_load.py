@@ -76,10 +76,10 @@ def add_up(counts: Counts, num_ranks: int) -> pb.GetExpertLoadResponse:
 
 
 def imbalance(tokens_E: Sequence[int], num_ranks: int) -> float:
-    """Tokens of the rank with most over the mean of the ranks; 1.0 is even, or without any."""
+    """The most tokens of any rank over the mean of the ranks; 1.0 is even, or no tokens."""
     total = sum(tokens_E)
     if not total:
         return 1.0
     starts = expert_starts(len(tokens_E), num_ranks)
-    most = max(sum(tokens_E[a:b]) for a, b in itertools.pairwise(starts))
-    return most * num_ranks / total
+    busiest = max(sum(tokens_E[a:b]) for a, b in itertools.pairwise(starts))
+    return busiest * num_ranks / total

@@ -69,11 +69,11 @@ class LogprobSlots:
             new_sequence = sequences.get(slot)
             if new_sequence is None:
                 continue
-            num_tops, given = new_sequence.sampling.num_logprobs - 1, row - batch.num_decodes
-            if given < 0 or batch.draws[given]:
+            num_tops, prompt_row = new_sequence.sampling.num_logprobs - 1, row - batch.num_decodes
+            if prompt_row < 0 or batch.draws[prompt_row]:
                 own, tops = own + 1, tops + num_tops
-            if given >= 0 and new_sequence.prompt_logprobs:
-                end = batch.positions[row] + batch.num_tokens[given]
+            if prompt_row >= 0 and new_sequence.prompt_logprobs:
+                end = batch.positions[row] + batch.num_tokens[prompt_row]
                 count = max(0, min(end, new_sequence.num_prompt - 1) - batch.positions[row])
                 prompt_own, prompt_tops = prompt_own + count, prompt_tops + count * num_tops
         return ExpectedColumns(batch.num_draws, own, tops, prompt_own, prompt_tops)

@@ -23,7 +23,7 @@ from switchyard.worker.v1 import worker_pb2
 __all__ = ["GroupLost", "WorkerGroup"]
 
 HELLO_SECONDS = 10.0
-"""How long ranks that have said what they are may take to open their streams."""
+"""How long ranks may take to open their streams once they are described."""
 
 _T = TypeVar("_T")
 

@@ -44,13 +44,13 @@ class Delta:
 
 
 class Output:
-    """One request's pending delta: the engine adds, one reader takes, nobody waits for the other.
+    """One request's pending delta: the engine adds, one reader takes, neither waits for the other.
 
     A slow reader costs memory only for the tokens it has not read, at most max_new_tokens.
 
     Attributes:
-        min_tokens: the reader is not woken for fewer, but at the end.
-        pacer: says when it may be woken again; None: at once.
+        min_tokens: tokens that wake the reader; fewer do so only at the end.
+        pacer: decides when the reader may be woken again; None: at once.
     """
 
     __slots__ = (

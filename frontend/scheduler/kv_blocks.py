@@ -1,10 +1,10 @@
-"""KV blocks of one replica: who holds them, and which prefixes they contain.
+"""KV blocks of one replica: which are in use, and which prefixes they contain.
 
 Owns reference counts, the free blocks and the index of published prefixes. Knows block ids and
 digests only: nothing of sequences, slots or steps.
 
 A block is in exactly one of three states: held (one or more holders), free with a published
-prefix (may be found again, given away least recently used first), or free without.
+prefix (may be found again, reused least recently used first), or free without.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def extend_digests(
 class BlockPool:
     """Hands out block ids 0 to ``num_blocks - 1``, each holding ``block_size`` tokens.
 
-    ``allocate`` and ``acquire`` take hold of blocks, ``free`` lets go of them. A block that nobody
-    holds keeps its published prefix until it is needed for something else.
+    ``allocate`` and ``acquire`` add a holder to blocks, ``free`` removes one. A block without
+    holders keeps its published prefix until the block is needed for something else.
     """
 
     __slots__ = ("_block_of", "_cached", "_digest_of", "_holders", "_unused", "block_size", "size")
@@ -69,7 +69,7 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def match(self, digests: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest published prefix of ``digests``; nobody takes hold of them."""
+        """The blocks of the longest published prefix of ``digests``; adds no holder."""
         blocks = []
         for digest in digests:
             block = self._block_of.get(digest)
@@ -79,12 +79,12 @@ class BlockPool:
         return blocks
 
     def num_idle(self, blocks: Sequence[int]) -> int:
-        """How many of ``blocks`` nobody holds: what acquiring them takes from ``num_free``."""
+        """How many of ``blocks`` have no holder: what acquiring them takes from ``num_free``."""
         holders = self._holders
         return sum(not holders[block] for block in blocks)
 
     def acquire(self, blocks: Sequence[int]) -> None:
-        """Take hold of blocks that ``match`` found."""
+        """Add a holder to blocks that ``match`` found."""
         for block in blocks:
             assert self._digest_of[block] is not None, f"block {block} has no published prefix"
             if self._holders[block] == 0:
@@ -92,7 +92,7 @@ class BlockPool:
             self._holders[block] += 1
 
     def allocate(self, count: int) -> list[int]:
-        """Take hold of ``count`` blocks with no content; the caller has looked at ``num_free``."""
+        """Hold ``count`` blocks with no content; the caller must check ``num_free`` first."""
         assert count <= self.num_free, f"{count} blocks wanted, {self.num_free} free"
         blocks = []
         for _ in range(count):
@@ -107,9 +107,9 @@ class BlockPool:
         return blocks
 
     def free(self, blocks: Sequence[int]) -> None:
-        """Let go of a sequence's blocks, given in its order.
+        """Remove a holder from a sequence's blocks, which are in its order.
 
-        Its tail goes first, so that of one prefix the end is given away before the beginning.
+        Its tail is freed first, so that the end of a prefix is reused before its beginning.
         """
         for block in reversed(blocks):
             self._holders[block] -= 1
@@ -122,7 +122,7 @@ class BlockPool:
                 self._cached[block] = None
 
     def publish(self, block: int, digest: bytes) -> None:
-        """Let later sequences find a held block, full and with all its tokens known.
+        """Let later sequences find a held block that is full and whose tokens are all known.
 
         Of two blocks with the same content the first one stays.
         """

@@ -79,12 +79,12 @@ def check_queue(
         )
     else:
         return
-    least, most = RETRY_AFTER_SECONDS
+    minimum, maximum = RETRY_AFTER_SECONDS
     raise RequestError(
         Code.RESOURCE_EXHAUSTED,
         f"the queue is full: {what}; try again later",
         reason="QUEUE_FULL",
-        retry_after=min(max(times.predict(0, waiting_tokens + num_prompt), least), most),
+        retry_after=min(max(times.predict(0, waiting_tokens + num_prompt), minimum), maximum),
     )
 
 

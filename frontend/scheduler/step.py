@@ -76,13 +76,6 @@ class ReplicaBatch:
     draw_masks: list[bytes] = dataclasses.field(default_factory=list)
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
 
-    def drawing(self) -> list[Sequence]:
-        """Sequences of the rows that draw, in the order of the rows."""
-        if not self.draws:
-            return self.sequences
-        rows = zip(self.sequences[self.num_decodes :], self.draws, strict=True)
-        return self.sequences[: self.num_decodes] + [seq for seq, draws in rows if draws]
-
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Step:
@@ -94,7 +87,7 @@ class Step:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Decodes and other tokens of the replicas with most of them."""
+        """The most decodes, and the most other tokens, of any replica."""
         return (
             max(batch.num_decodes for batch in self.batches),
             max(batch.total_tokens - batch.num_decodes for batch in self.batches),
@@ -111,10 +104,10 @@ class StepStats:
     """What a step took and the least it could take; worker.proto's StepResult defines each value.
 
     Attributes:
-        device_seconds: of the slowest rank, waiting for the others included.
-        floor_seconds: of the rank with most to do; 0: unknown.
-        idle_seconds: in which no rank worked: the least of any, since a rank that begins earlier
-            waits for the others inside its device_seconds.
+        device_seconds: of the slowest rank, its wait for the others included.
+        floor_seconds: the most of any rank; 0: unknown.
+        idle_seconds: the least of any rank, since a rank that begins earlier waits for the others
+            inside its device_seconds.
         bytes_moved, flops: of all ranks together.
     """
 

@@ -1,4 +1,4 @@
-"""How long a step will take, learned from those that were measured.
+"""How long a step will take, learned from measured steps.
 
 Owns three curves, each by powers of two, because padded shapes and tiles make them so: seconds of a
 step that only decodes, by its rows; seconds a prompt token takes in a step of its own; and seconds
@@ -11,16 +11,16 @@ NEWEST_SHARE = 0.5
 """Weight of the newest measurement: prompt tokens cost more the longer their context is."""
 
 SLACK_KEPT = 0.98
-"""What a step leaves of the slack above 1."""
+"""Share of the slack above 1 that is kept after each step."""
 
-MOST_SLACK = 10.0
+MAX_SLACK = 10.0
 
 SMALLEST_CHUNK = 64
-"""Prompt tokens that a step may always hold, so that prompts end."""
+"""Prompt tokens that a step may always hold, so that every prompt is computed in the end."""
 
 
 class StepTimes:
-    """Predictions for one kind of workers.
+    """Predictions for one group of workers.
 
     Attributes:
         slack: how many times longer than predicted steps have taken lately, at least 1: what a busy
@@ -41,7 +41,7 @@ class StepTimes:
             _learn(self._alone, timed_tokens, timed_seconds / timed_tokens)
 
     def add(self, num_decodes: int, num_prompt_tokens: int, seconds: float) -> None:
-        """Learn from a step; counts are of the replica with most."""
+        """Learn from a step; the counts are the most of any replica."""
         if seconds <= 0.0:
             return
         self._widen(seconds, self.predict(num_decodes, num_prompt_tokens))
@@ -54,7 +54,7 @@ class StepTimes:
             _learn(self._beside, num_prompt_tokens, more)
 
     def forget_chunks(self) -> None:
-        """A long prompt begins: what chunks cost deep in another one says little of its own."""
+        """Forget what chunks cost: the first chunks of the next long prompt are cheaper."""
         self._beside.clear()
 
     def predict(self, num_decodes: int, num_prompt_tokens: int) -> float:
@@ -73,17 +73,17 @@ class StepTimes:
         nearest = min(curve, key=lambda known: (abs(known - bucket), known), default=None)
         return self._guess if nearest is None else curve[nearest]
 
-    def chunk_within(self, num_decodes: int, seconds: float, most: int) -> int:
+    def chunk_within(self, num_decodes: int, seconds: float, max_tokens: int) -> int:
         """Prompt tokens that add at most ``seconds`` to so many decodes.
 
-        Together they are ``most``, or a power of two, as padded shapes are; but a few there always
-        are. Sizes of which nothing is known are hoped to be quick: trying shows.
+        With the decodes they are ``max_tokens``, or a power of two, as padded shapes are; at least
+        `SMALLEST_CHUNK` are allowed. A size that was never measured counts as quick, and is tried.
         """
-        total = most
+        total = max_tokens
         while True:
             chunk = total - num_decodes
             if chunk <= SMALLEST_CHUNK:
-                return min(SMALLEST_CHUNK, most)
+                return min(SMALLEST_CHUNK, max_tokens)
             if self._beside_seconds(num_decodes, chunk) <= seconds:
                 return chunk
             total = 1 << _bucket(total) - 1
@@ -92,7 +92,7 @@ class StepTimes:
         """Let the slack follow at once upwards, and slowly downwards."""
         calmer = 1.0 + (self.slack - 1.0) * SLACK_KEPT
         late = seconds / predicted if predicted > 0.0 else 1.0
-        self.slack = min(max(calmer, late), MOST_SLACK)
+        self.slack = min(max(calmer, late), MAX_SLACK)
 
     def _beside_seconds(self, num_decodes: int, num_tokens: int) -> float:
         """What so many tokens add to decodes: as measured; else as much as fewer did, or what they

@@ -14,7 +14,7 @@ MAX_STRETCH = 1.8
 """A long prompt may make a step this many times as long as its decodes alone."""
 
 PATIENCE_SECONDS = 0.025
-"""A step that is no longer than this may be stretched further: nobody reads faster."""
+"""A step that is no longer than this may be stretched further: no one reads faster."""
 
 LONG_PROMPT_SHARE = 4
 """A prompt is long when it is above max_num_batched_tokens / LONG_PROMPT_SHARE."""
@@ -37,10 +37,10 @@ class Budget:
 
 def budget_of(limits: SchedulerLimits, times: StepTimes, num_decodes: int) -> Budget:
     """The budget of a step with ``num_decodes`` decodes on the replica with the most."""
-    most = limits.max_num_batched_tokens
+    max_tokens = limits.max_num_batched_tokens
     if num_decodes == 0:
-        return Budget(tokens=most, long_prompt=most, long_chunk=most)
+        return Budget(tokens=max_tokens, long_prompt=max_tokens, long_chunk=max_tokens)
     decode_seconds = times.decode_seconds(num_decodes)
     stretched = max(MAX_STRETCH * decode_seconds, PATIENCE_SECONDS)
-    chunk = times.chunk_within(num_decodes, stretched - decode_seconds, most)
-    return Budget(tokens=most, long_prompt=most // LONG_PROMPT_SHARE, long_chunk=chunk)
+    chunk = times.chunk_within(num_decodes, stretched - decode_seconds, max_tokens)
+    return Budget(tokens=max_tokens, long_prompt=max_tokens // LONG_PROMPT_SHARE, long_chunk=chunk)

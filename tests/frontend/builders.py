@@ -196,5 +196,5 @@ def random_limits(rng: random.Random) -> SchedulerLimits:
 
 def tight(limits: SchedulerLimits, rng: random.Random) -> SchedulerLimits:
     """Just enough blocks for one sequence, or a few more."""
-    least = -(-limits.max_model_len // limits.block_size)
-    return dataclasses.replace(limits, num_blocks=least + rng.choice([0, 1, least]))
+    needed = -(-limits.max_model_len // limits.block_size)
+    return dataclasses.replace(limits, num_blocks=needed + rng.choice([0, 1, needed]))

@@ -1,4 +1,4 @@
-"""An engine, a tokenizer and a worker that are easy to believe, for tests of the outer frontend.
+"""A simple engine, tokenizer and worker, for tests of the outer frontend.
 
 The engine answers every prompt with the letters after its last one; the tokenizer takes a byte for
 a token; the worker draws ever higher tokens.
@@ -142,7 +142,7 @@ class FakeEngine:
 
 
 def token_logprobs(token: int, num_logprobs: int) -> TokenLogprobs:
-    """What the engine says of a token."""
+    """A token's log-probabilities as the fake engine reports them."""
     others = range(token + 1, token + num_logprobs)
     return TokenLogprobs(-float(token), list(others), [-float(other) for other in others])
 
@@ -159,7 +159,7 @@ def next_token(token: int) -> int:
 
 
 def answer_text(prompt: str, num_tokens: int) -> str:
-    """What the engine says to a prompt."""
+    """The fake engine's text for a prompt."""
     tokens = [ord(prompt[-1]) if prompt[-1].isascii() else 0]
     for _ in range(num_tokens):
         tokens.append(next_token(tokens[-1]))
@@ -203,8 +203,8 @@ class FakeTokenizer:
     ) -> list[int]:
         if messages[0]["role"] == "assistant":
             raise jinja2.TemplateError("the first turn must be the user's")
-        said = "".join(f"{m['role'][0]}:{m['content']}" for m in messages)
-        return self.encode(said + "".join(f"+{tool['name']}" for tool in tools or ()))
+        text = "".join(f"{m['role'][0]}:{m['content']}" for m in messages)
+        return self.encode(text + "".join(f"+{tool['name']}" for tool in tools or ()))
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
@@ -220,7 +220,7 @@ def _byte_vocabulary() -> dict[str, int]:
 
 
 def describe(**changes: Any) -> worker_pb2.DescribeResponse:
-    """What the workers of a small model say."""
+    """The description of a small model's only rank."""
     facts: dict[str, Any] = {
         "protocol": PROTOCOL, "version": "0", "rank": 0, "world_size": 1, "local_world_size": 1,
         "tensor_parallel_size": 1, "data_parallel_size": 1, "expert_parallel_size": 1,
@@ -233,7 +233,7 @@ def describe(**changes: Any) -> worker_pb2.DescribeResponse:
 
 
 def group(**changes: Any) -> GroupInfo:
-    """The same, as the service has it."""
+    """The same as the service has it."""
     return group_info(describe(**changes))
 
 
@@ -274,7 +274,7 @@ async def running_server(ready: bool = True) -> AsyncIterator[Running]:
 
 
 class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
-    """One rank that draws 1, 2, 3, … whatever it is given.
+    """One rank that draws 1, 2, 3, … for any step.
 
     Attributes:
         seconds: how long each step takes.
@@ -315,7 +315,7 @@ async def running_worker(worker: FakeWorker) -> AsyncIterator[tuple[grpc.aio.Ser
 
 
 def queue_full() -> RequestError:
-    """What a full queue answers."""
+    """The error of a full queue."""
     return RequestError(
         Code.RESOURCE_EXHAUSTED, "8 requests wait", reason="QUEUE_FULL", retry_after=1.5
     )

@@ -1,4 +1,4 @@
-"""Records of requests, for tests of who watches them."""
+"""Records of requests, for tests of observers."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def record(**changes: Any) -> RequestRecord:
 
 
 def refusal(**changes: Any) -> RequestRecord:
-    """A request that was never let in."""
+    """A request that was refused."""
     facts: dict[str, Any] = {
         "code": "RESOURCE_EXHAUSTED", "reason": "QUEUE_FULL", "finish_reasons": (),
         "cached_tokens": 0, "completion_tokens": 0, "admitted": 0.0, "first_token": 0.0,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from frontend.scheduler.step_times import MOST_SLACK, SMALLEST_CHUNK, StepTimes
+from frontend.scheduler.step_times import MAX_SLACK, SMALLEST_CHUNK, StepTimes
 
 
 def test_nothing_known_predicts_nothing_and_bounds_nothing() -> None:
@@ -77,7 +77,7 @@ def test_slack_is_there_at_once_and_leaves_slowly() -> None:
         times.add(8, 0, 0.01)
     assert times.slack < 1.05
     times.add(8, 0, 1000.0)
-    assert times.slack == MOST_SLACK
+    assert times.slack == MAX_SLACK
 
 
 def test_deep_in_a_context_chunks_shrink_and_the_next_prompt_begins_anew() -> None:
