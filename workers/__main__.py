@@ -2,7 +2,7 @@
 
 ``python -m workers --model FOLDER --nproc N [--nnodes M --node-rank I --rdzv-endpoint H:P]``
 
-Owns the flags of the process. Exits 0 when told to end, 2 for what cannot start.
+Owns the flags of the process. Exits 0 after a signal to end, 2 for what cannot start.
 """
 
 from __future__ import annotations
@@ -78,6 +78,7 @@ def _run(
     nproc: int,
 ) -> int:
     # Here, not above: bad flags are refused without waiting for torch.
+    from workers.launcher.epochs import Epochs
     from workers.launcher.rank_session import run_group
     from workers.launcher.rendezvous import Meeting
     from workers.rank.process import RankTask
@@ -85,12 +86,12 @@ def _run(
     host, port = launch.endpoint
     meeting = Meeting(host=host, port=port, node_rank=launch.node_rank, num_nodes=launch.nnodes)
 
-    def one_group(reporter: Reporter, newest_epoch: int) -> None:
+    def one_group(reporter: Reporter, epochs: Epochs) -> None:
         task = RankTask(
             config=config,
             parallel=parallel,
             secret=secret,
-            newest_epoch=newest_epoch,
+            epochs=epochs,
             reporter=reporter,
         )
         run_group(meeting, nproc, task.run, reporter)

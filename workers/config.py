@@ -74,6 +74,10 @@ class WorkerConfig:
         "secret that frontends must know to be served", None, unset="none", shared=False
     )
     insecure_link: bool = flag("serve any frontend, from any machine", False, shared=False)
+    frontend_timeout: float = flag(
+        "wait of the ranks for the next frontend after one that died", 60.0, unit="seconds",
+        at_least=0,
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         flags.check(self)

@@ -7,6 +7,7 @@ not what they mean for the group.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from typing import Any
 
@@ -20,6 +21,7 @@ DESCRIBE = "/switchyard.worker.v1.WorkerService/Describe"
 EXECUTE = "/switchyard.worker.v1.WorkerService/Execute"
 GET_EXPERT_LOAD = "/switchyard.worker.v1.WorkerService/GetExpertLoad"
 EXPERT_LOAD_SECONDS = 5.0
+GOODBYE_SECONDS = 1.0
 CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -89,8 +91,11 @@ class RankChannel:
                     raise GroupLost(cause) from error
             await asyncio.sleep(RETRY_SECONDS)
 
-    async def open(self, epoch: int, deadline: float) -> None:
+    async def open(self, epoch: int, deadline: float) -> int:
         """Open the stream: Hello, Welcome.
+
+        Returns:
+            Steps that the rank has run since its start.
 
         Raises:
             GroupLost: the rank refuses, or is silent until ``deadline``.
@@ -108,6 +113,7 @@ class RankChannel:
             raise GroupLost(f"{self} did not answer Hello in time") from error
         if answer.WhichOneof("message") != "welcome" or answer.welcome.epoch != epoch:
             raise GroupLost(f"{self} answered Hello of epoch {epoch} with {answer!s:.80}")
+        return answer.welcome.num_steps
 
     async def write(self, message: bytes) -> None:
         """Write one serialized ExecuteRequest."""
@@ -145,6 +151,21 @@ class RankChannel:
         except grpc.aio.AioRpcError as error:
             raise GroupLost(f"{self}: {_reason(error)}") from error
         return load
+
+    async def say_goodbye(self, *, end_rank: bool) -> None:
+        """End the stream, if it is still open, and wait a moment until the rank has ended it too.
+
+        Args:
+            end_rank: the rank is to exit; otherwise it waits for the next frontend.
+        """
+        if self._stream is None:
+            return
+        goodbye = worker_pb2.ExecuteRequest(goodbye=worker_pb2.Goodbye(end_rank=end_rank))
+        with contextlib.suppress(GroupLost, TimeoutError):
+            async with asyncio.timeout(GOODBYE_SECONDS):
+                await self.write(goodbye.SerializeToString())
+                await self._stream.done_writing()
+                await self._stream.code()
 
     async def close(self) -> None:
         """Break the stream."""

@@ -90,12 +90,16 @@ class WorkerGroup:
                 ranks.append(rank_at(number, local_address(addresses[machine], local)))
             others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
             check_agreement([first, *others], ranks)
-            # A time of its own, because a rank that is left after its Hello ends and loads again.
+            # A time of its own, however little of the other is left.
             # Rank 0 first and alone: of two frontends the one it refuses has taken no other rank.
             deadline = time.monotonic() + HELLO_SECONDS
             newest = epoch or time.time_ns()
-            await ranks[0].open(newest, deadline)
-            await asyncio.gather(*(rank.open(newest, deadline) for rank in ranks[1:]))
+            num_steps = [await ranks[0].open(newest, deadline)]
+            opening = (rank.open(newest, deadline) for rank in ranks[1:])
+            num_steps += await asyncio.gather(*opening)
+            if len(set(num_steps)) > 1:
+                await _say_goodbye(ranks, end_ranks=True)
+                raise GroupLost(f"the ranks have run {num_steps} steps, not all the same")
             return cls(ranks, first, stack.pop_all())
 
     async def send(self, step: Step) -> None:
@@ -152,7 +156,8 @@ class WorkerGroup:
         )
 
     async def close(self) -> None:
-        """Break all streams, which ends the workers."""
+        """End all streams: the ranks of a group that is lost exit, others wait for a frontend."""
+        await _say_goodbye(self._ranks, end_ranks=self.lost.done())
         for reader in self._readers:
             reader.cancel()
         await asyncio.gather(*self._readers, return_exceptions=True)
@@ -192,6 +197,10 @@ class WorkerGroup:
             self.lost.set_result(error)
             for rank in self._ranks:
                 rank.results.put_nowait(error)
+
+
+async def _say_goodbye(ranks: Sequence[RankChannel], *, end_ranks: bool) -> None:
+    await asyncio.gather(*(rank.say_goodbye(end_rank=end_ranks) for rank in ranks))
 
 
 def _stats_of(results: Sequence[worker_pb2.StepResult]) -> StepStats:

@@ -144,7 +144,7 @@ class _RawRank:
             if request.HasField("hello"):
                 welcome = worker_pb2.ExecuteResponse(welcome={"epoch": request.hello.epoch})
                 yield welcome.SerializeToString()
-            else:
+            elif request.HasField("step"):
                 yield self._answer
 
     async def describe(self, request: bytes, context: Any) -> bytes:

@@ -7,8 +7,9 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,9 +18,13 @@ from frontend.probe import Verdict, probe
 from switchyard.client import AsyncClient, ServerError
 from tests.faults.inject import GRIP, POISON, STALL, spoil_ranks
 from tests.faults.server import ROOT, Server, descendants, is_alive, send, wait_until_gone
-from tests.faults.streams import Asked, answer, answers, mixed_requests
+from tests.faults.streams import Answer, Asked, Progress, answer, answers, mixed_requests
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
+
+
+def outcomes(given: Sequence[Answer]) -> list[tuple[Any, ...]]:
+    return [each.outcome() for each in given]
 
 
 async def test_a_poisonous_request_fails_alone(tmp_path: Path) -> None:
@@ -35,7 +40,7 @@ async def test_a_poisonous_request_fails_alone(tmp_path: Path) -> None:
             shaken = await asyncio.gather(*running)
         log = server.log
     assert (caught.value.code.name, caught.value.reason) == ("INTERNAL", "POISON")
-    assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
+    assert outcomes(shaken) == outcomes(quiet)
     assert log.count("the workers are back") == 3, log
 
 
@@ -49,7 +54,7 @@ async def test_a_rank_that_hangs_is_replaced(token: int, tmp_path: Path) -> None
         shaken = await answers(server.address, [*requests, hanging])
         quiet = await answers(server.address, [*requests, hanging])
         log = server.log
-    assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
+    assert outcomes(shaken) == outcomes(quiet)
     assert log.count("the workers are back") == 1, log
     assert "is not answered after" in log, log
 
@@ -85,7 +90,8 @@ async def test_a_killed_frontend_leaves_nothing_behind(tmp_path: Path) -> None:
     assert code == 128 + signal.SIGKILL
 
 
-async def test_workers_outlive_their_frontend_and_serve_the_next(tmp_path: Path) -> None:
+async def test_ranks_outlive_their_frontend_and_serve_the_next(tmp_path: Path) -> None:
+    """One that is killed under traffic, and one that is stopped."""
     listen = f"unix:{tmp_path}/rank-{{rank}}.sock"
     model = ["--model", str(CHECKPOINT)]
     with contextlib.ExitStack() as stack:
@@ -103,17 +109,22 @@ async def test_workers_outlive_their_frontend_and_serve_the_next(tmp_path: Path)
             assert process.stdout is not None
             return process, process.stdout.readline().split(" on ", 1)[1].split(" ", 1)[0]
 
-        workers = start("workers", *model, "--listen", listen, "--device", "cpu", "--tp", "2")
+        workers = start("workers", *model, "--listen", listen, "--device", "cpu")
         first, address = await asyncio.to_thread(frontend)
-        asked = mixed_requests(seed=6, count=2, max_new_tokens=20)
+        asked = mixed_requests(seed=6, count=7, max_new_tokens=40)
         quiet = await answers(address, asked)
         ranks = [pid for pid in descendants(workers.pid) if is_alive(pid)]
+        progress = Progress()
+        cut = asyncio.create_task(answers(address, asked, progress))
+        await progress.reach(20)
         first.kill()
-        killed = time.monotonic()
-        await asyncio.to_thread(wait_until_gone, ranks, 2)
-        _, address = await asyncio.to_thread(frontend)
-        back = time.monotonic() - killed
+        with pytest.raises(ServerError):
+            await cut
+        second, address = await asyncio.to_thread(frontend)
         assert probe(address)[0] is Verdict.HEALTHY
-        again = await answers(address, asked)
-    assert [each.outcome() for each in again] == [each.outcome() for each in quiet]
-    assert back < 60
+        assert outcomes(await answers(address, asked)) == outcomes(quiet)
+        second.terminate()
+        assert await asyncio.to_thread(second.wait, 20) == 0
+        _, address = await asyncio.to_thread(frontend)
+        assert outcomes(await answers(address, asked)) == outcomes(quiet)
+        assert all(is_alive(pid) for pid in ranks)

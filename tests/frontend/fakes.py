@@ -292,6 +292,8 @@ class FakeWorker(worker_pb2_grpc.WorkerServiceServicer):
             if request.HasField("hello"):
                 yield worker_pb2.ExecuteResponse(welcome={"epoch": request.hello.epoch})
                 continue
+            if request.HasField("goodbye"):
+                return
             await asyncio.sleep(self.seconds)
             step = request.step
             tokens = []

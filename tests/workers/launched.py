@@ -163,5 +163,12 @@ class Stream:
     def receive(self) -> worker_pb2.StepResult:
         return next(self.answers).result
 
+    def goodbye(self, *, end_rank: bool) -> None:
+        """End the stream, and wait until the rank has ended it."""
+        goodbye = worker_pb2.Goodbye(end_rank=end_rank)
+        self._requests.put(worker_pb2.ExecuteRequest(goodbye=goodbye))
+        with contextlib.suppress(grpc.RpcError):
+            assert list(self.answers) == []
+
     def leave(self) -> None:
         self.answers.cancel()

@@ -14,49 +14,39 @@ import sys
 import time
 from collections.abc import Callable
 
-from workers.launcher.linux import adopt_orphans, die_with, kill_session, name_process
+from switchyard.worker.backoff import MAX_FAILED_STARTS, Backoff
+from switchyard.worker.prctl import adopt_orphans, die_with, name_process
+from workers.launcher.epochs import Epochs
 from workers.launcher.reports import GroupEnd, Reporter, read_end
+from workers.launcher.session import kill_session
 
-_FIRST_DELAY = 0.2
-_LONGEST_DELAY = 30.0
-_STABLE_SECONDS = 10.0  # ready for so long, a group is no part of a row of losses
-_MAX_FAILED_STARTS = 5
 _PEERS_DELAY = 0.2
 _STOPS = {signal.SIGTERM, signal.SIGINT}
 _SIGNALS = _STOPS | {signal.SIGCHLD}
 
-RunGroup = Callable[[Reporter, int], None]
-"""Runs one group, given the newest epoch that any before it has seen; does not return."""
+RunGroup = Callable[[Reporter, Epochs], None]
+"""Runs one group; does not return."""
 
 
 @dataclasses.dataclass(slots=True)
-class Backoff:
+class Restarts:
     """When the next group starts, from how the ones before it ended."""
 
-    losses: int = 0
-    failed_starts: int = 0
+    backoff: Backoff = dataclasses.field(default_factory=Backoff)
     was_ready: bool = False
 
     def after(self, end: GroupEnd, now: float) -> float | None:
-        """Seconds to wait; None: give up."""
+        """Returns the seconds to wait; None: give up."""
         if end.ready_at is not None or end.left:
             self.was_ready = True
-            self.failed_starts = 0
+            self.backoff.was_ready()
         if end.moved:
             return _PEERS_DELAY
         if end.left:
             return 0.0
-        if end.ready_at is None:
-            self.failed_starts += 1
-            first_start_refused = not self.was_ready and not end.killed
-            if first_start_refused or self.failed_starts >= _MAX_FAILED_STARTS:
-                return None
-        elif now - end.ready_at >= _STABLE_SECONDS:
-            self.losses = 0
-        self.losses += 1
-        if self.losses == 1:
-            return 0.0
-        return min(_LONGEST_DELAY, _FIRST_DELAY * 2.0 ** (self.losses - 2))
+        if end.ready_at is None and not self.was_ready and not end.killed:
+            return None  # the first start was refused
+        return self.backoff.after_loss(None if end.ready_at is None else now - end.ready_at)
 
 
 class Launcher:
@@ -70,30 +60,30 @@ class Launcher:
     def __init__(self, run_group: RunGroup, num_ranks: int) -> None:
         self._run_group = run_group
         self._num_ranks = num_ranks
-        self._epoch = 0
+        self._epochs = Epochs(num_ranks)
 
     def run(self) -> int:
-        """Returns the exit status: 0 when told to end, else that of the last failed start."""
+        """Returns the exit status: 0 after a signal to end, else that of the last failed start."""
         signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
         adopt_orphans()
         gc.collect()
         gc.freeze()  # pages that ranks share stay shared
-        backoff = Backoff()
+        restarts = Restarts()
         while True:
             end = self._one_group()
             if end is None:
                 return 0
-            delay = backoff.after(end, time.monotonic())
+            delay = restarts.after(end, time.monotonic())
             if delay is None:
-                _say(_last_words(end, backoff.failed_starts))
+                _say(_last_words(end, restarts.backoff.failed_starts))
                 return end.code or 1
             wait = f" in {delay:g} s" if delay else ""
             _say(f"{end.cause}; starting the group again{wait}")
-            if delay and _told_to_stop(delay):
+            if delay and _stopped_within(delay):
                 return 0
 
     def _one_group(self) -> GroupEnd | None:
-        """Start a group and wait for its end; None when told to stop before that."""
+        """Start a group and wait for its end; None when a signal to stop comes first."""
         reading, writing = os.pipe()
         launcher = os.getpid()
         leader = os.fork()
@@ -105,7 +95,6 @@ class Launcher:
         status = kill_session(leader)
         with open(reading, encoding="utf-8") as reports:
             end = read_end(reports.read(), self._num_ranks, leader, status)
-        self._epoch = max(self._epoch, end.epoch)
         return None if stopped else end
 
     def _lead(self, launcher: int, reporter: Reporter) -> None:
@@ -115,7 +104,7 @@ class Launcher:
             die_with(launcher)
             name_process("group")
             signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
-            self._run_group(reporter, self._epoch)
+            self._run_group(reporter, self._epochs)
         finally:
             os._exit(1)
 
@@ -128,13 +117,13 @@ def _wait_for(leader: int) -> bool:
     return signal.sigtimedwait(_STOPS, 0) is not None
 
 
-def _told_to_stop(seconds: float) -> bool:
+def _stopped_within(seconds: float) -> bool:
     """Sleep; true as soon as a signal asks for the end."""
     return signal.sigtimedwait(_STOPS, seconds) is not None
 
 
 def _last_words(end: GroupEnd, failed_starts: int) -> str:
-    if failed_starts < _MAX_FAILED_STARTS:
+    if failed_starts < MAX_FAILED_STARTS:
         return end.cause
     return f"{end.cause}; {failed_starts} starts in a row failed"
 

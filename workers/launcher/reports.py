@@ -33,10 +33,6 @@ class Reporter:
         """This rank answers."""
         self._say(ready=time.monotonic())
 
-    def epoch(self, epoch: int) -> None:
-        """This rank has seen a frontend's epoch."""
-        self._say(epoch=epoch)
-
     def leaves(self, reason: str) -> None:
         """This process ends itself."""
         self._say(reason=" ".join(reason.split())[:_MAX_REASON])
@@ -61,11 +57,10 @@ class GroupEnd:
     Attributes:
         cause: a line for people.
         code: what the launcher exits with if this is the end.
-        left: its frontend left, and all is well.
+        left: a rank ended itself without a failure, since its frontend was gone.
         moved: the group of another machine ended, and this one with it.
         killed: by a signal from outside, or stopped by one.
         ready_at: time.monotonic() when all ranks were ready; None: they never were.
-        epoch: the newest that a rank has seen; 0: none.
     """
 
     cause: str
@@ -74,7 +69,6 @@ class GroupEnd:
     moved: bool = False
     killed: bool = False
     ready_at: float | None = None
-    epoch: int = 0
 
 
 def read_end(text: str, num_ranks: int, leader: int, leader_status: int) -> GroupEnd:
@@ -86,10 +80,7 @@ def read_end(text: str, num_ranks: int, leader: int, leader_status: int) -> Grou
     """
     facts = [json.loads(line) for line in text.splitlines()]
     ready = [each["ready"] for each in facts if "ready" in each]
-    common: dict[str, Any] = {
-        "ready_at": max(ready) if len(ready) == num_ranks else None,
-        "epoch": max((each["epoch"] for each in facts if "epoch" in each), default=0),
-    }
+    common: dict[str, Any] = {"ready_at": max(ready) if len(ready) == num_ranks else None}
     first = next((each for each in facts if "ended" in each or "peers" in each), None)
     if first is not None and "peers" in first:
         return GroupEnd(cause="another machine's ranks ended", code=1, moved=True, **common)

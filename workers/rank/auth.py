@@ -1,4 +1,4 @@
-"""Who may speak to a rank: callers that know the link's secret."""
+"""Admits to a rank those callers alone that know the link's secret."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ class LinkAuth(grpc.ServerInterceptor):
         continuation: Callable[[grpc.HandlerCallDetails], grpc.RpcMethodHandler | None],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler | None:
-        """The method's handler for a caller that knows the secret, else a refusal."""
-        said = [v for k, v in handler_call_details.invocation_metadata if k == SECRET_KEY]
-        if len(said) == 1 and hmac.compare_digest(said[0].encode(), self._secret):
+        """Returns the method's handler for a caller that knows the secret, else a refusal."""
+        given = [v for k, v in handler_call_details.invocation_metadata if k == SECRET_KEY]
+        if len(given) == 1 and hmac.compare_digest(given[0].encode(), self._secret):
             return continuation(handler_call_details)
         return self._refusal
 

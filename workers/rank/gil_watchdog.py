@@ -1,6 +1,6 @@
-"""Ends a process whose interpreter stands still: a thread that holds the GIL and never returns.
+"""Ends a process in which a thread holds the GIL and never returns.
 
-Knows nothing of what stands still, and cannot see one that waits without the GIL.
+Knows nothing of what the thread does, and cannot see a thread that waits without the GIL.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ PERIOD_SECONDS = 0.5
 
 
 def start(timeout: float) -> None:
-    """From now on, end this process with status 1, every thread's stack on stderr, once no thread
-    has got the GIL for ``timeout`` seconds."""
+    """End this process once no thread has got the GIL for ``timeout`` seconds.
+
+    The exit status is then 1, and every thread's stack is on stderr.
+    """
 
     def rearm() -> None:
         while True:
@@ -22,4 +24,4 @@ def start(timeout: float) -> None:
             faulthandler.dump_traceback_later(timeout, exit=True)
             time.sleep(PERIOD_SECONDS)
 
-    threading.Thread(target=rearm, name="deadman", daemon=True).start()
+    threading.Thread(target=rearm, name="GIL watchdog", daemon=True).start()

@@ -1,9 +1,10 @@
-"""One rank's process, forked by a group: start, listen, run steps until the frontend leaves."""
+"""One rank's process, forked by a group: start, listen, run steps while frontends come and go."""
 
 from __future__ import annotations
 
 import dataclasses
 import faulthandler
+import functools
 import gc
 import logging
 import os
@@ -17,13 +18,15 @@ from triton.errors import TritonError
 from moe.base.parallel import ParallelConfig
 from switchyard.release import release
 from switchyard.worker.link import PROTOCOL, local_address
+from switchyard.worker.prctl import die_with, name_process
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
 from workers.distributed import ranks_here
-from workers.launcher.linux import die_with, name_process
+from workers.launcher.epochs import Epochs
 from workers.launcher.reports import REFUSED, Reporter
 from workers.rank import gil_watchdog
 from workers.rank.expert_load import LoadReport
+from workers.rank.frontends import Frontends
 from workers.rank.service import WorkerService
 from workers.rank.startup import LoadedRank, start
 
@@ -37,13 +40,13 @@ class RankTask:
 
     Attributes:
         secret: what frontends must know; None: nothing.
-        newest_epoch: the newest epoch that a rank of an earlier group has seen.
+        epochs: the frontends that ranks of this and of earlier groups have seen.
     """
 
     config: WorkerConfig
     parallel: ParallelConfig
     secret: str | None
-    newest_epoch: int
+    epochs: Epochs
     reporter: Reporter
 
     def run(self) -> NoReturn:
@@ -76,13 +79,16 @@ class RankTask:
 
     def _service(self) -> WorkerService:
         """The service, its address taken before the long work of loading."""
-        service = WorkerService(
-            lambda reason, failed: self._leave(reason, int(failed)),
-            secret=self.secret,
-            newest_epoch=self.newest_epoch,
-            saw_epoch=self.reporter.epoch,
-        )
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        frontends = Frontends(
+            lambda reason: self._leave(reason, 0),
+            newest_epoch=self.epochs.newest(),
+            saw_epoch=functools.partial(self.epochs.saw, local_rank),
+            timeout=self.config.frontend_timeout,
+        )
+        service = WorkerService(
+            lambda reason, failed: self._leave(reason, int(failed)), frontends, secret=self.secret
+        )
         service.bind(local_address(self.config.listen, local_rank))
         return service
 

@@ -1,17 +1,18 @@
-"""The worker's gRPC service: Describe, and Execute with its epochs and step order.
+"""The worker's gRPC service: Describe, Execute with its step order, GetExpertLoad.
 
-Owns the one live stream of this rank, and who may open it. A stream that breaks ends the process: a
-half-sent step would leave the other ranks hanging in a collective. Knows nothing of what a step
-computes.
+Owns the streams of this rank and the queue of its steps; `frontends.py` admits who may open one.
+Knows nothing of what a step computes.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from typing import NoReturn
 
 import grpc
 
@@ -19,6 +20,7 @@ from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from workers.rank.auth import LinkAuth
 from workers.rank.expert_load import LoadReport, Snapshot
+from workers.rank.frontends import Frontends
 from workers.step.runner import Runner, StepHandle
 
 _MAX_MESSAGE_BYTES = 64 << 20
@@ -27,9 +29,28 @@ _PEER_MS = 5_000  # a frontend is asked so often whether it is there, and has as
 
 log = logging.getLogger(__name__)
 
+Handles = queue.SimpleQueue[StepHandle | None]
+"""Launched steps of one stream, oldest first; None behind the last."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class QueuedStep:
+    """A step to launch, and where its handle goes."""
+
+    step: worker_pb2.StepRequest
+    handles: Handles
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """Stands behind the last step of a stream."""
+
+    handles: Handles
+    said_goodbye: bool
+
+
 Snapshots = futures.Future[Snapshot | None]
-Steps = queue.SimpleQueue[worker_pb2.StepRequest | Snapshots]
-Handles = queue.SimpleQueue[StepHandle]
+Work = queue.SimpleQueue[QueuedStep | StreamEnd | Snapshots]
 
 
 class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
@@ -38,27 +59,22 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
     Args:
         leave: called with a one-line reason, and whether it is a failure, when the rank must end;
             does not return.
+        frontends: admits one frontend at a time.
         secret: what callers must know; None: nothing.
-        newest_epoch: the newest epoch that this rank has seen in an earlier life.
-        saw_epoch: called with the one that it serves.
     """
 
     def __init__(
         self,
         leave: Callable[[str, bool], None],
+        frontends: Frontends,
         *,
         secret: str | None = None,
-        newest_epoch: int = 0,
-        saw_epoch: Callable[[int], None] = lambda epoch: None,
     ) -> None:
         self.description = worker_pb2.DescribeResponse()
         self.leave = leave
-        self.steps: Steps = queue.SimpleQueue()
-        self.handles: Handles = queue.SimpleQueue()
-        self.lock = threading.Lock()
-        self.newest_epoch = newest_epoch
-        self.saw_epoch = saw_epoch
-        self.serving = False
+        self.frontends = frontends
+        self.work: Work = queue.SimpleQueue()
+        self.num_steps = 0
         self.server = grpc.server(
             futures.ThreadPoolExecutor(max_workers=4, thread_name_prefix="grpc"),
             interceptors=[] if secret is None else [LinkAuth(secret)],
@@ -100,42 +116,60 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         self, request_iterator: Iterator[worker_pb2.ExecuteRequest], context: grpc.ServicerContext
     ) -> Iterator[worker_pb2.ExecuteResponse]:
         epoch = self._accept(request_iterator, context)
-        if not context.add_callback(lambda: self.leave("the frontend is gone", False)):
-            self.leave("the frontend is gone", False)  # while it said Hello
-        yield worker_pb2.ExecuteResponse(welcome=worker_pb2.Welcome(epoch=epoch))
-        reader = threading.Thread(target=self._read, args=(request_iterator,), daemon=True)
-        reader.start()
-        while True:
-            yield worker_pb2.ExecuteResponse(result=self._next_result())
+        handles: Handles = queue.SimpleQueue()
+        welcome = worker_pb2.Welcome(epoch=epoch, num_steps=self.num_steps)
+        # Whatever becomes of this generator, the reader sees the end of the stream.
+        threading.Thread(target=self._read, args=(request_iterator, handles), daemon=True).start()
+        yield worker_pb2.ExecuteResponse(welcome=welcome)
+        while (handle := handles.get()) is not None:
+            yield worker_pb2.ExecuteResponse(result=self._result(handle))
 
     def GetExpertLoad(  # noqa: N802
         self, request: worker_pb2.GetExpertLoadRequest, context: grpc.ServicerContext
     ) -> worker_pb2.GetExpertLoadResponse:
         wanted: Snapshots = futures.Future()
-        self.steps.put(wanted)
+        self.work.put(wanted)
         try:
             snapshot = wanted.result(_SNAPSHOT_SECONDS)
         except TimeoutError:
             context.abort(grpc.StatusCode.UNAVAILABLE, "the rank is busy with a step")
         return worker_pb2.GetExpertLoadResponse() if snapshot is None else snapshot.answer()
 
-    def run(self, runner: Runner, load: LoadReport) -> None:
+    def run(self, runner: Runner, load: LoadReport) -> NoReturn:
         """Launch steps as they come, on the calling thread, and copy counts between them; ends
         only with the process."""
+        last: StepHandle | None = None
         while True:
-            work = self.steps.get()
+            work = self.work.get()
             try:
-                if isinstance(work, futures.Future):
-                    work.set_result(load.snapshot())
+                if isinstance(work, QueuedStep):
+                    last = runner.launch(work.step)
+                    self.num_steps += 1
+                    work.handles.put(last)
+                elif isinstance(work, StreamEnd):
+                    self._end_stream(work, last)
+                    last = None
                 else:
-                    self.handles.put(runner.launch(work))
+                    work.set_result(load.snapshot())
             except Exception as error:
                 self._fail(error)
 
-    def _next_result(self) -> worker_pb2.StepResult:
-        """The oldest launched step's, where an error of the device shows."""
+    def _end_stream(self, end: StreamEnd, last: StepHandle | None) -> None:
+        """Wait for the stream's last step, then for the next frontend."""
+        if last is not None:
+            last.result()
+        end.handles.put(None)
+        self.frontends.steps_ended(said_goodbye=end.said_goodbye)
+        if not end.said_goodbye and not self.description.rank:
+            log.warning(
+                "switchyard workers: the frontend is gone; the ranks wait %g s for the next",
+                self.frontends.timeout,
+            )
+
+    def _result(self, handle: StepHandle) -> worker_pb2.StepResult:
+        """What a launched step gave, where an error of the device shows."""
         try:
-            return self.handles.get().result()
+            return handle.result()
         except Exception as error:
             self._fail(error)
             raise
@@ -157,34 +191,33 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 grpc.StatusCode.FAILED_PRECONDITION,
                 f"the frontend speaks protocol {hello.protocol}, this worker {PROTOCOL}",
             )
-        with self.lock:
-            newest, serving = self.newest_epoch, self.serving
-            refused = serving or hello.epoch <= newest
-            if not refused:
-                self.newest_epoch, self.serving = hello.epoch, True
-        if refused:
-            context.abort(
-                grpc.StatusCode.FAILED_PRECONDITION,
-                f"epoch {hello.epoch} is refused: the rank has seen epoch {newest}"
-                + (" and serves a frontend" if serving else ""),
-            )
-        # Once in a rank's life: what it tells its launcher must fit the pipe between them.
-        self.saw_epoch(hello.epoch)
+        refusal = self.frontends.enter(hello.epoch)
+        if refusal is not None:
+            context.abort(grpc.StatusCode.FAILED_PRECONDITION, refusal)
         return hello.epoch
 
-    def _read(self, requests: Iterator[worker_pb2.ExecuteRequest]) -> None:
+    def _read(self, requests: Iterator[worker_pb2.ExecuteRequest], handles: Handles) -> None:
+        """Queue a stream's steps and, behind them, its end."""
+        said_goodbye = self._queue_steps(requests, handles)
+        self.frontends.stream_ended()
+        self.work.put(StreamEnd(handles, said_goodbye))
+
+    def _queue_steps(self, requests: Iterator[worker_pb2.ExecuteRequest], handles: Handles) -> bool:
+        """Returns whether the stream ended with a Goodbye."""
         expected: int | None = None
         try:
             for request in requests:
-                step = request.step
-                if request.WhichOneof("message") != "step" or step.step_id != (
-                    step.step_id if expected is None else expected
-                ):
+                kind, step = request.WhichOneof("message"), request.step
+                if kind == "goodbye":
+                    if request.goodbye.end_rank:
+                        self.leave("the frontend gave the group up", False)
+                    return True
+                if kind != "step" or (expected is not None and step.step_id != expected):
                     self.leave(
                         f"protocol error: expected step {expected}, got {request!s:.80}", True
                     )
                 expected = step.step_id + 1
-                self.steps.put(step)
+                self.work.put(QueuedStep(step, handles))
         except grpc.RpcError:
-            pass  # a broken stream ends as a finished one does
-        self.leave("the frontend is gone", False)
+            pass  # the stream broke
+        return False

@@ -30,13 +30,20 @@ Answer = Callable[[worker_pb2.StepRequest], worker_pb2.StepResult]
 
 
 class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
-    """One rank: answers steps with ``answer``, keeps what it was sent."""
+    """One rank: answers steps with ``answer``, keeps what it was sent.
+
+    Attributes:
+        num_steps: steps that it says it has run.
+        goodbyes: of its streams, each with its ``end_rank``.
+    """
 
     def __init__(self, info: worker_pb2.DescribeResponse, answer: Answer) -> None:
         self.info = info
         self.answer = answer
         self.received: list[bytes] = []
         self.epochs: list[int] = []
+        self.num_steps = 0
+        self.goodbyes: list[bool] = []
 
     async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
         return self.info
@@ -48,9 +55,12 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
             if request.WhichOneof("message") == "hello":
                 assert request.hello.protocol == PROTOCOL
                 self.epochs.append(request.hello.epoch)
-                welcome = worker_pb2.Welcome(epoch=request.hello.epoch)
+                welcome = {"epoch": request.hello.epoch, "num_steps": self.num_steps}
                 yield worker_pb2.ExecuteResponse(welcome=welcome)
                 continue
+            if request.WhichOneof("message") == "goodbye":
+                self.goodbyes.append(request.goodbye.end_rank)
+                return
             self.received.append(request.step.SerializeToString())
             if request.step.step_id == 666:
                 await context.abort(grpc.StatusCode.INTERNAL, "out of luck")
@@ -354,6 +364,28 @@ async def test_of_two_frontends_the_second_leaves_the_other_ranks_alone(tmp_path
         with pytest.raises(GroupLost, match=r"rank 0 at .*serves a frontend"):
             await ranks.connect()
         assert ranks.ranks[1].epochs == []
+
+
+@pytest.mark.parametrize("is_lost", [False, True])
+async def test_a_goodbye_says_whether_the_ranks_are_wanted_again(
+    tmp_path: Path, is_lost: bool
+) -> None:
+    async with Ranks(tmp_path, tp=2) as ranks:
+        group = await ranks.connect()
+        if is_lost:
+            group.lose("step 1 is not answered")
+        await group.close()
+        assert [rank.goodbyes for rank in ranks.ranks] == [[is_lost], [is_lost]]
+
+
+async def test_ranks_that_have_run_different_steps_are_given_up(tmp_path: Path) -> None:
+    async with Ranks(tmp_path, tp=2) as ranks:
+        ranks.ranks[0].num_steps, ranks.ranks[1].num_steps = 8, 7
+        with pytest.raises(GroupLost, match=r"have run \[8, 7\] steps"):
+            await ranks.connect()
+        assert [rank.goodbyes for rank in ranks.ranks] == [[True], [True]]
+        ranks.ranks[1].num_steps = 8
+        await (await ranks.connect()).close()
 
 
 async def test_waits_for_ranks_that_come_later(tmp_path: Path) -> None:

@@ -14,7 +14,8 @@ from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import local_address
 from tests.workers.launched import alive, descendants, wait_for
 from workers.__main__ import _endpoint, _ranks_here
-from workers.launcher.launcher import Backoff
+from workers.launcher.epochs import Epochs
+from workers.launcher.launcher import Restarts
 from workers.launcher.reports import REFUSED, GroupEnd, Reporter, read_end
 
 pytestmark = pytest.mark.processes
@@ -73,49 +74,49 @@ def crash(ready_at: float | None = 100.0, **facts: object) -> GroupEnd:
 
 
 def test_losses_in_a_row_wait_longer_and_longer() -> None:
-    backoff = Backoff()
-    waits = [backoff.after(crash(), now=101.0) for _ in range(11)]
+    restarts = Restarts()
+    waits = [restarts.after(crash(), now=101.0) for _ in range(11)]
     assert waits[:4] == [0.0, 0.2, 0.4, 0.8]
     assert waits[-1] == 30.0
-    assert backoff.after(crash(), now=100.0 + 10.0) == 0.0  # ready for a while before this one
+    assert restarts.after(crash(), now=100.0 + 10.0) == 0.0  # ready for a while before this one
 
 
 def test_a_frontend_that_leaves_costs_no_wait_and_counts_as_no_loss() -> None:
-    backoff = Backoff()
+    restarts = Restarts()
     left = GroupEnd(cause="", code=0, left=True, ready_at=100.0)
-    assert [backoff.after(left, now=101.0) for _ in range(20)] == [0.0] * 20
-    assert backoff.after(crash(), now=101.0) == 0.0
+    assert [restarts.after(left, now=101.0) for _ in range(20)] == [0.0] * 20
+    assert restarts.after(crash(), now=101.0) == 0.0
 
 
 def test_a_first_start_that_is_refused_is_the_end() -> None:
     refused = GroupEnd(cause="", code=REFUSED)
-    assert Backoff().after(refused, now=1.0) is None
-    backoff = Backoff()
-    backoff.after(crash(), now=101.0)
-    assert [backoff.after(refused, now=101.0) for _ in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
+    assert Restarts().after(refused, now=1.0) is None
+    restarts = Restarts()
+    restarts.after(crash(), now=101.0)
+    assert [restarts.after(refused, now=101.0) for _ in range(5)] == [0.2, 0.4, 0.8, 1.6, None]
 
 
 def test_a_first_start_that_is_killed_is_tried_again() -> None:
-    backoff = Backoff()
-    waits = [backoff.after(crash(ready_at=None), now=1.0) for _ in range(5)]
+    restarts = Restarts()
+    waits = [restarts.after(crash(ready_at=None), now=1.0) for _ in range(5)]
     assert waits == [0.0, 0.2, 0.4, 0.8, None]
 
 
 def test_a_group_that_goes_with_another_machines_waits_for_nobodys_sake() -> None:
-    backoff = Backoff()
+    restarts = Restarts()
     moved = GroupEnd(cause="", code=1, moved=True)
-    assert [backoff.after(moved, now=1.0) for _ in range(20)] == [0.2] * 20
+    assert [restarts.after(moved, now=1.0) for _ in range(20)] == [0.2] * 20
 
 
 def test_a_group_that_went_with_another_machines_had_started_all_the_same() -> None:
-    backoff = Backoff()
-    backoff.after(GroupEnd(cause="", code=1, moved=True, ready_at=100.0), now=101.0)
+    restarts = Restarts()
+    restarts.after(GroupEnd(cause="", code=1, moved=True, ready_at=100.0), now=101.0)
     refused = GroupEnd(cause="", code=REFUSED)
-    assert [backoff.after(refused, now=101.0) for _ in range(5)] == [0.0, 0.2, 0.4, 0.8, None]
+    assert [restarts.after(refused, now=101.0) for _ in range(5)] == [0.0, 0.2, 0.4, 0.8, None]
 
 
 def test_a_frontend_may_come_and_leave_before_a_rank_has_said_that_it_is_ready() -> None:
-    assert Backoff().after(GroupEnd(cause="", code=0, left=True), now=1.0) == 0.0
+    assert Restarts().after(GroupEnd(cause="", code=0, left=True), now=1.0) == 0.0
 
 
 # ---- what a group's reports come to ----
@@ -175,9 +176,16 @@ def test_a_report_is_one_line_that_is_not_torn() -> None:
     assert json.loads(second)["pid"] == os.getpid()
 
 
-def test_the_newest_epoch_of_all_ranks_is_kept() -> None:
-    seen = ({"pid": 11, "epoch": 7}, {"pid": 12, "epoch": 9}, {"pid": 11, "epoch": 8})
-    assert read_end(lines(*seen), 2, 10, 9).epoch == 9
+def test_the_newest_epoch_of_all_ranks_is_kept_over_forks() -> None:
+    epochs = Epochs(2)
+    assert epochs.newest() == 0
+    child = os.fork()
+    if child == 0:
+        epochs.saw(1, 2**64 - 1)
+        os._exit(0)
+    os.waitpid(child, 0)
+    epochs.saw(0, 7)
+    assert epochs.newest() == 2**64 - 1
 
 
 def test_a_group_that_ended_by_itself_or_with_its_peers() -> None:
@@ -194,19 +202,20 @@ LOOP = """
 import os, signal, sys, time
 from workers.launcher.launcher import Launcher
 
-def run_group(reporter, newest_epoch):
+def run_group(reporter, epochs):
     number = len(os.listdir(sys.argv[1]))
     open(f"{sys.argv[1]}/{number}", "w").close()
     reporter.rank(number)
     reporter.ready()
-    reporter.epoch(newest_epoch + 5)
+    before = epochs.newest()
+    epochs.saw(0, before + 5)
     if number == 0:
         os.kill(os.getpid(), signal.SIGKILL)
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGSTOP) if number == 1 else time.sleep(60)
-    reporter.leaves(f"epoch {newest_epoch}, child {child}")
+    reporter.leaves(f"epoch {before}, child {child}")
     if number == 1:
         os._exit(1)
     time.sleep(60)

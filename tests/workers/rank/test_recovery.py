@@ -108,20 +108,24 @@ def test_a_group_comes_back_from_signals_and_from_its_frontend(tmp_path: Path) -
         )
         before = group.ranks()
         with link(group.address(0)) as stub:
-            stream = Stream(stub, epoch=7, secret=SECRET)
-            stream.leave()
+            Stream(stub, epoch=7, secret=SECRET).leave()
+            wait_for(lambda: len(group.lines()) == 3)
+            assert group.lines()[-1] == "the frontend is gone; the ranks wait 60 s for the next"
+            Stream(stub, epoch=8, secret=SECRET).goodbye(end_rank=True)
             assert wait_for(lambda: not any(map(alive, before.values())), 3.0) < 1.5
-        wait_for(lambda: len(group.lines()) == 3)
-        assert group.lines()[-1] == "the frontend is gone; starting the group again"
+        wait_for(lambda: len(group.lines()) == 4)
+        assert group.lines()[-1] == "the frontend gave the group up; starting the group again"
         group.describe(0, SECRET)
         with link(group.address(0)) as stub:
             with pytest.raises(grpc.RpcError) as stale:
-                Stream(stub, epoch=6, secret=SECRET)
+                Stream(stub, epoch=7, secret=SECRET)
             assert stale.value.code() is grpc.StatusCode.FAILED_PRECONDITION
-            assert "epoch 6 is refused: the rank has seen epoch 7" in stale.value.details()
-            held = Stream(stub, epoch=8, secret=SECRET)
+            assert "epoch 7 is refused: the rank has seen epoch 8" in stale.value.details()
+            before = group.ranks()
+            Stream(stub, epoch=9, secret=SECRET).goodbye(end_rank=False)
+            held = Stream(stub, epoch=10, secret=SECRET)
             assert held.answers.is_active()
-        wait_for(lambda: len(group.lines()) == 4)
+            assert group.ranks() == before
         group.process.terminate()
         assert group.process.wait(5.0) == 0
         assert not group.ranks()

@@ -1,4 +1,6 @@
-"""The worker's stream: epochs, protocol, step order, and what ends the rank."""
+"""The worker's streams: epochs, protocol, step order, the next frontend, and what ends the rank."""
+
+from __future__ import annotations
 
 import contextlib
 import os
@@ -7,8 +9,9 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -17,9 +20,10 @@ import torch
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
-from tests.workers.launched import ROOT
+from tests.workers.launched import ROOT, wait_for
 from workers.rank.expert_load import LoadReport, Snapshot
-from workers.rank.service import WorkerService
+from workers.rank.frontends import Frontends
+from workers.rank.service import QueuedStep, WorkerService
 
 
 class FakeHandle:
@@ -44,6 +48,10 @@ class Link:
         self.requests.put(worker_pb2.ExecuteRequest(hello=hello))
         return next(self.answers)
 
+    def goodbye(self, *, end_rank: bool = False) -> None:
+        goodbye = worker_pb2.Goodbye(end_rank=end_rank)
+        self.requests.put(worker_pb2.ExecuteRequest(goodbye=goodbye))
+
     def step(self, step_id: int) -> None:
         step = worker_pb2.StepRequest(step_id=step_id)
         self.requests.put(worker_pb2.ExecuteRequest(step=step))
@@ -57,6 +65,30 @@ NO_LOAD = LoadReport(
 )
 
 
+def make_service(left: Left, **options: Any) -> WorkerService:
+    frontends = Frontends(lambda reason: left.put((reason, False)), **options)
+    return WorkerService(lambda reason, failed: left.put((reason, failed)), frontends)
+
+
+class FakeRunner:
+    """Launches every step it is given; with a gate, when that is open."""
+
+    def __init__(self) -> None:
+        self.gate = threading.Event()
+        self.gate.set()
+
+    def launch(self, step: worker_pb2.StepRequest) -> FakeHandle:
+        self.gate.wait(30.0)
+        return FakeHandle(step)
+
+
+def running(service: WorkerService) -> FakeRunner:
+    """Run the service's steps on a thread."""
+    runner = FakeRunner()
+    threading.Thread(target=service.run, args=(runner, NO_LOAD), daemon=True).start()
+    return runner
+
+
 @contextlib.contextmanager
 def opened(service: WorkerService, folder: Path) -> Iterator[worker_pb2_grpc.WorkerServiceStub]:
     address = f"unix:{folder}/rank.sock"
@@ -64,30 +96,26 @@ def opened(service: WorkerService, folder: Path) -> Iterator[worker_pb2_grpc.Wor
     service.open(worker_pb2.DescribeResponse(protocol=PROTOCOL, world_size=1))
     with grpc.insecure_channel(address) as channel:
         yield worker_pb2_grpc.WorkerServiceStub(channel)
-    # A handler thread that waits for a step's result goes on with this one, and ends.
-    service.handles.put(FakeHandle(worker_pb2.StepRequest()))
     service.server.stop(None)
 
 
 @pytest.fixture
 def rank(tmp_path: Path) -> Iterator[tuple[WorkerService, worker_pb2_grpc.WorkerServiceStub, Left]]:
     left: Left = queue.SimpleQueue()
-    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
+    service = make_service(left)
     with opened(service, tmp_path) as stub:
         yield service, stub, left
 
 
 def test_steps_come_in_and_results_go_out_in_order(rank) -> None:
     service, stub, left = rank
+    running(service)
     assert stub.Describe(worker_pb2.DescribeRequest()).world_size == 1
     link = Link(stub)
     assert link.hello(7).welcome.epoch == 7
     for step_id in (5, 6):
         link.step(step_id)
     for step_id in (5, 6):
-        step = service.steps.get(timeout=5)
-        assert step.step_id == step_id
-        service.handles.put(FakeHandle(step))
         assert next(link.answers).result.token_ids == [step_id]
     assert left.empty()
 
@@ -109,7 +137,7 @@ def test_an_epoch_must_be_newer_than_any_seen_before(
     tmp_path: Path, epoch: int, taken: bool
 ) -> None:
     seen: list[int] = []
-    service = WorkerService(lambda reason, failed: None, newest_epoch=7, saw_epoch=seen.append)
+    service = make_service(queue.SimpleQueue(), newest_epoch=7, saw_epoch=seen.append)
     with opened(service, tmp_path) as stub:
         link = Link(stub)
         if taken:
@@ -123,10 +151,8 @@ def test_an_epoch_must_be_newer_than_any_seen_before(
 
 
 def test_what_is_refused_is_no_epoch_seen(tmp_path: Path) -> None:
-    """Else a frontend that tries again and again fills the pipe to the launcher, and the rank
-    cannot say that it ends."""
     seen: list[int] = []
-    service = WorkerService(lambda reason, failed: None, saw_epoch=seen.append)
+    service = make_service(queue.SimpleQueue(), saw_epoch=seen.append)
     with opened(service, tmp_path) as stub:
         first = Link(stub)
         first.hello(7)
@@ -135,18 +161,6 @@ def test_what_is_refused_is_no_epoch_seen(tmp_path: Path) -> None:
                 Link(stub).hello(epoch)
             assert "seen epoch 7 and serves a frontend" in refused.value.details()
     assert seen == [7]
-
-
-def test_a_stream_that_broke_during_its_hello_ends_the_rank() -> None:
-    class Gone:
-        def add_callback(self, callback: Callable[[], None]) -> bool:
-            return False
-
-    left = []
-    service = WorkerService(lambda reason, failed: left.append((reason, failed)))
-    hello = worker_pb2.ExecuteRequest(hello=worker_pb2.Hello(epoch=1, protocol=PROTOCOL))
-    next(service.Execute(iter([hello]), Gone()))
-    assert left == [("the frontend is gone", False)]
 
 
 def test_counts_are_copied_between_steps_on_the_thread_that_launches(rank) -> None:
@@ -205,12 +219,104 @@ def test_a_gap_or_a_repeat_ends_the_rank(rank, wrong: int) -> None:
     assert "expected step 4" in reason
 
 
-def test_a_frontend_that_leaves_ends_the_rank(rank) -> None:
-    _, stub, left = rank
+def test_the_next_frontend_is_served_when_one_is_gone(rank) -> None:
+    """It waits for the steps of the one before, whose results go nowhere."""
+    service, stub, left = rank
+    runner = running(service)
+    first = Link(stub)
+    assert first.hello(7).welcome.num_steps == 0
+    runner.gate.clear()
+    first.step(1)
+    first.step(2)
+    wait_for(lambda: service.work.empty() is False)
+    first.answers.cancel()
+    threading.Timer(0.2, runner.gate.set).start()
+    _second, welcome = next_link(stub, 9)
+    assert (welcome.epoch, welcome.num_steps) == (9, 2)
+    with pytest.raises(grpc.RpcError) as stale:
+        Link(stub).hello(8)
+    assert "epoch 8 is refused: the rank has seen epoch 9" in stale.value.details()
+    assert left.empty()
+
+
+def next_link(
+    stub: worker_pb2_grpc.WorkerServiceStub, epoch: int
+) -> tuple[Link, worker_pb2.Welcome]:
+    """Say Hello until the rank has noticed that the frontend before is gone; run a step."""
+    refusal = "serves a frontend"
+    while "serves a frontend" in refusal:
+        link = Link(stub)
+        try:
+            welcome = link.hello(epoch).welcome
+        except grpc.RpcError as error:
+            refusal = error.details()
+        else:
+            link.step(1)
+            assert next(link.answers).result.token_ids == [1]
+            return link, welcome
+    raise AssertionError(refusal)
+
+
+def test_steps_that_outlast_their_frontend_end_the_rank(
+    rank, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a collective does that another rank was never told of."""
+    monkeypatch.setattr("workers.rank.frontends.IDLE_SECONDS", 0.1)
+    service, stub, left = rank
+    runner = running(service)
+    runner.gate.clear()
     link = Link(stub)
     link.hello(1)
+    link.step(1)
+    wait_for(lambda: service.work.empty() is False)
     link.answers.cancel()
-    assert left.get(timeout=5) == ("the frontend is gone", False)
+    assert left.get(timeout=5) == ("the frontend is gone in the middle of a step", False)
+    runner.gate.set()
+
+
+@pytest.mark.parametrize("says_goodbye", [True, False])
+def test_a_rank_waits_for_the_next_frontend_for_a_while_unless_the_last_said_goodbye(
+    tmp_path: Path, says_goodbye: bool
+) -> None:
+    left: Left = queue.SimpleQueue()
+    service = make_service(left, timeout=0.3)
+    running(service)
+    with opened(service, tmp_path) as stub:
+        link = Link(stub)
+        link.hello(1)
+        if says_goodbye:
+            link.goodbye()
+            assert list(link.answers) == []
+            with pytest.raises(queue.Empty):
+                left.get(timeout=1.0)
+            assert next_link(stub, 2)[1].epoch == 2
+        else:
+            link.answers.cancel()
+            reason = "no frontend came within 0.3 s of the last one's end"
+            assert left.get(timeout=5) == (reason, False)
+
+
+def test_a_frontend_that_comes_in_time_ends_the_wait(tmp_path: Path) -> None:
+    left: Left = queue.SimpleQueue()
+    service = make_service(left, timeout=1.0)
+    running(service)
+    with opened(service, tmp_path) as stub:
+        link = Link(stub)
+        link.hello(1)
+        link.answers.cancel()
+        _held = next_link(stub, 2)
+        with pytest.raises(queue.Empty):
+            left.get(timeout=1.5)
+
+
+def test_a_rank_of_a_group_that_is_given_up_ends_at_once(rank) -> None:
+    service, stub, left = rank
+    running(service).gate.clear()
+    link = Link(stub)
+    link.hello(1)
+    link.step(1)
+    link.goodbye(end_rank=True)
+    assert left.get(timeout=5) == ("the frontend gave the group up", False)
 
 
 SILENT_FRONTEND = """
@@ -226,13 +332,14 @@ with grpc.insecure_channel(sys.argv[1]) as channel:
 
 
 @pytest.mark.processes
-def test_a_frontend_whose_machine_is_gone_ends_the_rank(
+def test_a_frontend_whose_machine_is_gone_is_gone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It closes nothing and answers nothing, like a process that is stopped."""
     monkeypatch.setattr("workers.rank.service._PEER_MS", 500)
     left: Left = queue.SimpleQueue()
-    service = WorkerService(lambda reason, failed: left.put((reason, failed)))
+    service = make_service(left, timeout=0.0)
+    running(service)
     with opened(service, tmp_path):
         command = [sys.executable, "-c", SILENT_FRONTEND, f"unix:{tmp_path}/rank.sock"]
         environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
@@ -241,7 +348,8 @@ def test_a_frontend_whose_machine_is_gone_ends_the_rank(
                 assert frontend.stdout is not None
                 assert frontend.stdout.readline() == b"open\n"
                 frontend.send_signal(signal.SIGSTOP)
-                assert left.get(timeout=10) == ("the frontend is gone", False)
+                reason = "no frontend came within 0 s of the last one's end"
+                assert left.get(timeout=10) == (reason, False)
             finally:
                 frontend.kill()
 
@@ -255,8 +363,9 @@ def test_a_step_that_fails_ends_the_rank(rank) -> None:
                 raise SystemExit
             raise RuntimeError("no such block")
 
-    service.steps.put(worker_pb2.StepRequest(step_id=1))
-    service.steps.put(worker_pb2.StepRequest(step_id=2))
+    for step_id in (1, 2):
+        step = worker_pb2.StepRequest(step_id=step_id)
+        service.work.put(QueuedStep(step, queue.SimpleQueue()))
     with pytest.raises(SystemExit):
         service.run(Broken(), NO_LOAD)
     assert left.get(timeout=5) == ("a step failed: no such block", True)
@@ -268,18 +377,22 @@ def test_an_error_of_the_device_ends_the_rank_as_a_failure(rank) -> None:
     link.hello(1)
 
     class Faulty:
+        def launch(self, step: worker_pb2.StepRequest) -> Faulty:
+            return self
+
         def result(self) -> worker_pb2.StepResult:
             raise RuntimeError("device-side assert")
 
-    service.handles.put(Faulty())
+    threading.Thread(target=service.run, args=(Faulty(), NO_LOAD), daemon=True).start()
+    link.step(1)
     assert left.get(timeout=5) == ("a step failed: device-side assert", True)
     with pytest.raises(grpc.RpcError):
         next(link.answers)
 
 
 def test_an_address_in_use_is_one_line(tmp_path: Path) -> None:
-    first = WorkerService(lambda reason, failed: None)
+    first = make_service(queue.SimpleQueue())
     port = first.server.add_insecure_port("127.0.0.1:0")
-    second = WorkerService(lambda reason, failed: None)
+    second = make_service(queue.SimpleQueue())
     with pytest.raises(ValueError, match=f"--listen 127.0.0.1:{port}"):
         second.bind(f"127.0.0.1:{port}")

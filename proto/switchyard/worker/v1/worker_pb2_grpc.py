@@ -66,7 +66,8 @@ class WorkerServiceServicer:
     def Execute(self, request_iterator, context):
         """Execute runs steps. One stream a rank at a time; every rank of a group gets exactly one
         StepRequest per step_id, even an empty one, so that the collectives line up. When the stream
-        breaks the rank exits.
+        ends the rank finishes the steps it has received and waits for the next stream; how long, says
+        the end: see Goodbye.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
