@@ -1,6 +1,5 @@
 """The launcher's arithmetic, its words, and its loop over groups that are tiny processes."""
 
-import argparse
 import json
 import os
 import signal
@@ -10,10 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import local_address
 from tests.workers.launched import alive, descendants, wait_for
-from workers.__main__ import _endpoint, _ranks_here
+from workers.config import LauncherConfig
 from workers.launcher.epochs import Epochs
 from workers.launcher.launcher import Restarts
 from workers.launcher.reports import REFUSED, GroupEnd, Reporter, read_end
@@ -21,29 +19,26 @@ from workers.launcher.reports import REFUSED, GroupEnd, Reporter, read_end
 pytestmark = pytest.mark.processes
 
 
-def flags(nproc: int | None, nnodes: int = 1, rdzv: str | None = None) -> argparse.Namespace:
-    return argparse.Namespace(nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv)
-
-
-PARALLEL = resolve_parallel(tp=4, dp=2, ep=None, backend="auto", has_experts=True)
+def config(nproc: int | None, nnodes: int = 1, rdzv: str | None = None) -> LauncherConfig:
+    return LauncherConfig(nproc=nproc, nnodes=nnodes, rdzv_endpoint=rdzv)
 
 
 @pytest.mark.parametrize(
     ("nproc", "nnodes", "here"), [(8, 1, 8), (None, 1, 8), (4, 2, 4), (None, 4, 2)]
 )
 def test_ranks_on_this_machine(nproc: int | None, nnodes: int, here: int) -> None:
-    assert _ranks_here(flags(nproc, nnodes, "host:1"), PARALLEL) == here
+    assert config(nproc, nnodes, "host:1").ranks_here(tp=4, dp=2) == here
 
 
 @pytest.mark.parametrize(("nproc", "nnodes"), [(2, 1), (8, 2), (None, 3)])
 def test_ranks_that_do_not_make_the_layout_are_refused(nproc: int | None, nnodes: int) -> None:
     with pytest.raises(ValueError, match="--tp 4 × --dp 2 = 8"):
-        _ranks_here(flags(nproc, nnodes, "host:1"), PARALLEL)
+        config(nproc, nnodes, "host:1").ranks_here(tp=4, dp=2)
 
 
 def test_several_machines_need_a_meeting_point() -> None:
     with pytest.raises(ValueError, match="--rdzv-endpoint"):
-        _ranks_here(flags(4, 2), PARALLEL)
+        config(4, 2)
 
 
 @pytest.mark.parametrize(
@@ -54,11 +49,11 @@ def test_a_meeting_point_that_cannot_be_is_refused(
     endpoint: str, node_rank: int, words: str
 ) -> None:
     with pytest.raises(ValueError, match=words):
-        _endpoint(argparse.Namespace(nnodes=2, node_rank=node_rank, rdzv_endpoint=endpoint))
+        LauncherConfig(nnodes=2, node_rank=node_rank, rdzv_endpoint=endpoint)
 
 
 def test_one_machine_meets_where_no_other_can_come() -> None:
-    assert _endpoint(flags(None)) == ("127.0.0.1", 0)
+    assert config(None).endpoint == ("127.0.0.1", 0)
 
 
 def test_addresses_of_ranks() -> None:
