@@ -210,13 +210,17 @@ def given(table: type, namespace: argparse.Namespace) -> dict[str, Any]:
     Raises:
         ValueError: one line naming the flag, the value and what to pass.
     """
-    values = {}
-    for each in flags_of(table):
-        text = getattr(namespace, each.field, None)
-        if text is not None:  # a positional argument of the same name may be left out
-            values[each.field] = text if each.is_switch else each.value(text)
-            each.check(values[each.field])
-    return values
+    return {
+        each.field: _checked(each, getattr(namespace, each.field))
+        for each in flags_of(table)
+        if hasattr(namespace, each.field)
+    }
+
+
+def _checked(each: Flag, text: Any) -> Any:
+    value = text if each.is_switch else each.value(text)
+    each.check(value)
+    return value
 
 
 def read(table: type[_Table], namespace: argparse.Namespace) -> _Table:
@@ -245,9 +249,10 @@ def words(table: type, namespace: argparse.Namespace) -> list[str]:
     Raises:
         ValueError: one line naming the flag, the value and what to pass.
     """
-    values = given(table, namespace)
     passed: list[str] = []
     for each in flags_of(table):
-        if each.shared and each.field in values:
-            passed += [each.name] if each.is_switch else [each.name, getattr(namespace, each.field)]
+        if each.shared and hasattr(namespace, each.field):
+            text = getattr(namespace, each.field)
+            _checked(each, text)
+            passed += [each.name] if each.is_switch else [each.name, text]
     return passed

@@ -206,6 +206,9 @@ def test_serve_without_a_model_serves_the_demo(model: Path) -> None:
     front = serve.frontend_command(flags, model, "unix:x")
     assert parse_config(front[3:]).served_name == "demo"
     assert serve.workers_command(flags, model, "unix:x")[3:5] == ["--model", str(model)]
+    flags = main._parser().parse_args(["serve", "--served-model-name", "x"])
+    front = serve.frontend_command(flags, model, "unix:x")
+    assert parse_config(front[3:]).served_name == "x"
 
 
 def test_serve_refuses_before_it_starts_anything(model: Path, capsys, monkeypatch) -> None:
