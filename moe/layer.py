@@ -17,6 +17,7 @@ from moe.base.parallel import ParallelConfig
 from moe.base.summands import Summands
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import make_dispatcher
+from moe.dispatch.base import Share
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
@@ -78,10 +79,12 @@ class SparseMoeBlock(nn.Module):
                 num_slices=num_slices,
                 dtype=dtype,
                 device=device,
+                context=context,
             )
         self.dispatcher = make_dispatcher(
             parallel.backend, groups, placement, device=device, context=context
         )
+        self.context = context
         self.tokens_replicated = parallel.tokens_replicated
         self.routes_vary = parallel.routes_vary
         self.out_ids_P = out_ids_P
@@ -97,14 +100,22 @@ class SparseMoeBlock(nn.Module):
         if max_tokens == 0:
             return Summands.of(hidden_TH)
         share = self.dispatcher.share(hidden_TH, max_tokens)
-        if num_valid is not None and share.first_row:
-            num_valid = num_valid - share.first_row
+        num_valid = self._valid_of(share, num_valid)
         topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden))
         dispatched = self.dispatcher.dispatch(share, topk)
         self._keep(dispatched.topk)
         expert_out = self.experts(dispatched.hidden, dispatched.topk)
         shared = None if self.shared_experts is None else self.shared_experts(share.hidden)
         return self.dispatcher.combine(expert_out, dispatched, shared)
+
+    def _valid_of(self, share: Share, num_valid: torch.Tensor | None) -> torch.Tensor | None:
+        """How many tokens of the share are none of padding; negative where all are."""
+        if num_valid is None or not share.first_row:
+            return num_valid
+        if self.context is None:
+            return num_valid - share.first_row
+        out = self.context.workspace.take("num_valid", (1,), torch.int32)
+        return torch.sub(num_valid, share.first_row, out=out)
 
     def _ids_of(self, hidden_TH: torch.Tensor) -> torch.Tensor | None:
         """Where the router may write ids at once: they are the ones this rank computes."""

@@ -14,6 +14,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from moe.base.checkpoint import CheckpointSlice, part, whole
+from moe.base.context import KernelContext
+from moe.base.linear import linear_parts
+from moe.base.summands import Summands
+from moe.base.swiglu import swiglu as swiglu_kernel
 from moe.config import MoEConfig
 from moe.runner import swiglu
 
@@ -21,7 +25,8 @@ from moe.runner import swiglu
 class SharedExperts(nn.Module):
     """down(silu(gate) · up), times sigmoid(x · w) where gated.
 
-    transformers' `Qwen3NextSparseMoeBlock` (gated) and `DeepseekV2Moe` (not).
+    transformers' `Qwen3NextSparseMoeBlock` (gated) and `DeepseekV2Moe` (not). With a `context` the
+    work is done by Triton kernels.
     """
 
     def __init__(
@@ -32,8 +37,10 @@ class SharedExperts(nn.Module):
         num_slices: int = 1,
         dtype: torch.dtype,
         device: torch.device | str,
+        context: KernelContext | None = None,
     ) -> None:
         super().__init__()
+        self.context = context
         self.config = config
         self.width = config.shared_expert_size // num_slices
         assert self.width * num_slices == config.shared_expert_size
@@ -48,12 +55,28 @@ class SharedExperts(nn.Module):
             gate = torch.empty(1, hidden, dtype=dtype, device=device)
             self.gate = nn.Parameter(gate, requires_grad=False)
 
-    def forward(self, hidden_TH: torch.Tensor) -> torch.Tensor:
-        """[T,H]."""
+    def forward(self, hidden_TH: torch.Tensor) -> Summands:
+        """A sum to [T,H], without weights."""
+        if self.context is not None:
+            return self._kernels(hidden_TH, self.context)
         out_TH = F.linear(swiglu(F.linear(hidden_TH, self.w13)), self.w2)
-        if self.gate is None:
-            return out_TH
-        return torch.sigmoid(F.linear(hidden_TH, self.gate)) * out_TH
+        if self.gate is not None:
+            out_TH = torch.sigmoid(F.linear(hidden_TH, self.gate)) * out_TH
+        return Summands.of(out_TH)
+
+    def _kernels(self, hidden_TH: torch.Tensor, context: KernelContext) -> Summands:
+        """The gate weighs what goes into `down`, which is linear: a launch less."""
+        inner_TI = swiglu_kernel(
+            linear_parts(hidden_TH, self.w13, context, "shared_gate_up"),
+            out_TI=context.workspace.take(
+                "shared_inner", (len(hidden_TH), self.width), hidden_TH.dtype
+            ),
+            pdl=context.pdl,
+            hidden_TH=None if self.gate is None else hidden_TH,
+            scale_1H=self.gate,
+        )
+        parts_STH = linear_parts(inner_TI, self.w2, context, "shared_down")
+        return Summands(parts_STH.transpose(0, 1))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """`{prefix}shared_experts.*`, or `shared_expert.*` and `shared_expert_gate` where gated."""

@@ -1,8 +1,8 @@
 """Sum of parts + residual + RMSNorm, one launch.
 
-Owns the sum of whatever a kernel before it left in parts (split-K partials, routes of a token) and
+Owns the sum of whatever kernels before it left in parts (split-K partials, routes of a token) and
 the norm that follows. Does not know what the parts are.
-T tokens, S parts, H hidden.
+T tokens, S parts, M more of them, H hidden.
 """
 
 from __future__ import annotations
@@ -72,8 +72,9 @@ def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constex
 
 @triton.jit
 def _sum_norm_kernel(
-    parts_ptr, weights_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr, out_residual_ptr,
-    stride_t, stride_s, EPS: tl.constexpr, S: tl.constexpr, H: tl.constexpr,
+    parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr,
+    out_residual_ptr, stride_t, stride_s, more_stride_t, more_stride_s,
+    EPS: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -97,8 +98,12 @@ def _sum_norm_kernel(
         parts = _weigh_parts(parts, weights, S)
     else:
         parts = load_parts(part_ptrs, is_column, stride_s, S)
+    x = add_parts(parts, S)
+    if M > 0:
+        more = load_parts(more_ptr + token * more_stride_t + columns, is_column, more_stride_s, M)
+        x += add_parts(more, M)
     # Each rounding is one that `residual + update` makes.
-    x = add_parts(parts, S).to(dtype)
+    x = x.to(dtype)
     if HAS_RESIDUAL:
         x = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
     tl.store(out_residual_ptr + token * H + columns, x, mask=is_column)
@@ -119,11 +124,12 @@ def sum_norm(
     norm_weight_H: torch.Tensor | None = None,
     eps: float = 0.0,
     *,
+    more_TMH: torch.Tensor | None = None,
     out_normed: torch.Tensor | None = None,
     out_residual: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Σ_s weight · part in fp32 from s = 0 upwards, + residual, then RMSNorm.
+    """Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more, + residual, then RMSNorm.
 
     A part of weight 0 is left out whatever it holds. The sum is rounded to the model's dtype, that
     of ``out_residual``; where that is not given, of the residual, else of the norm, else of the
@@ -132,6 +138,7 @@ def sum_norm(
     Args:
         parts_TSH: any strides over tokens and parts; H contiguous.
         weights_TS: fp32; None for ones.
+        more_TMH: further parts, of another buffer and of weight 1.
 
     Returns:
         Normed rows (None without a norm) and the new residual, both ``[T, H]``.
@@ -149,6 +156,9 @@ def sum_norm(
         assert weights_TS.shape == (T, S)
         assert weights_TS.dtype == torch.float32
         assert weights_TS.is_contiguous()
+    if more_TMH is not None:
+        assert more_TMH.shape[0] == T and more_TMH.shape[2] == H
+        assert more_TMH.stride(2) == 1 or H == 1
     if norm_weight_H is not None:
         assert norm_weight_H.shape == (H,)
         assert norm_weight_H.is_contiguous()
@@ -158,8 +168,11 @@ def sum_norm(
     if norm_weight_H is None:  # programs may share a row
         block = min(block, _MAX_COLUMNS)
     _sum_norm_kernel[(T, triton.cdiv(H, block))](
-        parts_TSH, weights_TS, residual_TH, norm_weight_H, out_normed, out_residual,
-        parts_TSH.stride(0), parts_TSH.stride(1), EPS=eps, S=S, H=H, BLOCK=block,
+        parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, out_normed, out_residual,
+        parts_TSH.stride(0), parts_TSH.stride(1),
+        None if more_TMH is None else more_TMH.stride(0),
+        None if more_TMH is None else more_TMH.stride(1),
+        EPS=eps, S=S, M=0 if more_TMH is None else more_TMH.shape[1], H=H, BLOCK=block,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
         num_warps=row_warps(block, parts_TSH.itemsize),

@@ -1,6 +1,6 @@
 """A sum that is left to whoever reads it next, so that a norm's kernel can take it.
 
-T tokens, S parts of a sum, H hidden.
+T tokens, S parts of a sum, M more of them, H hidden.
 """
 
 from __future__ import annotations
@@ -14,44 +14,76 @@ from moe.base.sum_norm import sum_norm
 
 
 class Summands(NamedTuple):
-    """Σ_s weights[t,s] · parts[t,s], left to whoever reads it next: a norm adds it to the residual.
+    """Σ_s weights[t,s] · parts[t,s] + Σ_m more[t,m], left to whoever reads it next: a norm adds it
+    to the residual.
 
     `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
-    is left out, whatever it holds.
+    is left out, whatever it holds. `more` [T,M,H] in any strides, of another buffer, or None.
     """
 
     parts: torch.Tensor
     weights: torch.Tensor | None = None
+    more: torch.Tensor | None = None
 
     @classmethod
     def of(cls, x_TH: torch.Tensor) -> Summands:
         """One part: nothing is left to sum."""
         return cls(x_TH.unsqueeze(1))
 
+    def plus(self, other: Summands | None) -> Summands:
+        """The sum of both; `other` has no weights, and neither has `more` yet."""
+        if other is None:
+            return self
+        assert self.more is None and other.more is None and other.weights is None
+        return self._replace(more=other.parts)
+
     def total(self, dtype: torch.dtype, context: KernelContext | None = None) -> torch.Tensor:
         """[T,H] in `dtype`, accumulated in fp32 from s = 0 upwards."""
-        if self.weights is None and self.parts.shape[1] == 1 and self.parts.dtype == dtype:
+        is_whole = self.weights is None and self.more is None and self.parts.shape[1] == 1
+        if is_whole and self.parts.dtype == dtype:
             return self.parts[:, 0]
         if context is not None:
             T, _, H = self.parts.shape
             out_TH = context.workspace.take("total", (T, H), dtype)
-            sum_norm(self.parts, self.weights, out_residual=out_TH, pdl=context.pdl)
+            sum_norm(
+                self.parts,
+                self.weights,
+                more_TMH=self.more,
+                out_residual=out_TH,
+                pdl=context.pdl,
+            )
             return out_TH
-        weights_TS = self.weights
-        if weights_TS is None:
-            weights_TS = self.parts.new_ones(self.parts.shape[:2], dtype=torch.float32)
-        return weighted_sum(self.parts, weights_TS, dtype)
+        if self.more is None:
+            return weighted_sum(self.parts, self.weights, dtype)
+        total_TH = weighted_sum(self.parts, self.weights, torch.float32)
+        return (total_TH + weighted_sum(self.more, None, torch.float32)).to(dtype)
+
+    def add_to(self, rows_TH: torch.Tensor, context: KernelContext | None) -> None:
+        """Adds the sum, rounded to their dtype, to rows in place."""
+        if context is None:
+            rows_TH += self.total(rows_TH.dtype)
+            return
+        sum_norm(
+            self.parts,
+            self.weights,
+            rows_TH,
+            more_TMH=self.more,
+            out_residual=rows_TH,
+            pdl=context.pdl,
+        )
 
 
 def weighted_sum(
-    routes_TKH: torch.Tensor, weights_TK: torch.Tensor, dtype: torch.dtype
+    routes_TKH: torch.Tensor, weights_TK: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """[T,H] in `dtype`: weighted sum over k, accumulated in fp32 from k = 0 upwards; a route of
-    weight 0 adds nothing, whatever it holds.
+    weight 0 adds nothing, whatever it holds. `weights_TK` is fp32, None for ones.
 
     Multiply and add are separate elementwise operations, so that a row's bits depend neither on T
     nor on the rank that sums it.
     """
+    if weights_TK is None:
+        weights_TK = routes_TKH.new_ones(routes_TKH.shape[:2], dtype=torch.float32)
     weights_TK1 = weights_TK.unsqueeze(-1)
     weighted_TKH = torch.where(weights_TK1 == 0.0, 0.0, routes_TKH.float() * weights_TK1)
     total_TH = weighted_TKH[:, 0]

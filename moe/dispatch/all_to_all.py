@@ -74,7 +74,7 @@ class AllToAllDispatcher:
         )
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
     ) -> Summands:
         """Results go back to the owner, which weighs and sums them: the replica's [T,H]."""
         exchange = dispatched.exchange
@@ -84,8 +84,7 @@ class AllToAllDispatcher:
         routes = torch.empty_like(back)
         routes[exchange.slots] = back
         routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
-        out_VH = Summands(routes_VKH, exchange.topk.weights).total(back.dtype, self.context)
-        if shared_VH is not None:
-            out_VH = out_VH + shared_VH
+        routed = Summands(routes_VKH, exchange.topk.weights)
+        out_VH = routed.plus(shared).total(back.dtype, self.context)
         out_SH = pad_rows(out_VH, dispatched.share.num_rows)
         return Summands.of(join_shares(out_SH, dispatched.share, self.groups))

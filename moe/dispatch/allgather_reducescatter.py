@@ -55,11 +55,11 @@ class AllgatherReducescatterDispatcher:
         )
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
     ) -> Summands:
         """[N·S,H] → this rank's [S,H], plus shared experts → the replica's [T,H]."""
         rows = expert_out.total(dispatched.hidden.dtype, self.context)
         out_SH = reduce_scatter_rows(rows, self.group)
-        if shared_VH is not None:
-            out_SH[: shared_VH.shape[0]] += shared_VH
+        if shared is not None:
+            shared.add_to(out_SH[: dispatched.share.hidden.shape[0]], self.context)
         return Summands.of(join_shares(out_SH, dispatched.share, self.groups))

@@ -68,12 +68,12 @@ class Dispatcher(Protocol):
         ...
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared_VH: torch.Tensor | None
+        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
     ) -> Summands:
         """A sum to [T,H], the same on all tp ranks of a replica: `expert_out`, a sum to [R,H], plus
-        `shared_VH`.
+        `shared`, a sum to [V,H] without weights.
 
-        `shared_VH` is what shared experts made of the share: a slice of their width where tokens
-        are replicated, the whole otherwise.
+        `shared` is what shared experts made of the share: a slice of their width where tokens are
+        replicated, the whole otherwise.
         """
         ...

@@ -37,7 +37,7 @@ class SplitDispatcher(Protocol):
         """Starts sending results back."""
         ...
 
-    def combine_end(self, begun: object, shared_VH: torch.Tensor | None) -> Summands:
+    def combine_end(self, begun: object, shared: Summands | None) -> Summands:
         """Waits for the replica's sum to [T,H]."""
         ...
 

@@ -35,15 +35,14 @@ class ReplicatedDispatcher:
         return Dispatched(hidden=share.hidden, topk=topk, share=share)
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared_TH: torch.Tensor | None
+        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
     ) -> Summands:
         """This rank's part of routed and shared experts, summed in one all-reduce; a rank that is
-        alone leaves the sum over k to its reader."""
-        if self.group is None and shared_TH is None:
-            return expert_out
-        out_TH = expert_out.total(dispatched.hidden.dtype, self.context)
-        if shared_TH is not None:
-            out_TH = out_TH + shared_TH
+        alone leaves the sum to its reader."""
+        both = expert_out.plus(shared)
+        if self.group is None:
+            return both
+        out_TH = both.total(dispatched.hidden.dtype, self.context)
         return Summands.of(all_reduce(out_TH, self.group))
 
 

@@ -7,7 +7,10 @@ from collections.abc import Iterable
 import torch
 
 from moe.base.checkpoint import CheckpointSlice
+from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig, resolve_parallel
+from moe.base.tiles import TileBook
+from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
@@ -15,6 +18,13 @@ from moe.reference import reference_experts, reference_mlp
 from moe.router import TopKRouter
 
 Weights = dict[str, torch.Tensor]
+
+
+def interpreted(dtype: torch.dtype = torch.float32) -> KernelContext:
+    """Kernels on a CPU, their tiles guessed."""
+    name = str(dtype).removeprefix("torch.")
+    book = TileBook(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
+    return KernelContext(workspace=Workspace("cpu"), tiles=book, pdl=False, num_cores=2)
 
 
 def make_weights(config: MoEConfig, seed: int = 0) -> Weights:

@@ -16,13 +16,11 @@ import torch.multiprocessing as mp
 
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import ParallelConfig, resolve_parallel
-from moe.base.tiles import TileBook
-from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.routes import local_ids
-from tests.moe.builders import Weights, fill, make_weights
+from tests.moe.builders import Weights, fill, interpreted, make_weights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -159,11 +157,7 @@ def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
 def _context(case: Case, device: str) -> KernelContext | None:
     if device != "cpu":
         return make_context(torch.device(device), case.dtype)
-    if not case.kernels:
-        return None
-    name = str(case.dtype).removeprefix("torch.")
-    book = TileBook(dtype=name, item_size=case.dtype.itemsize, shared_bytes=100_000)
-    return KernelContext(workspace=Workspace(device), tiles=book, pdl=False, num_cores=2)
+    return interpreted(case.dtype) if case.kernels else None
 
 
 @torch.no_grad()

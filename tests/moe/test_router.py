@@ -13,12 +13,10 @@ from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkR
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
-from moe.base.context import KernelContext
-from moe.base.tiles import TileBook
-from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.router import TopKRouter
 from moe.routes import TopK
+from tests.moe.builders import interpreted
 
 E, K, H = 24, 5, 32
 GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
@@ -191,12 +189,6 @@ def test_no_tokens() -> None:
         router = make_router(**kind)
         randomize(router)
         assert [tuple(part.shape) for part in router(torch.empty(0, H))] == [(0, K), (0, K)]
-
-
-def interpreted(dtype: torch.dtype) -> KernelContext:
-    name = str(dtype).removeprefix("torch.")
-    book = TileBook(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
-    return KernelContext(workspace=Workspace("cpu"), tiles=book, pdl=False, num_cores=2)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])

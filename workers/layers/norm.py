@@ -59,6 +59,7 @@ class RMSNorm(nn.Module):
             residual_TH,
             self.weight,
             self.eps,
+            more_TMH=update.more,
             out_normed=out_TH,
             out_residual=out_residual_TH,
             pdl=self.context.pdl,

@@ -16,12 +16,12 @@ from torch import nn
 from moe.base.checkpoint import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.summands import Summands
+from moe.base.swiglu import swiglu
 from moe.expert_load import ExpertLoad
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
 from workers.layers.embedding import Embedding, LMHead
-from workers.layers.kernels.swiglu import swiglu
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from moe.base.sum_norm import sum_norm
-from moe.base.summands import weighted_sum
+from moe.base.summands import Summands, weighted_sum
+from tests.moe.builders import interpreted
 from workers.layers.norm import RMSNorm
 
 pytestmark = pytest.mark.interpreter
@@ -99,6 +100,44 @@ def test_casts_of_the_norm() -> None:
     normed, residual = sum_norm(parts, None, None, norm.weight, EPS)
     assert normed is not None
     assert (normed == norm(residual)).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("S", "M"), [(1, 1), (3, 1), (4, 5)])
+@pytest.mark.parametrize("normed", [False, True])
+def test_more_parts_of_another_buffer(S: int, M: int, dtype: torch.dtype, normed: bool) -> None:
+    """After the weighted ones and in fp32, so that the sum is rounded once."""
+    T, H = 5, 40
+    parts, weights = torch.randn(T, S, H, device=DEVICE).to(dtype), torch.rand(T, S, device=DEVICE)
+    more = torch.randn(M, T, H, device=DEVICE).transpose(0, 1)
+    residual = torch.randn(T, H, device=DEVICE).to(dtype)
+    norm = make_norm(H, dtype, DEVICE) if normed else None
+    out = sum_norm(
+        parts, weights, residual, None if norm is None else norm.weight, EPS, more_TMH=more
+    )
+    total = weighted_sum(parts, weights, torch.float32) + weighted_sum(more, None, torch.float32)
+    assert torch.equal(out[1], residual + total.to(dtype))
+    if norm is not None:
+        torch.testing.assert_close(out[0], norm(out[1]), rtol=2e-3, atol=2e-3)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="compares a CPU's two ways")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sums_left_to_their_reader(dtype: torch.dtype) -> None:
+    """Taken by a kernel and by plain torch, into rows of their own and on top of others."""
+    routed = Summands(torch.randn(3, 4, 24).to(dtype), torch.rand(3, 4))
+    both = routed.plus(Summands(torch.randn(3, 2, 24)))
+    assert routed.plus(None) is routed
+    context = interpreted(dtype)
+    plain = both.total(dtype)
+    assert torch.equal(both.total(dtype, context), plain)
+    assert not torch.equal(plain, routed.total(dtype))
+    rows = torch.randn(3, 24).to(dtype)
+    on_top, ours = rows.clone(), rows.clone()
+    both.add_to(on_top, None)
+    both.add_to(ours, context)
+    assert torch.equal(on_top, rows + plain)
+    assert torch.equal(ours, on_top)
 
 
 def test_residual_in_place() -> None:

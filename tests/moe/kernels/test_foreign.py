@@ -24,7 +24,7 @@ from moe.runner import fused_experts
 from tests.moe.builders import fill, make_weights
 from tests.moe.kernels.test_grouped import make_experts, make_ids
 from tests.moe.ranks import Case, RankPool
-from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, check
+from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT, check
 
 pytestmark = pytest.mark.interpreter
 
@@ -142,5 +142,5 @@ def test_every_exchange(
     pool: RankPool, tp: int, dp: int, counts: tuple[int, ...], backend: str
 ) -> None:
     """Two ranks whose kernels are interpreted add up to the oracle's layer."""
-    for config in (QWEN3, DEEPSEEK):
+    for config in (QWEN3, QWEN3_NEXT, DEEPSEEK):
         check(pool, Case(tp=tp, dp=dp, backend=backend, counts=counts, config=config, kernels=True))

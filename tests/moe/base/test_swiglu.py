@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from workers.layers.kernels.swiglu import swiglu
+from moe.base.swiglu import swiglu
 
 pytestmark = pytest.mark.interpreter
 
@@ -51,6 +51,32 @@ def test_large_gates_neither_overflow_nor_spoil() -> None:
 
 def test_no_tokens() -> None:
     check(torch.randn(1, 0, 8, device=DEVICE), torch.float32)
+
+
+def check_scaled(S: int, T: int, width: int, H: int, dtype: torch.dtype, pdl: bool) -> None:
+    """Times a token's own sigmoid."""
+    parts = torch.randn(S, T, 2 * width, device=DEVICE)
+    hidden, scale = torch.randn(T, H, device=DEVICE), torch.randn(1, H, device=DEVICE) * H**-0.5
+    hidden, scale = hidden.to(dtype), scale.to(dtype)
+    gate, up = parts.sum(0).chunk(2, dim=-1)
+    expected = F.silu(gate) * up * torch.sigmoid(F.linear(hidden.float(), scale.float()))
+    out = torch.full((T, width), torch.nan, dtype=dtype, device=DEVICE)
+    swiglu(parts, out_TI=out, pdl=pdl, hidden_TH=hidden, scale_1H=scale)
+    tolerance = 4 * TOLERANCE[dtype]
+    torch.testing.assert_close(out.float(), expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize(("S", "T", "width", "H"), [(1, 1, 1, 1), (2, 5, 17, 33), (3, 2, 1030, 64)])
+def test_scaled(S: int, T: int, width: int, H: int, dtype: torch.dtype) -> None:
+    check_scaled(S, T, width, H, dtype, pdl=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("T", [1, 256, 8192])
+def test_scaled_real_shapes(T: int) -> None:
+    """Qwen3-Next's shared expert."""
+    check_scaled(2, T, 512, 2048, torch.bfloat16, pdl=True)
 
 
 @pytest.mark.gpu
