@@ -34,7 +34,7 @@ def make_context(device: torch.device, dtype: torch.dtype) -> KernelContext:
             triton_version=triton.__version__,
             dtype=str(dtype).removeprefix("torch."),
             item_size=dtype.itemsize,
-            shared_bytes=properties.shared_memory_per_block_optin,
+            shared_bytes=properties.shared_memory_per_block_optin,  # type: ignore[attr-defined]
         ),
         pdl=properties.major >= 9,
         num_cores=properties.multi_processor_count,

@@ -12,9 +12,11 @@ import logging
 import os
 from bisect import bisect_left
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 log = logging.getLogger(__name__)
+
+_Entry = TypeVar("_Entry")
 
 _SHIPPED = Path(__file__).parent / "tuned"
 _VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles
@@ -275,7 +277,7 @@ def _file_name(device_name: str, triton_version: str) -> str:
     return f"{device_name.replace(' ', '-')}--triton-{triton_version}.json"
 
 
-def _entry(table: dict[int, Any], tokens: int) -> Any:
+def _entry(table: dict[int, _Entry], tokens: int) -> _Entry:
     """The entry of the smallest listed number that is not below `tokens`, else the last one."""
     listed = sorted(table)
     return table[listed[min(bisect_left(listed, tokens), len(listed) - 1)]]

@@ -49,11 +49,11 @@ def max_tiles(num_routes: int, num_local: int, block_m: int) -> int:
 
 def scratch_size(num_routes: int, num_local: int) -> int:
     """Counts that `align` keeps between its kernels: of each block of routes, by expert."""
-    return triton.cdiv(num_routes, _BLOCK) * _padded(num_local)
+    return -(-num_routes // _BLOCK) * _padded(num_local)
 
 
 def _padded(num_local: int) -> int:
-    return max(_MIN_EXPERTS, triton.next_power_of_2(num_local))
+    return max(_MIN_EXPERTS, int(triton.next_power_of_2(num_local)))
 
 
 def allocate_alignment(

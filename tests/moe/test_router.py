@@ -191,6 +191,7 @@ def test_no_tokens() -> None:
         assert [tuple(part.shape) for part in router(torch.empty(0, H))] == [(0, K), (0, K)]
 
 
+@pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.get("router", "softmax"))
 @torch.no_grad()

@@ -10,6 +10,8 @@ from moe.config import MoEConfig
 from moe.shared import SharedExperts
 from tests.moe.builders import fill, interpreted, make_weights
 
+pytestmark = pytest.mark.interpreter
+
 H = 40
 
 
