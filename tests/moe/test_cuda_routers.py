@@ -62,11 +62,14 @@ def randomize(module: torch.nn.Module) -> None:
         parameter.copy_(torch.randn(parameter.shape, device=DEVICE) * fan_in**-0.5)
 
 
-def make_block(config: MoEConfig, dtype: torch.dtype, context: KernelContext) -> SparseMoeBlock:
+def make_block(
+    config: MoEConfig, dtype: torch.dtype, context: KernelContext, out_ids_P: torch.Tensor
+) -> SparseMoeBlock:
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     block = SparseMoeBlock(
-        config, parallel, ExpertGroups(), "fused", dtype=dtype, device=DEVICE, context=context
-    )
+        config, parallel, ExpertGroups(), "fused",
+        dtype=dtype, device=DEVICE, context=context, out_ids_P=out_ids_P,
+    )  # fmt: skip
     randomize(block)
     return block
 
@@ -95,11 +98,11 @@ def test_a_captured_block_allocates_nothing(
 ) -> None:
     """And its replays have the bits of single launches, over changing tokens and padding."""
     config, context = MODELS[model], make_context(torch.device(DEVICE), dtype)
-    block = make_block(config, dtype, context)
+    shape = (num_tokens, config.num_experts_per_tok)
+    out_ids = torch.full((shape[0] * shape[1],), -7, dtype=torch.int32, device=DEVICE)
+    block = make_block(config, dtype, context, out_ids)
     hidden = torch.randn(num_tokens, config.hidden_size, device=DEVICE).to(dtype)
     num_valid = torch.full((1,), num_tokens, dtype=torch.int32, device=DEVICE)
-    shape = (num_tokens, config.num_experts_per_tok)
-    block.record = torch.full((shape[0] * shape[1],), -7, dtype=torch.int32, device=DEVICE)
 
     def run() -> torch.Tensor:
         return block(hidden, num_tokens, num_valid).total(dtype, context)
@@ -122,7 +125,7 @@ def test_a_captured_block_allocates_nothing(
             hidden.normal_()
             num_valid.fill_(count)
             graph.replay()
-            replayed, ids = out.clone(), block.record.view(shape).clone()
+            replayed, ids = out.clone(), out_ids.view(shape).clone()
             assert torch.equal(replayed, run())
             assert ids[count:].eq(-1).all()
             assert ((ids[:count] >= 0) & (ids[:count] < config.num_experts)).all()
