@@ -12,6 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.waiting import HANG_SECONDS, wait_until
+
 ROOT = Path(__file__).parents[2]
 READY_SECONDS = 150.0
 
@@ -144,13 +146,14 @@ def is_alive(pid: int) -> bool:
     return stat.rpartition(")")[2].split()[0] not in "ZX"
 
 
-def wait_until_gone(pids: list[int], seconds: float) -> float:
+def wait_until_gone(pids: list[int], seconds: float = HANG_SECONDS) -> float:
     """Seconds until none of the processes runs."""
     begun = time.monotonic()
-    while any(is_alive(pid) for pid in pids):
+    try:
+        wait_until(lambda: not any(map(is_alive, pids)), seconds)
+    except AssertionError:
         left = [(pid, command(pid)) for pid in pids if is_alive(pid)]
-        assert time.monotonic() - begun < seconds, f"{left} still run after {seconds} s"
-        time.sleep(0.01)
+        raise AssertionError(f"{left} still run after {seconds} s") from None
     return time.monotonic() - begun
 
 

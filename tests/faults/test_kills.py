@@ -1,4 +1,4 @@
-"""A rank is killed or stopped: noticed within a second, and no stream is lost, cut or changed."""
+"""A rank is killed or stopped: noticed by itself, and no stream is lost, cut or changed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.faults.streams import answers, mixed_requests
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
-NOTICED_SECONDS = 1.5
-"""A second, and what a busy machine of two cores adds."""
-
-PATIENT = ("--step-timeout", "10")
+PATIENT = ("--step-timeout", "60")
 """A killed or stopped rank is noticed without it; and tests may share the machine."""
+
+OVERDUE = "is not answered after"
+"""In the log when nothing but the time-out of a step has noticed."""
 
 LAYOUTS = {
     "tp1": (["--tp", "1"], 1, 4),
@@ -40,7 +40,8 @@ async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path
     for calm, shaken in zip(quiet, disturbed_answers, strict=True):
         assert shaken.outcome() == calm.outcome()
     assert sum(shaken.replays for shaken in disturbed_answers) >= num_kills
-    assert all(each.noticed < NOTICED_SECONDS for each in times), times
+    assert len(times) == num_kills
+    assert OVERDUE not in log, log
     assert log.count("the workers are back") == num_kills, log
 
 
@@ -53,5 +54,7 @@ async def test_a_stopped_rank_is_noticed_and_replaced(tmp_path: Path) -> None:
             Kill(at_tokens=500, rank=1, signal=signal.SIGSTOP),
         ]
         shaken, times = await disturbed(server, requests, kills)
+        log = server.log
     assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
-    assert all(each.noticed < NOTICED_SECONDS for each in times), times
+    assert len(times) == len(kills)
+    assert OVERDUE not in log, log
