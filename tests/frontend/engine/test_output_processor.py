@@ -7,8 +7,10 @@ import pytest
 from frontend.engine.output_processor import take_token
 from frontend.errors import Code
 from frontend.processing.tokenizer import Tokenizer
-from frontend.requests.output import FinishReason
+from frontend.requests.output import FinishReason, TokenLogprobs
+from frontend.requests.request import SamplingParams
 from frontend.scheduler.sequence import Sequence
+from frontend.scheduler.step import Drawn, LogprobColumns
 from tests.frontend.builders import LIMITS, Driver, expected_output, failure, make_request, taken
 
 
@@ -85,3 +87,65 @@ def test_a_numerical_fault_ends_one_request_with_its_id() -> None:
     assert (error.code, error.reason) == (Code.INTERNAL, "NUMERICAL_FAULT")
     assert "bad" in error.message
     assert taken(good).token_ids == expected_output(good, LIMITS)
+
+
+def test_an_aborted_request_keeps_the_text_that_was_held_back(tokenizer: Tokenizer) -> None:
+    """A stop string's beginning is held back until it is known not to become one."""
+    plain = make_request(max_new_tokens=8, decoder=tokenizer.decoder((), False, False))
+    driver = Driver(LIMITS, depth=1)
+    driver.run(plain)
+    text = taken(plain).text
+    stop = text[2:6] + "\0"  # never complete
+    request = make_request(max_new_tokens=30, decoder=tokenizer.decoder((stop,), False, False))
+    driver.scheduler.submit(request)
+    while request.num_generated < 8:
+        driver.turn()
+    assert driver.abort("r")
+    delta = taken(request)
+    assert (delta.text, delta.finish_reason) == (text, FinishReason.ABORTED)
+    assert not driver.abort("r")
+
+
+def test_log_probabilities_go_to_the_requests_that_want_them() -> None:
+    """The columns hold those of a request too that ended meanwhile; they are skipped."""
+    driver = Driver(LIMITS, depth=1)
+    ended, without, wanting = (make_request(name) for name in ("ended", "without", "wanting"))
+    ended.sampling = SamplingParams(num_logprobs=3)
+    wanting.sampling = SamplingParams(num_logprobs=2)
+    for request in (ended, without, wanting):
+        driver.scheduler.submit(request)
+    step = driver.schedule()
+    assert step is not None
+    assert step.batches[0].num_draws == 3
+    tokens = driver.in_flight[0][1][0].tokens
+    columns = LogprobColumns(
+        logprobs=[-1.0, -2.0], top_ids=[4, 5, 6], top_logprobs=[-0.25, -0.5, -0.75]
+    )
+    driver.in_flight[0] = (step, [Drawn(tokens=tokens, logprobs=columns)])
+    assert driver.abort("ended")
+    driver.complete()
+    assert taken(without).logprobs == []
+    assert taken(wanting).logprobs == [TokenLogprobs(-2.0, [6], [-0.75])]
+    delta = taken(ended)
+    assert (delta.token_ids, delta.logprobs) == ([], [])
+
+
+def test_a_prompt_s_log_probabilities_arrive_chunk_by_chunk() -> None:
+    driver = Driver(LIMITS, depth=1)
+    request = make_request(prompt=list(range(20)), max_new_tokens=2)
+    request.sampling = SamplingParams(num_logprobs=1, prompt_logprobs=True)
+    driver.scheduler.submit(request)
+    # 16 tokens a step; each reports the probability of the token after it, the last one draws.
+    for values, drawn in (([-float(n) for n in range(1, 17)], []), ([-17.0, -18.0, -19.0], [-9.0])):
+        step = driver.schedule()
+        assert step is not None
+        tokens = driver.in_flight[0][1][0].tokens
+        columns = Drawn(
+            tokens=tokens,
+            logprobs=LogprobColumns(logprobs=drawn),
+            prompt_logprobs=LogprobColumns(logprobs=values),
+        )
+        driver.in_flight[0] = (step, [columns])
+        driver.complete()
+    assert [each.logprob for each in request.prompt_logprobs] == [-float(n) for n in range(1, 20)]
+    assert [each.logprob for each in taken(request).logprobs] == [-9.0]
