@@ -23,14 +23,11 @@ from frontend.engine.engine import Engine
 from frontend.probe import Verdict, probe
 from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
-from tests.frontend.builders import LIMITS
+from tests.frontend.builders import ENVIRONMENT, LIMITS, ROOT
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
 
 pytestmark = pytest.mark.processes
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:

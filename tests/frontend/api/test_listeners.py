@@ -22,9 +22,9 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from switchyard.channel import Tls
 from switchyard.client import AsyncClient, ServerError
+from tests.frontend.builders import ENVIRONMENT, ROOT
 from tests.frontend.certificates import Authority
 from tests.frontend.fakes import FakeWorker, running_worker
-from tests.frontend.test_processes import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.processes
 
