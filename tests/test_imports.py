@@ -63,6 +63,13 @@ LAYERS = {
     "moe/kernels": {"moe.base"},
     "moe/dispatch": {"moe.base", "moe.groups", "moe.placement", "moe.routes"},
 }  # fmt: skip
+# Folder of the API: the others of its folders that it may import.
+APIS: dict[str, set[str]] = {
+    "http": set(),
+    "grpc": set(),
+    "openai": set(),
+    "vllm": {"frontend.api.grpc"},
+}
 # Who may import the folders at the top.
 ONLY_FROM = {
     "frontend.api": {"frontend/__main__.py"},
@@ -120,6 +127,17 @@ def test_a_folder_imports_what_lies_below_it(folder: str) -> None:
         for module in imported_modules(path):
             if module.partition(".")[0] == package:
                 assert is_below(module, LAYERS[folder] | {own}), f"{path} imports {module}"
+
+
+@pytest.mark.parametrize("name", APIS)
+def test_an_api_imports_no_other_one(name: str) -> None:
+    """But routers' protocol, which is one over gRPC."""
+    others = {f"frontend.api.{each}" for each in APIS if each != name} - APIS[name]
+    for path in sources(f"frontend/api/{name}"):
+        for module in imported_modules(path):
+            assert not is_below(module, others), f"{path} imports {module}"
+    folders = {path.name for path in (ROOT / "frontend/api").iterdir() if path.is_dir()}
+    assert folders - {"__pycache__"} == set(APIS)
 
 
 def test_every_folder_has_its_rule() -> None:

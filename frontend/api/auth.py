@@ -20,13 +20,13 @@ logger = logging.getLogger(__name__)
 
 MIN_KEY_CHARS = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
-# What a header can hold; without a colon, so that NAME:KEY has one meaning.
+# Characters that a header can hold; without a colon, so that NAME:KEY has one meaning.
 _KEY = re.compile(r"[!-9;-~]+")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class Access:
-    """The keys of those who may ask; without a key file everybody may.
+    """The API keys; without a key file every caller is accepted.
 
     Attributes:
         denied: calls that came without a valid key.
@@ -43,7 +43,7 @@ class Access:
         self._keys = () if path is None else _read_keys(path)
 
     def reload(self) -> None:
-        """Read the file again; one that cannot be used leaves the keys as they are."""
+        """Read the file again; an invalid file leaves the keys as they are."""
         if self._path is None:
             return
         try:
@@ -75,7 +75,7 @@ class Access:
         )
 
     def _name_of(self, key: str) -> str:
-        """Compares with every key, each in constant time: nothing of a key shows in the time."""
+        """Compares with every key, each in constant time, so that time shows nothing of a key."""
         digest, found = _digest(key), ""
         for name, known in self._keys:
             if hmac.compare_digest(digest, known):
@@ -95,7 +95,7 @@ def _read_keys(path: Path) -> Sequence[tuple[str, bytes]]:
     except (OSError, UnicodeDecodeError) as error:
         cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
         raise ValueError(f"--api-key-file {path} cannot be read: {cause}") from error
-    if mode & _OTHERS:  # secrets that a container mounts are so, and cannot be changed there
+    if mode & _OTHERS:  # a container's mounted secrets have such modes, and cannot be changed there
         logger.warning(
             "--api-key-file %s has mode %03o: others on this machine may read it; chmod 600 it",
             path, stat.S_IMODE(mode),
@@ -122,7 +122,7 @@ def _read_keys(path: Path) -> Sequence[tuple[str, bytes]]:
 
 
 def _problem_of(name: str, key: str) -> str:
-    """What is wrong with a line, without the key; empty when nothing is."""
+    """The problem of a line, without the key; empty for a good line."""
     if not _NAME.fullmatch(name):
         return "the name before the colon must be 1 to 64 letters, digits, dots, dashes"
     if len(key) < MIN_KEY_CHARS:

@@ -1,4 +1,4 @@
-"""Where it is safe to listen: beyond this machine only with keys or client certificates."""
+"""Checks that a server beyond this machine has keys or client certificates."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from frontend.config import FrontendConfig, join_address
 
 
 def check_exposure(config: FrontendConfig) -> str:
-    """Refuse to listen where strangers could ask.
+    """Refuse an address where strangers could reach the service.
 
     Returns:
-        A line that the operator should read; empty when there is nothing to say.
+        A warning for the operator; empty when there is none.
 
     Raises:
-        ValueError: other machines could ask and nothing would stop them, or a limit of keys is
-            set where there are no keys.
+        ValueError: other machines could reach a service without keys, or a limit of keys is set
+            where there are no keys.
     """
     if config.max_requests_per_key and config.api_key_file is None:
         raise ValueError(
@@ -28,10 +28,10 @@ def check_exposure(config: FrontendConfig) -> str:
     if config.api_key_file is None and config.tls_client_ca is None:
         if not config.insecure:
             raise ValueError(
-                f"--host {config.host} can be reached from other machines, and anybody could ask; "
+                f"--host {config.host} can be reached from other machines, and serves any caller; "
                 "pass --api-key-file FILE or --tls-client-ca FILE, or --insecure to allow it"
             )
-        return f"{where} is reachable from other machines, and anybody may ask (--insecure)"
+        return f"{where} is reachable from other machines, and serves any caller (--insecure)"
     if config.tls_cert is None:
         return f"{where} is reachable from other machines, and keys and prompts travel unencrypted"
     return ""

@@ -1,7 +1,7 @@
-"""The ports that requests come by: gRPC always, HTTP where it is asked for.
+"""The ports of a server: gRPC always, HTTP with --http-port.
 
-Owns that both ask for the same keys and show the same certificate, and the order in which they
-start and stop. Knows nothing of what is served.
+Owns that both have the same keys and the same certificate, and the order in which they start and
+stop. Knows nothing of what is served.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.api.tls import ServerTls, server_tls, ssl_context
+from frontend.api.vllm.servicer import vllm_engine
 from frontend.config import FrontendConfig
 from frontend.observability.prometheus import Metrics, Sources
 from frontend.service.service import Service
@@ -24,12 +25,12 @@ class Listeners:
     """Both servers of one service.
 
     Args:
-        config: where they listen and who may ask.
-        service: what answers.
-        metrics: what HTTP shows of it; is told here where its gauges are read.
+        config: addresses, keys and certificates.
+        service: answers the requests.
+        metrics: shown by HTTP; it gets the sources of its gauges here.
 
     Raises:
-        ValueError: keys or certificates cannot be used, or strangers could ask.
+        ValueError: keys or certificates cannot be used, or strangers could reach the service.
     """
 
     def __init__(self, config: FrontendConfig, service: Service, metrics: Metrics) -> None:
@@ -37,7 +38,12 @@ class Listeners:
         self._access = access = Access(config.api_key_file)
         tls = server_tls(config)
         self._grpc = GrpcServer(
-            service, config.host, config.port, access=access, tls=tls, folder=config.model
+            service,
+            config.host,
+            config.port,
+            access=access,
+            tls=tls,
+            others=[vllm_engine(service, access, config.model)],
         )
         self._http = None
         if config.http_port is not None:
@@ -53,7 +59,7 @@ class Listeners:
 
     @property
     def health(self) -> Health:
-        """Whether requests are taken, as orchestrators are told."""
+        """The health service, which orchestrators read."""
         return self._grpc.health
 
     async def start(self) -> tuple[int, int | None]:
@@ -63,7 +69,7 @@ class Listeners:
             The ports of gRPC and HTTP.
 
         Raises:
-            OSError: an address cannot be had.
+            OSError: an address is taken, or is not this machine's.
         """
         port, http_port = await self._grpc.start(), None
         if self._http is not None:
@@ -77,11 +83,11 @@ class Listeners:
         return port, http_port
 
     def reload(self) -> None:
-        """Read the keys again. Certificates are read when somebody connects."""
+        """Read the keys again. Certificates are read at each connection."""
         self._access.reload()
 
     async def stop(self, grace: float) -> None:
-        """Close both listeners, and give what is left ``grace`` seconds each."""
+        """Close both listeners, and give live calls ``grace`` seconds each."""
         if self._http is not None:
             await self._http.stop(grace)
         await self._grpc.stop(grace)

@@ -1,7 +1,7 @@
 """The server's certificates: read, checked before anything is loaded, and renewed while it runs.
 
-Owns the files behind --tls-cert, --tls-key and --tls-client-ca, for both faces: whoever connects
-after a file changed gets the new one. Knows nothing of keys or of requests.
+Owns the files behind --tls-cert, --tls-key and --tls-client-ca, for gRPC and HTTP: a connection
+after a file's change gets the new one. Knows nothing of API keys or of requests.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ServerTls:
 
     Attributes:
         cert, key: the certificate with its chain, and its private key.
-        client_ca: who signs the certificates that clients must show; None: they need none.
+        client_ca: signs the certificates that clients must show; None: they need none.
     """
 
     cert: Path
@@ -35,7 +35,7 @@ class ServerTls:
     client_ca: Path | None = None
 
     def context(self) -> ssl.SSLContext:
-        """A context of what the files hold now; TLS 1.2 at least.
+        """A context of the files' present contents; TLS 1.2 at least.
 
         Raises:
             ValueError: a file cannot be used; one line that names it.
@@ -45,7 +45,7 @@ class ServerTls:
         for flag, path in (("--tls-cert", self.cert), ("--tls-key", self.key)):
             _check_readable(flag, path)
         try:
-            # An encrypted key would ask on the terminal.
+            # An encrypted key would prompt on the terminal.
             context.load_cert_chain(self.cert, self.key, password=lambda: b"")
         except (ssl.SSLError, OSError) as error:
             raise ValueError(
@@ -65,7 +65,7 @@ class ServerTls:
         return context
 
     def stamp(self) -> _Stamp:
-        """What changes when a file does; files that are not there change nothing."""
+        """A value that changes when a file does; a missing file changes nothing."""
         found = []
         for path in (self.cert, self.key, self.client_ca):
             if path is not None:
@@ -78,14 +78,14 @@ class ServerTls:
 
 
 class _Renewal:
-    """Tells when the files have become others that can be used."""
+    """Notices when the files have changed and are valid."""
 
     def __init__(self, files: ServerTls) -> None:
         self._files = files
         self._stamp = files.stamp()
 
     def check(self) -> ssl.SSLContext | None:
-        """The new context once after a change; what cannot be used is logged and left."""
+        """The new context once after a change; invalid files are logged and ignored."""
         stamp = self._files.stamp()
         if stamp == self._stamp:
             return None
@@ -111,7 +111,7 @@ def server_tls(config: FrontendConfig) -> ServerTls | None:
 
 
 def ssl_context(files: ServerTls) -> ssl.SSLContext:
-    """For a server of Python's own ssl, such as uvicorn; each connection gets the files of its day.
+    """For a server on Python's ssl, such as uvicorn; each connection gets the newest files.
 
     Raises:
         ValueError: a file cannot be used.
@@ -129,7 +129,7 @@ def ssl_context(files: ServerTls) -> ssl.SSLContext:
 
 
 def server_credentials(files: ServerTls) -> grpc.ServerCredentials:
-    """For gRPC; each connection gets the files of its day.
+    """For gRPC; each connection gets the newest files.
 
     Raises:
         ValueError: a file cannot be used.
@@ -159,5 +159,5 @@ def _check_readable(flag: str, path: Path) -> None:
 
 
 def _cause(error: OSError) -> str:
-    """OpenSSL's word for it, such as KEY_VALUES_MISMATCH."""
+    """OpenSSL's reason, such as KEY_VALUES_MISMATCH."""
     return getattr(error, "reason", None) or error.strerror or type(error).__name__

@@ -1,6 +1,6 @@
-"""Flags of the commands that ask a server: where it is, how to know it, and who asks.
+"""Flags of the commands that call a server: its address, its certificate, the caller's key.
 
-Owns those flags and what they mean. Knows nothing of what is asked.
+Owns those flags and their meaning. Knows nothing of the calls.
 """
 
 from __future__ import annotations
@@ -24,16 +24,18 @@ def add_address_flag(parser: argparse.ArgumentParser) -> None:
 
 
 def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) -> None:
-    """Flags of TLS, and of the key unless what is asked needs none."""
-    group = parser.add_argument_group("security", "what the server asks for; default: nothing")
+    """Flags of TLS, and of the key unless the calls need none."""
+    group = parser.add_argument_group("security", "what the server requires; default: nothing")
     if keys:
         group.add_argument(
             "--api-key-file", type=Path, metavar="FILE", help="its first line is KEY or NAME:KEY"
         )
-    group.add_argument("--tls", action="store_true", help="trust who this machine trusts")
+    group.add_argument(
+        "--tls", action="store_true", help="trust the authorities that this machine trusts"
+    )
     for flag, what in (
-        ("--tls-ca", "who signed the server's certificate, PEM"),
-        ("--tls-cert", "what a server with --tls-client-ca wants to see, PEM"),
+        ("--tls-ca", "the authority of the server's certificate, PEM"),
+        ("--tls-cert", "the client's certificate, for a server with --tls-client-ca, PEM"),
         ("--tls-key", "its private key, PEM"),
     ):
         group.add_argument(flag, type=Path, metavar="FILE", help=f"{what}; means --tls")
@@ -45,7 +47,7 @@ def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) ->
 
 
 def client_tls(flags: argparse.Namespace) -> Tls | None:
-    """What the flags say of encryption; None: there is none.
+    """The TLS that the flags describe; None: no encryption.
 
     Raises:
         FlagError: a file is missing.
@@ -78,10 +80,10 @@ def open_client(flags: argparse.Namespace) -> Client:
 
 
 def read_key(path: Path) -> str:
-    """The key in a file: its first line that says something, as KEY or NAME:KEY.
+    """The key in a file: the first line that is no comment, as KEY or NAME:KEY.
 
     Raises:
-        FlagError: there is none.
+        FlagError: the file has no key.
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()

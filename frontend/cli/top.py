@@ -1,6 +1,6 @@
-"""`switchyard top`: a server's load, seen live in a terminal.
+"""`switchyard top`: a server's load, live in a terminal.
 
-Owns the asking and the order of what is shown. How numbers are drawn is `frontend.cli.top_view`'s.
+Owns the calls to the server and their pace. `frontend.cli.top_view` draws the numbers.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from frontend.cli.top_view import View, expert_tokens_since, frame
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
 
-ASK_SECONDS = 2.0
+CALL_SECONDS = 2.0
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -31,7 +31,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Show frames until Ctrl-C, or one; the exit code, 1 when a single one could not be had."""
+    """Show frames until Ctrl-C, or one; the exit code, 1 when a single frame failed."""
     console = Console(highlight=False)
     with open_client(flags) as client:
         watch = Watch(client, flags.address)
@@ -49,7 +49,7 @@ def run(flags: argparse.Namespace) -> int:
 
 
 class Watch:
-    """Looks at one server again and again; remembers what it takes to show differences."""
+    """Reads one server's state repeatedly, and remembers enough to show differences."""
 
     def __init__(self, client: Client, address: str) -> None:
         self._client = client
@@ -58,15 +58,15 @@ class Watch:
         self._last = View(address=address)
 
     def look(self) -> View:
-        """What the server says now; when it says nothing, what it said last and the trouble."""
+        """The server's present state; without an answer, the last one and the trouble."""
         stub = self._client.stub
         before = self._experts
         try:
-            load = stub.GetLoad(pb.GetLoadRequest(), timeout=ASK_SECONDS)
-            info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=ASK_SECONDS)
-            model = stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=ASK_SECONDS)
-            if not load.restarting:  # there is nobody to ask meanwhile
-                self._experts = stub.GetExpertLoad(pb.GetExpertLoadRequest(), timeout=ASK_SECONDS)
+            load = stub.GetLoad(pb.GetLoadRequest(), timeout=CALL_SECONDS)
+            info = stub.GetServerInfo(pb.GetServerInfoRequest(), timeout=CALL_SECONDS)
+            model = stub.GetModelInfo(pb.GetModelInfoRequest(), timeout=CALL_SECONDS)
+            if not load.restarting:  # there are no workers meanwhile
+                self._experts = stub.GetExpertLoad(pb.GetExpertLoadRequest(), timeout=CALL_SECONDS)
         except grpc.RpcError as error:
             last = self._last
             return View(

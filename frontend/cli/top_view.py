@@ -1,7 +1,7 @@
-"""One frame of `switchyard top`, made from messages and nothing else.
+"""One frame of `switchyard top`, made from the server's messages.
 
-Owns what a frame looks like: shares as bars, experts as a map of how hot each is. Knows neither how
-the messages came nor when the next ones will.
+Owns the look of a frame: shares as bars, experts as a map of how hot each is. Knows nothing of
+calls or of time.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.text import Text
 from switchyard.v1 import inference_pb2 as pb
 
 BAR_WIDTH = 24
-# What stands around the map: the layer's number, two spaces, and the imbalance.
+# Columns around the map: the layer's number, two spaces, and the imbalance.
 _MAP_MARGIN = 14
 # Lines of a frame that are not the map's.
 _OTHER_LINES = 13
@@ -32,11 +32,11 @@ _T = TypeVar("_T")
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """What is known of a server at one moment.
+    """The state of a server at one moment.
 
     Attributes:
-        experts: tokens of each expert, lately or in all.
-        trouble: why nothing newer is known; empty when all is well.
+        experts: tokens of each expert, since the last look or in all.
+        trouble: the error that kept the view from being newer; empty without one.
     """
 
     address: str
@@ -50,7 +50,7 @@ class View:
 def expert_tokens_since(
     before: pb.GetExpertLoadResponse, now: pb.GetExpertLoadResponse
 ) -> pb.GetExpertLoadResponse:
-    """What was added between the two; all of ``now`` where that is nothing, or they do not fit."""
+    """The tokens that were added; all of ``now`` when there are none, or the layers differ."""
     changes = []
     for old, new in zip(before.layers, now.layers, strict=False):
         if old.layer != new.layer or len(old.tokens) != len(new.tokens):
@@ -66,7 +66,7 @@ def expert_tokens_since(
 
 
 def frame(view: View, width: int, height: int | None) -> RenderableType:
-    """Everything worth seeing in ``width`` columns.
+    """The whole frame in ``width`` columns.
 
     Args:
         height: lines there are; None: any number.
@@ -116,8 +116,8 @@ def _shares(view: View) -> Table:
         ("floor, decode", load.decode_floor_share, floor),
         ("floor, all", load.floor_share, f"steps of {load.step_seconds * 1e3:.2f} ms"),
     ):
-        told = Text(detail, style="dim", no_wrap=True, overflow="ellipsis")
-        table.add_row(Text(name, no_wrap=True), bar(share), Text(f"{share:4.0%}"), told)
+        remark = Text(detail, style="dim", no_wrap=True, overflow="ellipsis")
+        table.add_row(Text(name, no_wrap=True), bar(share), Text(f"{share:4.0%}"), remark)
     return table
 
 

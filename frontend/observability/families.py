@@ -55,7 +55,7 @@ class Families:
         return family
 
 
-# Latencies of tokens: steps of a few milliseconds must be told apart.
+# Latencies of tokens: steps of a few milliseconds must be distinguishable.
 STEP_SECONDS = (
     0.001, 0.002, 0.003, 0.004, 0.005, 0.006, 0.008, 0.01, 0.0125, 0.015, 0.02, 0.025, 0.03, 0.04,
     0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 0.75, 1.0, 2.5, 5.0, 10.0, 30.0,

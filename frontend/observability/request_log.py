@@ -1,6 +1,6 @@
 """A line of JSON for each request that is over; never a word of a prompt or an answer.
 
-Owns the line's fields, and that writing it stops nobody: records wait in a `RecordQueue`, and the
+Owns the line's fields, and that writing delays no request: records wait in a `RecordQueue`, and the
 next line says how many were dropped. Knows nothing of how a request is served.
 """
 

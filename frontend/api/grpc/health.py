@@ -1,9 +1,9 @@
 """grpc.health.v1 for this process.
 
-Owns the names that are asked for and what they mean: "" and the service's full name are readiness
-("can it serve?"), "liveness" is the event loop being alive. Answers from memory, never through the
-engine; telling of a change waits for no client. (The stock servicer holds a lock while it writes:
-one client who reads nothing would hold up whoever says that the server is not ready.)
+Owns the names of what can be checked: "" and the service's full name are readiness ("can it
+serve?"), "liveness" is the event loop being alive. Answers from memory, never through the engine; a
+change waits for no client. (grpcio's own servicer holds a lock while it writes: one client that
+reads nothing would delay the change to not ready.)
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
-    """Not ready until told so; its Watch streams end when the server does."""
+    """Not ready until `set_ready`; its Watch streams end when the server does."""
 
     def __init__(self) -> None:
         self._statuses = dict.fromkeys(READINESS, _NOT_SERVING)
@@ -34,11 +34,11 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
 
     @property
     def ready(self) -> bool:
-        """What `set_ready` said last."""
+        """The last value of `set_ready`."""
         return bool(self._statuses[SERVICE_NAME] == _SERVING)
 
     async def set_ready(self, ready: bool) -> None:
-        """Say on both readiness names whether requests are taken."""
+        """Set both readiness names: whether requests are accepted."""
         self._statuses.update(dict.fromkeys(READINESS, _SERVING if ready else _NOT_SERVING))
         self._wake()
 
@@ -66,14 +66,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc]
         """Stream changes until the client leaves or `end_watches`."""
         changed = asyncio.Event()
         self._changes.add(changed)
-        told = None
+        sent = None
         try:
             while True:
                 changed.clear()
                 status = self._statuses.get(request.service, _UNKNOWN)
-                if status != told:
+                if status != sent:
                     await context.write(health_pb2.HealthCheckResponse(status=status))
-                    told = status
+                    sent = status
                 elif self._ending:
                     await context.abort(grpc.StatusCode.UNAVAILABLE, "the server is shutting down")
                 else:

@@ -1,8 +1,7 @@
-"""The one gRPC interceptor: who may not ask is refused, and whatever a handler raises leaves as a
-status with google.rpc details.
+"""Rejects gRPC calls without a valid key, and maps exceptions to statuses with google.rpc details.
 
-Owns the mapping from `RequestError` to gRPC statuses, and what happens to malformed messages, to
-bugs and to callers without a key. Knows no method by name; of services, that health needs no key.
+Owns the mapping from `RequestError` to gRPC statuses, and the statuses of malformed messages and of
+bugs. Knows no method by name, and of services that health needs no key.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "switchyard"
 # Details share 16 KiB of metadata with everything else; past that gRPC replaces the whole status.
 MAX_MESSAGE_CHARS = 1000
-# Orchestrators ask it, and have no keys.
-_OPEN_TO_ALL = "/grpc.health.v1.Health/"
+# Orchestrators call it, and have no keys.
+_OPEN_SERVICE = "/grpc.health.v1.Health/"
 
 _Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -45,7 +44,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
     """Wraps every handler; errors become statuses, cancellation passes through.
 
     Args:
-        access: whose keys are taken.
+        access: the API keys.
     """
 
     def __init__(self, access: Access) -> None:
@@ -56,20 +55,20 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         continuation: Callable[[Any], Awaitable[grpc.RpcMethodHandler[Any, Any]]],
         handler_call_details: grpc.HandlerCallDetails,
     ) -> grpc.RpcMethodHandler[Any, Any]:
-        """The method's handler with its parser and its function guarded; or, for whom no key
-        speaks, one that refuses before a message is read, unknown methods included."""
-        if not handler_call_details.method.startswith(_OPEN_TO_ALL):
+        """The method's handler, wrapped; or, without a valid key, one that refuses the call before
+        a message is read, unknown methods included."""
+        if not handler_call_details.method.startswith(_OPEN_SERVICE):
             try:
                 self._access.authenticate(_header(handler_call_details.invocation_metadata))
             except RequestError as error:
                 return _refusing_handler(error)
         handler = await continuation(handler_call_details)
         # None is an unknown method, which gRPC answers itself.
-        return handler and _guarded_handler(handler)
+        return handler and _wrapped_handler(handler)
 
 
 def caller_of(access: Access, context: Any) -> Caller:
-    """Who made a call that the guard let pass."""
+    """The caller of an authenticated call."""
     metadata = context.invocation_metadata() or ()
     traceparent = _value(metadata, "traceparent")
     return Caller(
@@ -88,7 +87,7 @@ def _value(metadata: _Metadata, key: str) -> str | bytes | None:
 
 
 def _refusing_handler(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
-    """Answers nothing but the status. On the wire a stream of no messages fits every method."""
+    """Answers with the status alone. On the wire a stream of no messages fits every method."""
 
     async def refuse(requests: Any, context: Any) -> None:
         await context.abort_with_status(to_status(error))
@@ -96,19 +95,19 @@ def _refusing_handler(error: RequestError) -> grpc.RpcMethodHandler[Any, Any]:
     return grpc.stream_stream_rpc_method_handler(refuse)
 
 
-def _guarded_handler(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
+def _wrapped_handler(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
     parse, serialize = _tolerant(handler.request_deserializer), handler.response_serializer
     if handler.request_streaming:
-        function = _guarded_stream(handler.stream_stream)
+        function = _wrapped_stream(handler.stream_stream)
         return grpc.stream_stream_rpc_method_handler(function, parse, serialize)
     if handler.response_streaming:
-        function = _guarded(handler.unary_stream)
+        function = _wrapped(handler.unary_stream)
         return grpc.unary_stream_rpc_method_handler(function, parse, serialize)
-    return grpc.unary_unary_rpc_method_handler(_guarded(handler.unary_unary), parse, serialize)
+    return grpc.unary_unary_rpc_method_handler(_wrapped(handler.unary_unary), parse, serialize)
 
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A parser that answers `_Malformed`: what a parser raises would leave as UNKNOWN."""
+    """A parser that returns `_Malformed`: a parser's exception would become UNKNOWN."""
 
     def tolerant(data: bytes) -> Any:
         try:
@@ -119,30 +118,30 @@ def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     return tolerant
 
 
-def _guarded(handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    """A handler of one request that answers, or writes to the context, as a coroutine."""
+def _wrapped(handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
+    """Wraps a handler of one request; it returns its answer, or writes it to the context."""
     assert inspect.iscoroutinefunction(handle), "streams are written to the context here"
 
-    async def guarded(request: Any, context: Any) -> Any:
+    async def wrapped(request: Any, context: Any) -> Any:
         async with _statuses(context):
             return await handle(_parsed(request), context)
 
-    return guarded
+    return wrapped
 
 
-def _guarded_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
-    """A handler of a stream of requests that yields its answers."""
+def _wrapped_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., Any]:
+    """Wraps a handler of a stream of requests, which yields its answers."""
 
     async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
             yield _parsed(request)
 
-    async def guarded(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
+    async def wrapped(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async with _statuses(context):
             async for response in handle(parsed(requests), context):
                 yield response
 
-    return guarded
+    return wrapped
 
 
 def _parsed(request: Any) -> Any:
@@ -157,7 +156,7 @@ def _parsed(request: Any) -> Any:
 
 @contextlib.asynccontextmanager
 async def _statuses(context: Any) -> AsyncIterator[None]:
-    """Turn what is raised inside into a status; CancelledError is no Exception and passes."""
+    """Turn an exception into a status; CancelledError is no Exception and passes."""
     try:
         yield
     except RequestError as error:
@@ -166,7 +165,7 @@ async def _statuses(context: Any) -> AsyncIterator[None]:
         raise
     except Exception as error:
         if isinstance(error, grpc.aio.InternalError) and context.done():
-            return  # a write to a client that is gone
+            return  # the client has left
         request_id = uuid.uuid4().hex
         logger.exception("request %s failed", request_id)
         await context.abort_with_status(to_status(internal_error(request_id)))

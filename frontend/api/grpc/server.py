@@ -1,7 +1,7 @@
 """The service over gRPC: servicers, health, reflection, one listener.
 
 Owns transport options and the order of starting and stopping. Knows nothing of models or workers:
-each method hands its message, and who sent it, to `frontend.service` and writes what comes back.
+each method hands its message and its caller to `frontend.service` and writes the answer.
 """
 
 from __future__ import annotations
@@ -10,21 +10,18 @@ import asyncio
 import contextlib
 import re
 import socket
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
-from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
 from frontend.api.auth import Access
 from frontend.api.grpc.health import SERVICE_NAME, Health
 from frontend.api.grpc.interceptor import CallInterceptor, caller_of
 from frontend.api.tls import ServerTls, server_credentials
-from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.config import join_address
 from frontend.errors import RequestError
@@ -49,6 +46,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     # Clients may ping through a silent prefill.
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
+
+AddService = Callable[[grpc.aio.Server], None]
 
 _REFLECTION_V1ALPHA = reflection.SERVICE_NAME
 _REFLECTION_V1 = "grpc.reflection.v1.ServerReflection"
@@ -130,7 +129,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 @contextlib.contextmanager
 def _paths_of(message: pb.ChatRequest | pb.CompleteRequest) -> Iterator[None]:
-    """Makes a field's path one of ``message``: what is no field of its own is in its request."""
+    """Makes a field's path one of ``message``: a field that it lacks is in its request."""
     try:
         yield
     except RequestError as error:
@@ -146,9 +145,9 @@ class GrpcServer:
     Args:
         service: what answers.
         host, port: where; port 0 takes a free one.
-        access: who may ask; None: everybody.
+        access: the API keys; None: calls need none.
         tls: the server's certificate; None: no encryption.
-        folder: the model's, for routers that speak `vllm.grpc.engine`; None: they are not served.
+        others: add further services to the same port.
     """
 
     def __init__(
@@ -159,7 +158,7 @@ class GrpcServer:
         *,
         access: Access | None = None,
         tls: ServerTls | None = None,
-        folder: Path | None = None,
+        others: Sequence[AddService] = (),
     ) -> None:
         self._host, self._port, self._tls = host, port, tls
         self.health = Health()
@@ -170,10 +169,8 @@ class GrpcServer:
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
             InferenceServicer(service, access), self._server
         )
-        if folder is not None:
-            vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(
-                VllmEngineServicer(service, access, folder), self._server
-            )
+        for add in others:
+            add(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self.health, self._server)
         self._server.add_generic_rpc_handlers(_reflection_handlers())
 
@@ -184,7 +181,7 @@ class GrpcServer:
             The port.
 
         Raises:
-            OSError: the address cannot be had.
+            OSError: the address is taken, or is not this machine's.
             ValueError: a file of the certificate cannot be used.
         """
         credentials = None if self._tls is None else server_credentials(self._tls)
@@ -204,7 +201,7 @@ class GrpcServer:
         return int(port)
 
     async def _check_free(self) -> None:
-        """Bind and let go: gRPC says less of why it could not, and says it on stderr."""
+        """Bind and release: gRPC's own error says less, and goes to stderr."""
         loop = asyncio.get_running_loop()
         found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
         family, kind, protocol, _, where = found[0]

@@ -58,7 +58,7 @@ def openai_app(
     """The application.
 
     Args:
-        service: does what requests ask for.
+        service: does the work.
         model: served name.
         authenticate: from the Authorization header to the name of its key; raises
             UNAUTHENTICATED. `OPEN_PATHS` need no key.
@@ -249,7 +249,7 @@ async def _on_request_error(request: Request, error: Exception) -> Response:
 
 
 async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The response to a client that has left before its body's end: it reaches nobody."""
+    """The response to a client that has left before its body's end: it is not sent on."""
     return Response(status_code=499)
 
 

@@ -1,7 +1,7 @@
-"""From `vllm.grpc.engine` requests, as routers send them, to `switchyard.v1`.
+"""Converts `vllm.grpc.engine` requests, as routers send them, to `switchyard.v1`.
 
-Owns what their fields mean: plain numbers there, of which zero is mostly "unset". Ranges are
-checked by the service. Knows nothing of streams.
+Owns the meaning of their fields: plain numbers, of which zero is mostly "unset". The service checks
+ranges. Knows nothing of streams.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from frontend.errors import invalid_field
 from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
-# Numbers that say nothing when they are 0.
+# Numbers that are unset when they are 0.
 _UNSET_WHEN_ZERO = (
     "top_p",
     "top_k",
@@ -21,7 +21,7 @@ _UNSET_WHEN_ZERO = (
     "presence_penalty",
     "repetition_penalty",
 )
-# What stands in a request for work this service does not do.
+# Fields for work that this service does not do.
 _REFUSED = (
     "kv_transfer_params",
     "kv_transfer_params_json",
@@ -30,32 +30,31 @@ _REFUSED = (
 )
 
 
-def generate_request(asked: vllm.GenerateRequest) -> pb.GenerateRequest:
-    """The request a router's request stands for.
+def generate_request(request: vllm.GenerateRequest) -> pb.GenerateRequest:
+    """The service's form of a router's request.
 
     Raises:
-        RequestError: it asks for images, for another engine's KV cache, or for a constraint there
-            is not.
+        RequestError: it has images, another engine's KV cache, or an unsupported constraint.
     """
     for field in _REFUSED:
-        if asked.HasField(field):
+        if request.HasField(field):
             raise invalid_field(field, "is not supported; leave it unset")
-    params = asked.sampling_params
-    request = pb.GenerateRequest(request_id=asked.request_id, prompt=_prompt(asked))
-    _set_sampling(params, request.sampling)
-    _set_stops(params, request.stop_conditions)
-    _set_output(params, request.output)
-    _set_constraint(params, request.constraint)
+    params = request.sampling_params
+    generation = pb.GenerateRequest(request_id=request.request_id, prompt=_prompt(request))
+    _set_sampling(params, generation.sampling)
+    _set_stops(params, generation.stop_conditions)
+    _set_output(params, generation.output)
+    _set_constraint(params, generation.constraint)
     if params.n > 1:
-        request.n = params.n
-    return request
+        generation.n = params.n
+    return generation
 
 
-def _prompt(asked: vllm.GenerateRequest) -> pb.Prompt:
-    if asked.WhichOneof("input") == "text":
-        return pb.Prompt(text=asked.text)
-    ids = asked.tokenized.input_ids
-    params = asked.sampling_params
+def _prompt(request: vllm.GenerateRequest) -> pb.Prompt:
+    if request.WhichOneof("input") == "text":
+        return pb.Prompt(text=request.text)
+    ids = request.tokenized.input_ids
+    params = request.sampling_params
     if params.HasField("truncate_prompt_tokens"):
         if params.truncate_prompt_tokens < 1:
             raise invalid_field("sampling_params.truncate_prompt_tokens", "must be at least 1")
@@ -89,7 +88,7 @@ def _set_stops(params: vllm.SamplingParams, stops: pb.StopConditions) -> None:
 
 
 def _set_output(params: vllm.SamplingParams, output: pb.OutputOptions) -> None:
-    """Routers read token ids; text is made here only to find stop strings in."""
+    """Routers read token ids; text is only made to find stop strings in."""
     output.skip_detokenize = not params.stop
     output.keep_special_tokens = not params.skip_special_tokens
     for field in ("logprobs", "prompt_logprobs"):

@@ -1,4 +1,4 @@
-"""From `switchyard.v1` events to the answers of `vllm.grpc.engine`.
+"""Converts `switchyard.v1` events to the answers of `vllm.grpc.engine`.
 
 Owns their shape: chunks of new tokens, then for each sequence one message that holds all of it.
 Knows nothing of requests.
@@ -21,11 +21,11 @@ _FINISH_REASONS = {
 
 
 class Answer:
-    """What one request's events are told as.
+    """The messages of one request.
 
     Args:
-        prompt_ids: the prompt's tokens, for its log-probabilities; empty when none were asked for.
-        stream: tell chunks too, not only the whole at the end.
+        prompt_ids: the prompt's tokens, for its log-probabilities; empty without them.
+        stream: send chunks too, not only the whole at the end.
     """
 
     def __init__(self, prompt_ids: Sequence[int], stream: bool) -> None:
@@ -35,7 +35,7 @@ class Answer:
         self._whole: dict[int, pb.Delta] = {}
 
     def add(self, event: pb.GenerateResponse) -> Iterable[vllm.GenerateResponse]:
-        """The messages that an event is told as."""
+        """The messages that an event becomes."""
         if event.HasField("started"):
             self._started = event.started
             return []

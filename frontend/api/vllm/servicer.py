@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import json
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import grpc
+import grpc.aio
 from google.protobuf import json_format
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
@@ -31,10 +34,18 @@ from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 
 SERVICE_NAME = "vllm.grpc.engine.VllmEngine"
-# What routers take for the kind of engine whose protocol this is.
+# The kind of engine that routers know this protocol by.
 SERVER_TYPE = "vllm-grpc"
 CHUNK_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
+
+
+def vllm_engine(
+    service: Service, access: Access, folder: Path
+) -> Callable[[grpc.aio.Server], None]:
+    """Adds the protocol to a server; for the arguments see `VllmEngineServicer`."""
+    servicer = VllmEngineServicer(service, access, folder)
+    return functools.partial(vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server, servicer)
 
 
 class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: ignore[misc]
@@ -52,14 +63,15 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         self._last_request = 0.0
 
     async def Generate(self, request: vllm.GenerateRequest, context: Any) -> None:  # noqa: N802
-        """Write what `Service.generate` says, in the router's messages."""
+        """Write the stream of `Service.generate` in the router's messages."""
         self._last_request = time.time()
-        asked = generate_request(request)
+        generation = generate_request(request)
         answer = Answer(
-            asked.prompt.tokens.ids if asked.output.prompt_logprobs else (), request.stream
+            generation.prompt.tokens.ids if generation.output.prompt_logprobs else (),
+            request.stream,
         )
         stream = self._service.generate(
-            asked, caller_of(self._access, context), streams=request.stream
+            generation, caller_of(self._access, context), streams=request.stream
         )
         async with contextlib.aclosing(stream):
             async for event in stream:
@@ -79,15 +91,15 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     async def HealthCheck(  # noqa: N802
         self, request: vllm.HealthCheckRequest, context: Any
     ) -> vllm.HealthCheckResponse:
-        """Whether requests are worked on; UNAVAILABLE while there is no model to tell of."""
-        self._service.model_info()  # a router that got an answer would ask for its name next
+        """Whether requests are served; UNAVAILABLE before the model is known."""
+        self._service.model_info()  # a router that got an answer would request its name next
         why = self._service.why_not_ready()
         return vllm.HealthCheckResponse(healthy=not why, message=why or "OK")
 
     async def GetModelInfo(  # noqa: N802
         self, request: vllm.GetModelInfoRequest, context: Any
     ) -> vllm.GetModelInfoResponse:
-        """Facts of the model; its folder stays this machine's affair."""
+        """Facts of the model, without its folder on this machine."""
         info = self._service.model_info()
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
         defaults = json_format.MessageToDict(
@@ -112,7 +124,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     async def GetServerInfo(  # noqa: N802
         self, request: vllm.GetServerInfoRequest, context: Any
     ) -> vllm.GetServerInfoResponse:
-        """Facts of the server. Replicas inside it are balanced here: to a router it is one."""
+        """Facts of the server. A router sees its replicas as one engine."""
         info, load = self._service.server_info(), self._service.load()
         return vllm.GetServerInfoResponse(
             active_requests=load.running_requests + load.queued_requests,
@@ -132,7 +144,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     ) -> vllm.GetLoadsResponse:
         """The load of all replicas inside, as that of one engine."""
         load, info = self._service.load(), self._service.server_info()
-        asked = load.prefix_query_tokens
+        queried = load.prefix_query_tokens
         scheduler = vllm.SchedulerLoad(
             num_running_reqs=load.running_requests,
             num_waiting_reqs=load.queued_requests,
@@ -141,7 +153,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             max_total_num_tokens=min(INT32_MAX, info.kv_cache_tokens),
             token_usage=load.kv_cache_usage,
             gen_throughput=load.generated_tokens_per_second,
-            cache_hit_rate=load.prefix_hit_tokens / asked if asked else 0.0,
+            cache_hit_rate=load.prefix_hit_tokens / queried if queried else 0.0,
             utilization=load.running_requests / info.max_running_requests,
             max_running_requests=info.max_running_requests,
             num_waiting_uncached_tokens=min(INT32_MAX, load.queued_prompt_tokens),
@@ -172,31 +184,31 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             )
 
     async def Embed(self, request: vllm.EmbedRequest, context: Any) -> None:  # noqa: N802
-        """No embeddings here."""
+        """Not served."""
         await _unimplemented(context, "Embed")
 
     async def FlushCache(  # noqa: N802
         self, request: common_pb2.FlushCacheRequest, context: Any
     ) -> None:
-        """The prefix cache gives way by itself."""
+        """Not served: the prefix cache evicts by itself."""
         await _unimplemented(context, "FlushCache")
 
     async def StartProfile(  # noqa: N802
         self, request: common_pb2.StartProfileRequest, context: Any
     ) -> None:
-        """No profiler here."""
+        """Not served."""
         await _unimplemented(context, "StartProfile")
 
     async def StopProfile(  # noqa: N802
         self, request: common_pb2.StopProfileRequest, context: Any
     ) -> None:
-        """No profiler here."""
+        """Not served."""
         await _unimplemented(context, "StopProfile")
 
     async def SubscribeKvEvents(  # noqa: N802
         self, request: common_pb2.SubscribeKvEventsRequest, context: Any
     ) -> None:
-        """Blocks are not told; routers poll GetLoads."""
+        """Not served: routers poll GetLoads."""
         await _unimplemented(context, "SubscribeKvEvents")
 
 

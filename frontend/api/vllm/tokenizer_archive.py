@@ -1,6 +1,6 @@
 """A model folder's tokenizer as a zip file, for routers that have no copy of the folder.
 
-Owns which files a tokenizer is. Knows nothing of transports.
+Owns the list of a tokenizer's files. Knows nothing of transports.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import io
 import zipfile
 from pathlib import Path
 
-# Weights are none of these; a template may be a file of its own.
+# No weights; a template may be a file of its own.
 _FILES = (
     "added_tokens.json",
     "chat_template.jinja",
