@@ -47,8 +47,8 @@ class Groups:
         """``[N, C]`` of every tensor-parallel rank, joined to ``[N, tp * C]``."""
         if self.tp_group is None:
             return x
-        parts = all_gather_rows(x, self.tp_group)
-        return parts.view(self.tp_size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
+        shards = all_gather_rows(x, self.tp_group)
+        return shards.view(self.tp_size, *x.shape).transpose(0, 1).reshape(x.shape[0], -1)
 
     def gather_rows(self, x: torch.Tensor, out: torch.Tensor) -> None:
         """``[N, C]`` of every tensor-parallel rank, one below the other, into ``[tp * N, C]``."""
@@ -98,7 +98,7 @@ def join(parallel: ParallelConfig, device: torch.device) -> Groups:
     )
     tp_group = None
     for replica in range(dp):
-        # Every rank takes part in making every group.
+        # Every rank must make every group.
         group = dist.new_group(range(replica * tp, (replica + 1) * tp))
         if tp > 1 and rank // tp == replica:
             tp_group = group

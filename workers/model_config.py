@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from moe.config import MoEConfig
-from workers.model_types import MODEL_TYPES, MoEKeys
+from workers.model_types import MODEL_TYPES, MoEKeys, Values
 
 # Null is a value of its own: as many as query heads; hidden_size / heads.
 _NULLABLE = ("num_key_value_heads", "head_dim")
@@ -156,7 +156,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _check_types(raw: dict[str, Any], defaults: dict[str, Any]) -> None:
+def _check_types(raw: dict[str, Any], defaults: Values) -> None:
     """Each key that is read has its default's type; null means absent, a float may be whole."""
     for key, default in {**defaults, "num_local_experts": 0, "head_dim": 0}.items():
         value = raw.get(key)

@@ -1,4 +1,4 @@
-"""The rows of a step as host columns: what a StepRequest says, checked.
+"""The rows of a StepRequest as host columns, checked.
 
 Knows nothing of devices, blocks or sampling. S rows.
 """

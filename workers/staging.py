@@ -1,6 +1,6 @@
-"""Columns of numbers on their way from the host to the device, in one copy a step.
+"""Columns of numbers copied from the host to the device, in one copy a step.
 
-Owns the pinned memory, its reuse, and where a column lies. Does not know what columns mean.
+Owns the pinned memory, its reuse, and where a column lies. Knows nothing of what columns mean.
 """
 
 from __future__ import annotations

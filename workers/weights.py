@@ -1,8 +1,8 @@
 """Loading a model folder's tensors into a rank's parameters, strictly and rank-locally.
 
 Owns which files hold which tensors, that every tensor is there with the right shape and that
-nothing is left over, the slices that are read, and the count of bytes. Knows nothing of layers:
-a model tells what it needs as CheckpointSlices.
+nothing is left over, the slices that are read, and the count of bytes. Knows nothing of layers: a
+model says what it needs as CheckpointSlices.
 """
 
 from __future__ import annotations
@@ -244,9 +244,10 @@ def _load_file(path: Path, pieces: list[CheckpointSlice]) -> int:
     try:
         with safe_open(path, framework="pt") as file:
             for piece in pieces:
-                part = file.get_slice(piece.name)[piece.index]
-                piece.target.copy_(part)
-                bytes_read += part.numel() * part.element_size()
+                assert piece.target is not None
+                values = file.get_slice(piece.name)[piece.index]
+                piece.target.copy_(values)
+                bytes_read += values.numel() * values.element_size()
     except (SafetensorError, OSError) as error:
         raise WeightsError(f"{path}: {error}") from None
     return bytes_read

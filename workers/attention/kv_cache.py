@@ -30,8 +30,8 @@ class LayerCache:
     def write(self, slots_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
         """Store tokens; slot = block * block_size + offset.
 
-        What is not finite is stored as 0: attention reads whole blocks and masks what is not a
-        row's own, and a masked NaN would still spread to the block's next holder.
+        Values that are not finite are stored as 0. Attention reads whole blocks and masks the
+        places of other rows; a masked NaN would still spread to the next sequence with the block.
         """
         self.keys.flatten(0, 1).index_copy_(0, slots_T, k_TND.nan_to_num(0.0, 0.0, 0.0))
         self.values.flatten(0, 1).index_copy_(0, slots_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
@@ -90,15 +90,15 @@ def free_bytes(
 
 
 def blocks_that_fit(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:
-    """Blocks of the KV cache: as many as fit, at most what all slots together can use.
+    """Blocks of the KV cache: as many as fit, but not more than all slots together can use.
 
     Raises:
         ValueError: not even one fits.
     """
     if config.num_blocks is not None:
         return config.num_blocks
-    most = config.max_batch_size * -(-max_model_len // config.block_size)
-    num_blocks = min(most, budget // block_bytes)
+    usable = config.max_batch_size * -(-max_model_len // config.block_size)
+    num_blocks = min(usable, budget // block_bytes)
     if num_blocks < 1:
         raise ValueError(
             f"--memory-fraction {config.memory_fraction} leaves {budget / 2**30:.1f} GiB for the "

@@ -71,15 +71,15 @@ def paged_attention(
     block, offset = batch.positions_T // cache.block_size, batch.positions_T % cache.block_size
     blocks_T = batch.tables[batch.slots_T, block].long()
     cache.write(blocks_T * cache.block_size + offset, k_TKD, v_TKD)
-    parts = []
+    outputs = []
     for first, last in _decode_groups(batch):
-        parts.append(_decode(q_TND[first:last], cache, batch, first, last))
+        outputs.append(_decode(q_TND[first:last], cache, batch, first, last))
     start = batch.num_decodes
     for row in range(batch.num_decodes, len(batch.lengths)):
         stop = start + batch.num_tokens[row]
-        parts.append(_prefill(q_TND[start:stop], cache, batch, row))
+        outputs.append(_prefill(q_TND[start:stop], cache, batch, row))
         start = stop
-    attended = torch.cat(parts) if parts else q_TND
+    attended = torch.cat(outputs) if outputs else q_TND
     return attended.flatten(1)
 
 

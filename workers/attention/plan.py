@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 # Columns of a plan's chunks, as the decode kernel reads them.
-CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_PART, CHUNK_FIRST, CHUNK_COUNT = range(7)
+CHUNK_ROW, CHUNK_SLOT, CHUNK_START, CHUNK_STOP, CHUNK_INDEX, CHUNK_FIRST, CHUNK_COUNT = range(7)
 CHUNK_OF_ROW = 7
 CHUNK_FIELDS = 8  # 32 bytes
 
@@ -55,7 +55,7 @@ class PrefillTiles:
             at once; powers of two of at least 16.
         num_stages: tiles of keys in flight, if shared memory holds as many.
         max_registers: as above.
-        unit: parts of split tiles have multiples of so many keys, itself a multiple of block_n;
+        unit: splits of a tile have multiples of so many keys, itself a multiple of block_n;
             None: no tile is split.
     """
 
@@ -114,18 +114,18 @@ def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int
     firsts_R = np.cumsum(counts_R) - counts_R
 
     row_C = np.repeat(np.arange(num_rows), counts_R)
-    part_C = np.arange(len(row_C))
-    start_C = (part_C - firsts_R[row_C]) * chunk_tokens
+    index_C = np.arange(len(row_C))
+    start_C = (index_C - firsts_R[row_C]) * chunk_tokens
     stop_C = np.minimum(start_C + chunk_tokens, lengths[row_C])
     order_C = np.argsort(start_C - stop_C, kind="stable")
-    columns = (row_C, np.asarray(slots)[row_C], start_C, stop_C, part_C)
-    columns += (firsts_R[row_C], counts_R[row_C])
+    first_C, count_C = firsts_R[row_C], counts_R[row_C]
+    columns = (row_C, np.asarray(slots)[row_C], start_C, stop_C, index_C, first_C, count_C)
     chunks = np.zeros((capacity, CHUNK_FIELDS), dtype=np.int32)
     chunks[len(row_C) :, CHUNK_ROW] = -1
     for field, column in enumerate(columns):
         chunks[: len(row_C), field] = column[order_C]
     entry_C = np.empty_like(order_C)
-    entry_C[order_C] = part_C
+    entry_C[order_C] = index_C
     chunks[:num_rows, CHUNK_OF_ROW] = entry_C[firsts_R]
     return chunks
 

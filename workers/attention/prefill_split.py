@@ -1,6 +1,6 @@
 """Tiles of prefill queries cut along their contexts, where they are too few to fill the device.
 
-Owns which steps are cut, the size of the parts and the limits that buffers are made by. Knows
+Owns which steps are cut, the size of the splits and the limits that buffers are made by. Knows
 neither how queries become tiles (workers.attention.plan) nor the device: numpy in and out.
 """
 
@@ -12,13 +12,13 @@ from workers.attention.plan import plan_prefill, prefill_tile_tokens, prefill_ti
 from workers.rows import StepRows
 
 # Columns of an entry, as the prefill kernel reads them; of a whole tile the last three are zeros.
-FIRST, COUNT, SLOT, POSITION, KEY_START, KEY_STOP, PART, FIRST_PART, NUM_PARTS = range(9)
+FIRST, COUNT, SLOT, POSITION, KEY_START, KEY_STOP, SPLIT, FIRST_SPLIT, NUM_SPLITS = range(9)
 SPLIT_FIELDS = 9
 
 # Programs of 64 query rows that a multiprocessor runs at once.
 _PROGRAMS = 2
-# Shorter parts cost more than they spread, in units.
-_LEAST_UNITS = 4
+# Shorter splits cost more than they spread, in units.
+_MIN_UNITS = 4
 _CANDIDATES = 32
 
 
@@ -27,8 +27,8 @@ def prefill_fill(kv_heads: int, num_cores: int) -> int:
     return max(1, _PROGRAMS * num_cores // kv_heads)
 
 
-def max_parts(kv_heads: int, num_cores: int) -> int:
-    """Parts of a step: a split tile has two at least, and there are at most `prefill_fill` entries
+def max_splits(kv_heads: int, num_cores: int) -> int:
+    """Splits of a step: a split tile has two at least, and there are at most `prefill_fill` entries
     more than tiles."""
     return 2 * prefill_fill(kv_heads, num_cores)
 
@@ -42,7 +42,7 @@ def tile_columns(
     num_cores: int,
     shape: tuple[int, int] | None,
 ) -> np.ndarray:
-    """What prefill attention is given for the rows behind the decodes.
+    """The tiles of prefill attention for the rows behind the decodes.
 
     Whether tiles may be split follows from the step's tokens alone, padding and decodes included:
     warm-up, whose steps have the fewest and the most tokens of each kind of tiles, sees all.
@@ -70,25 +70,25 @@ def tile_columns(
         spare = fill
     if shape is None:
         return columns
-    most = num_tokens // tile_tokens + min(shape[1], num_tokens) + spare
-    padding = np.zeros((most - len(columns), columns.shape[1]), dtype=np.int32)
+    size = num_tokens // tile_tokens + min(shape[1], num_tokens) + spare
+    padding = np.zeros((size - len(columns), columns.shape[1]), dtype=np.int32)
     return np.concatenate((columns, padding))
 
 
 def split_tiles(tiles: np.ndarray, fill: int, unit: int) -> np.ndarray:
     """Cut the tiles with the longest contexts so that all end early.
 
-    No part begins behind its tile's first query: every query sees a key of every part.
+    No split begins behind its tile's first query: every query sees a key of every split.
 
     Args:
         tiles: int32 ``[P, 4]``, of plan_prefill.
         fill: entries that run at once, and at most so many more than tiles there will be.
-        unit: all parts but a tile's last have the same multiple of so many keys.
+        unit: all splits but a tile's last have the same multiple of so many keys.
 
     Returns:
         int32 ``[E, 9]``, those of the most keys first: the tile's fields, first key, key behind the
-        last, place among the parts in the order of their tiles and keys, that of the tile's first
-        part, and the tile's number of parts; a whole tile's last three are zeros.
+        last, place among the splits in the order of their tiles and keys, that of the tile's first
+        split, and the tile's number of splits; a whole tile's last three are zeros.
     """
     position_P = tiles[:, POSITION]
     keys_P = position_P + tiles[:, COUNT]
@@ -96,28 +96,28 @@ def split_tiles(tiles: np.ndarray, fill: int, unit: int) -> np.ndarray:
     counts_P = position_P // chunk + 1
     tile_E = np.repeat(np.arange(len(tiles)), counts_P)
     ordinal_E = np.arange(len(tile_E)) - np.repeat(np.cumsum(counts_P) - counts_P, counts_P)
-    parts_P = np.where(counts_P > 1, counts_P, 0)
-    first_part_E = np.where(parts_P > 0, np.cumsum(parts_P) - parts_P, 0)[tile_E]
+    splits_P = np.where(counts_P > 1, counts_P, 0)
+    first_split_E = np.where(splits_P > 0, np.cumsum(splits_P) - splits_P, 0)[tile_E]
     entries = np.empty((len(tile_E), SPLIT_FIELDS), dtype=np.int32)
     entries[:, :4] = tiles[tile_E]
     entries[:, KEY_START] = ordinal_E * chunk
     last_E = ordinal_E + 1 == counts_P[tile_E]
     entries[:, KEY_STOP] = np.where(last_E, keys_P[tile_E], (ordinal_E + 1) * chunk)
-    entries[:, PART] = first_part_E + ordinal_E
-    entries[:, FIRST_PART] = first_part_E
-    entries[:, NUM_PARTS] = parts_P[tile_E]
+    entries[:, SPLIT] = first_split_E + ordinal_E
+    entries[:, FIRST_SPLIT] = first_split_E
+    entries[:, NUM_SPLITS] = splits_P[tile_E]
     return entries[np.argsort(entries[:, KEY_START] - entries[:, KEY_STOP], kind="stable")]
 
 
 def _chunk_keys(position_P: np.ndarray, keys_P: np.ndarray, fill: int, unit: int) -> int:
-    """Keys of a part with which the longest program ends first, of a few sizes.
+    """Keys of a split with which the longest program ends first, of a few sizes.
 
-    Estimated, where an entry costs a unit beyond its keys: those of more than half a part take the
+    Estimated, where an entry costs a unit beyond its keys: those of more than half a split take the
     programs one after the other; what the others take beyond the programs left comes last.
     """
     longest = int(keys_P.max(initial=0))
     whole = max(longest, 1)
-    low = max(_LEAST_UNITS * unit, int(keys_P.sum()) // (2 * fill))
+    low = max(_MIN_UNITS * unit, int(keys_P.sum()) // (2 * fill))
     if longest <= low:
         return whole
     chunk_C = -(-np.geomspace(longest, low, _CANDIDATES).astype(np.int64) // unit) * unit
@@ -132,5 +132,5 @@ def _chunk_keys(position_P: np.ndarray, keys_P: np.ndarray, fill: int, unit: int
     end_C = rounds_C * cost_C + np.where(fits_C, 0, short_CP.max(1))
     end_C = np.maximum(end_C, (keys_P.sum() + entries_C * unit) / fill)
     end_C[entries_C > len(keys_P) + fill] = np.inf
-    # The first are the largest: of equal ends the one of the fewest parts.
+    # The first are the largest: of equal ends the one of the fewest splits.
     return int(chunk_C[np.argmin(end_C)])

@@ -28,4 +28,4 @@ class Epochs:
 
     def newest(self) -> int:
         """The newest epoch of all ranks and groups so far; 0: none."""
-        return max(epoch for (epoch,) in _EPOCH.iter_unpack(self._memory[:]))
+        return max(int(epoch) for (epoch,) in _EPOCH.iter_unpack(self._memory[:]))

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 
-from torch.distributed import PrefixStore, TCPStore
+from torch.distributed import PrefixStore, TCPStore  # type: ignore[attr-defined]
 from torch.distributed.elastic.rendezvous import (
     RendezvousHandler,
     RendezvousInfo,
@@ -44,7 +44,7 @@ class Meeting:
     num_nodes: int = 1
 
 
-class GroupRendezvous(RendezvousHandler):  # type: ignore[misc]
+class GroupRendezvous(RendezvousHandler):
     """One meeting of all machines; whoever comes twice ends the group of all.
 
     Args:

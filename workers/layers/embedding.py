@@ -97,8 +97,8 @@ class LMHead(nn.Module):
 
     def _kernels(self, hidden_DH: torch.Tensor, context: KernelContext) -> torch.Tensor:
         """Logits in the dtype of the model."""
-        parts_SDV = linear_parts(hidden_DH, self.weight, context, "head")
-        own_DV = Summands(parts_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
+        partials_SDV = linear_parts(hidden_DH, self.weight, context, "head")
+        own_DV = Summands(partials_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
         if self.groups.tp_size == 1:
             return own_DV
         rows, dtype, take = len(hidden_DH), hidden_DH.dtype, context.workspace.take

@@ -39,24 +39,24 @@ class ShardRows:
 class ColumnParallelLinear(nn.Module):
     """``y[T, O] = x[T, I] Wᵀ``; W stacks this rank's rows of one or more checkpoint tensors.
 
-    The result comes as parts ``[S, T, O]`` whose sum it is; without a context there is one.
+    The result comes as partial sums ``[S, T, O]``; without a context there is one.
 
     Args:
-        parts: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
+        shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
     """
 
     def __init__(
         self,
         in_features: int,
-        parts: dict[str, ShardRows],
+        shards: dict[str, ShardRows],
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
     ) -> None:
         super().__init__()
         self.context = context
-        self.parts = parts
-        self.splits = [rows.stop - rows.start for rows in parts.values()]
+        self.shards = shards
+        self.splits = [rows.stop - rows.start for rows in shards.values()]
         self.weight = nn.Parameter(
             torch.empty(sum(self.splits), in_features, dtype=dtype, device=device),
             requires_grad=False,
@@ -70,7 +70,7 @@ class ColumnParallelLinear(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
         targets = self.weight.split(self.splits)
-        for (name, rows), target in zip(self.parts.items(), targets, strict=True):
+        for (name, rows), target in zip(self.shards.items(), targets, strict=True):
             shape = (rows.total, self.weight.shape[1])
             yield part(f"{prefix}{name}.weight", shape, 0, rows.start, target)
 
@@ -99,8 +99,8 @@ class RowParallelLinear(nn.Module):
     def forward(self, x_TI: torch.Tensor) -> Summands:
         if self.context is None:
             return Summands.of(self.groups.all_reduce(F.linear(x_TI, self.weight)))
-        parts_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
-        update = Summands(parts_STO.transpose(0, 1))
+        partials_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
+        update = Summands(partials_STO.transpose(0, 1))
         if self.groups.tp_size == 1:
             return update
         total_TO = update.total(x_TI.dtype, self.context)

@@ -11,7 +11,7 @@ class RotaryEmbedding(nn.Module):
 
     Args:
         head_dim: D, even.
-        max_positions: positions 0 to max_positions - 1 may be asked for.
+        max_positions: rows of the tables, for positions 0 to max_positions - 1.
         theta: base of the wavelengths.
     """
 

@@ -1,4 +1,4 @@
-"""The contract of an architecture: what it is given, what a rank calls, and what its layers share.
+"""The contract of an architecture: its arguments, what a rank calls, and its batch.
 
 Owns `Model` and `MLP` (the protocols), `Placement` and `ForwardBatch`. Knows no architecture.
 Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
@@ -77,7 +77,7 @@ class Model(Protocol):
 
     @property
     def expert_load(self) -> ExpertLoad | None:
-        """Takes the routes of the sparse layers, whose order is theirs; None without any."""
+        """Takes the routes of the sparse layers, a row each, in their order; None without any."""
         ...
 
     @property

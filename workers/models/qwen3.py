@@ -64,17 +64,28 @@ class Qwen3Attention(nn.Module):
         batch: AttentionBatch,
     ) -> Summands:
         qkv_STW = self.qkv_proj(hidden_TH)
-        if self.context is not None:
-            return self.o_proj(self._kernels(qkv_STW, rotary, cache, batch, self.context))
-        q_TND, k_TKD, v_TKD = (
-            qkv_STW[0]
-            .unflatten(1, (-1, self.head_dim))
-            .split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.context is None:
+            attended = self._plain(qkv_STW[0], rotary, cache, batch)
+        else:
+            attended = self._kernels(qkv_STW, rotary, cache, batch, self.context)
+        update: Summands = self.o_proj(attended)
+        return update
+
+    def _plain(
+        self,
+        qkv_TW: torch.Tensor,
+        rotary: RotaryEmbedding,
+        cache: LayerCache,
+        batch: AttentionBatch,
+    ) -> torch.Tensor:
+        """Norms, rotation and attention in plain torch ``[T, N·D]``."""
+        q_TND, k_TKD, v_TKD = qkv_TW.unflatten(1, (-1, self.head_dim)).split(
+            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
         )
         angles = rotary(batch.positions_T)
         q_TND = rotate(self.q_norm(q_TND), *angles)
         k_TKD = rotate(self.k_norm(k_TKD), *angles)
-        return self.o_proj(paged_attention(q_TND, k_TKD, v_TKD, cache, batch))
+        return paged_attention(q_TND, k_TKD, v_TKD, cache, batch)
 
     def _kernels(
         self,

@@ -11,7 +11,7 @@ import grpc
 from switchyard.worker.link import SECRET_KEY
 
 
-class LinkAuth(grpc.ServerInterceptor):
+class LinkAuth(grpc.ServerInterceptor):  # type: ignore[misc]
     """Refuses every call, known or not, that lacks the secret."""
 
     def __init__(self, secret: str) -> None:

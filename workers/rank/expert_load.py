@@ -1,7 +1,7 @@
-"""How often each expert was asked for on this rank, in a form that adds up over the group.
+"""Snapshots of a rank's expert counts, in a form that adds up over the group.
 
-Owns who counts what, so that the sum over all ranks has each token once for each of its experts.
-Does not count: that is `moe.expert_load`.
+Owns which counts a rank reports, so that the sum over all ranks has each token once for each of its
+experts. Does not count: `moe.expert_load` does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Snapshot:
     copied: torch.cuda.Event | None
 
     def answer(self) -> worker_pb2.GetExpertLoadResponse:
-        """Wait for the copy; from any thread."""
+        """Wait for the copy and put it into a message. Any thread may call it."""
         if self.copied is not None:
             self.copied.synchronize()
         return worker_pb2.GetExpertLoadResponse(
@@ -69,8 +69,8 @@ class LoadReport:
 
     @torch.inference_mode()
     def snapshot(self) -> Snapshot | None:
-        """Copy the counts; on the thread that launches steps, between two of them, so that the
-        device does it after the one and before the other. None for a dense model."""
+        """Copy the counts; None for a dense model. The thread that launches steps calls it between
+        two of them, so that the device copies between the two."""
         if self._load is None:
             return None
         counted = self._load.load_LE

@@ -53,7 +53,7 @@ def num_cache_blocks(
 
 
 def capturable(config: WorkerConfig, place: Placement) -> bool:
-    """Neither the exchange nor the MoE runner asks the device for numbers."""
+    """Whether steps can be captured: no exchange or MoE runner reads numbers from the device."""
     return (
         place.device.type == "cuda"
         and config.cuda_graphs == "on"

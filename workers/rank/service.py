@@ -89,7 +89,9 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
                 ("grpc.http2.max_pings_without_data", 0),
             ],
         )
-        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self, self.server)
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(  # type: ignore[no-untyped-call]
+            self, self.server
+        )
 
     def bind(self, address: str) -> None:
         """Take ``host:port`` or ``unix:/path``, before the long work of loading.
@@ -185,6 +187,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
         first = next(requests, None)
         if first is None or first.WhichOneof("message") != "hello":
             context.abort(grpc.StatusCode.INVALID_ARGUMENT, "the first message must be hello")
+        assert first is not None
         hello = first.hello
         if hello.protocol != PROTOCOL:
             context.abort(

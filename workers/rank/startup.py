@@ -36,7 +36,7 @@ _CPU_STEP_TOKENS = 1024
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
-    """A rank that is ready, and what it can hold."""
+    """A rank that is ready to run steps, and its capacity."""
 
     runner: Runner
     model: Model
@@ -56,7 +56,7 @@ def choose_device(name: str) -> torch.device:
     """``auto`` takes CUDA where there is one; the rank's own card by LOCAL_RANK.
 
     Raises:
-        ValueError: CUDA was asked for and is not there, or has fewer cards than ranks.
+        ValueError: a CUDA device is required and absent, or there are fewer cards than ranks.
     """
     if name == "cpu" or (name == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")

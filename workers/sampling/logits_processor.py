@@ -94,6 +94,7 @@ class LogitsProcessor:
             self._rebuild_counts(on)
             self._penalize(logits_DV, on)
         if limited:
+            assert self.masks is not None
             self._rebuild_masks(on)
             self._exclude(logits_DV, on["limited"], self.masks.values_RW, on["limit_rows"])
         if len(metadata.masked_rows):
@@ -114,6 +115,8 @@ class LogitsProcessor:
             none_left_D = logits_DV.gather(1, drawn_DV)[:, 0] <= lowest(logits_DV)
             tokens_D.masked_fill_(none_left_D, NOT_FINITE)
         if processed.counted_P is not None:
+            assert self.counts is not None
+            assert processed.count_rows_P is not None
             counts_RV = self.counts.values_RW
             drawn_P = tokens_D[processed.counted_P]
             places_P = processed.count_rows_P * counts_RV.shape[1] + drawn_P.clamp(min=0)
@@ -144,6 +147,7 @@ class LogitsProcessor:
         }
 
     def _rebuild_counts(self, on: dict[str, torch.Tensor]) -> None:
+        assert self.counts is not None
         if not len(on["fresh_counts"]):
             return
         counts_RV = self.counts.values_RW
@@ -156,6 +160,7 @@ class LogitsProcessor:
     def _penalize(self, logits_DV: torch.Tensor, on: dict[str, torch.Tensor]) -> None:
         """Repetition divides logits above 0 and multiplies others (Keskar et al., "CTRL", 2019);
         presence and frequency are OpenAI's."""
+        assert self.counts is not None
         factors = on["factors"][:, :, None]
         for start in range(0, len(on["penalized"]), _PIECE):
             piece = slice(start, start + _PIECE)
@@ -187,6 +192,7 @@ class LogitsProcessor:
         }
 
     def _rebuild_masks(self, on: dict[str, torch.Tensor]) -> None:
+        assert self.masks is not None
         if len(on["fresh_masks"]):
             self.masks.values_RW.index_copy_(0, on["fresh_masks"], on["fresh_words"])
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of a step: of drawn tokens and of a prompt's, and of the most likely beside.
+"""Log-probabilities of a step: of drawn and prompt tokens, and of the most likely alternatives.
 
 Owns their computation, under the model's own distribution in fp32, and the copy to the host.
 Knows nothing of how tokens are drawn. The most likely tokens are found in two rounds without

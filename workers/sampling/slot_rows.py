@@ -12,7 +12,7 @@ _FIRST_ROWS = 4
 
 
 class SlotRows:
-    """An int32 row of `width` for each slot that asked, until it is given back.
+    """An int32 row of `width` for each slot that has taken one, until it is given back.
 
     Attributes:
         values_RW: all rows; moves when it grows, to twice its rows, at most one a slot.
@@ -43,10 +43,10 @@ class SlotRows:
             self._free.append(row)
 
     def _grow(self, num_rows: int) -> None:
-        held, width = self.values_RW.shape
-        size = min(self.num_slots, max(_FIRST_ROWS, 2 * held, held + num_rows))
-        assert size >= held + num_rows, "more rows than slots"
+        num_held, width = self.values_RW.shape
+        size = min(self.num_slots, max(_FIRST_ROWS, 2 * num_held, num_held + num_rows))
+        assert size >= num_held + num_rows, "more rows than slots"
         grown_RW = self.values_RW.new_zeros(size, width)
-        grown_RW[:held].copy_(self.values_RW)
+        grown_RW[:num_held].copy_(self.values_RW)
         self.values_RW = grown_RW
-        self._free += range(size - 1, held - 1, -1)
+        self._free += range(size - 1, num_held - 1, -1)

@@ -21,7 +21,7 @@ _LARGEST_BELOW_ONE = 1.0 - 2.0**-24  # in fp32
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingRows:
-    """Parameters of the rows that draw, on the logits' device; and, from the host, what is needed.
+    """Parameters of the rows that draw, on the logits' device; on the host, which kinds there are.
 
     Attributes:
         temperature_D, top_p_D, min_p_D: fp32.
@@ -59,7 +59,7 @@ def sample(logits_DV: torch.Tensor, rows: SamplingRows) -> torch.Tensor:
     Returns:
         ``[D]`` int64 token ids; NOT_FINITE where a row's logits hold NaN or infinity.
     """
-    # NaN and ±inf survive a sum with 0 · x, so one reduction tells them.
+    # NaN and ±inf survive a sum with 0 · x, so one reduction finds them.
     finite_D = (logits_DV * 0.0).sum(dim=-1) == 0.0
     if rows.any_excluded:
         logits_DV.masked_fill_(logits_DV == lowest(logits_DV), float("-inf"))

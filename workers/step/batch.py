@@ -16,7 +16,7 @@ import torch
 from switchyard.worker.v1 import worker_pb2
 from workers.attention.layer import AttentionBatch
 from workers.attention.plan import decode_capacity, decode_tiles, plan_decode
-from workers.attention.prefill_split import SPLIT_FIELDS, max_parts, tile_columns
+from workers.attention.prefill_split import SPLIT_FIELDS, max_splits, tile_columns
 from workers.models.base import ForwardBatch
 from workers.rows import StepRows, int32s
 from workers.sampling.logits_processor import LogitsProcessor
@@ -37,7 +37,7 @@ class BatchShape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """What divides the work of attention kernels on this rank."""
+    """The numbers by which attention kernels divide their work on this rank."""
 
     num_heads: int
     kv_heads: int
@@ -49,8 +49,8 @@ class DeviceBatch:
     """A staged step.
 
     Attributes:
-        rows: what it was made of, without padding.
-        shape: what it was padded to, None if it was not.
+        rows: the rows of the step, without padding.
+        shape: the shape it was padded to, None if it was not.
         last_D: index of the last token of each row that draws, into the step's tokens, int32 [D];
             None when every token draws.
         draw_slots_D: slot of each row that draws, int32, -1 for padding.
@@ -101,15 +101,15 @@ class BatchBuilder:
         kv_heads = 0 if attention is None else attention.kv_heads
         # Between steps zeros, which decode attention leaves behind.
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
-        num_parts = max_parts(kv_heads, attention.num_cores) if attention is not None else 0
+        num_splits = max_splits(kv_heads, attention.num_cores) if attention is not None else 0
         # Likewise, by prefill attention.
-        self.finished_CK = torch.zeros(num_parts, kv_heads, dtype=torch.int32, device=device)
+        self.finished_CK = torch.zeros(num_splits, kv_heads, dtype=torch.int32, device=device)
         self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = SlotParams(num_slots)
         self.logits_processor = LogitsProcessor(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         self.columns = Staging(
-            device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_parts + 4096
+            device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_splits + 4096
         )
         self.table_changes = Staging(device, _SPARE_WORDS)
         self.pairs = Staging(device, _SPARE_WORDS)
@@ -118,9 +118,8 @@ class BatchBuilder:
         """Take in the step's changes and stage its batch.
 
         Args:
-            shape: what it is padded to. What the model reads then has sizes, and places on the
-                device, that depend on nothing else; in a shape that is not of decodes, what is
-                drawn has not.
+            shape: the shape it is padded to. Sizes and addresses of all that the model reads then
+                depend on the shape alone; those of the drawing rows do so in shapes of decodes.
 
         Raises:
             ValueError: the columns contradict each other or name what does not exist.

@@ -110,7 +110,7 @@ NO_GRAPHS = StepGraphs({}, 0)
 
 
 def _capture(
-    forward: Forward, builder: BatchBuilder, shape: BatchShape, pool: tuple[int, int]
+    forward: Forward, builder: BatchBuilder, shape: BatchShape, pool: torch.cuda._POOL_HANDLE
 ) -> tuple[_Captured, int]:
     """The graph of a shape, and how often it allocated device memory."""
     batch = builder.build(_no_rows(), shape)

@@ -42,7 +42,7 @@ _MEASURED = (
 
 
 def device_ceilings(name: str, dtype: str = "bfloat16") -> Device | None:
-    """The ceilings of a device by the name it goes by; None: nobody measured them for ``dtype``."""
+    """The ceilings of a device by its name; None where they were not measured for ``dtype``."""
     if _BYTES[dtype] != 2:
         return None  # fp32 products are an order of magnitude slower
     return next((device for device in _MEASURED if device.name == name), None)
@@ -50,7 +50,7 @@ def device_ceilings(name: str, dtype: str = "bfloat16") -> Device | None:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
-    """How much of everything one step of one replica asks for.
+    """The work of one step of one replica.
 
     Attributes:
         tokens: tokens computed.

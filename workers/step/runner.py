@@ -106,12 +106,12 @@ class Runner:
         shape = self.graphs.shape_for(step)
         batch = self.builder.build(step, shape)
         copy = self.results.next_copy()
-        started = _now(copy and copy.started)
+        started = _now(None if copy is None else copy.started)
         out = self.forward(batch) if shape is None else self.graphs.replay(shape)
         logprobs = self.sampler.draw(out, batch)
         prompt_logprobs = self.sampler.prompt_logprobs(out, batch)
         results = self.results.to_host(copy)
-        before, self.last_done = self.last_done, _now(copy and copy.done)
+        before, self.last_done = self.last_done, _now(None if copy is None else copy.done)
         rows, num_draws = batch.rows, int(batch.rows.draws.sum())
         return StepHandle(
             step_id=step.step_id,
@@ -144,5 +144,7 @@ def _seconds(first: torch.cuda.Event | float | None, second: torch.cuda.Event | 
     if first is None:
         return 0.0
     if isinstance(first, float):
+        assert isinstance(second, float)
         return second - first
-    return first.elapsed_time(second) / 1e3
+    assert not isinstance(second, float)
+    return float(first.elapsed_time(second)) / 1e3

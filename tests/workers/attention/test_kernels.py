@@ -22,7 +22,7 @@ from workers.attention.plan import (
     prefill_tile_tokens,
     prefill_tiles,
 )
-from workers.attention.prefill_split import NUM_PARTS, SPLIT_FIELDS, split_tiles
+from workers.attention.prefill_split import NUM_SPLITS, SPLIT_FIELDS, split_tiles
 
 pytestmark = pytest.mark.interpreter
 
@@ -279,11 +279,11 @@ def check_split(
         outs.append(out)
     assert torch.equal(*outs)
     split_T = torch.zeros(len(whole_TND), dtype=torch.bool, device=device)
-    for first, count in entries[entries[:, NUM_PARTS] > 0, :2]:
+    for first, count in entries[entries[:, NUM_SPLITS] > 0, :2]:
         split_T[first : first + count] = True
     assert torch.equal(out[~split_T], whole_TND[~split_T])
     assert_close(out[split_T], whole_TND[split_T].float())
-    return int(entries[:, NUM_PARTS].max())
+    return int(entries[:, NUM_SPLITS].max())
 
 
 @pytest.mark.parametrize(("dtype", "block_size", "group", "dim"), CASES)

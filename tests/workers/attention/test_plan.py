@@ -6,8 +6,8 @@ import pytest
 from workers.attention.plan import (
     CHUNK_COUNT,
     CHUNK_FIRST,
+    CHUNK_INDEX,
     CHUNK_OF_ROW,
-    CHUNK_PART,
     CHUNK_ROW,
     CHUNK_SLOT,
     CHUNK_START,
@@ -43,12 +43,12 @@ def test_chunks_cover_every_token_once(seed: int) -> None:
     assert chunks.dtype == np.int32
     used = int(chunks_of(chunks, len(lengths)).sum())
     assert (chunks[used:, CHUNK_ROW] == -1).all()
-    assert sorted(chunks[:used, CHUNK_PART]) == list(range(used))
-    by_part = chunks[:used][np.argsort(chunks[:used, CHUNK_PART])]
+    assert sorted(chunks[:used, CHUNK_INDEX]) == list(range(used))
+    by_index = chunks[:used][np.argsort(chunks[:used, CHUNK_INDEX])]
     for row, length in enumerate(lengths):
-        at = np.flatnonzero(by_part[:, CHUNK_ROW] == row)
+        at = np.flatnonzero(by_index[:, CHUNK_ROW] == row)
         assert (np.diff(at) == 1).all()
-        own = by_part[at]
+        own = by_index[at]
         assert (own[:, CHUNK_SLOT] == slots[row]).all()
         assert (own[:, CHUNK_FIRST] == at[0]).all()
         assert (own[:, CHUNK_COUNT] == len(at)).all()
@@ -77,7 +77,7 @@ def test_whole_chunks_come_before_rests() -> None:
     chunks = plan_decode(np.array([3, 500, 0, 70]), np.arange(4), 6, 16)
     assert chunks[:, CHUNK_ROW].tolist() == [1, 1, 1, 3, 0, 2]
     assert chunks[:, CHUNK_START].tolist() == [0, 176, 352, 0, 0, 0]
-    assert chunks[:, CHUNK_PART].tolist() == [1, 2, 3, 5, 0, 4]
+    assert chunks[:, CHUNK_INDEX].tolist() == [1, 2, 3, 5, 0, 4]
     assert chunks[:, CHUNK_FIRST].tolist() == [1, 1, 1, 5, 0, 4]
     assert chunks[:, CHUNK_COUNT].tolist() == [3, 3, 3, 1, 1, 1]
     assert chunks[:4, CHUNK_OF_ROW].tolist() == [4, 0, 5, 3]

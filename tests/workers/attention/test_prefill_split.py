@@ -7,14 +7,14 @@ from workers.attention.plan import plan_prefill
 from workers.attention.prefill_split import (
     COUNT,
     FIRST,
-    FIRST_PART,
+    FIRST_SPLIT,
     KEY_START,
     KEY_STOP,
-    NUM_PARTS,
-    PART,
+    NUM_SPLITS,
     POSITION,
+    SPLIT,
     SPLIT_FIELDS,
-    max_parts,
+    max_splits,
     prefill_fill,
     split_tiles,
     tile_columns,
@@ -63,7 +63,7 @@ def test_entries_cover_every_query_and_key_once(seed: int) -> None:
     assert (np.diff(sizes) <= 0).all()
     # A part that began behind a query would have no key for it.
     assert (entries[:, KEY_START] <= entries[:, POSITION]).all()
-    used = entries[entries[:, NUM_PARTS] > 0, PART]
+    used = entries[entries[:, NUM_SPLITS] > 0, SPLIT]
     assert sorted(used) == list(range(len(used)))
     assert len(used) <= 2 * fill
     for tile in tiles:
@@ -73,10 +73,10 @@ def test_entries_cover_every_query_and_key_once(seed: int) -> None:
         assert own[-1, KEY_STOP] == tile[POSITION] + tile[COUNT]
         assert (own[1:, KEY_START] == own[:-1, KEY_STOP]).all()
         assert (own[1:, KEY_START] % unit == 0).all()
-        assert (own[:, NUM_PARTS] == (len(own) if len(own) > 1 else 0)).all()
+        assert (own[:, NUM_SPLITS] == (len(own) if len(own) > 1 else 0)).all()
         if len(own) > 1:
-            assert (own[:, FIRST_PART] == own[0, PART]).all()
-            assert (np.diff(own[:, PART]) == 1).all()
+            assert (own[:, FIRST_SPLIT] == own[0, SPLIT]).all()
+            assert (np.diff(own[:, SPLIT]) == 1).all()
 
 
 def longest_end(entries: np.ndarray, fill: int) -> int:
@@ -95,11 +95,11 @@ def test_a_chunk_deep_in_a_context_is_spread(tokens: int, decodes: int) -> None:
     keys = plan_of(rows, 8)[:, [COUNT, POSITION]].sum()
     assert longest_end(entries, FILL) <= max(1.35 * keys / FILL, 2048)
     short = entries[entries[:, FIRST] >= tokens]
-    assert not short[:, NUM_PARTS].any()
+    assert not short[:, NUM_SPLITS].any()
 
 
 def test_short_contexts_and_no_rows_are_left_whole() -> None:
-    assert not columns_of(rows_of((900, 64), (0, 100), (1000, 1)))[:, NUM_PARTS].any()
+    assert not columns_of(rows_of((900, 64), (0, 100), (1000, 1)))[:, NUM_SPLITS].any()
     assert columns_of(rows_of()).shape == (0, SPLIT_FIELDS)
 
 
@@ -133,6 +133,6 @@ def test_a_captured_shape_has_as_many_entries_whatever_its_rows(tokens: int) -> 
             assert (columns[:, COUNT].sum()) >= chunk + ones
             sizes.add(columns.shape)
             if columns.shape[1] == SPLIT_FIELDS:
-                assert columns[:, NUM_PARTS].astype(bool).sum() <= max_parts(4, 132)
+                assert columns[:, NUM_SPLITS].astype(bool).sum() <= max_splits(4, 132)
     sizes.add(columns_of(rows_of(), (tokens, 256)).shape)
     assert len(sizes) == 1

@@ -6,7 +6,7 @@ K key heads, G = N / K, D head_dim. Sums are fp32; probabilities are rounded to 
 before they meet the values, as scaled_dot_product_attention does, and the output once at the end.
 
 Chunks are joined in the order of their tokens, whoever does it: with many rows the last program of
-a row and key head to finish, which a counter tells that it is; with few rows, all of which are
+a row and key head to finish, which it learns from a counter; with few rows, all of which are
 split, a second kernel, whose programs share the work better.
 
 The plan and the tables are read before the wait for the kernel before this one: they must have

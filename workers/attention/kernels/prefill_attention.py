@@ -2,14 +2,14 @@
 
 Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles (plan.py),
 how they are cut along their contexts (prefill_split.py), or who wrote the cache. Shapes: T tokens,
-P tiles, E entries, C parts, N query heads, K key heads, G = N / K, M query rows, D head_dim. A
+P tiles, E entries, C splits, N query heads, K key heads, G = N / K, M query rows, D head_dim. A
 tile's rows are the G query heads of each of its tokens, so keys and values are read once for all of
 them and a tile's mask reaches over few keys. Sums are fp32;
 probabilities are rounded to the model dtype before they meet the values, as
 scaled_dot_product_attention does, and the output once at the end.
 
-The parts of a split tile are joined by the last program of the tile and key head to finish, which
-a counter tells that it is, in the order of their keys.
+The splits of a tile are joined by the last program of the tile and key head to finish, which
+it learns from a counter, in the order of their keys.
 
 The tiles and the tables are read before the wait for the kernel before this one: they must have
 been written at least two kernels earlier.
@@ -36,12 +36,12 @@ _FIELDS = 4
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class PrefillWorkspace:
-    """What parts of split tiles leave for the join.
+    """What splits of tiles leave for the join.
 
     Attributes:
         partials_CKMD, lse_CKM: fp32 outputs and base-2 log-sum-exps, of any values between
             launches.
-        finished_CK: int32, parts of a tile that are done, at its first; zeros between launches.
+        finished_CK: int32, splits of a tile that are done, at its first; zeros between launches.
     """
 
     partials_CKMD: torch.Tensor
@@ -54,7 +54,7 @@ def _join_parts(
     partials_ptr, lse_ptr, rows_M, real_MD, at_MD, count,
     KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
-    """The attention of a tile's query rows over all its parts; pointers name the first."""
+    """The attention of a tile's query rows over all its splits; pointers name the first."""
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -99,7 +99,7 @@ def _tile_kernel(
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
-    """One tile of queries, or with SPLIT a part of its keys, for one key head and its query heads;
+    """One tile of queries, or with SPLIT a range of its keys, for one key head and its query heads;
     grid (K, P) or (K, E)."""
     kv_head = tl.program_id(0)
     fields = tiles_ptr + tl.program_id(1) * FIELDS
@@ -111,8 +111,8 @@ def _tile_kernel(
         begin = tl.load(fields + 4)
         stop = tl.load(fields + 5)
         part = tl.load(fields + 6)
-        first_part = tl.load(fields + 7)
-        num_parts = tl.load(fields + 8)
+        first_split = tl.load(fields + 7)
+        num_splits = tl.load(fields + 8)
     else:
         begin = 0
         stop = position + count
@@ -165,7 +165,7 @@ def _tile_kernel(
     out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
     to = out_ptr + query[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + in_row
     if SPLIT:
-        if num_parts > 0:
+        if num_splits > 0:
             PART: tl.constexpr = KV_HEADS * BLOCK_M
             partials_ptr += kv_head * (BLOCK_M * HEAD_DIM)
             lse_ptr += kv_head * BLOCK_M
@@ -176,13 +176,13 @@ def _tile_kernel(
             tl.store(lse_ptr + part * PART + m, top + tl.log2(total))
             # All threads' stores come before the one thread's release.
             tl.debug_barrier()
-            finished_ptr += first_part * KV_HEADS + kv_head
+            finished_ptr += first_split * KV_HEADS + kv_head
             others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
-            if others == num_parts - 1:
-                partials_ptr += first_part.to(tl.int64) * (PART * HEAD_DIM)
-                lse_ptr += first_part * PART
+            if others == num_splits - 1:
+                partials_ptr += first_split.to(tl.int64) * (PART * HEAD_DIM)
+                lse_ptr += first_split * PART
                 joined = _join_parts(
-                    partials_ptr, lse_ptr, m, real_md, at_md, num_parts,
+                    partials_ptr, lse_ptr, m, real_md, at_md, num_splits,
                     KV_HEADS, BLOCK_M, BLOCK_D, HEAD_DIM,
                 )  # fmt: skip
                 tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_md)
@@ -215,7 +215,7 @@ def prefill_attention(
             ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
             holds. Or int32 ``[E, 9]``, of split_tiles of that; entries of zeros are padding.
         out: ``[T, N, D]``.
-        workspace: for entries alone, of at least as many parts as they name.
+        workspace: for entries alone, of at least as many splits as they name.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``prefill_tiles`` for T tokens unless given.
 
@@ -232,7 +232,7 @@ def prefill_attention(
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
     split = plan.shape[1] == SPLIT_FIELDS
     assert split or plan.shape[1] == _FIELDS, f"a plan of {plan.shape[1]} columns"
-    # A mask hides what is ahead of a query, not what the next part has.
+    # A mask hides what is ahead of a query, not what the next split has.
     assert not split or (tiles.unit and tiles.unit % tiles.block_n == 0)
     assert plan.is_contiguous() and plan.dtype == torch.int32
     parts = _check_workspace(workspace, kv_heads, tiles.block_m, head_dim) if split else (None,) * 3
@@ -274,11 +274,11 @@ def _check_workspace(
     """Its tensors, as the kernel takes them."""
     assert workspace is not None, "split tiles need a workspace"
     parts = (workspace.partials_CKMD, workspace.lse_CKM, workspace.finished_CK)
-    num_parts = len(workspace.finished_CK)
+    num_splits = len(workspace.finished_CK)
     for tensor, shape in zip(
         parts, ((kv_heads, block_m, head_dim), (kv_heads, block_m), (kv_heads,)), strict=True
     ):
-        assert tensor.shape == (num_parts, *shape) and tensor.is_contiguous()
+        assert tensor.shape == (num_splits, *shape) and tensor.is_contiguous()
     assert workspace.finished_CK.dtype == torch.int32
     return parts
 

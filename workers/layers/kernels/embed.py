@@ -1,6 +1,7 @@
-"""Rows of the embedding: given tokens, or the last one each sequence drew.
+"""Rows of the embedding, of given tokens or of the last token that a sequence drew.
 
-Owns the gather. Does not know who drew the tokens. T tokens of the step, V vocabulary, H hidden.
+Owns the gather. Knows nothing of how tokens are drawn.
+Shapes: T tokens of the step, V vocabulary, H hidden.
 """
 
 from __future__ import annotations

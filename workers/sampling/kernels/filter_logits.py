@@ -1,21 +1,21 @@
 """min_p, top_k and top_p without a sort: what they keep is a prefix of the descending order.
 
-Owns the way to the last logit kept and the last id among its equals; draw.py applies them.
-Knows nothing of the draw. Four kernels over the rows that filter; others leave at once:
+Owns the search for each row's threshold: the last logit kept and the last id among its equals.
+draw.py applies them. Knows nothing of the draw. Four kernels; rows without filters return at once:
 
 1. the highest logit of each chunk;
-2. how many logits, and what mass e^(logit - highest), lie above each rung of a ladder below the
-   highest (and above min_p's cut);
-3. copies of all logits above the first rung that surely holds the boundary, in order of ids;
-4. bisection of the boundary among those, or, where they are too many, in the row itself.
+2. the number of logits above each threshold of a ladder below the highest (and above min_p's cut),
+   and their mass e^(logit - highest);
+3. copies of all logits above the first threshold that is surely low enough, in order of ids;
+4. bisection of the row's threshold among those, or, where they are too many, in the row itself.
 
-A boundary is the lowest key at which the weight of all keys above it is short of a target: the
-weight is 1 and the target k for top_k, the mass and p of the total for top_p. All logits here are
-divided by the temperature as the oracle does, so equal ones are equal there too. Masses are fp32
-sums in an order of their own: a token whose cumulative probability lies within about 1e-6 of top_p
-may fall on the other side.
+A filter's threshold is the lowest key at which the weight of all keys above it is short of a
+target: the weight is 1 and the target k for top_k, the mass and p of the total for top_p. All
+logits here are divided by the temperature as the oracle does, so equal ones are equal there too.
+Masses are fp32 sums in an order of their own: a token whose cumulative probability lies within
+about 1e-6 of top_p may fall on the other side.
 
-Shapes: D rows, V vocabulary, C chunks of a row, R rungs, N candidates that have room.
+Shapes: D rows, V vocabulary, C chunks of a row, R levels, N candidates at most.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from workers.sampling.kernels.scaled_logits import (
     workspace_size,
 )
 from workers.sampling.kernels.threshold_ladder import (
-    RUNGS,
-    at_rung,
-    first_rung,
+    LEVELS,
+    at_level,
     highest_and_cut,
-    ladder,
-    load_rungs,
+    level_thresholds,
+    load_levels,
     row_filters,
+    search_level,
 )
-from workers.sampling.kernels.threshold_search import search
+from workers.sampling.kernels.threshold_search import search_threshold
 from workers.sampling.torch_sampler import SamplingRows
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class FilterWorkspace:
-    """What the kernels hand to each other; contents mean nothing between calls.
+    """Buffers between the kernels; their contents mean nothing between calls.
 
     Attributes:
         maxima, counts, masses: fp32, int32 ``[·, R]``, fp32 ``[·, R]``; `workspace_size` rows.
@@ -71,11 +71,11 @@ class FilterWorkspace:
         max_rows: int, vocab_size: int, device: torch.device | str, candidates: int = 16384
     ) -> FilterWorkspace:
         """Room for any number of rows up to ``max_rows``."""
-        size, rungs = workspace_size(max_rows, vocab_size), RUNGS.value
+        size, levels = workspace_size(max_rows, vocab_size), LEVELS.value
         return FilterWorkspace(
             maxima=torch.empty(size, device=device),
-            counts=torch.empty(size, rungs, dtype=torch.int32, device=device),
-            masses=torch.empty(size, rungs, device=device),
+            counts=torch.empty(size, levels, dtype=torch.int32, device=device),
+            masses=torch.empty(size, levels, device=device),
             candidates_DN=torch.empty(max_rows, candidates, device=device),
             ids_DN=torch.empty(max_rows, candidates, dtype=torch.int32, device=device),
         )
@@ -101,7 +101,7 @@ def _maxima_kernel(
 
 
 @triton.jit(do_not_specialize=["num_chunks"])
-def _ladder_kernel(
+def _level_kernel(
     logits_ptr, stride, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr, maxima_ptr, counts_ptr,
     masses_ptr, num_chunks,
     VOCAB: tl.constexpr, LOWEST: tl.constexpr, TILE: tl.constexpr, TILES: tl.constexpr,
@@ -115,18 +115,18 @@ def _ladder_kernel(
     if not searches:
         return
     highest, cut = highest_and_cut(maxima_ptr, row, num_chunks, temperature, min_p, CHUNKS)
-    ladder_R = ladder(highest, cut)
+    thresholds_R = level_thresholds(highest, cut)
     row_ptr = logits_ptr + row.to(tl.int64) * stride
-    counts = tl.zeros([RUNGS, TILE], tl.int32)  # rungs first: a thread then has all of a logit's
-    masses = tl.zeros([RUNGS, TILE], tl.float32)
+    counts = tl.zeros([LEVELS, TILE], tl.int32)  # levels first: a thread then has all of a logit's
+    masses = tl.zeros([LEVELS, TILE], tl.float32)
     for tile in range(TILES):
         ids = (chunk * TILES + tile) * TILE + tl.arange(0, TILE)
         x = scale(load_logits(row_ptr, ids, ids < VOCAB, LOWEST)[0], temperature)
         mass = tl.exp(x - highest)
-        above = (x[None, :] >= ladder_R[:, None]) & (ids < VOCAB)[None, :]
+        above = (x[None, :] >= thresholds_R[:, None]) & (ids < VOCAB)[None, :]
         counts += above.to(tl.int32)
         masses += tl.where(above, mass[None, :], 0.0)
-    out = (row * num_chunks + chunk) * RUNGS + tl.arange(0, RUNGS)
+    out = (row * num_chunks + chunk) * LEVELS + tl.arange(0, LEVELS)
     tl.store(counts_ptr + out, tl.sum(counts, axis=1))
     tl.store(masses_ptr + out, tl.sum(masses, axis=1))
 
@@ -145,17 +145,17 @@ def _collect_kernel(
     )
     if not searches:
         return
-    counts_CR, masses_CR = load_rungs(counts_ptr, masses_ptr, row, num_chunks, CHUNKS)
+    counts_CR, masses_CR = load_levels(counts_ptr, masses_ptr, row, num_chunks, CHUNKS)
     counts_R = tl.sum(counts_CR, axis=0)
-    rung, _, _ = first_rung(counts_R, tl.sum(masses_CR, axis=0), top_k, top_p)
+    level, _, _ = search_level(counts_R, tl.sum(masses_CR, axis=0), top_k, top_p)
     before_R = tl.sum(tl.where(tl.arange(0, CHUNKS)[:, None] < chunk, counts_CR, 0), axis=0)
-    mine = tl.load(counts_ptr + (row * num_chunks + chunk) * RUNGS + rung)
-    if (at_rung(counts_R, rung) > ROOM) | (mine == 0):
+    mine = tl.load(counts_ptr + (row * num_chunks + chunk) * LEVELS + level)
+    if (at_level(counts_R, level) > ROOM) | (mine == 0):
         return
     highest, cut = highest_and_cut(maxima_ptr, row, num_chunks, temperature, min_p, CHUNKS)
-    bound = at_rung(ladder(highest, cut), rung)
+    bound = at_level(level_thresholds(highest, cut), level)
     row_ptr = logits_ptr + row.to(tl.int64) * stride
-    out = row.to(tl.int64) * ROOM + at_rung(before_R, rung)
+    out = row.to(tl.int64) * ROOM + at_level(before_R, level)
     for tile in range(TILES):
         ids = (chunk * TILES + tile) * TILE + tl.arange(0, TILE)
         x = scale(load_logits(row_ptr, ids, ids < VOCAB, LOWEST)[0], temperature)
@@ -185,20 +185,22 @@ def _search_kernel(
     highest, threshold = highest_and_cut(maxima_ptr, row, num_chunks, temperature, min_p, CHUNKS)
     last_id = VOCAB
     if searches:
-        counts_CR, masses_CR = load_rungs(counts_ptr, masses_ptr, row, num_chunks, CHUNKS)
+        counts_CR, masses_CR = load_levels(counts_ptr, masses_ptr, row, num_chunks, CHUNKS)
         counts_R = tl.sum(counts_CR, axis=0)
-        rung, has_top_k, mass = first_rung(counts_R, tl.sum(masses_CR, axis=0), top_k, top_p)
-        bound = at_rung(ladder(highest, threshold), rung)
-        size = at_rung(counts_R, rung)
+        level, has_top_k, mass = search_level(counts_R, tl.sum(masses_CR, axis=0), top_k, top_p)
+        bound = at_level(level_thresholds(highest, threshold), level)
+        size = at_level(counts_R, level)
         if has_top_k | (top_p < 1.0):
             offset = row.to(tl.int64)
             if size <= ROOM:
                 copies_ptr, copied_ids_ptr = candidates_ptr + offset * ROOM, ids_ptr + offset * ROOM
                 copies = (copies_ptr, copied_ids_ptr, size, 1.0, LOWEST)
-                key, last_id = search(copies, bound, highest, mass, has_top_k, top_k, top_p, TILE)
+                key, last_id = search_threshold(
+                    copies, bound, highest, mass, has_top_k, top_k, top_p, TILE
+                )
             else:
                 whole = (logits_ptr + offset * stride, None, VOCAB, temperature, LOWEST)
-                key, last_id = search(
+                key, last_id = search_threshold(
                     whole, bound, highest, mass, has_top_k, top_k, top_p, ROW_TILE
                 )
             threshold = from_key(key)
@@ -214,7 +216,7 @@ def filter_logits(
     out: Kept | None = None,
     pdl: bool = False,
 ) -> Kept:
-    """Which of each row's tokens min_p, then top_k, then top_p keep; each acts on what is left.
+    """Find the tokens that min_p, then top_k, then top_p keep; each acts on what is left.
 
     Args:
         logits_DV: model dtype or fp32, after `suppress`; rows of any stride; not changed.
@@ -243,21 +245,21 @@ def filter_logits(
     assert candidates_DN.shape == ids_DN.shape
     assert candidates_DN.shape[0] >= num_rows
     given = (logits_DV, logits_DV.stride(0), *params, workspace.maxima)
-    rungs = (workspace.counts, workspace.masses)
+    levels = (workspace.counts, workspace.masses)
     same = {"VOCAB": vocab_size, "LOWEST": torch.finfo(logits_DV.dtype).min, **launch_options(pdl)}
     widths = {"CHUNKS": triton.next_power_of_2(chunks)}
     room = {"ROOM": candidates_DN.shape[1]}
     grid = (num_rows, chunks)
     _maxima_kernel[grid](*given, chunks, TILE=TILE, TILES=tiles, num_warps=4, **same)
-    _ladder_kernel[grid](
-        *given, *rungs, chunks, TILE=TILE // 2, TILES=tiles * 2, num_warps=4, **widths, **same
+    _level_kernel[grid](
+        *given, *levels, chunks, TILE=TILE // 2, TILES=tiles * 2, num_warps=4, **widths, **same
     )
     _collect_kernel[grid](
-        *given, *rungs, candidates_DN, ids_DN, chunks, TILE=TILE, TILES=tiles, num_warps=4,
+        *given, *levels, candidates_DN, ids_DN, chunks, TILE=TILE, TILES=tiles, num_warps=4,
         **room, **widths, **same,
     )  # fmt: skip
     _search_kernel[(num_rows,)](
-        *given, *rungs, candidates_DN, ids_DN, out.threshold_D, out.last_id_D, chunks,
+        *given, *levels, candidates_DN, ids_DN, out.threshold_D, out.last_id_D, chunks,
         TILE=2048, ROW_TILE=8192, num_warps=16, **room, **widths, **same,
     )  # fmt: skip
     return out

@@ -1,4 +1,4 @@
-"""What the draw and the filters must do alike: read logits, divide, order them, split a row.
+"""Reading, scaling and ordering of logits, and the chunks of a row: the same for draw and filters.
 
 Knows nothing of either. Shapes: V vocabulary, C chunks of a row.
 """
@@ -28,7 +28,7 @@ def num_chunks(num_rows: int, vocab_size: int, dtype: torch.dtype) -> int:
 
 
 def workspace_size(max_rows: int, vocab_size: int) -> int:
-    """Chunks of all rows together, the most there are for any number of rows up to ``max_rows``."""
+    """The largest number of chunks of all rows together, for up to ``max_rows`` rows."""
     few, fine = min(max_rows, _FEW_ROWS), torch.bfloat16
     sizes = (rows * num_chunks(rows, vocab_size, fine) for rows in (few, max_rows))
     return max(sizes)

@@ -1,4 +1,4 @@
-"""Taking tokens out before a draw, without losing sight of logits that are not finite.
+"""Suppression of tokens before a draw, which keeps logits that are not finite detectable.
 
 Owns the mark of a suppressed token; scaled_logits.load_logits reads it.
 Shapes: D rows that draw, V vocabulary, P suppressed (row, id) pairs.
@@ -55,7 +55,7 @@ def suppress(
     """Take tokens out, in place: `draw` and `filter_logits` count them as -inf.
 
     They become the lowest finite number of their dtype, so that an infinity which `draw` meets is
-    the model's own; where one of these logits was not finite itself, spoilt_D tells `draw`.
+    the model's own; where one of these logits was not finite itself, spoilt_D says so to `draw`.
 
     Args:
         rows_P, ids_P: int64 pairs, in any order and number; a row below 0 is padding.

@@ -1,7 +1,7 @@
-"""Rungs below a row's highest logit, counted first so that the search need not start blind.
+"""A ladder of thresholds below a row's highest logit, counted first to narrow the search.
 
-Owns the ladder and the choice of a rung; every kernel of filter_logits.py that asks gets the very
-same numbers. Shapes: C chunks of a row, R rungs.
+Owns the thresholds and the choice of the level where the search starts; all kernels of
+filter_logits.py compute the very same numbers. Shapes: C chunks of a row, R levels.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ import triton.language as tl
 
 from workers.sampling.kernels.scaled_logits import scale
 
-RUNGS = tl.constexpr(8)
+LEVELS = tl.constexpr(8)
 _MARGIN = tl.constexpr(1e-5)  # of the mass: more than two orders of summation can differ
 
 
 @triton.jit
 def row_filters(row, temperature_ptr, min_p_ptr, top_k_ptr, top_p_ptr):
-    """The row's parameters, and whether it filters at all and whether it must search."""
+    """The row's parameters, whether it has any filter, and whether one needs a search."""
     temperature, min_p = tl.load(temperature_ptr + row), tl.load(min_p_ptr + row)
     top_k, top_p = tl.load(top_k_ptr + row), tl.load(top_p_ptr + row)
     searches = (temperature > 0.0) & ((top_k > 0) | (top_p < 1.0))
@@ -41,39 +41,39 @@ def highest_and_cut(maxima_ptr, row, num_chunks, temperature, min_p, CHUNKS: tl.
 
 
 @triton.jit
-def ladder(highest, cut):
+def level_thresholds(highest, cut):
     """[R] thresholds: 1/4, 1, 9/4, ... 49/4 below the highest (all exact), then the cut."""
-    rungs_R = tl.arange(0, RUNGS)
-    depth_R = ((rungs_R + 1) * (rungs_R + 1)).to(tl.float32) * 0.25
-    return tl.where(rungs_R == RUNGS - 1, cut, tl.maximum(highest - depth_R, cut))
+    levels_R = tl.arange(0, LEVELS)
+    depth_R = ((levels_R + 1) * (levels_R + 1)).to(tl.float32) * 0.25
+    return tl.where(levels_R == LEVELS - 1, cut, tl.maximum(highest - depth_R, cut))
 
 
 @triton.jit
-def first_rung(counts_R, masses_R, top_k, top_p):
-    """The first rung above which the boundaries of top_k and top_p surely lie.
+def search_level(counts_R, masses_R, top_k, top_p):
+    """The highest level whose threshold surely lies below those of top_k and top_p.
 
-    With both, top_k's: what top_p keeps of it is a part of it. The last rung if there is none.
+    With both filters it is top_k's: top_p keeps a subset of that. The last level if there is none.
     """
-    last = RUNGS - 1
-    rungs_R = tl.arange(0, RUNGS)
-    total = tl.sum(tl.where(rungs_R == last, counts_R, 0), axis=0)
-    mass = tl.sum(tl.where(rungs_R == last, masses_R, 0.0), axis=0)
+    last = LEVELS - 1
+    levels_R = tl.arange(0, LEVELS)
+    total = tl.sum(tl.where(levels_R == last, counts_R, 0), axis=0)
+    mass = tl.sum(tl.where(levels_R == last, masses_R, 0.0), axis=0)
     has_top_k = (top_k > 0) & (top_k < total)
     holds_R = tl.where(has_top_k, counts_R >= top_k, masses_R >= (top_p + _MARGIN) * mass)
-    return tl.min(tl.where(holds_R, rungs_R, last), axis=0), has_top_k, mass
+    return tl.min(tl.where(holds_R, levels_R, last), axis=0), has_top_k, mass
 
 
 @triton.jit
-def at_rung(values_R, rung):
-    """One element of a rung's; -inf where it is one, which a sum with zeros keeps."""
-    return tl.sum(tl.where(tl.arange(0, RUNGS) == rung, values_R, 0), axis=0)
+def at_level(values_R, level):
+    """One element of ``[R]`` values; an element of -inf stays one in the sum with zeros."""
+    return tl.sum(tl.where(tl.arange(0, LEVELS) == level, values_R, 0), axis=0)
 
 
 @triton.jit
-def load_rungs(counts_ptr, masses_ptr, row, num_chunks, CHUNKS: tl.constexpr):
+def load_levels(counts_ptr, masses_ptr, row, num_chunks, CHUNKS: tl.constexpr):
     """[C, R] counts and masses of the row's chunks."""
     chunks_C = tl.arange(0, CHUNKS)
-    offsets = (row * num_chunks + chunks_C[:, None]) * RUNGS + tl.arange(0, RUNGS)[None, :]
+    offsets = (row * num_chunks + chunks_C[:, None]) * LEVELS + tl.arange(0, LEVELS)[None, :]
     mask = (chunks_C < num_chunks)[:, None]
     return (
         tl.load(counts_ptr + offsets, mask=mask, other=0),
