@@ -17,6 +17,7 @@ from tests.workers.gpu.driver import (
     Prompt,
     random_prompts,
 )
+from tests.workers.known_parts import VOCAB, register, save_known_parts
 from tests.workers.steps import start_rank
 from tests.workers.tiny_models import random_config, save_model
 from workers.rank.startup import LoadedRank
@@ -78,6 +79,19 @@ def test_graphs_of_random_models_equal_single_launches(
         block_size=(16, 4, 5)[seed % 3], **CUDA,
     )  # fmt: skip
     check_graphs(rank, config.vocab_size)
+
+
+def test_graphs_of_known_parts_equal_single_launches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Groups, correction bias and shared experts; their buffers are workspaces too."""
+    register(monkeypatch)
+    save_known_parts(tmp_path)
+    rank = start_rank(
+        tmp_path, max_batch_size=16, max_num_batched_tokens=64, num_blocks=512, **CUDA
+    )
+    check_graphs(rank, VOCAB)
+    assert rank.runner.graphs.num_allocations == 0
 
 
 def test_capturing_allocates_nothing() -> None:

@@ -1,124 +1,24 @@
-"""A model type made of known parts: an entry in each table and one class, against transformers.
-
-Its decoder is Qwen3's and its mixtures are DeepSeek-V3's, which is GLM-4.5's architecture with a
-full rotary embedding: groups, correction bias, scaling, shared experts, a dense first layer.
-"""
+"""A model type made of known parts (tests/workers/known_parts.py) against transformers."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
+from tests.workers.known_parts import KNOWN_PARTS, VOCAB, register, save_known_parts
 from tests.workers.models.test_parity import relative_error
 from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank, step_logits
 from workers.model_config import ModelConfig
-from workers.model_types import COMMON_DEFAULTS, MODEL_TYPES, ModelType, MoEKeys
-from workers.models import MODELS
-from workers.models.base import MLP, Placement
-from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
-from workers.models.sparse_mlp import SparseMLP, make_expert_load
-
-KNOWN_PARTS = ModelType(
-    architecture="TestMoeForCausalLM",
-    defaults={
-        **COMMON_DEFAULTS,
-        "hidden_size": 64,
-        "intermediate_size": 96,
-        "num_hidden_layers": 2,
-        "num_key_value_heads": 2,
-        "head_dim": 16,
-        "topk_method": "noaux_tc",
-        "moe_intermediate_size": 32,
-        "num_experts_per_tok": 2,
-        "n_routed_experts": 8,
-        "n_shared_experts": 1,
-        "norm_topk_prob": True,
-        "n_group": 1,
-        "topk_group": 1,
-        "routed_scaling_factor": 1.0,
-        "first_k_dense_replace": 1,
-    },
-    moe=MoEKeys(
-        num_experts=("num_local_experts", "n_routed_experts"),
-        n_group="n_group",
-        topk_group="topk_group",
-        routed_scaling_factor="routed_scaling_factor",
-        num_shared="n_shared_experts",
-        first_sparse="first_k_dense_replace",
-    ),
-)
-
-
-class TestMoeForCausalLM(Qwen3ForCausalLM):
-    """What a file in workers/models/ would hold."""
-
-    __test__ = False
-
-    def __init__(self, config: ModelConfig, place: Placement) -> None:
-        load = make_expert_load(config, place)
-
-        def make_mlp(layer: int) -> MLP:
-            if config.moe is None or load is None or not config.moe_layers[layer]:
-                return Qwen3MLP(config, place)
-            return SparseMLP(config.moe, place, load.ids_LP[sum(config.moe_layers[:layer])])
-
-        super().__init__(config, place, make_mlp, load)
+from workers.model_types import MODEL_TYPES, ModelType, MoEKeys
 
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(MODEL_TYPES, "testdense_moe", KNOWN_PARTS)
-    monkeypatch.setitem(MODELS, "TestMoeForCausalLM", TestMoeForCausalLM)
+    register(monkeypatch)
     monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
-
-
-def save_known_parts(folder: Path) -> Glm4MoeForCausalLM:
-    """transformers' model of random weights and biases, saved as a testdense_moe; in fp32."""
-    config = Glm4MoeConfig(
-        vocab_size=97,
-        hidden_size=48,
-        intermediate_size=40,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        rms_norm_eps=1e-5,
-        rope_parameters={
-            "rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 1.0,
-        },
-        use_qk_norm=True,
-        moe_intermediate_size=24,
-        num_experts_per_tok=3,
-        n_routed_experts=8,
-        n_shared_experts=2,
-        n_group=4,
-        topk_group=2,
-        routed_scaling_factor=2.5,
-        first_k_dense_replace=1,
-        initializer_range=0.2,
-        eos_token_id=1,
-        num_mtp_layers=0,
-    )  # fmt: skip
-    torch.manual_seed(3)
-    model = Glm4MoeForCausalLM(config).eval().float()
-    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
-        if name.endswith("norm.weight"):
-            tensor.data.uniform_(0.5, 1.5)
-        elif name.endswith("gate.weight"):
-            tensor.data.normal_(0.0, 0.3)
-        elif name.endswith("correction_bias"):
-            tensor.data.uniform_(-0.4, 0.4)
-    model.save_pretrained(folder)
-    path = folder / "config.json"
-    raw = json.loads(path.read_text())
-    path.write_text(json.dumps({**raw, "model_type": "testdense_moe"}))
-    return model
 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
@@ -127,7 +27,7 @@ def test_it_computes_what_transformers_computes(kernels: bool, tmp_path: Path) -
     oracle = save_known_parts(tmp_path)
     rank = start_rank(tmp_path, interpreted() if kernels else None, block_size=4)
     assert rank.model_config.moe_layers == (False, True, True)
-    tokens = torch.randint(97, (11,), generator=torch.manual_seed(5)).tolist()
+    tokens = torch.randint(VOCAB, (11,), generator=torch.manual_seed(5)).tolist()
     with torch.inference_mode():
         expected = oracle(torch.tensor([tokens])).logits[0]
     steps = [
