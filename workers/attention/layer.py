@@ -36,9 +36,9 @@ class AttentionBatch:
         lengths: context of each row after this step, on the host.
         num_tokens: tokens of each row, on the host.
         num_decodes: leading rows of one token.
-        chunks: of attention_plan.plan_decode; None without kernels or decodes.
+        chunks: of attention.plan.plan_decode; None without kernels or decodes.
         finished_SK: of DecodeWorkspace, the same tensor at every step; read by kernels alone.
-        tiles: of attention_plan.plan_prefill, or of prefill_split.split_tiles; None without kernels
+        tiles: of attention.plan.plan_prefill, or of prefill_split.split_tiles; None without kernels
             or prefills.
         finished_CK: of PrefillWorkspace, as above; None without split tiles.
     """

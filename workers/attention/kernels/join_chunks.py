@@ -100,7 +100,7 @@ def join_apart(
     """Rows of more than one chunk, in ``out [S, N, D]``.
 
     Args:
-        chunks: int32 ``[C, num_fields]``, of attention_plan.plan_decode.
+        chunks: int32 ``[C, num_fields]``, of attention.plan.plan_decode.
     """
     num_rows, num_heads, head_dim = out.shape
     few = num_rows <= _VERY_FEW_ROWS
