@@ -129,7 +129,7 @@ def test_a_captured_block_allocates_nothing(
             assert torch.equal(replayed, run())
             assert ids[count:].eq(-1).all()
             assert ((ids[:count] >= 0) & (ids[:count] < config.num_experts)).all()
-            topk = block.gate(hidden, num_valid)
+            topk = block.gate(hidden, num_valid, torch.empty_like(out_ids))
             assert torch.equal(topk.ids, ids)
             assert topk.weights[count:].eq(0.0).all()
             reference = expected(block, hidden, TopK(topk.weights.clone(), ids))
