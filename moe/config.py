@@ -128,12 +128,12 @@ def check_widths(config: MoEConfig, parallel: ParallelConfig) -> None:
             )
 
 
-def resolve_runner(name: str, *, preferred: str = "fused") -> str:
-    """The expert runner that `--moe-runner` asks for; `auto` is the one the model prefers."""
+def resolve_runner(name: str) -> str:
+    """The expert runner that `--moe-runner` asks for; `auto` is the fused one."""
     chosen = name.strip().lower()
     if chosen not in ("auto", *RUNNER_NAMES):
         raise ValueError(_unknown("--moe-runner", name, ("auto", *RUNNER_NAMES)))
-    return preferred if chosen == "auto" else chosen
+    return "fused" if chosen == "auto" else chosen
 
 
 def _unknown(what: str, name: object, known: tuple[str, ...]) -> str:

@@ -16,7 +16,7 @@ from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig
 from moe.base.summands import Summands
 from moe.config import MoEConfig, check_widths
-from moe.dispatch import make_dispatcher
+from moe.dispatch import DISPATCHERS
 from moe.dispatch.base import Share
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
@@ -81,9 +81,7 @@ class SparseMoeBlock(nn.Module):
                 device=device,
                 context=context,
             )
-        self.dispatcher = make_dispatcher(
-            parallel.backend, groups, placement, device=device, context=context
-        )
+        self.dispatcher = DISPATCHERS[parallel.backend](groups, placement, device, context)
         self.context = context
         self.tokens_replicated = parallel.tokens_replicated
         self.routes_vary = parallel.routes_vary

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-BACKENDS = ("disabled", "local_allreduce", "allgather_reducescatter", "all_to_all", "deepep")
+# Backends that spread experts over ranks.
+SPREADING_BACKENDS = ("local_allreduce", "allgather_reducescatter", "all_to_all")
+BACKENDS = ("disabled", *SPREADING_BACKENDS, "deepep")
 
 
 _BACKEND_ALIASES = {
@@ -120,7 +122,7 @@ def _check_backend(name: str, tp: int, dp: int, ep: int) -> None:
     if name == "disabled" and ep > 1:
         raise ValueError(
             f"--moe-ep-backend disabled keeps experts on every rank, got {sizes}: "
-            f"leave --ep out or 1, or choose one of {', '.join(BACKENDS[1:4])}"
+            f"leave --ep out or 1, or choose one of {', '.join(SPREADING_BACKENDS)}"
         )
     if name != "disabled" and ep == 1:
         raise ValueError(

@@ -10,32 +10,19 @@ from moe.base.context import KernelContext
 from moe.dispatch.all_to_all import AllToAllDispatcher
 from moe.dispatch.allgather_reducescatter import AllgatherReducescatterDispatcher
 from moe.dispatch.base import Dispatcher
-from moe.dispatch.deepep import refuse_deepep
-from moe.dispatch.replicated import DisabledDispatcher, LocalAllreduceDispatcher
+from moe.dispatch.replicated import ReplicatedDispatcher
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 
-__all__ = ["DISPATCHERS", "ExpertGroups", "make_dispatcher"]
+__all__ = ["DISPATCHERS", "ExpertGroups"]
 
+# By `ParallelConfig.backend`, which never is the reserved deepep.
 DISPATCHERS: dict[
     str,
     Callable[[ExpertGroups, ExpertPlacement, torch.device | str, KernelContext | None], Dispatcher],
 ] = {
-    "disabled": DisabledDispatcher,
-    "local_allreduce": LocalAllreduceDispatcher,
+    "disabled": ReplicatedDispatcher,
+    "local_allreduce": ReplicatedDispatcher,
     "allgather_reducescatter": AllgatherReducescatterDispatcher,
     "all_to_all": AllToAllDispatcher,
-    "deepep": refuse_deepep,
 }
-
-
-def make_dispatcher(
-    backend: str,
-    groups: ExpertGroups,
-    placement: ExpertPlacement,
-    *,
-    device: torch.device | str,
-    context: KernelContext | None = None,
-) -> Dispatcher:
-    """The dispatcher of a `ParallelConfig.backend`; ValueError for the reserved deepep."""
-    return DISPATCHERS[backend](groups, placement, device, context)

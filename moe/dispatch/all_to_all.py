@@ -14,13 +14,13 @@ from moe.base.collectives import exchange_rows
 from moe.base.context import KernelContext
 from moe.base.summands import Summands
 from moe.dispatch.base import Dispatched, Exchange, Share
-from moe.dispatch.shares import join_shares, pad_rows, take_share
+from moe.dispatch.shares import ShareDispatcher, join_shares, pad_rows
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
 
 
-class AllToAllDispatcher:
+class AllToAllDispatcher(ShareDispatcher):
     """Tokens [V,H] out, one result row a route back, all-gather over tp when tp > 1."""
 
     def __init__(
@@ -30,17 +30,9 @@ class AllToAllDispatcher:
         device: torch.device | str,
         context: KernelContext | None,
     ) -> None:
-        assert groups.ep_group is not None
-        assert placement.num_ranks == groups.ep_size
-        self.groups = groups
-        self.group = groups.ep_group
-        self.context = context
+        super().__init__(groups, placement, device, context)
         self.owners_E = placement.owners(device)
         self.ranks_N11 = torch.arange(groups.ep_size, device=device).view(-1, 1, 1)
-
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
-        """This tp rank's part of its replica's tokens."""
-        return take_share(hidden_TH, max_tokens, self.groups)
 
     def dispatch(self, share: Share, topk: TopK) -> Dispatched:
         """The [R,H] rows whose expert is here, one a route, each with the weight 1.

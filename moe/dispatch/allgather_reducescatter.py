@@ -9,34 +9,14 @@ from __future__ import annotations
 import torch
 
 from moe.base.collectives import all_gather_rows, reduce_scatter_rows
-from moe.base.context import KernelContext
 from moe.base.summands import Summands
 from moe.dispatch.base import Dispatched, Share
-from moe.dispatch.shares import join_shares, pad_rows, take_share
-from moe.groups import ExpertGroups
-from moe.placement import ExpertPlacement
+from moe.dispatch.shares import ShareDispatcher, join_shares, pad_rows
 from moe.routes import TopK
 
 
-class AllgatherReducescatterDispatcher:
+class AllgatherReducescatterDispatcher(ShareDispatcher):
     """All-gather to [N·S,H], reduce-scatter to [S,H]; with tp > 1 an all-gather over tp."""
-
-    def __init__(
-        self,
-        groups: ExpertGroups,
-        placement: ExpertPlacement,
-        device: torch.device | str,
-        context: KernelContext | None,
-    ) -> None:
-        assert groups.ep_group is not None
-        assert placement.num_ranks == groups.ep_size
-        self.groups = groups
-        self.group = groups.ep_group
-        self.context = context
-
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
-        """This tp rank's part of its replica's tokens."""
-        return take_share(hidden_TH, max_tokens, self.groups)
 
     def dispatch(self, share: Share, topk: TopK) -> Dispatched:
         """[N·S,H] of all ranks; padding rows have ids of −1.

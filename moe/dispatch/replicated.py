@@ -1,13 +1,12 @@
 """Tokens that every rank of a replica already has: nothing is sent, the ranks' parts are summed.
 
-Owns that exchange for `disabled` and `local_allreduce`, which differ in what a rank's part is and
-over whom it is summed. T tokens, H hidden.
+Owns that exchange for `disabled`, where a rank's part is a slice of every expert, and
+`local_allreduce`, where it is whole experts. T tokens, H hidden.
 """
 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 
 from moe.base.collectives import all_reduce
 from moe.base.context import KernelContext
@@ -19,10 +18,19 @@ from moe.routes import TopK
 
 
 class ReplicatedDispatcher:
-    """No dispatch; one all-reduce [T,H] over ``group``, none for a group of one."""
+    """No dispatch; one all-reduce [T,H] over the ranks that share the experts or, where each holds
+    a slice of all, over tp; none for a group of one."""
 
-    def __init__(self, group: dist.ProcessGroup | None, context: KernelContext | None) -> None:
-        self.group = group
+    def __init__(
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
+    ) -> None:
+        assert placement.num_ranks == groups.ep_size
+        assert groups.ep_size == 1 or groups.dp_size == 1
+        self.group = groups.tp_group if groups.ep_size == 1 else groups.ep_group
         self.context = context
 
     def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
@@ -44,32 +52,3 @@ class ReplicatedDispatcher:
             return both
         out_TH = both.total(dispatched.hidden.dtype, self.context)
         return Summands.of(all_reduce(out_TH, self.group))
-
-
-class DisabledDispatcher(ReplicatedDispatcher):
-    """One all-reduce [T,H] over the tp ranks, none when tp = 1."""
-
-    def __init__(
-        self,
-        groups: ExpertGroups,
-        placement: ExpertPlacement,
-        device: torch.device | str,
-        context: KernelContext | None,
-    ) -> None:
-        assert placement.num_ranks == 1
-        super().__init__(groups.tp_group, context)
-
-
-class LocalAllreduceDispatcher(ReplicatedDispatcher):
-    """One all-reduce [T,H] over the ranks that share the experts."""
-
-    def __init__(
-        self,
-        groups: ExpertGroups,
-        placement: ExpertPlacement,
-        device: torch.device | str,
-        context: KernelContext | None,
-    ) -> None:
-        assert groups.dp_size == 1
-        assert placement.num_ranks == groups.ep_size
-        super().__init__(groups.ep_group, context)

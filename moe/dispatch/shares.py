@@ -1,6 +1,7 @@
 """How the tp ranks of a replica divide its replicated tokens, and put them together again.
 
-Owns the arithmetic of shares. Does not know experts. T tokens, S rows of a share, V real ones.
+Owns the arithmetic of shares, and what dispatchers of shares have in common. Does not know experts.
+T tokens, S rows of a share, V real ones.
 """
 
 from __future__ import annotations
@@ -9,8 +10,31 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.collectives import all_gather_rows
+from moe.base.context import KernelContext
 from moe.dispatch.base import Share
 from moe.groups import ExpertGroups
+from moe.placement import ExpertPlacement
+
+
+class ShareDispatcher:
+    """Half a dispatcher: each tp rank routes its part of its replica's tokens."""
+
+    def __init__(
+        self,
+        groups: ExpertGroups,
+        placement: ExpertPlacement,
+        device: torch.device | str,
+        context: KernelContext | None,
+    ) -> None:
+        assert groups.ep_group is not None
+        assert placement.num_ranks == groups.ep_size
+        self.groups = groups
+        self.group = groups.ep_group
+        self.context = context
+
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+        """This tp rank's part of its replica's tokens."""
+        return take_share(hidden_TH, max_tokens, self.groups)
 
 
 def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -> Share:

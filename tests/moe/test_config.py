@@ -119,9 +119,9 @@ def test_log_line() -> None:
 
 def test_runner_names() -> None:
     assert resolve_runner("auto") == "fused"
-    assert resolve_runner(" AUTO", preferred="legacy") == "legacy"
+    assert resolve_runner(" AUTO") == "fused"
     assert resolve_runner("Legacy") == "legacy"
-    assert resolve_runner("fused", preferred="legacy") == "fused"
+    assert resolve_runner("fused") == "fused"
     with pytest.raises(ValueError, match=r"'triton'.*auto, fused, legacy"):
         resolve_runner("triton")
 

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from moe.base.parallel import BACKENDS
 from moe.config import MoEConfig
-from moe.dispatch import make_dispatcher
+from moe.dispatch import DISPATCHERS
 from moe.dispatch.shares import take_share
 from moe.groups import ExpertGroups
-from moe.placement import ExpertPlacement
 from tests.moe.builders import make_layer, oracle
 from tests.moe.ranks import Case, RankPool
 
@@ -164,10 +164,9 @@ def test_all_to_all_has_the_bits_of_one_rank(
             assert torch.equal(answer["out"], alone)
 
 
-def test_deepep_is_reserved() -> None:
-    placement = ExpertPlacement(num_experts=4, num_ranks=1, rank=0)
-    with pytest.raises(ValueError, match=r"deepep is reserved.*not installed.*use all_to_all"):
-        make_dispatcher("deepep", ExpertGroups(), placement, device="cpu")
+def test_every_backend_has_a_dispatcher() -> None:
+    """Except the name that is reserved, which `resolve_parallel` refuses."""
+    assert {*DISPATCHERS} == {*BACKENDS} - {"deepep"}
 
 
 def test_more_tokens_than_max_tokens() -> None:
