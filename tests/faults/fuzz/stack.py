@@ -127,6 +127,12 @@ class LoopRank(RankChannel):
         self._model, self._alter = Model(), alter
         self._answers: asyncio.Queue[bytes] = asyncio.Queue()
 
+    async def say_goodbye(self, *, end_rank: bool) -> None:
+        """There is no stream to end."""
+
+    async def close(self) -> None:
+        """There is no channel to close."""
+
     async def write(self, message: bytes) -> None:
         result = self._model.answer(worker_pb2.ExecuteRequest.FromString(message).step)
         if self._alter is None:
