@@ -1,7 +1,7 @@
 """`python -m frontend.probe [ADDR] [SERVICE]`: ask a server's health, answer by exit code.
 
 Codes are those of grpc_health_probe: 0 healthy, 1 bad arguments, 2 no connection, 3 the call
-failed, 4 not serving. For containers, which need no other binary then.
+failed, 4 not serving. Containers need no other binary for it.
 """
 
 from __future__ import annotations
@@ -16,10 +16,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from frontend.cli.client_flags import FlagError, add_security_flags, client_tls
-from frontend.config import DEFAULT_HOST, DEFAULT_PORT
 from switchyard.channel import Tls, open_channel
-
-DEFAULT_ADDRESS = f"{DEFAULT_HOST}:{DEFAULT_PORT}"
+from switchyard.client import DEFAULT_ADDRESS
 
 
 class Verdict(enum.IntEnum):
@@ -35,8 +33,8 @@ class Verdict(enum.IntEnum):
 def probe(
     address: str, service: str = "", timeout: float = 2.0, tls: Tls | None = None
 ) -> tuple[Verdict, str]:
-    """Ask once, without a key; the verdict and a line about it. ``timeout`` seconds for each of two
-    stages."""
+    """Asks once, without a key; returns the verdict and a line about it. Connecting and answering
+    may take ``timeout`` seconds each."""
     with open_channel(grpc, address, tls=tls) as channel:
         try:
             grpc.channel_ready_future(channel).result(timeout)

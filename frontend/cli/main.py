@@ -1,6 +1,6 @@
-"""`switchyard`: the command a person types. serve, generate, chat, top, health.
+"""The command `switchyard` with its subcommands serve, generate, chat, top and health.
 
-Owns flags, printing and exit codes. Everything else is `frontend.cli.serve`, `frontend.probe` and
+Owns their flags, printing and exit codes. The rest is `frontend.cli.serve`, `frontend.probe` and
 `switchyard.client`.
 """
 
@@ -142,7 +142,7 @@ def _generate(flags: argparse.Namespace) -> int:
 
 
 def _gather(stream: Stream) -> dict[str, Any]:
-    """The whole answer as JSON takes it."""
+    """The whole answer as a JSON object."""
     outputs: dict[int, dict[str, Any]] = {}
     for delta in stream:
         output = outputs.setdefault(delta.index, {"text": "", "token_ids": []})
@@ -160,7 +160,7 @@ def _gather(stream: Stream) -> dict[str, Any]:
 
 
 def _print_text(stream: Stream) -> str:
-    """Print text as it comes, and a line's end; the text."""
+    """Prints text as it comes, and a line's end; returns the text."""
     text = ""
     for delta in stream:
         text += delta.text
@@ -214,7 +214,7 @@ def _chat(flags: argparse.Namespace) -> int:
 
 
 def _lines() -> Iterator[str]:
-    """What a person types, until Ctrl-D; Ctrl-C drops the line."""
+    """Lines that a person types, until Ctrl-D; Ctrl-C drops the line."""
     while True:
         try:
             line = input("> ").strip()
@@ -231,7 +231,7 @@ def _lines() -> Iterator[str]:
 def _turn(
     client: Client, messages: Sequence[Mapping[str, str]], flags: argparse.Namespace
 ) -> str | None:
-    """Print one answer; its text, or None when it failed or was stopped."""
+    """Prints one answer; returns its text, or None when it failed or was stopped."""
     try:
         with client.chat(messages, **_options(flags)) as stream:
             text = _print_text(stream)

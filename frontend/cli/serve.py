@@ -1,7 +1,7 @@
 """`switchyard serve`: one frontend and one group of workers, joined by sockets and a secret.
 
-Owns the flags, the two commands, and the folder of the sockets and the secret. Knows neither what
-they serve nor how: flags pass through. `supervisor.py` runs the two commands.
+Owns the two command lines, and the folder of the sockets and the secret. Flags pass through: their
+tables are those of both halves. `supervisor.py` runs the two commands.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def frontend_command(flags: argparse.Namespace, model: Path, listen: str) -> lis
     """Command line of the frontend, with the flags that were given.
 
     Raises:
-        ValueError: one line naming a flag whose value will not do.
+        ValueError: one line naming a flag whose value is refused.
     """
     command = [sys.executable, "-m", "frontend", "--model", str(model), "--workers", listen]
     # Before what was given, which wins: the folder that a Hub id became has another name.
@@ -73,7 +73,7 @@ def workers_command(flags: argparse.Namespace, model: Path, listen: str) -> list
     """Command line of the workers' launcher, with the flags that were given.
 
     Raises:
-        ValueError: one line naming a flag whose value will not do.
+        ValueError: one line naming a flag whose value is refused.
     """
     layout = read(ParallelFlags, flags)
     command = [sys.executable, "-m", "workers", "--model", str(model)]
