@@ -26,6 +26,7 @@ from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoad
 from frontend.link.recovery import Workers, limits_of, step_times
+from frontend.link.supervision import Supervision
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (
     SamplingDefaults,
@@ -97,11 +98,12 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
             key_limit=KeyLimit(config.max_requests_per_key),
         )
         server = Listeners(config, service, watching.metrics)
+        supervision = Supervision(config.supervisor)
         ports = await server.start()
     except (OSError, ValueError) as error:
         return _fail(str(error), 2)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
-    workers = Workers(config, link_secret)
+    workers = Workers(config, link_secret, supervision.workers_ended)
     try:
         tokenizer, group = await _unless(stop.drain, _reach(config, workers))
         times = step_times(group.info)
@@ -123,16 +125,17 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
                 experts=ExpertLoad(workers.expert_load, group.info.expert_parallel_size),
             )
         )
-        return await _run(config, ports, service, server, engine, workers, stop)
+        return await _run(config, ports, service, server, engine, workers, stop, supervision)
     except _StoppedError:
         return 0
     except (GroupLost, ValueError, OSError) as error:
-        if isinstance(error, GroupLost) and workers.launcher_is_gone():
-            return 1  # it has said why
+        if isinstance(error, GroupLost) and supervision.workers_ended.is_set():
+            return 1  # the launcher has said why
         return _fail(str(error), 1)
     finally:
         await server.stop(STOP_GRACE_SECONDS)
         await workers.close()
+        supervision.close()
         watching.close()
 
 
@@ -167,18 +170,21 @@ async def _run(
     engine: Engine,
     workers: Workers,
     stop: Stop,
+    supervision: Supervision,
 ) -> int:
     """Serve until the drain is over or the workers are lost for good."""
 
     async def on_ready(ready: bool, info: GroupInfo) -> None:
         if ready:
             service.renew(info)
+            supervision.say_ready(_flags_of(ports))
         await server.health.set_ready(ready and service.takes_requests)
 
     garbage_collection.settle()
     running = asyncio.create_task(workers.keep(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)
+    supervision.say_ready(_flags_of(ports))
     _say_ready(config, ports, service)
     try:
         await asyncio.wait({running, draining}, return_when=asyncio.FIRST_COMPLETED)
@@ -204,7 +210,7 @@ async def _run(
 async def _drain(config: FrontendConfig, service: Service, server: Listeners, stop: Stop) -> None:
     """After the first signal: refuse new requests, let the live ones end, then end the rest."""
     await stop.drain.wait()
-    service.drain()
+    _say_draining(service.drain(), config.drain_timeout)
     await server.health.set_ready(False)
     with contextlib.suppress(_StoppedError):
         await _unless(stop.now, _within(config.drain_timeout, service.idle()))
@@ -215,6 +221,24 @@ async def _drain(config: FrontendConfig, service: Service, server: Listeners, st
 async def _within(seconds: float, work: Awaitable[None]) -> None:
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(work, seconds)
+
+
+def _flags_of(ports: Ports) -> list[str]:
+    """Flags with which another frontend takes the same ports."""
+    port, http_port = ports
+    http = [] if http_port is None else ["--http-port", str(http_port)]
+    return ["--port", str(port), *http]
+
+
+def _say_draining(num_live: int, timeout: float) -> None:
+    """Say what a signal to stop has begun; one that finds nothing to wait for says so too."""
+    if num_live:
+        requests = "1 open request" if num_live == 1 else f"{num_live} open requests"
+        line = f"stopping: waiting up to {timeout:g} s for {requests}; another signal ends it now"
+    else:
+        line = "stopping: no request is open"
+    sys.stderr.write(f"switchyard: {line}\n")
+    sys.stderr.flush()
 
 
 def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:

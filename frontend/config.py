@@ -26,9 +26,9 @@ class FrontendConfig:
         metavar="ADDR[,ADDR]",
         shared=False,
     )
-    launcher: int | None = flag(
-        "process id of the workers' launcher on this machine, whose end is theirs",
-        None, metavar="PID", at_least=1, unset="not known", shared=False,
+    supervisor: int | None = flag(
+        "descriptor of a socket to the supervisor, which `switchyard serve` makes",
+        None, metavar="FD", at_least=0, unset="none", shared=False,
     )  # fmt: skip
     served_name: str = flag(
         "name that clients put in `model`",

@@ -13,9 +13,6 @@ import math
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HFValidationError
-
 from frontend.bounds import REPETITION_PENALTY_RANGE
 
 # What a model needs to run: weights as safetensors only, and every small text file.
@@ -37,6 +34,10 @@ def resolve_model(name: str | None) -> Path:
         raise ValueError(
             f"no model folder {name}; pass a folder, or a Hub id such as Qwen/Qwen3-8B"
         )
+    # Here, not above: a frontend that starts again does without what takes so long to import.
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
     try:
         return _checked(Path(snapshot_download(name, allow_patterns=DOWNLOADED_FILES)))
     except (OSError, HFValidationError) as error:

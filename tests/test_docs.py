@@ -31,7 +31,7 @@ DESIGN = ROOT / "docs" / "design.md"
 FLAG = re.compile(r"(?<![\w-])--[a-z](?:[a-z0-9-]*[a-z0-9])?")
 # What `switchyard serve` chooses itself, and its parsers therefore do not have.
 HALVES_ONLY = {
-    "frontend": {"--workers", "--model", "--launcher"},
+    "frontend": {"--workers", "--model", "--supervisor"},
     "workers": {
         "--model", "--listen", "--link-secret-file", "--insecure-link", "--nproc", "--nnodes",
         "--node-rank", "--rdzv-endpoint",

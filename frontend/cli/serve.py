@@ -32,7 +32,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def serve(flags: argparse.Namespace) -> int:
-    """Run both halves until one ends; the exit code of the one that did first."""
+    """Run both halves until one ends by itself; returns the exit code of the one that did first."""
     try:
         model = resolve_model(flags.model)
         with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
@@ -41,7 +41,7 @@ def serve(flags: argparse.Namespace) -> int:
             front = [*frontend_command(flags, model, listen), *link]
             workers = [*workers_command(flags, model, listen), *link]
             return supervise(
-                frontend=lambda launcher: [*front, "--launcher", str(launcher)], workers=workers
+                frontend=lambda socket: [*front, "--supervisor", str(socket)], workers=workers
             )
     except ValueError as error:
         sys.stderr.write(f"switchyard: {error}\n")

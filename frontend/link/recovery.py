@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
@@ -29,7 +28,8 @@ logger = logging.getLogger(__name__)
 OnReady = Callable[[bool, GroupInfo], Awaitable[None]]
 
 TRY_SECONDS = 2.0
-"""How long ranks get to answer once; the tries end with --startup-timeout or with the launcher."""
+"""How long ranks get to answer once; the tries end with --startup-timeout, or when the workers have
+ended for good."""
 
 PAUSE_SECONDS = 0.1
 
@@ -37,13 +37,20 @@ PAUSE_SECONDS = 0.1
 class Workers:
     """The workers of one frontend, whichever group they are at the moment.
 
+    Args:
+        secret: what the ranks ask for; None: nothing.
+        ended: set by others when the workers have ended for good.
+
     Attributes:
         group: the present one, or the last.
     """
 
-    def __init__(self, config: FrontendConfig, secret: str | None) -> None:
+    def __init__(
+        self, config: FrontendConfig, secret: str | None, ended: asyncio.Event | None = None
+    ) -> None:
         self._config = config
         self._secret = secret
+        self._ended = ended or asyncio.Event()
         self.group: WorkerGroup | None = None
         self._losses: deque[float] = deque()
         self._epoch = 0
@@ -52,7 +59,7 @@ class Workers:
         """Try until a whole group answers.
 
         Raises:
-            GroupLost: none did in time, or the launcher of this machine has ended.
+            GroupLost: none did in time, or the workers have ended for good.
             ValueError: the ranks do not belong together, or to this frontend.
         """
         deadline = time.monotonic() + self._config.startup_timeout
@@ -67,7 +74,7 @@ class Workers:
                     epoch=self._epoch,
                 )
             except GroupLost:
-                if time.monotonic() + PAUSE_SECONDS >= deadline or self.launcher_is_gone():
+                if time.monotonic() + PAUSE_SECONDS >= deadline or self._ended.is_set():
                     raise
                 await asyncio.sleep(PAUSE_SECONDS)
             else:
@@ -115,7 +122,7 @@ class Workers:
         return await self.group.expert_load()
 
     async def close(self) -> None:
-        """Break the streams, which ends the ranks."""
+        """End the streams; the ranks wait for the next frontend."""
         if self.group is not None:
             await self.group.close()
 
@@ -130,17 +137,6 @@ class Workers:
                 f"{cause}; that is loss number {len(losses)} within {config.restart_window:g} s, "
                 f"--max-restarts is {config.max_restarts}"
             )
-
-    def launcher_is_gone(self) -> bool:
-        """Whether the workers' launcher, on this machine, has ended."""
-        launcher = self._config.launcher
-        if launcher is None:
-            return False
-        try:
-            os.kill(launcher, 0)
-        except ProcessLookupError:
-            return True
-        return False
 
 
 def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:

@@ -95,9 +95,10 @@ class Service:
         """Whether new requests are taken."""
         return self._state is State.SERVING
 
-    def drain(self) -> None:
-        """Refuses new requests from now on; live ones go on."""
+    def drain(self) -> int:
+        """Refuses new requests from now on; returns how many are live and go on."""
         self._state = State.DRAINING
+        return len(self._live)
 
     def lose(self) -> None:
         """Refuses everything, for the engine is gone. It has ended its own requests."""

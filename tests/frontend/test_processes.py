@@ -20,6 +20,7 @@ import pytest
 from frontend import __main__
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
+from frontend.link.supervision import Supervision
 from frontend.probe import Verdict, probe
 from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
@@ -162,7 +163,7 @@ async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
         await asyncio.sleep(0.1)
         stop = types.SimpleNamespace(drain=asyncio.Event(), now=asyncio.Event())
         config = FrontendConfig(model=ROOT, served_name="m", workers=("127.0.0.1:1",))
-        parts = (running.service, running.server, engine, Workers(), stop)
+        parts = (running.service, running.server, engine, Workers(), stop, Supervision(None))
         assert await __main__._run(config, (1, None), *parts) == 1  # type: ignore[arg-type]
         with pytest.raises(ServerError, match="quote request mine") as caught:
             await waiting
@@ -210,10 +211,24 @@ async def test_a_port_in_use_is_one_line(model: Path) -> None:
 
 # ---- the supervisor ----
 
-# Says that it is there, then does as told on SIGTERM.
+# Says that it is there, and to a supervisor that it is ready; then does as told on SIGTERM.
 CHILD = """
-import os, pathlib, signal, sys, time
+import json, os, pathlib, signal, socket, sys, time
 name, on_term, *then = sys.argv[1:]
+supervisor = None
+if "--supervisor" in then:
+    place = then.index("--supervisor")
+    supervisor = socket.socket(fileno=int(then[place + 1]))
+    pathlib.Path(name + ".flags").write_text(" ".join(then[place + 2:]))
+    then = then[:place]
+    if not pathlib.Path(name + ".unready").exists():
+        message = {"ready_at": time.monotonic(), "flags": ["--port", "7"]}
+        supervisor.send(json.dumps(message).encode() + b"\\n")
+if pathlib.Path(name + ".forks").exists():
+    os.unlink(name + ".forks")
+    if not os.fork():
+        pathlib.Path(name + ".rank").write_text(str(os.getpid()))
+        time.sleep(60)
 def told(*_):
     pathlib.Path(name + ".told").touch()
     if on_term != "ignore":
@@ -223,6 +238,9 @@ pathlib.Path(name + ".pid.tmp").write_text(str(os.getpid()))
 os.rename(name + ".pid.tmp", name + ".pid")
 if then:
     time.sleep(float(then[0])); sys.exit(int(then[1]))
+if supervisor is not None:
+    supervisor.recv(1)
+    pathlib.Path(name + ".alone").touch()
 while True:
     time.sleep(0.05)
 """
@@ -234,9 +252,8 @@ front, group = sys.argv[1].split("|"), sys.argv[2].split("|")
 supervisor.KILL_AFTER_SECONDS = 1.0
 supervisor.LAST_WORDS_SECONDS = 1.0
 child = [sys.executable, "-c", sys.argv[3]]
-def frontend(launcher):
-    pathlib.Path(front[0] + ".launcher").write_text(str(launcher))
-    return child + front
+def frontend(descriptor):
+    return child + front + ["--supervisor", str(descriptor)]
 sys.exit(supervisor.supervise(frontend=frontend, workers=child + group))
 """
 
@@ -248,7 +265,10 @@ class Family:
         self._folder = folder
         arguments = [f"{folder / 'front'}|{front}", f"{folder / 'group'}|{group}", CHILD]
         self.process = subprocess.Popen(
-            [sys.executable, "-c", SUPERVISE, *arguments], cwd=ROOT, env=ENVIRONMENT
+            [sys.executable, "-c", SUPERVISE, *arguments],
+            cwd=ROOT,
+            env=ENVIRONMENT,
+            stderr=(folder / "said").open("w"),
         )
         wait_for(lambda: all(self._file(name, "pid").exists() for name in ("front", "group")))
 
@@ -257,6 +277,14 @@ class Family:
 
     def pid(self, name: str) -> int:
         return int(self._file(name, "pid").read_text())
+
+    def kill(self, name: str) -> None:
+        """Kill a child; the file that names its process is its successor's, once there is one."""
+        os.kill(self.pid(name), signal.SIGKILL)
+        wait_for(lambda: not self.alive(name))
+
+    def said(self) -> list[str]:
+        return (self._folder / "said").read_text().splitlines()
 
     def told(self, name: str) -> bool:
         return self._file(name, "told").exists()
@@ -284,18 +312,65 @@ def test_what_ends_first_ends_the_other(tmp_path: Path, front: str, group: str, 
     assert not family.alive("group")
 
 
-def test_a_killed_child_ends_the_other(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["front", "group"])
+def test_a_killed_child_is_started_again_and_the_other_lives_on(tmp_path: Path, name: str) -> None:
     family = Family(tmp_path, "0", "0")
-    os.kill(family.pid("group"), signal.SIGKILL)
-    assert family.process.wait(10.0) == 128 + signal.SIGKILL
-    assert family.told("front")
-    assert not family.alive("front")
-
-
-def test_the_frontend_is_told_which_process_is_the_launcher(tmp_path: Path) -> None:
-    family = Family(tmp_path, "0|0.2|0", "0")
+    before = {each: family.pid(each) for each in ("front", "group")}
+    family.kill(name)
+    wait_for(lambda: family.pid(name) != before[name])
+    [other] = {"front", "group"} - {name}
+    assert family.pid(other) == before[other]
+    assert not family.told(other)
+    family.process.terminate()
     assert family.process.wait(10.0) == 0
-    assert (tmp_path / "front.launcher").read_text() == str(family.pid("group"))
+    assert not family.alive("front")
+    assert not family.alive("group")
+
+
+def test_a_frontend_that_starts_again_gets_the_flags_that_the_last_one_gave(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0", "0")
+    assert (tmp_path / "front.flags").read_text() == ""
+    family.kill("front")
+    wait_for(lambda: (tmp_path / "front.flags").read_text() == "--port 7")
+
+
+@pytest.mark.parametrize("name", ["front", "group"])
+def test_a_child_that_never_gets_ready_is_not_started_for_ever(tmp_path: Path, name: str) -> None:
+    (tmp_path / "front.unready").touch()
+    family = Family(tmp_path, "0", "0")
+    for _ in range(5):
+        wait_for(lambda: family.alive(name))
+        family.kill(name)
+    assert family.process.wait(10.0) == 128 + signal.SIGKILL
+    assert not family.alive("front")
+    assert not family.alive("group")
+    said = family.said()
+    which = "frontend" if name == "front" else "workers' launcher"
+    assert [line.partition("SIGKILL; ")[2] for line in said] == [
+        "starting it again",
+        *(f"starting it again in {delay} s" for delay in ("0.2", "0.4", "0.8")),
+        "5 starts in a row failed",
+    ]
+    assert all(line.startswith(f"switchyard: the {which} was killed by ") for line in said)
+
+
+def test_a_process_of_a_killed_launcher_is_waited_for(tmp_path: Path) -> None:
+    """Its ports and its memory are not free before."""
+    (tmp_path / "group.forks").touch()
+    family = Family(tmp_path, "0", "0")
+    launcher, rank = family.pid("group"), int((tmp_path / "group.rank").read_text())
+    family.kill("group")
+    wait_for(lambda: len(family.said()) == 1)
+    time.sleep(0.5)
+    assert family.pid("group") == launcher
+    os.kill(rank, signal.SIGKILL)
+    wait_for(lambda: family.pid("group") != launcher)
+
+
+def test_a_frontend_whose_workers_ended_hears_of_it(tmp_path: Path) -> None:
+    family = Family(tmp_path, "0", "0|0.5|3")
+    assert family.process.wait(10.0) == 3
+    assert (tmp_path / "front.alone").exists()
 
 
 def test_a_frontend_whose_workers_ended_may_end_by_itself(tmp_path: Path) -> None:

@@ -232,7 +232,7 @@ def test_models_are_found(model: Path, tmp_path: Path, monkeypatch) -> None:
     def offline(*_: object, **__: object) -> str:
         raise OSError("no network\nat all")
 
-    monkeypatch.setattr("frontend.model_folder.snapshot_download", offline)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", offline)
     with pytest.raises(ValueError, match=r"Some/Model is neither .* \(no network\); pass"):
         resolve_model("Some/Model")
     (model / "config.json").unlink()
