@@ -1,10 +1,9 @@
-"""What can't be served ends the start in seconds, with one line and a non-zero exit."""
+"""What can't be served ends the start by itself, with one line and a non-zero exit."""
 
 import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from demo import CHECKPOINT
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.processes
-
-SECONDS = 30.0  # on two busy cores; an idle machine needs a fifth of it
 
 
 @pytest.fixture
@@ -35,15 +33,13 @@ def taken_port() -> Iterator[int]:
 
 def refused(model: Path | None, *flags: str) -> list[str]:
     """Start a server that must not come up; the lines it leaves on stderr."""
-    began = time.monotonic()
     command = [sys.executable, "-m", "frontend.cli", "serve", *([str(model)] if model else [])]
     if "--port" not in flags:
         command += ["--port", "0"]
     done = subprocess.run(
-        [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=2 * SECONDS
+        [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=HANG_SECONDS
     )
     assert done.returncode not in (0, -9)
-    assert time.monotonic() - began < SECONDS
     assert "serving" not in done.stdout
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()

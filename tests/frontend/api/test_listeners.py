@@ -12,7 +12,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -57,13 +56,11 @@ def command(model: Path, worker: str, *flags: str) -> list[str]:
 
 def refused(model: Path, *flags: str) -> str:
     """The one line of a start that ends with exit code 2, long before workers are awaited."""
-    began = time.monotonic()
     done = subprocess.run(
         command(model, "127.0.0.1:9", "--port", "0", *flags),
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
-    assert time.monotonic() - began < 30
     assert not done.stdout
     [line] = done.stderr.splitlines()
     return line

@@ -248,10 +248,10 @@ def test_watching_is_cheap() -> None:
 
     def microseconds(watch: object) -> float:
         def once() -> float:
-            start = time.perf_counter()
+            start = time.thread_time()
             for _ in range(1000):
                 watch()  # type: ignore[operator]
-            return (time.perf_counter() - start) * 1e3
+            return (time.thread_time() - start) * 1e3
 
         return min(once() for _ in range(5))
 

@@ -21,6 +21,7 @@ from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
 from tests.frontend.fakes import FakeEngine, backend
 from tests.frontend.records import record, refusal
+from tests.waiting import HANG_SECONDS
 
 SECRET = "xyzzy-nobody-may-read-this-in-a-log"
 
@@ -66,16 +67,12 @@ def test_a_stuck_reader_stops_nobody_and_what_was_dropped_is_told() -> None:
     reader, writer = os.pipe()
     log = RequestLog(writer, max_waiting=8)
     try:
-        longest = 0.0
         for _ in range(3000):
-            start = time.perf_counter()
-            log.request_ended(record())
-            longest = max(longest, time.perf_counter() - start)
-        assert longest < 2.0  # a write to the full pipe would wait for ever
+            log.request_ended(record())  # a write to the full pipe would wait for ever
         text = b""
         os.set_blocking(reader, False)
         log.request_ended(record())
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + HANG_SECONDS
         while b"dropped_lines" not in text and time.monotonic() < deadline:
             try:
                 text += os.read(reader, 1 << 16)
@@ -103,10 +100,10 @@ def test_handing_over_a_record_is_cheap(file: Path) -> None:
     with file.open("wb") as stream:
         log = RequestLog(stream.fileno(), max_waiting=100_000)
         one = record()
-        start = time.perf_counter()
+        start = time.thread_time()
         for _ in range(2000):
             log.request_ended(one)
-        microseconds = (time.perf_counter() - start) / 2000 * 1e6
+        microseconds = (time.thread_time() - start) / 2000 * 1e6
         log.close(10)
     assert microseconds < 100
 

@@ -32,6 +32,7 @@ from tests.frontend.fakes import (
     queue_full,
     running_server,
 )
+from tests.waiting import HANG_SECONDS
 
 SERVICE = f"/{SERVICE_NAME}"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -406,9 +407,7 @@ async def test_an_open_watch_does_not_hold_the_stop() -> None:
     ):
         watch = health_pb2_grpc.HealthStub(channel).Watch(health_pb2.HealthCheckRequest())
         assert (await watch.read()).status == SERVING
-        began = asyncio.get_running_loop().time()
-        await running.server.stop(5.0)
-        assert asyncio.get_running_loop().time() - began < 1.0
+        await asyncio.wait_for(running.server.stop(3600.0), HANG_SECONDS)
         assert (await watch.read()).status == NOT_SERVING
         assert await watch.code() is grpc.StatusCode.UNAVAILABLE
 
