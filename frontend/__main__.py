@@ -269,8 +269,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         link_secret = read_secret(config.link_secret_file)
     except ValueError as error:
         return _fail(str(error), 2)
+    _hide_torch()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, defaults, link_secret))
+
+
+def _hide_torch() -> None:
+    """Keep transformers from importing torch where both halves are installed together: it takes
+    three seconds, and no tokenizer needs it. Containers of the frontend have none anyway."""
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    logging.getLogger("transformers").addFilter(
+        lambda record: "PyTorch was not found" not in record.getMessage()
+    )
 
 
 if __name__ == "__main__":
