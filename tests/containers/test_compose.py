@@ -177,7 +177,7 @@ def test_streams_go_on_when_a_rank_is_killed(stack: Stack) -> None:
     assert stack.answer() == ANSWER
 
 
-def test_a_killed_frontend_comes_back_and_finds_a_fresh_group(stack: Stack) -> None:
+def test_a_killed_frontend_comes_back(stack: Stack) -> None:
     began = {name: stack.started_at(name) for name in ("workers", "frontend")}
     # The container ends with it, and the command inside with the container.
     stack.exec("frontend", "python", "-c", KILL, "python -m frontend", "cmdline")
