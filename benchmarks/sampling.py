@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from benchmarks import report
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 from workers.attention.kv_cache import CacheSizes, KVCache

@@ -26,7 +26,7 @@ from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoad
 from frontend.link.recovery import Workers, limits_of, step_times
-from frontend.link.supervision import Supervision
+from frontend.link.supervisor_socket import Supervision
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (
     SamplingDefaults,

@@ -1,6 +1,6 @@
-"""What the service works with once the workers are there: engine, tokenizer, facts.
+"""What the service works with once the workers are there.
 
-Owns the protocols of the two, so that the service and its tests depend on nothing behind them.
+Defines EngineClient and TokenizerLike, so that the service does not import engine or tokenizer.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class TokenizerLike(Protocol):
 
 
 class Experts(Protocol):
-    """What the service asks of who counts the experts' tokens."""
+    """The source of each expert's token count."""
 
     async def get(self) -> pb.GetExpertLoadResponse:
         """Counts of every sparse layer; RequestError while there are no workers."""

@@ -1,6 +1,6 @@
-"""Who asks, and what is worth knowing of a request that is over: what logs, metrics and traces see.
+"""The caller, and the record of a finished request, for logs, metrics and traces.
 
-Owns both shapes and the protocol of who watches. Holds no text of a prompt or an answer.
+Defines both and the protocols of their observers. Holds no text of a prompt or an answer.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Protocol
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Caller:
-    """Who asks.
+    """Who sent a request.
 
     Attributes:
         key: the name of their key; empty without keys.
@@ -24,13 +24,13 @@ class Caller:
     traceparent: str = ""
 
 
-ANYBODY = Caller()
-"""A caller of whom nothing is known."""
+UNKNOWN_CALLER = Caller()
+"""No key name, no address, no trace."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class RequestRecord:
-    """One request that is over; times are time.monotonic(), 0.0 for what never came.
+    """One finished request; times are time.monotonic(), 0.0 for an event that did not happen.
 
     Attributes:
         method: what was called, such as Generate.
@@ -58,15 +58,15 @@ class RequestRecord:
 
 
 class Observer(Protocol):
-    """Watches; must be quick, and may not raise."""
+    """Called for each finished request; returns quickly and does not raise."""
 
     def request_ended(self, record: RequestRecord) -> None:
-        """A request that had been let in, or refused, is over."""
+        """Called once when a request ends, whether the service refused it or not."""
         ...
 
 
 class StepObserver(Protocol):
-    """Watches steps from inside the engine's loop; takes microseconds, and may not raise."""
+    """Called inside the engine's loop; takes microseconds and does not raise."""
 
     def step_completed(
         self,

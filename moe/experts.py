@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice, part, unread
+from moe.base.checkpoint_slice import CheckpointSlice, part, unread
 from moe.base.context import KernelContext
 from moe.base.summands import Summands
 from moe.config import MoEConfig

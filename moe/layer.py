@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig
 from moe.base.summands import Summands

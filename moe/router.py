@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moe.base.checkpoint import CheckpointSlice, whole
+from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
-from moe.base.linear import linear_parts
+from moe.base.gemm import linear_parts
 from moe.config import MoEConfig
 from moe.kernels.topk import TopKRule, select_experts
 from moe.routes import TopK

@@ -57,7 +57,7 @@ LAYERS = {
     "workers/rank": {
         "workers.attention", "workers.config", "workers.distributed", "workers.launcher",
         "workers.model_config", "workers.models", "workers.sampling", "workers.step",
-        "workers.weights",
+        "workers.weight_loading",
     },
     "moe/base": set(),
     "moe/kernels": {"moe.base"},

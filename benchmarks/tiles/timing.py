@@ -19,7 +19,7 @@ from triton.errors import TritonError
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.base.context import KernelContext
-from moe.base.linear import linear_parts
+from moe.base.gemm import linear_parts
 from moe.base.tiles import ExpertTiles, TileBook, Tiles
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes

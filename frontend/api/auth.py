@@ -25,7 +25,7 @@ _KEY = re.compile(r"[!-9;-~]+")
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
-class Access:
+class ApiKeys:
     """The API keys; without a key file every caller is accepted.
 
     Attributes:

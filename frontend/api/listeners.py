@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.exposure import check_exposure
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
@@ -17,7 +17,7 @@ from frontend.api.openai.app import openai_app
 from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.api.vllm.servicer import vllm_engine
 from frontend.config import FrontendConfig
-from frontend.observability.prometheus import Metrics, Sources
+from frontend.observability.metrics import Metrics, Sources
 from frontend.service.service import Service
 
 
@@ -35,7 +35,7 @@ class Listeners:
 
     def __init__(self, config: FrontendConfig, service: Service, metrics: Metrics) -> None:
         self._warning = check_exposure(config)
-        self._access = access = Access(config.api_key_file)
+        self._access = access = ApiKeys(config.api_key_file)
         tls = server_tls(config)
         self._grpc = GrpcServer(
             service,
@@ -97,7 +97,7 @@ def _http_server(
     config: FrontendConfig,
     port: int,
     service: Service,
-    access: Access,
+    access: ApiKeys,
     metrics: Metrics,
     tls: ServerTls | None,
 ) -> HttpServer:

@@ -1,8 +1,8 @@
 """The loop that keeps the workers busy: schedule → send → receive → process → complete.
 
-Owns the number of steps in flight, when to sleep, and when a result is overdue. Knows nothing of
-how steps are chosen, how they travel, what tokens mean, or where another group comes from when one
-is lost. All of it runs in one asyncio loop; nothing here waits for a client.
+Owns the number of steps in flight, and when to sleep. Knows nothing of
+how steps are chosen, how they travel, what tokens mean, or how a lost group is replaced. All of it
+runs in one asyncio loop; nothing here waits for a client.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Protocol
 from frontend.engine.load import EngineLoad
 from frontend.engine.output_processor import OutputProcessor
 from frontend.engine.step_stats import StepStatsWindow
+from frontend.engine.step_watchdog import StepWatchdog
 from frontend.errors import Code, RequestError
 from frontend.records import StepObserver
 from frontend.requests.request import Request
@@ -29,12 +30,6 @@ from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
-
-WATCH_SECONDS = 0.05
-"""How often the watchdog looks at the oldest step."""
-
-TIMES_PREDICTED = 3
-"""A step is overdue after this many times its predicted seconds, or after --step-timeout."""
 
 
 class Group(Protocol):
@@ -61,11 +56,10 @@ class Group(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step in flight, whether another was in flight as it was sent, and how long it may take."""
+    """A step in flight, and whether another was in flight as it was sent."""
 
     step: Step
     back_to_back: bool
-    due_seconds: float
 
 
 class Engine:
@@ -97,13 +91,12 @@ class Engine:
         self._group = group
         self._times = times or StepTimes()
         self._depth = depth
-        self._step_timeout = step_timeout
+        self._watchdog = StepWatchdog(self._times, step_timeout)
         self._observers = observers
         self._in_flight: deque[_Flight] = deque()
-        self._waited = 0.0
         self._last_result = 0.0
         self._wake = asyncio.Event()
-        self._ended: Callable[[Request], RequestError] | None = None
+        self._error_for: Callable[[Request], RequestError] | None = None
         self._lost = False
         self._restarts = 0
         self._replayed = 0
@@ -116,8 +109,8 @@ class Engine:
         Raises:
             RequestError: it is refused, or the workers are gone.
         """
-        if self._ended is not None:
-            raise self._ended(request)
+        if self._error_for is not None:
+            raise self._error_for(request)
         now = time.monotonic()
         if not request.arrived:
             request.arrived = now
@@ -160,7 +153,7 @@ class Engine:
         """
         group = self._group
         group.lost.add_done_callback(lambda _: self._wake.set())
-        watch = asyncio.create_task(self._watch())
+        watch = asyncio.create_task(self._watchdog.watch(group.lose))
         try:
             while True:
                 if group.lost.done():
@@ -175,14 +168,15 @@ class Engine:
         """Use another group from the next ``run`` on; open requests keep their tokens."""
         self._group = group
         self._in_flight.clear()
+        self._watchdog.forget_all()
         self._replayed += self._scheduler.replay(limits, time.monotonic())
         self._restarts += 1
         self._lost = False
 
     def end(self, why: Callable[[Request], RequestError] | None = None) -> None:
         """Fail every open request, and all later ones; by default because the workers are lost."""
-        self._ended = self._ended or why or workers_lost
-        self._scheduler.fail_all(self._ended, time.monotonic())
+        self._error_for = self._error_for or why or workers_lost
+        self._scheduler.fail_all(self._error_for, time.monotonic())
 
     async def _send_next(self) -> bool:
         """Schedule and send a step; false when enough are in flight or there is nothing to do."""
@@ -192,11 +186,8 @@ class Engine:
         step = self._scheduler.schedule(time.monotonic())
         if step is None:
             return False
-        if not self._in_flight:
-            self._waited = 0.0
-        predicted = self._times.predict(*step.size) * self._times.slack
-        due = max(self._step_timeout, TIMES_PREDICTED * predicted)
-        self._in_flight.append(_Flight(step, bool(self._in_flight), due))
+        self._watchdog.sent(step)
+        self._in_flight.append(_Flight(step, bool(self._in_flight)))
         await self._group.send(step)
         return True
 
@@ -207,7 +198,7 @@ class Engine:
         results = await self._group.receive()
         now = time.monotonic()
         flight = self._in_flight.popleft()
-        self._waited = 0.0
+        self._watchdog.completed()
         tokens_before = self._outputs.generated_tokens
         ended = self._outputs.process(flight.step, results.drawn, now)
         self._scheduler.complete(flight.step, [each.tokens for each in results.drawn], ended)
@@ -221,22 +212,6 @@ class Engine:
             back_to_back=flight.back_to_back,
         )
         return True
-
-    async def _watch(self) -> None:
-        """Give the group up when the oldest step is overdue.
-
-        Only time in which this loop ran counts: a frontend that stood still blames no worker.
-        """
-        while True:
-            await asyncio.sleep(WATCH_SECONDS)
-            if not self._in_flight:
-                continue
-            self._waited += WATCH_SECONDS
-            flight = self._in_flight[0]
-            if self._waited > flight.due_seconds:
-                self._group.lose(
-                    f"step {flight.step.step_id} is not answered after {self._waited:.1f} s"
-                )
 
     def _notify(self, flight: _Flight, num_tokens: int, now: float) -> None:
         """Tell observers what the step gave, and after how long."""

@@ -88,8 +88,8 @@ def take_token(sequence: Sequence, token: int, logprobs: TokenLogprobs | None, n
 
     The token that ends a request counts as output. An end token of the model goes through the
     decoder, which leaves special tokens out unless the caller wants them; a stop token's text is
-    treated as a stop string's: left out unless ``include_stop``. A language that ends by itself,
-    with nothing left that could come, stops the request without an end token.
+    treated as a stop string's: left out unless ``include_stop``. When the grammar
+    is complete and no token can follow, the request ends without an end token.
     """
     request = sequence.request
     request.num_generated = num_generated = request.num_generated + 1
@@ -152,7 +152,7 @@ def _fail_numerically(request: Request, now: float) -> None:
 
 
 def _take_prompt_logprobs(batch: ReplicaBatch, columns: LogprobColumns) -> None:
-    """Give prompts the log-probabilities of what this step computed of them, where requested."""
+    """Append this step's prompt log-probabilities to the requests that want them."""
     reader = LogprobReader(columns)
     for row in range(batch.num_decodes, len(batch.sequences)):
         sequence = batch.sequences[row]
@@ -166,7 +166,7 @@ def _take_prompt_logprobs(batch: ReplicaBatch, columns: LogprobColumns) -> None:
 
 
 class LogprobReader:
-    """Goes through the columns in their order."""
+    """Reads log-probabilities token by token from the flat columns."""
 
     __slots__ = ("_columns", "_next", "_next_top")
 

@@ -55,7 +55,7 @@ class StepRates:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Totals:
-    """The growing counts at one moment."""
+    """Cumulative counters at one point in time."""
 
     generated_tokens: int = 0
     steps: StepTotals = dataclasses.field(default_factory=StepTotals)

@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 OnReady = Callable[[bool, GroupInfo], Awaitable[None]]
 
 TRY_SECONDS = 2.0
-"""How long ranks get to answer once; the tries end with --startup-timeout, or when the workers have
-ended for good."""
+"""Time of one connection attempt. Attempts repeat until --startup-timeout, or until the workers
+have ended for good."""
 
 PAUSE_SECONDS = 0.1
 
@@ -38,7 +38,7 @@ class Workers:
     """The workers of one frontend, whichever group they are at the moment.
 
     Args:
-        secret: what the ranks ask for; None: nothing.
+        secret: sent to the ranks with each call; None: no secret.
         ended: set by others when the workers have ended for good.
 
     Attributes:
@@ -127,7 +127,7 @@ class Workers:
             await self.group.close()
 
     def _count_loss(self, now: float, cause: GroupLost) -> None:
-        """Raise the loss that is one too many."""
+        """Count a loss; raise GroupLost above --max-restarts."""
         config, losses = self._config, self._losses
         losses.append(now)
         while losses[0] < now - config.restart_window:
@@ -155,5 +155,5 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
 
 
 def step_times(info: GroupInfo) -> StepTimes:
-    """What steps take on a group of which nothing is known but its own measurement."""
+    """A new predictor of step times that knows the group's own timed prefill."""
     return StepTimes(info.timed_tokens, info.timed_seconds)

@@ -1,7 +1,7 @@
 """The frontend's end of the worker link: one Execute stream per rank.
 
 Connects to the ranks, checks that they belong together, sends steps and receives results. Knows
-nothing of requests. What goes wrong on one rank goes wrong for the group.
+nothing of requests. A failure on one rank fails the whole group.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ class WorkerGroup:
                 ranks.append(rank_at(number, local_address(addresses[machine], local)))
             others = await asyncio.gather(*(rank.describe(deadline) for rank in ranks[1:]))
             check_agreement([first, *others], ranks)
-            # A time of its own, however little of the other is left.
-            # Rank 0 first and alone: of two frontends the one it refuses has taken no other rank.
+            # Hello has its own time-out, separate from the one of the start.
+            # Rank 0 first: of two frontends that compete, the loser has opened no other rank.
             deadline = time.monotonic() + HELLO_SECONDS
             newest = epoch or time.time_ns()
             num_steps = [await ranks[0].open(newest, deadline)]

@@ -9,7 +9,7 @@ import contextlib
 from collections.abc import Sequence
 
 from frontend.config import FrontendConfig
-from frontend.observability.prometheus import Metrics
+from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import RequestLog
 from frontend.records import Observer, StepObserver
 

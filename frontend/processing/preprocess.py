@@ -186,7 +186,7 @@ async def make_requests(
 
 
 def sample_id(request_id: str, index: int) -> str:
-    """The engine's id of a sample. No caller can send that of a second one: "·" is no ASCII."""
+    """The engine's id of a sample. Ids of later samples hold a "·", which callers' ids may not."""
     return f"{request_id}·{index}" if index else request_id
 
 
@@ -201,7 +201,7 @@ def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int)
 
 
 def _check_beside_constraint(request: pb.GenerateRequest) -> None:
-    """Refuses options that could leave no token where a language must go on, or must end."""
+    """Refuses options that could forbid every token that the grammar allows."""
     stops, params = request.stop_conditions, request.sampling
     for field, is_set in (
         ("stop_conditions.ignore_eos", stops.ignore_eos),

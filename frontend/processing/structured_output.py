@@ -55,8 +55,8 @@ _T = TypeVar("_T")
 class GrammarMatcher:
     """Follows one sequence through a language; a `frontend.requests.request.Matcher`.
 
-    The mask is computed when the token before it is known, so that what cannot go on ends its own
-    request and not the step.
+    The mask is computed when the token before it is known, so that a dead end in the grammar
+    fails one request and not the step.
 
     Args:
         inner: where the sequence stands.

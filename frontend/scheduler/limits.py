@@ -26,7 +26,7 @@ class SchedulerLimits:
         block_size: tokens in a KV block.
         num_blocks: KV blocks.
         num_replicas: attention replicas.
-        max_queued_requests: requests that may wait beyond those a free slot is there for.
+        max_queued_requests: requests that may wait, not counting those that a free slot can take.
         max_queued_tokens: tokens of prompts that may wait.
         enable_prefix_cache: reuse the KV of equal prefixes.
     """
@@ -61,10 +61,10 @@ def check_queue(
     waiting_tokens: int,
     num_prompt: int,
 ) -> None:
-    """Refuse a request that finds too much before it; one prompt of any size may always wait.
+    """Refuse a request when the queue is full. An empty queue takes a prompt of any size.
 
     Raises:
-        RequestError: RESOURCE_EXHAUSTED, with the time that what waits will take to be computed.
+        RequestError: RESOURCE_EXHAUSTED, with the predicted time to compute the queued prompts.
     """
     free_slots = limits.max_batch_size * limits.num_replicas - num_running
     if num_waiting >= limits.max_queued_requests + free_slots:

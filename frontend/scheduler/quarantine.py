@@ -1,4 +1,4 @@
-"""Crash attribution: which request the workers may crash over.
+"""Crash attribution: finds the request that crashes the workers.
 
 Owns the rule. A sequence that was in flight at two losses of the workers, without a new token
 between them, is quarantined: it runs alone. One that was quarantined and in flight at a further

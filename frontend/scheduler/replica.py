@@ -134,7 +134,8 @@ class Replica:
             self._add_chunk(sequence, batch, budget, step_id)
 
     def release(self, sequence: Sequence) -> None:
-        """Take back slot and blocks at once: the workers run later steps later too."""
+        """Take back slot and blocks at once: workers run steps in order, so those already sent end
+        before a step that uses the blocks again."""
         if sequence.num_scheduled < sequence.prefill_end:
             self._prefilling.remove(sequence)
         else:

@@ -1,8 +1,8 @@
 """Which sequences run in the next step, over all replicas.
 
 Owns admission, preemption, the open requests, and which of them go on when the workers were lost.
-Knows no torch, no text, no clock but the times it is given, no transport and no pipeline depth:
-any number of steps may be in flight, and their results arrive in their order.
+Knows no torch, no text and no transport. Callers pass the time. Any number of steps may be in
+flight; their results arrive in order.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Scheduler:
     step, since its token is already where the workers need it.
 
     Attributes:
-        earliest_deadline: no waiting request's queue deadline is before it.
+        earliest_deadline: a lower bound of the queue deadlines of all waiting requests.
         preemptions: times a sequence lost its blocks, since the start.
         prefix_query_tokens, prefix_hit_tokens: prompt tokens of admitted requests, and of these
             those that the prefix cache had, since the start.

@@ -1,7 +1,7 @@
 """A request on its way through the steps: its tokens, and how far they are scheduled.
 
-Knows no queue, no text and no stop condition but the length, and of slots and blocks only which
-are its own.
+Holds its own slot and blocks, and checks the length. Knows no queue, no text and no other stop
+condition.
 """
 
 from __future__ import annotations

@@ -133,9 +133,10 @@ class Drawn:
     """What one replica drew for its batch.
 
     Attributes:
-        tokens: one a draw, in the order of the rows; NOT_FINITE of the link for none.
+        tokens: one a draw, in the order of the rows; the link's NOT_FINITE if nothing was drawn.
         logprobs: of the draws whose request wants them.
-        prompt_logprobs: of the prompt tokens after those of the rows whose request wants them.
+        prompt_logprobs: of the prompt tokens that follow each row's tokens, for requests that want
+            them.
     """
 
     tokens: list[int]

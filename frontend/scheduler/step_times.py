@@ -95,8 +95,8 @@ class StepTimes:
         self.slack = min(max(calmer, late), MAX_SLACK)
 
     def _beside_seconds(self, num_decodes: int, num_tokens: int) -> float:
-        """What so many tokens add to decodes: as measured; else as much as fewer did, or what they
-        take alone without half of what decodes read too."""
+        """Seconds that so many tokens add to decodes: as measured; else the larger of what the next
+        smaller bucket adds and the time alone less half the decodes' time."""
         bucket, curve = _bucket(num_tokens), self._beside
         if bucket in curve:
             return curve[bucket]
@@ -105,8 +105,8 @@ class StepTimes:
         return max(alone, 0.0 if fewer is None else curve[fewer])
 
     def _alone_seconds(self, num_tokens: int) -> float:
-        """Of a step of its own: as measured, or the nearest smaller step that was and the rest at
-        the rate of large ones."""
+        """Seconds of a step of prompts only: as measured; else the nearest smaller measured step,
+        and the rest at the largest step's rate."""
         bucket, curve = _bucket(num_tokens), self._alone
         if bucket in curve:
             return num_tokens * curve[bucket]

@@ -22,7 +22,7 @@ from frontend.errors import Code, RequestError, internal_error
 from frontend.group_info import GroupInfo
 from frontend.processing import preprocess, validation
 from frontend.processing.structured_output import Compiler
-from frontend.records import ANYBODY, Caller, Observer
+from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.service import info, responses, tokenization
 from frontend.service.call import Call
 from frontend.service.live_calls import KeyLimit, LiveCalls
@@ -118,7 +118,7 @@ class Service:
     # ---- generation ----
 
     def generate(
-        self, request: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, request: pb.GenerateRequest, caller: Caller = UNKNOWN_CALLER, *, streams: bool = True
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Streams the continuations of a prompt. Closing the generator aborts the request.
 
@@ -131,7 +131,7 @@ class Service:
         return self._observed(request, Call("Generate", caller, streams=streams))
 
     def chat(
-        self, chat: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, chat: pb.ChatRequest, caller: Caller = UNKNOWN_CALLER, *, streams: bool = True
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Streams the assistant's turn; as `generate` in everything else.
 
@@ -141,7 +141,7 @@ class Service:
         return self._observed(chat, Call("Chat", caller, streams=streams))
 
     async def complete(
-        self, message: pb.CompleteRequest, caller: Caller = ANYBODY
+        self, message: pb.CompleteRequest, caller: Caller = UNKNOWN_CALLER
     ) -> pb.CompleteResponse:
         """The stream of `generate`, gathered in one message."""
         call = Call("Complete", caller, streams=False, max_bytes=MAX_MESSAGE_BYTES)
@@ -294,7 +294,7 @@ class Service:
         experts = self._attached().experts
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
-    def abort(self, request: pb.AbortRequest, caller: Caller = ANYBODY) -> pb.AbortResponse:
+    def abort(self, request: pb.AbortRequest, caller: Caller = UNKNOWN_CALLER) -> pb.AbortResponse:
         """Ends requests of the caller's key by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
         validation.check_count(len(request.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")

@@ -13,7 +13,7 @@ from openai import AsyncOpenAI
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
-from frontend.records import ANYBODY, Caller
+from frontend.records import UNKNOWN_CALLER, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, backend
@@ -34,7 +34,7 @@ class ScriptedService:
         self.streams: list[bool] = []
 
     async def generate(
-        self, request: pb.GenerateRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, request: pb.GenerateRequest, caller: Caller = UNKNOWN_CALLER, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.streams.append(streams)
@@ -42,7 +42,7 @@ class ScriptedService:
             yield event
 
     async def chat(
-        self, request: pb.ChatRequest, caller: Caller = ANYBODY, *, streams: bool = True
+        self, request: pb.ChatRequest, caller: Caller = UNKNOWN_CALLER, *, streams: bool = True
     ) -> AsyncIterator[pb.GenerateResponse]:
         self.requests.append(request)
         self.streams.append(streams)

@@ -20,7 +20,7 @@ import pytest
 from frontend import __main__
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
-from frontend.link.supervision import Supervision
+from frontend.link.supervisor_socket import Supervision
 from frontend.probe import Verdict, probe
 from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError

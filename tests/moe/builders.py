@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 import torch
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.base.tiles import TileBook

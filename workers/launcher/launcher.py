@@ -17,8 +17,8 @@ from collections.abc import Callable
 from switchyard.worker.backoff import MAX_FAILED_STARTS, Backoff
 from switchyard.worker.prctl import adopt_orphans, die_with, name_process
 from workers.launcher.epochs import Epochs
+from workers.launcher.processes import kill_session
 from workers.launcher.reports import GroupEnd, Reporter, read_end
-from workers.launcher.session import kill_session
 
 _PEERS_DELAY = 0.2
 _STOPS = {signal.SIGTERM, signal.SIGINT}

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice, part
+from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
-from moe.base.linear import linear_parts
+from moe.base.gemm import linear_parts
 from moe.base.summands import Summands
 from workers.distributed import Groups
 

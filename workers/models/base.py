@@ -12,7 +12,7 @@ from typing import Protocol
 
 import torch
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig
 from moe.base.summands import Summands

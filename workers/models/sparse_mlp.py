@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.summands import Summands
 from moe.config import MoEConfig
 from moe.expert_load import ExpertLoad

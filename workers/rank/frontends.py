@@ -11,8 +11,8 @@ import threading
 from collections.abc import Callable
 
 IDLE_SECONDS = 1.0
-"""How long steps may go on after their frontend. A step never ends when a rank did not get it: the
-frontend may die between two writes."""
+"""How long steps may go on after their frontend died. If it died after writing to only some ranks,
+the step hangs: then the rank exits."""
 
 
 class _State(enum.Enum):

@@ -26,7 +26,7 @@ from workers.rank import kv_sizing
 from workers.rank.runner_factory import RunnerFactory, device_name
 from workers.step.graphs import NO_GRAPHS
 from workers.step.runner import Runner
-from workers.weights import Checkpoint, LoadedWeights, load_weights, make_up_weights
+from workers.weight_loading import Checkpoint, LoadedWeights, load_weights, make_up_weights
 
 log = logging.getLogger(__name__)
 

@@ -34,8 +34,8 @@ class StepHandle:
     """A launched step, whose tokens are on their way to the host.
 
     Attributes:
-        num_tokens: of these, at the front of `results`; behind them, from `hits_at` on, the experts
-            each sparse layer hit.
+        num_tokens: at the start of `results`; from index `hits_at` on it has the number of experts
+            that each sparse layer hit.
         started, done: events, or seconds on a CPU; `before` is the `done` of the step before.
         logprobs, prompt_logprobs: None where no row reports any.
     """

@@ -20,7 +20,7 @@ from google.protobuf import any_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.errors import Code, RequestError, internal_error
 from frontend.records import Caller
 
@@ -47,7 +47,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         access: the API keys.
     """
 
-    def __init__(self, access: Access) -> None:
+    def __init__(self, access: ApiKeys) -> None:
         self._access = access
 
     async def intercept_service(
@@ -67,7 +67,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return handler and _wrapped_handler(handler)
 
 
-def caller_of(access: Access, context: Any) -> Caller:
+def caller_of(access: ApiKeys, context: Any) -> Caller:
     """The caller of an authenticated call."""
     metadata = context.invocation_metadata() or ()
     traceparent = _value(metadata, "traceparent")

@@ -18,7 +18,7 @@ from google.protobuf import descriptor_pb2, descriptor_pool, text_format
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.grpc.health import SERVICE_NAME, Health
 from frontend.api.grpc.interceptor import CallInterceptor, caller_of
 from frontend.api.tls import ServerTls, server_credentials
@@ -57,7 +57,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One method per RPC. Streams are written to the context, so that a cancelled call closes its
     generator in the same breath."""
 
-    def __init__(self, service: Service, access: Access) -> None:
+    def __init__(self, service: Service, access: ApiKeys) -> None:
         self._service = service
         self._access = access
 
@@ -129,7 +129,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
 @contextlib.contextmanager
 def _paths_of(message: pb.ChatRequest | pb.CompleteRequest) -> Iterator[None]:
-    """Makes a field's path one of ``message``: a field that it lacks is in its request."""
+    """Prefixes a field's path with `request.` where the field is the wrapped GenerateRequest's."""
     try:
         yield
     except RequestError as error:
@@ -156,13 +156,13 @@ class GrpcServer:
         host: str,
         port: int,
         *,
-        access: Access | None = None,
+        access: ApiKeys | None = None,
         tls: ServerTls | None = None,
         others: Sequence[AddService] = (),
     ) -> None:
         self._host, self._port, self._tls = host, port, tls
         self.health = Health()
-        access = access or Access()
+        access = access or ApiKeys()
         self._server = grpc.aio.server(
             interceptors=(CallInterceptor(access),), options=SERVER_OPTIONS
         )

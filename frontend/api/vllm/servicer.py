@@ -22,7 +22,7 @@ from google.protobuf import json_format
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.grpc.interceptor import caller_of
 from frontend.api.vllm.request import generate_request
 from frontend.api.vllm.response import Answer
@@ -41,7 +41,7 @@ INT32_MAX = 2**31 - 1
 
 
 def vllm_engine(
-    service: Service, access: Access, folder: Path
+    service: Service, access: ApiKeys, folder: Path
 ) -> Callable[[grpc.aio.Server], None]:
     """Adds the protocol to a server; for the arguments see `VllmEngineServicer`."""
     servicer = VllmEngineServicer(service, access, folder)
@@ -55,7 +55,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         folder: the model's, for its tokenizer and config.json.
     """
 
-    def __init__(self, service: Service, access: Access, folder: Path) -> None:
+    def __init__(self, service: Service, access: ApiKeys, folder: Path) -> None:
         self._service = service
         self._access = access
         self._folder = folder

@@ -14,7 +14,7 @@ import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from starlette.types import ASGIApp
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.grpc.interceptor import CallInterceptor
 from switchyard.v1 import inference_pb2 as pb
 
@@ -85,7 +85,7 @@ async def guarded(handler: Any, method: str) -> Any:
 
     details: Any = Details()
     details.method = method
-    return await CallInterceptor(Access()).intercept_service(continuation, details)
+    return await CallInterceptor(ApiKeys()).intercept_service(continuation, details)
 
 
 async def asgi(app: ASGIApp, scope: dict[str, Any], body: bytes) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.exposure import check_exposure
 from frontend.api.grpc.server import MAX_MESSAGE_BYTES, GrpcServer
 from frontend.cli import main
@@ -57,7 +57,7 @@ class Records:
 class Server:
     """A server with keys, its engine, and what its observer saw."""
 
-    def __init__(self, access: Access, limit: int = 0) -> None:
+    def __init__(self, access: ApiKeys, limit: int = 0) -> None:
         self.engine, self.records, self.access = FakeEngine(), Records(), access
         self.service = Service(
             model="fake", version="0", observers=(self.records,), key_limit=KeyLimit(limit)
@@ -68,7 +68,7 @@ class Server:
 
 
 @contextlib.asynccontextmanager
-async def serving(access: Access, limit: int = 0) -> AsyncIterator[Server]:
+async def serving(access: ApiKeys, limit: int = 0) -> AsyncIterator[Server]:
     server = Server(access, limit)
     server.address = f"127.0.0.1:{await server.grpc.start()}"
     await server.grpc.health.set_ready(True)
@@ -83,7 +83,7 @@ async def text_of(client: AsyncClient, **options: Any) -> str:
     return "".join([delta.text async for delta in stream])
 
 
-def refused(access: Access, header: str | bytes | None) -> str:
+def refused(access: ApiKeys, header: str | bytes | None) -> str:
     with pytest.raises(RequestError) as caught:
         access.authenticate(header)
     assert caught.value.code is Code.UNAUTHENTICATED
@@ -94,7 +94,7 @@ def refused(access: Access, header: str | bytes | None) -> str:
 
 
 def test_a_header_is_known_by_the_name_of_its_key(key_file: Path) -> None:
-    access = Access(key_file)
+    access = ApiKeys(key_file)
     assert access.authenticate(f"Bearer {ALICE}") == "alice"
     assert access.authenticate(f"bearer  {BOB} ") == "bob"
     assert access.authenticate(f"Bearer {BOB}".encode()) == "bob"
@@ -110,23 +110,23 @@ def test_a_header_is_known_by_the_name_of_its_key(key_file: Path) -> None:
     ],
 )  # fmt: skip
 def test_anything_else_is_refused(key_file: Path, header: str) -> None:
-    access = Access(key_file)
+    access = ApiKeys(key_file)
     assert refused(access, header) == "INVALID_API_KEY"
     assert access.denied == 1
 
 
 def test_no_header_has_a_reason_of_its_own_and_no_file_lets_everybody_in(key_file: Path) -> None:
-    assert refused(Access(key_file), None) == "NO_API_KEY"
-    assert refused(Access(key_file), "") == "NO_API_KEY"
-    assert Access().authenticate(None) == ""
-    assert Access().authenticate("Bearer whatever") == ""
+    assert refused(ApiKeys(key_file), None) == "NO_API_KEY"
+    assert refused(ApiKeys(key_file), "") == "NO_API_KEY"
+    assert ApiKeys().authenticate(None) == ""
+    assert ApiKeys().authenticate("Bearer whatever") == ""
 
 
 def test_every_key_is_compared_in_constant_time(
     key_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Equal work for a first key, a last key and no key, on digests rather than keys."""
-    access, compared = Access(key_file), []
+    access, compared = ApiKeys(key_file), []
 
     def compare(a: bytes, b: bytes) -> bool:
         compared.append((a, b))
@@ -144,7 +144,7 @@ def test_every_key_is_compared_in_constant_time(
 def test_keys_are_read_again_and_a_broken_file_changes_nothing(
     key_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    access = Access(key_file)
+    access = ApiKeys(key_file)
     key_file.write_text(f"alice:{ALICE}\nalice:a-new-key-of-alice\n")
     access.reload()
     assert access.authenticate("Bearer a-new-key-of-alice") == "alice"
@@ -176,7 +176,7 @@ def test_each_problem_of_a_file_is_one_line_without_the_key(
     path = tmp_path / "keys"
     path.write_text(text)
     with pytest.raises(ValueError) as caught:
-        Access(path)
+        ApiKeys(path)
     assert problem in str(caught.value)
     assert str(path) in str(caught.value)
     for secret in (ALICE, "fifteen-letters", "a space inside", "a:colon"):
@@ -187,7 +187,7 @@ def test_all_problems_are_told_at_once(tmp_path: Path) -> None:
     path = tmp_path / "keys"
     path.write_text(f"alice\nbob:{BOB}\ncarol:123\n")
     with pytest.raises(ValueError) as caught:
-        Access(path)
+        ApiKeys(path)
     first, second = str(caught.value).splitlines()
     assert "line 1" in first
     assert "line 3" in second
@@ -197,11 +197,11 @@ def test_a_file_that_is_missing_or_open_to_others_is_told(
     tmp_path: Path, key_file: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ValueError, match="cannot be read: No such file"):
-        Access(tmp_path / "nowhere")
-    Access(key_file)
+        ApiKeys(tmp_path / "nowhere")
+    ApiKeys(key_file)
     assert not caplog.text
     key_file.chmod(0o640)
-    Access(key_file)
+    ApiKeys(key_file)
     assert "mode 640" in caplog.text
     assert "chmod 600" in caplog.text
 
@@ -233,7 +233,7 @@ def listed_services(address: str) -> list[str]:
 
 
 async def test_no_method_but_health_answers_without_a_key(key_file: Path) -> None:
-    async with serving(Access(key_file)) as server:
+    async with serving(ApiKeys(key_file)) as server:
         services = await asyncio.to_thread(listed_services, server.address)
         assert "switchyard.v1.InferenceService" in services
         inference = pb.DESCRIPTOR.services_by_name["InferenceService"]
@@ -268,7 +268,7 @@ async def test_no_method_but_health_answers_without_a_key(key_file: Path) -> Non
 
 
 async def test_a_refusal_says_why_and_what_to_send(key_file: Path) -> None:
-    async with serving(Access(key_file)) as server, AsyncClient(server.address) as client:
+    async with serving(ApiKeys(key_file)) as server, AsyncClient(server.address) as client:
         with pytest.raises(ServerError) as caught:
             await text_of(client)
         assert caught.value.reason == "NO_API_KEY"
@@ -276,7 +276,7 @@ async def test_a_refusal_says_why_and_what_to_send(key_file: Path) -> None:
 
 
 async def test_a_key_opens_streams_and_calls_and_its_name_is_recorded(key_file: Path) -> None:
-    async with serving(Access(key_file)) as server:
+    async with serving(ApiKeys(key_file)) as server:
         async with AsyncClient(server.address, api_key=BOB) as client:
             assert await text_of(client) == answer_text("abc", 4)
             assert (await client.model_info()).model == "fake"
@@ -304,7 +304,7 @@ async def test_a_key_opens_streams_and_calls_and_its_name_is_recorded(key_file: 
 async def test_commands_send_the_key_of_a_file(
     key_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    async with serving(Access(key_file)) as server:
+    async with serving(ApiKeys(key_file)) as server:
         flags = ("--address", server.address)
         with_key = (*flags, "--api-key-file", str(key_file))
         ask = ("generate", "abc", "--raw", "--max-new-tokens", "4")
@@ -319,7 +319,7 @@ async def test_commands_send_the_key_of_a_file(
 
 async def test_a_key_that_was_taken_away_ends_with_the_next_call(key_file: Path) -> None:
     async with (
-        serving(Access(key_file)) as server,
+        serving(ApiKeys(key_file)) as server,
         AsyncClient(server.address, api_key=BOB) as client,
     ):
         assert await text_of(client)
@@ -335,7 +335,7 @@ async def test_a_key_that_was_taken_away_ends_with_the_next_call(key_file: Path)
 
 async def test_one_key_is_bounded_and_others_are_not(key_file: Path) -> None:
     async with (
-        serving(Access(key_file), limit=2) as server,
+        serving(ApiKeys(key_file), limit=2) as server,
         AsyncClient(server.address, api_key=ALICE) as alice,
         AsyncClient(server.address, api_key=BOB) as bob,
     ):
@@ -412,7 +412,7 @@ def test_a_limit_of_keys_needs_keys() -> None:
 
 async def test_messages_and_metadata_are_bounded(key_file: Path) -> None:
     async with (
-        serving(Access(key_file)) as server,
+        serving(ApiKeys(key_file)) as server,
         AsyncClient(server.address, api_key=ALICE) as client,
     ):
         options = (("grpc.max_send_message_length", -1),)

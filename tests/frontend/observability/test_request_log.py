@@ -12,10 +12,10 @@ from pathlib import Path
 import grpc
 import pytest
 
-from frontend.api.auth import Access
+from frontend.api.auth import ApiKeys
 from frontend.api.grpc.server import GrpcServer
 from frontend.errors import Code, RequestError
-from frontend.observability.prometheus import Metrics
+from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import RequestLog
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
@@ -117,7 +117,7 @@ async def test_no_word_of_a_prompt_or_an_answer_is_logged_or_sent_back(
         log, metrics = RequestLog(stream.fileno()), Metrics("fake")
         engine, service = FakeEngine(), Service(model="fake", version="0", observers=(log, metrics))
         service.open(backend(engine))
-        server = GrpcServer(service, "127.0.0.1", 0, access=Access())
+        server = GrpcServer(service, "127.0.0.1", 0, access=ApiKeys())
         address = f"127.0.0.1:{await server.start()}"
         errors = []
 

@@ -13,7 +13,7 @@ import pytest
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
 from frontend.processing import preprocess
-from frontend.records import ANYBODY
+from frontend.records import UNKNOWN_CALLER
 from frontend.requests.output import Delta, FinishReason, TokenLogprobs
 from frontend.requests.request import Request
 from frontend.service import responses
@@ -354,11 +354,11 @@ async def test_a_key_ends_its_own_requests_alone() -> None:
     service = opened(engine)
     request = asked()
     request.request_id = "a"
-    alice, bob = (dataclasses.replace(ANYBODY, key=name) for name in ("alice", "bob"))
+    alice, bob = (dataclasses.replace(UNKNOWN_CALLER, key=name) for name in ("alice", "bob"))
     stream = service.generate(request, alice)
     await anext(stream)
     asked_for = pb.AbortRequest(request_ids=["a"])
-    for stranger in (bob, ANYBODY):
+    for stranger in (bob, UNKNOWN_CALLER):
         assert not service.abort(asked_for, stranger).aborted_request_ids
     assert service.abort(asked_for, alice).aborted_request_ids == ["a"]
     await collect(stream)

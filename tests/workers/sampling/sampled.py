@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from moe.base.checkpoint import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.sampling.test_torch_sampler import reference_support
 from workers.attention.kv_cache import CacheSizes, KVCache

@@ -19,7 +19,8 @@ from prometheus_client.registry import Collector
 
 from frontend.engine.load import EngineLoad
 from frontend.errors import RequestError
-from frontend.observability.families import (
+from frontend.observability.load_gauges import expert_families, load_families
+from frontend.observability.metric_families import (
     REQUEST_SECONDS,
     STEP_SECONDS,
     STEP_TOKENS,
@@ -27,7 +28,6 @@ from frontend.observability.families import (
     Families,
     Histogram,
 )
-from frontend.observability.load_metrics import expert_families, load_families
 from frontend.records import RequestRecord
 from switchyard.v1 import inference_pb2 as pb
 

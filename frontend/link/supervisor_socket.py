@@ -1,6 +1,6 @@
 """The frontend's end of the socket to the supervisor that started it.
 
-Says when the service is ready, and hears when the workers have ended for good. Knows nothing of
+Reports when the service is ready, and learns when the workers have ended for good. Knows nothing of
 processes.
 """
 
@@ -54,7 +54,7 @@ class Supervision:
             self._socket = None
 
     def _hear(self) -> None:
-        """The supervisor says one thing, by closing its way to us."""
+        """The supervisor closes its end when the workers will not come back."""
         assert self._socket is not None
         with contextlib.suppress(BlockingIOError):
             if not self._socket.recv(1):

@@ -19,9 +19,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from frontend.engine.load import EngineLoad
 from frontend.engine.step_stats import StepRates, StepStatsWindow, StepTotals
 from frontend.errors import Code, RequestError
-from frontend.observability.families import REQUEST_SECONDS, Histogram
-from frontend.observability.load_metrics import GAUGES
-from frontend.observability.prometheus import Metrics, Sources
+from frontend.observability.load_gauges import GAUGES
+from frontend.observability.metric_families import REQUEST_SECONDS, Histogram
+from frontend.observability.metrics import Metrics, Sources
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.records import record, refusal
 

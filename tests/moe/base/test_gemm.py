@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moe.base.context import KernelContext, make_context
-from moe.base.linear import linear_parts
+from moe.base.gemm import linear_parts
 from moe.base.tiles import TileBook, Tiles, linear_key
 from moe.base.workspace import Workspace
 

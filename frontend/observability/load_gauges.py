@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from frontend.engine.load import EngineLoad
-from frontend.observability.families import Families
+from frontend.observability.metric_families import Families
 from switchyard.v1 import inference_pb2 as pb
 
 _Read = Callable[[EngineLoad], float]

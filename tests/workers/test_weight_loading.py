@@ -18,7 +18,7 @@ from workers.distributed import Groups
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import Placement
-from workers.weights import (
+from workers.weight_loading import (
     Checkpoint,
     WeightsError,
     expected_bytes,
