@@ -1,4 +1,4 @@
-"""Killing ranks while streams run, and how long it takes until they go on."""
+"""Killing ranks and frontends while streams run, and how long it takes until all goes on."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import time
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tests.faults.server import Server, send
+from frontend.probe import Verdict, probe
+from tests.faults.server import Server, is_alive, send
 from tests.faults.streams import Answer, Asked, Progress, answers
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -97,3 +98,17 @@ async def disturbed(
     finally:
         running.cancel()
         await watch.close()
+
+
+async def serves_again(server: Server, frontend: int) -> float:
+    """Seconds until another frontend than the killed one serves, where that one did."""
+    began = time.monotonic()
+
+    def is_back() -> bool:
+        verdict, _ = probe(server.address, timeout=1.0)
+        return verdict is Verdict.HEALTHY and not is_alive(frontend)
+
+    while not await asyncio.to_thread(is_back):
+        assert time.monotonic() < began + 120, server.log
+        await asyncio.sleep(0.02)
+    return time.monotonic() - began

@@ -1,4 +1,4 @@
-"""A rank is killed while 64 sequences decode on GPUs: how long until every stream goes on.
+"""A rank, or the frontend, is killed while GPUs serve: how long until all goes on.
 
 `pytest -s -m gpu tests/faults` prints the times; the weights are made up, their shapes are real.
 """
@@ -6,14 +6,15 @@
 from __future__ import annotations
 
 import random
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.faults.kills import Kill, disturbed
-from tests.faults.server import ROOT, Server
+from tests.faults.kills import Kill, disturbed, serves_again
+from tests.faults.server import ROOT, Server, send
 from tests.faults.streams import Asked
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
@@ -21,6 +22,7 @@ pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 MODEL = ROOT / "benchmarks" / "configs" / "qwen3-30b-a3b"
 NUM_STREAMS, PROMPT, OUTPUT = 64, 1024, 512
 GOAL_SECONDS = 25.0
+FRONTEND_GOAL_SECONDS = 3.0
 
 
 @pytest.mark.parametrize("num_gpus", [1, 2])
@@ -49,3 +51,18 @@ async def test_every_stream_goes_on_within_seconds(num_gpus: int, tmp_path: Path
     assert all(answer.usage == (PROMPT, OUTPUT) for answer in ended), log
     assert all(answer.replays == len(kills) for answer in ended), log
     assert all(each.moving < GOAL_SECONDS for each in times), log
+
+
+async def test_a_killed_frontend_serves_again_within_seconds(tmp_path: Path) -> None:
+    """The ranks keep their weights. The folder has no tokenizer, whose loading is not measured."""
+    with Server(tmp_path, str(MODEL), "--load-format", "dummy") as server:
+        ranks, seconds = server.ranks(), []
+        for _ in range(3):
+            frontend = server.frontend()
+            send(frontend, signal.SIGKILL)
+            seconds.append(await serves_again(server, frontend))
+        assert server.ranks() == ranks
+        log = server.log
+    times = ", ".join(f"{each:.2f} s" for each in seconds)
+    sys.stdout.write(f"\na frontend serves again after {times}\n")
+    assert seconds[0] < FRONTEND_GOAL_SECONDS, log

@@ -7,7 +7,6 @@ import contextlib
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from demo import CHECKPOINT
 from frontend.probe import Verdict, probe
 from switchyard.client import AsyncClient, ServerError
 from tests.faults.inject import GRIP, POISON, STALL, spoil_ranks
+from tests.faults.kills import serves_again
 from tests.faults.server import ROOT, Server, descendants, is_alive, send, wait_until_gone
 from tests.faults.streams import Answer, Asked, Progress, answer, answers, mixed_requests
 
@@ -77,20 +77,6 @@ async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
         assert (error.code.name, error.reason) == ("UNAVAILABLE", "STREAM_LOST")
     assert code == 1
     assert "--max-restarts is 0" in log
-
-
-async def serves_again(server: Server, frontend: int) -> float:
-    """Seconds until another frontend than the killed one serves, where that one did."""
-    began = time.monotonic()
-
-    def is_back() -> bool:
-        verdict, _ = probe(server.address, timeout=1.0)
-        return verdict is Verdict.HEALTHY and not is_alive(frontend)
-
-    while not await asyncio.to_thread(is_back):
-        assert time.monotonic() < began + 120, server.log
-        await asyncio.sleep(0.02)
-    return time.monotonic() - began
 
 
 @pytest.mark.parametrize("tp", [1, 2])
