@@ -27,6 +27,8 @@ def _is_python(command: Any = None, *args: Any, **kwargs: Any) -> bool:
     return not isinstance(command, str) and bool(command) and command[0] == sys.executable
 
 
+# Tests that no default run has cost what they like.
+_FREE = ("gpu", "grid", "netns", "podman")
 # The marker: who needs it, by the functions that do what it names and when their arguments matter.
 _GUARDED: dict[str, list[tuple[type, str, Callable[..., bool]]]] = {
     "processes": [
@@ -52,7 +54,7 @@ def _guarded(item: pytest.Item, marker: str, owner: type, name: str, counts: Any
 def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for marker, functions in _GUARDED.items():
-            if item.get_closest_marker(marker) is None:
+            if not any(item.get_closest_marker(name) for name in (marker, *_FREE)):
                 for owner, name, counts in functions:
                     patch.setattr(owner, name, _guarded(item, marker, owner, name, counts))
         return (yield)
