@@ -76,8 +76,10 @@ class FakeRunner:
     def __init__(self) -> None:
         self.gate = threading.Event()
         self.gate.set()
+        self.got_step = threading.Event()
 
     def launch(self, step: worker_pb2.StepRequest) -> FakeHandle:
+        self.got_step.set()
         self.gate.wait(30.0)
         return FakeHandle(step)
 
@@ -268,9 +270,9 @@ def test_steps_that_outlast_their_frontend_end_the_rank(
     link = Link(stub)
     link.hello(1)
     link.step(1)
-    wait_for(lambda: service.work.empty() is False)
+    assert runner.got_step.wait(60.0)
     link.answers.cancel()
-    assert left.get(timeout=5) == ("the frontend is gone in the middle of a step", False)
+    assert left.get(timeout=30) == ("the frontend is gone in the middle of a step", False)
     runner.gate.set()
 
 
