@@ -37,7 +37,7 @@ from frontend.model_folder import (
 from frontend.observability.setup import Observability
 from frontend.processing.tokenizer import Tokenizer
 from frontend.scheduler.scheduler import Scheduler
-from frontend.service.live_calls import KeyLimit
+from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.flags import add_flags, given
 from switchyard.release import release

@@ -28,8 +28,6 @@ LAYERS = {
     "frontend/processing": SHARED
     | {
         "frontend.backend", "frontend.model_folder", "frontend.requests",
-        # What could never run is refused by one check, here before it costs anything.
-        "frontend.scheduler.limits",
     },
     "frontend/service": SHARED
     | {

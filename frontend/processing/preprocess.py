@@ -20,7 +20,6 @@ from frontend.processing import chat_template, sampling_params, validation
 from frontend.processing.structured_output import Compiler
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
-from frontend.scheduler.limits import check_prompt
 from switchyard.v1 import inference_pb2 as pb
 
 # Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
@@ -121,7 +120,7 @@ def _check_length(backend: Backend, num_chars: int, field: str) -> None:
 def _checked_ids(backend: Backend, ids: Sequence[int], field: str) -> list[int]:
     if not ids:
         raise invalid_field(field, "has no tokens; send at least one")
-    check_prompt(len(ids), backend.info.max_model_len)
+    validation.check_prompt(len(ids), backend.info.max_model_len)
     validation.check_token_ids(ids, backend.info.vocab_size, field)
     return list(ids)
 
@@ -145,8 +144,8 @@ async def make_requests(
     """
     info, request = backend.info, generation_of(message)
     arrived = time.monotonic()
-    num_samples = validation.num_samples(request)
-    validation.check_stops(request.stop_conditions, info.vocab_size)
+    num_samples = sampling_params.num_samples(request)
+    sampling_params.check_stops(request.stop_conditions, info.vocab_size)
     params = sampling_params.sampling_params(
         request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
     )
@@ -158,7 +157,7 @@ async def make_requests(
         sampling_params.check_whole_answer(request)
     ids = await encode(backend, message)
     sampling_params.check_prompt_logprobs(request.output, len(ids))
-    stops = validation.stop_conditions(
+    stops = sampling_params.stop_conditions(
         request.stop_conditions,
         prompt_tokens=len(ids),
         max_context=info.max_model_len,

@@ -1,7 +1,8 @@
-"""Turns `switchyard.v1`'s sampling and output options into `SamplingParams`.
+"""Turns `switchyard.v1`'s sampling and output options into `SamplingParams`, and its conditions to
+stop into `StopConditions`.
 
-Owns the ranges of these fields, the model's and the API's defaults, and the check that some token
-can be drawn. Knows nothing of prompts, text or streams.
+Owns the ranges of these fields, the model's and the API's defaults, how many tokens are drawn at
+most, and the check that some token can be drawn. Knows nothing of prompts, text or streams.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from frontend.bounds import (
     MAX_LOGIT_BIASES,
     MAX_MESSAGE_BYTES,
     MAX_PROMPT_LOGPROBS_BYTES,
+    MAX_SAMPLES,
+    MAX_STOP_CHARS,
+    MAX_STOP_STRINGS,
+    MAX_STOP_TOKEN_IDS,
     MAX_TOP_LOGPROBS,
     REPETITION_PENALTY_RANGE,
 )
 from frontend.errors import invalid_field
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.validation import check_count, check_token_ids
-from frontend.requests.request import SamplingParams
+from frontend.requests.request import SamplingParams, StopConditions
 from switchyard.v1 import inference_pb2 as pb
 
 # A lower temperature is greedy: logits divided by it would leave the range of fp32.
@@ -169,3 +174,69 @@ def _num_top_logprobs(output: pb.OutputOptions) -> int:
     if count and not (output.logprobs or output.prompt_logprobs):
         raise invalid_field(field, f"is {count}, which needs logprobs or prompt_logprobs")
     return count
+
+
+def check_stops(stops: pb.StopConditions, vocab_size: int) -> None:
+    """Refuses stop strings and ids that are too many, too long, empty or no token."""
+    check_count(len(stops.stop), MAX_STOP_STRINGS, "stop_conditions.stop", "strings")
+    for index, text in enumerate(stops.stop):
+        if not 1 <= len(text) <= MAX_STOP_CHARS:
+            raise invalid_field(
+                f"stop_conditions.stop[{index}]",
+                f"has {len(text)} characters, must have 1 to {MAX_STOP_CHARS}",
+            )
+    field = "stop_conditions.stop_token_ids"
+    check_count(len(stops.stop_token_ids), MAX_STOP_TOKEN_IDS, field, "ids")
+    check_token_ids(stops.stop_token_ids, vocab_size, field)
+
+
+def stop_conditions(
+    stops: pb.StopConditions,
+    *,
+    prompt_tokens: int,
+    max_context: int,
+    cache_tokens: int,
+    eos_token_ids: frozenset[int],
+) -> StopConditions:
+    """The stop conditions in use. An unset max_new_tokens is what the prompt leaves of the context,
+    or of the KV cache where that is smaller (the last token needs no place in it).
+
+    Raises:
+        RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context.
+    """
+    room = max_context - prompt_tokens
+    assert room > 0, "refused by check_prompt"
+    default = max(1, min(room, cache_tokens + 1 - prompt_tokens))
+    max_new_tokens = stops.max_new_tokens if stops.HasField("max_new_tokens") else default
+    if max_new_tokens < 1:
+        raise invalid_field("stop_conditions.max_new_tokens", "is 0, must be at least 1")
+    if max_new_tokens > room:
+        raise invalid_field(
+            "stop_conditions.max_new_tokens",
+            f"{max_new_tokens} and {prompt_tokens} prompt tokens are "
+            f"{prompt_tokens + max_new_tokens} tokens, more than the context of {max_context}; "
+            f"ask for at most {room}",
+            reason="PROMPT_TOO_LONG",
+        )
+    if stops.min_new_tokens > max_new_tokens:
+        raise invalid_field(
+            "stop_conditions.min_new_tokens",
+            f"is {stops.min_new_tokens}, more than max_new_tokens {max_new_tokens}",
+        )
+    return StopConditions(
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=stops.min_new_tokens,
+        stop=tuple(stops.stop),
+        stop_token_ids=frozenset(stops.stop_token_ids),
+        eos_token_ids=frozenset() if stops.ignore_eos else eos_token_ids,
+        include_stop=stops.include_stop,
+    )
+
+
+def num_samples(request: pb.GenerateRequest) -> int:
+    """The number of samples, 1 where the request does not say."""
+    if not request.HasField("n"):
+        return 1
+    if not 1 <= request.n <= MAX_SAMPLES:
+        raise invalid_field("n", f"is {request.n}, must be 1 to {MAX_SAMPLES}")
+    return int(request.n)

@@ -11,19 +11,14 @@ from collections.abc import Callable, Iterable
 
 from frontend.errors import Code, RequestError, duplicate_id
 from frontend.requests.request import Request
-from frontend.scheduler.limits import (
-    SchedulerLimits,
-    check_fits,
-    check_queue,
-    expired,
-)
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.quarantine import Quarantine, poison_error
 from frontend.scheduler.replica import choose_replica, make_replicas
-from frontend.scheduler.sequence import Phase, Sequence
+from frontend.scheduler.sequence import Phase, Sequence, check_fits
 from frontend.scheduler.step import ReplicaBatch, Step
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.token_budget import Budget, budget_of
-from frontend.scheduler.waiting_queue import WaitingQueue
+from frontend.scheduler.waiting_queue import WaitingQueue, check_room, expired
 
 
 class Scheduler:
@@ -69,12 +64,11 @@ class Scheduler:
             raise duplicate_id(request.id)
         check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
         if not request.bypasses_queue_limits:
-            check_queue(
+            check_room(
+                self._waiting,
                 self.limits,
                 self._times,
                 num_running=self.running_requests,
-                num_waiting=len(self._waiting),
-                waiting_tokens=self._waiting.num_tokens,
                 num_prompt=len(request.prompt_ids),
             )
         sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)

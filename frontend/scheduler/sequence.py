@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import enum
 
+from frontend.errors import Code, RequestError
 from frontend.requests.request import Request
 from frontend.scheduler.kv_blocks import extend_digests
+from frontend.scheduler.limits import SchedulerLimits
 
 
 class Phase(enum.Enum):
@@ -121,3 +123,23 @@ class Sequence:
         self.num_scheduled = self.prefill_end = self.last_step = 0
         self.blocks, self.unsent_blocks = [], []
         self.capacity = self.num_published = 0
+
+
+def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) -> None:
+    """Refuse a request that would not fit an empty cache; the last token needs no KV.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the numbers.
+    """
+    assert 0 < num_prompt < limits.max_model_len, "refused where the prompt is encoded"
+    capacity = limits.num_blocks * limits.block_size
+    num_cached = min(num_prompt + max_new_tokens, limits.max_model_len) - 1
+    if num_cached > capacity:
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            f"prompt of {num_prompt} tokens and max_new_tokens "
+            f"{max_new_tokens} need {num_cached} tokens of KV cache, which holds {capacity}; "
+            "ask for fewer",
+            reason="CACHE_EXCEEDED",
+            field="stop_conditions.max_new_tokens",
+        )

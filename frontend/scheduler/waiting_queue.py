@@ -3,7 +3,7 @@
 Preempted sequences, which have run before, come first, oldest first. Of the new ones the lowest
 priority value comes first, within it the key that was given the fewest tokens, within a key the
 oldest: virtual token counters, as in Sheng et al., "Fairness in Serving Large Language Models"
-(2024). Knows no slots, blocks or clock.
+(2024). Owns the errors of a full queue and of a wait too long. Knows no slots, blocks or clock.
 """
 
 from __future__ import annotations
@@ -11,7 +11,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 
+from frontend.errors import Code, RequestError
+from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.sequence import Sequence
+from frontend.scheduler.step_times import StepTimes
+
+RETRY_AFTER_SECONDS = (1.0, 60.0)
+"""The least and the most that `retry_after` is for a request that finds the queue full."""
 
 
 class WaitingQueue:
@@ -96,3 +102,50 @@ class WaitingQueue:
     def charge(self, key: str, num_tokens: int) -> None:
         """Count tokens that a key was given: a prompt's or an output's."""
         self._given[key] = self._given.get(key, 0) + num_tokens
+
+
+def check_room(
+    waiting: WaitingQueue,
+    limits: SchedulerLimits,
+    times: StepTimes,
+    *,
+    num_running: int,
+    num_prompt: int,
+) -> None:
+    """Refuse a request when the queue is full. An empty queue takes a prompt of any size.
+
+    Raises:
+        RequestError: RESOURCE_EXHAUSTED, with the predicted time to compute the queued prompts.
+    """
+    num_waiting, waiting_tokens = len(waiting), waiting.num_tokens
+    free_slots = limits.max_batch_size * limits.num_replicas - num_running
+    if num_waiting >= limits.max_queued_requests + free_slots:
+        what = (
+            f"{num_running} requests run, {num_waiting} wait, "
+            f"at most {limits.max_queued_requests} may"
+        )
+    elif num_waiting and waiting_tokens + num_prompt > limits.max_queued_tokens:
+        what = (
+            f"prompts of {waiting_tokens} tokens wait, this one has {num_prompt}, "
+            f"at most {limits.max_queued_tokens} may wait"
+        )
+    else:
+        return
+    minimum, maximum = RETRY_AFTER_SECONDS
+    raise RequestError(
+        Code.RESOURCE_EXHAUSTED,
+        f"the queue is full: {what}; try again later",
+        reason="QUEUE_FULL",
+        retry_after=min(max(times.predict(0, waiting_tokens + num_prompt), minimum), maximum),
+    )
+
+
+def expired(num_waiting: int) -> RequestError:
+    """The error of a request that waited longer than its max_queue_time."""
+    return RequestError(
+        Code.DEADLINE_EXCEEDED,
+        f"not admitted within max_queue_time, {num_waiting} requests still wait; "
+        "raise it or try again later",
+        reason="QUEUE_DEADLINE",
+        field="max_queue_time",
+    )

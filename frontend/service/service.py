@@ -24,8 +24,7 @@ from frontend.processing import preprocess, validation
 from frontend.processing.structured_output import Compiler
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.service import info, responses, tokenization
-from frontend.service.call import Call
-from frontend.service.live_calls import KeyLimit, LiveCalls
+from frontend.service.calls import Call, KeyLimit, LiveCalls
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)

@@ -26,7 +26,7 @@ from frontend.cli.client_flags import read_key
 from frontend.config import FrontendConfig
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
-from frontend.service.live_calls import KeyLimit
+from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, Client, ServerError
 from switchyard.v1 import inference_pb2 as pb

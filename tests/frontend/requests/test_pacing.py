@@ -8,9 +8,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from frontend.requests import pacing
-from frontend.requests.output import FinishReason, Output
-from frontend.requests.pacing import NUM_PHASES, SECONDS_A_MESSAGE, Pacer
+import frontend.requests.output
+from frontend.requests.output import NUM_PHASES, SECONDS_A_MESSAGE, FinishReason, Output, Pacer
 from tests.frontend.builders import take_now
 
 
@@ -69,7 +68,7 @@ async def test_what_is_held_back_leaves_even_if_nothing_follows() -> None:
 
 async def test_streams_that_began_together_go_on_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 100.0
-    monkeypatch.setattr(pacing, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(frontend.requests.output, "time", SimpleNamespace(monotonic=lambda: now))
     pacer = Pacer()
     crowd(pacer, 1000)
     outputs = [Output(pacer=pacer) for _ in range(40)]

@@ -316,22 +316,20 @@ def test_a_full_queue_refuses_at_once() -> None:
     driver.run(requests[3])
 
 
-def test_an_empty_prompt_is_a_bug_of_the_caller() -> None:
+@pytest.mark.parametrize("num_prompt", [0, LIMITS.max_model_len])
+def test_a_prompt_of_no_or_too_many_tokens_is_a_bug_of_the_caller(num_prompt: int) -> None:
     """Callers of the service are told where their prompt is encoded."""
-    with pytest.raises(AssertionError, match="refused where it is encoded"):
-        Driver(LIMITS).scheduler.submit(make_request("r", []))
+    with pytest.raises(AssertionError, match="refused where the prompt is encoded"):
+        Driver(LIMITS).scheduler.submit(make_request("r", [1] * num_prompt))
 
 
-@pytest.mark.parametrize(
-    ("prompt", "max_new", "reason"),
-    [(64, 1, "PROMPT_TOO_LONG"), (10, 24, "CACHE_EXCEEDED")],
-)
-def test_what_could_never_run_is_refused(prompt: int, max_new: int, reason: str) -> None:
+def test_what_the_cache_could_never_hold_is_refused() -> None:
     limits = dataclasses.replace(LIMITS, num_blocks=8)
     driver = Driver(limits)
     with pytest.raises(RequestError) as raised:
-        driver.scheduler.submit(make_request("r", [1] * prompt, max_new_tokens=max_new))
-    assert (raised.value.code, raised.value.reason) == (Code.INVALID_ARGUMENT, reason)
+        driver.scheduler.submit(make_request("r", [1] * 10, max_new_tokens=24))
+    error = raised.value
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "CACHE_EXCEEDED")
     driver.run(make_request("fits", [1] * 10, max_new_tokens=23))
 
 

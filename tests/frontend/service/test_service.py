@@ -283,6 +283,18 @@ async def test_complete_is_generate_gathered() -> None:
     assert answer.started.prompt_tokens == 3
 
 
+async def test_a_prompt_that_leaves_no_room_in_the_context() -> None:
+    service = opened(FakeEngine(), info=group(max_model_len=8))
+    request = asked("abcdefgh")
+    request.stop_conditions.ClearField("max_new_tokens")
+    error = await refusal(service.generate(request))
+    assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG")
+    assert (error.field, "send at most 7" in error.message) == ("prompt", True)
+    request.prompt.text = "abcdefg"
+    events = await collect(service.generate(request))
+    assert events[-1].finished.usage.completion_tokens == 1
+
+
 async def test_unknown_model() -> None:
     request = asked()
     request.model = "other"

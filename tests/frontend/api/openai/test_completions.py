@@ -7,7 +7,7 @@ from typing import Any
 import openai
 import pytest
 
-from frontend.service.live_calls import KeyLimit
+from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend
