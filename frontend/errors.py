@@ -86,6 +86,11 @@ def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestErr
     )
 
 
+def too_many(field: str, count: int, limit: int, things: str) -> RequestError:
+    """INVALID_ARGUMENT for a repeated field, or a text, that is longer than its limit."""
+    return invalid_field(field, f"has {count} {things}, at most {limit} are taken")
+
+
 def duplicate_id(request_id: str) -> RequestError:
     """ALREADY_EXISTS for the id of a live request."""
     return RequestError(

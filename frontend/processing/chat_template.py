@@ -17,8 +17,7 @@ from frontend.bounds import (
     MAX_TOOLS,
     MAX_TOOLS_CHARS,
 )
-from frontend.errors import invalid_field
-from frontend.processing.validation import check_count
+from frontend.errors import invalid_field, too_many
 from switchyard.v1 import inference_pb2 as pb
 
 Turn = dict[str, Any]
@@ -62,7 +61,8 @@ def messages(chat: pb.ChatRequest) -> list[Turn]:
     """
     if not chat.messages:
         raise invalid_field("messages", "is empty; send at least one message")
-    check_count(len(chat.messages), MAX_MESSAGES, "messages", "turns")
+    if len(chat.messages) > MAX_MESSAGES:
+        raise too_many("messages", len(chat.messages), MAX_MESSAGES, "turns")
     return [_turn(message, f"messages[{index}]") for index, message in enumerate(chat.messages)]
 
 
@@ -73,15 +73,20 @@ def _turn(message: pb.ChatMessage, turn_field: str) -> Turn:
         raise invalid_field(f"{turn_field}.role", f"is {message.role}, must be one of {known}")
     turn: Turn = {"role": role, "content": message.content}
     if message.tool_call_id:
-        check_count(
-            len(message.tool_call_id), MAX_NAME_CHARS, f"{turn_field}.tool_call_id", "characters"
-        )
+        if len(message.tool_call_id) > MAX_NAME_CHARS:
+            raise too_many(
+                f"{turn_field}.tool_call_id",
+                len(message.tool_call_id),
+                MAX_NAME_CHARS,
+                "characters",
+            )
         turn["tool_call_id"] = message.tool_call_id
     if message.tool_calls:
         field = f"{turn_field}.tool_calls"
         if role != "assistant":
             raise invalid_field(field, f"is set in a turn of the {role}, must be an assistant's")
-        check_count(len(message.tool_calls), MAX_TOOL_CALLS, field, "calls")
+        if len(message.tool_calls) > MAX_TOOL_CALLS:
+            raise too_many(field, len(message.tool_calls), MAX_TOOL_CALLS, "calls")
         turn["tool_calls"] = [
             _tool_call(call, f"{field}[{index}]") for index, call in enumerate(message.tool_calls)
         ]
@@ -91,8 +96,10 @@ def _turn(message: pb.ChatMessage, turn_field: str) -> Turn:
 def _tool_call(call: pb.ToolCall, call_field: str) -> Turn:
     if not call.name:
         raise invalid_field(f"{call_field}.name", "is empty; send the function's name")
-    check_count(len(call.name), MAX_NAME_CHARS, f"{call_field}.name", "characters")
-    check_count(len(call.id), MAX_NAME_CHARS, f"{call_field}.id", "characters")
+    if len(call.name) > MAX_NAME_CHARS:
+        raise too_many(f"{call_field}.name", len(call.name), MAX_NAME_CHARS, "characters")
+    if len(call.id) > MAX_NAME_CHARS:
+        raise too_many(f"{call_field}.id", len(call.id), MAX_NAME_CHARS, "characters")
     field = f"{call_field}.arguments_json"
     arguments = _parsed(call.arguments_json or "{}", field, MAX_TOOLS_CHARS)
     if not isinstance(arguments, dict):
@@ -115,7 +122,8 @@ def tools(text: str) -> list[dict[str, Any]] | None:
     listed = _parsed(text, field, MAX_TOOLS_CHARS)
     if not isinstance(listed, list) or not all(isinstance(tool, dict) for tool in listed):
         raise invalid_field(field, "is not a JSON array of objects")
-    check_count(len(listed), MAX_TOOLS, field, "tools")
+    if len(listed) > MAX_TOOLS:
+        raise too_many(field, len(listed), MAX_TOOLS, "tools")
     return listed or None
 
 
@@ -139,7 +147,8 @@ def template_kwargs(text: str) -> dict[str, Any]:
 
 
 def _parsed(text: str, field: str, max_chars: int) -> Any:
-    check_count(len(text), max_chars, field, "characters")
+    if len(text) > max_chars:
+        raise too_many(field, len(text), max_chars, "characters")
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import ParamSpec, TypeVar
 
 import jinja2
+from google.protobuf import duration_pb2
 
 from frontend.backend import Backend, TokenizerLike
 from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
-from frontend.errors import Code, RequestError, invalid_field
-from frontend.processing import chat_template, sampling_params, validation
+from frontend.errors import Code, RequestError, invalid_field, too_many
+from frontend.processing import chat_template, sampling_params
 from frontend.processing.structured_output import Compiler
+from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
@@ -114,15 +117,32 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
 def _check_length(backend: Backend, num_chars: int, field: str) -> None:
     """Refuses a text that is far too long for the context before it costs anything."""
     max_chars = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
-    validation.check_count(num_chars, max_chars, field, "characters")
+    if num_chars > max_chars:
+        raise too_many(field, num_chars, max_chars, "characters")
 
 
 def _checked_ids(backend: Backend, ids: Sequence[int], field: str) -> list[int]:
     if not ids:
         raise invalid_field(field, "has no tokens; send at least one")
-    validation.check_prompt(len(ids), backend.info.max_model_len)
-    validation.check_token_ids(ids, backend.info.vocab_size, field)
+    _check_prompt(len(ids), backend.info.max_model_len)
+    check_token_ids(ids, backend.info.vocab_size, field)
     return list(ids)
+
+
+def _check_prompt(num_prompt: int, max_model_len: int) -> None:
+    """Refuse a prompt that leaves no room for a single token.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the numbers.
+    """
+    if num_prompt >= max_model_len:
+        raise RequestError(
+            Code.INVALID_ARGUMENT,
+            f"the prompt's {num_prompt} tokens leave no room in the context of {max_model_len}; "
+            f"send at most {max_model_len - 1}",
+            reason="PROMPT_TOO_LONG",
+            field="prompt",
+        )
 
 
 async def make_requests(
@@ -149,7 +169,7 @@ async def make_requests(
     params = sampling_params.sampling_params(
         request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
     )
-    queue_seconds = validation.queue_seconds(request)
+    queue_seconds = _queue_seconds(request)
     if request.HasField("constraint"):
         _check_beside_constraint(request)
     decoders = [_decoder(backend, request) for _ in range(num_samples)]
@@ -182,6 +202,17 @@ async def make_requests(
         )
         for index, (decoder, matcher) in enumerate(zip(decoders, matchers, strict=True))
     ]
+
+
+def _queue_seconds(request: pb.GenerateRequest) -> float:
+    """Seconds the request may wait for admission, infinite where it does not say."""
+    if not request.HasField("max_queue_time"):
+        return math.inf
+    limit: duration_pb2.Duration = request.max_queue_time
+    seconds = limit.seconds + limit.nanos * 1e-9
+    if seconds <= 0.0 or not 0 <= limit.nanos < 10**9:
+        raise invalid_field("max_queue_time", f"is {seconds:g} s, must be above 0 s")
+    return seconds
 
 
 def sample_id(request_id: str, index: int) -> str:

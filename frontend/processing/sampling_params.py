@@ -25,9 +25,9 @@ from frontend.bounds import (
     MAX_TOP_LOGPROBS,
     REPETITION_PENALTY_RANGE,
 )
-from frontend.errors import invalid_field
+from frontend.errors import invalid_field, too_many
 from frontend.model_folder import SamplingDefaults
-from frontend.processing.validation import check_count, check_token_ids
+from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.request import SamplingParams, StopConditions
 from switchyard.v1 import inference_pb2 as pb
 
@@ -125,7 +125,8 @@ def _ranged(sampling: pb.SamplingParams, field: str, low: float, high: float) ->
 
 def _logit_bias(sampling: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, float], ...]:
     field = "sampling.logit_bias"
-    check_count(len(sampling.logit_bias), MAX_LOGIT_BIASES, field, "tokens")
+    if len(sampling.logit_bias) > MAX_LOGIT_BIASES:
+        raise too_many(field, len(sampling.logit_bias), MAX_LOGIT_BIASES, "tokens")
     biases = sorted(sampling.logit_bias.items())
     for token_id, bias in biases:
         if token_id >= vocab_size:
@@ -147,7 +148,8 @@ def _token_lists(
     sampling, stops = request.sampling, request.stop_conditions
     for name in ("allowed_token_ids", "bad_token_ids"):
         ids, field = getattr(sampling, name), f"sampling.{name}"
-        check_count(len(ids), MAX_LISTED_TOKEN_IDS, field, "ids")
+        if len(ids) > MAX_LISTED_TOKEN_IDS:
+            raise too_many(field, len(ids), MAX_LISTED_TOKEN_IDS, "ids")
         check_token_ids(ids, vocab_size, field)
     eos = set() if stops.ignore_eos else set(eos_token_ids)
     banned = set(sampling.bad_token_ids)
@@ -178,7 +180,8 @@ def _num_top_logprobs(output: pb.OutputOptions) -> int:
 
 def check_stops(stops: pb.StopConditions, vocab_size: int) -> None:
     """Refuses stop strings and ids that are too many, too long, empty or no token."""
-    check_count(len(stops.stop), MAX_STOP_STRINGS, "stop_conditions.stop", "strings")
+    if len(stops.stop) > MAX_STOP_STRINGS:
+        raise too_many("stop_conditions.stop", len(stops.stop), MAX_STOP_STRINGS, "strings")
     for index, text in enumerate(stops.stop):
         if not 1 <= len(text) <= MAX_STOP_CHARS:
             raise invalid_field(
@@ -186,7 +189,8 @@ def check_stops(stops: pb.StopConditions, vocab_size: int) -> None:
                 f"has {len(text)} characters, must have 1 to {MAX_STOP_CHARS}",
             )
     field = "stop_conditions.stop_token_ids"
-    check_count(len(stops.stop_token_ids), MAX_STOP_TOKEN_IDS, field, "ids")
+    if len(stops.stop_token_ids) > MAX_STOP_TOKEN_IDS:
+        raise too_many(field, len(stops.stop_token_ids), MAX_STOP_TOKEN_IDS, "ids")
     check_token_ids(stops.stop_token_ids, vocab_size, field)
 
 

@@ -26,9 +26,8 @@ from frontend.bounds import (
     MAX_REGEX_CHARS,
     MAX_SCHEMA_CHARS,
 )
-from frontend.errors import Code, RequestError, invalid_field
+from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing.schema_bounds import check_schema
-from frontend.processing.validation import check_count
 from switchyard.v1 import inference_pb2 as pb
 
 RETRY_AFTER_SECONDS = 1.0
@@ -228,14 +227,16 @@ def _grammar(constraint: pb.Constraint, field: str) -> str:
     """
     match constraint.WhichOneof("language"):
         case "json_schema":
-            check_count(len(constraint.json_schema), MAX_SCHEMA_CHARS, field, "characters")
+            if len(constraint.json_schema) > MAX_SCHEMA_CHARS:
+                raise too_many(field, len(constraint.json_schema), MAX_SCHEMA_CHARS, "characters")
             return _schema_grammar(constraint.json_schema, field)
         case "json_object":
             if not constraint.json_object:
                 raise invalid_field(field, "is false; set it, or another language, or none")
             return _schema_grammar(JSON_OBJECT_SCHEMA, field)
         case "regex":
-            check_count(len(constraint.regex), MAX_REGEX_CHARS, field, "characters")
+            if len(constraint.regex) > MAX_REGEX_CHARS:
+                raise too_many(field, len(constraint.regex), MAX_REGEX_CHARS, "characters")
             return str(LLMatcher.grammar_from_regex(constraint.regex))
         case "grammar":
             return _lark_grammar(constraint.grammar, field)
@@ -246,9 +247,12 @@ def _grammar(constraint: pb.Constraint, field: str) -> str:
 
 
 def _lark_grammar(text: str, field: str) -> str:
-    check_count(len(text), MAX_GRAMMAR_CHARS, field, "characters")
-    check_count(text.count(":"), MAX_GRAMMAR_COLONS, field, "colons")
-    check_count(text.count("&"), MAX_GRAMMAR_INTERSECTIONS, field, "signs &")
+    if len(text) > MAX_GRAMMAR_CHARS:
+        raise too_many(field, len(text), MAX_GRAMMAR_CHARS, "characters")
+    if text.count(":") > MAX_GRAMMAR_COLONS:
+        raise too_many(field, text.count(":"), MAX_GRAMMAR_COLONS, "colons")
+    if text.count("&") > MAX_GRAMMAR_INTERSECTIONS:
+        raise too_many(field, text.count("&"), MAX_GRAMMAR_INTERSECTIONS, "signs &")
     if "%json" in text:
         raise invalid_field(field, "has a %json part; send the schema as json_schema")
     # Not by grammar_from_lark, which passes on what is JSON, with schemas that nobody has checked.

@@ -1,4 +1,4 @@
-"""The tokenizer of a model folder: text to ids, ids to text, chat to ids.
+"""The tokenizer of a model folder: text to ids, chat to ids, ids to text at once or token by token.
 
 Wraps transformers' tokenizers, which need no torch. Knows nothing of requests.
 Encoding a long text takes 100 ms and more and releases the interpreter's lock: callers on an event
@@ -7,14 +7,20 @@ loop run it in a thread. All methods may be called from several threads.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import codecs
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import tokenizers
 
-from frontend.processing.detokenizer import ByteDecoder, StopDecoder, WindowDecoder, complete_text
+from frontend.errors import invalid_field
+from frontend.processing.stop_strings import StopDecoder
 from frontend.requests.request import TextDecoder
+
+MAX_HELD_TOKENS = 8
+"""A character has at most four bytes, hence four tokens: more that end in U+FFFD are broken."""
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
 
@@ -172,3 +178,96 @@ def _byte_of_character() -> dict[str, int]:
     others = (byte for byte in range(256) if byte not in printable)
     table.update({chr(0x100 + place): byte for place, byte in enumerate(others)})
     return table
+
+
+def complete_text(piece: bytes) -> str | bytes:
+    """A token's bytes as text when they are whole characters, else as they are."""
+    try:
+        return piece.decode()
+    except UnicodeDecodeError:
+        return piece
+
+
+class ByteDecoder:
+    """Detokenizer where each token is a piece of a UTF-8 byte string; exact, O(1) a token.
+
+    Args:
+        pieces: what each token id adds, as `complete_text` gives it; "" for what adds no text.
+    """
+
+    __slots__ = ("_pending", "_pieces")
+
+    matched: str | None = None
+
+    def __init__(self, pieces: Mapping[int, str | bytes]) -> None:
+        self._pieces = pieces
+        self._pending = b""
+
+    def push(self, token_id: int) -> str:
+        """The characters this token completed."""
+        piece = self._pieces[token_id]
+        if isinstance(piece, str):
+            if not self._pending:
+                return piece
+            piece = piece.encode()
+        data = self._pending + piece
+        text, num_decoded = codecs.utf_8_decode(data, "replace", False)
+        self._pending = data[num_decoded:]
+        return text
+
+    def flush(self) -> str:
+        """U+FFFD for a character that was never completed."""
+        text, self._pending = self._pending.decode(errors="replace"), b""
+        return text
+
+
+class WindowDecoder:
+    """Detokenizer for any tokenizer: decodes a window of recent tokens with and without the newest.
+
+    The window begins where text was last given out, one piece back, so that what a token looks
+    like at the beginning of a text cancels out. Exact where decoding a longer sequence does not
+    change earlier text.
+
+    Args:
+        decode: text of some token ids.
+    """
+
+    __slots__ = ("_context", "_decode", "_held")
+
+    matched: str | None = None
+
+    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+        self._decode = decode
+        self._context: list[int] = []
+        self._held: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        """The text this token completed; a text that ends in an incomplete character waits."""
+        self._held.append(token_id)
+        text = self._new_text()
+        if text.endswith("\ufffd") and len(self._held) <= MAX_HELD_TOKENS:
+            return ""
+        if text:
+            self._context, self._held = self._held, []
+        return text
+
+    def flush(self) -> str:
+        """Text of the tokens that waited."""
+        return self._new_text()
+
+    def _new_text(self) -> str:
+        before = self._decode(self._context)
+        return self._decode(self._context + self._held)[len(before) :]
+
+
+def check_token_ids(ids: Any, vocab_size: int, field: str) -> None:
+    """Refuses token ids (a packed repeated field) that are not below the vocabulary's size."""
+    if not ids:
+        return
+    array = np.array(ids, dtype=np.uint32)
+    index = int(array.argmax())
+    if array[index] >= vocab_size:
+        raise invalid_field(
+            f"{field}[{index}]",
+            f"is {array[index]}, must be below the vocabulary's size {vocab_size}",
+        )

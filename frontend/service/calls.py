@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import re
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 
 from frontend.backend import EngineClient
-from frontend.errors import Code, RequestError, answer_too_large, duplicate_id
+from frontend.errors import Code, RequestError, answer_too_large, duplicate_id, invalid_field
 from frontend.records import Caller, RequestRecord
 from frontend.requests.output import Delta, FinishReason, Pacer
 from frontend.requests.request import Request
 from switchyard.v1 import inference_pb2 as pb
 
 KEY_LIMIT_RETRY_SECONDS = 1.0
+_REQUEST_ID = re.compile(r"[\x20-\x7e]{1,128}")
 
 
 @dataclasses.dataclass(slots=True)
@@ -176,6 +178,12 @@ class Call:
             preemptions=sum(each.preemptions for each in samples),
             replays=max((each.replays for each in samples), default=0),
         )
+
+
+def check_request_id(request_id: str) -> None:
+    """Refuses an id that is not 1 to 128 printable ASCII characters; an empty one is unset."""
+    if request_id and _REQUEST_ID.fullmatch(request_id) is None:
+        raise invalid_field("request_id", "must be 1 to 128 printable ASCII characters")
 
 
 class LiveCalls:

@@ -18,13 +18,13 @@ from collections.abc import AsyncGenerator, Sequence
 from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS, MAX_MESSAGE_BYTES
 from frontend.engine.load import EngineLoad
-from frontend.errors import Code, RequestError, internal_error
+from frontend.errors import Code, RequestError, internal_error, too_many
 from frontend.group_info import GroupInfo
-from frontend.processing import preprocess, validation
+from frontend.processing import preprocess
 from frontend.processing.structured_output import Compiler
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.service import info, responses, tokenization
-from frontend.service.calls import Call, KeyLimit, LiveCalls
+from frontend.service.calls import Call, KeyLimit, LiveCalls, check_request_id
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
@@ -250,7 +250,7 @@ class Service:
                 reason="MODEL_NOT_FOUND",
                 field="model",
             )
-        validation.check_request_id(request.request_id)
+        check_request_id(request.request_id)
 
     # ---- everything else ----
 
@@ -296,7 +296,8 @@ class Service:
     def abort(self, request: pb.AbortRequest, caller: Caller = UNKNOWN_CALLER) -> pb.AbortResponse:
         """Ends requests of the caller's key by id; their streams end with FINISH_REASON_ABORTED."""
         engine = self._attached().engine
-        validation.check_count(len(request.request_ids), MAX_ABORTED_IDS, "request_ids", "ids")
+        if len(request.request_ids) > MAX_ABORTED_IDS:
+            raise too_many("request_ids", len(request.request_ids), MAX_ABORTED_IDS, "ids")
         live = ((each, self._live.get(each)) for each in request.request_ids)
         ended = [
             each

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from frontend.backend import Backend
 from frontend.bounds import MAX_DETOKENIZE_IDS, MAX_MESSAGE_BYTES, MAX_TOKENIZE_CHARS
-from frontend.errors import invalid_field
-from frontend.processing import preprocess, validation
+from frontend.errors import invalid_field, too_many
+from frontend.processing import preprocess
+from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 
 
@@ -19,7 +20,8 @@ async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.Tokenize
         RequestError: the text is too long, or there is no tokenizer.
     """
     tokenizer = preprocess.tokenizer_of(backend)
-    validation.check_count(len(request.text), MAX_TOKENIZE_CHARS, "text", "characters")
+    if len(request.text) > MAX_TOKENIZE_CHARS:
+        raise too_many("text", len(request.text), MAX_TOKENIZE_CHARS, "characters")
     ids = await preprocess.threaded(
         len(request.text), tokenizer.encode, request.text, not request.skip_special_tokens
     )
@@ -36,8 +38,9 @@ async def detokenize(backend: Backend, request: pb.DetokenizeRequest) -> pb.Deto
         RequestError: ids are too many or no tokens, the text is too long, or there is no tokenizer.
     """
     tokenizer = preprocess.tokenizer_of(backend)
-    validation.check_count(len(request.token_ids), MAX_DETOKENIZE_IDS, "token_ids", "ids")
-    validation.check_token_ids(request.token_ids, backend.info.vocab_size, "token_ids")
+    if len(request.token_ids) > MAX_DETOKENIZE_IDS:
+        raise too_many("token_ids", len(request.token_ids), MAX_DETOKENIZE_IDS, "ids")
+    check_token_ids(request.token_ids, backend.info.vocab_size, "token_ids")
     ids = list(request.token_ids)
     text = await preprocess.threaded(len(ids), tokenizer.decode, ids, request.keep_special_tokens)
     answer = pb.DetokenizeResponse(text=text)

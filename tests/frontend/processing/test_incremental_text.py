@@ -11,8 +11,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
-from frontend.processing.detokenizer import ByteDecoder, StopDecoder, WindowDecoder
-from frontend.processing.tokenizer import Tokenizer
+from frontend.processing.stop_strings import StopDecoder
+from frontend.processing.tokenizer import ByteDecoder, Tokenizer, WindowDecoder
 
 # The session's tokenizer has fewer; ids above are unknown to it.
 ids_strategy = st.lists(st.integers(0, 430), max_size=40)

@@ -1,0 +1,75 @@
+"""Finds stop strings in the text of a growing sequence. Knows nothing of tokens."""
+
+from __future__ import annotations
+
+from frontend.requests.request import TextDecoder
+
+
+class StopDecoder:
+    """Cuts another decoder's text at the first stop string.
+
+    The stop string that is complete first wins; of those complete with the same character, the
+    longest. So the outcome does not depend on how the text is cut into tokens. The longest stop
+    minus one character is held back, so that nothing of a stop string is given out before it is
+    known.
+
+    Args:
+        inner: makes the text.
+        stops: at least one, none empty.
+        include_stop: give out the stop string too.
+        min_tokens: number of leading tokens whose text is not searched.
+    """
+
+    __slots__ = ("_held", "_hold", "_include_stop", "_inner", "_skip", "_stops", "matched")
+
+    def __init__(
+        self,
+        inner: TextDecoder,
+        stops: tuple[str, ...],
+        *,
+        include_stop: bool,
+        min_tokens: int = 0,
+    ) -> None:
+        if not stops or not all(stops):
+            raise ValueError(f"stop strings {stops!r} must be one or more, none of them empty")
+        self.matched: str | None = None
+        self._inner = inner
+        self._stops = stops
+        self._include_stop = include_stop
+        self._skip = min_tokens
+        self._hold = max(len(stop) for stop in stops) - 1
+        self._held = ""
+
+    def push(self, token_id: int) -> str:
+        """The text that is certain not to belong to a stop string; none after one was found."""
+        if self.matched is not None:
+            return ""
+        text = self._inner.push(token_id)
+        if self._skip > 0:
+            self._skip -= 1
+            return text
+        return self._search(text)
+
+    def flush(self) -> str:
+        """The text held back, searched once more with what the inner decoder held back."""
+        if self.matched is not None:
+            return ""
+        text = self._search(self._inner.flush())
+        held, self._held = self._held, ""
+        return text + held
+
+    def _search(self, text: str) -> str:
+        """Adds ``text``; returns what may be given out now."""
+        text = self._held + text
+        found = [
+            (start + len(stop), start, stop)
+            for stop in self._stops
+            if (start := text.find(stop)) >= 0
+        ]
+        if found:
+            end, start, self.matched = min(found)
+            self._held = ""
+            return text[: end if self._include_stop else start]
+        certain = max(0, len(text) - self._hold)
+        self._held = text[certain:]
+        return text[:certain]
