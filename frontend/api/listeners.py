@@ -43,7 +43,7 @@ class Listeners:
             config.port,
             access=access,
             tls=tls,
-            others=[vllm_engine(service, access, config.model)],
+            others=[vllm_engine(service, config.model)],
         )
         self._http = None
         if config.http_port is not None:

@@ -7,6 +7,7 @@ bugs. Knows no method by name, and of services that health needs no key.
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import dataclasses
 import inspect
 import logging
@@ -31,6 +32,9 @@ ERROR_DOMAIN = "switchyard"
 MAX_MESSAGE_CHARS = 1000
 # Orchestrators call it, and have no keys.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
+
+authenticated_key: contextvars.ContextVar[str] = contextvars.ContextVar("authenticated_key")
+"""Name of the present call's key: interceptor and handler run in one task, which is the call's."""
 
 _Metadata = Iterable[tuple[str, str | bytes]]
 
@@ -59,7 +63,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         a message is read, unknown methods included."""
         if not handler_call_details.method.startswith(_OPEN_SERVICE):
             try:
-                self._access.authenticate(_header(handler_call_details.invocation_metadata))
+                header = _header(handler_call_details.invocation_metadata)
+                authenticated_key.set(self._access.authenticate(header))
             except RequestError as error:
                 return _refusing_handler(error)
         handler = await continuation(handler_call_details)
@@ -67,12 +72,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         return handler and _wrapped_handler(handler)
 
 
-def caller_of(access: ApiKeys, context: Any) -> Caller:
-    """The caller of an authenticated call."""
+def caller_of(context: Any) -> Caller:
+    """The caller of a call that was authenticated here.
+
+    Raises:
+        LookupError: it was not.
+    """
     metadata = context.invocation_metadata() or ()
     traceparent = _value(metadata, "traceparent")
     return Caller(
-        key=access.authenticate(_header(metadata)),
+        key=authenticated_key.get(),
         peer=context.peer() or "",
         traceparent=traceparent if isinstance(traceparent, str) else "",
     )

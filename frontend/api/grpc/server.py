@@ -25,7 +25,6 @@ from frontend.api.tls import ServerTls, server_credentials
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.config import join_address
 from frontend.errors import RequestError
-from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
@@ -57,23 +56,19 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     """One method per RPC. Streams are written to the context, so that a cancelled call closes its
     generator in the same breath."""
 
-    def __init__(self, service: Service, access: ApiKeys) -> None:
+    def __init__(self, service: Service) -> None:
         self._service = service
-        self._access = access
-
-    def _caller(self, context: Any) -> Caller:
-        return caller_of(self._access, context)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
         """Write the stream of `Service.generate`."""
-        stream = self._service.generate(request, self._caller(context))
+        stream = self._service.generate(request, caller_of(context))
         async with contextlib.aclosing(stream):
             async for event in stream:
                 await context.write(event)
 
     async def Chat(self, request: pb.ChatRequest, context: Any) -> None:  # noqa: N802
         """Write the stream of `Service.chat`."""
-        stream = self._service.chat(request, self._caller(context))
+        stream = self._service.chat(request, caller_of(context))
         with _paths_of(request):
             async with contextlib.aclosing(stream):
                 async for event in stream:
@@ -84,7 +79,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
     ) -> pb.CompleteResponse:
         """Answer with `Service.complete`."""
         with _paths_of(request):
-            return await self._service.complete(request, self._caller(context))
+            return await self._service.complete(request, caller_of(context))
 
     async def Tokenize(  # noqa: N802
         self, request: pb.TokenizeRequest, context: Any
@@ -124,7 +119,7 @@ class InferenceServicer(inference_pb2_grpc.InferenceServiceServicer):
 
     async def Abort(self, request: pb.AbortRequest, context: Any) -> pb.AbortResponse:  # noqa: N802
         """Answer with `Service.abort`."""
-        return self._service.abort(request, self._caller(context))
+        return self._service.abort(request, caller_of(context))
 
 
 @contextlib.contextmanager
@@ -162,12 +157,11 @@ class GrpcServer:
     ) -> None:
         self._host, self._port, self._tls = host, port, tls
         self.health = Health()
-        access = access or ApiKeys()
         self._server = grpc.aio.server(
-            interceptors=(CallInterceptor(access),), options=SERVER_OPTIONS
+            interceptors=(CallInterceptor(access or ApiKeys()),), options=SERVER_OPTIONS
         )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(  # type: ignore[no-untyped-call]
-            InferenceServicer(service, access), self._server
+            InferenceServicer(service), self._server
         )
         for add in others:
             add(self._server)

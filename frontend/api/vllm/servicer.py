@@ -22,7 +22,6 @@ from google.protobuf import json_format
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
-from frontend.api.auth import ApiKeys
 from frontend.api.grpc.interceptor import caller_of
 from frontend.api.vllm.request import generate_request
 from frontend.api.vllm.response import Answer
@@ -40,11 +39,9 @@ CHUNK_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
 
 
-def vllm_engine(
-    service: Service, access: ApiKeys, folder: Path
-) -> Callable[[grpc.aio.Server], None]:
+def vllm_engine(service: Service, folder: Path) -> Callable[[grpc.aio.Server], None]:
     """Adds the protocol to a server; for the arguments see `VllmEngineServicer`."""
-    servicer = VllmEngineServicer(service, access, folder)
+    servicer = VllmEngineServicer(service, folder)
     return functools.partial(vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server, servicer)
 
 
@@ -55,9 +52,8 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         folder: the model's, for its tokenizer and config.json.
     """
 
-    def __init__(self, service: Service, access: ApiKeys, folder: Path) -> None:
+    def __init__(self, service: Service, folder: Path) -> None:
         self._service = service
-        self._access = access
         self._folder = folder
         self._started = time.monotonic()
         self._last_request = 0.0
@@ -70,9 +66,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             generation.prompt.tokens.ids if generation.output.prompt_logprobs else (),
             request.stream,
         )
-        stream = self._service.generate(
-            generation, caller_of(self._access, context), streams=request.stream
-        )
+        stream = self._service.generate(generation, caller_of(context), streams=request.stream)
         async with contextlib.aclosing(stream):
             async for event in stream:
                 for message in answer.add(event):
@@ -85,7 +79,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     ) -> vllm.AbortResponse:
         """End requests by id."""
         ids = pb.AbortRequest(request_ids=request.request_ids)
-        self._service.abort(ids, caller_of(self._access, context))
+        self._service.abort(ids, caller_of(context))
         return vllm.AbortResponse()
 
     async def HealthCheck(  # noqa: N802

@@ -18,7 +18,7 @@ import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
-from frontend.api.auth import ApiKeys
+from frontend.api.grpc.interceptor import authenticated_key
 from frontend.api.grpc.server import InferenceServicer
 from frontend.api.openai.app import openai_app
 from frontend.api.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
@@ -92,10 +92,10 @@ class Targets:
         self._app = openai_app(stack.service, model=MODEL)
         registry = Registry()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
-            InferenceServicer(stack.service, ApiKeys()), registry
+            InferenceServicer(stack.service), registry
         )
         vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server(
-            VllmEngineServicer(stack.service, ApiKeys(), self._folder), registry
+            VllmEngineServicer(stack.service, self._folder), registry
         )
         self._handlers = {}
         for method in METHODS:
@@ -136,6 +136,7 @@ class Targets:
 
     async def _try(self, function: Callable[[Bytes], Awaitable[None]], data: Bytes) -> None:
         self._overheard.errors.clear()
+        authenticated_key.set("")  # as the interceptor does in a call's own task
         async with asyncio.timeout(ANSWER_SECONDS):
             try:
                 await function(data)

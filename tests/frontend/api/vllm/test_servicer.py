@@ -19,7 +19,6 @@ import pytest
 from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
-from frontend.api.auth import ApiKeys
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.vllm.request import generate_request
 from frontend.api.vllm.servicer import vllm_engine
@@ -52,7 +51,7 @@ async def router_of(
     engine, service = FakeEngine(), Service(model=MODEL, version="1.2.3")
     if ready:
         service.open(backend(engine))
-    server = GrpcServer(service, "127.0.0.1", 0, others=[vllm_engine(service, ApiKeys(), folder)])
+    server = GrpcServer(service, "127.0.0.1", 0, others=[vllm_engine(service, folder)])
     port = await server.start()
     try:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
