@@ -84,6 +84,7 @@ def commands() -> dict[str, set[str]]:
     return found
 
 
+@cache
 def flags_written_in(folder: str) -> set[str]:
     """Flags that a folder's Python files name, without running them."""
     return {

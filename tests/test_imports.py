@@ -1,7 +1,8 @@
 """Imports go one way: between packages, between the folders of one, and between their files."""
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,9 +85,20 @@ EXCEPTIONS = {
 }
 
 
-def imported_modules(path: Path) -> Iterator[str]:
+@cache
+def nodes(path: Path) -> list[ast.AST]:
+    """A file's syntax."""
+    return list(ast.walk(ast.parse(path.read_text(encoding="utf-8"))))
+
+
+@cache
+def imported_modules(path: Path) -> list[str]:
     """Every module that a file imports, wherever in it: of `from a import b` a.b if it is one."""
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    return list(_imported_modules(path))
+
+
+def _imported_modules(path: Path) -> Iterator[str]:
+    for node in nodes(path):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -194,7 +206,7 @@ def test_imports_go_one_way(package: str) -> None:
 def test_the_demo_package_gives_the_frontend_a_path_and_nothing_else() -> None:
     assert set(imported(ROOT / "demo" / "__init__.py")) <= {"__future__", "pathlib"}
     for path in sources("frontend"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("demo"):
                 assert node.module == "demo", f"{path} imports {node.module}"
 
@@ -217,9 +229,9 @@ PICKLING = {
 }  # fmt: skip
 
 
-def unsafe(tree: ast.AST) -> Iterator[str]:
+def unsafe(syntax: Iterable[ast.AST]) -> Iterator[str]:
     """What in a file could run code that came as data."""
-    for node in ast.walk(tree):
+    for node in syntax:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [alias.name for alias in node.names]
             module = node.module or "" if isinstance(node, ast.ImportFrom) else ""
@@ -244,7 +256,7 @@ def unsafe(tree: ast.AST) -> Iterator[str]:
 def test_nothing_unpickles_or_runs_what_it_was_given(package: str) -> None:
     folder = RULES[package][0] if package in RULES else package
     for path in sources(folder):
-        found = list(unsafe(ast.parse(path.read_text(encoding="utf-8"))))
+        found = list(unsafe(nodes(path)))
         assert not found, f"{path}: {found}"
 
 
@@ -258,5 +270,6 @@ def test_nothing_unpickles_or_runs_what_it_was_given(package: str) -> None:
     ],
 )  # fmt: skip
 def test_the_rule_sees_what_it_forbids(code: str) -> None:
-    assert list(unsafe(ast.parse(code)))
-    assert not list(unsafe(ast.parse("model.eval()\nx.load()\nf(trust_remote_code=False)")))
+    harmless = "model.eval()\nx.load()\nf(trust_remote_code=False)"
+    assert list(unsafe(ast.walk(ast.parse(code))))
+    assert not list(unsafe(ast.walk(ast.parse(harmless))))

@@ -1,4 +1,5 @@
-"""Fixtures: a small byte-level BPE tokenizer with special and added tokens, and a chat template."""
+"""Fixtures: a small byte-level BPE tokenizer with special and added tokens, a chat template, and
+clients that do not try again."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from frontend.processing.tokenizer import Tokenizer
+from switchyard import client
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog does not mind the fox at all.",
@@ -56,3 +58,10 @@ def tokenizer(tokenizer_folder: Path) -> Tokenizer:
     loaded = Tokenizer.load(tokenizer_folder)
     assert loaded is not None
     return loaded
+
+
+@pytest.fixture
+def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients show the first failure, without the pauses before they try again."""
+    options = [pair for pair in client.CHANNEL_OPTIONS if pair[0] != "grpc.service_config"]
+    monkeypatch.setattr(client, "CHANNEL_OPTIONS", options)

@@ -7,8 +7,10 @@ import contextlib
 import dataclasses
 from collections.abc import AsyncIterator, Sequence
 from typing import Any
+from unittest import mock
 
-from openai import AsyncOpenAI
+import uvicorn.server
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
@@ -93,6 +95,16 @@ class Http:
     server: HttpServer
 
 
+class _ShortSleeps:
+    """asyncio for uvicorn, which looks every tenth of a second whether it shall stop."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(asyncio, name)
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(min(seconds, 0.005))
+
+
 @contextlib.asynccontextmanager
 async def running_http(
     service: Any = None, ready: bool = True, **options: Any
@@ -104,13 +116,19 @@ async def running_http(
         if ready:
             service.open(backend(engine))
     server = HttpServer(openai_app(service, model=MODEL, **options), "127.0.0.1", 0)
-    port = await server.start()
-    client = AsyncOpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="key", max_retries=0)
-    try:
-        async with client:
-            yield Http(client, port, engine, service, server)
-    finally:
-        await server.stop(0.0)
+    with mock.patch.object(uvicorn.server, "asyncio", _ShortSleeps()):
+        port = await server.start()
+        client = AsyncOpenAI(
+            base_url=f"http://127.0.0.1:{port}/v1",
+            api_key="key",
+            max_retries=0,
+            http_client=DefaultAsyncHttpxClient(verify=False),  # loads no authorities of the web
+        )
+        try:
+            async with client:
+                yield Http(client, port, engine, service, server)
+        finally:
+            await server.stop(0.0)
 
 
 async def raw(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:

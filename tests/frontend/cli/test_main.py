@@ -110,6 +110,7 @@ async def test_generate_takes_a_language(running: Running, tmp_path: Path, capsy
         await run(*asked, "--regex", "a", "--json-object")
 
 
+@pytest.mark.usefixtures("no_retries")
 async def test_errors_are_one_line(running: Running, nobody: str, capsys) -> None:
     assert await run("generate", "x", "--address", running.address, "--top-p", "3") == 1
     assert "INVALID_ARGUMENT: request.sampling.top_p is 3" in capsys.readouterr().err

@@ -144,6 +144,7 @@ async def test_one_frame_of_a_server(capsys: pytest.CaptureFixture[str]) -> None
         assert "experts: 1 layers × 4" in out
 
 
+@pytest.mark.usefixtures("no_retries")
 async def test_a_server_that_is_gone_is_one_line_and_what_was_known_stays(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

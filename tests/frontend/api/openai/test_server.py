@@ -20,6 +20,7 @@ from frontend.records import RequestRecord
 from frontend.service.service import Service
 from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend, queue_full
 from tests.frontend.http_fakes import Http, get, only_key, post, raw, running_http
+from tests.waiting import HANG_SECONDS, until
 
 HELLO: list[Any] = [{"role": "user", "content": "abc"}]
 
@@ -249,16 +250,17 @@ async def test_a_large_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_slow_body_and_a_slow_header_are_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.2)
-    monkeypatch.setattr(connection, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
     async with running_http() as http, asyncio.timeout(5):
         assert (await raw(http.port, head))[0] == 408
-        for begun in (b"", b"GET /health HTTP/1.1\r\nhost"):
-            reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
-            writer.write(begun)
-            assert await is_closed(reader)
-            writer.close()
+        with monkeypatch.context() as patch:
+            patch.setattr(connection, "HEADER_SECONDS", 0.05)
+            for begun in (b"", b"GET /health HTTP/1.1\r\nhost"):
+                reader, writer = await asyncio.open_connection("127.0.0.1", http.port)
+                writer.write(begun)
+                assert await is_closed(reader)
+                writer.close()
         assert (await get(http.port, "/health"))[0] == 200
 
 
@@ -266,7 +268,7 @@ async def test_a_connection_too_many_is_closed(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(connection, "MAX_CONNECTIONS", 1)
     async with running_http() as http, asyncio.timeout(5):
         _, first = await asyncio.open_connection("127.0.0.1", http.port)
-        await asyncio.sleep(0.05)
+        await until(lambda: http.server._server.server_state.connections)
         reader, second = await asyncio.open_connection("127.0.0.1", http.port)
         assert await is_closed(reader)
         first.close()
@@ -331,9 +333,10 @@ async def test_stopping_gives_responses_their_grace() -> None:
             model=MODEL, prompt="abc", max_tokens=4, stream=True
         )
         stopping = asyncio.create_task(_stop(http))
-        await asyncio.sleep(0.3)
-        with pytest.raises(ConnectionError):
-            await asyncio.open_connection("127.0.0.1", http.port)
+        async with asyncio.timeout(HANG_SECONDS):
+            while await _accepts(http.port):
+                await asyncio.sleep(0.005)
+        assert not stopping.done()
         http.engine.go.set()
         text = "".join([chunk.choices[0].text async for chunk in stream])
         await asyncio.wait_for(stopping, 5)
@@ -344,7 +347,10 @@ async def _stop(http: Http) -> None:
     await http.server.stop(5.0)
 
 
-async def until(condition: Any) -> None:
-    async with asyncio.timeout(5):
-        while not condition():
-            await asyncio.sleep(0.01)
+async def _accepts(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except ConnectionError:
+        return False
+    writer.close()
+    return True
