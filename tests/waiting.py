@@ -30,6 +30,12 @@ async def until(condition: Callable[[], object], seconds: float = HANG_SECONDS) 
         await asyncio.sleep(_POLL_SECONDS)
 
 
+async def turns(count: int = 50) -> None:
+    """Let whatever is ready run, for so many turns of the event loop."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 async def steady(measure: Callable[[], Value], seconds: float = HANG_SECONDS) -> Value:
     """What is measured, once it has stayed the same for a tenth of a second."""
     deadline = time.monotonic() + seconds

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import os
 import random
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -87,13 +85,6 @@ def take_now(output: Output) -> Delta:
 def taken(request: Request) -> Delta:
     """All output of a request so far."""
     return take_now(request.output)
-
-
-async def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Let the event loop run until the condition is true; fails when it does not become so."""
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.001)
 
 
 def failure(request: Request) -> RequestError:

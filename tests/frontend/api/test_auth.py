@@ -31,6 +31,7 @@ from frontend.service.service import Service
 from switchyard.client import AsyncClient, Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import FakeEngine, answer_text, backend
+from tests.waiting import until
 
 ALICE = "alice-has-a-long-key"
 BOB = "bob.has.another/key+"
@@ -341,8 +342,7 @@ async def test_one_key_is_bounded_and_others_are_not(key_file: Path) -> None:
     ):
         server.engine.go.clear()
         live = [asyncio.create_task(text_of(alice)) for _ in range(2)]
-        while len(server.engine.running) < 2:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(server.engine.running) == 2)
         stub_call = alice.stub.Generate(pb.GenerateRequest(prompt={"text": "abc"}), timeout=10)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await stub_call.read()
@@ -353,8 +353,7 @@ async def test_one_key_is_bounded_and_others_are_not(key_file: Path) -> None:
         assert any(each.Unpack(retry) for each in found)
         assert (info.reason, retry.retry_delay.seconds) == ("KEY_LIMIT", 1)
         other = asyncio.create_task(text_of(bob))
-        while len(server.engine.running) < 3:
-            await asyncio.sleep(0.01)
+        await until(lambda: len(server.engine.running) == 3)
         server.engine.go.set()
         assert await asyncio.gather(*live, other) == [answer_text("abc", 4)] * 3
         for _ in range(3):  # what ended, refused ones too, counts no more

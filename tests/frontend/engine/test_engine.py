@@ -22,9 +22,9 @@ from tests.frontend.builders import (
     expected_output,
     make_request,
     random_request,
-    until,
 )
 from tests.frontend.fake_workers import FakeGroup
+from tests.waiting import turns, until
 
 
 class Running:
@@ -60,7 +60,7 @@ async def test_outputs_under_random_arrivals(depth: int) -> None:
     async with Running(depth, num_blocks=20, num_replicas=2, max_queued_requests=100) as running:
 
         async def client(request: Request) -> None:
-            await asyncio.sleep(rng.random() * 0.02)
+            await turns(rng.randrange(60))
             running.engine.submit(request)
             if rng.random() < 0.2:
                 await request.output.admitted()
@@ -97,12 +97,10 @@ async def test_sleeps_when_idle_and_wakes_for_a_request(monkeypatch: pytest.Monk
             running.engine.submit(request)
             assert request.arrived > 0
             await running.output(request)
-            for _ in range(20):
-                await asyncio.sleep(0)
+            await turns(20)
             num_calls = len(calls)
             assert num_calls, "the request was scheduled"
-            for _ in range(100):
-                await asyncio.sleep(0)
+            await turns(100)
             assert len(calls) == num_calls, "the idle loop spins"
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ import pytest
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
 from frontend.group_info import GroupInfo
+from frontend.link import rank_channel, worker_group
 from frontend.link.group_check import group_info
 from frontend.link.recovery import Workers
 from frontend.link.worker_group import GroupLost, WorkerGroup
@@ -25,6 +28,7 @@ from switchyard.worker.link import PROTOCOL, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
 from tests.frontend.builders import LIMITS, expected_output, make_request
 from tests.frontend.fake_workers import FakeReplica
+from tests.waiting import turns, until
 
 Answer = Callable[[worker_pb2.StepRequest], worker_pb2.StepResult]
 
@@ -43,9 +47,11 @@ class FakeRank(worker_pb2_grpc.WorkerServiceServicer):
         self.received: list[bytes] = []
         self.epochs: list[int] = []
         self.num_steps = 0
+        self.num_described = 0
         self.goodbyes: list[bool] = []
 
     async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+        self.num_described += 1
         return self.info
 
     async def Execute(  # noqa: N802
@@ -117,17 +123,17 @@ class Ranks:
 
         return answer
 
-    async def start(self) -> None:
-        for number, rank in enumerate(self.ranks):
-            server = grpc.aio.server()
-            worker_pb2_grpc.add_WorkerServiceServicer_to_server(rank, server)
-            server.add_insecure_port(local_address(self.address, number))
-            await server.start()
-            self.stack.push_async_callback(server.stop, None)
-            self.servers.append(server)
+    async def start(self, number: int) -> None:
+        server = grpc.aio.server()
+        worker_pb2_grpc.add_WorkerServiceServicer_to_server(self.ranks[number], server)
+        server.add_insecure_port(local_address(self.address, number))
+        await server.start()
+        self.stack.push_async_callback(server.stop, None)
+        self.servers.append(server)
 
     async def __aenter__(self) -> Ranks:
-        await self.start()
+        for number in range(len(self.servers), len(self.ranks)):
+            await self.start(number)
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -291,20 +297,27 @@ async def test_epochs_grow_although_the_clock_goes_back(
         assert first < second
 
 
-async def test_ranks_that_are_ready_late_have_time_to_answer_hello(tmp_path: Path) -> None:
+async def test_ranks_that_are_ready_late_have_time_to_answer_hello(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A group that is left over a Hello starts again, which takes minutes."""
+    passed = 0.0
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + passed, time_ns=time.time_ns)
+    for module in (worker_group, rank_channel):
+        monkeypatch.setattr(module, "time", clock)
 
     class Late(FakeRank):
-        async def Execute(self, requests: Any, context: Any) -> Any:  # noqa: N802
-            await asyncio.sleep(1.2)
-            async for answer in super().Execute(requests, context):
-                yield answer
+        async def Describe(self, request: Any, context: Any) -> worker_pb2.DescribeResponse:  # noqa: N802
+            nonlocal passed
+            passed = 5.0
+            return await super().Describe(request, context)
 
     ranks = Ranks(tmp_path)
     ranks.ranks = [Late(info(0), ranks.answer_of(0))]
     async with ranks:
-        group = await WorkerGroup.connect([ranks.address], startup_timeout=1.0)
+        group = await WorkerGroup.connect([ranks.address], startup_timeout=4.0)
         await group.close()
+    assert ranks.ranks[0].goodbyes == [False]
 
 
 @pytest.mark.parametrize("code", [grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED])
@@ -391,7 +404,10 @@ async def test_ranks_that_have_run_different_steps_are_given_up(tmp_path: Path) 
 async def test_waits_for_ranks_that_come_later(tmp_path: Path) -> None:
     ranks = Ranks(tmp_path, tp=2)
     connecting = asyncio.create_task(ranks.connect())
-    await asyncio.sleep(0.3)
+    await turns()
+    await ranks.start(0)
+    await until(lambda: ranks.ranks[0].num_described)
+    await turns()
     assert not connecting.done()
     async with ranks:
         group = await connecting

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -11,6 +10,7 @@ import pytest
 import frontend.requests.output
 from frontend.requests.output import NUM_PHASES, SECONDS_A_MESSAGE, FinishReason, Output, Pacer
 from tests.frontend.builders import take_now
+from tests.waiting import turns
 
 
 def crowd(pacer: Pacer, num_streams: int) -> None:
@@ -27,12 +27,25 @@ async def test_few_streams_get_every_token_at_once() -> None:
         assert take_now(output).token_ids == [token]
 
 
-async def test_a_crowd_gathers_tokens_and_loses_none() -> None:
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """What the pacer takes for the time."""
+    made = SimpleNamespace(now=100.0)
+    held = SimpleNamespace(monotonic=lambda: made.now)
+    monkeypatch.setattr(frontend.requests.output, "time", held)
+    return made
+
+
+async def test_a_crowd_gathers_tokens_and_loses_none(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timers: list[float] = []
+    loop = asyncio.get_running_loop()
+    monkeypatch.setattr(loop, "call_later", lambda seconds, _: timers.append(seconds))
     pacer = Pacer()
     crowd(pacer, 1000)
     assert pacer.interval == 1000 * SECONDS_A_MESSAGE
     output = Output(pacer=pacer)
-    begun = time.monotonic()
     messages: list[list[int]] = []
 
     async def read() -> None:
@@ -45,13 +58,14 @@ async def test_a_crowd_gathers_tokens_and_loses_none() -> None:
     reader = asyncio.create_task(read())
     for token in range(60):
         output.add(token, "x")
-        await asyncio.sleep(0.004)
+        await turns(3)
+        clock.now += 0.004
     output.finish(FinishReason.LENGTH)
     await reader
     assert [token for message in messages for token in message] == list(range(60))
     assert messages[0] == [0], "the first token waits for nobody"
-    most = (time.monotonic() - begun) / pacer.interval + 3
-    assert 3 <= len(messages) <= most
+    assert 3 <= len(messages) <= 60 * 0.004 / pacer.interval + 3
+    assert set(timers) == {pacer.interval}, "what is held back has a timer"
 
 
 async def test_what_is_held_back_leaves_even_if_nothing_follows() -> None:
@@ -66,9 +80,7 @@ async def test_what_is_held_back_leaves_even_if_nothing_follows() -> None:
         assert (await output.take()).token_ids == [2]
 
 
-async def test_streams_that_began_together_go_on_in_turns(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 100.0
-    monkeypatch.setattr(frontend.requests.output, "time", SimpleNamespace(monotonic=lambda: now))
+async def test_streams_that_began_together_go_on_in_turns(clock: SimpleNamespace) -> None:
     pacer = Pacer()
     crowd(pacer, 1000)
     outputs = [Output(pacer=pacer) for _ in range(40)]
@@ -77,12 +89,12 @@ async def test_streams_that_began_together_go_on_in_turns(monkeypatch: pytest.Mo
         await output.take()
     written = []
     for _ in range(NUM_PHASES):
-        now += pacer.interval / NUM_PHASES * 1.01
+        clock.now += pacer.interval / NUM_PHASES * 1.01
         for output in outputs:
             output.add(1, "x")
         written.append(sum(output._ready.is_set() for output in outputs))
     assert written == [0, 0, 0, len(outputs) // NUM_PHASES]
-    now += pacer.interval
+    clock.now += pacer.interval
     for output in outputs:
         output.add(2, "x")
     assert all(output._ready.is_set() for output in outputs)

@@ -12,6 +12,7 @@ from frontend.records import RequestRecord
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend
+from tests.waiting import turns, until
 
 PROMPT = "abcdefgh"  # two blocks
 
@@ -98,7 +99,8 @@ async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it()
         stream = opened(engine, **changes).generate(asked(3, prompt=prompt))
         await anext(stream)
         rest = asyncio.create_task(collect(stream))
-        await asyncio.sleep(0.01)
+        await until(lambda found=engine.requests, wanted=at_once: len(found) >= wanted)
+        await turns()
         assert len(engine.requests) == at_once
         engine.go.set()
         assert len(texts(await rest)) == 3
@@ -140,8 +142,10 @@ async def test_abort_ends_all_samples(hold_at: int) -> None:
     stream = service.generate(asked(3))
     await anext(stream)
     task = asyncio.create_task(collect(stream))
-    await asyncio.sleep(0.01)
-    assert len(engine.requests) == (3 if hold_at else 1)
+    num_begun = 3 if hold_at else 1
+    await until(lambda: len(engine.requests) >= num_begun)
+    await turns()
+    assert len(engine.requests) == num_begun
     answer = service.abort(pb.AbortRequest(request_ids=["r", "r·1"]))
     assert answer.aborted_request_ids == ["r"]
     events = await task
@@ -196,7 +200,8 @@ async def test_an_error_of_one_sample_ends_all() -> None:
     stream = opened(engine).generate(asked(3))
     await anext(stream)
     task = asyncio.create_task(collect(stream))
-    await asyncio.sleep(0.01)
+    await until(lambda: "r·1" in engine.running)
+    await turns()
     engine.running.pop("r·1").cancel()
     engine.requests["r·1"].output.fail(RequestError(Code.INTERNAL, "x", reason="NUMERICAL_FAULT"))
     with pytest.raises(RequestError, match="x"):
@@ -235,7 +240,8 @@ async def test_the_prompts_come_first_and_alone_when_asked_for_alone() -> None:
     request = asked(2, 5, prompt_logprobs=True, top_logprobs=1)
     stream = opened(engine).generate(request)
     waiting = asyncio.create_task(anext(stream))
-    await asyncio.sleep(0.01)
+    await until(lambda: engine.running)
+    await turns()
     assert not waiting.done()  # the prompt is not computed yet
     engine.go.set()
     started = (await waiting).started

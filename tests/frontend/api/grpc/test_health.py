@@ -111,11 +111,11 @@ async def test_a_client_that_reads_nothing_holds_up_nobody() -> None:
         asyncio.create_task(told.Watch(asked, context))
         for context in (StuckContext(), reading, StuckContext())
     ]
-    for ready in (True, False):
-        await asyncio.sleep(0.01)
-        async with asyncio.timeout(1):
+    for num_told, ready in ((1, True), (2, False)):
+        await until(lambda num_told=num_told: len(reading.statuses) == num_told)
+        async with asyncio.timeout(HANG_SECONDS):
             await told.set_ready(ready)
-    await asyncio.sleep(0.01)
+    await until(lambda: len(reading.statuses) == 3)
     assert reading.statuses == [NOT_SERVING, SERVING, NOT_SERVING]
     for watch in watches:
         watch.cancel()

@@ -32,7 +32,7 @@ from tests.frontend.fakes import (
     queue_full,
     running_server,
 )
-from tests.waiting import HANG_SECONDS
+from tests.waiting import HANG_SECONDS, turns
 
 SERVICE = f"/{SERVICE_NAME}"
 SERVING = health_pb2.HealthCheckResponse.SERVING
@@ -366,7 +366,7 @@ async def test_a_slow_writer_gets_what_has_gathered(running: Running) -> None:
     async for event in stream:
         if event.HasField("delta"):
             sizes.append(len(event.delta.token_ids))
-            await asyncio.sleep(0.01)  # the client's transport is full meanwhile
+            await turns(10)  # the client's transport is full meanwhile
     assert sum(sizes) == 40
     assert len(sizes) < 10
 

@@ -26,6 +26,7 @@ from frontend.errors import RequestError
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MAX_CONTEXT, MODEL, FakeEngine, answer_text, backend, queue_full
+from tests.waiting import HANG_SECONDS, until
 
 PROMPT = b"abc"
 
@@ -178,9 +179,8 @@ async def test_a_cancelled_and_an_aborted_request_end(folder: Path) -> None:
         for end in ("cancel", "abort"):
             call = stub.Generate(asked())
             reading = asyncio.create_task(collect(call))
-            async with asyncio.timeout(5):
-                while "r" not in engine.running:
-                    await asyncio.sleep(0.01)
+            await until(lambda: "r" in engine.running)
+            async with asyncio.timeout(HANG_SECONDS):
                 if end == "cancel":
                     call.cancel()
                     with pytest.raises(asyncio.CancelledError):
