@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from frontend.__main__ import parse_config
 from frontend.config import FrontendConfig
 from switchyard.flags import read
+from tests.containers.compose import load_compose
 from workers.__main__ import parser as worker_flags
 from workers.config import ParallelFlags, WorkerConfig
 
@@ -23,21 +23,6 @@ DEMO = str(ROOT / "demo" / "checkpoint")
 SERVING = ("workers", "frontend", "workers-gpu", "frontend-gpu")
 SERVICES = ("link", *SERVING)
 PAIRS = (("frontend", "workers"), ("frontend-gpu", "workers-gpu"))
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML as Compose reads it: `!override` takes a list as it is."""
-
-
-_Loader.add_constructor("!reset", lambda loader, node: None)
-_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
-
-
-def load_compose(name: str) -> dict[str, Any]:
-    """A compose file where no variable is set: ``${NAME:-default}`` is its default."""
-    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / name).read_text())
-    document: dict[str, Any] = yaml.load(text, _Loader)
-    return document
 
 
 @pytest.fixture(scope="module")

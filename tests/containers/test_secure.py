@@ -17,8 +17,8 @@ import pytest
 from frontend.probe import Verdict, probe
 from switchyard.channel import Tls
 from switchyard.client import Client, ServerError
+from tests.containers.compose import load_compose
 from tests.containers.stack import ANSWER, ROOT, Stack, free_ports
-from tests.containers.test_files import load_compose
 
 pytestmark = [pytest.mark.podman, pytest.mark.timeout(600)]
 

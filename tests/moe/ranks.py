@@ -20,7 +20,8 @@ from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.routes import local_ids
-from tests.moe.builders import Weights, fill, interpreted, make_weights
+from tests.interpreter import patch_once_a_launch
+from tests.moe.builders import Weights, fill, interpreted, make_weights, oracle
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,7 +158,10 @@ def _groups(case: Case, rank: int, pairs: list[Any]) -> ExpertGroups:
 def _context(case: Case, device: str) -> KernelContext | None:
     if device != "cpu":
         return make_context(torch.device(device), case.dtype)
-    return interpreted(case.dtype) if case.kernels else None
+    if not case.kernels:
+        return None
+    patch_once_a_launch()
+    return interpreted(case.dtype)
 
 
 @torch.no_grad()
@@ -188,3 +192,15 @@ def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, 
         case.dtype, layer.experts.context
     )
     return {"out": out.float().cpu().numpy(), "num_routes": num_routes}
+
+
+def check(pool: RankPool, case: Case) -> list[dict[str, Any]]:
+    """Every rank answers with its replica's tokens, as the oracle computes them."""
+    answers = pool.run(case)
+    weights = case.weights()
+    tolerance = 1e-5 if case.dtype == torch.float32 else 4e-2
+    for rank, answer in enumerate(answers):
+        hidden = case.hidden(rank // case.tp)
+        expected = oracle(case.config, weights, hidden.float())
+        torch.testing.assert_close(answer["out"].double(), expected, rtol=tolerance, atol=tolerance)
+    return answers

@@ -18,9 +18,9 @@ from moe.reference import reference_experts
 from moe.routes import TopK, local_ids
 from moe.runner import RUNNERS, fused_experts
 from tests.moe.builders import fill, make_weights, oracle
-from tests.moe.kernels.test_grouped import expected_routes
-from tests.moe.ranks import Case, RankPool
-from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT, check
+from tests.moe.configs import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT
+from tests.moe.kernels.grouped import expected_routes
+from tests.moe.ranks import Case, RankPool, check
 
 pytestmark = pytest.mark.gpu
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
 import torch
@@ -13,31 +12,11 @@ from moe.config import MoEConfig
 from moe.dispatch import DISPATCHERS
 from moe.dispatch.shares import take_share
 from moe.groups import ExpertGroups
-from tests.moe.builders import make_layer, oracle
-from tests.moe.ranks import Case, RankPool
+from tests.moe.builders import make_layer
+from tests.moe.configs import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT, H, K, make_config
+from tests.moe.ranks import Case, RankPool, check
 
 pytestmark = pytest.mark.processes
-
-AG_RS = "allgather_reducescatter"
-H, I, K = 32, 32, 3
-
-
-def make_config(num_experts: int = 7, **changes: Any) -> MoEConfig:
-    return MoEConfig(
-        hidden_size=H,
-        intermediate_size=I,
-        num_experts=num_experts,
-        num_experts_per_tok=changes.pop("num_experts_per_tok", K),
-        norm_topk_prob=True,
-        **changes,
-    )
-
-
-QWEN3 = make_config()
-QWEN3_NEXT = make_config(shared_expert_size=24, shared_expert_gated=True)
-DEEPSEEK = make_config(
-    8, router="noaux_tc", n_group=4, topk_group=2, shared_expert_size=24, routed_scaling_factor=1.5
-)
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +25,6 @@ def pool(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RankPool]:
     ranks.start()
     yield ranks
     ranks.stop()
-
-
-def check(pool: RankPool, case: Case) -> list[dict[str, Any]]:
-    """Every rank answers with its replica's tokens, as the oracle computes them."""
-    answers = pool.run(case)
-    weights = case.weights()
-    tolerance = 1e-5 if case.dtype == torch.float32 else 4e-2
-    for rank, answer in enumerate(answers):
-        hidden = case.hidden(rank // case.tp)
-        expected = oracle(case.config, weights, hidden.float())
-        torch.testing.assert_close(answer["out"].double(), expected, rtol=tolerance, atol=tolerance)
-    return answers
 
 
 # tp, dp, tokens of each replica

@@ -89,3 +89,8 @@ def step_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
     """Run a step and return the logits of all its tokens."""
     batch = rank.runner.builder.build(step)
     return rank.model.logits(rank.model.forward(batch.forward, rank.runner.forward.cache))
+
+
+def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:
+    """The largest difference over the oracle's largest value."""
+    return float((ours.cpu() - oracle).abs().max() / oracle.abs().max())

@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,14 +19,16 @@ from hypothesis import strategies as st
 from frontend.engine.output_processor import take_token
 from frontend.errors import Code, RequestError
 from frontend.processing import structured_output
-from frontend.processing.structured_output import Compiler, GrammarMatcher
+from frontend.processing.structured_output import Compiler
 from frontend.processing.tokenizer import Tokenizer
 from frontend.requests.output import FinishReason, Output
 from frontend.requests.request import Request, SamplingParams, StopConditions
 from frontend.scheduler.sequence import Sequence
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.fakes import EOS, MODEL, VOCAB_SIZE, FakeEngine, FakeTokenizer, backend
+from tests.frontend.fakes import EOS, MODEL, FakeEngine, backend
+from tests.frontend.processing.languages import allowed, byte_compiler, matcher
+from tests.waiting import until
 
 SCHEMA = {
     "type": "object",
@@ -39,22 +40,6 @@ SCHEMA = {
     "required": ["name", "age", "kind"],
     "additionalProperties": False,
 }
-
-
-def byte_compiler(vocab_size: int = VOCAB_SIZE, eos: tuple[int, ...] = (EOS,)) -> Compiler:
-    """Of a tokenizer whose tokens are bytes."""
-    return Compiler(FakeTokenizer().to_json, vocab_size=vocab_size, eos_token_ids=eos)
-
-
-async def matcher(compiler: Compiler | None = None, **language: object) -> GrammarMatcher:
-    asked = pb.Constraint(**language)
-    [made] = await (compiler or byte_compiler()).matchers(asked, 1)
-    return made
-
-
-def allowed(each: GrammarMatcher) -> set[int]:
-    mask = each.mask()
-    return {token for token in range(8 * len(mask)) if mask[token >> 3] >> (token & 7) & 1}
 
 
 async def test_a_mask_allows_what_the_language_does() -> None:
@@ -201,7 +186,7 @@ async def test_what_cannot_begin_is_refused() -> None:
 
 DEEP = """
 import asyncio, json, sys
-from tests.frontend.processing.test_structured_output import matcher
+from tests.frontend.processing.languages import matcher
 
 async def main():
     for wrap in (
@@ -277,9 +262,7 @@ async def test_compiling_has_its_time_and_its_number(monkeypatch: pytest.MonkeyP
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     gate.set()
     monkeypatch.undo()
-    deadline = time.monotonic() + 5.0
-    while compiler._num_compiling and time.monotonic() < deadline:
-        await asyncio.sleep(0.01)
+    await until(lambda: not compiler._num_compiling)
     assert allowed(await matcher(compiler, regex="a")) == {ord("a")}
 
 

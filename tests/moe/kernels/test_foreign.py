@@ -22,9 +22,9 @@ from moe.placement import ExpertPlacement
 from moe.routes import TopK
 from moe.runner import fused_experts
 from tests.moe.builders import fill, make_weights
-from tests.moe.kernels.test_grouped import make_experts, make_ids
-from tests.moe.ranks import Case, RankPool
-from tests.moe.test_dispatch import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT, check
+from tests.moe.configs import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT
+from tests.moe.kernels.grouped import make_experts, make_ids
+from tests.moe.ranks import Case, RankPool, check
 
 pytestmark = pytest.mark.interpreter
 

@@ -10,7 +10,7 @@ import torch
 
 from moe.base.tiles import Tiles
 from moe.placement import ExpertPlacement
-from tests.moe.kernels.test_grouped import DEVICE, check, make_ids
+from tests.moe.kernels.grouped import DEVICE, check, make_ids
 
 pytestmark = pytest.mark.interpreter
 

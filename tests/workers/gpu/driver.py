@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import triton
 
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
@@ -30,10 +32,6 @@ PARAMS: list[Params] = [
     {"temperature": 1.2, "seed": 9, "suppressed_token_ids": [2, 7], "suppress_until": 1000},
     {"temperature": 0.0, "suppressed_token_ids": [2], "suppress_until": 40},
 ]
-
-
-def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:
-    return float((ours.cpu() - oracle).abs().max() / oracle.abs().max())
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -103,3 +101,25 @@ def in_flight(rank: LoadedRank, steps: Iterator[worker_pb2.StepRequest]) -> Iter
             yield list(flying.pop(0).result().token_ids)
     for handle in flying:
         yield list(handle.result().token_ids)
+
+
+@contextlib.contextmanager
+def compilations() -> Iterator[list[str]]:
+    """Kernels that Triton compiles, or loads from its cache, meanwhile."""
+    names: list[str] = []
+    knobs = triton.knobs.runtime
+    before = knobs.jit_post_compile_hook
+    knobs.jit_post_compile_hook = lambda **about: names.append(about["fn"].name)
+    try:
+        yield names
+    finally:
+        knobs.jit_post_compile_hook = before
+
+
+@contextlib.contextmanager
+def no_synchronisation() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import random
-from collections.abc import Iterator
 
 import pytest
 import torch
-import triton
 
 from demo import CHECKPOINT
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
@@ -18,34 +15,14 @@ from tests.workers.gpu.driver import (
     PARAMS,
     Frontend,
     Params,
+    compilations,
+    no_synchronisation,
     random_prompts,
 )
 from tests.workers.steps import start_rank
 from workers.step.runner import StepHandle
 
 pytestmark = pytest.mark.gpu
-
-
-@contextlib.contextmanager
-def compilations() -> Iterator[list[str]]:
-    """Kernels that Triton compiles, or loads from its cache, meanwhile."""
-    names: list[str] = []
-    knobs = triton.knobs.runtime
-    before = knobs.jit_post_compile_hook
-    knobs.jit_post_compile_hook = lambda **about: names.append(about["fn"].name)
-    try:
-        yield names
-    finally:
-        knobs.jit_post_compile_hook = before
-
-
-@contextlib.contextmanager
-def no_synchronisation() -> Iterator[None]:
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        yield
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 def num_allocations() -> int:

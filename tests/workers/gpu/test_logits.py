@@ -14,9 +14,8 @@ from tests.workers.gpu.driver import (
     Frontend,
     Prompt,
     in_flight,
-    relative_error,
 )
-from tests.workers.steps import prefill_step, start_rank, step_logits
+from tests.workers.steps import prefill_step, relative_error, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
 
 pytestmark = pytest.mark.gpu

@@ -12,12 +12,10 @@ import torch
 from demo import CHECKPOINT
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
-from tests.workers.gpu.driver import CUDA, Frontend, Prompt
-from tests.workers.gpu.test_host_cost import compilations, no_synchronisation
+from tests.workers.gpu.driver import CUDA, Frontend, Prompt, compilations, no_synchronisation
 from tests.workers.sampling.driver import Driver, drive_at_random
-from tests.workers.sampling.sampled import TableModel, mask_bytes
+from tests.workers.sampling.sampled import VOCAB, TableModel, mask_bytes, random_askers
 from tests.workers.sampling.sampled import make_runner as make_table_runner
-from tests.workers.sampling.test_surface import VOCAB, random_askers
 from tests.workers.steps import start_rank
 from workers.rank.startup import LoadedRank
 from workers.step.runner import StepHandle

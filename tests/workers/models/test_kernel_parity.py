@@ -7,8 +7,14 @@ import pytest
 import torch
 
 from switchyard.worker.v1 import worker_pb2
-from tests.workers.models.test_parity import relative_error
-from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank, step_logits
+from tests.workers.steps import (
+    decode_step,
+    interpreted,
+    prefill_step,
+    relative_error,
+    start_rank,
+    step_logits,
+)
 from tests.workers.tiny_models import random_config, save_model
 from workers.rank.startup import LoadedRank
 from workers.step.batch import BatchShape

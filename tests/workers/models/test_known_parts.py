@@ -9,8 +9,14 @@ import pytest
 import torch
 
 from tests.workers.known_parts import KNOWN_PARTS, VOCAB, register, save_known_parts
-from tests.workers.models.test_parity import relative_error
-from tests.workers.steps import decode_step, interpreted, prefill_step, start_rank, step_logits
+from tests.workers.steps import (
+    decode_step,
+    interpreted,
+    prefill_step,
+    relative_error,
+    start_rank,
+    step_logits,
+)
 from workers.model_config import ModelConfig
 from workers.model_types import MODEL_TYPES, ModelType, MoEKeys
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workers.steps import decode_step, prefill_step, start_rank, step_logits
+from tests.workers.steps import decode_step, prefill_step, relative_error, start_rank, step_logits
 from tests.workers.tiny_models import random_config, respell_as_hub, save_model
 
 pytestmark = pytest.mark.slow
@@ -16,10 +16,6 @@ CASES = [
     for seed in range(24)
     for moe_runner in (("fused", "legacy") if seed % 3 else ("auto",))
 ]
-
-
-def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:
-    return float((ours - oracle).abs().max() / oracle.abs().max())
 
 
 @pytest.mark.parametrize(("seed", "moe", "moe_runner"), CASES)

@@ -115,3 +115,18 @@ def assert_same_tokens(
         ours, theirs = int(ours_D[row]), int(theirs_D[row])
         assert is_tie(logits_DV[row], rows, row, ours, theirs), (row, ours, theirs)
     assert len(different) <= max_ties, different
+
+
+def reference_support(logits: torch.Tensor, min_p: float, top_k: int, top_p: float) -> set[int]:
+    """The ids that may be drawn, by the field's definition, one token at a time."""
+    order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
+    probs = logits.double().softmax(-1)
+    kept = [i for i in order if probs[i] >= min_p * probs[order[0]] * (1 - 1e-12)]
+    kept = kept[:top_k] if top_k else kept
+    total, before, support = float(sum(probs[i] for i in kept)), 0.0, set()
+    for i in kept:
+        if top_p < 1.0 and before / total >= top_p:
+            break
+        support.add(i)
+        before += float(probs[i])
+    return support

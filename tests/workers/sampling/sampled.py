@@ -17,7 +17,7 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from switchyard.worker.v1 import worker_pb2
-from tests.workers.sampling.test_torch_sampler import reference_support
+from tests.workers.sampling.draws import reference_support
 from workers.attention.kv_cache import CacheSizes, KVCache
 from workers.models.base import ForwardBatch
 from workers.sampling.philox import vocabulary_words
@@ -31,6 +31,7 @@ from workers.step.runner import Measure, Runner
 from workers.step.token_sampler import TokenSampler
 
 NUM_SLOTS = 6
+VOCAB = 70
 MAX_POSITIONS = 64
 BLOCK = 4
 # Behind a token at this position no logit is a number.
@@ -253,3 +254,15 @@ def random_params(rng: random.Random, vocab_size: int, *, plain: bool) -> dict[s
             params |= extra
     params["prompt_logprobs"] = bool(params.get("num_logprobs")) and rng.random() < 0.5
     return params
+
+
+def random_askers(count: int, seed: int, plain: float = 0.3) -> list[Asker]:
+    """Sequences with prompts of 1 to 12 tokens, of which a share asks for nothing."""
+    rng = random.Random(seed)
+    return [
+        Asker(
+            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))],
+            random_params(rng, VOCAB, plain=rng.random() < plain),
+        )
+        for _ in range(count)
+    ]

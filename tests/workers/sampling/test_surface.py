@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import random
-
 import pytest
 import torch
 
@@ -11,25 +9,12 @@ from tests.workers.sampling.driver import Driver, Row, drive_at_random
 from tests.workers.sampling.sampled import (
     NUM_SLOTS,
     SPOILT_POSITION,
+    VOCAB,
     Asker,
     TableModel,
     make_runner,
-    random_params,
+    random_askers,
 )
-
-VOCAB = 70
-
-
-def random_askers(count: int, seed: int, plain: float = 0.3) -> list[Asker]:
-    """Sequences with prompts of 1 to 12 tokens, of which a share asks for nothing."""
-    rng = random.Random(seed)
-    return [
-        Asker(
-            [rng.randrange(VOCAB) for _ in range(rng.randint(1, 12))],
-            random_params(rng, VOCAB, plain=rng.random() < plain),
-        )
-        for _ in range(count)
-    ]
 
 
 @pytest.mark.parametrize("seed", range(8))

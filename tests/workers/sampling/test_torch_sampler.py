@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switchyard.worker.link import NOT_FINITE
+from tests.workers.sampling.draws import reference_support
 from workers.sampling.philox import philox4x32, vocabulary_words
 from workers.sampling.torch_sampler import SamplingRows, sample
 
@@ -71,21 +72,6 @@ def test_draws_follow_the_softmax() -> None:
     # Five standard deviations of a binomial share.
     bound = 5 * (expected * (1 - expected) / draws).sqrt()
     assert ((seen - expected).abs() < bound).all()
-
-
-def reference_support(logits: torch.Tensor, min_p: float, top_k: int, top_p: float) -> set[int]:
-    """The ids that may be drawn, by the field's definition, one token at a time."""
-    order = sorted(range(len(logits)), key=lambda i: (-float(logits[i]), i))
-    probs = logits.double().softmax(-1)
-    kept = [i for i in order if probs[i] >= min_p * probs[order[0]] * (1 - 1e-12)]
-    kept = kept[:top_k] if top_k else kept
-    total, before, support = float(sum(probs[i] for i in kept)), 0.0, set()
-    for i in kept:
-        if top_p < 1.0 and before / total >= top_p:
-            break
-        support.add(i)
-        before += float(probs[i])
-    return support
 
 
 @settings(max_examples=60, deadline=None)

@@ -1,0 +1,23 @@
+"""Matchers of a tokenizer whose tokens are bytes."""
+
+from __future__ import annotations
+
+from frontend.processing.structured_output import Compiler, GrammarMatcher
+from switchyard.v1 import inference_pb2 as pb
+from tests.frontend.fakes import EOS, VOCAB_SIZE, FakeTokenizer
+
+
+def byte_compiler(vocab_size: int = VOCAB_SIZE, eos: tuple[int, ...] = (EOS,)) -> Compiler:
+    """Of a tokenizer whose tokens are bytes."""
+    return Compiler(FakeTokenizer().to_json, vocab_size=vocab_size, eos_token_ids=eos)
+
+
+async def matcher(compiler: Compiler | None = None, **language: object) -> GrammarMatcher:
+    asked = pb.Constraint(**language)
+    [made] = await (compiler or byte_compiler()).matchers(asked, 1)
+    return made
+
+
+def allowed(each: GrammarMatcher) -> set[int]:
+    mask = each.mask()
+    return {token for token in range(8 * len(mask)) if mask[token >> 3] >> (token & 7) & 1}
