@@ -68,7 +68,7 @@ class Scheduler:
                 self._waiting,
                 self.limits,
                 self._times,
-                num_running=self.running_requests,
+                num_running=len(self._open) - len(self._waiting),
                 num_prompt=len(request.prompt_ids),
             )
         sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)
