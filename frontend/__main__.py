@@ -24,8 +24,8 @@ from frontend.config import FrontendConfig, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
-from frontend.link.expert_load import ExpertLoad
-from frontend.link.recovery import Workers, limits_of, step_times
+from frontend.link.expert_load import ExpertLoadPoller
+from frontend.link.reconnect import GroupManager, limits_of, step_times
 from frontend.link.supervisor_socket import Supervision
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (
@@ -103,9 +103,9 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     except (OSError, ValueError) as error:
         return _fail(str(error), 2)
     asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, server.reload)
-    workers = Workers(config, link_secret, supervision.workers_ended)
+    workers = GroupManager(config, link_secret, supervision.workers_ended)
     try:
-        tokenizer, group = await _unless(stop.drain, _reach(config, workers))
+        tokenizer, group = await _unless(stop.drain, _connect(config, workers))
         times = step_times(group.info)
         engine = Engine(
             Scheduler(limits_of(group.info, config), times),
@@ -122,7 +122,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
                 defaults=defaults,
                 max_queued_requests=config.max_queued_requests,
                 prefix_cache=config.prefix_cache,
-                experts=ExpertLoad(workers.expert_load, group.info.expert_parallel_size),
+                experts=ExpertLoadPoller(workers.expert_load, group.info.expert_parallel_size),
             )
         )
         return await _run(config, ports, service, server, engine, workers, stop, supervision)
@@ -157,9 +157,11 @@ async def _unless(stop: asyncio.Event, work: Coroutine[Any, Any, _T]) -> _T:
         await asyncio.gather(task, stopped, return_exceptions=True)
 
 
-async def _reach(config: FrontendConfig, workers: Workers) -> tuple[Tokenizer | None, WorkerGroup]:
+async def _connect(
+    config: FrontendConfig, workers: GroupManager
+) -> tuple[Tokenizer | None, WorkerGroup]:
     """Load the tokenizer while the workers load their weights."""
-    return await asyncio.gather(asyncio.to_thread(Tokenizer.load, config.model), workers.reach())
+    return await asyncio.gather(asyncio.to_thread(Tokenizer.load, config.model), workers.connect())
 
 
 async def _run(
@@ -168,7 +170,7 @@ async def _run(
     service: Service,
     server: Listeners,
     engine: Engine,
-    workers: Workers,
+    workers: GroupManager,
     stop: Stop,
     supervision: Supervision,
 ) -> int:
@@ -181,7 +183,7 @@ async def _run(
         await server.health.set_ready(ready and service.takes_requests)
 
     garbage_collection.settle()
-    running = asyncio.create_task(workers.keep(engine, on_ready))
+    running = asyncio.create_task(workers.run(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)
     supervision.say_ready(_flags_of(ports))

@@ -33,7 +33,8 @@ class RequestError(Exception):
         reason: one word for a program, in UPPER_SNAKE case (google.rpc.ErrorInfo.reason).
         field: path of the offending field, such as ``sampling.top_p``. It is relative to the
             GenerateRequest, or to the message of an RPC that has fields of its own.
-        retry_after: seconds after which another try makes sense.
+        retry_after: seconds after which another try makes sense; of a full queue
+            `scheduler/admission_queue.py` predicts them.
         opens_with_field: the text begins with the field's path, and the complaint follows.
     """
 

@@ -1,8 +1,8 @@
 """The mathematics of a sparse block as numbers, checked once.
 
-Owns `MoEConfig` and the choice of a router and a runner. Imports no torch, so that a launcher can
-check its flags before anything heavy starts. Knows config.json only by the four keys that choose a
-router.
+Owns `MoEConfig` and the choice of a router and a runner; `moe.base.parallel` chooses the
+dispatcher. Imports no torch, so that a launcher can check its flags before anything heavy starts.
+Knows config.json only by the four keys that choose a router.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from moe.kernels.expert_load import expert_load
 from moe.placement import ExpertPlacement
 
 
-class ExpertLoad:
+class ExpertCounters:
     """Counts over the steps of a rank.
 
     Args:
@@ -60,7 +60,7 @@ class ExpertLoad:
             out_hits_L: int32, takes how many of this rank's experts the step hit.
         """
         num_routes = expert_rows(self.parallel, num_tokens, max_tokens) * self.routes_per_token
-        if self.parallel.routes_vary:
+        if self.parallel.needs_host_sync:
             num_routes = self.ids_LP.shape[1]
         if self.context is None:
             self._count(num_routes, out_hits_L)

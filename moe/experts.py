@@ -14,7 +14,7 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice, part, unread
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.config import MoEConfig
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
@@ -58,7 +58,7 @@ class FusedMoeExperts(nn.Module):
         expert_map = None if every else placement.expert_map(device)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
-    def forward(self, hidden_TH: torch.Tensor, topk: TopK) -> Summands:
+    def forward(self, hidden_TH: torch.Tensor, topk: TopK) -> DeferredSum:
         """What this rank's experts add for `topk`, whose ids are global: a sum to [T,H]."""
         return self.run(hidden_TH, topk, self.w13, self.w2, self.expert_map, self.context)
 

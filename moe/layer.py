@@ -13,11 +13,11 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.parallel import ParallelConfig
-from moe.base.summands import Summands
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import DISPATCHERS
-from moe.dispatch.base import Share
+from moe.dispatch.base import TokenShare
 from moe.experts import FusedMoeExperts
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
@@ -84,19 +84,19 @@ class SparseMoeBlock(nn.Module):
         self.dispatcher = DISPATCHERS[parallel.backend](groups, placement, device, context)
         self.context = context
         self.tokens_replicated = parallel.tokens_replicated
-        self.routes_vary = parallel.routes_vary
+        self.needs_host_sync = parallel.needs_host_sync
         self.out_ids_P = out_ids_P
 
     def forward(
         self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None = None
-    ) -> Summands:
+    ) -> DeferredSum:
         """`max_tokens` is the largest T of any replica in this step, a host number.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding, which no expert computes.
         Every rank calls it in every step, also with T = 0: the other ranks wait for it.
         """
         if max_tokens == 0:
-            return Summands.of(hidden_TH)
+            return DeferredSum.of(hidden_TH)
         share = self.dispatcher.share(hidden_TH, max_tokens)
         num_valid = self._valid_of(share, num_valid)
         topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden))
@@ -106,7 +106,7 @@ class SparseMoeBlock(nn.Module):
         shared = None if self.shared_experts is None else self.shared_experts(share.hidden)
         return self.dispatcher.combine(expert_out, dispatched, shared)
 
-    def _valid_of(self, share: Share, num_valid: torch.Tensor | None) -> torch.Tensor | None:
+    def _valid_of(self, share: TokenShare, num_valid: torch.Tensor | None) -> torch.Tensor | None:
         """How many tokens of the share are none of padding; negative where all are."""
         if num_valid is None or not share.first_row:
             return num_valid
@@ -125,7 +125,7 @@ class SparseMoeBlock(nn.Module):
         """Record the ids that came from the exchange."""
         if self.out_ids_P is None or self.tokens_replicated:
             return
-        if self.routes_vary:
+        if self.needs_host_sync:
             self.out_ids_P.fill_(-1)
         self.out_ids_P[: topk.ids.numel()].copy_(topk.ids.flatten())
 

@@ -10,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.routes import TopK, local_ids
 
 
@@ -21,7 +21,7 @@ def legacy_experts(
     w2: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
-) -> Summands:
+) -> DeferredSum:
     """As `moe.runner.fused_experts`: one expert after the other, each over its tokens."""
     T, K = topk.ids.shape
     local_TK = local_ids(topk.ids, expert_map_E)
@@ -30,7 +30,7 @@ def legacy_experts(
         tokens, ks = torch.where(local_TK == expert)
         routes_TKH[tokens, ks] = mlp(hidden_TH[tokens], w13[expert], w2[expert])
     weights_TK = topk.weights.masked_fill(local_TK < 0, 0.0)
-    return Summands(routes_TKH, weights_TK)
+    return DeferredSum(routes_TKH, weights_TK)
 
 
 def mlp(hidden_TH: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:

@@ -14,12 +14,12 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.kernels.experts import expert_routes
 from moe.per_expert import legacy_experts
 from moe.routes import TopK, local_ids
 
-Runner = Callable[
+ExpertRunner = Callable[
     [
         torch.Tensor,
         TopK,
@@ -28,7 +28,7 @@ Runner = Callable[
         torch.Tensor | None,
         KernelContext | None,
     ],
-    Summands,
+    DeferredSum,
 ]
 
 
@@ -39,7 +39,7 @@ def fused_experts(
     w2: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
-) -> Summands:
+) -> DeferredSum:
     """Outputs of the routes and their weights: the layer's [T,H] is their sum over k.
 
     w13 [E,2I,H] has gate rows first, w2 is [E,H,I]. `expert_map_E` maps global ids to local
@@ -49,9 +49,9 @@ def fused_experts(
     """
     T, K = topk.ids.shape
     if T == 0 or w13.shape[0] == 0:
-        return Summands.of(torch.zeros_like(hidden_TH))
+        return DeferredSum.of(torch.zeros_like(hidden_TH))
     if context is not None:
-        return Summands(
+        return DeferredSum(
             *expert_routes(hidden_TH, topk.weights, topk.ids, w13, w2, expert_map_E, context)
         )
     local_P = local_ids(topk.ids, expert_map_E).flatten()
@@ -59,10 +59,10 @@ def fused_experts(
     way = _vector_routes if 2 * w13.shape[0] >= T * K else _sorted_routes
     routes_PH = way(hidden_TH, local_P, w13, w2)
     weights_TK = topk.weights.masked_fill(local_P.view(T, K) < 0, 0.0)
-    return Summands(routes_PH.view(T, K, -1), weights_TK)
+    return DeferredSum(routes_PH.view(T, K, -1), weights_TK)
 
 
-RUNNERS: dict[str, Runner] = {"fused": fused_experts, "legacy": legacy_experts}
+RUNNERS: dict[str, ExpertRunner] = {"fused": fused_experts, "legacy": legacy_experts}
 
 
 def swiglu(gate_up: torch.Tensor) -> torch.Tensor:

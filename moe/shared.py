@@ -15,8 +15,8 @@ from torch.nn import functional as F
 
 from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
-from moe.base.summands import Summands
 from moe.base.swiglu import swiglu as swiglu_kernel
 from moe.config import MoEConfig
 from moe.runner import swiglu
@@ -55,16 +55,16 @@ class SharedExperts(nn.Module):
             gate = torch.empty(1, hidden, dtype=dtype, device=device)
             self.gate = nn.Parameter(gate, requires_grad=False)
 
-    def forward(self, hidden_TH: torch.Tensor) -> Summands:
+    def forward(self, hidden_TH: torch.Tensor) -> DeferredSum:
         """A sum to [T,H], without weights."""
         if self.context is not None:
             return self._kernels(hidden_TH, self.context)
         out_TH = F.linear(swiglu(F.linear(hidden_TH, self.w13)), self.w2)
         if self.gate is not None:
             out_TH = torch.sigmoid(F.linear(hidden_TH, self.gate)) * out_TH
-        return Summands.of(out_TH)
+        return DeferredSum.of(out_TH)
 
-    def _kernels(self, hidden_TH: torch.Tensor, context: KernelContext) -> Summands:
+    def _kernels(self, hidden_TH: torch.Tensor, context: KernelContext) -> DeferredSum:
         """The gate weighs what goes into `down`, which is linear: a launch less."""
         inner_TI = swiglu_kernel(
             linear_parts(hidden_TH, self.w13, context, "shared_gate_up"),
@@ -76,7 +76,7 @@ class SharedExperts(nn.Module):
             scale_1H=self.gate,
         )
         parts_STH = linear_parts(inner_TI, self.w2, context, "shared_down")
-        return Summands(parts_STH.transpose(0, 1))
+        return DeferredSum(parts_STH.transpose(0, 1))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """`{prefix}shared_experts.*`, or `shared_expert.*` and `shared_expert_gate` where gated."""

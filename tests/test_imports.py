@@ -116,7 +116,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def module_of(path: Path) -> str:
-    """`frontend/link/recovery.py` → frontend.link.recovery."""
+    """`frontend/link/reconnect.py` → frontend.link.reconnect."""
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 

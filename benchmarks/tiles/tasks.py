@@ -17,7 +17,7 @@ from benchmarks.tiles.candidates import (
     expert_candidates,
     linear_candidates,
 )
-from moe.base.tiles import ExpertTiles, TileBook, Tiles
+from moe.base.tiles import ExpertTiles, Tiles, TileTable
 
 EXPERT_TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
@@ -87,11 +87,11 @@ def by_op(entry: Entry) -> dict[str, Tiles | None]:
 def plan(
     experts: ExpertShape | None,
     linears: Iterable[LinearShape],
-    book: TileBook,
+    book: TileTable,
     limits: DeviceLimits,
 ) -> list[Task]:
     """All tasks, those of few tokens first: `book` has what is used now."""
-    bare = TileBook(dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes)
+    bare = TileTable(dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes)
     tasks = []
     shapes = list(linears)
     for tokens in sorted({*EXPERT_TOKENS, *LINEAR_TOKENS}):
@@ -144,7 +144,7 @@ def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> d
 
 
 def _expert_task(
-    shape: ExpertShape, tokens: int, bare: TileBook, book: TileBook, limits: DeviceLimits
+    shape: ExpertShape, tokens: int, bare: TileTable, book: TileTable, limits: DeviceLimits
 ) -> Task:
     routes = tokens * shape.top_k
     guess, current = (
@@ -161,7 +161,7 @@ def _expert_task(
 
 
 def _linear_task(
-    shape: LinearShape, tokens: int, bare: TileBook, book: TileBook, limits: DeviceLimits
+    shape: LinearShape, tokens: int, bare: TileTable, book: TileTable, limits: DeviceLimits
 ) -> Task:
     guess, current = (which.linear(shape.outputs, shape.inputs, tokens) for which in (bare, book))
     known = dict.fromkeys((guess, current))

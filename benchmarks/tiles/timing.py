@@ -20,7 +20,7 @@ from triton.errors import TritonError
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.base.context import KernelContext
 from moe.base.gemm import linear_parts
-from moe.base.tiles import ExpertTiles, TileBook, Tiles
+from moe.base.tiles import ExpertTiles, Tiles, TileTable
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
@@ -253,7 +253,7 @@ def make_weights(
 def _with_tables(context: KernelContext, **tables: Any) -> KernelContext:
     """The context with a book that has nothing but `tables`."""
     book = context.tiles
-    own = TileBook(
+    own = TileTable(
         dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes, **tables
     )
     return dataclasses.replace(context, tiles=own)

@@ -102,9 +102,9 @@ class Child:
         now = time.monotonic()
         delay = self._backoff.after_loss(None if self._ready_at is None else now - self._ready_at)
         if delay is None:
-            _say(f"{self.death()}; {MAX_FAILED_STARTS} starts in a row failed")
+            _log_untuned(f"{self.death()}; {MAX_FAILED_STARTS} starts in a row failed")
             return False
-        _say(f"{self.death()}; starting it again{f' in {delay:g} s' if delay else ''}")
+        _log_untuned(f"{self.death()}; starting it again{f' in {delay:g} s' if delay else ''}")
         self.starts_at = now + delay
         return True
 
@@ -171,7 +171,7 @@ class Supervisor:
         if self._stopping and child.process.returncode == -signal.SIGTERM:
             return 0  # it was asked to stop before it could say so
         if killed and self._stopping:
-            _say(child.death())
+            _log_untuned(child.death())
         elif killed and child.plan_restart():
             return None
         return child.exit_code()
@@ -287,6 +287,6 @@ def _end(*children: subprocess.Popen[bytes]) -> None:
         child.wait()
 
 
-def _say(line: str) -> None:
+def _log_untuned(line: str) -> None:
     sys.stderr.write(f"switchyard: {line}\n")
     sys.stderr.flush()

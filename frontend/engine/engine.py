@@ -164,12 +164,12 @@ class Engine:
             self._lost = True
             watch.cancel()
 
-    def replay(self, group: Group, limits: SchedulerLimits) -> None:
+    def resume_on(self, group: Group, limits: SchedulerLimits) -> None:
         """Use another group from the next ``run`` on; open requests keep their tokens."""
         self._group = group
         self._in_flight.clear()
         self._watchdog.forget_all()
-        self._replayed += self._scheduler.replay(limits, time.monotonic())
+        self._replayed += self._scheduler.resume_on(limits, time.monotonic())
         self._restarts += 1
         self._lost = False
 

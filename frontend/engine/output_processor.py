@@ -13,7 +13,7 @@ from frontend.errors import Code, RequestError
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Request
 from frontend.scheduler.sequence import Phase, Sequence
-from frontend.scheduler.step import Drawn, LogprobColumns, ReplicaBatch, Step
+from frontend.scheduler.step import Drawn, ReplicaBatch, Step, StepLogprobs
 from switchyard.worker.link import NOT_FINITE
 
 logger = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def _fail_numerically(request: Request, now: float) -> None:
     request.fail(error, now)
 
 
-def _take_prompt_logprobs(batch: ReplicaBatch, columns: LogprobColumns) -> None:
+def _take_prompt_logprobs(batch: ReplicaBatch, columns: StepLogprobs) -> None:
     """Append this step's prompt log-probabilities to the requests that want them."""
     reader = LogprobReader(columns)
     for row in range(batch.num_decodes, len(batch.sequences)):
@@ -170,7 +170,7 @@ class LogprobReader:
 
     __slots__ = ("_columns", "_next", "_next_top")
 
-    def __init__(self, columns: LogprobColumns) -> None:
+    def __init__(self, columns: StepLogprobs) -> None:
         self._columns = columns
         self._next = self._next_top = 0
 

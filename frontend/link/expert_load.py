@@ -21,7 +21,7 @@ MIN_QUERY_INTERVAL_SECONDS = 1.0
 Counts = Sequence[worker_pb2.GetExpertLoadResponse]
 
 
-class ExpertLoad:
+class ExpertLoadPoller:
     """The newest counts, queried at most once a second however many callers want them.
 
     Args:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from frontend.scheduler.step import Drawn, LogprobColumns, NewSequence, ReplicaBatch
+from frontend.scheduler.step import Drawn, NewSequence, ReplicaBatch, StepLogprobs
 from switchyard.worker.link import NOT_FINITE
 from switchyard.worker.v1 import worker_pb2
 
@@ -95,12 +95,12 @@ def drawn_of(result: worker_pb2.StepResult) -> Drawn:
         return Drawn(tokens=tokens)
     return Drawn(
         tokens=tokens,
-        logprobs=LogprobColumns(
+        logprobs=StepLogprobs(
             logprobs=list(result.logprobs),
             top_ids=list(result.top_token_ids),
             top_logprobs=list(result.top_logprobs),
         ),
-        prompt_logprobs=LogprobColumns(
+        prompt_logprobs=StepLogprobs(
             logprobs=list(result.prompt_logprobs),
             top_ids=list(result.prompt_top_token_ids),
             top_logprobs=list(result.prompt_top_logprobs),

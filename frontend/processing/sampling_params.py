@@ -1,8 +1,9 @@
 """Turns `switchyard.v1`'s sampling and output options into `SamplingParams`, and its conditions to
 stop into `StopConditions`.
 
-Owns the ranges of these fields, the model's and the API's defaults, how many tokens are drawn at
-most, and the check that some token can be drawn. Knows nothing of prompts, text or streams.
+Owns the ranges of these fields, their defaults (`/v1/completions` sets its own), how many tokens
+are drawn at most, and the check that some token can be drawn. Knows nothing of prompts, text or
+streams.
 """
 
 from __future__ import annotations

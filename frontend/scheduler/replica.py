@@ -289,6 +289,6 @@ def choose_replica(
     if not choices:
         return None
     slack = max(1, limits.max_batch_size // BUSIER_SHARE)
-    busiest = min(replica.num_running for replica, _ in choices) + slack
-    fair = [choice for choice in choices if choice[0].num_running <= busiest]
+    max_running = min(replica.num_running for replica, _ in choices) + slack
+    fair = [choice for choice in choices if choice[0].num_running <= max_running]
     return min(fair, key=lambda choice: (-len(choice[1]), choice[0].num_running))

@@ -1,24 +1,25 @@
 """Which sequences run in the next step, over all replicas.
 
-Owns admission, preemption, the open requests, and which of them go on when the workers were lost.
-Knows no torch, no text and no transport. Callers pass the time. Any number of steps may be in
-flight; their results arrive in order.
+Owns the open requests, and when they are admitted and preempted. `replica.py` chooses whom to
+preempt, `crash_recovery.py` who goes on when the workers were lost. Knows no torch, no text and no
+transport. Callers pass the time. Any number of steps may be in flight; their results arrive in
+order.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from frontend.errors import Code, RequestError, duplicate_id
+from frontend.errors import RequestError, duplicate_id
 from frontend.requests.request import Request
+from frontend.scheduler.admission_queue import AdmissionQueue, check_room, expired
+from frontend.scheduler.crash_recovery import Quarantine, poison_error, why_lost
 from frontend.scheduler.limits import SchedulerLimits
-from frontend.scheduler.quarantine import Quarantine, poison_error
 from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence, check_fits
 from frontend.scheduler.step import ReplicaBatch, Step
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.token_budget import Budget, budget_of
-from frontend.scheduler.waiting_queue import WaitingQueue, check_room, expired
 
 
 class Scheduler:
@@ -42,7 +43,7 @@ class Scheduler:
         self.limits = limits
         self._times = times or StepTimes()
         self._replicas = make_replicas(limits)
-        self._waiting = WaitingQueue()
+        self._waiting = AdmissionQueue()
         self._open: dict[str, Sequence] = {}
         self._quarantine = Quarantine()
         self._num_draining = 0
@@ -145,7 +146,7 @@ class Scheduler:
         if self._num_draining:
             self._requeue_drained(step)
 
-    def replay(self, limits: SchedulerLimits, now: float) -> int:
+    def resume_on(self, limits: SchedulerLimits, now: float) -> int:
         """Begin again on new workers: every open sequence waits, with the tokens it has.
 
         Steps in flight are forgotten, and the loss counts against the sequences in them.
@@ -239,14 +240,10 @@ class Scheduler:
         """Let an open sequence wait for the new workers; true when it goes on from where it was."""
         request = sequence.request
         has_run = bool(request.admitted)
-        try:
-            left = request.stops.max_new_tokens - request.num_generated
-            check_fits(self.limits, len(sequence.tokens), left)
-        except RequestError as error:  # the new workers' cache is smaller
+        error = why_lost(sequence, self.limits)
+        if error is not None:
             del self._open[request.id]
-            if has_run:
-                error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
-            else:
+            if not has_run:
                 self._waiting.remove(sequence)
             sequence.phase = Phase.DONE
             request.fail(error, now)

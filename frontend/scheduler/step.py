@@ -119,7 +119,7 @@ class StepStats:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class LogprobColumns:
+class StepLogprobs:
     """Log-probabilities of some tokens, one after the other; ``top_*`` hold as many for each token
     as its request wants."""
 
@@ -140,8 +140,8 @@ class Drawn:
     """
 
     tokens: list[int]
-    logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
-    prompt_logprobs: LogprobColumns = dataclasses.field(default_factory=LogprobColumns)
+    logprobs: StepLogprobs = dataclasses.field(default_factory=StepLogprobs)
+    prompt_logprobs: StepLogprobs = dataclasses.field(default_factory=StepLogprobs)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

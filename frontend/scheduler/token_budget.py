@@ -13,8 +13,8 @@ from frontend.scheduler.step_times import StepTimes
 MAX_STRETCH = 1.8
 """A long prompt may make a step this many times as long as its decodes alone."""
 
-PATIENCE_SECONDS = 0.025
-"""A step that is no longer than this may be stretched further: no one reads faster."""
+SHORT_STEP_SECONDS = 0.025
+"""A step may always take so long, even above MAX_STRETCH: nobody reads faster."""
 
 LONG_PROMPT_SHARE = 4
 """A prompt is long when it is above max_num_batched_tokens / LONG_PROMPT_SHARE."""
@@ -41,6 +41,6 @@ def budget_of(limits: SchedulerLimits, times: StepTimes, num_decodes: int) -> Bu
     if num_decodes == 0:
         return Budget(tokens=max_tokens, long_prompt=max_tokens, long_chunk=max_tokens)
     decode_seconds = times.decode_seconds(num_decodes)
-    stretched = max(MAX_STRETCH * decode_seconds, PATIENCE_SECONDS)
+    stretched = max(MAX_STRETCH * decode_seconds, SHORT_STEP_SECONDS)
     chunk = times.chunk_within(num_decodes, stretched - decode_seconds, max_tokens)
     return Budget(tokens=max_tokens, long_prompt=max_tokens // LONG_PROMPT_SHARE, long_chunk=chunk)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from moe.base.tiles import TileBook, load_book
+from moe.base.tiles import TileTable, load_book
 from moe.base.workspace import Workspace
 
 
@@ -19,7 +19,7 @@ class KernelContext:
     """`pdl`: kernels are chained by programmatic dependent launch. `num_cores`: multiprocessors."""
 
     workspace: Workspace
-    tiles: TileBook
+    tiles: TileTable
     pdl: bool
     num_cores: int
 

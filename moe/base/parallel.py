@@ -53,8 +53,8 @@ class ParallelConfig:
         return self.backend in ("disabled", "local_allreduce")
 
     @property
-    def routes_vary(self) -> bool:
-        """Whether the host must ask the device how many routes an exchange brought."""
+    def needs_host_sync(self) -> bool:
+        """Whether a step waits for the device: all_to_all must know how many routes it received."""
         return self.backend == "all_to_all"
 
     @property

@@ -69,7 +69,7 @@ def linear_key(outputs: int, inputs: int, dtype: str) -> str:
     return f"N={outputs} K={inputs} {dtype}"
 
 
-class TileBook:
+class TileTable:
     """Tiles by shape and number of tokens; what nobody measured is guessed, and said once.
 
     `tables` maps a key to {tokens: entry}; an entry holds up to its number of tokens, the last one
@@ -90,7 +90,7 @@ class TileBook:
         self.shared_bytes = shared_bytes
         self.experts_tables = experts or {}
         self.linear_tables = linear or {}
-        self._said: set[str] = set()
+        self._logged: set[str] = set()
 
     def experts(
         self, num_experts: int, width: int, hidden: int, tokens: int, routes: int
@@ -99,7 +99,7 @@ class TileBook:
         key = experts_key(num_experts, width, hidden, self.dtype)
         table = self.experts_tables.get(key)
         if table is None:
-            self._say(key)
+            self._log_untuned(key)
             return self._guess_experts(num_experts, width, hidden, routes)
         return _entry(table, tokens)
 
@@ -109,7 +109,7 @@ class TileBook:
         """None: the library's GEMM, where `library` allows it."""
         table = self.linear_tables.get(linear_key(outputs, inputs, self.dtype))
         if table is None:
-            self._say(linear_key(outputs, inputs, self.dtype))
+            self._log_untuned(linear_key(outputs, inputs, self.dtype))
             tiles = self._guess_linear(outputs, inputs, tokens)
         else:
             tiles = _entry(table, tokens)
@@ -184,9 +184,9 @@ class TileBook:
         room = (self.shared_bytes - _BARRIER_BYTES) // (rows * block_k * self.item_size)
         return max(1, min(most, room))
 
-    def _say(self, key: str) -> None:
-        if key not in self._said:
-            self._said.add(key)
+    def _log_untuned(self, key: str) -> None:
+        if key not in self._logged:
+            self._logged.add(key)
             log.info(
                 "no tuned tiles for %s: guessed from the roofline; "
                 "`python -m benchmarks.tune` measures and keeps them",
@@ -196,7 +196,7 @@ class TileBook:
 
 def load_book(
     *, device_name: str, triton_version: str, dtype: str, item_size: int, shared_bytes: int
-) -> TileBook:
+) -> TileTable:
     """The book for a device: for each shape the user's own measurements, else those the project
     ships.
 
@@ -213,7 +213,7 @@ def load_book(
             log.info("tiles of %s are used with Triton %s", path.name, triton_version)
         for kind, entries in read_tables(path).items():
             tables[kind].update(entries)
-    return TileBook(dtype=dtype, item_size=item_size, shared_bytes=shared_bytes, **tables)
+    return TileTable(dtype=dtype, item_size=item_size, shared_bytes=shared_bytes, **tables)
 
 
 def user_file(device_name: str, triton_version: str) -> Path:

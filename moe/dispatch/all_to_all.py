@@ -12,8 +12,8 @@ import torch
 
 from moe.base.collectives import exchange_rows
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
-from moe.dispatch.base import Dispatched, Exchange, Share
+from moe.base.deferred_sum import DeferredSum
+from moe.dispatch.base import Dispatched, Exchange, TokenShare
 from moe.dispatch.shares import ShareDispatcher, join_shares, pad_rows
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
@@ -34,7 +34,7 @@ class AllToAllDispatcher(ShareDispatcher):
         self.owners_E = placement.owners(device)
         self.ranks_N11 = torch.arange(groups.ep_size, device=device).view(-1, 1, 1)
 
-    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+    def dispatch(self, share: TokenShare, topk: TopK) -> Dispatched:
         """The [R,H] rows whose expert is here, one a route, each with the weight 1.
 
         Routes are ordered by rank, token and k on both sides, so no index travels back.
@@ -66,8 +66,8 @@ class AllToAllDispatcher(ShareDispatcher):
         )
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
-    ) -> Summands:
+        self, expert_out: DeferredSum, dispatched: Dispatched, shared: DeferredSum | None
+    ) -> DeferredSum:
         """Results go back to the owner, which weighs and sums them: the replica's [T,H]."""
         exchange = dispatched.exchange
         assert exchange is not None
@@ -76,7 +76,7 @@ class AllToAllDispatcher(ShareDispatcher):
         routes = torch.empty_like(back)
         routes[exchange.slots] = back
         routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
-        routed = Summands(routes_VKH, exchange.topk.weights)
+        routed = DeferredSum(routes_VKH, exchange.topk.weights)
         out_VH = routed.plus(shared).total(back.dtype, self.context)
         out_SH = pad_rows(out_VH, dispatched.share.num_rows)
-        return Summands.of(join_shares(out_SH, dispatched.share, self.groups))
+        return DeferredSum.of(join_shares(out_SH, dispatched.share, self.groups))

@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 
 from moe.base.collectives import all_gather_rows, reduce_scatter_rows
-from moe.base.summands import Summands
-from moe.dispatch.base import Dispatched, Share
+from moe.base.deferred_sum import DeferredSum
+from moe.dispatch.base import Dispatched, TokenShare
 from moe.dispatch.shares import ShareDispatcher, join_shares, pad_rows
 from moe.routes import TopK
 
@@ -18,7 +18,7 @@ from moe.routes import TopK
 class AllgatherReducescatterDispatcher(ShareDispatcher):
     """All-gather to [N·S,H], reduce-scatter to [S,H]; with tp > 1 an all-gather over tp."""
 
-    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+    def dispatch(self, share: TokenShare, topk: TopK) -> Dispatched:
         """[N·S,H] of all ranks; padding rows have ids of −1.
 
         Weights and ids travel as one int32 tensor [S,2K].
@@ -35,11 +35,11 @@ class AllgatherReducescatterDispatcher(ShareDispatcher):
         )
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
-    ) -> Summands:
+        self, expert_out: DeferredSum, dispatched: Dispatched, shared: DeferredSum | None
+    ) -> DeferredSum:
         """[N·S,H] → this rank's [S,H], plus shared experts → the replica's [T,H]."""
         rows = expert_out.total(dispatched.hidden.dtype, self.context)
         out_SH = reduce_scatter_rows(rows, self.group)
         if shared is not None:
             shared.add_to(out_SH[: dispatched.share.hidden.shape[0]], self.context)
-        return Summands.of(join_shares(out_SH, dispatched.share, self.groups))
+        return DeferredSum.of(join_shares(out_SH, dispatched.share, self.groups))

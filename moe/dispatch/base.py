@@ -12,12 +12,12 @@ from typing import Protocol
 
 import torch
 
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.routes import TopK
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Share:
+class TokenShare:
     """The tokens a rank routes: `hidden` [V,H], of its replica's `num_tokens` T.
 
     They start at row `first_row`; `num_rows` is S, the same on every rank of the step.
@@ -49,27 +49,27 @@ class Dispatched:
 
     hidden: torch.Tensor
     topk: TopK
-    share: Share
+    share: TokenShare
     exchange: Exchange | None = None
 
 
 class Dispatcher(Protocol):
     """Brings tokens to experts and back. Every rank calls each step, also without tokens."""
 
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> TokenShare:
         """The part of its replica's tokens that this rank routes.
 
         `max_tokens` is the largest T over all replicas in this step, the same number on all ranks.
         """
         ...
 
-    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+    def dispatch(self, share: TokenShare, topk: TopK) -> Dispatched:
         """Sends the share to the ranks that hold its experts; `topk` is [V,K]."""
         ...
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
-    ) -> Summands:
+        self, expert_out: DeferredSum, dispatched: Dispatched, shared: DeferredSum | None
+    ) -> DeferredSum:
         """A sum to [T,H], the same on all tp ranks of a replica: `expert_out`, a sum to [R,H], plus
         `shared`, a sum to [V,H] without weights.
 

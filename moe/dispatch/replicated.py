@@ -10,8 +10,8 @@ import torch
 
 from moe.base.collectives import all_reduce
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
-from moe.dispatch.base import Dispatched, Share
+from moe.base.deferred_sum import DeferredSum
+from moe.dispatch.base import Dispatched, TokenShare
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
@@ -33,22 +33,22 @@ class ReplicatedDispatcher:
         self.group = groups.tp_group if groups.ep_size == 1 else groups.ep_group
         self.context = context
 
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> TokenShare:
         """All tokens: they are replicated."""
         num_tokens = hidden_TH.shape[0]
-        return Share(hidden=hidden_TH, num_tokens=num_tokens, num_rows=num_tokens)
+        return TokenShare(hidden=hidden_TH, num_tokens=num_tokens, num_rows=num_tokens)
 
-    def dispatch(self, share: Share, topk: TopK) -> Dispatched:
+    def dispatch(self, share: TokenShare, topk: TopK) -> Dispatched:
         """The share as it is; the runner drops foreign routes."""
         return Dispatched(hidden=share.hidden, topk=topk, share=share)
 
     def combine(
-        self, expert_out: Summands, dispatched: Dispatched, shared: Summands | None
-    ) -> Summands:
+        self, expert_out: DeferredSum, dispatched: Dispatched, shared: DeferredSum | None
+    ) -> DeferredSum:
         """This rank's part of routed and shared experts, summed in one all-reduce; a rank that is
         alone leaves the sum to its reader."""
         both = expert_out.plus(shared)
         if self.group is None:
             return both
         out_TH = both.total(dispatched.hidden.dtype, self.context)
-        return Summands.of(all_reduce(out_TH, self.group))
+        return DeferredSum.of(all_reduce(out_TH, self.group))

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from moe.base.collectives import all_gather_rows
 from moe.base.context import KernelContext
-from moe.dispatch.base import Share
+from moe.dispatch.base import TokenShare
 from moe.groups import ExpertGroups
 from moe.placement import ExpertPlacement
 
@@ -32,12 +32,12 @@ class ShareDispatcher:
         self.group = groups.ep_group
         self.context = context
 
-    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> Share:
+    def share(self, hidden_TH: torch.Tensor, max_tokens: int) -> TokenShare:
         """This tp rank's part of its replica's tokens."""
         return take_share(hidden_TH, max_tokens, self.groups)
 
 
-def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -> Share:
+def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -> TokenShare:
     """Rows [r·S, r·S + S) of [T,H], with S = ceil(max_tokens / tp) and r the tp rank."""
     num_tokens = hidden_TH.shape[0]
     if num_tokens > max_tokens:
@@ -48,12 +48,12 @@ def take_share(hidden_TH: torch.Tensor, max_tokens: int, groups: ExpertGroups) -
     num_rows = -(-max_tokens // groups.tp_size)
     start = min(groups.tp_rank * num_rows, num_tokens)
     stop = min(start + num_rows, num_tokens)
-    return Share(
+    return TokenShare(
         hidden=hidden_TH[start:stop], num_tokens=num_tokens, num_rows=num_rows, first_row=start
     )
 
 
-def join_shares(out_SH: torch.Tensor, share: Share, groups: ExpertGroups) -> torch.Tensor:
+def join_shares(out_SH: torch.Tensor, share: TokenShare, groups: ExpertGroups) -> torch.Tensor:
     """[T,H] of the replica from every tp rank's [S,H]."""
     if groups.tp_group is not None:
         out_SH = all_gather_rows(out_SH, groups.tp_group)

@@ -30,7 +30,7 @@ from benchmarks.tiles.tasks import (
 from benchmarks.tiles.timing import ExpertProblem, LinearProblem, make_weights, num_copies
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import ExpertTiles, TileBook, Tiles, read_tables, user_file, write_tables
+from moe.base.tiles import ExpertTiles, Tiles, TileTable, read_tables, user_file, write_tables
 from moe.base.workspace import Workspace
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device
@@ -49,11 +49,11 @@ def shapes(name: str, tp: int = 1, ep: int | None = None) -> tuple[object, dict[
     return expert_shape(config, parallel), linears
 
 
-def book(**entries: object) -> TileBook:
-    return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200.shared_bytes, **entries)
+def book(**entries: object) -> TileTable:
+    return TileTable(dtype="bfloat16", item_size=2, shared_bytes=H200.shared_bytes, **entries)
 
 
-def qwen_plan(own: TileBook, limits: DeviceLimits = H200) -> list[Task]:
+def qwen_plan(own: TileTable, limits: DeviceLimits = H200) -> list[Task]:
     config = ModelConfig.from_folder(CONFIGS / "qwen3-30b-a3b")
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return plan(expert_shape(config, parallel), linear_shapes(config, parallel), own, limits)
@@ -163,7 +163,7 @@ def test_a_winner_elsewhere_is_a_candidate() -> None:
 
 
 def test_fp32_takes_few_rows() -> None:
-    own = TileBook(dtype="float32", item_size=4, shared_bytes=H200.shared_bytes)
+    own = TileTable(dtype="float32", item_size=4, shared_bytes=H200.shared_bytes)
     limits = DeviceLimits(shared_bytes=H200.shared_bytes, item_size=4)
     found = {t.block_m for job in jobs(qwen_plan(own, limits)) if (t := job.tiles)}
     assert found == {1, 16, 32}
@@ -243,7 +243,7 @@ def test_copies_outgrow_the_cache_and_fit_memory() -> None:
 
 
 def context() -> KernelContext:
-    own = TileBook(dtype="float32", item_size=4, shared_bytes=100_000)
+    own = TileTable(dtype="float32", item_size=4, shared_bytes=100_000)
     return KernelContext(workspace=Workspace("cpu"), tiles=own, pdl=False, num_cores=4)
 
 

@@ -152,8 +152,8 @@ async def test_it_stops_when_told_while_no_workers_come_back(model: Path) -> Non
 async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
     caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    class Workers:
-        async def keep(self, *_: object) -> None:
+    class Failing:
+        async def run(self, *_: object) -> None:
             raise AssertionError("block 7 was freed twice")
 
     async with running_server() as running, AsyncClient(running.address) as client:
@@ -163,7 +163,7 @@ async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
         await asyncio.sleep(0.1)
         stop = types.SimpleNamespace(drain=asyncio.Event(), now=asyncio.Event())
         config = FrontendConfig(model=ROOT, served_name="m", workers=("127.0.0.1:1",))
-        parts = (running.service, running.server, engine, Workers(), stop, Supervision(None))
+        parts = (running.service, running.server, engine, Failing(), stop, Supervision(None))
         assert await __main__._run(config, (1, None), *parts) == 1  # type: ignore[arg-type]
         with pytest.raises(ServerError, match="quote request mine") as caught:
             await waiting

@@ -9,7 +9,7 @@ import torch
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig, resolve_parallel
-from moe.base.tiles import TileBook
+from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
@@ -23,7 +23,7 @@ Weights = dict[str, torch.Tensor]
 def interpreted(dtype: torch.dtype = torch.float32) -> KernelContext:
     """Kernels on a CPU, their tiles guessed."""
     name = str(dtype).removeprefix("torch.")
-    book = TileBook(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
+    book = TileTable(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
     return KernelContext(workspace=Workspace("cpu"), tiles=book, pdl=False, num_cores=2)
 
 

@@ -10,10 +10,10 @@ import torch
 
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import TileBook
+from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from moe.config import MoEConfig
-from moe.expert_load import ExpertLoad, expert_rows
+from moe.expert_load import ExpertCounters, expert_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 L, E, K, T = 3, 7, 2, 6
@@ -22,16 +22,16 @@ EXCHANGED = resolve_parallel(tp=1, dp=2, ep=2, backend="all_to_all", has_experts
 
 
 def make_context() -> KernelContext:
-    book = TileBook(dtype="float32", item_size=4, shared_bytes=100_000)
+    book = TileTable(dtype="float32", item_size=4, shared_bytes=100_000)
     return KernelContext(workspace=Workspace(DEVICE), tiles=book, pdl=False, num_cores=2)
 
 
 def make_load(
     kernels: bool, *, first: int = 0, num_local: int = E, exchanged: bool = False
-) -> ExpertLoad:
+) -> ExpertCounters:
     """Of a rank that holds `num_local` experts from `first` on."""
     placement: Any = SimpleNamespace(start=first, num_local=num_local)
-    return ExpertLoad(
+    return ExpertCounters(
         MoEConfig(hidden_size=8, intermediate_size=8, num_experts=E, num_experts_per_tok=K),
         EXCHANGED if exchanged else SINGLE,
         placement,
@@ -42,7 +42,7 @@ def make_load(
     )
 
 
-def count(load: ExpertLoad, num_tokens: int) -> list[int]:
+def count(load: ExpertCounters, num_tokens: int) -> list[int]:
     """The hits, in a buffer that holds other things too: they are copied with a step's tokens."""
     results = torch.full((5 + L,), 9, dtype=torch.int32, device=DEVICE)
     load.count(num_tokens, num_tokens, out_hits_L=results[5:])

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe import runner as runner_module
-from moe.base.summands import weighted_sum
+from moe.base.deferred_sum import weighted_sum
 from moe.placement import ExpertPlacement
 from moe.reference import reference_experts
 from moe.routes import TopK

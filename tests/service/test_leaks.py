@@ -18,7 +18,7 @@ from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
-from frontend.link.recovery import limits_of
+from frontend.link.reconnect import limits_of
 from frontend.link.worker_group import WorkerGroup
 from frontend.model_folder import read_sampling_defaults
 from frontend.processing.tokenizer import Tokenizer

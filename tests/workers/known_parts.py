@@ -16,7 +16,7 @@ from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 from workers.model_config import ModelConfig
 from workers.model_types import COMMON_DEFAULTS, MODEL_TYPES, ModelType, MoEKeys
 from workers.models import MODELS
-from workers.models.base import MLP, Placement
+from workers.models.base import MLP, BuildContext
 from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
 from workers.models.sparse_mlp import SparseMLP, make_expert_load
 
@@ -57,15 +57,15 @@ class TestMoeForCausalLM(Qwen3ForCausalLM):
 
     __test__ = False
 
-    def __init__(self, config: ModelConfig, place: Placement) -> None:
-        load = make_expert_load(config, place)
+    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
+        load = make_expert_load(config, build)
 
         def make_mlp(layer: int) -> MLP:
             if config.moe is None or load is None or not config.moe_layers[layer]:
-                return Qwen3MLP(config, place)
-            return SparseMLP(config.moe, place, load.ids_LP[sum(config.moe_layers[:layer])])
+                return Qwen3MLP(config, build)
+            return SparseMLP(config.moe, build, load.ids_LP[sum(config.moe_layers[:layer])])
 
-        super().__init__(config, place, make_mlp, load)
+        super().__init__(config, build, make_mlp, load)
 
 
 def register(patch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import TileBook
+from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
@@ -19,7 +19,7 @@ def interpreted() -> KernelContext:
     """Kernels on a CPU, in fp32."""
     return KernelContext(
         workspace=Workspace("cpu"),
-        tiles=TileBook(dtype="float32", item_size=4, shared_bytes=100_000),
+        tiles=TileTable(dtype="float32", item_size=4, shared_bytes=100_000),
         pdl=False,
         num_cores=2,
     )

@@ -17,7 +17,7 @@ from tests.workers.tiny_models import random_config, save_model
 from workers.distributed import Groups
 from workers.model_config import ModelConfig
 from workers.models import MODELS
-from workers.models.base import Placement
+from workers.models.base import BuildContext
 from workers.weight_loading import (
     Checkpoint,
     WeightsError,
@@ -91,7 +91,7 @@ def model_of(
         ep_rank=rank if spread else 0,
         ep_size=parallel.ep,
     )
-    place = Placement(
+    build = BuildContext(
         max_tokens=64,
         context=None,
         groups=groups,
@@ -103,7 +103,7 @@ def model_of(
         device=torch.device(device),
     )
     config = ModelConfig.from_folder(path)
-    return MODELS[config.architecture](config, place)
+    return MODELS[config.architecture](config, build)
 
 
 def layout(tp: int, dp: int, ep: int | None) -> ParallelConfig:

@@ -21,7 +21,8 @@ MAX_HEAD_DIM = 128
 MAX_GROUP = 64
 
 _FEW_ROWS = 16
-# Programs a multiprocessor: of a batch of few rows, and beyond one a row and key head of any.
+# Programs a multiprocessor: all of a batch of few rows; of a larger batch, those beyond one for
+# each row and key head.
 _FILL = 1.1
 _SPARE = 0.25
 

@@ -75,10 +75,10 @@ class Launcher:
                 return 0
             delay = restarts.after(end, time.monotonic())
             if delay is None:
-                _say(_last_words(end, restarts.backoff.failed_starts))
+                _log_untuned(_last_words(end, restarts.backoff.failed_starts))
                 return end.code or 1
             wait = f" in {delay:g} s" if delay else ""
-            _say(f"{end.cause}; starting the group again{wait}")
+            _log_untuned(f"{end.cause}; starting the group again{wait}")
             if delay and _stopped_within(delay):
                 return 0
 
@@ -128,6 +128,6 @@ def _last_words(end: GroupEnd, failed_starts: int) -> str:
     return f"{end.cause}; {failed_starts} starts in a row failed"
 
 
-def _say(line: str) -> None:
+def _log_untuned(line: str) -> None:
     sys.stderr.write(f"switchyard workers: {line}\n")
     sys.stderr.flush()

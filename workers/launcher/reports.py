@@ -27,25 +27,25 @@ class Reporter:
 
     def rank(self, rank: int) -> None:
         """This process is a rank."""
-        self._say(rank=rank)
+        self._log_untuned(rank=rank)
 
     def ready(self) -> None:
         """This rank answers."""
-        self._say(ready=time.monotonic())
+        self._log_untuned(ready=time.monotonic())
 
     def leaves(self, reason: str) -> None:
         """This process ends itself."""
-        self._say(reason=" ".join(reason.split())[:_MAX_REASON])
+        self._log_untuned(reason=" ".join(reason.split())[:_MAX_REASON])
 
     def peers(self) -> None:
         """Another machine's ranks have ended."""
-        self._say(peers=True)
+        self._log_untuned(peers=True)
 
     def ended(self, pid: int, code: int, status: int) -> None:
         """A child ended or was stopped; ``code`` and ``status`` as in ``os.waitid``."""
-        self._say(ended=pid, code=code, status=status)
+        self._log_untuned(ended=pid, code=code, status=status)
 
-    def _say(self, **facts: Any) -> None:
+    def _log_untuned(self, **facts: Any) -> None:
         line = json.dumps({"pid": os.getpid(), **facts}, ensure_ascii=False) + "\n"
         os.write(self._descriptor, line.encode(errors="backslashreplace"))
 

@@ -13,8 +13,8 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
-from moe.base.summands import Summands
 from workers.distributed import Groups
 from workers.layers.kernels.embed import embed
 
@@ -98,7 +98,7 @@ class LMHead(nn.Module):
     def _kernels(self, hidden_DH: torch.Tensor, context: KernelContext) -> torch.Tensor:
         """Logits in the dtype of the model."""
         partials_SDV = linear_parts(hidden_DH, self.weight, context, "head")
-        own_DV = Summands(partials_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
+        own_DV = DeferredSum(partials_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
         if self.groups.tp_size == 1:
             return own_DV
         rows, dtype, take = len(hidden_DH), hidden_DH.dtype, context.workspace.take

@@ -14,8 +14,8 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
-from moe.base.summands import Summands
 from workers.distributed import Groups
 
 
@@ -96,15 +96,15 @@ class RowParallelLinear(nn.Module):
             torch.empty(out_features, local, dtype=dtype, device=device), requires_grad=False
         )
 
-    def forward(self, x_TI: torch.Tensor) -> Summands:
+    def forward(self, x_TI: torch.Tensor) -> DeferredSum:
         if self.context is None:
-            return Summands.of(self.groups.all_reduce(F.linear(x_TI, self.weight)))
+            return DeferredSum.of(self.groups.all_reduce(F.linear(x_TI, self.weight)))
         partials_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
-        update = Summands(partials_STO.transpose(0, 1))
+        update = DeferredSum(partials_STO.transpose(0, 1))
         if self.groups.tp_size == 1:
             return update
         total_TO = update.total(x_TI.dtype, self.context)
-        return Summands.of(self.groups.all_reduce(total_TO))
+        return DeferredSum.of(self.groups.all_reduce(total_TO))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""

@@ -9,8 +9,8 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.sum_norm import sum_norm
-from moe.base.summands import Summands
 
 
 class RMSNorm(nn.Module):
@@ -34,13 +34,15 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
-            return self._normed(x, Summands.of(x), None)
+            return self._normed(x, DeferredSum.of(x), None)
         if x.dtype == torch.float32:
             return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
         scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
         return self.weight * scaled.to(x.dtype)
 
-    def add(self, residual_TH: torch.Tensor, update: Summands) -> tuple[torch.Tensor, torch.Tensor]:
+    def add(
+        self, residual_TH: torch.Tensor, update: DeferredSum
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """The residual with ``update`` added, in place where kernels run, and its norm."""
         if self.context is None:
             residual_TH = residual_TH + update.total(residual_TH.dtype)
@@ -48,7 +50,7 @@ class RMSNorm(nn.Module):
         return residual_TH, self._normed(residual_TH, update, residual_TH)
 
     def _normed(
-        self, out_residual_TH: torch.Tensor, update: Summands, residual_TH: torch.Tensor | None
+        self, out_residual_TH: torch.Tensor, update: DeferredSum, residual_TH: torch.Tensor | None
     ) -> torch.Tensor:
         assert self.context is not None
         shape = tuple(out_residual_TH.shape)

@@ -1,6 +1,6 @@
 """The contract of an architecture: its arguments, what a rank calls, and its batch.
 
-Owns `Model` and `MLP` (the protocols), `Placement` and `ForwardBatch`. Knows no architecture.
+Owns `Model` and `MLP` (the protocols), `BuildContext` and `ForwardBatch`. Knows no architecture.
 Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
 """
 
@@ -14,18 +14,18 @@ import torch
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
 from moe.base.parallel import ParallelConfig
-from moe.base.summands import Summands
 from moe.dispatch import ExpertGroups
-from moe.expert_load import ExpertLoad
+from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class Placement:
-    """Where and how a model's share on this rank is built.
+class BuildContext:
+    """What a model needs to build its share on this rank: process groups, layout, device, sizes.
 
     Attributes:
         max_positions: rows of the rotary table, the longest context.
@@ -76,7 +76,7 @@ class Model(Protocol):
         ...
 
     @property
-    def expert_load(self) -> ExpertLoad | None:
+    def expert_load(self) -> ExpertCounters | None:
         """Takes the routes of the sparse layers, a row each, in their order; None without any."""
         ...
 
@@ -101,7 +101,7 @@ class Model(Protocol):
 class MLP(Protocol):
     """What stands behind attention in a decoder layer, dense or sparse."""
 
-    def __call__(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> Summands:
+    def __call__(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
         """What it adds to the residual, a sum to ``[T, H]``."""
         ...
 

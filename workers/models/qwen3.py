@@ -15,9 +15,9 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.base.swiglu import swiglu
-from moe.expert_load import ExpertLoad
+from moe.expert_load import ExpertCounters
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
@@ -26,7 +26,7 @@ from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Shard
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
 from workers.model_config import ModelConfig
-from workers.models.base import MLP, ForwardBatch, Placement
+from workers.models.base import MLP, BuildContext, ForwardBatch
 
 MakeMLP = Callable[[int], MLP]
 
@@ -35,10 +35,10 @@ class Qwen3Attention(nn.Module):
     """Grouped-query attention with RMSNorm on each head of q and k. KV heads are replicated when
     there are fewer than ranks: head = rank // (tp / kv)."""
 
-    def __init__(self, config: ModelConfig, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
         super().__init__()
-        groups, dtype, device = place.groups, place.dtype, place.device
-        self.context = context = place.context
+        groups, dtype, device = build.groups, build.dtype, build.device
+        self.context = context = build.context
         size, head_dim, total_kv = config.hidden_size, config.head_dim, config.num_kv_heads
         replicas = max(1, groups.tp_size // total_kv)
         kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
@@ -62,13 +62,13 @@ class Qwen3Attention(nn.Module):
         rotary: RotaryEmbedding,
         cache: LayerCache,
         batch: AttentionBatch,
-    ) -> Summands:
+    ) -> DeferredSum:
         qkv_STW = self.qkv_proj(hidden_TH)
         if self.context is None:
             attended = self._plain(qkv_STW[0], rotary, cache, batch)
         else:
             attended = self._kernels(qkv_STW, rotary, cache, batch, self.context)
-        update: Summands = self.o_proj(attended)
+        update: DeferredSum = self.o_proj(attended)
         return update
 
     def _plain(
@@ -123,10 +123,10 @@ class Qwen3Attention(nn.Module):
 class Qwen3MLP(nn.Module):
     """``down(silu(gate x) * up x)``, I / tp wide on each rank."""
 
-    def __init__(self, config: ModelConfig, place: Placement) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
         super().__init__()
-        groups, dtype, device = place.groups, place.dtype, place.device
-        self.context = context = place.context
+        groups, dtype, device = build.groups, build.dtype, build.device
+        self.context = context = build.context
         rows = ShardRows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
         self.gate_up_proj = ColumnParallelLinear(
             config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device, context
@@ -135,7 +135,7 @@ class Qwen3MLP(nn.Module):
             config.intermediate_size, config.hidden_size, groups, dtype, device, context
         )
 
-    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> Summands:
+    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
         """Each token by itself, padding too: nothing of the batch is read."""
         partials_STW: torch.Tensor = self.gate_up_proj(hidden_TH)
         if self.context is None:
@@ -145,7 +145,7 @@ class Qwen3MLP(nn.Module):
             shape = (len(hidden_TH), partials_STW.shape[2] // 2)
             inner_TI = self.context.workspace.take("inner", shape, hidden_TH.dtype)
             swiglu(partials_STW, out_TI=inner_TI, pdl=self.context.pdl)
-        update: Summands = self.down_proj(inner_TI)
+        update: DeferredSum = self.down_proj(inner_TI)
         return update
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
@@ -156,16 +156,16 @@ class Qwen3MLP(nn.Module):
 class Qwen3DecoderLayer(nn.Module):
     """Pre-norm attention and MLP. What either makes is added to the residual by the next norm."""
 
-    def __init__(self, config: ModelConfig, place: Placement, mlp: MLP) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext, mlp: MLP) -> None:
         super().__init__()
         norm = (
             config.hidden_size,
             config.rms_norm_eps,
-            place.dtype,
-            place.device,
-            place.context,
+            build.dtype,
+            build.device,
+            build.context,
         )
-        self.self_attn = Qwen3Attention(config, place)
+        self.self_attn = Qwen3Attention(config, build)
         self.mlp = mlp
         self.input_layernorm = RMSNorm(*norm)
         self.post_attention_layernorm = RMSNorm(*norm)
@@ -173,11 +173,11 @@ class Qwen3DecoderLayer(nn.Module):
     def forward(
         self,
         residual_TH: torch.Tensor,
-        update: Summands | None,
+        update: DeferredSum | None,
         rotary: RotaryEmbedding,
         cache: LayerCache,
         batch: ForwardBatch,
-    ) -> tuple[torch.Tensor, Summands]:
+    ) -> tuple[torch.Tensor, DeferredSum]:
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
         before."""
         if update is None:
@@ -208,25 +208,25 @@ class Qwen3ForCausalLM(nn.Module):
     def __init__(
         self,
         config: ModelConfig,
-        place: Placement,
+        build: BuildContext,
         make_mlp: MakeMLP | None = None,
-        expert_load: ExpertLoad | None = None,
+        expert_load: ExpertCounters | None = None,
     ) -> None:
         super().__init__()
-        dtype, device, context = place.dtype, place.device, place.context
-        make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, place))
+        dtype, device, context = build.dtype, build.device, build.context
+        make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, build))
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
         layers = nn.ModuleList(
-            Qwen3DecoderLayer(config, place, make_mlp(layer)) for layer in range(config.num_layers)
+            Qwen3DecoderLayer(config, build, make_mlp(layer)) for layer in range(config.num_layers)
         )
         self.layers = cast(Sequence[Qwen3DecoderLayer], layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
         self.rotary = RotaryEmbedding(
-            config.head_dim, place.max_positions, config.rope_theta, device
+            config.head_dim, build.max_positions, config.rope_theta, device
         )
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LMHead(
-            config.vocab_size, config.hidden_size, tied, place.groups, dtype, device, context
+            config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context
         )
         self.expert_load = expert_load
         # A tied head is sometimes saved all the same.

@@ -1,6 +1,7 @@
 """A mixture of experts in the place of a dense MLP, and the record of its routes.
 
-Owns the way from a rank's `Placement` and `ForwardBatch` to the moe package. Knows no architecture.
+Owns the way from a rank's `BuildContext` and `ForwardBatch` to the moe package. Knows no
+architecture.
 """
 
 from __future__ import annotations
@@ -11,60 +12,60 @@ import torch
 from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
-from moe.base.summands import Summands
+from moe.base.deferred_sum import DeferredSum
 from moe.config import MoEConfig
-from moe.expert_load import ExpertLoad
+from moe.expert_load import ExpertCounters
 from moe.layer import SparseMoeBlock
 from moe.placement import ExpertPlacement
 from workers.model_config import ModelConfig
-from workers.models.base import ForwardBatch, Placement
+from workers.models.base import BuildContext, ForwardBatch
 
 
 class SparseMLP(nn.Module):
     """A `SparseMoeBlock` with the checkpoint's way of holding experts.
 
     Args:
-        out_ids_P: int32, takes the routes of each step: a row of `ExpertLoad.ids_LP`.
+        out_ids_P: int32, takes the routes of each step: a row of `ExpertCounters.ids_LP`.
     """
 
-    def __init__(self, config: MoEConfig, place: Placement, out_ids_P: torch.Tensor) -> None:
+    def __init__(self, config: MoEConfig, build: BuildContext, out_ids_P: torch.Tensor) -> None:
         super().__init__()
-        self.packed_experts = place.packed_experts
+        self.packed_experts = build.packed_experts
         self.block = SparseMoeBlock(
             config,
-            place.parallel,
-            place.expert_groups,
-            place.moe_runner,
-            dtype=place.dtype,
-            device=place.device,
-            context=place.context,
+            build.parallel,
+            build.expert_groups,
+            build.moe_runner,
+            dtype=build.dtype,
+            device=build.device,
+            context=build.context,
             out_ids_P=out_ids_P,
         )
 
-    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> Summands:
+    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
         """All ranks call it in every step: they exchange tokens; padding is not computed."""
-        update: Summands = self.block(hidden_TH, batch.max_tokens, batch.num_valid)
+        update: DeferredSum = self.block(hidden_TH, batch.max_tokens, batch.num_valid)
         return update
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         return self.block.checkpoint_slices(prefix, self.packed_experts)
 
 
-def make_expert_load(config: ModelConfig, place: Placement) -> ExpertLoad | None:
+def make_expert_load(config: ModelConfig, build: BuildContext) -> ExpertCounters | None:
     """Counts for the sparse layers of a model; None without any."""
     num_layers = sum(config.moe_layers)
     if config.moe is None or not num_layers:
         return None
-    groups = place.expert_groups
+    groups = build.expert_groups
     placement = ExpertPlacement(
         num_experts=config.moe.num_experts, num_ranks=groups.ep_size, rank=groups.ep_rank
     )
-    return ExpertLoad(
+    return ExpertCounters(
         config.moe,
-        place.parallel,
+        build.parallel,
         placement,
         num_layers=num_layers,
-        max_tokens=place.max_tokens,
-        device=place.device,
-        context=place.context,
+        max_tokens=build.max_tokens,
+        device=build.device,
+        context=build.context,
     )

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from moe.base.parallel import ParallelConfig
-from moe.expert_load import ExpertLoad
+from moe.expert_load import ExpertCounters
 from switchyard.worker.v1 import worker_pb2
 
 
@@ -54,7 +54,7 @@ class LoadReport:
 
     def __init__(
         self,
-        load: ExpertLoad | None,
+        load: ExpertCounters | None,
         moe_layers: Sequence[bool],
         parallel: ParallelConfig,
         tp_rank: int,

@@ -13,7 +13,7 @@ from workers.attention.kv_cache import KVCache
 from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM
 from workers.config import WorkerConfig
 from workers.model_config import ModelConfig
-from workers.models.base import Model, Placement
+from workers.models.base import BuildContext, Model
 from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import AttentionShape, BatchBuilder
 from workers.step.forward import StepForward
@@ -32,33 +32,33 @@ class RunnerFactory:
     """
 
     def __init__(
-        self, model: Model, config: WorkerConfig, model_config: ModelConfig, place: Placement
+        self, model: Model, config: WorkerConfig, model_config: ModelConfig, build: BuildContext
     ) -> None:
         self.model = model
-        self.device = place.device
+        self.device = build.device
         self.builder = BatchBuilder(
             num_slots=config.max_batch_size,
-            max_blocks=-(-place.max_positions // config.block_size),
+            max_blocks=-(-build.max_positions // config.block_size),
             block_size=config.block_size,
-            max_tokens=place.max_tokens,
-            device=place.device,
-            attention=_attention_shape(model_config, model.num_kv_heads, place),
+            max_tokens=build.max_tokens,
+            device=build.device,
+            attention=_attention_shape(model_config, model.num_kv_heads, build),
         )
         load = model.expert_load
         self.results = ResultBuffer(
             num_slots=config.max_batch_size,
             num_sparse_layers=0 if load is None else load.num_layers,
-            device=place.device,
+            device=build.device,
         )
         self.sampler = TokenSampler(
             model.logits,
             self.builder.logits_processor,
             last_token_S=self.builder.last_token,
             out_tokens_S=self.results.tokens_S,
-            reports=place.groups.tp_rank == 0,
-            triton=_triton_sampler(config, model_config, place),
+            reports=build.groups.tp_rank == 0,
+            triton=_triton_sampler(config, model_config, build),
         )
-        self.measure = _measure(model_config, place)
+        self.measure = _measure(model_config, build)
 
     def forward(self, cache: KVCache) -> StepForward:
         """What a runner on this cache runs, and what its graphs capture."""
@@ -69,8 +69,10 @@ class RunnerFactory:
         return Runner(forward, self.builder, self.sampler, self.results, self.measure, graphs)
 
 
-def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> AttentionShape | None:
-    if place.context is None:
+def _attention_shape(
+    config: ModelConfig, kv_heads: int, build: BuildContext
+) -> AttentionShape | None:
+    if build.context is None:
         return None
     group = config.num_heads // config.num_kv_heads
     if config.head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
@@ -79,38 +81,38 @@ def _attention_shape(config: ModelConfig, kv_heads: int, place: Placement) -> At
             f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
         )
     return AttentionShape(
-        num_heads=config.num_heads // place.parallel.tp,
+        num_heads=config.num_heads // build.parallel.tp,
         kv_heads=kv_heads,
-        num_cores=place.context.num_cores,
+        num_cores=build.context.num_cores,
     )
 
 
 def _triton_sampler(
-    config: WorkerConfig, model_config: ModelConfig, place: Placement
+    config: WorkerConfig, model_config: ModelConfig, build: BuildContext
 ) -> TritonSampler | None:
-    if place.context is None:
+    if build.context is None:
         return None
     return TritonSampler(
         max_rows=config.max_batch_size,
         vocab_size=model_config.vocab_size,
-        device=place.device,
-        pdl=place.context.pdl,
+        device=build.device,
+        pdl=build.context.pdl,
     )
 
 
-def _measure(config: ModelConfig, place: Placement) -> Measure:
-    dtype = str(place.dtype).removeprefix("torch.")
+def _measure(config: ModelConfig, build: BuildContext) -> Measure:
+    dtype = str(build.dtype).removeprefix("torch.")
     roofline = Roofline.of_rank(
-        config, place.parallel, num_local_experts=_num_local(config, place), dtype=dtype
+        config, build.parallel, num_local_experts=_num_local(config, build), dtype=dtype
     )
-    return Measure(roofline, device_ceilings(device_name(place.device), dtype))
+    return Measure(roofline, device_ceilings(device_name(build.device), dtype))
 
 
-def _num_local(config: ModelConfig, place: Placement) -> int:
+def _num_local(config: ModelConfig, build: BuildContext) -> int:
     """Experts of this rank in each sparse layer."""
     if config.moe is None:
         return 0
-    groups = place.expert_groups
+    groups = build.expert_groups
     return ExpertPlacement(
         num_experts=config.moe.num_experts, num_ranks=groups.ep_size, rank=groups.ep_rank
     ).num_local

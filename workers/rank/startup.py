@@ -21,8 +21,8 @@ from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
 from workers.model_config import ModelConfig
 from workers.models import MODELS
-from workers.models.base import Model, Placement
-from workers.rank import kv_sizing
+from workers.models.base import BuildContext, Model
+from workers.rank import graph_capture, kv_sizing
 from workers.rank.runner_factory import RunnerFactory, device_name
 from workers.step.graphs import NO_GRAPHS
 from workers.step.runner import Runner
@@ -89,7 +89,7 @@ def start(
     if context is None and device.type == "cuda":
         context = make_context(device, settings.dtype)
     groups = join(parallel, device)
-    place = Placement(
+    build = BuildContext(
         groups=groups,
         expert_groups=expert_groups(groups, parallel),
         parallel=parallel,
@@ -101,10 +101,10 @@ def start(
         device=device,
         packed_experts=checkpoint is not None and checkpoint.packed_experts,
     )
-    model = MODELS[model_config.architecture](model_config, place)
+    model = MODELS[model_config.architecture](model_config, build)
     loaded = _load(model, checkpoint, config)
     log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
-    runner, timed_tokens, timed_seconds = _make_runner(model, config, model_config, place)
+    runner, timed_tokens, timed_seconds = _make_runner(model, config, model_config, build)
     return LoadedRank(
         runner=runner,
         model=model,
@@ -122,25 +122,25 @@ def start(
 
 
 def _make_runner(
-    model: Model, config: WorkerConfig, model_config: ModelConfig, place: Placement
+    model: Model, config: WorkerConfig, model_config: ModelConfig, build: BuildContext
 ) -> tuple[Runner, int, float]:
     """The runner that serves, on a cache of all memory that is left; and the tokens and seconds of
     a timed prefill."""
-    factory = RunnerFactory(model, config, model_config, place)
+    factory = RunnerFactory(model, config, model_config, build)
     sizes = CacheSizes(
         num_layers=model_config.num_layers,
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
-        dtype=place.dtype,
+        dtype=build.dtype,
     )
-    num_blocks = kv_sizing.num_cache_blocks(factory, sizes, config, place)
-    forward = factory.forward(KVCache(sizes, num_blocks, place.device))
+    num_blocks = kv_sizing.num_cache_blocks(factory, sizes, config, build)
+    forward = factory.forward(KVCache(sizes, num_blocks, build.device))
     graphs = NO_GRAPHS
-    if kv_sizing.capturable(config, place):
-        graphs = kv_sizing.capture_graphs(forward, factory.builder, config, place)
+    if graph_capture.capturable(config, build):
+        graphs = graph_capture.capture_graphs(forward, factory.builder, config, build)
     runner = factory.runner(forward, graphs)
-    timed_tokens, timed_seconds = kv_sizing.time_prefill(runner, config, place)
+    timed_tokens, timed_seconds = kv_sizing.time_prefill(runner, config, build)
     if model.expert_load is not None:
         model.expert_load.reset()  # it has counted made-up steps
     return runner, timed_tokens, timed_seconds

@@ -19,7 +19,7 @@ from workers.step.batch import BatchBuilder, BatchShape, DeviceBatch
 
 Forward = Callable[[DeviceBatch], torch.Tensor]
 
-# Steps with a prefill of more tokens keep the device busy for longer than they take to launch.
+# Steps with a prefill of more tokens are bound by the device: a graph would not shorten them.
 _MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
 # In a captured mixed step a decode's context is read by one program a key head.
 _MIXED_CONTEXT = 4096

@@ -2,7 +2,8 @@
 
 Owns how many connections there may be, and how long one may take to send a request's header. It
 extends uvicorn's protocol for h11, the slower of its parsers: httptools lets a header grow without
-end, and h11 bounds it (`h11_max_incomplete_event_size`). Knows nothing of what is served.
+end, and h11 bounds it (`h11_max_incomplete_event_size`). Knows nothing of what is served:
+`frontend.api.openai.generation` aborts the request of a client that leaves.
 """
 
 from __future__ import annotations

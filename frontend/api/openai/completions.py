@@ -12,7 +12,12 @@ from typing import Any
 
 from frontend.api.openai.body import validated
 from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
-from frontend.api.openai.logprobs import LogprobColumns, TokenTexts, joined_columns, token_ids
+from frontend.api.openai.logprobs import (
+    CompletionLogprobsBuilder,
+    TokenTexts,
+    joined_columns,
+    token_ids,
+)
 from frontend.api.openai.merge import all_of, merged
 from frontend.api.openai.parameters import generate_request
 from frontend.api.openai.request_models import CompletionBody
@@ -128,7 +133,7 @@ class _Prompt:
         self._service, self._texts, self._caller = service, texts, caller
         self._num_choices = max(1, request.n)
         self._first_index = number * self._num_choices
-        self._columns: dict[int, LogprobColumns] = {}
+        self._columns: dict[int, CompletionLogprobsBuilder] = {}
 
     def _events(self) -> AsyncGenerator[pb.GenerateResponse, None]:
         request = self._request
@@ -197,10 +202,10 @@ class _Prompt:
             columns = self._columns_of(delta.index).columns(delta.token_ids, delta.logprobs, tops)
         return self._choice(delta.index, delta.text, columns, reason)
 
-    def _columns_of(self, index: int) -> LogprobColumns:
+    def _columns_of(self, index: int) -> CompletionLogprobsBuilder:
         if index not in self._columns:
             top_logprobs = self._request.output.top_logprobs
-            self._columns[index] = LogprobColumns(self._texts, top_logprobs)
+            self._columns[index] = CompletionLogprobsBuilder(self._texts, top_logprobs)
         return self._columns[index]
 
     def _choice(

@@ -77,7 +77,7 @@ def _entry(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
     return {"token": text, "logprob": max(logprob, LEAST), "bytes": known}
 
 
-class LogprobColumns:
+class CompletionLogprobsBuilder:
     """Makes the columns of one choice of completions; offsets go on from delta to delta.
 
     Args:

@@ -10,7 +10,7 @@ from frontend.processing.tokenizer import Tokenizer
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import SamplingParams
 from frontend.scheduler.sequence import Sequence
-from frontend.scheduler.step import Drawn, LogprobColumns
+from frontend.scheduler.step import Drawn, StepLogprobs
 from tests.frontend.builders import LIMITS, Driver, expected_output, failure, make_request, taken
 
 
@@ -118,7 +118,7 @@ def test_log_probabilities_go_to_the_requests_that_want_them() -> None:
     assert step is not None
     assert step.batches[0].num_draws == 3
     tokens = driver.in_flight[0][1][0].tokens
-    columns = LogprobColumns(
+    columns = StepLogprobs(
         logprobs=[-1.0, -2.0], top_ids=[4, 5, 6], top_logprobs=[-0.25, -0.5, -0.75]
     )
     driver.in_flight[0] = (step, [Drawn(tokens=tokens, logprobs=columns)])
@@ -142,8 +142,8 @@ def test_a_prompt_s_log_probabilities_arrive_chunk_by_chunk() -> None:
         tokens = driver.in_flight[0][1][0].tokens
         columns = Drawn(
             tokens=tokens,
-            logprobs=LogprobColumns(logprobs=drawn),
-            prompt_logprobs=LogprobColumns(logprobs=values),
+            logprobs=StepLogprobs(logprobs=drawn),
+            prompt_logprobs=StepLogprobs(logprobs=values),
         )
         driver.in_flight[0] = (step, [columns])
         driver.complete()

@@ -10,7 +10,7 @@ import pytest
 
 from frontend.errors import Code, RequestError
 from frontend.link import expert_load
-from frontend.link.expert_load import ExpertLoad, add_up, imbalance
+from frontend.link.expert_load import ExpertLoadPoller, add_up, imbalance
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.service.service import Service
@@ -86,7 +86,7 @@ class Ranks:
 
 async def test_many_callers_at_once_query_the_workers_once(monkeypatch: pytest.MonkeyPatch) -> None:
     ranks = Ranks()
-    load = ExpertLoad(ranks, 1)
+    load = ExpertLoadPoller(ranks, 1)
     answers = await asyncio.gather(*(load.get() for _ in range(10)))
     assert ranks.queries == 1
     assert all(list(each.layers[0].tokens) == [1, 1] for each in answers)
@@ -98,7 +98,7 @@ async def test_lost_workers_are_unavailable_and_queried_again_when_back() -> Non
     ranks = Ranks()
     ranks.lost = True
     service = Service(model="fake", version="0")
-    service.open(backend(FakeEngine(), experts=ExpertLoad(ranks, 1)))
+    service.open(backend(FakeEngine(), experts=ExpertLoadPoller(ranks, 1)))
     with pytest.raises(RequestError) as caught:
         await service.expert_load()
     assert (caught.value.code, caught.value.reason) == (Code.UNAVAILABLE, "RESTARTING")

@@ -19,7 +19,7 @@ from frontend.engine.engine import Engine
 from frontend.group_info import GroupInfo
 from frontend.link import rank_channel, worker_group
 from frontend.link.group_check import group_info
-from frontend.link.recovery import Workers
+from frontend.link.reconnect import GroupManager
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.requests.request import SamplingParams
 from frontend.scheduler.scheduler import Scheduler
@@ -286,12 +286,12 @@ async def test_epochs_grow_although_the_clock_goes_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with Ranks(tmp_path) as ranks:
-        workers = Workers(
+        workers = GroupManager(
             FrontendConfig(model=tmp_path, served_name="m", workers=(ranks.address,)), None
         )
         for hour in (2, 1):
             monkeypatch.setattr("time.time_ns", lambda hour=hour: hour * 3600 * 10**9)
-            await workers.reach()
+            await workers.connect()
             await workers.close()
         first, second = ranks.ranks[0].epochs
         assert first < second

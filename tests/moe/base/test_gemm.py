@@ -9,7 +9,7 @@ import torch
 
 from moe.base.context import KernelContext, make_context
 from moe.base.gemm import linear_parts
-from moe.base.tiles import TileBook, Tiles, linear_key
+from moe.base.tiles import Tiles, TileTable, linear_key
 from moe.base.workspace import Workspace
 
 pytestmark = pytest.mark.interpreter
@@ -22,7 +22,7 @@ DTYPES = [torch.float32, torch.float16]
 def context_of(N: int, K: int, tiles: Tiles | None, dtype: torch.dtype) -> KernelContext:
     """One that knows one shape's tiles, whatever the number of rows."""
     name = str(dtype).removeprefix("torch.")
-    book = TileBook(
+    book = TileTable(
         dtype=name,
         item_size=dtype.itemsize,
         shared_bytes=100_000,
@@ -96,13 +96,13 @@ def test_the_library(M: int) -> None:
 def test_what_is_guessed(M: int, dtype: torch.dtype) -> None:
     """No rows at all too, which a replica without work has."""
     name = str(dtype).removeprefix("torch.")
-    book = TileBook(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
+    book = TileTable(dtype=name, item_size=dtype.itemsize, shared_bytes=100_000)
     context = KernelContext(workspace=Workspace(DEVICE), tiles=book, pdl=False, num_cores=2)
     check(M, 40, 24, dtype, context)
 
 
 def test_depth_is_split_where_columns_are_few() -> None:
-    tiles = TileBook(dtype="float16", item_size=2, shared_bytes=100_000).linear(24, 600, 3)
+    tiles = TileTable(dtype="float16", item_size=2, shared_bytes=100_000).linear(24, 600, 3)
     assert tiles is not None
     assert tiles.splits > 1
     small = dataclasses.replace(tiles, block_k=64)
@@ -114,7 +114,7 @@ def test_depth_is_split_where_columns_are_few() -> None:
 def test_fp32_of_shorter_inputs(M: int, tuned: bool) -> None:
     """To fp32's tolerance, also where the library's GEMM would be taken."""
     table = {linear_key(40, 24, "float16"): {1: None}} if tuned else None
-    book = TileBook(dtype="float16", item_size=2, shared_bytes=100_000, linear=table)
+    book = TileTable(dtype="float16", item_size=2, shared_bytes=100_000, linear=table)
     context = KernelContext(workspace=Workspace(DEVICE), tiles=book, pdl=False, num_cores=2)
     check(M, 40, 24, torch.float16, context, out=torch.float32)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from moe.base.deferred_sum import DeferredSum, weighted_sum
 from moe.base.sum_norm import sum_norm
-from moe.base.summands import Summands, weighted_sum
 from tests.moe.builders import interpreted
 from workers.layers.norm import RMSNorm
 
@@ -125,8 +125,8 @@ def test_more_parts_of_another_buffer(S: int, M: int, dtype: torch.dtype, normed
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_sums_left_to_their_reader(dtype: torch.dtype) -> None:
     """Taken by a kernel and by plain torch, into rows of their own and on top of others."""
-    routed = Summands(torch.randn(3, 4, 24).to(dtype), torch.rand(3, 4))
-    both = routed.plus(Summands(torch.randn(3, 2, 24)))
+    routed = DeferredSum(torch.randn(3, 4, 24).to(dtype), torch.rand(3, 4))
+    both = routed.plus(DeferredSum(torch.randn(3, 2, 24)))
     assert routed.plus(None) is routed
     context = interpreted(dtype)
     plain = both.total(dtype)

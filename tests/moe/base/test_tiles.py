@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from moe.base import tiles as tiles_module
 from moe.base.tiles import (
     ExpertTiles,
-    TileBook,
     Tiles,
+    TileTable,
     experts_key,
     linear_key,
     load_book,
@@ -50,11 +50,11 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
-def make_book(**tables: Any) -> TileBook:
-    return TileBook(dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED, **tables)
+def make_book(**tables: Any) -> TileTable:
+    return TileTable(dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED, **tables)
 
 
-def load_bf16(device_name: str, triton_version: str) -> TileBook:
+def load_bf16(device_name: str, triton_version: str) -> TileTable:
     return load_book(
         device_name=device_name, triton_version=triton_version,
         dtype="bfloat16", item_size=2, shared_bytes=H200_SHARED,
@@ -117,7 +117,7 @@ def test_what_is_guessed_runs(
     num_experts: int, width: int, hidden: int, tokens: int, k: int, item_size: int, shared: int
 ) -> None:
     """Powers of two that tl.dot takes, within shared memory, for any shape."""
-    book = TileBook(dtype="some", item_size=item_size, shared_bytes=shared)
+    book = TileTable(dtype="some", item_size=item_size, shared_bytes=shared)
     experts = book.experts(num_experts, width, hidden, tokens, tokens * k)
     guesses = [
         (experts.gate_up, 2),

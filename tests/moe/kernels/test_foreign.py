@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import TileBook
+from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
@@ -51,7 +51,7 @@ def make_kernels(spoil: dict[str, int]) -> KernelContext:
     workspace = Workspace(DEVICE)
     for name, size in spoil.items():
         workspace.take(name, (size,), torch.float32).fill_(torch.nan)
-    book = TileBook(dtype="float32", item_size=4, shared_bytes=100_000)
+    book = TileTable(dtype="float32", item_size=4, shared_bytes=100_000)
     return KernelContext(workspace=workspace, tiles=book, pdl=False, num_cores=2)
 
 

@@ -1,4 +1,4 @@
-"""A sum that is left to whoever reads it next, so that a norm's kernel can take it.
+"""A sum that is not computed yet: the next norm's kernel adds its parts while it reads them.
 
 T tokens, S parts of a sum, M more of them, H hidden.
 """
@@ -13,8 +13,8 @@ from moe.base.context import KernelContext
 from moe.base.sum_norm import sum_norm
 
 
-class Summands(NamedTuple):
-    """Σ_s weights[t,s] · parts[t,s] + Σ_m more[t,m], left to whoever reads it next: a norm adds it
+class DeferredSum(NamedTuple):
+    """Σ_s weights[t,s] · parts[t,s] + Σ_m more[t,m], not computed yet: the next norm adds it
     to the residual.
 
     `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
@@ -26,11 +26,11 @@ class Summands(NamedTuple):
     more: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, x_TH: torch.Tensor) -> Summands:
+    def of(cls, x_TH: torch.Tensor) -> DeferredSum:
         """One part: nothing is left to sum."""
         return cls(x_TH.unsqueeze(1))
 
-    def plus(self, other: Summands | None) -> Summands:
+    def plus(self, other: DeferredSum | None) -> DeferredSum:
         """The sum of both; `other` has no weights, and neither has `more` yet."""
         if other is None:
             return self

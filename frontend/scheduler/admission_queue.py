@@ -1,8 +1,8 @@
-"""The order in which sequences without a slot are admitted.
+"""The order in which sequences without a slot are admitted, and how many may wait.
 
 Preempted sequences, which have run before, come first, oldest first. Of the new ones the lowest
-priority value comes first, within it the key that was given the fewest tokens, within a key the
-oldest: virtual token counters, as in Sheng et al., "Fairness in Serving Large Language Models"
+priority value comes first, within it the API key that was served the fewest tokens, within a key
+the oldest: virtual token counters, as in Sheng et al., "Fairness in Serving Large Language Models"
 (2024). Owns the errors of a full queue and of a wait too long. Knows no slots, blocks or clock.
 """
 
@@ -20,7 +20,7 @@ RETRY_AFTER_SECONDS = (1.0, 60.0)
 """The least and the most that `retry_after` is for a request that finds the queue full."""
 
 
-class WaitingQueue:
+class AdmissionQueue:
     """Sequences in the order of their admission, which ``charge`` changes between keys.
 
     Attributes:
@@ -105,7 +105,7 @@ class WaitingQueue:
 
 
 def check_room(
-    waiting: WaitingQueue,
+    waiting: AdmissionQueue,
     limits: SchedulerLimits,
     times: StepTimes,
     *,

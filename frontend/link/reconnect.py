@@ -1,8 +1,9 @@
-"""Keeps the engine supplied with workers: what happens when a group of them is lost.
+"""Connects to a group of workers, and to the next one when that is lost.
 
-Owns the loss and the way back: not ready → the old group's streams closed → the next one reached,
-under a new epoch → open requests replayed → ready. Owns how often that may happen. Knows nothing of
-why ranks die, or of the launcher that starts them again.
+Owns the order: not ready → the old group's streams closed → connected to the next, under a new
+epoch → the engine resumes on it → ready; and how often that may happen. The scheduler's
+`crash_recovery.py` decides which requests go on. Knows nothing of why ranks die, or of the launcher
+that starts them again.
 """
 
 from __future__ import annotations
@@ -34,8 +35,8 @@ have ended for good."""
 PAUSE_SECONDS = 0.1
 
 
-class Workers:
-    """The workers of one frontend, whichever group they are at the moment.
+class GroupManager:
+    """The groups of workers that one frontend has, one after the other.
 
     Args:
         secret: sent to the ranks with each call; None: no secret.
@@ -55,7 +56,7 @@ class Workers:
         self._losses: deque[float] = deque()
         self._epoch = 0
 
-    async def reach(self) -> WorkerGroup:
+    async def connect(self) -> WorkerGroup:
         """Try until a whole group answers.
 
         Raises:
@@ -80,7 +81,7 @@ class Workers:
             else:
                 return self.group
 
-    async def keep(
+    async def run(
         self,
         engine: Engine,
         on_ready: OnReady,
@@ -94,7 +95,7 @@ class Workers:
             GroupLost: too often, or no other group came.
             ValueError: the next group is not like the one before.
         """
-        assert self.group is not None, "reach() first"
+        assert self.group is not None, "connect() first"
         while True:
             try:
                 await engine.run()
@@ -105,9 +106,9 @@ class Workers:
             await on_ready(False, lost.info)
             logger.warning("the workers are lost: %s; waiting for the next group", cause)
             await lost.close()
-            group = await self.reach()
+            group = await self.connect()
             check_successor(lost.description, group.description)
-            engine.replay(group, limits_of(group.info, self._config))
+            engine.resume_on(group, limits_of(group.info, self._config))
             await on_ready(True, group.info)
             logger.warning("the workers are back after %.1f s", time.monotonic() - since)
 

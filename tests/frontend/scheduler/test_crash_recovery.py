@@ -38,7 +38,7 @@ class Losing(Driver):
     def lose(self) -> int:
         self.in_flight.clear()
         self.workers = FakeWorkers(self.scheduler.limits)
-        replayed = self.scheduler.replay(self.scheduler.limits, self.now)
+        replayed = self.scheduler.resume_on(self.scheduler.limits, self.now)
         self.workers.last_step = self.scheduler._scheduled_step
         return replayed
 
@@ -169,7 +169,7 @@ def test_what_no_longer_fits_the_new_workers_is_lost_alone() -> None:
         driver.turn()
     driver.in_flight.clear()
     less = dataclasses.replace(LIMITS, num_blocks=8, enable_prefix_cache=False)
-    driver.scheduler.replay(less, driver.now)
+    driver.scheduler.resume_on(less, driver.now)
     driver.workers = FakeWorkers(less)
     driver.workers.last_step = driver.scheduler._scheduled_step
     driver.run()
@@ -190,7 +190,7 @@ def test_what_waited_and_no_longer_fits_the_new_workers_blocks_nobody() -> None:
     driver.turn()
     driver.in_flight.clear()
     less = dataclasses.replace(driver.scheduler.limits, num_blocks=8)
-    driver.scheduler.replay(less, driver.now)
+    driver.scheduler.resume_on(less, driver.now)
     driver.workers = FakeWorkers(less)
     driver.workers.last_step = driver.scheduler._scheduled_step
     driver.run()
@@ -250,7 +250,7 @@ async def test_the_engine_goes_on_with_another_group() -> None:
         if new is groups[-1]:
             engine.submit(late)  # while there are no workers
         new.workers.last_step = engine._scheduler._scheduled_step
-        engine.replay(new, LIMITS)
+        engine.resume_on(new, LIMITS)
         assert not engine.load().restarting
     run = asyncio.create_task(engine.run())
     async with asyncio.timeout(30):

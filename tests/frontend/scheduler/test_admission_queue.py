@@ -8,11 +8,11 @@ import random
 import pytest
 
 from frontend.errors import Code, RequestError
+from frontend.scheduler.admission_queue import AdmissionQueue
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.sequence import Sequence
 from frontend.scheduler.step_times import StepTimes
-from frontend.scheduler.waiting_queue import WaitingQueue
 from tests.frontend.builders import LIMITS, make_request
 from tests.frontend.fake_workers import FakeWorkers
 
@@ -25,7 +25,7 @@ def sequence(
     return Sequence(request, order, 64)
 
 
-def drain(queue: WaitingQueue) -> list[int]:
+def drain(queue: AdmissionQueue) -> list[int]:
     """Orders in which all are admitted, each charged for its prompt."""
     orders = []
     while queue:
@@ -37,7 +37,7 @@ def drain(queue: WaitingQueue) -> list[int]:
 
 
 def test_one_key_is_served_in_order_of_arrival() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     for order in range(5):
         queue.push(sequence(order))
     assert len(queue) == 5
@@ -47,7 +47,7 @@ def test_one_key_is_served_in_order_of_arrival() -> None:
 
 
 def test_what_ran_before_goes_first_by_age_whatever_its_priority() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     queue.push(sequence(9, priority=-5))
     for order in (3, 1, 2):
         queue.push_preempted(sequence(order, priority=7, ran=True))
@@ -55,14 +55,14 @@ def test_what_ran_before_goes_first_by_age_whatever_its_priority() -> None:
 
 
 def test_lower_priority_values_go_first() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     for order, priority in enumerate([0, 5, -1, 0, -1]):
         queue.push(sequence(order, priority=priority))
     assert drain(queue) == [2, 4, 0, 3, 1]
 
 
 def test_a_key_that_floods_does_not_starve_the_others() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     for order in range(50):
         queue.push(sequence(order, key="flood"))
     for order in range(50, 53):
@@ -72,7 +72,7 @@ def test_a_key_that_floods_does_not_starve_the_others() -> None:
 
 
 def test_keys_share_tokens_not_requests() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     for order in range(0, 60, 2):
         queue.push(sequence(order, key="long", length=30))
     for order in range(1, 201, 2):
@@ -83,7 +83,7 @@ def test_keys_share_tokens_not_requests() -> None:
 
 
 def test_a_key_that_was_away_has_no_credit() -> None:
-    queue = WaitingQueue()
+    queue = AdmissionQueue()
     for order in range(100):
         queue.push(sequence(order, key="busy"))
     for _ in range(50):
@@ -99,7 +99,7 @@ def test_a_key_that_was_away_has_no_credit() -> None:
 @pytest.mark.parametrize("seed", range(20))
 def test_random_withdrawals_leave_the_rest(seed: int) -> None:
     rng = random.Random(seed)
-    queue, present = WaitingQueue(), []
+    queue, present = AdmissionQueue(), []
     for order in range(60):
         ran = rng.random() < 0.3
         each = sequence(order, rng.choice("abc"), rng.randrange(3), rng.randint(1, 9), ran=ran)

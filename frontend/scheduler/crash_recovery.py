@@ -1,8 +1,9 @@
-"""Crash attribution: finds the request that crashes the workers.
+"""Which requests go on after a loss of the workers, and which request crashes them.
 
-Owns the rule. A sequence that was in flight at two losses of the workers, without a new token
-between them, is quarantined: it runs alone. One that was quarantined and in flight at a further
-loss is the cause. Knows nothing of queues.
+All go on, but those that the next workers' cache cannot hold, and one that crashes the workers.
+To find that one: a sequence that was in flight at two losses, without a new token between them, is
+quarantined and runs alone. One that was quarantined and in flight at a further loss is the cause.
+Knows nothing of queues and connections.
 """
 
 from __future__ import annotations
@@ -11,7 +12,8 @@ from collections.abc import Sequence as ListOf
 
 from frontend.errors import Code, RequestError
 from frontend.requests.request import Request
-from frontend.scheduler.sequence import Phase, Sequence
+from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.sequence import Phase, Sequence, check_fits
 
 CRASHES_BEFORE_QUARANTINE = 2
 
@@ -43,6 +45,23 @@ class Quarantine:
             if sequence.crashes == CRASHES_BEFORE_QUARANTINE:
                 self._line.append(sequence)
         return alone if alone in in_flight else None
+
+
+def why_lost(sequence: Sequence, limits: SchedulerLimits) -> RequestError | None:
+    """The error of an open request that cannot go on with new workers; None when it can.
+
+    Args:
+        limits: of the new workers, whose cache may be smaller.
+    """
+    request = sequence.request
+    try:
+        left = request.stops.max_new_tokens - request.num_generated
+        check_fits(limits, len(sequence.tokens), left)
+    except RequestError as error:
+        if request.admitted:
+            error.code, error.reason, error.field = Code.UNAVAILABLE, "STREAM_LOST", None
+        return error
+    return None
 
 
 def poison_error(request: Request) -> RequestError:
