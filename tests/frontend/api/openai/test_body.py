@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 
 import pytest
@@ -69,11 +68,31 @@ def test_any_object_is_a_job_or_refused_by_name(body: dict[str, object]) -> None
             assert refusal.field
 
 
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=40))
+_ONE = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=8)
+)
+_JSON = st.recursive(
+    _ONE, lambda inner: st.lists(inner) | st.dictionaries(st.text(max_size=4), inner), max_leaves=6
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.binary(max_size=40) | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_an_object_or_refused(body: bytes) -> None:
-    with contextlib.suppress(RequestError):
-        parse_object(body)
+    try:
+        value = json.loads(body)
+    except ValueError:
+        value = None
+    if isinstance(value, dict):
+        assert parse_object(body) == value
+    else:
+        with pytest.raises(RequestError) as caught:
+            parse_object(body)
+        assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, "body")
 
 
 @settings(max_examples=300, deadline=None)
