@@ -40,8 +40,8 @@ def test_kernels_and_padded_steps_draw_the_same(dtype: torch.dtype, graphs: bool
     them, so that a bias or a penalty must not be rounded as they are."""
     model = TableModel(VOCAB, dtype)
     driver = Driver(make_runner(model, kernels=True, graphs=graphs), model)
-    drive_at_random(driver, random_askers(9, 5, plain=0.2), 5, 22)
-    assert driver.num_checked > 40
+    drive_at_random(driver, random_askers(9, 5, plain=0.2), 5, 13)
+    assert driver.num_checked > 20
 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
