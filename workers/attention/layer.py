@@ -11,7 +11,6 @@ import dataclasses
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from moe.base.context import KernelContext
 from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_attention
@@ -185,7 +184,17 @@ def _prefill(
         q_TND.transpose(0, 1)[None],
         k_LKD.transpose(0, 1)[None],
         v_LKD.transpose(0, 1)[None],
-        attn_mask=causal_lower_right(num_tokens, length) if num_tokens > 1 else None,
+        attn_mask=_causal_mask(num_tokens, length, q_TND.device) if num_tokens > 1 else None,
         enable_gqa=True,
     )[0]
     return out_NTD.transpose(0, 1)
+
+
+def _causal_mask(num_tokens: int, length: int, device: torch.device) -> torch.Tensor:
+    """What the last queries of a context see ``[T, L]``."""
+    if device.type == "cpu":
+        return torch.ones(num_tokens, length, dtype=torch.bool).tril(length - num_tokens)
+    # Here, not above: it imports torch's compiler, which takes more than a second.
+    from torch.nn.attention.bias import causal_lower_right
+
+    return causal_lower_right(num_tokens, length)

@@ -190,6 +190,19 @@ def test_a_group_that_ended_by_itself_or_with_its_peers() -> None:
     assert read_end(lines(*BOTH, {"pid": 10, "peers": True}), 2, 10, 9).moved
 
 
+# ---- what it imports ----
+
+IMPORTS = """
+import sys, workers.launcher.rank_session, workers.rank.process
+sys.exit("torch._dynamo" in sys.modules)
+"""
+
+
+def test_ranks_start_without_torchs_compiler() -> None:
+    """Importing it would take as long as all the rest."""
+    assert subprocess.run([sys.executable, "-c", IMPORTS], check=False).returncode == 0
+
+
 # ---- the loop ----
 
 # Groups of one process each: some end by themselves, the last has a child and stays.
