@@ -107,7 +107,7 @@ class SparseMoeBlock(nn.Module):
         return self.dispatcher.combine(expert_out, dispatched, shared)
 
     def _valid_of(self, share: TokenShare, num_valid: torch.Tensor | None) -> torch.Tensor | None:
-        """How many tokens of the share are none of padding; negative where all are."""
+        """Number of tokens in the share that are no padding; it may be negative where all are."""
         if num_valid is None or not share.first_row:
             return num_valid
         if self.context is None:

@@ -1,4 +1,5 @@
-"""Experts as a loop over plain MLPs: the runner that is easy to believe.
+"""Experts as a loop over plain MLPs, one expert at a time: the runner `legacy`, reference
+for the fused one.
 
 Owns nothing but the loop. Does not know ranks, sorting or packing tricks. It looks at the routes on
 the host, so it never runs inside a CUDA graph.

@@ -21,7 +21,7 @@ class StepRows:
         positions: of the row's first token in its sequence, int32.
         num_tokens: int32.
         first_token: where the row's tokens begin in the step, int32.
-        draws: whether a token is drawn behind the row's last one.
+        draws: whether a token is drawn after the row's last one.
         lengths: context after this step, int32; 0 for padding.
     """
 

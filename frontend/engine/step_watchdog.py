@@ -1,6 +1,7 @@
-"""The time-out of a step: gives a group of workers up when its oldest step is overdue.
+"""The time-out of a step: declares the group of workers lost when its oldest step is overdue.
 
-Owns how long a step may take. Knows nothing of what a step holds, or of what follows a loss.
+Owns how long a step may take. `WorkerGroup.lose` then ends the whole group, and
+`frontend.link.reconnect` connects to the next. Knows nothing of what a step holds.
 """
 
 from __future__ import annotations

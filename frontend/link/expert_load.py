@@ -62,7 +62,7 @@ def add_up(counts: Counts, num_ranks: int) -> pb.GetExpertLoadResponse:
     """All ranks' counts as one message.
 
     Args:
-        counts: one a rank; ``tokens`` is [L·E], layer by layer.
+        counts: one per rank; ``tokens`` is [L·E], layer by layer.
         num_ranks: ranks over which the experts are spread.
     """
     first = counts[0]

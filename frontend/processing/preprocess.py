@@ -153,7 +153,7 @@ async def make_requests(
     *,
     in_one_message: bool = False,
 ) -> list[Request]:
-    """The engine's requests, one a sample. What costs nothing is checked first, then the prompt is
+    """The engine's requests, one per sample. What costs nothing is checked first, then the prompt is
     encoded, then a constraint is compiled.
 
     Args:

@@ -39,7 +39,7 @@ class TokenLogprobs:
 
 @dataclasses.dataclass(slots=True)
 class Delta:
-    """New output since the last delta that was taken; ``logprobs`` one a token, or none."""
+    """New output since the last delta that was taken; ``logprobs`` one per token, or none."""
 
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)

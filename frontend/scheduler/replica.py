@@ -166,7 +166,7 @@ class Replica:
         Blocks that led to no token are not published: their KV may not be finite.
 
         Args:
-            tokens: one a draw, in the order of the rows; negative: none.
+            tokens: one per draw, in the order of the rows; negative: none.
         """
         block_size, num_decodes = self.pool.block_size, batch.num_decodes
         running, done = Phase.RUNNING, Phase.DONE
@@ -274,7 +274,7 @@ def choose_replica(
     """Of the replicas with room choose the one with the longest prefix, unless clearly busier.
 
     Args:
-        batches: of the step that is being made, one a replica.
+        batches: of the step that is being made, one per replica.
 
     Returns:
         The replica, and its blocks that hold a prefix of the sequence; None: no replica has room.

@@ -134,7 +134,7 @@ class Scheduler:
 
         Args:
             step: what ``schedule`` returned.
-            tokens: for each replica one a draw, in the order of the rows; negative: none.
+            tokens: for each replica one per draw, in the order of the rows; negative: none.
             ended: sequences whose request ended with its token.
         """
         assert step.step_id == self._completed_step + 1, "steps complete in their order"

@@ -133,7 +133,7 @@ class Drawn:
     """What one replica drew for its batch.
 
     Attributes:
-        tokens: one a draw, in the order of the rows; the link's NOT_FINITE if nothing was drawn.
+        tokens: one per draw, in the order of the rows; the link's NOT_FINITE if nothing was drawn.
         logprobs: of the draws whose request wants them.
         prompt_logprobs: of the prompt tokens that follow each row's tokens, for requests that want
             them.

@@ -44,7 +44,7 @@ def reduce_scatter_rows(rows: torch.Tensor, group: dist.ProcessGroup) -> torch.T
 def exchange_rows(
     rows: torch.Tensor, send_counts: list[int], recv_counts: list[int], group: dist.ProcessGroup
 ) -> torch.Tensor:
-    """`rows` is sent in runs of `send_counts`, one a rank; the runs received, in rank order."""
+    """`rows` is sent in runs of `send_counts`, one per rank; the runs received, in rank order."""
     out = rows.new_empty(sum(recv_counts), *rows.shape[1:])
     dist.all_to_all_single(out, rows.contiguous(), recv_counts, send_counts, group=group)
     return out

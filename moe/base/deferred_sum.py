@@ -1,6 +1,6 @@
 """A sum that is not computed yet: the next norm's kernel adds its parts while it reads them.
 
-T tokens, S parts of a sum, M more of them, H hidden.
+T tokens, S weighted parts of a sum, M parts without weights (the shared experts'), H hidden.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from moe.base.sum_norm import sum_norm
 
 
 class DeferredSum(NamedTuple):
-    """Σ_s weights[t,s] · parts[t,s] + Σ_m more[t,m], not computed yet: the next norm adds it
+    """Σ_s weights[t,s] · parts[t,s] + Σ_m unweighted[t,m], not computed yet: the next norm adds it
     to the residual.
 
     `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
-    is left out, whatever it holds. `more` [T,M,H] in any strides, of another buffer, or None.
+    is left out, whatever it holds. `unweighted` [T,M,H] in any strides, of another buffer, or None.
     """
 
     parts: torch.Tensor
     weights: torch.Tensor | None = None
-    more: torch.Tensor | None = None
+    unweighted: torch.Tensor | None = None
 
     @classmethod
     def of(cls, x_TH: torch.Tensor) -> DeferredSum:
@@ -31,15 +31,15 @@ class DeferredSum(NamedTuple):
         return cls(x_TH.unsqueeze(1))
 
     def plus(self, other: DeferredSum | None) -> DeferredSum:
-        """The sum of both; `other` has no weights, and neither has `more` yet."""
+        """The sum of both; `other` has no weights, and neither has `unweighted` yet."""
         if other is None:
             return self
-        assert self.more is None and other.more is None and other.weights is None
-        return self._replace(more=other.parts)
+        assert self.unweighted is None and other.unweighted is None and other.weights is None
+        return self._replace(unweighted=other.parts)
 
     def total(self, dtype: torch.dtype, context: KernelContext | None = None) -> torch.Tensor:
         """[T,H] in `dtype`, accumulated in fp32 from s = 0 upwards."""
-        is_whole = self.weights is None and self.more is None and self.parts.shape[1] == 1
+        is_whole = self.weights is None and self.unweighted is None and self.parts.shape[1] == 1
         if is_whole and self.parts.dtype == dtype:
             return self.parts[:, 0]
         if context is not None:
@@ -48,15 +48,15 @@ class DeferredSum(NamedTuple):
             sum_norm(
                 self.parts,
                 self.weights,
-                more_TMH=self.more,
+                more_TMH=self.unweighted,
                 out_residual=out_TH,
                 pdl=context.pdl,
             )
             return out_TH
-        if self.more is None:
+        if self.unweighted is None:
             return weighted_sum(self.parts, self.weights, dtype)
         total_TH = weighted_sum(self.parts, self.weights, torch.float32)
-        return (total_TH + weighted_sum(self.more, None, torch.float32)).to(dtype)
+        return (total_TH + weighted_sum(self.unweighted, None, torch.float32)).to(dtype)
 
     def add_to(self, rows_TH: torch.Tensor, context: KernelContext | None) -> None:
         """Adds the sum, rounded to their dtype, to rows in place."""
@@ -67,7 +67,7 @@ class DeferredSum(NamedTuple):
             self.parts,
             self.weights,
             rows_TH,
-            more_TMH=self.more,
+            more_TMH=self.unweighted,
             out_residual=rows_TH,
             pdl=context.pdl,
         )

@@ -54,7 +54,7 @@ def swiglu(
 ) -> torch.Tensor:
     """silu(gate) · up, ``[T, I]``, of the sum of parts ``[S, T, 2I]`` with gate columns first.
 
-    Given both ``hidden_TH`` and ``scale_1H``, times the sigmoid of their product, one a token.
+    Given both ``hidden_TH`` and ``scale_1H``, times the sigmoid of their product, one per token.
     """
     S, T, double = parts_STW.shape
     width = double // 2

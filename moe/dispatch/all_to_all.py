@@ -58,7 +58,7 @@ class AllToAllDispatcher(ShareDispatcher):
             topk=TopK(torch.ones_like(ids_R1, dtype=torch.float32), ids_R1),
             share=share,
             exchange=Exchange(
-                slots=goes_NVK.flatten(1).nonzero(as_tuple=True)[1],
+                route_index=goes_NVK.flatten(1).nonzero(as_tuple=True)[1],
                 num_sent=routes_sent,
                 num_received=routes_received,
                 topk=topk,
@@ -74,7 +74,7 @@ class AllToAllDispatcher(ShareDispatcher):
         rows_RH = expert_out.total(dispatched.hidden.dtype, self.context)
         back = exchange_rows(rows_RH, exchange.num_received, exchange.num_sent, self.group)
         routes = torch.empty_like(back)
-        routes[exchange.slots] = back
+        routes[exchange.route_index] = back
         routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
         routed = DeferredSum(routes_VKH, exchange.topk.weights)
         out_VH = routed.plus(shared).total(back.dtype, self.context)

@@ -33,11 +33,11 @@ class TokenShare:
 class Exchange:
     """What all_to_all sent, so that the results find their way back.
 
-    `slots` [V·K] is the flat (token, k) of each route in the order its result comes back;
+    `route_index` [V·K] is the flat (token, k) of each route in the order its result comes back;
     `num_sent` and `num_received` count routes a rank.
     """
 
-    slots: torch.Tensor
+    route_index: torch.Tensor
     num_sent: list[int]
     num_received: list[int]
     topk: TopK

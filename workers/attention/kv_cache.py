@@ -27,14 +27,14 @@ class LayerCache:
         """Tokens in a block."""
         return int(self.keys.shape[1])
 
-    def write(self, slots_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
-        """Store tokens; slot = block * block_size + offset.
+    def write(self, cache_rows_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
+        """Store tokens; row = block * block_size + offset.
 
         Values that are not finite are stored as 0. Attention reads whole blocks and masks the
         places of other rows; a masked NaN would still spread to the next sequence with the block.
         """
-        self.keys.flatten(0, 1).index_copy_(0, slots_T, k_TND.nan_to_num(0.0, 0.0, 0.0))
-        self.values.flatten(0, 1).index_copy_(0, slots_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
+        self.keys.flatten(0, 1).index_copy_(0, cache_rows_T, k_TND.nan_to_num(0.0, 0.0, 0.0))
+        self.values.flatten(0, 1).index_copy_(0, cache_rows_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

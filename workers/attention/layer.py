@@ -85,7 +85,7 @@ def paged_attention(
 def kernel_attention(
     q_TND: torch.Tensor, cache: LayerCache, batch: AttentionBatch, context: KernelContext
 ) -> torch.Tensor:
-    """As ``paged_attention``, with keys and values stored already."""
+    """As ``paged_attention``, with keys and values that `kernels.qk_rope` has stored."""
     T, N, D = q_TND.shape
     take = context.workspace.take
     out_TND = take("attended", (T, N, D), q_TND.dtype)

@@ -61,7 +61,7 @@ class RMSNorm(nn.Module):
             residual_TH,
             self.weight,
             self.eps,
-            more_TMH=update.more,
+            more_TMH=update.unweighted,
             out_normed=out_TH,
             out_residual=out_residual_TH,
             pdl=self.context.pdl,

@@ -81,8 +81,8 @@ def _warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
 
 
 def _warm_up(factory: RunnerFactory, sizes: CacheSizes, shape: dict[str, int]) -> int:
-    """Run made-up steps on a cache of their own, which is gone afterwards: its memory is part of
-    what may be given away.
+    """Run made-up steps on a cache of their own. It is freed, so its memory counts as available for
+    the real one.
 
     Returns:
         Bytes of device memory they took at their peak beyond what stays, 0 on a CPU.

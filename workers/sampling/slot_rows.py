@@ -15,7 +15,7 @@ class SlotRows:
     """An int32 row of `width` for each slot that has taken one, until it is given back.
 
     Attributes:
-        values_RW: all rows; moves when it grows, to twice its rows, at most one a slot.
+        values_RW: all rows; moves when it grows, to twice its rows, at most one per slot.
     """
 
     def __init__(self, *, width: int, num_slots: int, device: torch.device) -> None:

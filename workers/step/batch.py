@@ -25,7 +25,7 @@ from workers.sampling.slot_params import SlotParams
 from workers.sampling.torch_sampler import SamplingRows
 from workers.staging import Staging
 
-_SPARE_WORDS = 1 << 16  # of what no graph reads, to begin with
+_SPARE_WORDS = 1 << 16  # initial size of the staging that no graph reads
 
 
 class BatchShape(NamedTuple):

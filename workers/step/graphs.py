@@ -1,8 +1,9 @@
-"""CUDA graphs of steps, one a padded shape.
+"""CUDA graphs of steps, one per padded shape.
 
 Owns which shapes are captured, the captures and their replay. Knows nothing of the model: it
 captures a function of a staged batch, whose columns lie at addresses that depend on the shape
-alone.
+alone. Rows of padding have slot -1: `workers.attention.kernels.qk_rope` stores no keys for them,
+and no expert computes them (`num_valid`).
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ Forward = Callable[[DeviceBatch], torch.Tensor]
 
 # Steps with a prefill of more tokens are bound by the device: a graph would not shorten them.
 _MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
-# In a captured mixed step a decode's context is read by one program a key head.
+# In a captured mixed step one program per key head reads a decode's whole context.
 _MIXED_CONTEXT = 4096
 
 
@@ -89,7 +90,9 @@ class StepGraphs:
         return cls(captured, num_allocations)
 
     def shape_for(self, step: worker_pb2.StepRequest) -> BatchShape | None:
-        """The shape a step is padded to, the same on every rank; None: it has none."""
+        """The shape a step is padded to; None: it has none. All ranks choose the same: mixed
+        shapes, which depend on the replica's own positions, are captured with one replica alone.
+        """
         tokens = step.max_replica_tokens
         sizes = self.decodes if step.decode_only else self.mixed
         if not sizes or tokens > sizes[-1]:

@@ -1,7 +1,8 @@
 """Running steps: launch(step) → StepHandle; handle.result() → StepResult.
 
 Owns the order stage → forward or graph → draw → copy back, and that launching never waits for the
-device. Knows nothing of gRPC streams or scheduling.
+device. A replica without work runs an empty step, since the others wait for it in the experts'
+collectives (`moe.layer`). Knows nothing of gRPC streams or scheduling.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ from moe.base.sum_norm import MAX_REGISTERS, add_parts, load_parts
 _FEW_TOKENS = 32
 # Up to so many all programs run at once, and what they load ahead of the wait is hidden.
 _ONE_WAVE_TOKENS = 512
-# Beyond, a program turns so many times so many query heads: 64 bytes a lane in flight.
+# Above that a program rotates _WIDE_REPEAT tiles of _WIDE_HEADS query heads: 64 bytes per lane in
+# flight.
 _WIDE_HEADS, _WIDE_REPEAT = 8, 2
 
 
