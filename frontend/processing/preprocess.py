@@ -153,8 +153,8 @@ async def make_requests(
     *,
     in_one_message: bool = False,
 ) -> list[Request]:
-    """The engine's requests, one per sample. What costs nothing is checked first, then the prompt is
-    encoded, then a constraint is compiled.
+    """The engine's requests, one per sample. What costs nothing is checked first, then the prompt
+    is encoded, then a constraint is compiled.
 
     Args:
         in_one_message: the whole answer travels in one message, which it must fit.
