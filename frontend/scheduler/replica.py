@@ -203,7 +203,7 @@ class Replica:
         while self.pool.num_free == 0 and sequence.phase is Phase.RUNNING:
             victim = (self._prefilling or self._decoding)[-1]
             self.release(victim)
-            victim.phase = Phase.DRAINING
+            victim.phase = Phase.PREEMPTED
             victims.append(victim)
 
     def _add_chunk(

@@ -46,7 +46,7 @@ class Scheduler:
         self._waiting = AdmissionQueue()
         self._open: dict[str, Sequence] = {}
         self._quarantine = Quarantine()
-        self._num_draining = 0
+        self._num_preempted = 0
         self.earliest_deadline = float("inf")
         self._num_submitted = 0
         self._scheduled_step = 0
@@ -143,8 +143,8 @@ class Scheduler:
             replica.complete(batch, drawn)
         for sequence in ended:
             self._withdraw(sequence)
-        if self._num_draining:
-            self._requeue_drained(step)
+        if self._num_preempted:
+            self._requeue_preempted(step)
 
     def resume_on(self, limits: SchedulerLimits, now: float) -> int:
         """Begin again on new workers: every open sequence waits, with the tokens it has.
@@ -164,7 +164,7 @@ class Scheduler:
             poisonous.request.fail(poison_error(poisonous.request), now)
         self.limits = limits
         self._replicas = make_replicas(limits)
-        self._num_draining = 0
+        self._num_preempted = 0
         self._completed_step = self._scheduled_step
         self._waiting.clear_preempted()
         num_replayed = 0
@@ -180,7 +180,7 @@ class Scheduler:
     @property
     def queued_requests(self) -> int:
         """Requests that wait for a slot."""
-        return len(self._waiting) + self._num_draining
+        return len(self._waiting) + self._num_preempted
 
     @property
     def kv_cache_usage(self) -> float:
@@ -206,7 +206,7 @@ class Scheduler:
         None overtakes a preempted sequence whose results are still in flight either. A quarantined
         sequence is admitted before all others, and none beside it.
         """
-        while self._waiting and not self._num_draining:
+        while self._waiting and not self._num_preempted:
             sequence = self._waiting.head() if quarantined is None else quarantined
             if sequence.phase is not Phase.WAITING:
                 return
@@ -233,7 +233,7 @@ class Scheduler:
             for sequence in replica.running():
                 if sequence is not quarantined:
                     replica.release(sequence)
-                    sequence.phase = Phase.DRAINING
+                    sequence.phase = Phase.PREEMPTED
                     self._preempt(sequence)
 
     def _wait_again(self, sequence: Sequence, now: float) -> bool:
@@ -260,16 +260,16 @@ class Scheduler:
         self.preemptions += 1
         victim.request.preemptions += 1
         if victim.last_step > self._completed_step:
-            self._num_draining += 1
+            self._num_preempted += 1
         else:
             self._requeue(victim)
 
-    def _requeue_drained(self, step: Step) -> None:
+    def _requeue_preempted(self, step: Step) -> None:
         """Queue preempted sequences again whose last results came with ``step``."""
         for batch in step.batches:
             for sequence in batch.sequences:
-                if sequence.phase is Phase.DRAINING and sequence.last_step == step.step_id:
-                    self._num_draining -= 1
+                if sequence.phase is Phase.PREEMPTED and sequence.last_step == step.step_id:
+                    self._num_preempted -= 1
                     self._requeue(sequence)
 
     def _requeue(self, sequence: Sequence) -> None:
@@ -284,8 +284,8 @@ class Scheduler:
         self._waiting.charge(request.key, request.num_generated)
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
-        elif sequence.phase is Phase.DRAINING:
-            self._num_draining -= 1
+        elif sequence.phase is Phase.PREEMPTED:
+            self._num_preempted -= 1
         else:
             self._replicas[sequence.replica].release(sequence)
         sequence.phase = Phase.DONE

@@ -21,8 +21,8 @@ class Phase(enum.Enum):
     """In the queue."""
     RUNNING = enum.auto()
     """Holds a slot and blocks."""
-    DRAINING = enum.auto()
-    """Preempted; results of it are still in flight, then it waits again."""
+    PREEMPTED = enum.auto()
+    """Gave up its blocks; it waits again once its results in flight have arrived."""
     DONE = enum.auto()
     """Over; results still in flight are dropped."""
 

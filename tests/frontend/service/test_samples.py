@@ -28,7 +28,7 @@ def opened(engine: FakeEngine, records: Records | None = None, **changes: object
     return service
 
 
-def asked(
+def generate_request(
     n: int, num_tokens: int = 4, prompt: str = PROMPT, **output: object
 ) -> pb.GenerateRequest:
     return pb.GenerateRequest(
@@ -60,7 +60,7 @@ def expected(n: int, num_tokens: int) -> dict[int, str]:
 async def test_a_stream_of_samples(prefix_cache: bool) -> None:
     engine, records = FakeEngine(), Records()
     service = opened(engine, records, prefix_cache=prefix_cache)
-    events = await collect(service.generate(asked(3)))
+    events = await collect(service.generate(generate_request(3)))
     kinds = [event.WhichOneof("event") for event in events]
     assert (kinds[0], kinds[-1]) == ("started", "finished")
     assert set(kinds[1:-1]) == {"delta"}
@@ -75,7 +75,7 @@ async def test_a_stream_of_samples(prefix_cache: bool) -> None:
 
 async def test_samples_differ_in_index_and_id_alone() -> None:
     engine = FakeEngine()
-    request = asked(3, logprobs=True, prompt_logprobs=True)
+    request = generate_request(3, logprobs=True, prompt_logprobs=True)
     request.sampling.seed = 5
     await collect(opened(engine).generate(request))
     assert list(engine.requests) == ["r", "r·1", "r·2"]
@@ -96,7 +96,7 @@ async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it()
     ):
         engine = FakeEngine()
         engine.go.clear()
-        stream = opened(engine, **changes).generate(asked(3, prompt=prompt))
+        stream = opened(engine, **changes).generate(generate_request(3, prompt=prompt))
         await anext(stream)
         rest = asyncio.create_task(collect(stream))
         await until(lambda found=engine.requests, wanted=at_once: len(found) >= wanted)
@@ -109,7 +109,9 @@ async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it()
 
 
 async def test_complete_has_an_output_a_sample() -> None:
-    answer = await opened(FakeEngine()).complete(pb.CompleteRequest(request=asked(3, 6, echo=True)))
+    answer = await opened(FakeEngine()).complete(
+        pb.CompleteRequest(request=generate_request(3, 6, echo=True))
+    )
     assert [output.index for output in answer.outputs] == [0, 1, 2]
     for output in answer.outputs:
         assert output.text == PROMPT + expected(3, 6)[output.index]
@@ -118,12 +120,12 @@ async def test_complete_has_an_output_a_sample() -> None:
 
 
 async def test_echo_comes_once_for_each() -> None:
-    events = await collect(opened(FakeEngine()).generate(asked(2, echo=True)))
+    events = await collect(opened(FakeEngine()).generate(generate_request(2, echo=True)))
     assert texts(events) == {k: PROMPT + text for k, text in expected(2, 4).items()}
 
 
 async def test_min_tokens_per_message_holds_for_each() -> None:
-    request = asked(2, 20, min_tokens_per_message=6)
+    request = generate_request(2, 20, min_tokens_per_message=6)
     sizes = defaultdict(list)
     for event in await collect(opened(FakeEngine()).generate(request)):
         if event.HasField("delta"):
@@ -139,7 +141,7 @@ async def test_abort_ends_all_samples(hold_at: int) -> None:
     engine.go.clear()
     engine.hold_at = hold_at
     service = opened(engine, records)
-    stream = service.generate(asked(3))
+    stream = service.generate(generate_request(3))
     await anext(stream)
     task = asyncio.create_task(collect(stream))
     num_begun = 3 if hold_at else 1
@@ -165,7 +167,7 @@ async def test_leaving_ends_all_samples() -> None:
     engine.go.clear()
     engine.hold_at = 2
     service = opened(engine, records)
-    stream = service.generate(asked(3))
+    stream = service.generate(generate_request(3))
     async for event in stream:
         if event.delta.index == 2:
             break
@@ -181,7 +183,7 @@ async def test_leaving_ends_all_samples() -> None:
 async def test_a_loss_before_the_other_samples_ends_the_request() -> None:
     engine, records = FakeEngine(), Records()
     service = opened(engine, records)
-    stream = service.generate(asked(3, 40))
+    stream = service.generate(generate_request(3, 40))
     await anext(stream)
     engine.refuse = RequestError(Code.UNAVAILABLE, "gone", reason="WORKERS_LOST")
     with pytest.raises(RequestError) as caught:
@@ -197,7 +199,7 @@ async def test_an_error_of_one_sample_ends_all() -> None:
     engine = FakeEngine()
     engine.go.clear()
     engine.hold_at = 2
-    stream = opened(engine).generate(asked(3))
+    stream = opened(engine).generate(generate_request(3))
     await anext(stream)
     task = asyncio.create_task(collect(stream))
     await until(lambda: "r·1" in engine.running)
@@ -213,7 +215,7 @@ async def test_an_error_of_one_sample_ends_all() -> None:
 
 
 async def test_log_probabilities_come_with_their_tokens() -> None:
-    request = asked(2, 5, logprobs=True, top_logprobs=2)
+    request = generate_request(2, 5, logprobs=True, top_logprobs=2)
     for event in await collect(opened(FakeEngine()).generate(request)):
         delta = event.delta
         assert list(delta.logprobs) == [-token for token in delta.token_ids]
@@ -226,7 +228,7 @@ async def test_log_probabilities_come_with_their_tokens() -> None:
 
 async def test_without_alternatives_there_are_none() -> None:
     answer = await opened(FakeEngine()).complete(
-        pb.CompleteRequest(request=asked(1, 5, logprobs=True, prompt_logprobs=True))
+        pb.CompleteRequest(request=generate_request(1, 5, logprobs=True, prompt_logprobs=True))
     )
     assert len(answer.outputs[0].logprobs) == 5
     assert not answer.outputs[0].top_logprobs
@@ -237,7 +239,7 @@ async def test_without_alternatives_there_are_none() -> None:
 async def test_the_prompts_come_first_and_alone_when_asked_for_alone() -> None:
     engine = FakeEngine()
     engine.go.clear()
-    request = asked(2, 5, prompt_logprobs=True, top_logprobs=1)
+    request = generate_request(2, 5, prompt_logprobs=True, top_logprobs=1)
     stream = opened(engine).generate(request)
     waiting = asyncio.create_task(anext(stream))
     await until(lambda: engine.running)

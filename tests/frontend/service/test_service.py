@@ -42,7 +42,7 @@ def opened(engine: FakeEngine, **changes: object) -> Service:
     return service
 
 
-def asked(prompt: str = "abc", num_tokens: int = 4) -> pb.GenerateRequest:
+def generate_request(prompt: str = "abc", num_tokens: int = 4) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         prompt={"text": prompt}, stop_conditions={"max_new_tokens": num_tokens}
     )
@@ -102,7 +102,7 @@ BAD_FIELDS: list[tuple[str, Change]] = [
 @pytest.mark.parametrize(("field", "change"), BAD_FIELDS)
 async def test_a_bad_field_is_named(field: str, change: Change) -> None:
     engine = FakeEngine()
-    request = asked()
+    request = generate_request()
     change(request)
     error = await refusal(opened(engine).generate(request))
     assert (error.code, error.field) == (Code.INVALID_ARGUMENT, field)
@@ -137,16 +137,16 @@ NEUTRAL: list[Change] = [
 
 @pytest.mark.parametrize("change", NEUTRAL)
 async def test_what_is_allowed_is_answered(change: Change) -> None:
-    request = asked("abc", 4)
+    request = generate_request("abc", 4)
     change(request)
     assert text_of(await collect(opened(FakeEngine()).generate(request))) == "defg"
 
 
 async def test_the_context_is_a_limit_with_both_numbers() -> None:
     service = opened(FakeEngine())
-    fits = await collect(service.generate(asked("abc", MAX_CONTEXT - 3)))
+    fits = await collect(service.generate(generate_request("abc", MAX_CONTEXT - 3)))
     assert fits[-1].finished.usage.completion_tokens == MAX_CONTEXT - 3
-    error = await refusal(service.generate(asked("abc", MAX_CONTEXT - 2)))
+    error = await refusal(service.generate(generate_request("abc", MAX_CONTEXT - 2)))
     assert error.code is Code.INVALID_ARGUMENT
     assert f"{MAX_CONTEXT + 1} tokens" in error.message
     assert f"context of {MAX_CONTEXT}" in error.message
@@ -162,7 +162,7 @@ async def test_unset_max_new_tokens_is_what_is_left() -> None:
 
 
 async def test_a_stream_is_started_deltas_finished() -> None:
-    request = asked("abc", 6)
+    request = generate_request("abc", 6)
     request.request_id, request.sampling.seed = "me", 7
     events = await collect(opened(FakeEngine()).generate(request))
     kinds = [event.WhichOneof("event") for event in events]
@@ -185,7 +185,9 @@ async def test_a_stream_is_started_deltas_finished() -> None:
 async def test_seeds_are_picked_and_reported() -> None:
     engine = FakeEngine()
     service = opened(engine)
-    seeds = [(await collect(service.generate(asked())))[0].started.seed for _ in range(3)]
+    seeds = [
+        (await collect(service.generate(generate_request())))[0].started.seed for _ in range(3)
+    ]
     assert len(set(seeds)) == 3
     assert [request.sampling.seed for request in engine.requests.values()] == seeds
 
@@ -193,7 +195,7 @@ async def test_seeds_are_picked_and_reported() -> None:
 async def test_defaults_come_from_the_model_then_the_api() -> None:
     engine = FakeEngine()
     defaults = SamplingDefaults(temperature=0.6, top_k=20)
-    request = asked()
+    request = generate_request()
     request.request_id = "unset"
     await collect(opened(engine, defaults=defaults).generate(request))
     sampling = engine.requests["unset"].sampling
@@ -207,7 +209,7 @@ async def test_defaults_come_from_the_model_then_the_api() -> None:
 
 async def test_extremes_are_made_safe_for_the_workers() -> None:
     engine = FakeEngine()
-    request = asked()
+    request = generate_request()
     request.request_id = "r"
     request.sampling.temperature, request.sampling.top_k = 1e-30, 2**32 - 1
     await collect(opened(engine).generate(request))
@@ -217,7 +219,7 @@ async def test_extremes_are_made_safe_for_the_workers() -> None:
 
 async def test_stops_reach_the_engine() -> None:
     engine = FakeEngine()
-    request = asked()
+    request = generate_request()
     request.request_id = "a"
     request.stop_conditions.stop_token_ids.append(9)
     await collect(opened(engine).generate(request))
@@ -230,13 +232,13 @@ async def test_stops_reach_the_engine() -> None:
 
 async def test_output_options() -> None:
     service = opened(FakeEngine())
-    request = asked("abc", 6)
+    request = generate_request("abc", 6)
     request.output.skip_detokenize = True
     events = await collect(service.generate(request))
     assert text_of(events) == ""
     assert sum(len(event.delta.token_ids) for event in events) == 6
 
-    request = asked("abc", 6)
+    request = generate_request("abc", 6)
     request.output.echo = True
     assert text_of(await collect(service.generate(request))) == "abc" + answer_text("abc", 6)
     whole = await service.complete(pb.CompleteRequest(request=request))
@@ -248,7 +250,7 @@ async def test_output_options() -> None:
 
 
 async def test_what_does_not_stream_comes_at_the_end() -> None:
-    request = asked(num_tokens=20)
+    request = generate_request(num_tokens=20)
     request.output.min_tokens_per_message = 6
     events = await collect(opened(FakeEngine()).generate(request, streams=False))
     assert [len(event.delta.token_ids) for event in events[1:-1]] == [20]
@@ -259,13 +261,13 @@ async def test_an_answer_that_fits_no_message_is_refused_before_its_prompt_is_en
 ) -> None:
     monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: pytest.fail("encoded"))
     service = opened(FakeEngine(), info=group(max_model_len=1 << 30, num_blocks=1 << 30))
-    message = pb.CompleteRequest(request=asked(num_tokens=1 << 24))
+    message = pb.CompleteRequest(request=generate_request(num_tokens=1 << 24))
     with pytest.raises(RequestError, match="one message holds"):
         await service.complete(message)
 
 
 async def test_min_tokens_per_message_spares_the_first() -> None:
-    request = asked("abc", 20)
+    request = generate_request("abc", 20)
     request.output.min_tokens_per_message = 6
     events = await collect(opened(FakeEngine()).generate(request))
     sizes = [len(event.delta.token_ids) for event in events[1:-1]]
@@ -275,7 +277,9 @@ async def test_min_tokens_per_message_spares_the_first() -> None:
 
 
 async def test_complete_is_generate_gathered() -> None:
-    answer = await opened(FakeEngine()).complete(pb.CompleteRequest(request=asked("abc", 30)))
+    answer = await opened(FakeEngine()).complete(
+        pb.CompleteRequest(request=generate_request("abc", 30))
+    )
     [output] = answer.outputs
     assert output.text == answer_text("abc", 30)
     assert output.finish_reason == pb.FINISH_REASON_LENGTH
@@ -285,7 +289,7 @@ async def test_complete_is_generate_gathered() -> None:
 
 async def test_a_prompt_that_leaves_no_room_in_the_context() -> None:
     service = opened(FakeEngine(), info=group(max_model_len=8))
-    request = asked("abcdefgh")
+    request = generate_request("abcdefgh")
     request.stop_conditions.ClearField("max_new_tokens")
     error = await refusal(service.generate(request))
     assert (error.code, error.reason) == (Code.INVALID_ARGUMENT, "PROMPT_TOO_LONG")
@@ -296,7 +300,7 @@ async def test_a_prompt_that_leaves_no_room_in_the_context() -> None:
 
 
 async def test_unknown_model() -> None:
-    request = asked()
+    request = generate_request()
     request.model = "other"
     error = await refusal(opened(FakeEngine()).generate(request))
     assert (error.code, error.reason) == (Code.NOT_FOUND, "MODEL_NOT_FOUND")
@@ -306,7 +310,7 @@ async def test_a_live_id_is_taken_and_free_again_afterwards() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    request = asked()
+    request = generate_request()
     request.request_id = "twice"
     first = service.generate(request)
     assert (await anext(first)).started.request_id == "twice"
@@ -324,7 +328,7 @@ async def test_closing_the_stream_aborts_the_request() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    request = asked()
+    request = generate_request()
     request.request_id = "gone"
     stream = service.generate(request)
     await anext(stream)
@@ -337,7 +341,7 @@ async def test_cancelling_while_waiting_aborts_the_request() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    task = asyncio.create_task(collect(service.generate(asked())))
+    task = asyncio.create_task(collect(service.generate(generate_request())))
     while not engine.running:
         await asyncio.sleep(0)
     task.cancel()
@@ -350,7 +354,7 @@ async def test_abort_ends_streams_well() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    request = asked()
+    request = generate_request()
     request.request_id = "a"
     stream = service.generate(request)
     await anext(stream)
@@ -364,7 +368,7 @@ async def test_a_key_ends_its_own_requests_alone() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    request = asked()
+    request = generate_request()
     request.request_id = "a"
     alice, bob = (dataclasses.replace(UNKNOWN_CALLER, key=name) for name in ("alice", "bob"))
     stream = service.generate(request, alice)
@@ -395,18 +399,18 @@ async def test_what_a_slow_reader_left_comes_in_messages_that_fit() -> None:
 
 async def test_an_answer_in_one_message_has_to_fit_it(monkeypatch: pytest.MonkeyPatch) -> None:
     service = opened(FakeEngine(), info=group(max_model_len=1 << 20, num_blocks=1 << 20))
-    request = asked(num_tokens=2000)
+    request = generate_request(num_tokens=2000)
     request.n = 64
     request.output.logprobs, request.output.top_logprobs = True, 20
     with pytest.raises(RequestError, match="is 2000 for 64 samples") as caught:
         await service.complete(pb.CompleteRequest(request=request))
     assert caught.value.field == "stop_conditions.max_new_tokens"
     monkeypatch.setattr(service_module, "MAX_MESSAGE_BYTES", 200)
-    assert (await service.complete(pb.CompleteRequest(request=asked()))).outputs
+    assert (await service.complete(pb.CompleteRequest(request=generate_request()))).outputs
     with pytest.raises(RequestError, match="stream it") as caught:
-        await service.complete(pb.CompleteRequest(request=asked(num_tokens=90)))
+        await service.complete(pb.CompleteRequest(request=generate_request(num_tokens=90)))
     assert (caught.value.code, caught.value.reason) == (Code.INVALID_ARGUMENT, "ANSWER_TOO_LARGE")
-    assert len(await collect(service.generate(asked(num_tokens=90)))) > 2
+    assert len(await collect(service.generate(generate_request(num_tokens=90)))) > 2
     await asyncio.wait_for(service.idle(), 1.0)
 
 
@@ -423,7 +427,7 @@ async def test_abort_ends_a_request_that_is_still_being_encoded(
         return await make_requests(*arguments, **options)
 
     monkeypatch.setattr(preprocess, "make_requests", slowly)
-    request = asked()
+    request = generate_request()
     request.request_id = "a"
     task = asyncio.create_task(collect(service.generate(request)))
     await asyncio.sleep(0)
@@ -482,7 +486,7 @@ async def test_what_the_model_folder_lacks_is_a_failed_precondition() -> None:
     bare = opened(FakeEngine(), tokenizer=None)
     chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER, "content": "hi"}])
     assert (await refusal(bare.chat(chat))).reason == "NO_CHAT_TEMPLATE"
-    assert (await refusal(bare.generate(asked()))).reason == "NO_TOKENIZER"
+    assert (await refusal(bare.generate(generate_request()))).reason == "NO_TOKENIZER"
     with pytest.raises(RequestError, match="no tokenizer"):
         await bare.tokenize(pb.TokenizeRequest(text="x"))
     tokens = pb.GenerateRequest(prompt={"tokens": {"ids": [97]}})
@@ -501,14 +505,14 @@ async def test_a_full_queue_passes_through() -> None:
     engine = FakeEngine()
     engine.refuse = queue_full()
     service = opened(engine)
-    assert await refusal(service.generate(asked())) is engine.refuse
+    assert await refusal(service.generate(generate_request())) is engine.refuse
     await asyncio.wait_for(service.idle(), 1.0)
 
 
 async def test_a_bug_is_opaque(caplog: pytest.LogCaptureFixture) -> None:
     engine = FakeEngine()
     engine.refuse = ZeroDivisionError("secret /path")
-    request = asked()
+    request = generate_request()
     request.request_id = "unlucky"
     error = await refusal(opened(engine).generate(request))
     assert (error.code, error.reason) == (Code.INTERNAL, "INTERNAL")
@@ -519,7 +523,7 @@ async def test_a_bug_is_opaque(caplog: pytest.LogCaptureFixture) -> None:
 
 async def test_starting_draining_and_lost_are_unavailable() -> None:
     service = Service(model=MODEL, version="0")
-    error = await refusal(service.generate(asked()))
+    error = await refusal(service.generate(generate_request()))
     assert (error.code, error.reason) == (Code.UNAVAILABLE, "STARTING")
     assert error.retry_after is not None
     with pytest.raises(RequestError, match="loading"):
@@ -528,24 +532,24 @@ async def test_starting_draining_and_lost_are_unavailable() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service.open(backend(engine))
-    live = service.generate(asked())
+    live = service.generate(generate_request())
     await anext(live)
     service.drain()
-    assert (await refusal(service.generate(asked()))).reason == "DRAINING"
+    assert (await refusal(service.generate(generate_request()))).reason == "DRAINING"
     assert service.load().running_requests == 1
     engine.go.set()
     assert text_of(await collect(live)) == "defg"
     await asyncio.wait_for(service.idle(), 1.0)
 
     service.lose()
-    assert (await refusal(service.generate(asked()))).reason == "LOST"
+    assert (await refusal(service.generate(generate_request()))).reason == "LOST"
 
 
 async def test_abort_all_ends_what_a_drain_leaves() -> None:
     engine = FakeEngine()
     engine.go.clear()
     service = opened(engine)
-    streams = [asyncio.create_task(collect(service.generate(asked()))) for _ in range(3)]
+    streams = [asyncio.create_task(collect(service.generate(generate_request()))) for _ in range(3)]
     while len(engine.running) < 3:
         await asyncio.sleep(0)
     service.drain()
@@ -558,7 +562,7 @@ async def test_abort_all_ends_what_a_drain_leaves() -> None:
 async def test_a_lost_stream_ends_with_the_engines_error() -> None:
     engine = FakeEngine()
     engine.go.clear()
-    stream = opened(engine).generate(asked())
+    stream = opened(engine).generate(generate_request())
     await anext(stream)
     engine.fail_all(RequestError(Code.UNAVAILABLE, "gone", reason="STREAM_LOST"))
     assert (await refusal(stream)).reason == "STREAM_LOST"
@@ -596,7 +600,9 @@ async def test_other_methods_have_bounds_too(monkeypatch: pytest.MonkeyPatch) ->
 
 async def test_a_text_that_cannot_fit_is_not_encoded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(FakeTokenizer, "encode", lambda *_: pytest.fail("encoded"))
-    error = await refusal(opened(FakeEngine()).generate(asked("a" * (256 * MAX_CONTEXT + 1))))
+    error = await refusal(
+        opened(FakeEngine()).generate(generate_request("a" * (256 * MAX_CONTEXT + 1)))
+    )
     assert (error.code, error.field) == (Code.INVALID_ARGUMENT, "prompt.text")
 
 

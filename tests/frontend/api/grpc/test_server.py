@@ -56,7 +56,7 @@ def stub(channel: grpc.aio.Channel) -> inference_pb2_grpc.InferenceServiceStub:
     return inference_pb2_grpc.InferenceServiceStub(channel)
 
 
-def asked(num_tokens: int = 4, **fields: object) -> pb.GenerateRequest:
+def generate_request(num_tokens: int = 4, **fields: object) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         prompt={"text": "abc"}, stop_conditions={"max_new_tokens": num_tokens}, **fields
     )
@@ -95,18 +95,20 @@ async def read_all(call) -> list[pb.GenerateResponse]:
 
 
 async def test_generate_streams(stub) -> None:
-    events = await read_all(stub.Generate(asked(6)))
+    events = await read_all(stub.Generate(generate_request(6)))
     assert "".join(event.delta.text for event in events) == answer_text("abc", 6)
     assert events[0].started.model == MODEL
     assert events[-1].finished.usage.completion_tokens == 6
 
 
 async def test_every_method_answers(stub) -> None:
-    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER, "content": "hi"}], request=asked(2))
+    chat = pb.ChatRequest(
+        messages=[{"role": pb.ROLE_USER, "content": "hi"}], request=generate_request(2)
+    )
     chat.request.ClearField("prompt")
     events = [message.response async for message in stub.Chat(chat)]
     assert "".join(event.delta.text for event in events) == "jk"
-    whole = await stub.Complete(pb.CompleteRequest(request=asked(5)))
+    whole = await stub.Complete(pb.CompleteRequest(request=generate_request(5)))
     assert whole.outputs[0].text == answer_text("abc", 5)
     ids = (await stub.Tokenize(pb.TokenizeRequest(text="abc"))).token_ids
     assert list(ids) == [97, 98, 99]
@@ -119,7 +121,7 @@ async def test_every_method_answers(stub) -> None:
 
 
 async def test_a_refusal_carries_its_details(stub) -> None:
-    error = await fails(read_all(stub.Generate(asked(sampling={"top_p": 2.0}))))
+    error = await fails(read_all(stub.Generate(generate_request(sampling={"top_p": 2.0}))))
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     details = details_of(error)
     assert details["ErrorInfo"].reason == "INVALID_FIELD"
@@ -129,13 +131,13 @@ async def test_a_refusal_carries_its_details(stub) -> None:
 
 
 FIELDS: list[tuple[str, pb.GenerateRequest]] = [
-    ("sampling.top_p", asked(sampling={"top_p": 2.0})),
+    ("sampling.top_p", generate_request(sampling={"top_p": 2.0})),
     ("stop_conditions.stop[1]", pb.GenerateRequest(stop_conditions={"stop": ["x", ""]})),
-    ("stop_conditions.max_new_tokens", asked(num_tokens=1 << 20)),
-    ("constraint.regex", asked(constraint={"regex": "("})),
-    ("constraint", asked(constraint={"grammar": 'start: start "a"'})),
-    ("model", asked(model="another")),
-    ("request_id", asked(request_id="\n")),
+    ("stop_conditions.max_new_tokens", generate_request(num_tokens=1 << 20)),
+    ("constraint.regex", generate_request(constraint={"regex": "("})),
+    ("constraint", generate_request(constraint={"grammar": 'start: start "a"'})),
+    ("model", generate_request(model="another")),
+    ("request_id", generate_request(request_id="\n")),
 ]
 
 
@@ -166,7 +168,7 @@ async def test_a_chats_own_fields_stand_beside_its_request(stub) -> None:
     error = await fails(read_all(stub.Chat(chat)))
     assert field_of(error) == "messages[0].role"
     assert error.details().startswith("messages[0].role is 0")
-    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER}], request=asked())
+    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER}], request=generate_request())
     error = await fails(read_all(stub.Chat(chat)))
     assert field_of(error) == "request.prompt"
     assert error.details() == "request.prompt is set; a chat's prompt is its messages"
@@ -175,13 +177,13 @@ async def test_a_chats_own_fields_stand_beside_its_request(stub) -> None:
 async def test_every_code_reaches_the_client(running: Running, stub) -> None:
     for code in Code:
         running.engine.refuse = RequestError(code, "told so", reason="WHY")
-        error = await fails(stub.Complete(pb.CompleteRequest(request=asked())))
+        error = await fails(stub.Complete(pb.CompleteRequest(request=generate_request())))
         assert (error.code().name, error.details()) == (code.name, "told so")
 
 
 async def test_a_full_queue_says_when_to_come_back(running: Running, stub) -> None:
     running.engine.refuse = queue_full()
-    error = await fails(read_all(stub.Generate(asked())))
+    error = await fails(read_all(stub.Generate(generate_request())))
     assert error.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
     assert details_of(error)["RetryInfo"].retry_delay.ToMilliseconds() == 1500
 
@@ -334,7 +336,7 @@ def test_any_request_gets_an_answer_or_invalid_argument() -> None:
 
 async def test_a_cancelled_call_aborts_its_request(running: Running, stub) -> None:
     running.engine.go.clear()
-    call = stub.Generate(asked(request_id="gone"))
+    call = stub.Generate(generate_request(request_id="gone"))
     assert (await call.read()).started.request_id == "gone"
     call.cancel()
     await asyncio.wait_for(running.service.idle(), 2.0)
@@ -343,7 +345,7 @@ async def test_a_cancelled_call_aborts_its_request(running: Running, stub) -> No
 
 async def test_a_deadline_aborts_its_request(running: Running, stub) -> None:
     running.engine.go.clear()
-    error = await fails(stub.Complete(pb.CompleteRequest(request=asked()), timeout=0.2))
+    error = await fails(stub.Complete(pb.CompleteRequest(request=generate_request()), timeout=0.2))
     assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
     await asyncio.wait_for(running.service.idle(), 2.0)
     assert len(running.engine.aborted) == 1
@@ -352,7 +354,7 @@ async def test_a_deadline_aborts_its_request(running: Running, stub) -> None:
 async def test_a_lost_connection_aborts_its_request(running: Running) -> None:
     running.engine.go.clear()
     async with grpc.aio.insecure_channel(running.address) as channel:
-        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(asked())
+        call = inference_pb2_grpc.InferenceServiceStub(channel).Generate(generate_request())
         await call.read()
         await channel.close(grace=None)
     await asyncio.wait_for(running.service.idle(), 2.0)
@@ -360,7 +362,7 @@ async def test_a_lost_connection_aborts_its_request(running: Running) -> None:
 
 
 async def test_a_slow_writer_gets_what_has_gathered(running: Running) -> None:
-    stream = running.service.generate(asked(40, request_id="slow"))
+    stream = running.service.generate(generate_request(40, request_id="slow"))
     await anext(stream)
     sizes = []
     async for event in stream:
@@ -418,7 +420,7 @@ async def test_starting_is_unavailable_before_any_message() -> None:
         grpc.aio.insecure_channel(running.address) as channel,
     ):
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
-        error = await fails(read_all(stub.Generate(asked())))
+        error = await fails(read_all(stub.Generate(generate_request())))
         assert error.code() is grpc.StatusCode.UNAVAILABLE
         assert details_of(error)["ErrorInfo"].reason == "STARTING"
         assert "RetryInfo" in details_of(error)
@@ -426,10 +428,10 @@ async def test_starting_is_unavailable_before_any_message() -> None:
 
 async def test_a_drain_refuses_new_and_finishes_old(running: Running, stub) -> None:
     running.engine.go.clear()
-    call = aiter(stub.Generate(asked(8)))
+    call = aiter(stub.Generate(generate_request(8)))
     assert (await anext(call)).HasField("started")
     running.service.drain()
-    error = await fails(read_all(stub.Generate(asked())))
+    error = await fails(read_all(stub.Generate(generate_request())))
     assert details_of(error)["ErrorInfo"].reason == "DRAINING"
     running.engine.go.set()
     events = await read_all(call)

@@ -61,7 +61,7 @@ async def router_of(
         await server.stop(0.0)
 
 
-def asked(stream: bool = True, **params: Any) -> vllm.GenerateRequest:
+def router_request(stream: bool = True, **params: Any) -> vllm.GenerateRequest:
     return vllm.GenerateRequest(
         request_id="r",
         tokenized={"original_text": "not used", "input_ids": PROMPT},
@@ -76,7 +76,7 @@ async def collect(call: Any) -> list[Any]:
 
 async def test_a_stream_is_chunks_and_then_the_whole(folder: Path) -> None:
     async with router_of(folder) as (stub, engine, _):
-        messages = await collect(stub.Generate(asked()))
+        messages = await collect(stub.Generate(router_request()))
     assert engine.requests["r"].decoder is None, "the router makes the text"
     *chunks, last = messages
     expected = list(answer_text("abc", 4).encode())
@@ -91,7 +91,7 @@ async def test_a_stream_is_chunks_and_then_the_whole(folder: Path) -> None:
 
 async def test_samples_come_apart_and_without_a_stream_whole(folder: Path) -> None:
     async with router_of(folder) as (stub, _, _):
-        messages = await collect(stub.Generate(asked(stream=False, n=2)))
+        messages = await collect(stub.Generate(router_request(stream=False, n=2)))
     assert [each.WhichOneof("response") for each in messages] == ["complete", "complete"]
     texts = {each.complete.index: bytes(each.complete.output_ids).decode() for each in messages}
     assert texts == {0: answer_text("c", 4), 1: answer_text("d", 4)}
@@ -100,7 +100,7 @@ async def test_samples_come_apart_and_without_a_stream_whole(folder: Path) -> No
 async def test_logprobs_are_columns(folder: Path) -> None:
     """The fake engine's token t has log-probability -t, and t + 1 beside it."""
     async with router_of(folder) as (stub, _, _):
-        request = asked(logprobs=1, prompt_logprobs=1, max_tokens=2)
+        request = router_request(logprobs=1, prompt_logprobs=1, max_tokens=2)
         first, *_, last = await collect(stub.Generate(request))
     assert list(first.chunk.input_logprobs.token_ids) == list(PROMPT)
     values = first.chunk.input_logprobs.token_logprobs
@@ -134,9 +134,9 @@ FIELDS: list[tuple[dict[str, Any], dict[str, Any]]] = [
 def test_a_field_means_what_it_meant_there(
     params: dict[str, Any], expected: dict[str, Any]
 ) -> None:
-    plain = generate_request(asked())
+    plain = generate_request(router_request())
     plain.MergeFrom(pb.GenerateRequest(**expected))
-    assert generate_request(asked(**params)) == plain
+    assert generate_request(router_request(**params)) == plain
 
 
 def test_unset_numbers_are_the_models_defaults() -> None:
@@ -146,13 +146,13 @@ def test_unset_numbers_are_the_models_defaults() -> None:
 
 
 def test_stop_strings_are_found_here() -> None:
-    request = generate_request(asked(stop=["x"], include_stop_str_in_output=True))
+    request = generate_request(router_request(stop=["x"], include_stop_str_in_output=True))
     assert not request.output.skip_detokenize
     assert request.stop_conditions.include_stop
 
 
 def test_a_prompt_is_cut_from_its_beginning() -> None:
-    request = generate_request(asked(truncate_prompt_tokens=2))
+    request = generate_request(router_request(truncate_prompt_tokens=2))
     assert bytes(request.prompt.tokens.ids) == b"bc"
 
 
@@ -161,10 +161,10 @@ def test_a_prompt_is_cut_from_its_beginning() -> None:
     [
         ("mm_inputs", vllm.GenerateRequest(mm_inputs={})),
         ("kv_transfer_params_json", vllm.GenerateRequest(kv_transfer_params_json="{}")),
-        ("sampling_params.structural_tag", asked(structural_tag="{}")),
-        ("sampling_params.logprobs", asked(logprobs=-1)),
-        ("sampling_params.logit_bias", asked(logit_bias={-1: 1.0})),
-        ("sampling_params.truncate_prompt_tokens", asked(truncate_prompt_tokens=-1)),
+        ("sampling_params.structural_tag", router_request(structural_tag="{}")),
+        ("sampling_params.logprobs", router_request(logprobs=-1)),
+        ("sampling_params.logit_bias", router_request(logit_bias={-1: 1.0})),
+        ("sampling_params.truncate_prompt_tokens", router_request(truncate_prompt_tokens=-1)),
     ],
 )
 def test_what_is_not_done_here_is_refused(field: str, request_: vllm.GenerateRequest) -> None:
@@ -177,7 +177,7 @@ async def test_a_cancelled_and_an_aborted_request_end(folder: Path) -> None:
     async with router_of(folder) as (stub, engine, service):
         engine.go.clear()
         for end in ("cancel", "abort"):
-            call = stub.Generate(asked())
+            call = stub.Generate(router_request())
             reading = asyncio.create_task(collect(call))
             await until(lambda: "r" in engine.running)
             async with asyncio.timeout(HANG_SECONDS):
@@ -196,8 +196,8 @@ async def test_refusals_are_statuses(folder: Path) -> None:
     async with router_of(folder) as (stub, engine, _):
         engine.refuse = queue_full()
         for request, code in (
-            (asked(), grpc.StatusCode.RESOURCE_EXHAUSTED),
-            (asked(max_tokens=MAX_CONTEXT), grpc.StatusCode.INVALID_ARGUMENT),
+            (router_request(), grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (router_request(max_tokens=MAX_CONTEXT), grpc.StatusCode.INVALID_ARGUMENT),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await collect(stub.Generate(request))
