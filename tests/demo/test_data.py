@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from random import Random
@@ -42,14 +41,11 @@ def test_answers_agree_with_an_oracle(task: str) -> None:
         assert is_right(example.answer, ORACLES[task](example.question)), example
 
 
-@functools.cache
-def drawn(task: str) -> dict[str, str]:
-    """Most of a task's questions with their answers."""
-    rng, found = Random(0), {}
-    for _ in range(40_000):
-        fact = TASKS[task].draw(rng)
-        found |= dict.fromkeys(fact.phrasings, fact.answer)
-    return found
+def answer_drawn(task: str, question: str) -> str | None:
+    """The answer with which a task asks a question, if most of its questions hold it."""
+    rng = Random(0)
+    facts = (TASKS[task].draw(rng) for _ in range(40_000))
+    return next((fact.answer for fact in facts if question in fact.phrasings), None)
 
 
 @pytest.mark.parametrize(
@@ -67,7 +63,7 @@ def drawn(task: str) -> dict[str, str]:
     ],
 )
 def test_known_answers_occur(task: str, question: str, answer: str) -> None:
-    assert drawn(task)[question] == answer
+    assert answer_drawn(task, question) == answer
 
 
 @pytest.mark.parametrize("task", EXACT)
