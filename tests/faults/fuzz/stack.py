@@ -219,7 +219,7 @@ class Stack:
         await asyncio.gather(self.running, return_exceptions=True)
         await self.group.close()
         self.group = loop_group(alter)
-        self.engine.replay(self.group, LIMITS)
+        self.engine.resume_on(self.group, LIMITS)
         self.running = asyncio.create_task(self.engine.run())
 
     async def quiet(self) -> str:
