@@ -9,9 +9,8 @@ class StopDecoder:
     """Cuts another decoder's text at the first stop string.
 
     The stop string that is complete first wins; of those complete with the same character, the
-    longest. So the outcome does not depend on how the text is cut into tokens. The longest stop
-    minus one character is held back, so that nothing of a stop string is given out before it is
-    known.
+    longest. So the outcome does not depend on how the text is cut into tokens. Held back is the
+    longest end of the text with which a stop string begins, and nothing else.
 
     Args:
         inner: makes the text.
@@ -20,7 +19,7 @@ class StopDecoder:
         min_tokens: number of leading tokens whose text is not searched.
     """
 
-    __slots__ = ("_held", "_hold", "_include_stop", "_inner", "_skip", "_stops", "matched")
+    __slots__ = ("_begun", "_held", "_include_stop", "_inner", "_skip", "_stops", "matched")
 
     def __init__(
         self,
@@ -37,7 +36,7 @@ class StopDecoder:
         self._stops = stops
         self._include_stop = include_stop
         self._skip = min_tokens
-        self._hold = max(len(stop) for stop in stops) - 1
+        self._begun = [0] * len(stops)  # characters of each stop with which the text ends
         self._held = ""
 
     def push(self, token_id: int) -> str:
@@ -60,16 +59,32 @@ class StopDecoder:
 
     def _search(self, text: str) -> str:
         """Adds ``text``; returns what may be given out now."""
+        num_held = len(self._held)
         text = self._held + text
-        found = [
-            (start + len(stop), start, stop)
-            for stop in self._stops
-            if (start := text.find(stop)) >= 0
-        ]
+        found = []
+        for place, stop in enumerate(self._stops):
+            first = num_held - self._begun[place]  # no occurrence begins before it
+            start = text.find(stop, first)
+            if start >= 0:
+                found.append((start + len(stop), start, stop))
+            else:
+                self._begun[place] = num_begun(text, stop, first)
         if found:
             end, start, self.matched = min(found)
             self._held = ""
             return text[: end if self._include_stop else start]
-        certain = max(0, len(text) - self._hold)
+        certain = len(text) - max(self._begun)
         self._held = text[certain:]
         return text[:certain]
+
+
+def num_begun(text: str, word: str, first: int = 0) -> int:
+    """Length of the longest end of ``text`` that is a beginning of ``word``, but not all of it.
+
+    Args:
+        first: the end that is looked for begins there or later.
+    """
+    start = text.find(word[0], max(first, len(text) - len(word) + 1))
+    while start >= 0 and not word.startswith(text[start:]):
+        start = text.find(word[0], start + 1)
+    return len(text) - start if start >= 0 else 0

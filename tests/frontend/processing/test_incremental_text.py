@@ -132,6 +132,14 @@ def _expected(text: str, stops: tuple[str, ...], include: bool) -> tuple[str, st
     return text[: end if include else end + minus_length], stop
 
 
+def _certain(text: str, stops: list[str]) -> str:
+    """The text without the longest end with which a stop string begins, tried one by one."""
+    starts = [
+        start for start in range(len(text)) for stop in stops if stop.startswith(text[start:])
+    ]
+    return text[: min(starts, default=len(text))]
+
+
 PARTS = st.lists(st.text("abc", max_size=4), max_size=20)
 STOPS = st.lists(st.text("abc", min_size=1, max_size=5), min_size=1, max_size=4)
 
@@ -147,8 +155,8 @@ def test_stop_strings_are_those_of_the_whole_text(
     for token in range(len(parts)):
         given_out += decoder.push(token)
         assert text.startswith(given_out), "something leaked"
-        if stop is None:
-            assert len("".join(parts[: token + 1])) - len(given_out) < max(map(len, stops))
+        if decoder.matched is None:
+            assert given_out == _certain("".join(parts[: token + 1]), stops), "too much is held"
     assert given_out + decoder.flush() == text
     assert decoder.matched == stop
     assert decoder.flush() == ""
@@ -156,8 +164,23 @@ def test_stop_strings_are_those_of_the_whole_text(
 
 def test_match_is_known_with_its_last_character() -> None:
     decoder = StopDecoder(_Letters(["xa", "b", "c"]), ("abc", "bcd"), include_stop=False)
-    assert [decoder.push(0), decoder.push(1), decoder.matched] == ["", "x", None]
+    assert [decoder.push(0), decoder.push(1), decoder.matched] == ["x", "", None]
     assert [decoder.push(2), decoder.matched] == ["", "abc"]
+
+
+@given(text=st.text("ab", max_size=24), stops=st.lists(st.text("ab", min_size=1), min_size=1))
+def test_what_is_held_back_does_not_depend_on_the_cut(text: str, stops: list[str]) -> None:
+    """At every place in two, and a character at a time."""
+    cuts = [[text[:cut], text[cut:]] for cut in range(len(text) + 1)] + [list(text)]
+    expected = _expected(text, tuple(stops), include=False)
+    for parts in cuts:
+        decoder = StopDecoder(_Letters(parts), tuple(stops), include_stop=False)
+        assert (_joined(decoder, [*range(len(parts))]), decoder.matched) == expected
+
+
+def test_a_long_stop_string_holds_nothing_back_that_does_not_begin_it() -> None:
+    decoder = StopDecoder(_Letters(["a", "xx", "b"]), ("x" * 256,), include_stop=False)
+    assert [decoder.push(0), decoder.push(1), decoder.push(2)] == ["a", "", "xxb"]
 
 
 def test_leading_tokens_are_not_searched() -> None:
