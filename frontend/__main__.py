@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import uvloop
 
 from frontend import garbage_collection
+from frontend.api.auth import ApiKeys
 from frontend.api.listeners import Listeners
 from frontend.backend import Backend
 from frontend.config import FrontendConfig, join_address
@@ -91,13 +92,15 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     stop = Stop()
     try:
         watching = Observability(config, version=release())
+        access = ApiKeys(config.api_key_file)
         service = Service(
             model=config.served_name,
             version=release(),
             observers=watching.observers,
             key_limit=KeyLimit(config.max_requests_per_key),
+            may_raise_priority=access.may_raise_priority,
         )
-        server = Listeners(config, service, watching.metrics)
+        server = Listeners(config, service, access, watching.metrics)
         supervision = Supervision(config.supervisor)
         ports = await server.start()
     except (OSError, ValueError) as error:

@@ -18,8 +18,8 @@ from switchyard.v1 import inference_pb2 as pb
 class EngineClient(Protocol):
     """What the service needs of the engine."""
 
-    def submit(self, request: Request) -> None:
-        """Queue a request, whose output then fills; RequestError when it is refused."""
+    def submit(self, *requests: Request, first_alone: bool = False) -> None:
+        """Queue a call's samples, whose outputs then fill; RequestError when they are refused."""
         ...
 
     def abort(self, request_id: str) -> bool:

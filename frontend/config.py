@@ -42,7 +42,9 @@ class FrontendConfig:
         "of the OpenAI API, /health and /metrics; 0 takes a free one",
         None, metavar="PORT", at_least=0, at_most=65535, unset="none",
     )  # fmt: skip
-    api_key_file: Path | None = flag("lines NAME:KEY; calls need one", None, unset="no keys")
+    api_key_file: Path | None = flag(
+        "lines NAME:KEY or NAME:KEY:priority; calls need a key", None, unset="no keys"
+    )
     tls_cert: Path | None = flag("the server's certificate, PEM", None, unset="no encryption")
     tls_key: Path | None = flag("private key of --tls-cert, PEM", None, unset="none")
     tls_client_ca: Path | None = flag(
@@ -54,7 +56,7 @@ class FrontendConfig:
     max_queued_tokens: int = flag(
         "prompt tokens that may wait", 4_000_000, unit="tokens", at_least=1
     )
-    max_requests_per_key: int = flag("live requests of one key; 0: any number", 0, at_least=0)
+    max_requests_per_key: int = flag("live samples of one key; 0: any number", 0, at_least=0)
     prefix_cache: bool = flag("keep no KV blocks of finished requests", True)
     startup_timeout: float = flag(
         "time the workers may take to be ready", 900.0, unit="seconds", at_least=0

@@ -18,10 +18,15 @@ from frontend.errors import Code, RequestError
 
 logger = logging.getLogger(__name__)
 
+# Names, digests, and whether the key may raise priorities.
+_Keys = Sequence[tuple[str, bytes, bool]]
+
 MIN_KEY_CHARS = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 # Characters that a header can hold; without a colon, so that NAME:KEY has one meaning.
 _KEY = re.compile(r"[!-9;-~]+")
+PRIORITY_RIGHT = "priority"
+"""A line NAME:KEY:priority lets NAME send requests with a priority value below 0."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
@@ -40,7 +45,7 @@ class ApiKeys:
         """
         self.denied = 0
         self._path = path
-        self._keys = () if path is None else _read_keys(path)
+        self._keys: _Keys = () if path is None else _read_keys(path)
 
     def reload(self) -> None:
         """Read the file again; an invalid file leaves the keys as they are."""
@@ -52,6 +57,12 @@ class ApiKeys:
             logger.error("the keys stay as they were: %s", error)
         else:
             logger.warning("read %s again: %d keys", self._path, len(self._keys))
+
+    def may_raise_priority(self, name: str) -> bool:
+        """Whether requests of a key may go before those of others; without a key file any may."""
+        return self._path is None or any(
+            may_raise for known, _, may_raise in self._keys if known == name
+        )
 
     def authenticate(self, header: str | bytes | None) -> str:
         """The name of the key in an authorization header; empty where no keys are set.
@@ -77,7 +88,7 @@ class ApiKeys:
     def _name_of(self, key: str) -> str:
         """Compares with every key, each in constant time, so that time shows nothing of a key."""
         digest, found = _digest(key), ""
-        for name, known in self._keys:
+        for name, known, _ in self._keys:
             if hmac.compare_digest(digest, known):
                 found = name
         return found
@@ -87,8 +98,9 @@ def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="backslashreplace")).digest()
 
 
-def _read_keys(path: Path) -> Sequence[tuple[str, bytes]]:
-    """Names and digests of a file's lines NAME:KEY. A name may have several keys, old and new."""
+def _read_keys(path: Path) -> _Keys:
+    """What a file's lines NAME:KEY or NAME:KEY:priority say. A name may have several keys, old and
+    new."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
         mode = path.stat().st_mode
@@ -100,28 +112,28 @@ def _read_keys(path: Path) -> Sequence[tuple[str, bytes]]:
             "--api-key-file %s has mode %03o: others on this machine may read it; chmod 600 it",
             path, stat.S_IMODE(mode),
         )  # fmt: skip
-    keys: dict[bytes, str] = {}
+    keys: dict[bytes, tuple[str, bool]] = {}
     problems = []
     for number, line in enumerate(lines, 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        name, _, key = entry.partition(":")
-        problem = _problem_of(name, key)
+        name, key, right = (*entry.split(":", 2), "", "")[:3]
+        problem = _problem_of(name, key, right)
         if not problem and _digest(key) in keys:
-            problem = f"this key is also {keys[_digest(key)]}'s"
+            problem = f"this key is also {keys[_digest(key)][0]}'s"
         if problem:
             problems.append(f"--api-key-file {path}, line {number}: {problem}")
         else:
-            keys[_digest(key)] = name
+            keys[_digest(key)] = name, right == PRIORITY_RIGHT
     if not keys and not problems:
         problems.append(f"--api-key-file {path} has no keys; write lines NAME:KEY")
     if problems:
         raise ValueError("\n".join(problems))
-    return tuple((name, digest) for digest, name in keys.items())
+    return tuple((name, digest, may_raise) for digest, (name, may_raise) in keys.items())
 
 
-def _problem_of(name: str, key: str) -> str:
+def _problem_of(name: str, key: str, right: str) -> str:
     """The problem of a line, without the key; empty for a good line."""
     if not _NAME.fullmatch(name):
         return "the name before the colon must be 1 to 64 letters, digits, dots, dashes"
@@ -129,4 +141,6 @@ def _problem_of(name: str, key: str) -> str:
         return f"the key of {name} has {len(key)} characters, must have at least {MIN_KEY_CHARS}"
     if not _KEY.fullmatch(key):
         return f"the key of {name} may hold printable ASCII only, no spaces, no colon"
+    if right not in ("", PRIORITY_RIGHT):
+        return f"the key of {name} has the right {right!r}; {PRIORITY_RIGHT} is the only one"
     return ""

@@ -27,15 +27,18 @@ class Listeners:
     Args:
         config: addresses, keys and certificates.
         service: answers the requests.
+        access: the API keys, which `reload` reads again.
         metrics: shown by HTTP; it gets the sources of its gauges here.
 
     Raises:
-        ValueError: keys or certificates cannot be used, or strangers could reach the service.
+        ValueError: certificates cannot be used, or strangers could reach the service.
     """
 
-    def __init__(self, config: FrontendConfig, service: Service, metrics: Metrics) -> None:
+    def __init__(
+        self, config: FrontendConfig, service: Service, access: ApiKeys, metrics: Metrics
+    ) -> None:
         self._warning = check_exposure(config)
-        self._access = access = ApiKeys(config.api_key_file)
+        self._access = access
         tls = server_tls(config)
         self._grpc = GrpcServer(
             service,

@@ -103,19 +103,22 @@ class Engine:
         self._window = StepStatsWindow()
         self._timer: asyncio.TimerHandle | None = None
 
-    def submit(self, request: Request) -> None:
-        """Queue a request; its output fills as tokens arrive.
+    def submit(self, *requests: Request, first_alone: bool = False) -> None:
+        """Queue the samples of a call; their outputs fill as tokens arrive.
+
+        Args:
+            first_alone: the others wait until the first has computed the prompt they share.
 
         Raises:
-            RequestError: it is refused, or the workers are gone.
+            RequestError: they are refused, or the workers are gone.
         """
         if self._error_for is not None:
-            raise self._error_for(request)
+            raise self._error_for(requests[0])
         now = time.monotonic()
-        if not request.arrived:
-            request.arrived = now
-        self._scheduler.submit(request)
-        if request.queue_deadline != float("inf"):
+        for request in requests:
+            request.arrived = request.arrived or now
+        self._scheduler.submit(*requests, first_alone=first_alone)
+        if self._scheduler.earliest_deadline != float("inf"):
             self._set_timer(now)
         self._wake.set()
 

@@ -114,8 +114,6 @@ class Request:
         key: name of the caller's key; keys share the workers fairly.
         priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.
-        bypasses_queue_limits: the queue is never too full for it, since the first of its call's
-            samples was admitted.
         arrived, admitted, first_token, finished: time.monotonic() of each event, 0.0 before it.
         cached_tokens: prompt tokens found in the prefix cache at the first admission.
         preemptions: times it gave up its blocks.
@@ -135,7 +133,6 @@ class Request:
     key: str = ""
     priority: int = 0
     queue_deadline: float = float("inf")
-    bypasses_queue_limits: bool = False
     arrived: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0

@@ -17,6 +17,7 @@ from frontend.scheduler.crash_recovery import Quarantine, poison_error, why_lost
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence, check_fits
+from frontend.scheduler.slot_shares import yielding_sequence
 from frontend.scheduler.step import ReplicaBatch, Step
 from frontend.scheduler.step_times import StepTimes
 from frontend.scheduler.token_budget import Budget, budget_of
@@ -46,7 +47,8 @@ class Scheduler:
         self._waiting = AdmissionQueue()
         self._open: dict[str, Sequence] = {}
         self._quarantine = Quarantine()
-        self._num_preempted = 0
+        self._num_preempted = self._num_yielded = 0
+        self._has_keys = False
         self.earliest_deadline = float("inf")
         self._num_submitted = 0
         self._scheduled_step = 0
@@ -55,28 +57,46 @@ class Scheduler:
         self.prefix_query_tokens = 0
         self.prefix_hit_tokens = 0
 
-    def submit(self, request: Request) -> None:
-        """Put a request into the queue.
+    def submit(self, *requests: Request, first_alone: bool = False) -> None:
+        """Put the samples of one call into the queue: all of them, or none.
+
+        Args:
+            requests: one per sample, of the same prompt and key.
+            first_alone: the others wait until the first has computed the prompt, to find it in the
+                prefix cache.
 
         Raises:
-            RequestError: its id is taken, it could never run, or the queue is full.
+            RequestError: an id is taken, they could never run, or there is no room in the queue.
         """
-        if request.id in self._open:
-            raise duplicate_id(request.id)
-        check_fits(self.limits, len(request.prompt_ids), request.stops.max_new_tokens)
-        if not request.bypasses_queue_limits:
-            check_room(
-                self._waiting,
-                self.limits,
-                self._times,
-                num_running=len(self._open) - len(self._waiting),
-                num_prompt=len(request.prompt_ids),
-            )
+        first = requests[0]
+        self._has_keys = self._has_keys or bool(first.key)
+        for request in requests:
+            if request.id in self._open:
+                raise duplicate_id(request.id)
+        check_fits(self.limits, len(first.prompt_ids), first.stops.max_new_tokens)
+        check_room(
+            self._waiting,
+            self.limits,
+            self._times,
+            key=first.key,
+            num_running=len(self._open) - len(self._waiting),
+            num_samples=len(requests),
+            num_prompt=len(first.prompt_ids),
+        )
+        leader, *followers = [self._opened(request) for request in requests]
+        self._waiting.push(leader)
+        if first_alone and followers:
+            self._waiting.hold(leader, followers)
+        else:
+            for sequence in followers:
+                self._waiting.push(sequence)
+
+    def _opened(self, request: Request) -> Sequence:
         sequence = Sequence(request, self._num_submitted, self.limits.max_model_len)
         self._num_submitted += 1
         self._open[request.id] = sequence
-        self._waiting.push(sequence)
         self.earliest_deadline = min(self.earliest_deadline, request.queue_deadline)
+        return sequence
 
     def abort(self, request_id: str) -> Request | None:
         """Forget an open request, and return it; None when there is none of this id."""
@@ -116,6 +136,8 @@ class Scheduler:
         quarantined = self._quarantine.next()
         if quarantined is not None:
             self._make_room_for(quarantined)
+        elif self._waiting:
+            self._yield_a_slot()
         for replica, batch in zip(self._replicas, batches, strict=True):
             for victim in replica.schedule_decodes(batch, step_id):
                 self._preempt(victim)
@@ -141,10 +163,16 @@ class Scheduler:
         self._completed_step = step.step_id
         for replica, batch, drawn in zip(self._replicas, step.batches, tokens, strict=True):
             replica.complete(batch, drawn)
+            if self._has_keys:
+                for sequence in batch.sequences[: batch.num_decodes]:
+                    self._waiting.charge(sequence.request.key, 1)
         for sequence in ended:
             self._withdraw(sequence)
-        if self._num_preempted:
+        if self._num_preempted or self._num_yielded:
             self._requeue_preempted(step)
+        for leader in self._waiting.leaders():
+            if leader.request.num_generated:
+                self._waiting.release(leader)
 
     def resume_on(self, limits: SchedulerLimits, now: float) -> int:
         """Begin again on new workers: every open sequence waits, with the tokens it has.
@@ -164,7 +192,7 @@ class Scheduler:
             poisonous.request.fail(poison_error(poisonous.request), now)
         self.limits = limits
         self._replicas = make_replicas(limits)
-        self._num_preempted = 0
+        self._num_preempted = self._num_yielded = 0
         self._completed_step = self._scheduled_step
         self._waiting.clear_preempted()
         num_replayed = 0
@@ -180,7 +208,7 @@ class Scheduler:
     @property
     def queued_requests(self) -> int:
         """Requests that wait for a slot."""
-        return len(self._waiting) + self._num_preempted
+        return len(self._waiting) + self._num_preempted + self._num_yielded
 
     @property
     def kv_cache_usage(self) -> float:
@@ -215,6 +243,7 @@ class Scheduler:
                 return
             replica, matched = choice
             self._waiting.remove(sequence)
+            sequence.has_yielded = False
             replica.admit(sequence, matched, batches[replica.index], budget, step_id)
             if len(sequence.tokens) > budget.long_prompt:
                 self._times.forget_chunks()
@@ -226,6 +255,17 @@ class Scheduler:
                 self.prefix_hit_tokens += request.cached_tokens
                 self._waiting.charge(request.key, len(request.prompt_ids))
                 request.output.admit()
+
+    def _yield_a_slot(self) -> None:
+        """Preempt a sequence whose key has more than its share of the slots, for another key's."""
+        if self._num_preempted or self._num_yielded:
+            return
+        num_slots = self.limits.max_batch_size * self.limits.num_replicas
+        sequence = yielding_sequence(self._replicas, num_slots, self._waiting.head())
+        if sequence is not None:
+            self._replicas[sequence.replica].release(sequence)
+            sequence.phase, sequence.has_yielded = Phase.PREEMPTED, True
+            self._preempt(sequence)
 
     def _make_room_for(self, quarantined: Sequence) -> None:
         """Preempt all other sequences."""
@@ -241,10 +281,11 @@ class Scheduler:
         request = sequence.request
         has_run = bool(request.admitted)
         error = why_lost(sequence, self.limits)
+        if sequence.phase is Phase.WAITING and (sequence.has_yielded or (error and not has_run)):
+            self._waiting.remove(sequence)
         if error is not None:
             del self._open[request.id]
-            if not has_run:
-                self._waiting.remove(sequence)
+            self._waiting.release(sequence)
             sequence.phase = Phase.DONE
             request.fail(error, now)
             return False
@@ -259,33 +300,45 @@ class Scheduler:
         """Queue a sequence that lost its blocks again, once its results have arrived."""
         self.preemptions += 1
         victim.request.preemptions += 1
-        if victim.last_step > self._completed_step:
-            self._num_preempted += 1
-        else:
+        if victim.last_step <= self._completed_step:
             self._requeue(victim)
+        elif victim.has_yielded:
+            self._num_yielded += 1
+        else:
+            self._num_preempted += 1
 
     def _requeue_preempted(self, step: Step) -> None:
         """Queue preempted sequences again whose last results came with ``step``."""
         for batch in step.batches:
             for sequence in batch.sequences:
                 if sequence.phase is Phase.PREEMPTED and sequence.last_step == step.step_id:
-                    self._num_preempted -= 1
+                    self._forget_in_flight(sequence)
                     self._requeue(sequence)
 
+    def _forget_in_flight(self, preempted: Sequence) -> None:
+        """A preempted sequence's last results have arrived, or nobody waits for them."""
+        if preempted.has_yielded:
+            self._num_yielded -= 1
+        else:
+            self._num_preempted -= 1
+
     def _requeue(self, sequence: Sequence) -> None:
-        """Put a preempted sequence back into the queue, before all that never ran."""
+        """Put a preempted sequence back into the queue: first of all, or first of its key."""
         sequence.phase = Phase.WAITING
-        self._waiting.push_preempted(sequence)
+        if sequence.has_yielded:
+            self._waiting.push(sequence)
+        else:
+            self._waiting.push_preempted(sequence)
 
     def _withdraw(self, sequence: Sequence) -> None:
         """Remove a sequence whose request is over from the queue or its replica."""
         request = sequence.request
         del self._open[request.id]
-        self._waiting.charge(request.key, request.num_generated)
         if sequence.phase is Phase.WAITING:
             self._waiting.remove(sequence)
         elif sequence.phase is Phase.PREEMPTED:
-            self._num_preempted -= 1
+            self._forget_in_flight(sequence)
         else:
             self._replicas[sequence.replica].release(sequence)
         sequence.phase = Phase.DONE
+        self._waiting.release(sequence)

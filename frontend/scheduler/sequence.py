@@ -46,6 +46,9 @@ class Sequence:
         capacity: positions these blocks hold.
         digests: prefix digests of its leading full blocks, as far as they were needed.
         num_published: leading blocks that are in the prefix cache.
+        leader: the sample of its call whose prompt must be computed before it is admitted, while it
+            waits for that.
+        has_yielded: it gave up its slot to another key, and waits in its own key's line.
     """
 
     __slots__ = (
@@ -53,7 +56,9 @@ class Sequence:
         "capacity",
         "crashes",
         "digests",
+        "has_yielded",
         "last_step",
+        "leader",
         "max_tokens",
         "num_prompt",
         "num_published",
@@ -87,6 +92,8 @@ class Sequence:
         self.num_published = 0
         self.num_prompt = len(self.tokens)
         self.crashes = 0
+        self.leader: Sequence | None = None
+        self.has_yielded = False
 
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
@@ -119,6 +126,7 @@ class Sequence:
     def restart(self) -> None:
         """Forget slot, blocks and scheduled positions; the tokens stay."""
         self.phase = Phase.WAITING
+        self.has_yielded = False
         self.replica = self.slot = -1
         self.num_scheduled = self.prefill_end = self.last_step = 0
         self.blocks, self.unsent_blocks = [], []

@@ -34,7 +34,7 @@ class Call:
         streams: output is sent as it comes; False: all of it at the end.
         max_bytes: size of the one message that the whole answer must fit; None: there is no limit.
         samples: the engine's requests, once the prompt is encoded.
-        is_aborted: samples that the engine does not have yet will end at once.
+        is_aborted: samples that the engine does not have yet end at once.
     """
 
     method: str
@@ -48,7 +48,7 @@ class Call:
     samples: list[Request] = dataclasses.field(default_factory=list)
     is_aborted: bool = False
     _min_tokens: int = 1
-    _num_submitted: int = 0
+    _is_submitted: bool = False
     _num_bytes: int = 0
     _open: set[int] = dataclasses.field(default_factory=set)
     _takes: dict[int, asyncio.Task[Delta]] = dataclasses.field(default_factory=dict)
@@ -70,34 +70,24 @@ class Call:
         """Whether every sample's last delta has been taken."""
         return not self._open
 
-    @property
-    def is_submitted(self) -> bool:
-        """Whether the engine has every sample."""
-        return self._num_submitted == len(self.samples)
+    def submit(self, engine: EngineClient, *, first_alone: bool) -> None:
+        """Submits all samples.
 
-    def submit(self, engine: EngineClient, count: int) -> None:
-        """Submits the first ``count`` samples, but for those that the engine has already.
+        Args:
+            first_alone: the others wait until the first has computed the prompt they share.
 
         Raises:
-            RequestError: one is refused.
+            RequestError: they are refused.
         """
-        for sample in self.samples[self._num_submitted : count]:
-            if self.is_aborted:
+        if self.is_aborted:
+            for sample in self.samples:
                 sample.finish_reason = FinishReason.ABORTED
                 sample.output.finish(FinishReason.ABORTED)
-            else:
-                engine.submit(sample)
-            self._num_submitted += 1
-
-    def submit_rest(self, engine: EngineClient) -> None:
-        """Submits all that are left. They pass the queue's limits, as the first was admitted.
-
-        Raises:
-            RequestError: the workers are gone.
-        """
-        for sample in self.samples[self._num_submitted :]:
-            sample.queue_deadline, sample.bypasses_queue_limits = float("inf"), True
-        self.submit(engine, len(self.samples))
+            return
+        for sample in self.samples[1:]:
+            sample.queue_deadline = float("inf")  # the call is admitted once its first sample is
+        engine.submit(*self.samples, first_alone=first_alone)
+        self._is_submitted = True
 
     def counted(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
         """The event, whose bytes count towards ``max_bytes``.
@@ -141,10 +131,11 @@ class Call:
 
     def abort(self, engine: EngineClient) -> bool:
         """Ends all samples with what they have; returns whether any had not ended yet."""
-        is_pending = not self.samples or not self.is_submitted
         self.is_aborted = True
-        ended = [engine.abort(sample.id) for sample in self.samples[: self._num_submitted]]
-        return is_pending or any(ended)
+        if not self._is_submitted:
+            return True
+        ended = [engine.abort(sample.id) for sample in self.samples]
+        return any(ended)
 
     def close(self, engine: EngineClient) -> None:
         """Ends the samples that are left, for nobody reads on."""
@@ -239,10 +230,10 @@ class LiveCalls:
 
 
 class KeyLimit:
-    """Bounds the live requests of each key.
+    """Bounds the live samples of each key: a request with n of them counts n times.
 
     Args:
-        limit: live requests of one key; 0 is any number. Callers without a key have no bound.
+        limit: live samples of one key; 0 is any number. Callers without a key have no bound.
     """
 
     def __init__(self, limit: int = 0) -> None:
@@ -250,27 +241,31 @@ class KeyLimit:
         self._live: Counter[str] = Counter()
 
     @contextlib.contextmanager
-    def one(self, key: str) -> Iterator[None]:
-        """Counts one request of ``key`` as live while the block runs.
+    def samples(self, key: str, n: int) -> Iterator[None]:
+        """Counts the ``n`` samples of one request of ``key`` as live while the block runs; 0 is 1.
 
         Raises:
-            RequestError: RESOURCE_EXHAUSTED; the key is at its limit.
+            RequestError: RESOURCE_EXHAUSTED, the key is at its limit; INVALID_ARGUMENT, n is above
+                the limit.
         """
         if not self.limit or not key:
             yield
             return
-        if self._live[key] >= self.limit:
+        count = max(1, n)
+        if count > self.limit:
+            raise invalid_field("n", f"is {n}, and a key may have {self.limit} live samples")
+        if self._live[key] + count > self.limit:
             raise RequestError(
                 Code.RESOURCE_EXHAUSTED,
-                f"key {key} has {self._live[key]} live requests, and may have {self.limit}; "
-                "wait for one to end",
+                f"key {key} has {self._live[key]} live samples, this request has {count}, and it "
+                f"may have {self.limit}; wait for one to end",
                 reason="KEY_LIMIT",
                 retry_after=KEY_LIMIT_RETRY_SECONDS,
             )
-        self._live[key] += 1
+        self._live[key] += count
         try:
             yield
         finally:
-            self._live[key] -= 1
+            self._live[key] -= count
             if not self._live[key]:
                 del self._live[key]

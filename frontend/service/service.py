@@ -13,7 +13,7 @@ import enum
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from frontend.backend import Backend
 from frontend.bounds import MAX_ABORTED_IDS, MAX_MESSAGE_BYTES
@@ -47,6 +47,7 @@ class Service:
         version: this release.
         observers: get the record of every request that is over.
         key_limit: bounds the live requests of a key; None: no bound.
+        may_raise_priority: whether requests of a key may have a priority value below 0.
     """
 
     def __init__(
@@ -56,9 +57,11 @@ class Service:
         version: str,
         observers: Sequence[Observer] = (),
         key_limit: KeyLimit | None = None,
+        may_raise_priority: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._observers = observers
         self._key_limit = key_limit or KeyLimit()
+        self._may_raise_priority = may_raise_priority
         self._model = model
         self._version = version
         self._started = responses.now()
@@ -153,7 +156,7 @@ class Service:
         call.arrived = time.monotonic()
         call.code = "CANCELLED"  # unless the end comes from here
         try:
-            with self._key_limit.one(call.caller.key):
+            with self._key_limit.samples(call.caller.key, preprocess.generation_of(message).n):
                 async with contextlib.aclosing(self._stream(message, call)) as stream:
                     async for event in stream:
                         yield event
@@ -171,7 +174,7 @@ class Service:
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Events of one call, whose id is live until its last output is taken."""
         backend, request = self._serving(), preprocess.generation_of(message)
-        self._check(request)
+        self._check(request, call.caller)
         call.request_id = request.request_id or uuid.uuid4().hex
         self._live.enter(call)
         try:
@@ -185,9 +188,6 @@ class Service:
                 text = await preprocess.echo_text(backend, request, first.prompt_ids)
                 for event in responses.echoed(len(call.samples), text):
                     yield call.counted(event)
-            if not call.is_submitted:
-                await first.output.begun()
-                call.submit_rest(self._attached().engine)
             while not call.is_over:
                 taken = await call.take()
                 if call.is_over:
@@ -206,7 +206,7 @@ class Service:
             self._live.leave(call)
 
     async def _begin(self, backend: Backend, message: preprocess.Message, call: Call) -> None:
-        """Makes the call's samples and submits them: only the first where the others can find the
+        """Makes the call's samples and submits them: the first alone where the others can find the
         prompt in the prefix cache once the first has computed it.
         """
         assert self._compiler is not None, "opened with the backend"
@@ -220,7 +220,7 @@ class Service:
         output = preprocess.generation_of(message).output
         call.begin(samples, output.min_tokens_per_message, self._live.pacer)
         shares = backend.prefix_cache and len(samples[0].prompt_ids) > backend.info.block_size
-        call.submit(self._attached().engine, 1 if shares else len(samples))
+        call.submit(self._attached().engine, first_alone=shares)
 
     def _serving(self) -> Backend:
         """The backend, for new work."""
@@ -242,7 +242,7 @@ class Service:
             retry_after=1.0,
         )
 
-    def _check(self, request: pb.GenerateRequest) -> None:
+    def _check(self, request: pb.GenerateRequest, caller: Caller) -> None:
         if request.model and request.model != self._model:
             raise RequestError(
                 Code.NOT_FOUND,
@@ -251,6 +251,15 @@ class Service:
                 field="model",
             )
         check_request_id(request.request_id)
+        if request.priority < 0 and not self._may_raise_priority(caller.key):
+            raise RequestError(
+                Code.PERMISSION_DENIED,
+                f"is {request.priority}, and key {caller.key} has no right to go before others; "
+                "send 0 or more",
+                reason="PRIORITY_DENIED",
+                field="priority",
+                opens_with_field=True,
+            )
 
     # ---- everything else ----
 

@@ -163,7 +163,7 @@ def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Re
     """Short prompts over few tokens with common beginnings, so that prefixes meet."""
     length = rng.randint(1, limits.max_model_len // 2)
     prompt = [rng.randrange(2)] * (length - length // 3) + rng.choices(range(VOCAB), k=length // 3)
-    return make_request(
+    request = make_request(
         name,
         prompt,
         max_new_tokens=rng.randint(1, 30),
@@ -172,6 +172,8 @@ def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Re
         stop_ids=rng.choice([set(), {11, 12}]),
         seed=rng.randrange(4),
     )
+    request.key, request.priority = rng.choice("aaab"), rng.choice([0, 0, 0, 1])
+    return request
 
 
 def random_limits(rng: random.Random) -> SchedulerLimits:

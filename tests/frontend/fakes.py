@@ -78,17 +78,20 @@ class FakeEngine:
         self.go = asyncio.Event()
         self.go.set()
         self.hold_at = 0
+        self.first_alone = False
         self.refuse: Exception | None = None
         self.requests: dict[str, Request] = {}
         self.running: dict[str, asyncio.Task[None]] = {}
         self.aborted: list[str] = []
 
-    def submit(self, request: Request) -> None:
+    def submit(self, *requests: Request, first_alone: bool = False) -> None:
         if self.refuse is not None:
             raise self.refuse
-        assert request.id not in self.running
-        self.requests[request.id] = request
-        self.running[request.id] = asyncio.create_task(self._answer(request))
+        self.first_alone = first_alone
+        for request in requests:
+            assert request.id not in self.running
+            self.requests[request.id] = request
+            self.running[request.id] = asyncio.create_task(self._answer(request))
 
     def abort(self, request_id: str) -> bool:
         task = self.running.pop(request_id, None)

@@ -91,11 +91,12 @@ class CompletionJob:
             yield [self._chunk([], usage_of([prompt.usage for prompt in prompts]))]
 
     def _prompts(self, service: Service, texts: TokenTexts, caller: Caller) -> list[_Prompt]:
-        if caller.key and 0 < service.max_requests_per_key < len(self.requests):
+        num_samples = sum(max(1, request.n) for request in self.requests)
+        if caller.key and 0 < service.max_requests_per_key < num_samples:
             raise invalid_field(
                 "prompt",
-                f"has {len(self.requests)} entries, each of them a request, and a key may have "
-                f"{service.max_requests_per_key} live ones; send fewer at once",
+                f"has {len(self.requests)} entries with {num_samples} samples together, and a key "
+                f"may have {service.max_requests_per_key} live ones; send fewer at once",
             )
         return [
             _Prompt(self, number, service, texts, caller) for number in range(len(self.requests))

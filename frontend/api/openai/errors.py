@@ -19,6 +19,7 @@ STATUSES: Mapping[Code, tuple[int, str]] = {
     Code.INVALID_ARGUMENT: (400, "invalid_request_error"),
     Code.FAILED_PRECONDITION: (400, "invalid_request_error"),
     Code.UNAUTHENTICATED: (401, "authentication_error"),
+    Code.PERMISSION_DENIED: (403, "permission_error"),
     Code.NOT_FOUND: (404, "invalid_request_error"),
     Code.ALREADY_EXISTS: (409, "invalid_request_error"),
     Code.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),

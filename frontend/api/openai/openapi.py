@@ -43,6 +43,7 @@ _RESPONSES = (
 _ERRORS: Mapping[int, str] = {
     400: "A parameter, named by `param`, is wrong; or the model cannot do what is requested.",
     401: "The API key is missing or not valid.",
+    403: "The API key has no right to go before others (`priority` below 0).",
     404: "No such model, or no such path.",
     405: "The path takes another method, which `Allow` names.",
     408: f"The body was not complete within {BODY_SECONDS:g} s.",

@@ -81,7 +81,7 @@ def test_the_random_runs_above_preempt_and_reuse() -> None:
     requests = [random_request(rng, f"r{number}", limits) for number in range(40)]
     driver.run(*requests)
     scheduler = driver.scheduler
-    assert scheduler.preemptions > 5
+    assert scheduler.preemptions > 3
     assert scheduler.preemptions == sum(request.preemptions for request in requests)
     assert 0 < scheduler.prefix_hit_tokens < scheduler.prefix_query_tokens
     assert scheduler.prefix_query_tokens == sum(len(request.prompt_ids) for request in requests)
@@ -308,11 +308,7 @@ def test_a_full_queue_refuses_at_once() -> None:
         driver.scheduler.submit(requests[3])
     assert (raised.value.code, raised.value.reason) == (Code.RESOURCE_EXHAUSTED, "QUEUE_FULL")
     assert raised.value.retry_after
-    sample = make_request("r0 1")
-    sample.bypasses_queue_limits = True
-    driver.scheduler.submit(sample)
     driver.run()
-    assert taken(sample).finish_reason is FinishReason.LENGTH
     driver.run(requests[3])
 
 

@@ -89,23 +89,15 @@ async def test_samples_differ_in_index_and_id_alone() -> None:
 
 
 async def test_others_wait_for_the_first_ones_prefill_only_where_they_share_it() -> None:
-    for changes, prompt, at_once in (
-        ({}, PROMPT, 1),
-        ({}, "abcd", 3),  # no full block before the last token
-        ({"prefix_cache": False}, PROMPT, 3),
+    for changes, prompt, alone in (
+        ({}, PROMPT, True),
+        ({}, "abcd", False),  # no full block before the last token
+        ({"prefix_cache": False}, PROMPT, False),
     ):
         engine = FakeEngine()
-        engine.go.clear()
         stream = opened(engine, **changes).generate(generate_request(3, prompt=prompt))
-        await anext(stream)
-        rest = asyncio.create_task(collect(stream))
-        await until(lambda found=engine.requests, wanted=at_once: len(found) >= wanted)
-        await turns()
-        assert len(engine.requests) == at_once
-        engine.go.set()
-        assert len(texts(await rest)) == 3
-        let_in = [each.bypasses_queue_limits for each in engine.requests.values()]
-        assert let_in == [number >= at_once for number in range(3)], "no longer refused"
+        assert len(texts(await collect(stream))) == 3
+        assert engine.first_alone == alone
 
 
 async def test_complete_has_an_output_a_sample() -> None:
@@ -144,10 +136,12 @@ async def test_abort_ends_all_samples(hold_at: int) -> None:
     stream = service.generate(generate_request(3))
     await anext(stream)
     task = asyncio.create_task(collect(stream))
-    num_begun = 3 if hold_at else 1
-    await until(lambda: len(engine.requests) >= num_begun)
-    await turns()
-    assert len(engine.requests) == num_begun
+    await until(
+        lambda: (
+            len(engine.requests) == 3
+            and all(each.num_generated == hold_at for each in engine.requests.values())
+        )
+    )
     answer = service.abort(pb.AbortRequest(request_ids=["r", "r·1"]))
     assert answer.aborted_request_ids == ["r"]
     events = await task
@@ -178,21 +172,6 @@ async def test_leaving_ends_all_samples() -> None:
     assert [record.code for record in records] == ["CANCELLED"]
     await asyncio.sleep(0)
     assert not [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
-
-
-async def test_a_loss_before_the_other_samples_ends_the_request() -> None:
-    engine, records = FakeEngine(), Records()
-    service = opened(engine, records)
-    stream = service.generate(generate_request(3, 40))
-    await anext(stream)
-    engine.refuse = RequestError(Code.UNAVAILABLE, "gone", reason="WORKERS_LOST")
-    with pytest.raises(RequestError) as caught:
-        await collect(stream)
-    assert caught.value is engine.refuse
-    assert not engine.running
-    await asyncio.wait_for(service.idle(), 1.0)
-    [record] = records
-    assert (record.code, record.reason) == ("UNAVAILABLE", "WORKERS_LOST")
 
 
 async def test_an_error_of_one_sample_ends_all() -> None:
