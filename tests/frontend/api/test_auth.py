@@ -61,7 +61,11 @@ class Server:
     def __init__(self, access: ApiKeys, limit: int = 0) -> None:
         self.engine, self.records, self.access = FakeEngine(), Records(), access
         self.service = Service(
-            model="fake", version="0", observers=(self.records,), key_limit=KeyLimit(limit)
+            model="fake",
+            version="0",
+            observers=(self.records,),
+            key_limit=KeyLimit(limit),
+            may_raise_priority=access.may_raise_priority,
         )
         self.service.open(backend(self.engine))
         self.grpc = GrpcServer(self.service, "127.0.0.1", 0, access=access)
@@ -331,7 +335,44 @@ async def test_a_key_that_was_taken_away_ends_with_the_next_call(key_file: Path)
         assert caught.value.reason == "INVALID_API_KEY"
 
 
-# ---- the limit of one key ----
+# ---- rights and limits of one key ----
+
+
+async def test_going_before_others_is_a_right_of_a_key(key_file: Path) -> None:
+    key_file.write_text(f"alice:{ALICE}:priority\nbob:{BOB}\n")
+    async with (
+        serving(ApiKeys(key_file)) as server,
+        AsyncClient(server.address, api_key=ALICE) as alice,
+        AsyncClient(server.address, api_key=BOB) as bob,
+    ):
+        request = pb.GenerateRequest(prompt={"text": "abc"}, priority=-1)
+        request.stop_conditions.max_new_tokens = 1
+        assert [event async for event in alice.stub.Generate(request)]
+        with pytest.raises(grpc.aio.AioRpcError, match="priority is -1, and key bob") as caught:
+            await bob.stub.Generate(request).read()
+        assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+        request.priority = 5
+        assert [event async for event in bob.stub.Generate(request)]
+    assert ApiKeys().may_raise_priority("")
+
+
+async def test_every_sample_counts(key_file: Path) -> None:
+    async with (
+        serving(ApiKeys(key_file), limit=4) as server,
+        AsyncClient(server.address, api_key=ALICE) as alice,
+    ):
+        server.engine.go.clear()
+        request = pb.GenerateRequest(prompt={"text": "abc"}, n=3)
+        live = alice.stub.Generate(request)
+        await until(lambda: len(server.engine.running) == 3)
+        for n, code in (
+            (2, grpc.StatusCode.RESOURCE_EXHAUSTED),
+            (5, grpc.StatusCode.INVALID_ARGUMENT),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await alice.stub.Generate(pb.GenerateRequest(prompt={"text": "a"}, n=n)).read()
+            assert caught.value.code() is code
+        live.cancel()
 
 
 async def test_one_key_is_bounded_and_others_are_not(key_file: Path) -> None:
