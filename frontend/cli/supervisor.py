@@ -138,6 +138,7 @@ class Supervisor:
         self._workers = Child("workers' launcher", dies_by=signal.SIGTERM)
         self._socket: socket.socket | None = None
         self._flags: Sequence[str] = ()
+        self._was_ready = False
         self._stopping = False
 
     def run(self) -> int:
@@ -184,7 +185,8 @@ class Supervisor:
         assert child.process is not None
         if child.process.returncode < 0 and child.plan_restart():
             return None
-        self._tell_that_workers_ended()
+        if self._was_ready:  # else no client has anything to hear
+            self._tell_that_workers_ended()
         return child.exit_code()
 
     def _start_frontend(self) -> None:
@@ -205,6 +207,7 @@ class Supervisor:
             for line in self._socket.recv(1 << 20).splitlines():
                 message = json.loads(line)
                 self._flags = message["flags"]
+                self._was_ready = True
                 self._frontend.was_ready(message["ready_at"])
                 self._workers.was_ready(message["ready_at"])
 

@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import grpc
@@ -27,15 +27,9 @@ from switchyard.client import AsyncClient, ServerError
 from tests.frontend.builders import ENVIRONMENT, LIMITS, ROOT
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
+from tests.waiting import HANG_SECONDS, until, wait_until
 
 pytestmark = pytest.mark.processes
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come true in time"
-        time.sleep(0.02)
 
 
 # ---- python -m frontend ----
@@ -66,7 +60,7 @@ async def frontend(
 
 async def address_of(process: asyncio.subprocess.Process) -> str:
     assert process.stdout is not None
-    line = (await asyncio.wait_for(process.stdout.readline(), 30.0)).decode()
+    line = (await asyncio.wait_for(process.stdout.readline(), HANG_SECONDS)).decode()
     assert line.startswith("switchyard: serving "), line
     return line.split(" on ", 1)[1].split(" ", 1)[0]
 
@@ -87,7 +81,7 @@ async def test_it_serves_and_drains(model: Path) -> None:
             ids += [token async for delta in deltas for token in delta.token_ids]
         assert len(ids) == 40
         assert stream.finished.usage.completion_tokens == 40
-        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+        assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 0
 
 
 async def test_a_second_signal_ends_it_now(model: Path) -> None:
@@ -100,11 +94,13 @@ async def test_a_second_signal_ends_it_now(model: Path) -> None:
             deltas = aiter(stream)
             await anext(deltas)
             process.send_signal(signal.SIGTERM)
-            await asyncio.sleep(0.2)
+            assert process.stderr is not None
+            while not (await process.stderr.readline()).startswith(b"switchyard: stopping"):
+                assert process.returncode is None
             process.send_signal(signal.SIGTERM)
             reasons = [delta.finish_reason async for delta in deltas]
         assert reasons[-1] == 4  # FINISH_REASON_ABORTED
-        assert await asyncio.wait_for(process.wait(), 3.0) == 0
+        assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 0
 
 
 async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
@@ -120,7 +116,7 @@ async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
             with pytest.raises(ServerError) as caught:
                 [delta async for delta in deltas]
         assert caught.value.reason == "STREAM_LOST"
-        assert await asyncio.wait_for(process.wait(), 10.0) == 1
+        assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 1
         assert process.stderr is not None
         lines = (await process.stderr.read()).decode().splitlines()
         assert len(lines) == 1
@@ -139,14 +135,13 @@ async def test_it_stops_when_told_while_no_workers_come_back(model: Path) -> Non
             await anext(deltas)
             await ranks.stop(None)
             waiting = asyncio.create_task(client.complete([5], max_queue_time=0.3))
-            await asyncio.sleep(0.5)
+            with pytest.raises(ServerError) as caught:
+                await waiting
             process.send_signal(signal.SIGTERM)
             reasons = [delta.finish_reason async for delta in deltas]
         assert reasons[-1] == 4  # FINISH_REASON_ABORTED
-        with pytest.raises(ServerError) as caught:
-            await waiting
         assert caught.value.reason == "QUEUE_DEADLINE"
-        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+        assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 0
 
 
 async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
@@ -160,7 +155,7 @@ async def test_a_bug_is_not_told_as_a_loss_of_the_workers(
         engine = Engine(Scheduler(LIMITS), FakeGroup(LIMITS))
         running.service.open(backend(engine))
         waiting = asyncio.create_task(client.complete([5], request_id="mine"))
-        await asyncio.sleep(0.1)
+        await until(lambda: engine.load().queued_requests)
         stop = types.SimpleNamespace(drain=asyncio.Event(), now=asyncio.Event())
         config = FrontendConfig(model=ROOT, served_name="m", workers=("127.0.0.1:1",))
         parts = (running.service, running.server, engine, Failing(), stop, Supervision(None))
@@ -186,12 +181,12 @@ async def test_it_listens_while_the_workers_load_and_stops_when_told(model: Path
                 await client.complete([1])
         assert caught.value.reason == "STARTING"
         process.send_signal(signal.SIGTERM)
-        assert await asyncio.wait_for(process.wait(), 10.0) == 0
+        assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 0
 
 
 async def test_workers_that_never_come_are_one_line(model: Path) -> None:
     async with frontend(model, "127.0.0.1:1", "--startup-timeout", "0.5") as process:
-        _, err = await asyncio.wait_for(process.communicate(), 30.0)
+        _, err = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 1
     assert err.decode().count("\n") == 1
     assert "rank 0 at 127.0.0.1:1" in err.decode()
@@ -201,7 +196,7 @@ async def test_a_port_in_use_is_one_line(model: Path) -> None:
     async with running_worker(FakeWorker()) as (_, worker):
         port = worker.rpartition(":")[2]
         async with frontend(model, worker, "--port", port) as process:
-            _, err = await asyncio.wait_for(process.communicate(), 30.0)
+            _, err = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
     assert process.returncode == 2
     assert err.decode() == (
         f"switchyard: cannot listen on 127.0.0.1:{port}: Address already in use; "
@@ -237,12 +232,14 @@ signal.signal(signal.SIGTERM, told)
 pathlib.Path(name + ".pid.tmp").write_text(str(os.getpid()))
 os.rename(name + ".pid.tmp", name + ".pid")
 if then:
+    while not pathlib.Path(name).with_name("front.pid").exists():
+        time.sleep(0.01)
     time.sleep(float(then[0])); sys.exit(int(then[1]))
 if supervisor is not None:
     supervisor.recv(1)
     pathlib.Path(name + ".alone").touch()
 while True:
-    time.sleep(0.05)
+    signal.pause()
 """
 
 SUPERVISE = """
@@ -270,7 +267,7 @@ class Family:
             env=ENVIRONMENT,
             stderr=(folder / "said").open("w"),
         )
-        wait_for(lambda: all(self._file(name, "pid").exists() for name in ("front", "group")))
+        wait_until(lambda: all(self._file(name, "pid").exists() for name in ("front", "group")))
 
     def _file(self, name: str, kind: str) -> Path:
         return self._folder / f"{name}.{kind}"
@@ -281,7 +278,7 @@ class Family:
     def kill(self, name: str) -> None:
         """Kill a child; the file that names its process is its successor's, once there is one."""
         os.kill(self.pid(name), signal.SIGKILL)
-        wait_for(lambda: not self.alive(name))
+        wait_until(lambda: not self.alive(name))
 
     def said(self) -> list[str]:
         return (self._folder / "said").read_text().splitlines()
@@ -307,7 +304,7 @@ class Family:
 )
 def test_what_ends_first_ends_the_other(tmp_path: Path, front: str, group: str, code: int) -> None:
     family = Family(tmp_path, front, group)
-    assert family.process.wait(10.0) == code
+    assert family.process.wait(HANG_SECONDS) == code
     assert not family.alive("front")
     assert not family.alive("group")
 
@@ -317,12 +314,12 @@ def test_a_killed_child_is_started_again_and_the_other_lives_on(tmp_path: Path, 
     family = Family(tmp_path, "0", "0")
     before = {each: family.pid(each) for each in ("front", "group")}
     family.kill(name)
-    wait_for(lambda: family.pid(name) != before[name])
+    wait_until(lambda: family.pid(name) != before[name])
     [other] = {"front", "group"} - {name}
     assert family.pid(other) == before[other]
     assert not family.told(other)
     family.process.terminate()
-    assert family.process.wait(10.0) == 0
+    assert family.process.wait(HANG_SECONDS) == 0
     assert not family.alive("front")
     assert not family.alive("group")
 
@@ -331,7 +328,7 @@ def test_a_frontend_that_starts_again_gets_the_flags_that_the_last_one_gave(tmp_
     family = Family(tmp_path, "0", "0")
     assert (tmp_path / "front.flags").read_text() == ""
     family.kill("front")
-    wait_for(lambda: (tmp_path / "front.flags").read_text() == "--port 7")
+    wait_until(lambda: (tmp_path / "front.flags").read_text() == "--port 7")
 
 
 @pytest.mark.parametrize("name", ["front", "group"])
@@ -339,9 +336,9 @@ def test_a_child_that_never_gets_ready_is_not_started_for_ever(tmp_path: Path, n
     (tmp_path / "front.unready").touch()
     family = Family(tmp_path, "0", "0")
     for _ in range(5):
-        wait_for(lambda: family.alive(name))
+        wait_until(lambda: family.alive(name))
         family.kill(name)
-    assert family.process.wait(10.0) == 128 + signal.SIGKILL
+    assert family.process.wait(HANG_SECONDS) == 128 + signal.SIGKILL
     assert not family.alive("front")
     assert not family.alive("group")
     said = family.said()
@@ -360,22 +357,31 @@ def test_a_process_of_a_killed_launcher_is_waited_for(tmp_path: Path) -> None:
     family = Family(tmp_path, "0", "0")
     launcher, rank = family.pid("group"), int((tmp_path / "group.rank").read_text())
     family.kill("group")
-    wait_for(lambda: len(family.said()) == 1)
-    time.sleep(0.5)
+    wait_until(lambda: len(family.said()) == 1)
+    time.sleep(0.3)  # it would start at once
     assert family.pid("group") == launcher
     os.kill(rank, signal.SIGKILL)
-    wait_for(lambda: family.pid("group") != launcher)
+    wait_until(lambda: family.pid("group") != launcher)
 
 
 def test_a_frontend_whose_workers_ended_hears_of_it(tmp_path: Path) -> None:
     family = Family(tmp_path, "0", "0|0.5|3")
-    assert family.process.wait(10.0) == 3
+    assert family.process.wait(HANG_SECONDS) == 3
     assert (tmp_path / "front.alone").exists()
+
+
+def test_a_frontend_that_never_was_ready_has_nobody_to_tell(tmp_path: Path) -> None:
+    """It may still be loading: what cannot be served ends the start at once."""
+    (tmp_path / "front.unready").touch()
+    family = Family(tmp_path, "0", "0|0|3")
+    assert family.process.wait(HANG_SECONDS) == 3
+    assert family.told("front")
+    assert not (tmp_path / "front.alone").exists()
 
 
 def test_a_frontend_whose_workers_ended_may_end_by_itself(tmp_path: Path) -> None:
     family = Family(tmp_path, "0|0.6|1", "0|0.2|3")
-    assert family.process.wait(10.0) == 3
+    assert family.process.wait(HANG_SECONDS) == 3
     assert not family.told("front")
 
 
@@ -383,26 +389,26 @@ def test_a_frontend_whose_workers_ended_may_end_by_itself(tmp_path: Path) -> Non
 def test_a_signal_goes_to_the_frontend_first(tmp_path: Path, number: signal.Signals) -> None:
     family = Family(tmp_path, "ignore", "0")
     family.process.send_signal(number)
-    wait_for(lambda: family.told("front"))
-    time.sleep(0.2)
+    wait_until(lambda: family.told("front"))
+    time.sleep(0.2)  # it would be told at once
     assert not family.told("group")
     assert family.alive("group")
     os.kill(family.pid("front"), signal.SIGKILL)
-    assert family.process.wait(10.0) == 128 + signal.SIGKILL
+    assert family.process.wait(HANG_SECONDS) == 128 + signal.SIGKILL
     assert family.told("group")
 
 
 def test_a_drained_frontend_is_a_good_end(tmp_path: Path) -> None:
     family = Family(tmp_path, "0", "0")
     family.process.terminate()
-    assert family.process.wait(10.0) == 0
+    assert family.process.wait(HANG_SECONDS) == 0
     assert not family.alive("group")
 
 
 def test_children_do_not_outlive_a_killed_supervisor(tmp_path: Path) -> None:
     family = Family(tmp_path, "ignore", "0")
     family.process.kill()
-    family.process.wait(10.0)
-    wait_for(lambda: not family.alive("front") and not family.alive("group"), 5.0)
+    family.process.wait(HANG_SECONDS)
+    wait_until(lambda: not family.alive("front") and not family.alive("group"))
     assert not family.alive("front")
     assert not family.alive("group")
