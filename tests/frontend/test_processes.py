@@ -232,7 +232,8 @@ signal.signal(signal.SIGTERM, told)
 pathlib.Path(name + ".pid.tmp").write_text(str(os.getpid()))
 os.rename(name + ".pid.tmp", name + ".pid")
 if then:
-    while not pathlib.Path(name).with_name("front.pid").exists():
+    pids = [pathlib.Path(name).with_name(each + ".pid") for each in ("front", "group")]
+    while not all(pid.exists() for pid in pids):
         time.sleep(0.01)
     time.sleep(float(then[0])); sys.exit(int(then[1]))
 if supervisor is not None:
