@@ -221,9 +221,10 @@ if "--supervisor" in then:
         supervisor.send(json.dumps(message).encode() + b"\\n")
 if pathlib.Path(name + ".forks").exists():
     os.unlink(name + ".forks")
-    if not os.fork():
-        pathlib.Path(name + ".rank").write_text(str(os.getpid()))
+    rank = os.fork()
+    if not rank:
         time.sleep(60)
+    pathlib.Path(name + ".rank").write_text(str(rank))
 def told(*_):
     pathlib.Path(name + ".told").touch()
     if on_term != "ignore":
