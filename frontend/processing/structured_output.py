@@ -28,6 +28,7 @@ from frontend.bounds import (
 )
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing.schema_bounds import check_schema
+from frontend.processing.schema_edit import without_unknown_formats
 from switchyard.v1 import inference_pb2 as pb
 
 RETRY_AFTER_SECONDS = 1.0
@@ -266,6 +267,10 @@ def _schema_grammar(text: str, field: str) -> str:
         raise invalid_field(field, "is not JSON") from error
     if not isinstance(schema, dict | bool):
         raise invalid_field(field, "is no JSON schema, which is an object or true")
+    try:
+        schema = without_unknown_formats(schema)
+    except RecursionError as error:
+        raise invalid_field(field, "is nested too deep; send a flatter schema") from error
     check_schema(schema, field)
     try:
         return str(

@@ -77,6 +77,18 @@ async def test_whitespace_between_parts_of_json_has_an_end() -> None:
         assert (ord(text[-1]) in allowed(each)) == is_taken, text
 
 
+async def test_a_format_that_nobody_enforces_is_an_annotation() -> None:
+    each = await matcher(json_schema='{"properties": {"format": {"const": 1}}, "format": "x"}')
+    for letter in '{"format":1':
+        each.accept(ord(letter))
+    each = await matcher(json_schema='{"type": "string", "format": "int64"}')
+    each.accept(ord('"'))
+    assert {ord("a"), ord("Z"), ord('"')} <= allowed(each)
+    each = await matcher(json_schema='{"type": "string", "format": "uuid"}')
+    each.accept(ord('"'))
+    assert ord("Z") not in allowed(each)
+
+
 async def test_every_end_token_may_end() -> None:
     each = await matcher(byte_compiler(eos=(0, 3)), regex="a+")
     each.accept(ord("a"))
