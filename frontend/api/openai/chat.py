@@ -12,10 +12,11 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from frontend.api.openai.body import validated
+from frontend.api.openai.function_call import with_function_call
 from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters import generate_request
-from frontend.api.openai.request_models import ChatBody, Message, MessageToolCall
+from frontend.api.openai.request_models import CalledFunction, ChatBody, Message
 from frontend.api.openai.response_models import (
     ChatChoice,
     ChatChunk,
@@ -41,6 +42,7 @@ _ROLES: Mapping[str, pb.Role] = {
     "user": pb.ROLE_USER,
     "assistant": pb.ROLE_ASSISTANT,
     "tool": pb.ROLE_TOOL,
+    "function": pb.ROLE_TOOL,
 }
 
 
@@ -94,11 +96,12 @@ class ChatJob:
     async def _choice(self, output: pb.Delta, texts: TokenTexts) -> ChatChoice:
         """One choice of the whole answer, from all of its text and tokens."""
         reader = self.tools.reader()
+        parts = reader.push(output.text) + reader.flush()
         return {
             "index": output.index,
-            "message": whole_message(reader.push(output.text) + reader.flush()),
+            "message": with_function_call(whole_message(parts), parts),
             "logprobs": await self._logprobs(output, texts),
-            "finish_reason": _finish_reason(output, reader),
+            "finish_reason": self._finish_reason(output, reader),
         }
 
     async def _new_of(
@@ -115,7 +118,7 @@ class ChatJob:
             choices.append(_chunk_choice(delta.index, part, logprobs))
             logprobs = None
         if is_last:
-            choices.append(_chunk_choice(delta.index, {}, None, _finish_reason(delta, reader)))
+            choices.append(_chunk_choice(delta.index, {}, None, self._finish_reason(delta, reader)))
         return choices
 
     async def _logprobs(self, delta: pb.Delta, texts: TokenTexts) -> ChatLogprobs | None:
@@ -123,6 +126,12 @@ class ChatJob:
             return None
         await texts.load(token_ids(delta.token_ids, delta.top_logprobs))
         return {"content": chat_logprobs(delta, texts), "refusal": None}
+
+    def _finish_reason(self, delta: pb.Delta, reader: TurnReader) -> FinishReason:
+        reason = FINISH_REASONS[delta.finish_reason]
+        if not reader.num_calls or reason != "stop":
+            return reason
+        return "function_call" if self.tools.is_legacy else "tool_calls"
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
         chunk: ChatChunk = {
@@ -147,11 +156,6 @@ def _chunk_choice(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def _finish_reason(delta: pb.Delta, reader: TurnReader) -> FinishReason:
-    reason = FINISH_REASONS[delta.finish_reason]
-    return "tool_calls" if reader.num_calls and reason == "stop" else reason
-
-
 def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob:
     """The job of a body.
 
@@ -166,7 +170,7 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request = generate_request(body, getattr(body, limit))
     request.request_id = request_id
-    tools = tool_use(body, values.get("tools"))
+    tools = tool_use(body, values)
     names = {"stop_conditions.max_new_tokens": limit}
     if tools.schema_json:
         if request.HasField("constraint"):
@@ -174,7 +178,7 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
                 "tool_choice", "forces a call, and response_format names a language"
             )
         request.constraint.json_schema = tools.schema_json
-        names["constraint.json_schema"] = "tools"
+        names["constraint.json_schema"] = names["constraint"] = tools.schema_field
     _set_logprobs(body, request.output)
     kwargs = body.chat_template_kwargs
     return ChatJob(
@@ -205,19 +209,26 @@ def _messages(messages: Sequence[Message]) -> list[pb.ChatMessage]:
             role=_ROLES[message.role],
             content="".join(getattr(part, part.type) or "" for part in message.content),
             tool_call_id=message.tool_call_id or "",
-            tool_calls=[
-                _tool_call(call, f"messages[{index}].tool_calls[{number}]")
-                for number, call in enumerate(message.tool_calls or ())
-            ],
+            tool_calls=_calls(message, f"messages[{index}]"),
         )
         for index, message in enumerate(messages)
     ]
 
 
-def _tool_call(call: MessageToolCall, path: str) -> pb.ToolCall:
-    function = call.function
+def _calls(message: Message, path: str) -> list[pb.ToolCall]:
+    """The calls of an assistant's turn, in either form."""
+    calls = [
+        _call(call.function, call.id, f"{path}.tool_calls[{number}].function")
+        for number, call in enumerate(message.tool_calls or ())
+    ]
+    if message.function_call is not None:
+        calls.append(_call(message.function_call, None, f"{path}.function_call"))
+    return calls
+
+
+def _call(function: CalledFunction | None, call_id: str | None, path: str) -> pb.ToolCall:
     if function is None or not function.name:
-        raise invalid_field(f"{path}.function", "has no name; send {name, arguments}")
+        raise invalid_field(path, "has no name; send {name, arguments}")
     return pb.ToolCall(
-        id=call.id or "", name=function.name, arguments_json=function.arguments or "{}"
+        id=call_id or "", name=function.name, arguments_json=function.arguments or "{}"
     )

@@ -16,6 +16,7 @@ from frontend.api.openai.request_models import (
     StructuredOutputs,
 )
 from frontend.errors import invalid_field
+from frontend.processing.schema_edit import closed
 from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
@@ -107,7 +108,8 @@ def _response_format(wanted: ResponseFormat | None) -> dict[str, Any]:
         return {"json_object": True}
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
         raise invalid_field("response_format.json_schema", "has no schema; send {name, schema}")
-    return {"json_schema": json.dumps(wanted.json_schema.schema_)}
+    schema = wanted.json_schema.schema_
+    return {"json_schema": json.dumps(closed(schema) if wanted.json_schema.strict else schema)}
 
 
 def _structured_outputs(wanted: StructuredOutputs | None) -> dict[str, Any]:

@@ -112,9 +112,12 @@ class StreamOptions(RequestModel):
 
 
 class JsonSchemaFormat(RequestModel):
-    """A JSON schema under a name; the name is ignored, and every schema is strict."""
+    """A JSON schema under a name; the name is ignored, and output is held to every schema."""
 
     schema_: dict[str, Any] | None = Field(default=None, alias="schema")
+    strict: bool | None = Field(
+        default=None, description="Objects that do not say otherwise have no other properties."
+    )
 
 
 class ResponseFormat(RequestModel):
@@ -196,13 +199,16 @@ class MessageToolCall(RequestModel):
 class Message(RequestModel):
     """One turn of a conversation."""
 
-    role: Literal["system", "developer", "user", "assistant", "tool"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Annotated[
         list[ContentPart],
         BeforeValidator(_content_parts, json_schema_input_type=str | list[ContentPart] | None),
     ] = []
     tool_call_id: str | None = None
     tool_calls: list[MessageToolCall] | None = None
+    function_call: CalledFunction | None = Field(
+        default=None, description="The older form of one call."
+    )
 
 
 class Function(RequestModel):
@@ -212,6 +218,9 @@ class Function(RequestModel):
     description: Any = None
     parameters: dict[str, Any] | None = Field(
         default=None, description="JSON schema of the arguments."
+    )
+    strict: bool | None = Field(
+        default=None, description="Objects that do not say otherwise have no other properties."
     )
 
 
@@ -235,14 +244,38 @@ class NamedTool(RequestModel):
     function: NamedFunction
 
 
+class AllowedFunctions(RequestModel):
+    """Functions of ``tools`` that may be called; required: one has to be."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class AllowedTools(RequestModel):
+    """A choice among some of ``tools``; the chat template is given these alone."""
+
+    type: Literal["allowed_tools"]
+    allowed_tools: AllowedFunctions
+
+
 ToolChoice = Annotated[
     Any,
     PlainValidator(
         lambda value: value,
-        json_schema_input_type=Literal["none", "auto", "required"] | NamedTool | None,
+        json_schema_input_type=Literal["none", "auto", "required"]
+        | NamedTool
+        | AllowedTools
+        | None,
     ),
 ]
 """Checked where the tools are known."""
+FunctionChoice = Annotated[
+    Any,
+    PlainValidator(
+        lambda value: value,
+        json_schema_input_type=Literal["none", "auto"] | NamedFunction | None,
+    ),
+]
 
 
 class ChatBody(GenerationBody):
@@ -260,6 +293,10 @@ class ChatBody(GenerationBody):
     tools: list[Tool] | None = None
     tool_choice: ToolChoice = None
     parallel_tool_calls: bool | None = Field(default=None, description="Default: true.")
+    functions: list[Function] | None = Field(
+        default=None, description="The older form of tools: answers have function_call."
+    )
+    function_call: FunctionChoice = None
     chat_template_kwargs: dict[str, Any] | None = None
 
 

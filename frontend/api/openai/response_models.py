@@ -9,7 +9,7 @@ from typing import Literal, NotRequired
 
 from typing_extensions import TypedDict
 
-FinishReason = Literal["stop", "length", "tool_calls"]
+FinishReason = Literal["stop", "length", "tool_calls", "function_call"]
 
 
 class Envelope(TypedDict):
@@ -128,12 +128,15 @@ class ChatLogprobs(TypedDict):
 
 
 class ChatMessage(TypedDict):
-    """The assistant's turn; content is null where the turn is calls alone."""
+    """The assistant's turn; content is null where the turn is calls alone. ``function_call`` is
+    the call where the request had ``functions``.
+    """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
     tool_calls: NotRequired[list[ToolCall]]
+    function_call: NotRequired[FunctionCall]
 
 
 class ChatChoice(TypedDict):
@@ -159,6 +162,7 @@ class ChatDelta(TypedDict, total=False):
     role: Literal["assistant"]
     content: str
     tool_calls: list[ToolCallDelta]
+    function_call: FunctionCallDelta
 
 
 class ChatChunkChoice(TypedDict):

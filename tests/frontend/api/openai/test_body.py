@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from frontend.api.openai.body import parse_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
-from frontend.api.openai.tool_calls import BEGIN, END, CallsInText
 from frontend.errors import Code, RequestError
 
 NAMES = [
@@ -21,7 +20,7 @@ NAMES = [
     "skip_special_tokens", "include_stop_str_in_output", "priority", "best_of", "echo", "suffix",
     "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "guided_json",
     "guided_regex", "guided_choice", "structured_outputs", "tools", "tool_choice",
-    "parallel_tool_calls", "chat_template_kwargs",
+    "parallel_tool_calls", "functions", "function_call", "chat_template_kwargs",
 ]  # fmt: skip
 WORDS = [
     "user",
@@ -93,22 +92,3 @@ def test_any_body_is_an_object_or_refused(body: bytes) -> None:
         with pytest.raises(RequestError) as caught:
             parse_object(body)
         assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, "body")
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.sampled_from(["a", "<", "<tool_call", ">", BEGIN, END, "{", '{"name": "f"}', "\n"]))
-)
-def test_a_turns_text_is_told_once_however_it_is_cut(parts: list[str]) -> None:
-    """Calls and content do not depend on where the text was cut."""
-    cut, whole = CallsInText(), CallsInText()
-    in_parts = [delta for part in parts for delta in cut.push(part)] + cut.flush()
-    at_once = whole.push("".join(parts)) + whole.flush()
-    assert _content(in_parts).split() == _content(at_once).split()
-    assert cut.num_calls == whole.num_calls
-    if not whole.num_calls:
-        assert _content(at_once) == "".join(parts)
-
-
-def _content(deltas: list[dict[str, object]]) -> str:
-    return "".join(str(delta.get("content", "")) for delta in deltas)
