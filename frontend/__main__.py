@@ -43,6 +43,7 @@ from frontend.service.service import Service
 from switchyard.flags import add_flags, given
 from switchyard.release import release
 from switchyard.worker.link import read_secret
+from switchyard.worker.output import lossy_output
 
 logger = logging.getLogger(__name__)
 
@@ -289,4 +290,6 @@ def _hide_torch() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    with lossy_output():
+        status = main()
+    sys.exit(status)

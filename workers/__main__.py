@@ -15,6 +15,7 @@ from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import resolve_runner
 from switchyard.flags import add_flags, read
 from switchyard.worker.link import read_secret
+from switchyard.worker.output import lossy_output
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
@@ -100,6 +101,6 @@ def _run(
 
 
 if __name__ == "__main__":
-    status = main()
-    sys.stderr.flush()
+    with lossy_output():
+        status = main()
     os._exit(status)  # torch would take longer to be taken down than ranks to end

@@ -17,6 +17,7 @@ from frontend.cli.supervisor import supervise
 from frontend.config import FrontendConfig
 from frontend.model_folder import resolve_model, served_name
 from switchyard.flags import add_shared_flags, read, words
+from switchyard.worker.output import lossy_output
 from workers.config import ParallelFlags, WorkerConfig
 
 
@@ -33,6 +34,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def serve(flags: argparse.Namespace) -> int:
     """Run both halves until one ends by itself; returns the exit code of the one that did first."""
+    with lossy_output():
+        return _serve(flags)
+
+
+def _serve(flags: argparse.Namespace) -> int:
     try:
         model = resolve_model(flags.model)
         with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import time
 from typing import Any
 
@@ -76,8 +77,18 @@ class _LineWriter(logging.Handler):
         line = self.format(record).encode() + b"\n"
         with contextlib.suppress(OSError):
             while line:
-                line = line[os.write(self._descriptor, line) :]
+                line = line[self._write(line) :]
             self._num_reported = num_dropped
+
+    def _write(self, line: bytes) -> int:
+        """Write what can be written, after waiting until something can."""
+        while True:
+            try:
+                return os.write(self._descriptor, line)
+            except BlockingIOError:
+                writable = select.poll()
+                writable.register(self._descriptor, select.POLLOUT)
+                writable.poll()
 
 
 def fields_of(record: RequestRecord, epoch: float) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import signal
 
 
 def kill_session(leader: int) -> int:
-    """Kill all processes of a child's session, and wait until these and all children are gone.
+    """Kill all processes of a child's session, and wait until they are gone.
 
     What they held (memory, ports, sockets) is free afterwards.
 
@@ -18,14 +18,12 @@ def kill_session(leader: int) -> int:
     Returns:
         Its wait status.
     """
-    status = 0
     for kill in (os.killpg, os.kill):  # the child may not lead a session yet
         with contextlib.suppress(ProcessLookupError):
             kill(leader, signal.SIGKILL)
+    _, status = os.waitpid(leader, 0)
     while True:
         try:
-            pid, ended = os.waitpid(-1, 0)
+            os.waitpid(-leader, 0)  # its orphans, which are ours now
         except ChildProcessError:
             return status
-        if pid == leader:
-            status = ended

@@ -212,11 +212,11 @@ def test_serve_without_a_model_serves_the_demo(model: Path) -> None:
     assert parse_config(front[3:]).served_name == "x"
 
 
-def test_serve_refuses_before_it_starts_anything(model: Path, capsys, monkeypatch) -> None:
+def test_serve_refuses_before_it_starts_anything(model: Path, capfd, monkeypatch) -> None:
     monkeypatch.setattr(serve, "supervise", lambda **_: pytest.fail("started"))
     assert main.main(["serve", str(model), "--tp", "0"]) == 2
     assert main.main(["serve", "/nowhere"]) == 2
-    lines = capsys.readouterr().err.splitlines()
+    lines = capfd.readouterr().err.splitlines()
     assert len(lines) == 2
     assert "--tp is 0; pass a whole number, at least 1" in lines[0]
     assert "/nowhere" in lines[1]
