@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from switchyard.worker.backoff import MAX_FAILED_STARTS, Backoff
-from switchyard.worker.prctl import die_with
+from switchyard.worker.prctl import continue_stopped, die_with
 
 KILL_AFTER_SECONDS = 10.0
 """Between SIGTERM and SIGKILL for a child whose sibling is gone."""
@@ -39,8 +39,9 @@ def supervise(*, frontend: Callable[[int], Sequence[str]], workers: Sequence[str
     """Run two commands until one of them ends by itself, then end the other.
 
     A child that is killed is started again, at once or with a growing delay, unless it was killed
-    before it was ready too often in a row. SIGTERM and SIGINT go to the frontend, which drains and
-    ends; the workers go after it. Both die with this process, also when it is killed.
+    before it was ready too often in a row. One that is stopped is continued. SIGTERM and SIGINT go
+    to the frontend, which drains and ends; the workers go after it. Both die with this process,
+    also when it is killed.
 
     Args:
         frontend: the frontend's command, given the descriptor of its socket to the supervisor.
@@ -116,6 +117,12 @@ class Child:
         gone = self.process is None or select.select([self._lifeline], [], [], 0)[0]
         return bool(gone) or time.monotonic() > self.starts_at + GONE_SECONDS
 
+    def go_on(self) -> None:
+        """Continue the process if it was stopped: it would serve nobody, nor see others end."""
+        stop = None if self.process is None else continue_stopped(self.process.pid)
+        if stop is not None:
+            _log_untuned(f"the {self.name} was stopped by {stop.name}; continuing it")
+
     def death(self) -> str:
         """How the child was killed."""
         assert self.process is not None
@@ -145,6 +152,8 @@ class Supervisor:
         """Returns the exit code when one of them has ended for good."""
         while True:
             self._read_messages()
+            self._frontend.go_on()
+            self._workers.go_on()
             code = self._code_of_frontend()
             if code is None:
                 code = self._code_of_workers()

@@ -326,6 +326,21 @@ def test_a_killed_child_is_started_again_and_the_other_lives_on(tmp_path: Path, 
     assert not family.alive("group")
 
 
+@pytest.mark.parametrize("name", ["front", "group"])
+def test_a_stopped_child_is_continued(tmp_path: Path, name: str) -> None:
+    family = Family(tmp_path, "0", "0")
+    pid = family.pid(name)
+    which = "frontend" if name == "front" else "workers' launcher"
+    line = f"switchyard: the {which} was stopped by SIGSTOP; continuing it"
+    for count in (1, 2):
+        os.kill(pid, signal.SIGSTOP)
+        wait_for(lambda count=count: family.said() == [line] * count)
+    family.process.terminate()
+    assert family.process.wait(10.0) == 0
+    assert family.told("front")
+    assert family.pid(name) == pid
+
+
 def test_a_frontend_that_starts_again_gets_the_flags_that_the_last_one_gave(tmp_path: Path) -> None:
     family = Family(tmp_path, "0", "0")
     assert (tmp_path / "front.flags").read_text() == ""

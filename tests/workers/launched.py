@@ -30,12 +30,20 @@ def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> float:
     return time.monotonic() - began
 
 
-def alive(pid: int) -> bool:
+def _state(pid: int) -> str:
+    """A letter as in proc(5); X for a process that is gone."""
     try:
-        text = Path(f"/proc/{pid}/stat").read_text()
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (FileNotFoundError, ProcessLookupError):
-        return False
-    return text.rpartition(")")[2].split()[0] not in "ZX"
+        return "X"
+
+
+def alive(pid: int) -> bool:
+    return _state(pid) not in "ZX"
+
+
+def stopped(pid: int) -> bool:
+    return _state(pid) == "T"
 
 
 def descendants(pid: int) -> list[int]:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from switchyard.worker.backoff import MAX_FAILED_STARTS, Backoff
-from switchyard.worker.prctl import adopt_orphans, die_with, name_process
+from switchyard.worker.prctl import adopt_orphans, continue_stopped, die_with, name_process
 from workers.launcher.epochs import Epochs
 from workers.launcher.processes import kill_session
 from workers.launcher.reports import GroupEnd, Reporter, read_end
@@ -110,8 +110,13 @@ class Launcher:
 
 
 def _wait_for(leader: int) -> bool:
-    """Wait until the child has ended, or a signal asks for the end: true."""
+    """Wait until the child has ended, or a signal asks for the end: true.
+
+    One that is stopped would not see a rank end; it is continued.
+    """
     while os.waitid(os.P_PID, leader, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+        if (stop := continue_stopped(leader)) is not None:
+            _log_untuned(f"the ranks' parent was stopped by {stop.name}; continuing it")
         if signal.sigwait(_SIGNALS) in _STOPS:
             return True
     return signal.sigtimedwait(_STOPS, 0) is not None

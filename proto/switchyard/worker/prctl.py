@@ -1,10 +1,11 @@
-"""What processes that start each other ask of Linux by prctl: to die together, a name, orphans.
+"""What processes that start each other ask of Linux: to die together, a name, orphans, to go on.
 
 Knows nothing of what the processes do.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -30,3 +31,17 @@ def name_process(name: str) -> None:
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parent ends, so that they can be waited for."""
     _LIBC.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+
+
+def continue_stopped(child: int) -> signal.Signals | None:
+    """Continue a child that was stopped.
+
+    Returns:
+        The signal that had stopped it since the last call; None: none had.
+    """
+    with contextlib.suppress(ChildProcessError, ProcessLookupError):
+        stop = os.waitid(os.P_PID, child, os.WSTOPPED | os.WNOHANG)
+        if stop is not None:
+            os.kill(child, signal.SIGCONT)
+            return signal.Signals(stop.si_status)
+    return None

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from switchyard.worker.link import local_address
-from tests.workers.launched import alive, descendants, wait_for
+from tests.workers.launched import alive, descendants, stopped, wait_for
 from workers.config import LauncherConfig
 from workers.launcher.epochs import Epochs
 from workers.launcher.launcher import Restarts
@@ -268,3 +268,27 @@ def test_a_killed_launcher_takes_its_group_along(tmp_path: Path) -> None:
     launcher.wait()
     wait_for(lambda: not alive(leader), 5.0)
     os.kill(child, signal.SIGKILL)  # a rank would have asked to die with its parent
+
+
+def test_a_stopped_leader_is_continued(tmp_path: Path) -> None:
+    """It would not see its ranks end."""
+    root = Path(__file__).parents[3]
+    (tmp_path / "0").touch()
+    (tmp_path / "1").touch()
+    launcher = subprocess.Popen(
+        [sys.executable, "-c", LOOP, str(tmp_path)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'proto'}"},
+        text=True,
+    )
+    wait_for(lambda: len(descendants(launcher.pid)) == 2)
+    leader, child = descendants(launcher.pid)
+    for _ in range(2):
+        os.kill(leader, signal.SIGSTOP)
+        assert launcher.stderr is not None
+        said = launcher.stderr.readline()
+        assert said.endswith("the ranks' parent was stopped by SIGSTOP; continuing it\n")
+        wait_for(lambda: not stopped(leader))
+    assert descendants(launcher.pid) == [leader, child]
+    launcher.terminate()
+    assert launcher.wait(5.0) == 0
