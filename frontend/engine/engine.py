@@ -22,6 +22,7 @@ from frontend.engine.step_watchdog import StepWatchdog
 from frontend.errors import Code, RequestError
 from frontend.records import StepObserver
 from frontend.requests.request import Request
+from frontend.scheduler.crash_recovery import SETTLE_SECONDS
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepResults
@@ -175,6 +176,8 @@ class Engine:
         self._replayed += self._scheduler.resume_on(limits, time.monotonic())
         self._restarts += 1
         self._lost = False
+        settled = SETTLE_SECONDS + TIMER_SLACK_SECONDS
+        asyncio.get_running_loop().call_later(settled, self._wake.set)
 
     def end(self, why: Callable[[Request], RequestError] | None = None) -> None:
         """Fail every open request, and all later ones; by default because the workers are lost."""

@@ -135,6 +135,8 @@ class Scheduler:
         batches = [ReplicaBatch() for _ in self._replicas]
         quarantined = self._quarantine.next()
         if quarantined is not None:
+            if now < self._quarantine.opens_at:
+                return None
             self._make_room_for(quarantined)
         elif self._waiting:
             self._yield_a_slot()
@@ -180,13 +182,13 @@ class Scheduler:
         Steps in flight are forgotten, and the loss counts against the sequences in them.
 
         Args:
-            limits: of the new workers.
+            limits: of the new workers, which are ready now.
 
         Returns:
             How many sequences will go on from where they were.
         """
         in_flight = [seq for seq in self._open.values() if seq.last_step > self._completed_step]
-        poisonous = self._quarantine.record_crash(in_flight)
+        poisonous = self._quarantine.record_crash(in_flight, now)
         if poisonous is not None:
             self._withdraw(poisonous)
             poisonous.request.fail(poison_error(poisonous.request), now)

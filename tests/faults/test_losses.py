@@ -42,7 +42,7 @@ async def test_a_poisonous_request_fails_alone(tmp_path: Path) -> None:
         log = server.log
     assert (caught.value.code.name, caught.value.reason) == ("INTERNAL", "POISON")
     assert outcomes(shaken) == outcomes(quiet)
-    assert log.count("the workers are back") == 3, log
+    assert log.count("the workers are back") == 4, log
 
 
 @pytest.mark.parametrize("token", [STALL, GRIP])

@@ -14,6 +14,7 @@ from frontend.engine.output_processor import OutputProcessor
 from frontend.errors import Code
 from frontend.requests.output import Delta, FinishReason
 from frontend.requests.request import Request
+from frontend.scheduler.crash_recovery import SETTLE_SECONDS
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepStats
 from frontend.scheduler.step_times import StepTimes
@@ -30,16 +31,19 @@ from tests.frontend.builders import (
     tight,
 )
 from tests.frontend.fake_workers import FakeGroup, FakeWorkers
+from tests.waiting import turns
 
 
 class Losing(Driver):
     """A driver whose workers can be lost, with every step in flight."""
 
-    def lose(self) -> int:
+    def lose(self, *, settled: bool = True) -> int:
+        """Go on with other workers, which have stood for a while, or not."""
         self.in_flight.clear()
         self.workers = FakeWorkers(self.scheduler.limits)
         replayed = self.scheduler.resume_on(self.scheduler.limits, self.now)
         self.workers.last_step = self.scheduler._scheduled_step
+        self.now += SETTLE_SECONDS * settled
         return replayed
 
 
@@ -98,6 +102,7 @@ def test_replayed_go_first_in_their_order_and_are_counted() -> None:
 def crash_over(driver: Losing, poison: str, most: int = 10) -> int:
     """Run to the end with workers that die over one request; how often they did."""
     crashes = 0
+    driver.now += SETTLE_SECONDS
     while driver.scheduler._open:
         driver.schedule()
         assert driver.in_flight, "nothing runs although requests are open"
@@ -116,11 +121,58 @@ def test_a_poisonous_request_ends_alone_and_the_others_complete() -> None:
     requests = {name: make_request(name, max_new_tokens=4) for name in ("a", "bad", "b", "c")}
     for request in requests.values():
         driver.scheduler.submit(request)
-    assert crash_over(driver, "bad") == 3
+    assert crash_over(driver, "bad") == 4
     error = failure(requests.pop("bad"))
     assert (error.code, error.reason) == (Code.INTERNAL, "POISON")
     for request in requests.values():
         assert taken(request).token_ids == expected_output(request, LIMITS)
+    driver.assert_at_rest()
+
+
+def test_workers_lost_at_their_start_convict_nobody() -> None:
+    """As when something kills a rank whenever health is well, or a device is sick."""
+    driver = Losing(LIMITS)
+    requests = [make_request(name, max_new_tokens=4) for name in "abc"]
+    for request in requests:
+        driver.scheduler.submit(request)
+    for number in range(8):
+        step = driver.schedule()
+        assert (step is not None) == (number < 2), "suspects run on workers that just began"
+        driver.lose(settled=False)
+    driver.now += SETTLE_SECONDS
+    driver.run()
+    for request in requests:
+        assert taken(request).token_ids == expected_output(request, LIMITS)
+
+
+def test_one_crash_alone_convicts_nobody() -> None:
+    """It may come from outside; before the next the others run, on the same workers."""
+    driver = Losing(LIMITS, depth=1)
+    requests = {name: make_request(name, max_new_tokens=4) for name in "abc"}
+    for request in requests.values():
+        driver.scheduler.submit(request)
+    for _ in range(3):
+        driver.schedule()
+        driver.lose()
+    alone: list[str] = []
+    while any(seq.crashes for seq in driver.scheduler._open.values()):
+        step = driver.schedule()
+        assert step is not None
+        [sequence] = step.batches[0].sequences
+        alone.append(sequence.request.id)
+        driver.complete()
+    assert alone == ["b", "c", "a"]
+    driver.run()
+    for request in requests.values():
+        assert taken(request).token_ids == expected_output(request, LIMITS)
+
+
+def test_a_poisonous_request_without_others_ends() -> None:
+    driver = Losing(LIMITS, depth=1)
+    request = make_request("bad")
+    driver.scheduler.submit(request)
+    assert crash_over(driver, "bad") == 4
+    assert failure(request).reason == "POISON"
     driver.assert_at_rest()
 
 
@@ -258,6 +310,31 @@ async def test_the_engine_goes_on_with_another_group() -> None:
             assert (await whole_output(request)).token_ids == expected_output(request, LIMITS)
     load = engine.load()
     assert (load.worker_restarts, load.replayed_requests) == (3, 9)
+    run.cancel()
+    await asyncio.wait([run])
+
+
+async def test_the_engine_wakes_for_suspects_once_the_group_has_stood(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in ("scheduler.crash_recovery", "engine.engine"):
+        monkeypatch.setattr(f"frontend.{module}.SETTLE_SECONDS", 0.05)
+    groups = [FakeGroup(LIMITS) for _ in range(3)]
+    engine = Engine(Scheduler(LIMITS), groups[0])
+    request = make_request(max_new_tokens=4)
+    engine.submit(request)
+    for old, new in itertools.pairwise(groups):
+        old.gate.clear()
+        run = asyncio.create_task(engine.run())
+        await turns()
+        old.lose("rank 0 at somewhere: gone")
+        with pytest.raises(ConnectionError):
+            await run
+        new.workers.last_step = engine._scheduler._scheduled_step
+        engine.resume_on(new, LIMITS)
+    run = asyncio.create_task(engine.run())
+    async with asyncio.timeout(30):
+        assert (await whole_output(request)).token_ids == expected_output(request, LIMITS)
     run.cancel()
     await asyncio.wait([run])
 
