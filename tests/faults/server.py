@@ -25,9 +25,12 @@ class Server:
         folder: where its output goes.
         flags: of `switchyard serve`.
         path: folders before all others in its processes' search path.
+        stderr: a descriptor that its stderr goes to; None: its output's.
     """
 
-    def __init__(self, folder: Path, *flags: str, path: tuple[Path, ...] = ()) -> None:
+    def __init__(
+        self, folder: Path, *flags: str, path: tuple[Path, ...] = (), stderr: int | None = None
+    ) -> None:
         self._log = folder / f"server-{time.monotonic_ns()}.log"
         search = ":".join(map(str, (*path, ROOT, ROOT / "proto", os.environ.get("PYTHONPATH", ""))))
         with self._log.open("wb") as log:
@@ -36,7 +39,7 @@ class Server:
                 cwd=ROOT,
                 env=os.environ | {"PYTHONPATH": search, "GRPC_VERBOSITY": "NONE"},
                 stdout=log,
-                stderr=subprocess.STDOUT,
+                stderr=subprocess.STDOUT if stderr is None else stderr,
             )
         self.address = ""
         self.http_address = ""
