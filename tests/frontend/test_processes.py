@@ -334,9 +334,9 @@ def test_a_stopped_child_is_continued(tmp_path: Path, name: str) -> None:
     line = f"switchyard: the {which} was stopped by SIGSTOP; continuing it"
     for count in (1, 2):
         os.kill(pid, signal.SIGSTOP)
-        wait_for(lambda count=count: family.said() == [line] * count)
+        wait_until(lambda count=count: family.said() == [line] * count)
     family.process.terminate()
-    assert family.process.wait(10.0) == 0
+    assert family.process.wait(HANG_SECONDS) == 0
     assert family.told("front")
     assert family.pid(name) == pid
 
