@@ -1,7 +1,7 @@
 """`switchyard serve`: one frontend and one group of workers, joined by sockets and a secret.
 
-Owns the two command lines, and the folder of the sockets and the secret. Flags pass through: their
-tables are those of both halves. `supervisor.py` runs the two commands.
+Owns the two command lines and the secret. Flags pass through: their tables are those of both halves.
+`runtime_folder.py` makes the folder of sockets and secret, `supervisor.py` runs the two commands.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ import argparse
 import os
 import secrets
 import sys
-import tempfile
 from pathlib import Path
 
+from frontend.cli.runtime_folder import runtime_folder
 from frontend.cli.supervisor import supervise
 from frontend.config import FrontendConfig
 from frontend.model_folder import resolve_model, served_name
 from switchyard.flags import add_shared_flags, read, words
+from switchyard.worker.limits import check_limits
 from switchyard.worker.output import lossy_output
 from workers.config import ParallelFlags, WorkerConfig
 
@@ -40,10 +41,11 @@ def serve(flags: argparse.Namespace) -> int:
 
 def _serve(flags: argparse.Namespace) -> int:
     try:
+        check_limits(ranks=True)
         model = resolve_model(flags.model)
-        with tempfile.TemporaryDirectory(prefix="switchyard-") as folder:
+        with runtime_folder() as folder:
             listen = f"unix:{folder}/rank-{{rank}}.sock"
-            link = ["--link-secret-file", str(_make_secret(Path(folder)))]
+            link = ["--link-secret-file", str(_make_secret(folder))]
             front = [*frontend_command(flags, model, listen), *link]
             workers = [*workers_command(flags, model, listen), *link]
             return supervise(
