@@ -42,6 +42,7 @@ from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.flags import add_flags, given
 from switchyard.release import release
+from switchyard.worker.limits import check_limits
 from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
 
@@ -270,6 +271,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     logging.basicConfig(level=logging.WARNING, format="switchyard: %(levelname)s %(message)s")
     try:
+        check_limits(ranks=False)
         config = parse_config(arguments)
         defaults = read_sampling_defaults(config.model)
         link_secret = read_secret(config.link_secret_file)

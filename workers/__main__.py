@@ -14,6 +14,7 @@ import sys
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import resolve_runner
 from switchyard.flags import add_flags, read
+from switchyard.worker.limits import check_limits
 from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
@@ -60,6 +61,7 @@ def main() -> int:
     """Check the flags, then keep the group alive; returns the exit status."""
     flags = parser().parse_args()
     try:
+        check_limits(ranks=True)
         config, parallel, launch = configure(flags)
         secret = read_secret(config.link_secret_file)
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
