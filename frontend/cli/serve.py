@@ -1,7 +1,7 @@
 """`switchyard serve`: one frontend and one group of workers, joined by sockets and a secret.
 
-Owns the two command lines and the secret. Flags pass through: their tables are those of both halves.
-`runtime_folder.py` makes the folder of sockets and secret, `supervisor.py` runs the two commands.
+Owns the two command lines and the secret. Flags pass through: their tables are those of both
+halves. `runtime_folder.py` makes the folder of sockets and secret, `supervisor.py` runs the two.
 """
 
 from __future__ import annotations
