@@ -6,6 +6,7 @@ Owns its codes, named as google.rpc names them, and its text. Knows no transport
 from __future__ import annotations
 
 import enum
+from collections.abc import Callable, Mapping
 
 from frontend.bounds import MAX_MESSAGE_BYTES
 
@@ -37,6 +38,7 @@ class RequestError(Exception):
         retry_after: seconds after which another try makes sense; of a full queue
             `scheduler/admission_queue.py` predicts them.
         opens_with_field: the text begins with the field's path, and the complaint follows.
+        mentions: words of the complaint that name other fields or methods, and the paths of these.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class RequestError(Exception):
         field: str | None = None,
         retry_after: float | None = None,
         opens_with_field: bool = False,
+        mentions: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__(complaint)
         self.code = code
@@ -56,15 +59,22 @@ class RequestError(Exception):
         self.field = field
         self.retry_after = retry_after
         self.opens_with_field = opens_with_field
+        self.mentions = mentions or {}
 
     @property
     def message(self) -> str:
         """The line for a person."""
-        return self.message_for(self.field)
+        return self._message(self.field, self.complaint)
 
-    def message_for(self, field: str | None) -> str:
-        """The line for a person whose API knows the field as ``field``."""
-        return f"{field} {self.complaint}" if self.opens_with_field and field else self.complaint
+    def message_for(self, name_of: Callable[[str], str]) -> str:
+        """The line for a person whose API has names of its own for the paths of fields."""
+        complaint = self.complaint
+        for word, path in self.mentions.items():
+            complaint = complaint.replace(word, name_of(path))
+        return self._message(None if self.field is None else name_of(self.field), complaint)
+
+    def _message(self, field: str | None, complaint: str) -> str:
+        return f"{field} {complaint}" if self.opens_with_field and field else complaint
 
     def __str__(self) -> str:
         return self.message
@@ -77,7 +87,9 @@ def internal_error(request_id: str) -> RequestError:
     )
 
 
-def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestError:
+def invalid_field(
+    field: str, complaint: str, *, reason: str = "", mentions: Mapping[str, str] | None = None
+) -> RequestError:
     """INVALID_ARGUMENT for one field; the text is the field's path and then ``complaint``."""
     return RequestError(
         Code.INVALID_ARGUMENT,
@@ -85,6 +97,7 @@ def invalid_field(field: str, complaint: str, *, reason: str = "") -> RequestErr
         reason=reason or "INVALID_FIELD",
         field=field,
         opens_with_field=True,
+        mentions=mentions,
     )
 
 

@@ -6,6 +6,7 @@ Owns the checks of `switchyard.v1.ChatRequest`. Knows no template and no tokeniz
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -30,6 +31,7 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
         "chat_template",
         "continue_final_message",
         "conversation",
+        "conversations",
         "max_length",
         "messages",
         "padding",
@@ -37,6 +39,7 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
         "return_dict",
         "return_tensors",
         "sanitize_control_tokens",
+        "self",
         "tokenize",
         "tokenizer_kwargs",
         "tools",
@@ -100,14 +103,52 @@ def _tool_call(call: pb.ToolCall, call_field: str) -> Turn:
         raise too_many(f"{call_field}.name", len(call.name), MAX_NAME_CHARS, "characters")
     if len(call.id) > MAX_NAME_CHARS:
         raise too_many(f"{call_field}.id", len(call.id), MAX_NAME_CHARS, "characters")
-    field = f"{call_field}.arguments_json"
-    arguments = _parsed(call.arguments_json or "{}", field, MAX_TOOLS_CHARS)
-    if not isinstance(arguments, dict):
-        raise invalid_field(field, "is not a JSON object")
-    turn: Turn = {"type": "function", "function": {"name": call.name, "arguments": arguments}}
+    if len(call.arguments_json) > MAX_TOOLS_CHARS:
+        raise too_many(
+            f"{call_field}.arguments_json", len(call.arguments_json), MAX_TOOLS_CHARS, "characters"
+        )
+    function = {"name": call.name, "arguments": _arguments(call.arguments_json)}
+    turn: Turn = {"type": "function", "function": function}
     if call.id:
         turn["id"] = call.id
     return turn
+
+
+def _arguments(text: str) -> dict[str, Any] | str:
+    """A call's arguments; what is no JSON object, as a call that was cut off has it, as it is."""
+    if not text.strip() or text.strip() == "null":
+        return {}
+    try:
+        value = json.loads(text, parse_constant=_refuse_number, parse_float=_finite)
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, dict) else text
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    return value if math.isfinite(value) else _refuse_number(text)
+
+
+def _refuse_number(text: str) -> float:
+    raise ValueError(f"{text} is no number that JSON can hold again")
+
+
+def with_objects(turns: list[Turn]) -> list[Turn]:
+    """The turns with {} for arguments that are no JSON object."""
+    return [
+        {**turn, "tool_calls": [_with_object(call) for call in turn["tool_calls"]]}
+        if "tool_calls" in turn
+        else turn
+        for turn in turns
+    ]
+
+
+def _with_object(call: Turn) -> Turn:
+    function = call["function"]
+    if isinstance(function["arguments"], dict):
+        return call
+    return {**call, "function": {**function, "arguments": {}}}
 
 
 def tools(text: str) -> list[dict[str, Any]] | None:

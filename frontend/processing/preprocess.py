@@ -10,7 +10,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Sequence
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jinja2
 from google.protobuf import duration_pb2
@@ -19,6 +19,7 @@ from frontend.backend import Backend, TokenizerLike
 from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import chat_template, sampling_params
+from frontend.processing.chat_template import Turn
 from frontend.processing.structured_output import Compiler
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
@@ -78,7 +79,7 @@ async def prompt_ids(backend: Backend, prompt: pb.Prompt) -> list[int]:
             tokenizer = tokenizer_of(backend)
             _check_length(backend, len(prompt.text), "prompt.text")
             ids = await threaded(len(prompt.text), tokenizer.encode, prompt.text)
-            return _checked_ids(backend, ids, "prompt.text")
+            return _checked_text(backend, ids, "prompt.text")
         case "tokens":
             return _checked_ids(backend, prompt.tokens.ids, "prompt.tokens.ids")
         case _:
@@ -102,6 +103,7 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
             Code.FAILED_PRECONDITION,
             "this model has no chat template; use Generate",
             reason="NO_CHAT_TEMPLATE",
+            mentions={"Generate": "Generate"},
         )
     length = sum(TURN_CHARS + len(message["content"]) for message in messages)
     length += len(chat.template_kwargs_json) + len(chat.tools_json)
@@ -109,9 +111,31 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
     try:
         ids = await threaded(length, tokenizer.render_chat, messages, kwargs, tools)
     except _TEMPLATE_ERRORS as error:
-        complaint = str(error)[:MAX_LIBRARY_ERROR_CHARS]
-        raise invalid_field("messages", f"do not fit the chat template: {complaint}") from error
-    return _checked_ids(backend, ids, "messages")
+        ids = await _chat_of_objects(tokenizer, length, messages, kwargs, tools, error)
+    return _checked_text(backend, ids, "messages")
+
+
+async def _chat_of_objects(
+    tokenizer: TokenizerLike,
+    length: int,
+    messages: list[Turn],
+    kwargs: dict[str, Any],
+    tools: list[dict[str, Any]] | None,
+    error: Exception,
+) -> list[int]:
+    """The conversation for a template that refused it: many take no text as a call's arguments.
+
+    Raises:
+        RequestError: the template refuses it all the same.
+    """
+    objects = chat_template.with_objects(messages)
+    try:
+        if objects == messages:
+            raise error
+        return await threaded(length, tokenizer.render_chat, objects, kwargs, tools)
+    except _TEMPLATE_ERRORS as refusal:
+        complaint = str(refusal)[:MAX_LIBRARY_ERROR_CHARS]
+        raise invalid_field("messages", f"do not fit the chat template: {complaint}") from refusal
 
 
 def _check_length(backend: Backend, num_chars: int, field: str) -> None:
@@ -119,6 +143,18 @@ def _check_length(backend: Backend, num_chars: int, field: str) -> None:
     max_chars = MAX_CHARS_PER_TOKEN * backend.info.max_model_len
     if num_chars > max_chars:
         raise too_many(field, num_chars, max_chars, "characters")
+
+
+def _checked_text(backend: Backend, ids: list[int], field: str) -> list[int]:
+    """`_checked_ids` of a text, whose tokens its sender does not know by number."""
+    vocab_size, largest = backend.info.vocab_size, max(ids, default=0)
+    if largest >= vocab_size:
+        raise invalid_field(
+            field,
+            f"has text of token {largest}, and the model's vocabulary has {vocab_size}; leave the "
+            "text out: the tokenizer knows more tokens than the model",
+        )
+    return _checked_ids(backend, ids, field)
 
 
 def _checked_ids(backend: Backend, ids: Sequence[int], field: str) -> list[int]:
@@ -210,7 +246,13 @@ def _queue_seconds(request: pb.GenerateRequest) -> float:
         return math.inf
     limit: duration_pb2.Duration = request.max_queue_time
     seconds = limit.seconds + limit.nanos * 1e-9
-    if seconds <= 0.0 or not 0 <= limit.nanos < 10**9:
+    if abs(limit.nanos) >= 10**9 or limit.seconds * limit.nanos < 0:
+        raise invalid_field(
+            "max_queue_time",
+            f"is no valid duration: {limit.seconds} s and {limit.nanos} ns; nanos are below 10^9 "
+            "and have the sign of seconds",
+        )
+    if seconds <= 0.0:
         raise invalid_field("max_queue_time", f"is {seconds:g} s, must be above 0 s")
     return seconds
 
@@ -240,7 +282,11 @@ def _check_beside_constraint(request: pb.GenerateRequest) -> None:
         ("sampling.bad_token_ids", params.bad_token_ids),
     ):
         if is_set:
-            raise invalid_field(field, "cannot be set beside constraint; leave one of them out")
+            raise invalid_field(
+                field,
+                "cannot be set beside constraint; leave one of them out",
+                mentions={"constraint": "constraint"},
+            )
 
 
 def _decoder(backend: Backend, request: pb.GenerateRequest) -> TextDecoder | None:

@@ -8,9 +8,8 @@ streams.
 
 from __future__ import annotations
 
-import math
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 from frontend.bounds import (
@@ -32,6 +31,16 @@ from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.request import SamplingParams, StopConditions
 from switchyard.v1 import inference_pb2 as pb
 
+FLOAT32_MAX = 3.4028234663852886e38
+# The least and the greatest value of each; top_p may not be 0 either.
+RANGES: Mapping[str, tuple[float, float]] = {
+    "temperature": (0.0, FLOAT32_MAX),
+    "top_p": (0.0, 1.0),
+    "min_p": (0.0, 1.0),
+    "repetition_penalty": REPETITION_PENALTY_RANGE,
+    "presence_penalty": (-2.0, 2.0),
+    "frequency_penalty": (-2.0, 2.0),
+}
 # A lower temperature is greedy: logits divided by it would leave the range of fp32.
 MIN_TEMPERATURE = 1e-5
 # Bytes that a log-probability, one alternative, and a token's id take in a message at most.
@@ -59,22 +68,22 @@ def sampling_params(
     sampling, output = request.sampling, request.output
     allowed, banned = _token_lists(request, vocab_size, eos_token_ids)
     num_top = _num_top_logprobs(output)
-    repetition = _ranged(sampling, "repetition_penalty", *REPETITION_PENALTY_RANGE)
-    top_p = _ranged(sampling, "top_p", 0.0, 1.0)
+    repetition = _ranged(sampling, "repetition_penalty")
+    top_p = _ranged(sampling, "top_p")
     if top_p == 0.0:
         raise invalid_field("sampling.top_p", "is 0, must be above 0 and at most 1")
     top_k = _first(sampling.top_k if sampling.HasField("top_k") else None, defaults.top_k, 0)
-    given = _ranged(sampling, "temperature", 0.0, math.inf)
+    given = _ranged(sampling, "temperature")
     temperature = _first(given, defaults.temperature, 1.0)
     return SamplingParams(
         temperature=temperature if temperature >= MIN_TEMPERATURE else 0.0,
         top_p=_first(top_p, defaults.top_p, 1.0),
         top_k=top_k if top_k < vocab_size else 0,
-        min_p=_first(_ranged(sampling, "min_p", 0.0, 1.0), defaults.min_p, 0.0),
+        min_p=_first(_ranged(sampling, "min_p"), defaults.min_p, 0.0),
         seed=sampling.seed if sampling.HasField("seed") else secrets.randbits(64),
         repetition_penalty=_first(repetition, defaults.repetition_penalty, 1.0),
-        presence_penalty=_ranged(sampling, "presence_penalty", -2.0, 2.0) or 0.0,
-        frequency_penalty=_ranged(sampling, "frequency_penalty", -2.0, 2.0) or 0.0,
+        presence_penalty=_ranged(sampling, "presence_penalty") or 0.0,
+        frequency_penalty=_ranged(sampling, "frequency_penalty") or 0.0,
         logit_bias=_logit_bias(sampling, vocab_size),
         allowed_token_ids=allowed,
         banned_token_ids=banned,
@@ -114,14 +123,32 @@ def _first(*values: _T | None) -> _T:
     return next(value for value in values if value is not None)
 
 
-def _ranged(sampling: pb.SamplingParams, field: str, low: float, high: float) -> float | None:
-    if not sampling.HasField(field):
+def _ranged(sampling: pb.SamplingParams, name: str) -> float | None:
+    if not sampling.HasField(name):
         return None
-    value = float(getattr(sampling, field))
-    if not low <= value <= high or math.isinf(value):
-        limits = f"finite and at least {low:g}" if math.isinf(high) else f"in [{low:g}, {high:g}]"
-        raise invalid_field(f"sampling.{field}", f"is {value:g}, must be {limits}")
+    value = float(getattr(sampling, name))
+    check_range(name, value)
     return value
+
+
+def check_range(name: str, value: float) -> None:
+    """Refuses a value outside `RANGES`; one that a message cannot hold is checked before it does.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with the field's path.
+    """
+    low, high = RANGES[name]
+    if not low <= value <= high:
+        raise invalid_field(f"sampling.{name}", f"is {value:g}, must be in [{low:g}, {high:g}]")
+
+
+def check_bias(token_id: int, bias: float) -> None:
+    """Refuses a bias of one token that is too large; as `check_range`."""
+    if not abs(bias) <= MAX_LOGIT_BIAS:
+        raise invalid_field(
+            f"sampling.logit_bias[{token_id}]",
+            f"is {bias:g}, must be in [{-MAX_LOGIT_BIAS:g}, {MAX_LOGIT_BIAS:g}]",
+        )
 
 
 def _logit_bias(sampling: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int, float], ...]:
@@ -134,11 +161,7 @@ def _logit_bias(sampling: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int
             raise invalid_field(
                 f"{field}[{token_id}]", f"is no token, ids are below the vocabulary's {vocab_size}"
             )
-        if not abs(bias) <= MAX_LOGIT_BIAS:
-            raise invalid_field(
-                f"{field}[{token_id}]",
-                f"is {bias:g}, must be in [{-MAX_LOGIT_BIAS:g}, {MAX_LOGIT_BIAS:g}]",
-            )
+        check_bias(token_id, bias)
     return tuple(biases)
 
 
@@ -164,7 +187,9 @@ def _token_lists(
         field = "allowed_token_ids" if allowed else "bad_token_ids"
         before = " before min_new_tokens" if suppressed else ""
         raise invalid_field(
-            f"sampling.{field}", f"leaves no token to draw{before}; ban fewer or allow more"
+            f"sampling.{field}",
+            f"leaves no token to draw{before}; ban fewer or allow more",
+            mentions={"min_new_tokens": "stop_conditions.min_new_tokens"},
         )
     return tuple(sorted(allowed)), tuple(sorted(banned))
 
@@ -227,6 +252,7 @@ def stop_conditions(
         raise invalid_field(
             "stop_conditions.min_new_tokens",
             f"is {stops.min_new_tokens}, more than max_new_tokens {max_new_tokens}",
+            mentions={"max_new_tokens": "stop_conditions.max_new_tokens"},
         )
     return StopConditions(
         max_new_tokens=max_new_tokens,

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import json
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
@@ -48,6 +48,16 @@ _LIMITS = LLParserLimits(
     max_grammar_size=100_000,
     verbose_errors=False,
 )
+
+# llguidance's names of why it stopped, in words.
+_NOTHING_FOLLOWS = "no text can follow that it allows; name a language with finite texts"
+_WORDS: Mapping[str, str] = {
+    "": _NOTHING_FOLLOWS,
+    "NoExtension": _NOTHING_FOLLOWS,
+    "NoExtensionBias": _NOTHING_FOLLOWS,
+    "LexerTooComplex": "its expressions are too much work; simplify it",
+    "ParserTooComplex": "its rules are too much work; simplify it",
+}
 
 _T = TypeVar("_T")
 
@@ -103,10 +113,10 @@ class GrammarMatcher:
     def _next_mask(self) -> bytes:
         mask: bytes = self._inner.compute_bitmask()[: self._num_bytes]
         if self._inner.is_error() or not mask.strip(b"\0"):
-            complaint = _brief(self._inner.get_error() or "no token can follow")
+            complaint = _brief(self._inner.get_error() or "")
             raise invalid_field(
                 "constraint",
-                f"cannot be kept to here: {complaint}; simplify it",
+                f"cannot be kept to here: {_WORDS.get(complaint, complaint)}",
                 reason="CONSTRAINT_FAILED",
             )
         return mask
@@ -283,16 +293,18 @@ def _schema_grammar(text: str, field: str) -> str:
 
 
 def _brief(complaint: str) -> str:
-    """llguidance's words on one line."""
-    return " ".join(complaint.replace("<non-verbose/>", "").split())[:MAX_LIBRARY_ERROR_CHARS]
+    """llguidance's words on one line, without its state."""
+    words = complaint.partition("<state>")[0].replace("<non-verbose/>", "")
+    return " ".join(words.split())[:MAX_LIBRARY_ERROR_CHARS]
 
 
 def _unconstrainable(why: str) -> RequestError:
     return RequestError(
         Code.FAILED_PRECONDITION,
-        f"this model cannot be constrained: it {why}; leave constraint unset",
+        f"this model's output cannot be held to a language: it {why}; leave constraint unset",
         reason="NO_CONSTRAINTS",
         field="constraint",
+        mentions={"constraint": "constraint"},
     )
 
 

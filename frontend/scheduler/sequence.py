@@ -150,4 +150,5 @@ def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) ->
             "ask for fewer",
             reason="CACHE_EXCEEDED",
             field="stop_conditions.max_new_tokens",
+            mentions={"max_new_tokens": "stop_conditions.max_new_tokens"},
         )

@@ -128,6 +128,8 @@ def _complaint(error: ErrorDetails) -> str:
             return f"is {_number(value)}, must be at least {context['ge']}"
         case "less_than_equal":
             return f"is {_number(value)}, must be at most {context['le']}"
+        case "out_of_range":
+            return f"is {_number(value)}, must be {context['wanted']}"
         case "literal_error":
             return f"must be {context['expected']}"
         case "missing":

@@ -168,14 +168,14 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     """
     body = validated(ChatBody, values)
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
-    request = generate_request(body, getattr(body, limit))
+    request, names = generate_request(body, getattr(body, limit))
     request.request_id = request_id
     tools = tool_use(body, values)
-    names = {"stop_conditions.max_new_tokens": limit}
+    names["stop_conditions.max_new_tokens"] = limit
     if tools.schema_json:
         if request.HasField("constraint"):
             raise invalid_field(
-                "tool_choice", "forces a call, and response_format names a language"
+                "tool_choice", f"forces a call, and {names['constraint']} names a language"
             )
         request.constraint.json_schema = tools.schema_json
         names["constraint.json_schema"] = names["constraint"] = tools.schema_field

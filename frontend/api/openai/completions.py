@@ -255,7 +255,7 @@ def read_completion(values: Mapping[str, Any], request_id: str, model: str) -> C
         raise invalid_field("suffix", "is not supported; leave it empty")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     score_only = bool(body.echo) and max_tokens == 0
-    request = generate_request(body, 1 if score_only else max_tokens)
+    request, names = generate_request(body, 1 if score_only else max_tokens)
     request.output.logprobs = body.logprobs is not None
     request.output.top_logprobs = body.logprobs or 0
     request.output.prompt_logprobs = bool(body.echo) and body.logprobs is not None
@@ -265,7 +265,7 @@ def read_completion(values: Mapping[str, Any], request_id: str, model: str) -> C
         score_only=score_only,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
-        names={"output.top_logprobs": "logprobs"},
+        names={**names, "output.top_logprobs": "logprobs"},
         envelope=envelope("cmpl", request_id, model),
     )
 

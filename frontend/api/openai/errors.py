@@ -6,6 +6,7 @@ Owns the one table from `frontend.errors.Code` to HTTP. Knows no path.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
@@ -47,11 +48,11 @@ _PARAMETERS: Mapping[str, str] = {
     "token_ids": "prompt",
     "template_kwargs_json": "chat_template_kwargs",
     "tools_json": "tools",
-    "constraint.json_schema": "response_format",
-    "constraint.json_object": "response_format",
-    "constraint.regex": "guided_regex",
-    "constraint.grammar": "guided_grammar",
+    "Generate": "/v1/completions",
 }
+
+# The last parts of paths into a turn's tool calls.
+_OF_CALL = re.compile(r"(messages\[\d+\]\.tool_calls\[\d+\])\.(name|arguments_json)")
 
 
 class ApiError(HTTPException):
@@ -92,7 +93,7 @@ def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> Ap
     """
     status, kind = STATUSES[error.code]
     param = None if error.field is None else _parameter(error.field, names or {})
-    message = error.message_for(param)
+    message = error.message_for(lambda field: _parameter(field, names or {}))
     headers = {}
     if error.retry_after is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after))
@@ -104,7 +105,12 @@ def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> Ap
 
 def _parameter(field: str, names: Mapping[str, str]) -> str:
     """OpenAI's name: ``stop_conditions.stop[1]`` is stop[1]; paths that OpenAI has too stay."""
+    call = _OF_CALL.fullmatch(field)
+    if call is not None:
+        return f"{call[1]}.function.{call[2].removesuffix('_json')}"
     path, bracket, index = field.partition("[")
+    if path == "sampling.logit_bias" and index:  # a JSON object, not a list
+        return f"logit_bias.{index.removesuffix(']')}"
     for known in (names, _PARAMETERS):
         if path in known:
             return known[path] + bracket + index

@@ -16,6 +16,7 @@ from frontend.api.openai.request_models import (
     StructuredOutputs,
 )
 from frontend.errors import invalid_field
+from frontend.processing.sampling_params import FLOAT32_MAX, check_bias, check_range
 from frontend.processing.schema_edit import closed
 from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
@@ -30,11 +31,16 @@ _NUMBERS = (
 )
 
 
-def generate_request(body: GenerationBody, max_tokens: int | None) -> pb.GenerateRequest:
+def generate_request(
+    body: GenerationBody, max_tokens: int | None
+) -> tuple[pb.GenerateRequest, dict[str, str]]:
     """Everything but the prompt and the log-probabilities.
 
     Args:
         max_tokens: tokens to generate at most; None: what the context has room for.
+
+    Returns:
+        The request, and the parameter that its language comes from, by the paths of its fields.
 
     Raises:
         RequestError: parameters do not fit each other.
@@ -49,14 +55,15 @@ def generate_request(body: GenerationBody, max_tokens: int | None) -> pb.Generat
         raise invalid_field(
             "best_of", f"must be n, {body.n or 1}; this server returns all that it samples"
         )
-    _set_constraint(body, request)
-    return request
+    return request, _set_constraint(body, request)
 
 
 def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
     for name in _NUMBERS:
         value = getattr(body, name)
         if value is not None:
+            if abs(value) > FLOAT32_MAX:  # it would be infinite in the message
+                check_range(name, value)
             setattr(sampling, name, value)
     if body.top_k is not None:
         sampling.top_k = max(0, body.top_k)  # -1 is off
@@ -66,6 +73,7 @@ def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
     for key, bias in (body.logit_bias or {}).items():  # JSON spells token ids as strings
         if not key.isascii() or not key.isdecimal() or len(key) > 10 or int(key) > UINT32_MAX:
             raise invalid_field("logit_bias", "has a key that is no token id")
+        check_bias(int(key), bias)
         sampling.logit_bias[int(key)] = bias
 
 
@@ -80,61 +88,70 @@ def _set_stops(body: GenerationBody, stops: pb.StopConditions, max_tokens: int |
     stops.include_stop = bool(body.include_stop_str_in_output)
 
 
-def _set_constraint(body: GenerationBody, request: pb.GenerateRequest) -> None:
-    """The one language of the output, in any of three spellings."""
+# Each language: the parameter, the field of `switchyard.v1.Constraint`, and its value.
+_Languages = list[tuple[str, str, Any]]
+
+
+def _set_constraint(body: GenerationBody, request: pb.GenerateRequest) -> dict[str, str]:
+    """The one language of the output, in any of three spellings; names of its fields."""
     guided = {
         "json": body.guided_json,
         "regex": body.guided_regex,
         "grammar": body.guided_grammar,
         "choice": body.guided_choice,
     }
-    languages = {
-        **_response_format(body.response_format),
-        **_languages(guided),
-        **_structured_outputs(body.structured_outputs),
-    }
+    languages = (
+        _response_format(body.response_format)
+        + _languages(guided, "guided_")
+        + _structured_outputs(body.structured_outputs)
+    )
     if len(languages) > 1:
-        raise invalid_field(
-            "response_format", f"and others name {len(languages)} languages; name one"
-        )
-    for language, value in languages.items():
-        setattr(request.constraint, language, value)
+        also = ", ".join(parameter for parameter, _, _ in languages[1:])
+        raise invalid_field(languages[0][0], f"and {also} name a language each; name one")
+    names = {}
+    for parameter, field, value in languages:
+        setattr(request.constraint, field, value)
+        names = {"constraint": parameter, f"constraint.{field}": parameter}
+    return names
 
 
-def _response_format(wanted: ResponseFormat | None) -> dict[str, Any]:
+def _response_format(wanted: ResponseFormat | None) -> _Languages:
     if wanted is None or wanted.type in (None, "text"):
-        return {}
+        return []
     if wanted.type == "json_object":
-        return {"json_object": True}
+        return [("response_format", "json_object", True)]
     if wanted.json_schema is None or wanted.json_schema.schema_ is None:
         raise invalid_field("response_format.json_schema", "has no schema; send {name, schema}")
     schema = wanted.json_schema.schema_
-    return {"json_schema": json.dumps(closed(schema) if wanted.json_schema.strict else schema)}
+    text = json.dumps(closed(schema) if wanted.json_schema.strict else schema)
+    return [("response_format", "json_schema", text)]
 
 
-def _structured_outputs(wanted: StructuredOutputs | None) -> dict[str, Any]:
+def _structured_outputs(wanted: StructuredOutputs | None) -> _Languages:
     if wanted is None:
-        return {}
-    languages = _languages(
-        {
-            "json": wanted.json_,
-            "regex": wanted.regex,
-            "grammar": wanted.grammar,
-            "choice": wanted.choice,
-        }
-    )
-    return {**languages, "json_object": True} if wanted.json_object else languages
+        return []
+    given = {
+        "json": wanted.json_,
+        "regex": wanted.regex,
+        "grammar": wanted.grammar,
+        "choice": wanted.choice,
+    }
+    languages = _languages(given, "structured_outputs.")
+    if wanted.json_object:
+        languages.append(("structured_outputs.json_object", "json_object", True))
+    return languages
 
 
-def _languages(given: dict[str, Any]) -> dict[str, Any]:
-    """Fields of `switchyard.v1.Constraint` for a JSON schema, a regex, a grammar, or choices."""
-    languages: dict[str, Any] = {}
+def _languages(given: dict[str, Any], prefix: str) -> _Languages:
+    """A JSON schema, a regex, a grammar, choices, as far as they are given."""
+    languages: _Languages = []
     if given["json"] is not None:
         schema = given["json"]
-        languages["json_schema"] = schema if isinstance(schema, str) else json.dumps(schema)
+        text = schema if isinstance(schema, str) else json.dumps(schema)
+        languages.append((f"{prefix}json", "json_schema", text))
     for name in ("regex", "grammar"):
         if given[name] is not None:
-            languages[name] = given[name]
+            languages.append((f"{prefix}{name}", name, given[name]))
     if given["choice"]:
-        languages["grammar"] = choice_grammar(given["choice"])
+        languages.append((f"{prefix}choice", "grammar", choice_grammar(given["choice"])))
     return languages

@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -18,13 +19,26 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
-from frontend.bounds import MAX_PROMPTS, MAX_TOP_LOGPROBS
+from frontend.bounds import MAX_PROMPTS, MAX_SAMPLES, MAX_TOP_LOGPROBS
 
 UINT32_MAX = 2**32 - 1
 
 
 def _whole_float_as_int(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _within(low: int, high: int, words: str) -> AfterValidator:
+    """Refuses an integer out of its range with the range in words."""
+
+    def check(value: int) -> int:
+        if not low <= value <= high:
+            most = "at most what the context holds"
+            wanted = words if value < low or high < UINT32_MAX else most
+            raise PydanticCustomError("out_of_range", "must be {wanted}", {"wanted": wanted})
+        return value
+
+    return AfterValidator(check)
 
 
 def _is_token_ids(value: Any) -> TypeGuard[list[int]]:
@@ -87,6 +101,24 @@ _WHOLE = BeforeValidator(_whole_float_as_int)
 UInt32 = Annotated[int, _WHOLE, Field(ge=0, le=UINT32_MAX)]
 """An integer that a message can hold; 3.0 is 3."""
 Int32 = Annotated[int, _WHOLE, Field(ge=-(2**31), le=2**31 - 1)]
+NumSamples = Annotated[
+    int,
+    _WHOLE,
+    _within(1, MAX_SAMPLES, f"1 to {MAX_SAMPLES}"),
+    Field(json_schema_extra={"minimum": 1, "maximum": MAX_SAMPLES}),
+]
+MaxTokens = Annotated[
+    int,
+    _WHOLE,
+    _within(1, UINT32_MAX, "at least 1"),
+    Field(json_schema_extra={"minimum": 1}),
+]
+MaxTokensOrNone = Annotated[
+    int,
+    _WHOLE,
+    _within(0, UINT32_MAX, "at least 1, or 0 with echo"),
+    Field(json_schema_extra={"minimum": 0}),
+]
 TopK = Annotated[int, _WHOLE, Field(ge=-1, le=UINT32_MAX)]
 Seed = Annotated[int, _WHOLE, Field(ge=-(2**63), le=2**64 - 1)]
 TopLogprobs = Annotated[int, _WHOLE, Field(ge=0, le=MAX_TOP_LOGPROBS)]
@@ -159,8 +191,8 @@ class GenerationBody(RequestModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = Field(default=None, description="Default: true.")
-    n: UInt32 | None = Field(default=None, description="Choices for each prompt; default: 1.")
-    best_of: UInt32 | None = Field(default=None, description="Must be n.")
+    n: NumSamples | None = Field(default=None, description="Choices for each prompt; default: 1.")
+    best_of: NumSamples | None = Field(default=None, description="Must be n.")
     priority: Int32 | None = None
     response_format: ResponseFormat | None = None
     guided_json: Any = Field(default=None, description="A JSON schema, or its text.")
@@ -284,8 +316,10 @@ class ChatBody(GenerationBody):
     model_config = ConfigDict(json_schema_extra={"required": ["messages"]})
 
     messages: list[Message] | None = None
-    max_tokens: UInt32 | None = Field(default=None, description="Default: what the context holds.")
-    max_completion_tokens: UInt32 | None = Field(
+    max_tokens: MaxTokens | None = Field(
+        default=None, description="Default: what the context holds."
+    )
+    max_completion_tokens: MaxTokens | None = Field(
         default=None, description="The newer name of max_tokens."
     )
     logprobs: bool | None = None
@@ -313,5 +347,5 @@ class CompletionBody(GenerationBody):
     ] = Field(default=None, validate_default=True)
     suffix: str | None = Field(default=None, description="Must be empty.")
     echo: bool | None = Field(default=None, description="The prompt comes before the output.")
-    max_tokens: UInt32 | None = Field(default=None, description="Default: 16.")
+    max_tokens: MaxTokensOrNone | None = Field(default=None, description="Default: 16.")
     logprobs: TopLogprobs | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,14 +10,16 @@ from typing import Any
 
 import jinja2
 import pytest
+from transformers import PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from frontend.errors import Code, RequestError
-from frontend.processing import chat_template
+from frontend.processing import chat_template, preprocess
 from frontend.processing.tokenizer import Tokenizer
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.conftest import byte_level_backend, write_folder
-from tests.frontend.fakes import MODEL, FakeEngine, backend
+from tests.frontend.fakes import MODEL, FakeEngine, backend, group
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
 
@@ -71,11 +74,7 @@ BAD: list[tuple[str, Callable[[pb.ChatRequest], object]]] = [
     ),
     (
         "messages[2].tool_calls[0].arguments_json",
-        lambda r: setattr(r.messages[2].tool_calls[0], "arguments_json", "{"),
-    ),
-    (
-        "messages[2].tool_calls[0].arguments_json",
-        lambda r: setattr(r.messages[2].tool_calls[0], "arguments_json", "[1]"),
+        lambda r: setattr(r.messages[2].tool_calls[0], "arguments_json", " " * 262_145),
     ),
     (
         "messages[2].tool_calls",
@@ -88,6 +87,7 @@ BAD: list[tuple[str, Callable[[pb.ChatRequest], object]]] = [
     ("tools_json", lambda r: setattr(r, "tools_json", json.dumps([{}] * 129))),
     ("tools_json", lambda r: setattr(r, "tools_json", " " * 262_145)),
     ("template_kwargs_json", lambda r: setattr(r, "template_kwargs_json", '{"tools": []}')),
+    ("template_kwargs_json", lambda r: setattr(r, "template_kwargs_json", '{"self": 1}')),
     ("messages", lambda r: setattr(r.messages[1], "content", "x" * 256 * 64)),
 ]
 
@@ -101,6 +101,35 @@ async def test_a_bad_field_is_named(field: str, change: Callable[[pb.ChatRequest
         [event async for event in service.chat(request)]
     assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, field)
     assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ('{"a": 1.5}', {"a": 1.5}),
+        ("", {}),
+        ("null", {}),
+        ('{\n"c', '{\n"c'),
+        ("[1]", "[1]"),
+        ("5", "5"),
+        ('{"x": NaN}', '{"x": NaN}'),
+        ('{"x": 1e999}', '{"x": 1e999}'),
+        ('{"a":' * 9000, '{"a":' * 9000),
+    ],
+)
+def test_arguments_that_are_no_object_stay_text(text: str, given: Any) -> None:
+    request = conversation()
+    request.messages[2].tool_calls[0].arguments_json = text
+    [call] = chat_template.messages(request)[2]["tool_calls"]
+    assert call["function"]["arguments"] == given
+
+
+def test_no_argument_of_the_template_s_caller_can_be_set() -> None:
+    functions = (PreTrainedTokenizerBase.apply_chat_template, render_jinja_template)
+    names = {name for each in functions for name in inspect.signature(each).parameters}
+    for name in names - {"documents", "kwargs"}:
+        with pytest.raises(RequestError, match="may not set"):
+            chat_template.template_kwargs(json.dumps({name: 1}))
 
 
 async def test_tools_reach_the_template() -> None:
@@ -140,6 +169,30 @@ def test_a_real_template_sees_tools_and_calls(tmp_path: Path) -> None:
         chat_template.messages(conversation()), {}, chat_template.tools(conversation().tools_json)
     )
     assert tokenizer.decode(ids, True) == '[add]SU(add {"a": [1, 2]})3'
+
+
+BY_TYPE = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}{% set a = c.function.arguments %}"
+    "({% if a is string %}{{ a }}{% else %}{{ a | tojson }}{% endif %}){% endfor %}{% endfor %}"
+)
+ITEMS = (
+    "{% for m in messages %}{% for c in m.tool_calls or [] %}("
+    "{% for k, v in c.function.arguments | items %}{{ k }}={{ v }}{% endfor %}){% endfor %}"
+    "{% endfor %}"
+)
+
+
+@pytest.mark.parametrize(("template", "said"), [(BY_TYPE, '({"a)'), (ITEMS, "()")])
+async def test_a_call_that_was_cut_off_is_taken_back(
+    template: str, said: str, tmp_path: Path
+) -> None:
+    request = conversation()
+    request.messages[2].tool_calls[0].arguments_json = '{"a'
+    request.tools_json = ""
+    tokenizer = tokenizer_with(tmp_path, template)
+    info = group(vocab_size=tokenizer.vocab_size)
+    ids = await preprocess.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), request)
+    assert tokenizer.decode(ids, True) == said
 
 
 ESCAPES = [

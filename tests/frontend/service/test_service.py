@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from google.protobuf.duration_pb2 import Duration
 
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
@@ -94,6 +95,7 @@ BAD_FIELDS: list[tuple[str, Change]] = [
         lambda r: r.stop_conditions.stop_token_ids.extend([1] * 999),
     ),
     ("max_queue_time", lambda r: r.max_queue_time.FromSeconds(-1)),
+    ("max_queue_time", lambda r: r.max_queue_time.MergeFrom(Duration(seconds=1, nanos=-5))),
     ("max_queue_time", lambda r: r.max_queue_time.SetInParent()),
     ("max_queue_time", lambda r: setattr(r.max_queue_time, "nanos", 2**31 - 1)),
 ]
