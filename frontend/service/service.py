@@ -23,6 +23,7 @@ from frontend.group_info import GroupInfo
 from frontend.processing import preprocess
 from frontend.processing.structured_output import Compiler
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
+from frontend.requests.request import TextDecoder
 from frontend.service import info, responses, tokenization
 from frontend.service.calls import Call, KeyLimit, LiveCalls, check_request_id
 from switchyard.v1 import inference_pb2 as pb
@@ -270,6 +271,11 @@ class Service:
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """Token ids to text, also during a drain, for streams that go on."""
         return await tokenization.detokenize(self._attached(), request)
+
+    def decoder(self, keep_special_tokens: bool) -> TextDecoder | None:
+        """What makes text of one sequence's tokens as they come; None without a tokenizer."""
+        tokenizer = self._attached().tokenizer
+        return None if tokenizer is None else tokenizer.decoder((), False, keep_special_tokens)
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Facts of the model."""

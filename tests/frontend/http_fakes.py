@@ -15,6 +15,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
+from frontend.processing.tokenizer import ByteDecoder, complete_text
 from frontend.records import UNKNOWN_CALLER, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -71,6 +72,9 @@ class ScriptedService:
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(text=bytes(request.token_ids).decode(errors="replace"))
+
+    def decoder(self, keep_special_tokens: bool) -> ByteDecoder:
+        return ByteDecoder({byte: complete_text(bytes([byte])) for byte in range(256)})
 
 
 def says(text: str, reason: int = pb.FINISH_REASON_EOS, index: int = 0, **more: Any) -> pb.Delta:

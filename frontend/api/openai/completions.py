@@ -16,6 +16,7 @@ from frontend.api.openai.logprobs import (
     CompletionLogprobsBuilder,
     TokenTexts,
     joined_columns,
+    text_offsets,
     token_ids,
 )
 from frontend.api.openai.merge import all_of, merged
@@ -31,6 +32,7 @@ from frontend.api.openai.response_models import (
     Usage,
 )
 from frontend.errors import invalid_field
+from frontend.processing import preprocess
 from frontend.records import Caller
 from frontend.service import responses
 from frontend.service.service import Service
@@ -135,6 +137,7 @@ class _Prompt:
         self._num_choices = max(1, request.n)
         self._first_index = number * self._num_choices
         self._columns: dict[int, CompletionLogprobsBuilder] = {}
+        self._num_echoed = 0  # characters
 
     def _events(self) -> AsyncGenerator[pb.GenerateResponse, None]:
         request = self._request
@@ -180,15 +183,18 @@ class _Prompt:
 
     async def _echoes(self, prompt: str, started: pb.GenerateStarted) -> list[CompletionChoice]:
         """The prompt, as the beginning of each choice."""
+        indices = range(self._num_choices)
+        if not self._request.output.logprobs:
+            return [self._choice(index, prompt, None) for index in indices]
+        self._num_echoed = len(prompt)
         ids = self._request.prompt.tokens.ids
-        is_scored = self._request.output.logprobs
-        if is_scored:
-            await self._texts.load(token_ids(ids, started.prompt_top_logprobs))
+        await self._texts.load(token_ids(ids, started.prompt_top_logprobs))
+        offsets = await preprocess.threaded(
+            len(ids), text_offsets, ids, prompt, self._service.decoder
+        )
         return [
-            self._choice(
-                index, prompt, self._columns_of(index).prompt(ids, started) if is_scored else None
-            )
-            for index in range(self._num_choices)
+            self._choice(index, prompt, self._columns_of(index).prompt(ids, offsets, started))
+            for index in indices
         ]
 
     async def _output(self, delta: pb.Delta) -> CompletionChoice:
@@ -206,7 +212,10 @@ class _Prompt:
     def _columns_of(self, index: int) -> CompletionLogprobsBuilder:
         if index not in self._columns:
             top_logprobs = self._request.output.top_logprobs
-            self._columns[index] = CompletionLogprobsBuilder(self._texts, top_logprobs)
+            keep_special = self._request.output.keep_special_tokens
+            self._columns[index] = CompletionLogprobsBuilder(
+                self._texts, top_logprobs, self._service.decoder(keep_special), self._num_echoed
+            )
         return self._columns[index]
 
     def _choice(

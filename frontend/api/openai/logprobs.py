@@ -6,7 +6,8 @@ Owns the text of single tokens, which both shapes need. Knows nothing of streams
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Protocol
 
 from frontend.api.openai.response_models import CompletionLogprobs, TokenLogprob, TopLogprob
 from frontend.errors import Code, RequestError
@@ -18,6 +19,18 @@ LEAST = -9999.0
 # Tokens looked up before other tasks of the loop run.
 _TURN = 256
 _NO_TEXT = "\N{REPLACEMENT CHARACTER}"
+
+
+class Decoder(Protocol):
+    """Makes text of one sequence's tokens as they come."""
+
+    def push(self, token_id: int) -> str:
+        """What this token completed."""
+        ...
+
+    def flush(self) -> str:
+        """What waited for more tokens."""
+        ...
 
 
 class TokenTexts:
@@ -82,18 +95,30 @@ class CompletionLogprobsBuilder:
 
     Args:
         num_top: alternatives a token; 0: none are reported.
+        decoder: makes the output's text, whose places the offsets are; None without a tokenizer.
+        offset: characters before the output.
     """
 
-    def __init__(self, texts: TokenTexts, num_top: int) -> None:
+    def __init__(
+        self, texts: TokenTexts, num_top: int, decoder: Decoder | None, offset: int
+    ) -> None:
         self._texts = texts
         self._num_top = num_top
-        self._offset = 0
+        self._decoder = decoder
+        self._offset = offset
 
-    def prompt(self, ids: Sequence[int], started: pb.GenerateStarted) -> CompletionLogprobs:
-        """Columns of the prompt, whose first token has no log-probability."""
-        first = self.columns(ids[:1], [None], [None])
+    def prompt(
+        self, ids: Sequence[int], offsets: Sequence[int], started: pb.GenerateStarted
+    ) -> CompletionLogprobs:
+        """Columns of the prompt, whose first token has no log-probability.
+
+        Args:
+            offsets: of the prompt's tokens in its text.
+        """
         tops = started.prompt_top_logprobs or [None] * (len(ids) - 1)
-        return joined_columns([first, self.columns(ids[1:], started.prompt_logprobs, tops)])
+        columns = self._columns(ids, [None, *started.prompt_logprobs], [None, *tops])
+        columns["text_offset"] = [*offsets]
+        return columns
 
     def columns(
         self,
@@ -102,14 +127,25 @@ class CompletionLogprobsBuilder:
         tops: Sequence[pb.TopLogprobs | None],
     ) -> CompletionLogprobs:
         """Columns of some tokens; a token's own log-probability is among its alternatives."""
+        columns = self._columns(ids, logprobs, tops)
+        for token in ids:
+            columns["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.push(token)) if self._decoder else 0
+        return columns
+
+    def _columns(
+        self,
+        ids: Sequence[int],
+        logprobs: Sequence[float | None],
+        tops: Sequence[pb.TopLogprobs | None],
+    ) -> CompletionLogprobs:
+        """All columns but the offsets."""
         columns = joined_columns([])
         for token, logprob, top in zip(ids, logprobs, tops, strict=True):
             text = self._texts[token]
             columns["tokens"].append(text)
             columns["token_logprobs"].append(None if logprob is None else max(logprob, LEAST))
             columns["top_logprobs"].append(self._alternatives(text, logprob, top))
-            columns["text_offset"].append(self._offset)
-            self._offset += len(text)
         return columns
 
     def _alternatives(
@@ -123,6 +159,27 @@ class CompletionLogprobsBuilder:
                 found.setdefault(self._texts[other], max(value, LEAST))  # the best of equal texts
         found.setdefault(text, max(logprob, LEAST))
         return found
+
+
+def text_offsets(
+    ids: Sequence[int], text: str, decoder_of: Callable[[bool], Decoder | None]
+) -> list[int]:
+    """Where in a text each of its tokens begins: what decoding in a row has given out before it.
+
+    A token that goes on with a character begins where the character does.
+
+    Args:
+        decoder_of: a fresh decoder, which keeps special tokens or hides them.
+    """
+    for keep in (True, False):  # the text has special tokens, or the tokenizer added them to it
+        decoder, offsets, parts, length = decoder_of(keep), [], [], 0
+        for token in ids:
+            offsets.append(length)
+            parts.append(decoder.push(token) if decoder else "")
+            length += len(parts[-1])
+        if decoder is not None and "".join(parts) + decoder.flush() == text:
+            break
+    return [min(offset, len(text)) for offset in offsets]
 
 
 def joined_columns(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:

@@ -7,6 +7,8 @@ from typing import Any
 import openai
 import pytest
 
+from frontend.api.openai.logprobs import text_offsets
+from frontend.processing.tokenizer import WindowDecoder
 from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -97,6 +99,47 @@ async def test_a_prompt_is_scored_as_evaluation_harnesses_ask(max_tokens: int) -
     assert logprobs.top_logprobs == tops + [{"d": -0.25}] * more
     assert answer.usage is not None
     assert answer.usage.completion_tokens == max_tokens
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_offsets_are_places_in_the_text(stream: bool) -> None:
+    """A token is a byte: characters of several have one place."""
+    deltas = [
+        pb.Delta(text="", token_ids=[0xC3], logprobs=[-1.0]),
+        says("é!", pb.FINISH_REASON_LENGTH, logprobs=[-1.0] * 3),
+    ]
+    deltas[1].token_ids.pop(0)
+    deltas[1].logprobs.pop()
+    service = ScriptedService(deltas, prompt_logprobs=[-0.5] * 3)
+    async with running_http(service) as http:
+        create: Any = http.client.completions.create
+        answer = await create(
+            model=MODEL, prompt="é x", echo=True, logprobs=0, max_tokens=3, stream=stream
+        )
+        choices = [chunk.choices[0] async for chunk in answer] if stream else answer.choices
+    assert "".join(choice.text for choice in choices) == "é xé!"
+    columns = [choice.logprobs for choice in choices if choice.logprobs]
+    offsets = [each for column in columns for each in column.text_offset]
+    assert offsets == [0, 0, 1, 2, 3, 3, 4]
+
+
+def test_offsets_of_tokens_that_are_other_words_alone() -> None:
+    """As of SentencePiece: a word's blank is dropped at the beginning of a text alone."""
+    words = {1: "▁w6", 2: "▁w62", 3: "<s>"}
+
+    def decoder(keep: bool) -> WindowDecoder:
+        return WindowDecoder(
+            lambda ids: (
+                "".join(words[each] for each in ids if keep or each < 3)
+                .replace("▁", " ")
+                .removeprefix(" ")
+            )
+        )
+
+    assert text_offsets([1, 2, 1], "w6 w62 w6", decoder) == [0, 2, 6]
+    assert text_offsets([3, 1, 2], "w6 w62", decoder) == [0, 0, 2]
+    assert text_offsets([1, 2], "?", decoder) == [0, 1]
+    assert text_offsets([1, 2], "", lambda _: None) == [0, 0]
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
