@@ -5,12 +5,11 @@ Owns the use of the tokenizer on the way in. Knows nothing of queues or of which
 
 from __future__ import annotations
 
-import asyncio
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Sequence
-from typing import Any, ParamSpec, TypeVar
+from collections.abc import Sequence
+from typing import Any
 
 import jinja2
 from google.protobuf import duration_pb2
@@ -20,14 +19,13 @@ from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import chat_template, sampling_params
 from frontend.processing.chat_template import Turn
+from frontend.processing.offload import offloaded
 from frontend.processing.structured_output import Compiler
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
-# Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
-THREAD_LENGTH = 2000
 # Characters that a template adds to a turn's content, about.
 TURN_CHARS = 16
 
@@ -41,10 +39,6 @@ _TEMPLATE_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
-
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
-
 
 Message = pb.GenerateRequest | pb.ChatRequest
 
@@ -78,7 +72,7 @@ async def prompt_ids(backend: Backend, prompt: pb.Prompt) -> list[int]:
                 raise invalid_field("prompt.text", "is empty; send at least one character")
             tokenizer = tokenizer_of(backend)
             _check_length(backend, len(prompt.text), "prompt.text")
-            ids = await threaded(len(prompt.text), tokenizer.encode, prompt.text)
+            ids = await offloaded(len(prompt.text), tokenizer.encode, prompt.text)
             return _checked_text(backend, ids, "prompt.text")
         case "tokens":
             return _checked_ids(backend, prompt.tokens.ids, "prompt.tokens.ids")
@@ -109,7 +103,7 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
     length += len(chat.template_kwargs_json) + len(chat.tools_json)
     _check_length(backend, length, "messages")
     try:
-        ids = await threaded(length, tokenizer.render_chat, messages, kwargs, tools)
+        ids = await offloaded(length, tokenizer.render_chat, messages, kwargs, tools)
     except _TEMPLATE_ERRORS as error:
         ids = await _chat_of_objects(tokenizer, length, messages, kwargs, tools, error)
     return _checked_text(backend, ids, "messages")
@@ -132,7 +126,7 @@ async def _chat_of_objects(
     try:
         if objects == messages:
             raise error
-        return await threaded(length, tokenizer.render_chat, objects, kwargs, tools)
+        return await offloaded(length, tokenizer.render_chat, objects, kwargs, tools)
     except _TEMPLATE_ERRORS as refusal:
         complaint = str(refusal)[:MAX_LIBRARY_ERROR_CHARS]
         raise invalid_field("messages", f"do not fit the chat template: {complaint}") from refusal
@@ -310,7 +304,7 @@ async def echo_text(backend: Backend, request: pb.GenerateRequest, ids: list[int
     if request.prompt.WhichOneof("input") == "text":
         return request.prompt.text
     decode = tokenizer_of(backend).decode
-    return await threaded(len(ids), decode, ids, request.output.keep_special_tokens)
+    return await offloaded(len(ids), decode, ids, request.output.keep_special_tokens)
 
 
 def tokenizer_of(backend: Backend) -> TokenizerLike:
@@ -322,12 +316,3 @@ def tokenizer_of(backend: Backend) -> TokenizerLike:
             reason="NO_TOKENIZER",
         )
     return backend.tokenizer
-
-
-async def threaded(
-    length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
-) -> _R:
-    """Calls ``function``, in a thread when ``length`` says it takes long."""
-    if length <= THREAD_LENGTH:
-        return function(*args, **kwargs)
-    return await asyncio.to_thread(function, *args, **kwargs)

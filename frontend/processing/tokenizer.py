@@ -1,17 +1,21 @@
 """The tokenizer of a model folder: text to ids, chat to ids, ids to text at once or token by token.
 
 Wraps transformers' tokenizers, which need no torch. Knows nothing of requests.
-Encoding a long text takes 100 ms and more and releases the interpreter's lock: callers on an event
-loop run it in a thread. All methods may be called from several threads.
+Encoding a long text takes 100 ms and more: callers on an event loop run it in a thread
+(`offload.py`). Other threads run meanwhile, for a text is given to the library as a batch of one:
+that releases the interpreter's lock. All methods may be called from several threads.
 """
 
 from __future__ import annotations
 
 import codecs
+import os
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 import tokenizers
 
@@ -21,6 +25,12 @@ from frontend.requests.request import TextDecoder
 
 MAX_HELD_TOKENS = 8
 """A character has at most four bytes, hence four tokens: more that end in U+FFFD are broken."""
+
+TEMPLATE_SECONDS = 5.0
+"""Time that a chat template has for one word, at the start."""
+
+# A batch of one text is worked on in the caller's own thread.
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
 
@@ -57,7 +67,34 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, ImportError) as error:
             detail = str(error).strip().partition("\n")[0]
             raise ValueError(f"tokenizer in {folder} cannot be read: {detail}") from error
-        return cls(wrapped)
+        loaded = cls(wrapped)
+        if loaded.has_chat_template:
+            loaded._try_template(Path(folder))
+        return loaded
+
+    def _try_template(self, folder: Path) -> None:
+        """Render a word, which shows a template that is none; one may refuse the word.
+
+        Raises:
+            ValueError: the template has a syntax error, or does not end.
+        """
+        failures: list[Exception] = []
+
+        def render() -> None:
+            try:
+                self.render_chat([{"role": "user", "content": "x"}], {})
+            except Exception as error:
+                failures.append(error)
+
+        trial = threading.Thread(target=render, daemon=True)
+        trial.start()
+        trial.join(TEMPLATE_SECONDS)
+        problem = f"is not done with one word after {TEMPLATE_SECONDS:g} s"
+        if failures and isinstance(failures[0], jinja2.TemplateSyntaxError):
+            problem = f"has an error in line {failures[0].lineno}: {failures[0].message}"
+        elif not trial.is_alive():
+            return
+        raise ValueError(f"the chat template in {folder} {problem}")
 
     @property
     def vocab_size(self) -> int:
@@ -72,12 +109,17 @@ class Tokenizer:
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text; by default with the special tokens that the model's tokenizer adds."""
         if self._backend is not None:
-            encoding = self._backend.encode(text, add_special_tokens=add_special_tokens)
+            [encoding] = self._backend.encode_batch_fast(
+                [text], add_special_tokens=add_special_tokens
+            )
             return list(encoding.ids)
         return list(self._wrapped.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:
         """Text of ids; incomplete characters become U+FFFD, unknown ids nothing."""
+        if self._backend is not None:
+            [text] = self._backend.decode_batch([ids], skip_special_tokens=not keep_special_tokens)
+            return str(text)
         return str(
             self._wrapped.decode(
                 ids,

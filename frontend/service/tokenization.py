@@ -9,6 +9,7 @@ from frontend.backend import Backend
 from frontend.bounds import MAX_DETOKENIZE_IDS, MAX_MESSAGE_BYTES, MAX_TOKENIZE_CHARS
 from frontend.errors import invalid_field, too_many
 from frontend.processing import preprocess
+from frontend.processing.offload import offloaded
 from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 
@@ -22,7 +23,7 @@ async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.Tokenize
     tokenizer = preprocess.tokenizer_of(backend)
     if len(request.text) > MAX_TOKENIZE_CHARS:
         raise too_many("text", len(request.text), MAX_TOKENIZE_CHARS, "characters")
-    ids = await preprocess.threaded(
+    ids = await offloaded(
         len(request.text), tokenizer.encode, request.text, not request.skip_special_tokens
     )
     answer = pb.TokenizeResponse(token_ids=ids)
@@ -42,7 +43,7 @@ async def detokenize(backend: Backend, request: pb.DetokenizeRequest) -> pb.Deto
         raise too_many("token_ids", len(request.token_ids), MAX_DETOKENIZE_IDS, "ids")
     check_token_ids(request.token_ids, backend.info.vocab_size, "token_ids")
     ids = list(request.token_ids)
-    text = await preprocess.threaded(len(ids), tokenizer.decode, ids, request.keep_special_tokens)
+    text = await offloaded(len(ids), tokenizer.decode, ids, request.keep_special_tokens)
     answer = pb.DetokenizeResponse(text=text)
     if answer.ByteSize() > MAX_MESSAGE_BYTES:
         raise invalid_field("token_ids", f"have {len(text)} characters, too many for a message")

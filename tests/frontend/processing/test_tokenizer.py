@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jinja2
 import pytest
 
+from frontend.processing import tokenizer as module
 from frontend.processing.tokenizer import Tokenizer
 from tests.frontend.conftest import CORPUS, byte_level_backend
 
@@ -60,6 +64,59 @@ def test_template_arguments_of_the_library_are_not_the_caller_s(tokenizer: Token
 def test_template_that_refuses_raises_its_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(jinja2.TemplateError, match="no tools here"):
         tokenizer.render_chat([{"role": "tool", "content": "x"}], {})
+
+
+def test_decode_is_transformers_own(tokenizer: Tokenizer) -> None:
+    ids = [*tokenizer.encode(TEXT + "<|end|>é"), tokenizer.encode("é")[0], 9999]
+    for keep in (False, True):
+        expected = tokenizer._wrapped.decode(
+            ids, skip_special_tokens=not keep, clean_up_tokenization_spaces=False
+        )
+        assert tokenizer.decode(ids, keep_special_tokens=keep) == expected
+
+
+def test_other_threads_go_on_while_a_long_text_is_encoded_or_decoded(tokenizer: Tokenizer) -> None:
+    text = "a" * 200_000
+    ids = tokenizer.encode(text)
+    steps, done = [0], threading.Event()
+
+    def count() -> None:
+        while not done.is_set():
+            steps[0] += 1
+            time.sleep(0)  # lets go of the interpreter's lock
+
+    counter = threading.Thread(target=count)
+    counter.start()
+    try:
+        for work in (lambda: tokenizer.encode(text), lambda: tokenizer.decode(ids * 10)):
+            before = steps[0]
+            work()
+            assert steps[0] > before + 100
+    finally:
+        done.set()
+        counter.join()
+
+
+@pytest.mark.parametrize(
+    ("template", "problem"),
+    [
+        ("{% for m in messages %}{{ m.content }}", "has an error in line 1: Unexpected end of"),
+        ("{% for i in range(2000) %}{% for j in range(2000) %}{% endfor %}{% endfor %}",
+         "is not done with one word after 0.1 s"),
+    ],
+)  # fmt: skip
+def test_a_template_that_cannot_work_is_one_line_at_the_start(
+    tokenizer_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    template: str,
+    problem: str,
+) -> None:
+    monkeypatch.setattr(module, "TEMPLATE_SECONDS", 0.1)
+    folder = shutil.copytree(tokenizer_folder, tmp_path / "model")
+    (folder / "chat_template.jinja").write_text(template)
+    with pytest.raises(ValueError, match=f"the chat template in .* {problem}"):
+        Tokenizer.load(folder)
 
 
 def test_threads_may_share_it(tokenizer: Tokenizer) -> None:
