@@ -32,7 +32,7 @@ from frontend.api.openai.response_models import (
     Usage,
 )
 from frontend.errors import invalid_field
-from frontend.processing import preprocess
+from frontend.processing.offload import offloaded
 from frontend.records import Caller
 from frontend.service import responses
 from frontend.service.service import Service
@@ -189,9 +189,7 @@ class _Prompt:
         self._num_echoed = len(prompt)
         ids = self._request.prompt.tokens.ids
         await self._texts.load(token_ids(ids, started.prompt_top_logprobs))
-        offsets = await preprocess.threaded(
-            len(ids), text_offsets, ids, prompt, self._service.decoder
-        )
+        offsets = await offloaded(len(ids), text_offsets, ids, prompt, self._service.decoder)
         return [
             self._choice(index, prompt, self._columns_of(index).prompt(ids, offsets, started))
             for index in indices
