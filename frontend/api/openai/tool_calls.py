@@ -77,7 +77,10 @@ class CallsInText:
 
     def push(self, text: str) -> list[ChatDelta]:
         """Content up to what may be a call, and complete calls."""
-        self._held += text
+        held, self._held = self._held, ""  # a string that one variable alone has grows in place
+        held += text
+        self._held = held
+        del held
         deltas: list[ChatDelta] = []
         self._waits = False
         while self._held and not self._waits:
@@ -180,7 +183,7 @@ class ListOfCalls:
     def __init__(self, names: Collection[str]) -> None:
         self.num_calls = 0
         self._names = names
-        self._text = ""  # of a call, from its first brace on
+        self._parts: list[str] = []  # of a call, from its first brace on
         self._scanner: ObjectScanner | None = None
 
     def push(self, text: str) -> list[ChatDelta]:
@@ -189,22 +192,27 @@ class ListOfCalls:
         while text:
             if self._scanner is None:
                 text = text.lstrip("[], \t\r\n")
-                self._scanner, self._text = (ObjectScanner() if text else None), ""
+                self._scanner, self._parts = (ObjectScanner() if text else None), []
                 continue
             end = self._scanner.feed(text)
             if self._scanner.is_broken:  # the output was not held to a list
                 end = len(text)
-            self._text, text = self._text + text[:end], text[end:]
+            self._parts.append(text[:end])
+            text = text[end:]
             if self._scanner.is_done:
-                deltas += self._call(_read_call(self._text, self._names)) or _content(self._text)
+                call = "".join(self._parts)
+                deltas += self._call(_read_call(call, self._names)) or _content(call)
                 self._scanner = None
         return deltas
 
     def flush(self) -> list[ChatDelta]:
         """The call that was cut off in its arguments; nothing of one that was cut before."""
-        if self._scanner is None or self._scanner.is_broken:
-            return _content("" if self._scanner is None else self._text)
-        return self._call(_cut_call(self._text, self._names))
+        if self._scanner is None:
+            return []
+        text = "".join(self._parts)
+        if self._scanner.is_broken:
+            return _content(text)
+        return self._call(_cut_call(text, self._names))
 
     def _call(self, call: tuple[str, str] | None) -> list[ChatDelta]:
         if call is None:
