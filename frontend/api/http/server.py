@@ -10,22 +10,52 @@ import contextlib
 import socket
 import ssl
 from collections.abc import Iterator
-from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
 
+from frontend.api.http import connection
 from frontend.api.http.connection import BoundedConnection
+from frontend.api.http.encrypted import EncryptedListener
 from frontend.config import join_address
 
-MAX_HEADER_BYTES = 32 << 10
 # Longer than load balancers keep an idle connection, so that they close it first.
 KEEP_ALIVE_SECONDS = 75
 BACKLOG = 1024
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to the process."""
+    """Leaves signals to the process, and handshakes to a listener that bounds them."""
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Accept connections."""
+        if self._tls is None:
+            await super().startup(sockets)
+            return
+        assert sockets is not None
+        self.servers = [
+            EncryptedListener(  # type: ignore[misc]
+                each,
+                self._tls,
+                self.server_state.connections,
+                lambda: connection.MAX_CONNECTIONS,
+                self._protocol,
+            )
+            for each in sockets
+        ]
+        self.started = True
+
+    def _protocol(self) -> BoundedConnection:
+        return BoundedConnection(
+            config=self.config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+            _loop=asyncio.get_running_loop(),
+        )
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -45,7 +75,6 @@ class HttpServer:
         self, app: ASGIApp, host: str, port: int, tls: ssl.SSLContext | None = None
     ) -> None:
         self._host, self._port = host, port
-        options: dict[str, Any] = {"ssl_context_factory": lambda *_: tls} if tls else {}
         self._server = _Server(
             uvicorn.Config(
                 app,
@@ -60,10 +89,9 @@ class HttpServer:
                 proxy_headers=False,
                 server_header=False,
                 backlog=BACKLOG,
-                h11_max_incomplete_event_size=MAX_HEADER_BYTES,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
-                **options,
-            )
+            ),
+            tls,
         )
         self._serving: asyncio.Task[None] | None = None
 

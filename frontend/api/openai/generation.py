@@ -18,6 +18,7 @@ from typing import Any, Protocol, TypeVar
 from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
+from frontend.api.asgi import FILLER
 from frontend.api.openai.errors import api_error
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.response_models import Envelope, FinishReason, Usage
@@ -36,6 +37,7 @@ FINISH_REASONS: Mapping[int, FinishReason] = {
     pb.FINISH_REASON_ABORTED: "length",
 }
 _DONE = b"data: [DONE]\n\n"
+_COMMENT = b":\n\n"
 _EVENT_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
     (b"cache-control", b"no-cache"),
@@ -91,6 +93,8 @@ class GenerationResponse:
         Raises:
             ApiError: the request is refused, or failed before the response began.
         """
+        if self._job.stream:
+            scope["state"][FILLER] = _COMMENT
         work = self._stream(send) if self._job.stream else self._whole(scope, receive, send)
         try:
             await _until_disconnect(receive, work)

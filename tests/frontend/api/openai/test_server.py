@@ -286,7 +286,7 @@ async def is_closed(reader: asyncio.StreamReader) -> bool:
 async def test_large_headers_and_unknown_paths() -> None:
     async with running_http() as http:
         endless = b"GET /health HTTP/1.1\r\nx: " + b"a" * 40_000
-        assert (await raw(http.port, endless))[0] == 400
+        assert (await raw(http.port, endless))[0] == 431
         assert (await get(http.port, "/v1/embeddings"))[0] == 404
         status, headers, _ = await get(http.port, "/v1/completions")
         assert (status, headers["allow"]) == (405, "POST")
