@@ -9,19 +9,21 @@ import argparse
 import contextlib
 import dataclasses
 import os
-import signal
-import socket
+import re
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Self
 
 import grpc
 
 from switchyard.client import Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
 
-_POLL_SECONDS = 0.1
+_POLL_SECONDS = 0.05
 _STOP_SECONDS = 30.0
 
 
@@ -31,14 +33,12 @@ class Server:
 
     Attributes:
         startup_seconds: from starting the process to ready; None for one that ran already.
-        pid: of the supervisor that was started, or None.
     """
 
     address: str
     model: pb.GetModelInfoResponse
     info: pb.GetServerInfoResponse
     startup_seconds: float | None
-    pid: int | None
 
     def describe(self) -> str:
         """One line for a report's title."""
@@ -74,10 +74,82 @@ def running(flags: argparse.Namespace, extra: Sequence[str] = ()) -> Iterator[Se
         RuntimeError: the server did not become ready.
     """
     if flags.address:
-        yield _wait_ready(flags.address, None, flags.startup_timeout, None, flags.api_key)
+        yield _wait_ready(flags.address, flags.startup_timeout, flags.api_key)
         return
     with started(flags.model, [*flags.serve_args, *extra], flags.startup_timeout) as server:
         yield server
+
+
+class Process:
+    """`switchyard serve` on a free port, ended with its context.
+
+    Args:
+        arguments: of `switchyard serve`.
+        output: file for what it prints.
+        stderr: a descriptor as Popen takes it; this process's own by default.
+        environment: of its processes; this one's by default.
+
+    Attributes:
+        process: the supervisor.
+        address: of the ready server.
+        http_address: of its HTTP port; empty without one.
+    """
+
+    def __init__(
+        self,
+        *arguments: str,
+        output: Path,
+        stderr: int | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._output = output
+        with output.open("wb") as file:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "frontend.cli", "serve", "--port", "0", *arguments],
+                env=_environment() if environment is None else environment,
+                stdout=file,
+                stderr=stderr,
+            )
+        self.address = ""
+        self.http_address = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(_STOP_SECONDS)
+        self.process.kill()
+        self.process.wait()
+
+    @property
+    def pid(self) -> int:
+        """Of the supervisor."""
+        return self.process.pid
+
+    @property
+    def log(self) -> str:
+        """What it has printed."""
+        return self._output.read_text(errors="replace")
+
+    def wait_until_ready(self, timeout: float) -> None:
+        """Wait for the line that says where it serves.
+
+        Raises:
+            RuntimeError: it ended before, or took too long.
+        """
+        deadline = time.monotonic() + timeout
+        while not (found := re.search(r"^switchyard: serving \S+ on (\S+) .*\n", self.log, re.M)):
+            status = self.process.poll()
+            if status is not None:
+                raise RuntimeError(f"the server ended with status {status} before it was up")
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"the server was not ready within {timeout:.0f} s")
+            time.sleep(_POLL_SECONDS)
+        self.address = found.group(1)
+        http = re.search(r"^switchyard: HTTP on (\S+)$", self.log, re.M)
+        self.http_address = http.group(1) if http else ""
 
 
 @contextlib.contextmanager
@@ -89,21 +161,15 @@ def started(
     Raises:
         RuntimeError: the server did not become ready.
     """
-    port = _free_port()
-    command = [sys.executable, "-m", "frontend.cli", "serve"]
-    command += [model] if model else []
-    command += ["--port", str(port), "--no-request-log", *serve_flags]
+    arguments = [*([model] if model else []), "--no-request-log", *serve_flags]
     began = time.monotonic()
-    child = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=_environment())
-    try:
-        yield _wait_ready(f"127.0.0.1:{port}", child, startup_timeout, began)
-    finally:
-        child.send_signal(signal.SIGTERM)
-        try:
-            child.wait(timeout=_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        Process(*arguments, output=Path(folder) / "output") as process,
+    ):
+        process.wait_until_ready(startup_timeout)
+        server = _wait_ready(process.address, startup_timeout)
+        yield dataclasses.replace(server, startup_seconds=time.monotonic() - began)
 
 
 def _environment() -> dict[str, str]:
@@ -112,19 +178,7 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _wait_ready(
-    address: str,
-    child: subprocess.Popen[bytes] | None,
-    timeout: float,
-    began: float | None,
-    api_key: str | None = None,
-) -> Server:
+def _wait_ready(address: str, timeout: float, api_key: str | None = None) -> Server:
     deadline = time.monotonic() + timeout
     while True:
         with Client(address, api_key=api_key) as client:
@@ -134,15 +188,7 @@ def _wait_ready(
             except (ServerError, grpc.RpcError) as error:
                 problem: Exception = error
             else:
-                return Server(
-                    address=address,
-                    model=model,
-                    info=info,
-                    startup_seconds=None if began is None else time.monotonic() - began,
-                    pid=None if child is None else child.pid,
-                )
-        if child is not None and child.poll() is not None:
-            raise RuntimeError(f"the server ended with status {child.returncode} before it was up")
+                return Server(address=address, model=model, info=info, startup_seconds=None)
         if time.monotonic() > deadline:
             raise RuntimeError(f"{address} was not ready within {timeout:.0f} s: {problem}")
         time.sleep(_POLL_SECONDS)

@@ -252,13 +252,14 @@ def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:
     facts = service.server_info()
     ranks = f"{facts.world_size} rank{'s' if facts.world_size > 1 else ''} on {facts.device}"
     port, http_port = ports
-    sys.stdout.write(
+    lines = (
         f"switchyard: serving {config.served_name} on {join_address(config.host, port)} ({ranks}, "
         f"{facts.dtype}, context {facts.max_prompt_tokens + 1}, "
         f"KV cache {facts.kv_cache_tokens} tokens)\n"
     )
     if http_port is not None:
-        sys.stdout.write(f"switchyard: HTTP on {join_address(config.host, http_port)}\n")
+        lines += f"switchyard: HTTP on {join_address(config.host, http_port)}\n"
+    sys.stdout.write(lines)
     sys.stdout.flush()
 
 

@@ -11,13 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.server import is_alive
+from tests.processes import ENVIRONMENT, is_alive
 from tests.waiting import HANG_SECONDS, wait_until
 
 pytestmark = pytest.mark.processes
-
-ROOT = Path(__file__).parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
 
 # Says more than any pipe holds: itself, by a logger, as a library in C would, and in a child.
 TALKS = """

@@ -77,7 +77,6 @@ async def test_a_sweep_over_a_server_that_measures_nothing() -> None:
             model=running.service.model_info(),
             info=running.service.server_info(),
             startup_seconds=None,
-            pid=None,
         )
         assert server.describe().startswith(MODEL)
         rows = await offline._sweep(flags, server)

@@ -19,18 +19,15 @@ from pathlib import Path
 import pytest
 
 from demo import CHECKPOINT
-from tests.faults.server import ROOT, command, descendants, send, wait_until_gone
+from tests.processes import ENVIRONMENT as PLAIN
+from tests.processes import ROOT, command, descendants, send, wait_until_gone
 
 pytestmark = [pytest.mark.netns, pytest.mark.timeout(300)]
 
 PREFIX = f"sy{os.getpid() % 1000}"
 ADDRESSES = {"a": "10.77.0.1", "b": "10.77.0.2", "front": "10.77.0.3"}
 MODEL = ["--model", str(CHECKPOINT)]
-ENVIRONMENT = os.environ | {
-    "PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}",
-    "GRPC_VERBOSITY": "NONE",
-    "GLOO_SOCKET_IFNAME": "net0",
-}
+ENVIRONMENT = PLAIN | {"GLOO_SOCKET_IFNAME": "net0"}
 
 
 def ip(*arguments: str) -> None:

@@ -7,13 +7,15 @@ import dataclasses
 import random
 import signal
 import time
+from collections.abc import Sequence
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from frontend.probe import Verdict, probe
-from tests.faults.server import Server, is_alive, send
 from tests.faults.streams import Answer, Asked, Progress, answers
+from tests.processes import is_alive, send
+from tests.server import Server
 
 _SERVING = health_pb2.HealthCheckResponse.SERVING
 
@@ -62,14 +64,19 @@ class Watch:
         await asyncio.gather(self._task, return_exceptions=True)
 
 
-def random_kills(rng: random.Random, count: int, num_ranks: int, num_tokens: int) -> list[Kill]:
-    """Kills at random tokens of a run of so many, with progress between any two."""
-    apart = num_tokens // (count + 1)
+def random_kills(
+    rng: random.Random, signals: Sequence[signal.Signals], num_ranks: int, num_tokens: int
+) -> list[Kill]:
+    """Signals to one rank after the other at random tokens of a run of so many, with progress
+    between any two."""
+    apart = num_tokens // (len(signals) + 1)
     return [
         Kill(
-            at_tokens=number * apart + rng.randrange(apart // 2) + 1, rank=rng.randrange(num_ranks)
+            at_tokens=number * apart + rng.randrange(apart // 2) + 1,
+            rank=number % num_ranks,
+            signal=each,
         )
-        for number in range(count)
+        for number, each in enumerate(signals)
     ]
 
 

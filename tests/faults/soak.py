@@ -27,8 +27,9 @@ from pathlib import Path
 
 from switchyard.client import AsyncClient, ServerError
 from tests.faults.kills import Times, Watch
-from tests.faults.server import Server, descendants, is_alive, send
 from tests.faults.streams import Answer, Asked, answer, answers, mixed_requests
+from tests.processes import descendants, is_alive, send
+from tests.server import Server
 
 CONCURRENCY = 24
 NUM_KNOWN = 42

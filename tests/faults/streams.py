@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from switchyard.client import AsyncClient
@@ -34,6 +35,10 @@ class Answer:
     def outcome(self) -> tuple[Any, ...]:
         """What must not depend on what happened meanwhile."""
         return self.token_ids, self.text, self.finish_reasons, self.usage
+
+
+def outcomes(given: Sequence[Answer]) -> list[tuple[Any, ...]]:
+    return [each.outcome() for each in given]
 
 
 def mixed_requests(seed: int, count: int, max_new_tokens: int = 120) -> list[Asked]:

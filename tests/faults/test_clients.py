@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import signal
 import subprocess
 import sys
@@ -17,13 +16,14 @@ from frontend.api.grpc import server
 from frontend.api.grpc.server import GrpcServer
 from frontend.engine.engine import Engine
 from switchyard.client import AsyncClient
-from tests.faults.server import ROOT
+from tests.processes import ENVIRONMENT
 from tests.waiting import until
 
 pytestmark = pytest.mark.processes
 
 STEP_SECONDS = 0.01
 PING_SECONDS = 1
+SLOW_TOKENS = 200
 
 READER = """
 import sys
@@ -54,8 +54,7 @@ async def reader(address: str) -> AsyncIterator[subprocess.Popen[bytes]]:
     """Another process that reads one stream."""
     process = subprocess.Popen(
         [sys.executable, "-c", READER, address],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"},
+        env=ENVIRONMENT,
         stdout=subprocess.PIPE,
     )
     assert process.stdout is not None
@@ -104,13 +103,15 @@ async def test_a_killed_client_is_given_up_without_a_ping(monkeypatch: pytest.Mo
 async def test_a_slow_reader_gets_everything_and_holds_up_nobody() -> None:
     async with serving() as (address, engine), AsyncClient(address) as client:
         slow_tokens = 0
+        hurry = asyncio.Event()
 
         async def dawdle() -> None:
             nonlocal slow_tokens
-            async with client.generate([1], max_new_tokens=400) as stream:
+            async with client.generate([1], max_new_tokens=SLOW_TOKENS) as stream:
                 async for delta in stream:
                     slow_tokens += len(delta.token_ids)
-                    await asyncio.sleep(5 * STEP_SECONDS)
+                    with contextlib.suppress(TimeoutError):
+                        await asyncio.wait_for(hurry.wait(), 5 * STEP_SECONDS)
 
         dawdling = asyncio.create_task(dawdle())
         await until(lambda: slow_tokens)
@@ -118,11 +119,12 @@ async def test_a_slow_reader_gets_everything_and_holds_up_nobody() -> None:
         answers = await asyncio.gather(
             *(client.complete([1, 2], max_new_tokens=50) for _ in range(8))
         )
-        assert slow_tokens < 400, "nothing was slow"
+        assert slow_tokens < SLOW_TOKENS, "nothing was slow"
         assert num_steps(engine) - before < 3 * 52
         assert all(len(answer.outputs[0].token_ids) == 50 for answer in answers)
+        hurry.set()
         await dawdling
-        assert slow_tokens == 400
+        assert slow_tokens == SLOW_TOKENS
         assert engine.load().running_requests == 0
 
 

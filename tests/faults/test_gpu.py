@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from tests.faults.kills import Kill, disturbed, serves_again
-from tests.faults.server import ROOT, Server, send
 from tests.faults.streams import Asked
+from tests.processes import ROOT, send
+from tests.server import Server
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 

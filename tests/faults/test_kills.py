@@ -8,33 +8,34 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.kills import Kill, disturbed, random_kills
-from tests.faults.server import Server
+from tests.faults.kills import disturbed, random_kills
 from tests.faults.streams import answers, mixed_requests
+from tests.server import Server
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
-
-PATIENT = ("--step-timeout", "60")
-"""A killed or stopped rank is noticed without it; and tests may share the machine."""
 
 OVERDUE = "is not answered after"
 """In the log when nothing but the time-out of a step has noticed."""
 
+KILL, STOP = signal.SIGKILL, signal.SIGSTOP
 LAYOUTS = {
-    "tp1": (["--tp", "1"], 1, 4),
-    "tp2": (["--tp", "2"], 2, 4),
-    "dp2": (["--dp", "2", "--moe-ep-backend", "allgather_reducescatter"], 2, 4),
+    "tp1": (["--tp", "1"], [KILL, KILL, KILL]),
+    "tp2": (["--tp", "2"], [KILL, STOP, STOP, KILL]),
+    "dp2": (["--dp", "2", "--moe-ep-backend", "allgather_reducescatter"], [KILL, KILL, KILL]),
 }
+"""The flags, and what the ranks get in turn."""
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path) -> None:
-    flags, num_ranks, num_kills = LAYOUTS[layout]
+    """Or stopped."""
+    flags, signals = LAYOUTS[layout]
+    num_ranks, num_kills = int(flags[1]), len(signals)
     requests = mixed_requests(seed=num_ranks, count=14)
-    with Server(tmp_path, *flags, "--restart-window", "1", *PATIENT) as server:
+    with Server(tmp_path, *flags, "--restart-window", "1") as server:
         quiet = await answers(server.address, requests)
         num_tokens = sum(answer.usage[1] for answer in quiet)
-        kills = random_kills(random.Random(layout), num_kills, num_ranks, num_tokens)
+        kills = random_kills(random.Random(layout), signals, num_ranks, num_tokens)
         disturbed_answers, times = await disturbed(server, requests, kills)
         log = server.log
     for calm, shaken in zip(quiet, disturbed_answers, strict=True):
@@ -43,18 +44,3 @@ async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path
     assert len(times) == num_kills
     assert OVERDUE not in log, log
     assert log.count("the workers are back") == num_kills, log
-
-
-async def test_a_stopped_rank_is_noticed_and_replaced(tmp_path: Path) -> None:
-    requests = mixed_requests(seed=7, count=10)
-    with Server(tmp_path, "--tp", "2", *PATIENT) as server:
-        quiet = await answers(server.address, requests)
-        kills = [
-            Kill(at_tokens=100, rank=0, signal=signal.SIGSTOP),
-            Kill(at_tokens=500, rank=1, signal=signal.SIGSTOP),
-        ]
-        shaken, times = await disturbed(server, requests, kills)
-        log = server.log
-    assert [each.outcome() for each in shaken] == [each.outcome() for each in quiet]
-    assert len(times) == len(kills)
-    assert OVERDUE not in log, log

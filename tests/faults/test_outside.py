@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import Watch, serves_again
-from tests.faults.server import Server, send
-from tests.faults.streams import Answer, Asked, Progress, answers, mixed_requests
-from tests.faults.test_losses import outcomes
+from tests.faults.streams import Answer, Asked, Progress, answers, mixed_requests, outcomes
+from tests.processes import parent, send
+from tests.server import Server
+from tests.waiting import HANG_SECONDS
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
@@ -37,8 +38,7 @@ def full_pipe() -> Iterator[int]:
 
 def leader(server: Server) -> int:
     """The ranks' parent."""
-    stat = Path(f"/proc/{server.ranks()[0]}/stat").read_text()
-    return int(stat.rpartition(")")[2].split()[1])
+    return parent(server.ranks()[0])
 
 
 async def shaken(server: Server, asked: list[Asked], shake: Callable[[], None]) -> list[Answer]:
@@ -77,7 +77,7 @@ async def test_neither_a_log_that_nobody_takes_nor_a_stop_costs_a_recovery(tmp_p
         send(frontend, KILL)
         await serves_again(server, frontend)
         server.process.terminate()
-        assert await asyncio.to_thread(server.process.wait, 60) == 0
+        assert await asyncio.to_thread(server.process.wait, HANG_SECONDS) == 0
 
 
 async def test_ranks_killed_whenever_health_is_well_convict_no_request(tmp_path: Path) -> None:

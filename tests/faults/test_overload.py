@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from pathlib import Path
+from collections.abc import Iterator
 
 import grpc.aio
 import pytest
@@ -11,7 +11,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from switchyard.client import AsyncClient, ServerError
 from switchyard.v1 import inference_pb2 as pb
-from tests.faults.server import Server
+from tests.server import Server
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 
@@ -60,35 +60,39 @@ async def check_health(address: str, burst: asyncio.Task[None]) -> int:
     return num_checks
 
 
-async def test_what_finds_no_room_is_refused_before_anything_is_done(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("server"), *FLAGS) as running:
+        yield running
+
+
+async def test_what_finds_no_room_is_refused_before_anything_is_done(server: Server) -> None:
     """`python -m benchmarks.overload` measures goodput, refusals and health under such a load."""
-    with Server(tmp_path, *FLAGS) as server:
-        async with AsyncClient(server.address) as client:
-            for _ in range(3):
-                burst = Burst(client)
-                running = asyncio.create_task(burst.run())
-                num_checks = await check_health(server.address, running)
-                await running
-                assert QUEUE <= burst.num_done <= SLOTS + QUEUE
-                assert burst.num_done + burst.num_refused == BURST
-                assert burst.refusals == {("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)}
-                assert burst.done_before_last_refusal == 0
-                assert num_checks > 1
+    async with AsyncClient(server.address) as client:
+        for _ in range(2):
+            burst = Burst(client)
+            running = asyncio.create_task(burst.run())
+            num_checks = await check_health(server.address, running)
+            await running
+            assert QUEUE <= burst.num_done <= SLOTS + QUEUE
+            assert burst.num_done + burst.num_refused == BURST
+            assert burst.refusals == {("RESOURCE_EXHAUSTED", "QUEUE_FULL", True)}
+            assert burst.done_before_last_refusal == 0
+            assert num_checks > 1
+            load = await client.stub.GetLoad(pb.GetLoadRequest())
+            assert (load.running_requests, load.queued_requests) == (0, 0)
+            assert load.kv_cache_usage == 0
+
+
+async def test_a_cancelled_stream_frees_its_slot(server: Server) -> None:
+    async with AsyncClient(server.address) as client:
+        for _ in range(5):
+            async with client.generate([5, 6], max_new_tokens=900, ignore_eos=True) as stream:
+                await anext(aiter(stream))
                 load = await client.stub.GetLoad(pb.GetLoadRequest())
-                assert (load.running_requests, load.queued_requests) == (0, 0)
-                assert load.kv_cache_usage == 0
-
-
-async def test_a_cancelled_stream_frees_its_slot(tmp_path: Path) -> None:
-    with Server(tmp_path, *FLAGS) as server:
-        async with AsyncClient(server.address) as client:
-            for _ in range(5):
-                async with client.generate([5, 6], max_new_tokens=900, ignore_eos=True) as stream:
-                    await anext(aiter(stream))
-                    load = await client.stub.GetLoad(pb.GetLoadRequest())
-                    assert load.running_requests == 1
-                left = load.steps.steps
-                while load.running_requests:
-                    load = await client.stub.GetLoad(pb.GetLoadRequest())
-                    assert load.steps.steps < left + 400, "it runs to its end"
-                assert load.kv_cache_usage == 0
+                assert load.running_requests == 1
+            left = load.steps.steps
+            while load.running_requests:
+                load = await client.stub.GetLoad(pb.GetLoadRequest())
+                assert load.steps.steps < left + 400, "it runs to its end"
+            assert load.kv_cache_usage == 0

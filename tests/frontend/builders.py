@@ -1,12 +1,10 @@
-"""Requests, limits, a driver of the scheduler and a process's environment, for several folders."""
+"""Requests, limits, and a driver of the scheduler, for several folders."""
 
 from __future__ import annotations
 
 import dataclasses
-import os
 import random
 from collections import deque
-from pathlib import Path
 
 import pytest
 
@@ -19,8 +17,6 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Drawn, Step
 from tests.frontend.fake_workers import VOCAB, FakeWorkers, run_alone
 
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
 LIMITS = SchedulerLimits(
     max_batch_size=4,
     max_num_batched_tokens=16,

@@ -24,9 +24,10 @@ from frontend.link.supervisor_socket import Supervision
 from frontend.probe import Verdict, probe
 from frontend.scheduler.scheduler import Scheduler
 from switchyard.client import AsyncClient, ServerError
-from tests.frontend.builders import ENVIRONMENT, LIMITS, ROOT
+from tests.frontend.builders import LIMITS
 from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.fakes import FakeWorker, backend, running_server, running_worker
+from tests.processes import ENVIRONMENT, ROOT
 from tests.waiting import HANG_SECONDS, until, wait_until
 
 pytestmark = pytest.mark.processes

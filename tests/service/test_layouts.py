@@ -15,9 +15,9 @@ import pytest
 import torch
 from transformers import Qwen3MoeConfig
 
-from benchmarks.server import Server, started
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
+from tests.server import Server
 from tests.service.oracle import check_tokens, generate, greedy
 from tests.workers.tiny_models import save_model
 
@@ -145,7 +145,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     prompts[4][:32] = prompts[3][:32]  # two prompts that begin alike
     expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
     flags = ["--device", "cpu", "--dtype", "float32"]
-    with started(str(folder), flags, 60) as server:
+    with Server(folder, str(folder), *flags) as server:
         seeded = ask(server, prompts, together=False, **SEEDED)
     return Model(folder, oracle, prompts, expected, seeded)
 
@@ -165,7 +165,7 @@ def load_of(server: Server) -> pb.GetLoadResponse:
 
 
 def check_case(case: Case, model: Model) -> None:
-    with started(str(model.folder), case.flags(), 120) as server:
+    with Server(model.folder, str(model.folder), *case.flags()) as server:
         ours = ask(server, model.prompts, together=case.together, temperature=0)
         seeded = ask(server, model.prompts, together=case.together, **SEEDED)
         load = load_of(server)

@@ -1,13 +1,10 @@
-"""After 2,000 mixed requests everything is back where it was: blocks, slots, tasks, descriptors."""
+"""After 800 mixed requests everything is back where it was: blocks, slots, tasks, descriptors."""
 
 import asyncio
 import contextlib
 import gc
 import os
 import random
-import signal
-import subprocess
-import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -25,29 +22,28 @@ from frontend.processing.tokenizer import Tokenizer
 from frontend.scheduler.scheduler import Scheduler
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
+from tests.processes import open_files
+from tests.waiting import HANG_SECONDS, steady, until
+from tests.workers.launched import launched
 
 pytestmark = pytest.mark.processes
 
-NUM_REQUESTS = 2000
+NUM_REQUESTS = 800
 CONCURRENCY = 48
 MAX_QUEUED = 30  # with 16 slots small enough that some requests are refused
-FLAGS = ("--device", "cpu", "--max-batch-size", "16", "--num-blocks", "40")
+FLAGS = ("--max-batch-size", "16", "--num-blocks", "20")
 RETRY_SECONDS = 0.1
 
 
 @contextlib.asynccontextmanager
 async def service(folder: Path) -> AsyncIterator[tuple[str, Scheduler, int]]:
     """The frontend in this process, so that it can be looked into, on a real worker process."""
-    listen = f"unix:{folder}/rank-{{rank}}.sock"
-    workers = subprocess.Popen(
-        [sys.executable, "-m", "workers", "--model", str(CHECKPOINT), "--listen", listen, *FLAGS]
-    )
-    try:
-        group = await WorkerGroup.connect([listen], startup_timeout=60)
+    with launched(folder, *FLAGS) as workers:
+        group = await WorkerGroup.connect([workers.listen], startup_timeout=HANG_SECONDS)
         config = FrontendConfig(
             model=CHECKPOINT,
             served_name="demo",
-            workers=(listen,),
+            workers=(workers.listen,),
             max_queued_requests=MAX_QUEUED,
         )
         scheduler = Scheduler(limits_of(group.info, config))
@@ -65,22 +61,16 @@ async def service(folder: Path) -> AsyncIterator[tuple[str, Scheduler, int]]:
             )
         )
         running = asyncio.create_task(engine.run())
-        yield f"127.0.0.1:{port}", scheduler, workers.pid
+        yield f"127.0.0.1:{port}", scheduler, workers.ranks()[0]
         running.cancel()
         await server.stop(0)
         await group.close()
-    finally:
-        workers.send_signal(signal.SIGTERM)
-        workers.wait(timeout=30)
 
 
-def open_files(pid: int) -> int:
-    return len(os.listdir(f"/proc/{pid}/fd"))
-
-
-def children(pid: int) -> list[int]:
-    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
-    return [int(word) for word in text.split()]
+def held(rank: int) -> tuple[int, int, int]:
+    """Tasks of this process, and descriptors of it and of the rank."""
+    gc.collect()
+    return len(asyncio.all_tasks()), *(len(list(open_files(pid))) for pid in (os.getpid(), rank))
 
 
 async def one_request(client: AsyncClient, draw: random.Random) -> str:
@@ -111,38 +101,30 @@ async def one_request(client: AsyncClient, draw: random.Random) -> str:
         return error.code.name
 
 
-async def settled(scheduler: Scheduler) -> None:
-    """Wait until nothing runs and steps in flight have returned."""
-    async with asyncio.timeout(30):
-        while scheduler.running_requests or scheduler.queued_requests:
-            await asyncio.sleep(0.02)
-    await asyncio.sleep(0.3)
-    gc.collect()
+async def settled(scheduler: Scheduler, rank: int) -> tuple[int, int, int]:
+    """What is held once nothing runs and steps in flight have returned."""
+    await until(lambda: not (scheduler.running_requests or scheduler.queued_requests))
+    return await steady(lambda: held(rank))
 
 
 @pytest.mark.timeout(240)
 async def test_nothing_leaks(tmp_path: Path) -> None:
     ended: dict[str, int] = {}
-    async with service(tmp_path) as (address, scheduler, launcher):
-        (group,) = children(launcher)
-        (rank,) = children(group)
-        async with AsyncClient(address) as client:
-            draw = random.Random(0)
-            gate = asyncio.Semaphore(CONCURRENCY)
+    async with service(tmp_path) as (address, scheduler, rank), AsyncClient(address) as client:
+        draw = random.Random(0)
+        gate = asyncio.Semaphore(CONCURRENCY)
 
-            async def one(seed: int) -> None:
-                async with gate:
-                    how = await one_request(client, random.Random(seed))
-                    ended[how] = ended.get(how, 0) + 1
+        async def one(seed: int) -> None:
+            async with gate:
+                how = await one_request(client, random.Random(seed))
+                ended[how] = ended.get(how, 0) + 1
 
-            # A first round makes connections, threads and caches that stay.
-            await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(200)))
-            await settled(scheduler)
-            before = len(asyncio.all_tasks()), open_files(os.getpid()), open_files(rank)
-            ended.clear()
-            await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(NUM_REQUESTS)))
-            await settled(scheduler)
-            after = len(asyncio.all_tasks()), open_files(os.getpid()), open_files(rank)
+        # A first round makes connections, threads and caches that stay.
+        await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(200)))
+        before = await settled(scheduler, rank)
+        ended.clear()
+        await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(NUM_REQUESTS)))
+        after = await settled(scheduler, rank)
     assert sum(ended.values()) == NUM_REQUESTS
     names = {"finished", "cancelled", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
     assert set(ended) == names, ended

@@ -6,7 +6,6 @@ import importlib.util
 import json
 import math
 import os
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -17,8 +16,8 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.server import started
 from demo import CHECKPOINT
+from tests.server import Server
 
 pytestmark = pytest.mark.processes
 
@@ -34,14 +33,11 @@ ANSWER: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def url() -> Iterator[str]:
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the demo model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    flags = ["--device", "cpu", "--max-batch-size", "16", "--http-port", str(port)]
-    with started(None, flags, 60):
-        yield f"http://127.0.0.1:{port}"
+    flags = ["--device", "cpu", "--max-batch-size", "16", "--http-port", "0"]
+    with Server(tmp_path_factory.mktemp("server"), *flags) as server:
+        yield f"http://{server.http_address}"
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.server import started
+from tests.server import Server
 from tests.service.oracle import check_tokens, generate, greedy
 from tests.workers.tiny_models import random_config, respell_as_hub, save_model
 
@@ -53,7 +53,7 @@ def test_tokens_equal_transformers(seed: int, tmp_path: Path) -> None:
     prompts = [[rng.randrange(config.vocab_size) for _ in range(size)] for size in (1, 9, 40)]
     expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
     flags = ["--device", "cpu", "--dtype", "float32", "--block-size", rng.choice(["4", "16"])]
-    with started(str(tmp_path), flags, 60) as server:
+    with Server(tmp_path, str(tmp_path), *flags) as server:
         ours = asyncio.run(
             generate(
                 server.address, prompts, temperature=0, max_new_tokens=NUM_TOKENS, ignore_eos=True

@@ -10,7 +10,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -20,12 +19,13 @@ from typing import Any
 import openai
 import pytest
 
-from benchmarks.server import Server, started
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
+from tests.processes import descendants, send
+from tests.server import Server
+from tests.waiting import until, wait_until
 
 SMG = shutil.which("smg", path=os.path.dirname(sys.executable)) or shutil.which("smg")
-READY_SECONDS = 30.0
 MODEL = "demo"
 FLAGS = ("--device", "cpu", "--max-batch-size", "16")
 SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
@@ -54,16 +54,19 @@ def router(addresses: list[str], folder: Path) -> Iterator[str]:
 
 
 def wait_until_serving(url: str, num_replicas: int, log: Path) -> None:
-    deadline = time.monotonic() + READY_SECONDS
-    while time.monotonic() < deadline:
-        with contextlib.suppress(urllib.error.URLError, ConnectionError):
+    def serves() -> bool:
+        try:
             with urllib.request.urlopen(f"{url}/workers", timeout=5) as answer:
                 ready = answer.read().count(b'"status":"ready"')
             with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
-                if ready == num_replicas and MODEL.encode() in answer.read():
-                    return
-        time.sleep(0.1)
-    raise AssertionError(f"the router took no replicas:\n{log.read_text()[-4000:]}")
+                return ready == num_replicas and MODEL.encode() in answer.read()
+        except (urllib.error.URLError, ConnectionError):
+            return False
+
+    try:
+        wait_until(serves)
+    except AssertionError:
+        raise AssertionError(f"no replicas are taken:\n{log.read_text()[-4000:]}") from None
 
 
 def free_port() -> int:
@@ -74,15 +77,8 @@ def free_port() -> int:
 
 def kill(server: Server) -> None:
     """SIGKILL to the replica, workers and all."""
-    assert server.pid is not None
     for pid in [server.pid, *descendants(server.pid)]:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-
-
-def descendants(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [each for child in map(int, children) for each in (child, *descendants(child))]
+        send(pid, signal.SIGKILL)
 
 
 def prompt_tokens(server: Server) -> int:
@@ -93,7 +89,8 @@ def prompt_tokens(server: Server) -> int:
 @pytest.mark.timeout(180)
 async def test_a_router_serves_two_replicas_and_survives_one(tmp_path: Path) -> None:
     with contextlib.ExitStack() as stack:
-        starting = [asyncio.to_thread(stack.enter_context, started(None, FLAGS, 60)) for _ in "12"]
+        replicas = [Server(tmp_path, *FLAGS) for _ in "12"]
+        starting = [asyncio.to_thread(stack.enter_context, each) for each in replicas]
         one, other = await asyncio.gather(*starting)
         url = stack.enter_context(router([one.address, other.address], tmp_path))
         client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
@@ -133,8 +130,9 @@ async def check_answers(client: openai.AsyncOpenAI) -> None:
 async def check_loss(client: openai.AsyncOpenAI, victim: Server) -> None:
     """Streams of the lost replica end as errors, those of the other end well; whoever comes later
     notices nothing."""
-    flying = [asyncio.create_task(story(client)) for _ in range(6)]
-    await asyncio.sleep(0.5)
+    begun: list[str] = []
+    flying = [asyncio.create_task(story(client, begun=begun)) for _ in range(6)]
+    await until(lambda: len(begun) == len(flying))
     kill(victim)
     later = []
     for _ in range(8):
@@ -145,8 +143,10 @@ async def check_loss(client: openai.AsyncOpenAI, victim: Server) -> None:
     assert await asyncio.gather(*later) == ["length"] * 8
 
 
-async def story(client: openai.AsyncOpenAI, num_tokens: int = 300) -> str:
-    """How a stream ended: its finish reason, or error."""
+async def story(
+    client: openai.AsyncOpenAI, num_tokens: int = 300, begun: list[str] | None = None
+) -> str:
+    """How a stream ended: its finish reason, or error. Its name is appended once it has begun."""
     create: Any = client.chat.completions.create
     reason = "nothing"
     try:
@@ -158,6 +158,8 @@ async def story(client: openai.AsyncOpenAI, num_tokens: int = 300) -> str:
             extra_body={"ignore_eos": True},
         )
         async for chunk in stream:
+            if begun is not None and chunk.id not in begun:
+                begun.append(chunk.id)
             reason = chunk.choices[0].finish_reason or reason
     except openai.APIError:
         return "error"

@@ -14,11 +14,11 @@ from transformers import AutoModelForCausalLM
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor
 
 import demo
-from benchmarks.server import Server, started
 from frontend.bounds import MAX_COMPILES
-from switchyard.client import AsyncClient
+from switchyard.client import AsyncClient, Client
 from switchyard.requests import Options
 from switchyard.v1 import inference_pb2 as pb
+from tests.server import Server
 from tests.service.oracle import TIE
 
 pytestmark = pytest.mark.processes
@@ -38,9 +38,9 @@ SCHEMA = {
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     flags = ["--device", "cpu", "--dtype", "float32", "--block-size", "4"]
-    with started(str(FOLDER), flags, 60) as running:
+    with Server(tmp_path_factory.mktemp("server"), *flags) as running:
         yield running
 
 
@@ -61,6 +61,11 @@ def ask(server: Server, *asked: Options, prompt: str = PROMPT) -> list[pb.Comple
 
 def tokens(answer: pb.CompleteResponse, index: int = 0) -> list[int]:
     return list(answer.outputs[index].token_ids)
+
+
+def eos_token_ids(server: Server) -> list[int]:
+    with Client(server.address) as client:
+        return list(client.model_info().eos_token_ids)
 
 
 def prompt_ids(server: Server) -> list[int]:
@@ -179,7 +184,7 @@ def test_lists_of_tokens_are_kept_to(server: Server) -> None:
     assert len(set(tokens(only))) > 1
     assert set(tokens(biased)) == {99}
     [ended] = ask(server, Options(temperature=0, allowed_token_ids=[50], max_new_tokens=24))
-    assert set(tokens(ended)) <= {50, *server.model.eos_token_ids}
+    assert set(tokens(ended)) <= {50, *eos_token_ids(server)}
 
 
 def test_samples_are_single_requests_with_an_index(server: Server) -> None:

@@ -2,76 +2,37 @@
 
 from __future__ import annotations
 
-import os
-import re
 import stat
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.workers.launched import alive, descendants, ranks_below, wait_for
+from tests.processes import descendants, open_files, ranks_below, wait_until_gone
+from tests.server import Server
 
 pytestmark = pytest.mark.processes
 
-FLAGS = ("--device", "cpu", "--tp", "2", "--port", "0", "--max-batch-size", "8")
+FLAGS = ("--device", "cpu", "--tp", "2", "--max-batch-size", "8")
 _LISTENS = "0A"
 _UNIX_LISTENS = "01"
 
 
-class Serving:
-    """A supervisor whose frontend is ready, and all processes below it."""
-
-    def __init__(self, folder: Path) -> None:
-        log = folder / "log"
-        with open(log, "wb") as file:
-            self.process = subprocess.Popen(
-                [sys.executable, "-m", "frontend.cli", "serve", *FLAGS],
-                stdout=file,
-                stderr=file,
-                env=os.environ | {"TMPDIR": str(folder)},
-            )
-        wait_for(lambda: self._port(log.read_text()) is not None, 60.0)
-        self.log = log
-        self.port = self._port(log.read_text())
-        self.family = [self.process.pid, *descendants(self.process.pid)]
-
-    @staticmethod
-    def _port(text: str) -> int | None:
-        found = re.search(r"serving \S+ on 127\.0\.0\.1:(\d+) ", text)
-        return int(found.group(1)) if found else None
-
-    def frontend(self) -> int:
-        (pid,) = (
-            pid
-            for pid in self.family
-            if b"-m\0frontend\0" in Path(f"/proc/{pid}/cmdline").read_bytes()
-        )
-        return pid
-
-
 @pytest.fixture
-def serving(tmp_path: Path) -> Iterator[Serving]:
-    server = Serving(tmp_path)
-    yield server
-    server.process.kill()
-    server.process.wait()
+def server(tmp_path: Path) -> Iterator[Server]:
+    with Server(tmp_path, *FLAGS, environment={"TMPDIR": str(tmp_path)}) as running:
+        yield running
+
+
+def family(server: Server) -> list[int]:
+    """The supervisor and all processes below it."""
+    return [server.pid, *descendants(server.pid)]
 
 
 def sockets_of(pids: list[int]) -> set[str]:
     """Inodes of the sockets these processes hold."""
-    found = set()
-    for pid in pids:
-        for name in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                target = os.readlink(f"/proc/{pid}/fd/{name}")
-            except FileNotFoundError:
-                continue
-            if target.startswith("socket:["):
-                found.add(target[8:-1])
-    return found
+    files = {file for pid in pids for file in open_files(pid)}
+    return {file[8:-1] for file in files if file.startswith("socket:[")}
 
 
 def tcp_listeners(inodes: set[str]) -> list[tuple[str, int]]:
@@ -100,22 +61,25 @@ LOOPBACK = (
 )
 
 
-def test_nothing_listens_but_what_is_known(serving: Serving, tmp_path: Path) -> None:
-    tcp = tcp_listeners(sockets_of(serving.family))
+def test_nothing_listens_but_what_is_known(server: Server, tmp_path: Path) -> None:
+    port = int(server.address.rpartition(":")[2])
+    tcp = tcp_listeners(sockets_of(family(server)))
     assert all(address in LOOPBACK for address, _ in tcp), tcp
-    frontend = serving.frontend()
-    assert [port for _, port in tcp_listeners(sockets_of([frontend]))] == [serving.port]
-    ranks = ranks_below(serving.process.pid)
-    others = {port for _, port in tcp} - {serving.port}
+    frontend = server.frontend()
+    assert [port for _, port in tcp_listeners(sockets_of([frontend]))] == [port]
+    ranks = ranks_below(server.pid)
+    others = {port for _, port in tcp} - {port}
     # The ranks' meeting point, which they share, and gloo's socket of each process group and rank.
     assert 1 <= len(others) <= 1 + 3 * len(ranks), tcp
     (folder,) = tmp_path.glob("switchyard-*")
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE((folder / "link-secret").stat().st_mode) == 0o600
-    listening = unix_listeners(sockets_of(serving.family))
+    listening = unix_listeners(sockets_of(family(server)))
     assert sorted(listening) == [folder / "rank-0.sock", folder / "rank-1.sock"]
 
 
-def test_a_killed_supervisor_leaves_nothing_behind(serving: Serving) -> None:
-    serving.process.kill()
-    wait_for(lambda: not any(map(alive, serving.family)))
+def test_a_killed_supervisor_leaves_nothing_behind(server: Server) -> None:
+    processes = family(server)
+    server.process.kill()
+    server.process.wait()
+    wait_until_gone(processes)

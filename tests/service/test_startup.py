@@ -11,6 +11,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from demo import CHECKPOINT
+from tests.processes import ENVIRONMENT
 from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.processes
@@ -37,7 +38,11 @@ def refused(model: Path | None, *flags: str) -> list[str]:
     if "--port" not in flags:
         command += ["--port", "0"]
     done = subprocess.run(
-        [*command, "--device", "cpu", *flags], capture_output=True, text=True, timeout=HANG_SECONDS
+        [*command, "--device", "cpu", *flags],
+        capture_output=True,
+        text=True,
+        timeout=HANG_SECONDS,
+        env=ENVIRONMENT,
     )
     assert done.returncode not in (0, -9)
     assert "serving" not in done.stdout

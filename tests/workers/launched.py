@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import grpc
@@ -16,56 +15,9 @@ import grpc
 from demo import CHECKPOINT
 from switchyard.worker.link import PROTOCOL, SECRET_KEY, local_address
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
+from tests.processes import ENVIRONMENT, ranks_below
 
-ROOT = Path(__file__).parents[2]
 START_SECONDS = 60.0
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> float:
-    """Seconds until it came true."""
-    began = time.monotonic()
-    while not condition():
-        assert time.monotonic() < began + seconds, "it did not come true in time"
-        time.sleep(0.005)
-    return time.monotonic() - began
-
-
-def _state(pid: int) -> str:
-    """A letter as in proc(5); X for a process that is gone."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return "X"
-
-
-def alive(pid: int) -> bool:
-    return _state(pid) not in "ZX"
-
-
-def stopped(pid: int) -> bool:
-    return _state(pid) == "T"
-
-
-def descendants(pid: int) -> list[int]:
-    """Of a process and its own, those that are alive."""
-    found = []
-    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-        for task in os.listdir(f"/proc/{pid}/task"):
-            children = Path(f"/proc/{pid}/task/{task}/children").read_text()
-            for child in map(int, children.split()):
-                found += [child, *descendants(child)]
-    return [each for each in found if alive(each)]
-
-
-def ranks_below(pid: int) -> dict[int, int]:
-    """Process ids of the ranks that descend from a process, by their number."""
-    found = {}
-    for each in descendants(pid):
-        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            name = Path(f"/proc/{each}/comm").read_text().strip()
-            if name.startswith("rank "):
-                found[int(name.removeprefix("rank "))] = each
-    return found
 
 
 class Launched:
@@ -129,10 +81,7 @@ def launched(
         process = subprocess.Popen(
             [*command, "--device", "cpu", "--max-batch-size", "8", *flags],
             stderr=file,
-            cwd=ROOT,
-            env=os.environ
-            | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
-            | environment,
+            env=ENVIRONMENT | environment,
         )
     try:
         yield Launched(process, listen, log)

@@ -21,9 +21,10 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from switchyard.channel import Tls
 from switchyard.client import AsyncClient, ServerError
-from tests.frontend.builders import ENVIRONMENT, ROOT
 from tests.frontend.certificates import Authority
 from tests.frontend.fakes import FakeWorker, running_worker
+from tests.processes import ENVIRONMENT, ROOT
+from tests.waiting import HANG_SECONDS
 
 pytestmark = pytest.mark.processes
 
@@ -129,13 +130,14 @@ async def frontend(model: Path, *flags: str) -> AsyncIterator[Frontend]:
         assert process.stderr is not None
         try:
             lines = [
-                (await asyncio.wait_for(process.stdout.readline(), 60)).decode() for _ in range(2)
+                (await asyncio.wait_for(process.stdout.readline(), HANG_SECONDS)).decode()
+                for _ in range(2)
             ]
             address = lines[0].split(" on ", 1)[1].split(" ", 1)[0]
             running = Frontend(process, address, lines[1].split(" on ", 1)[1].strip())
             yield running
             process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(process.wait(), 20) == 0
+            assert await asyncio.wait_for(process.wait(), HANG_SECONDS) == 0
             running.stderr = (await process.stderr.read()).decode().splitlines()
         finally:
             with contextlib.suppress(ProcessLookupError):
@@ -177,7 +179,10 @@ async def test_keys_logs_and_metrics_of_one_server(model: Path, key_file: Path) 
         # A key that is added and one that is taken away, without a restart.
         key_file.write_text(f"tester:{OTHER}\n")
         running.signal(signal.SIGHUP)
-        async with AsyncClient(running.address, api_key=OTHER) as client, asyncio.timeout(10):
+        async with (
+            AsyncClient(running.address, api_key=OTHER) as client,
+            asyncio.timeout(HANG_SECONDS),
+        ):
             while True:
                 with contextlib.suppress(ServerError):
                     assert await num_tokens(client) == 6

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from frontend.cli.runtime_folder import runtime_folder
-from tests.frontend.builders import ENVIRONMENT
+from tests.processes import ENVIRONMENT
 
 HOLDS = """
 import sys

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from switchyard.worker.link import local_address
-from tests.workers.launched import alive, descendants, stopped, wait_for
+from tests.processes import ENVIRONMENT, descendants, is_alive, is_stopped, wait_until_gone
+from tests.waiting import HANG_SECONDS, wait_until
 from workers.config import LauncherConfig
 from workers.launcher.epochs import Epochs
 from workers.launcher.launcher import Restarts
@@ -234,61 +235,58 @@ sys.exit(Launcher(run_group, 1).run())
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_groups_follow_each_other_and_leave_nothing(tmp_path: Path, number: int) -> None:
-    root = Path(__file__).parents[3]
     launcher = subprocess.Popen(
         [sys.executable, "-c", LOOP, str(tmp_path)],
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'proto'}"},
+        env=ENVIRONMENT,
         text=True,
     )
-    wait_for(lambda: len(list(tmp_path.iterdir())) == 3)
+    wait_until(lambda: len(list(tmp_path.iterdir())) == 3)
     family = descendants(launcher.pid)
     launcher.send_signal(number)
-    _, said = launcher.communicate(timeout=5)
+    _, said = launcher.communicate(timeout=HANG_SECONDS)
     assert launcher.returncode == 0
     killed, left = said.splitlines()
     assert killed.endswith("was killed by SIGKILL; starting the group again")
     assert "epoch 5, child " in left
     assert left.endswith("; starting the group again in 0.2 s")
     assert family
-    assert not any(map(alive, [*family, int(left.split("child ")[1].split(";")[0])]))
+    assert not any(map(is_alive, [*family, int(left.split("child ")[1].split(";")[0])]))
 
 
 def test_a_killed_launcher_takes_its_group_along(tmp_path: Path) -> None:
-    root = Path(__file__).parents[3]
     (tmp_path / "0").touch()
     (tmp_path / "1").touch()
     launcher = subprocess.Popen(
         [sys.executable, "-c", LOOP, str(tmp_path)],
-        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'proto'}"},
+        env=ENVIRONMENT,
     )
-    wait_for(lambda: len(descendants(launcher.pid)) == 2)
+    wait_until(lambda: len(descendants(launcher.pid)) == 2)
     leader, child = descendants(launcher.pid)
     launcher.kill()
     launcher.wait()
-    wait_for(lambda: not alive(leader), 5.0)
+    wait_until_gone([leader])
     os.kill(child, signal.SIGKILL)  # a rank would have asked to die with its parent
 
 
 def test_a_stopped_leader_is_continued(tmp_path: Path) -> None:
     """It would not see its ranks end."""
-    root = Path(__file__).parents[3]
     (tmp_path / "0").touch()
     (tmp_path / "1").touch()
     launcher = subprocess.Popen(
         [sys.executable, "-c", LOOP, str(tmp_path)],
         stderr=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": f"{root}:{root / 'proto'}"},
+        env=ENVIRONMENT,
         text=True,
     )
-    wait_for(lambda: len(descendants(launcher.pid)) == 2)
+    wait_until(lambda: len(descendants(launcher.pid)) == 2)
     leader, child = descendants(launcher.pid)
     for _ in range(2):
         os.kill(leader, signal.SIGSTOP)
         assert launcher.stderr is not None
         said = launcher.stderr.readline()
         assert said.endswith("the ranks' parent was stopped by SIGSTOP; continuing it\n")
-        wait_for(lambda: not stopped(leader))
+        wait_until(lambda: not is_stopped(leader))
     assert descendants(launcher.pid) == [leader, child]
     launcher.terminate()
-    assert launcher.wait(60.0) == 0
+    assert launcher.wait(HANG_SECONDS) == 0

@@ -15,15 +15,14 @@ import pytest
 from demo import CHECKPOINT
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2
+from tests.processes import ENVIRONMENT, descendants, wait_until_gone
+from tests.waiting import HANG_SECONDS, wait_until
 from tests.workers.launched import (
     Launched,
     Stream,
-    alive,
-    descendants,
     launched,
     link,
     metadata,
-    wait_for,
 )
 
 pytestmark = pytest.mark.processes
@@ -47,7 +46,7 @@ def lose(group: Launched, victim: int, number: signal.Signals, secret: str | Non
     before = group.ranks()
     said = len(group.lines())
     os.kill(before[victim], number)
-    assert wait_for(lambda: not any(map(alive, before.values())), 3.0) < 1.5
+    wait_until_gone([*before.values()])
     for rank in before:
         group.describe(rank, secret)
     after = group.ranks()
@@ -98,7 +97,7 @@ def test_a_group_comes_back_from_signals_and_from_its_frontend(tmp_path: Path) -
     with launched(tmp_path, *flags) as group:
         info = group.describe(1, SECRET)
         assert info.timed_tokens == 64
-        assert 0.0 < info.timed_seconds < 5.0
+        assert info.timed_seconds > 0.0
         refuse_strangers(group)
         assert "killed by SIGKILL; starting the group again" in lose(
             group, 1, signal.SIGKILL, SECRET
@@ -109,11 +108,11 @@ def test_a_group_comes_back_from_signals_and_from_its_frontend(tmp_path: Path) -
         before = group.ranks()
         with link(group.address(0)) as stub:
             Stream(stub, epoch=7, secret=SECRET).leave()
-            wait_for(lambda: len(group.lines()) == 3)
+            wait_until(lambda: len(group.lines()) == 3)
             assert group.lines()[-1] == "the frontend is gone; the ranks wait 60 s for the next"
             Stream(stub, epoch=8, secret=SECRET).goodbye(end_rank=True)
-            assert wait_for(lambda: not any(map(alive, before.values())), 3.0) < 1.5
-        wait_for(lambda: len(group.lines()) == 4)
+            wait_until_gone([*before.values()])
+        wait_until(lambda: len(group.lines()) == 4)
         assert group.lines()[-1] == "the frontend gave the group up; starting the group again"
         group.describe(0, SECRET)
         with link(group.address(0)) as stub:
@@ -127,7 +126,7 @@ def test_a_group_comes_back_from_signals_and_from_its_frontend(tmp_path: Path) -
             assert held.answers.is_active()
             assert group.ranks() == before
         group.process.terminate()
-        assert group.process.wait(5.0) == 0
+        assert group.process.wait(HANG_SECONDS) == 0
         assert not group.ranks()
 
 
@@ -135,14 +134,14 @@ def test_a_rank_that_keeps_the_gil_ends_itself(tmp_path: Path) -> None:
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(HANG)
     hang = tmp_path / "hang"
-    paths = f"{tmp_path / 'site'}:{Path.cwd()}:{Path.cwd() / 'proto'}"
+    paths = f"{tmp_path / 'site'}:{ENVIRONMENT['PYTHONPATH']}"
     with launched(tmp_path, PYTHONPATH=paths, HANG=str(hang)) as group:
         group.describe()
         before = group.ranks()
         time.sleep(4.0)  # longer than the switch waits: it is for those that stand still
         assert group.ranks() == before
         hang.write_text(str(before[0]))
-        assert wait_for(lambda: not alive(before[0]), 10.0) < 8.0
+        wait_until_gone([before[0]])
         group.describe()
         assert group.lines() == [
             f"rank 0 (pid {before[0]}) exited with 1; starting the group again"
@@ -150,7 +149,7 @@ def test_a_rank_that_keeps_the_gil_ends_itself(tmp_path: Path) -> None:
         assert "Timeout" in group.log()
         everybody = descendants(group.process.pid)
         group.process.kill()
-        assert wait_for(lambda: not any(map(alive, everybody)), 5.0) < 1.0
+        wait_until_gone(everybody)
 
 
 def free_ports(count: int) -> list[int]:
@@ -174,7 +173,7 @@ def test_two_machines_meet_again(tmp_path: Path) -> None:
             assert [one.describe().rank, other.describe().rank] == [0, 1]
             before = one.ranks() | other.ranks()
             os.kill(losing.ranks()[rank], signal.SIGKILL)
-            wait_for(lambda: not any(map(alive, before.values())), 5.0)  # noqa: B023
+            wait_until_gone([*before.values()])
         assert [one.describe().rank, other.describe().rank] == [0, 1]
         assert any("another machine's ranks ended" in line for line in one.lines())
         assert any("another machine's ranks ended" in line for line in other.lines())
@@ -185,7 +184,7 @@ def test_what_cannot_start_is_one_line_at_first_and_tried_again_later(tmp_path: 
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         with launched(tmp_path, listen=address) as group:
-            assert group.process.wait(60.0) == 2
+            assert group.process.wait(HANG_SECONDS) == 2
             assert group.lines() == [f"--listen {address}: the address is in use or not ours"]
     model = tmp_path / "model"
     shutil.copytree(CHECKPOINT, model)
@@ -193,7 +192,7 @@ def test_what_cannot_start_is_one_line_at_first_and_tried_again_later(tmp_path: 
         group.describe()
         (model / "model.safetensors").unlink()
         os.kill(group.ranks()[0], signal.SIGKILL)
-        assert group.process.wait(60.0) == 2
+        assert group.process.wait(HANG_SECONDS) == 2
         lost, *again, last = group.lines()
     assert lost.endswith("was killed by SIGKILL; starting the group again")
     assert [line.rpartition("starting the group again in ")[2] for line in again] == [

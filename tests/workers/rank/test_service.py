@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import queue
 import signal
 import subprocess
@@ -22,7 +21,8 @@ import torch
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2, worker_pb2_grpc
-from tests.workers.launched import ROOT, wait_for
+from tests.processes import ENVIRONMENT
+from tests.waiting import wait_until
 from workers.rank.expert_load import LoadReport, Snapshot
 from workers.rank.frontends import Frontends
 from workers.rank.service import QueuedStep, WorkerService
@@ -236,7 +236,7 @@ def test_the_next_frontend_is_served_when_one_is_gone(rank) -> None:
     runner.gate.clear()
     first.step(1)
     first.step(2)
-    wait_for(lambda: service.work.empty() is False)
+    wait_until(lambda: service.work.empty() is False)
     first.answers.cancel()
     threading.Timer(0.2, runner.gate.set).start()
     _second, welcome = next_link(stub, 9)
@@ -319,7 +319,7 @@ def test_a_rank_waits_without_end_for_the_next_frontend_when_the_last_said_goodb
     link.goodbye()
     assert list(link.answers) == []
     assert HeldTimer.made, "steps have a while to end"
-    wait_for(lambda: not timers())
+    wait_until(lambda: not timers())
     assert next_link(stub, 2)[1].epoch == 2
     assert left.empty()
 
@@ -334,7 +334,7 @@ def test_a_rank_waits_for_a_while_for_the_next_frontend_when_the_last_is_gone(
         link = Link(stub)
         link.hello(1)
         link.answers.cancel()
-        wait_for(lambda: [timer.seconds for timer in timers()] == [7.5])
+        wait_until(lambda: [timer.seconds for timer in timers()] == [7.5])
         assert left.empty()
         [timer] = timers()
         timer.end()
@@ -348,7 +348,7 @@ def test_a_frontend_that_comes_in_time_ends_the_wait(rank, timers) -> None:
     link = Link(stub)
     link.hello(1)
     link.answers.cancel()
-    wait_for(timers)
+    wait_until(timers)
     _held = next_link(stub, 2)
     assert not timers()
     assert left.empty()
@@ -389,8 +389,7 @@ def test_a_frontend_whose_machine_is_gone_is_gone(
     running(service)
     with opened(service, tmp_path):
         command = [sys.executable, "-c", SILENT_FRONTEND, f"unix:{tmp_path}/rank.sock"]
-        environment = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}"}
-        with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment) as frontend:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, env=ENVIRONMENT) as frontend:
             try:
                 assert frontend.stdout is not None
                 assert frontend.stdout.readline() == b"open\n"
