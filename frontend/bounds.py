@@ -10,7 +10,11 @@ from __future__ import annotations
 MAX_MESSAGE_BYTES = 8 << 20
 """Size of any message, in and out; the transports enforce it for incoming ones."""
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
-"""Size of an HTTP request's body."""
+"""Size of an HTTP request's body, as it is sent and decoded."""
+MAX_BODIES_BYTES = 256 << 20
+"""Size of all HTTP bodies that are not complete yet, but for the first bytes of each:"""
+UNCOUNTED_BODY_BYTES = 64 << 10
+"""enough for most requests, so that large bodies keep no small one out."""
 
 # ---- the prompt ----
 MAX_CHARS_PER_TOKEN = 256

@@ -7,6 +7,7 @@ the workers' description of themselves.
 from __future__ import annotations
 
 import dataclasses
+import re
 from pathlib import Path
 
 from switchyard import flags
@@ -14,6 +15,7 @@ from switchyard.flags import flag
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
+_ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+")
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +52,11 @@ class FrontendConfig:
     tls_client_ca: Path | None = flag(
         "authority that signs the certificates clients must show, PEM", None, unset="none"
     )
-    insecure: bool = flag("listen beyond this machine without keys", False)
+    cors_origin: tuple[str, ...] = flag(
+        "web pages that may call over HTTP: https://HOST[:PORT], or * for all; repeatable",
+        (), metavar="ORIGIN", unset="the server's own",
+    )  # fmt: skip
+    insecure: bool = flag("listen beyond this machine without keys, and take any Host", False)
     link_secret_file: Path | None = flag("secret that the workers ask for", None, unset="none")
     max_queued_requests: int = flag("requests that may wait beyond free slots", 1024, at_least=1)
     max_queued_tokens: int = flag(
@@ -83,6 +89,12 @@ class FrontendConfig:
         if not self.served_name:
             raise ValueError("the served model name is empty; pass --served-model-name NAME")
         flags.check(self)
+        for origin in self.cors_origin:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"--cors-origin is {origin!r}; pass * or what a browser sends, such as "
+                    "https://example.com or http://localhost:3000, without a path"
+                )
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together; pass both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:

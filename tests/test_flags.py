@@ -47,6 +47,12 @@ def test_what_is_not_given_takes_the_tables_default() -> None:
     assert (table.quick, table.cache) == (False, True)
 
 
+def test_a_list_is_given_at_once_or_one_by_one() -> None:
+    for words in (("b,c",), ("b", "--places", "c")):
+        table = flags.read(Table, parsed("--folder", "a", "--places", *words))
+        assert table.places == ("b", "c")
+
+
 def test_texts_become_values_of_their_types() -> None:
     given = flags.given(
         Table,

@@ -37,6 +37,12 @@ def check_exposure(config: FrontendConfig) -> str:
     return ""
 
 
+def is_for_local_callers(config: FrontendConfig) -> bool:
+    """Whether nothing but the address keeps strangers out, so that web pages must be told apart."""
+    has_keys = config.api_key_file is not None or config.tls_client_ca is not None
+    return is_loopback(config.host) and not has_keys and not config.insecure
+
+
 def is_loopback(host: str) -> bool:
     """Whether ``host`` is this machine alone; of names only localhost is."""
     try:

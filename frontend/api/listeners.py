@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 
 from frontend.api.auth import ApiKeys
-from frontend.api.exposure import check_exposure
+from frontend.api.exposure import check_exposure, is_for_local_callers
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
@@ -109,5 +109,7 @@ def _http_server(
         model=config.served_name,
         authenticate=access.authenticate,
         metrics=metrics.render,
+        origins=config.cors_origin,
+        local_host=config.host if is_for_local_callers(config) else None,
     )
     return HttpServer(app, config.host, port, None if tls is None else ssl_context(tls))

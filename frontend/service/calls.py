@@ -1,7 +1,7 @@
 """Calls: one call's samples and their merged output; the calls that are live; each key's bound.
 
-Owns the order in which samples are submitted, that an id is live once, the bound of a key, and the
-pace of the calls that stream. Knows nothing of queues or of how events travel.
+Owns the order in which samples are submitted, that a key's id is live once, the bound of a key, and
+the pace of the calls that stream. Knows nothing of queues or of how events travel.
 """
 
 from __future__ import annotations
@@ -52,6 +52,16 @@ class Call:
     _num_bytes: int = 0
     _open: set[int] = dataclasses.field(default_factory=set)
     _takes: dict[int, asyncio.Task[Delta]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def name(self) -> tuple[str, str]:
+        """Its key and its id: what it is while it is live."""
+        return self.caller.key, self.request_id
+
+    @property
+    def engine_id(self) -> str:
+        """The engine's id of its first sample: unique, since a key's name holds no colon."""
+        return ":".join(filter(None, self.name))
 
     def begin(self, samples: list[Request], min_tokens: int, pacer: Pacer) -> None:
         """Sets the samples; each delta but the first and the last has ``min_tokens`` at least."""
@@ -186,7 +196,7 @@ class LiveCalls:
 
     def __init__(self) -> None:
         self.pacer = Pacer()
-        self._calls: dict[str, Call] = {}
+        self._calls: dict[tuple[str, str], Call] = {}  # each key has ids of its own
         self._idle = asyncio.Event()
         self._idle.set()
 
@@ -194,27 +204,27 @@ class LiveCalls:
         """Makes a call's id live.
 
         Raises:
-            RequestError: ALREADY_EXISTS; the id is live.
+            RequestError: ALREADY_EXISTS; the id is live under the same key.
         """
-        if call.request_id in self._calls:
+        if call.name in self._calls:
             raise duplicate_id(call.request_id)
-        self._calls[call.request_id] = call
+        self._calls[call.name] = call
         self._idle.clear()
         if call.streams:
             self.pacer.enter()
 
     def leave(self, call: Call) -> None:
         """Frees a call's id, if it is still this call's; a call may leave twice."""
-        if self._calls.get(call.request_id) is call:
-            del self._calls[call.request_id]
+        if self._calls.get(call.name) is call:
+            del self._calls[call.name]
             if call.streams:
                 self.pacer.leave()
         if not self._calls:
             self._idle.set()
 
-    def get(self, request_id: str) -> Call | None:
-        """The live call of an id."""
-        return self._calls.get(request_id)
+    def get(self, key: str, request_id: str) -> Call | None:
+        """The live call of a key's id."""
+        return self._calls.get((key, request_id))
 
     def __len__(self) -> int:
         """How many are live."""

@@ -22,10 +22,12 @@ from switchyard.v1 import inference_pb2 as pb
 _MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
 
 
-def started(first: Request, model: str, output: pb.OutputOptions) -> pb.GenerateResponse:
+def started(
+    request_id: str, first: Request, model: str, output: pb.OutputOptions
+) -> pb.GenerateResponse:
     """First message of a stream, made from the first sample."""
     message = pb.GenerateStarted(
-        request_id=first.id,
+        request_id=request_id,
         model=model,
         created=now(),
         prompt_tokens=len(first.prompt_ids),

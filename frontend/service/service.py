@@ -184,7 +184,9 @@ class Service:
             await first.output.admitted()
             if request.output.prompt_logprobs:
                 await first.output.begun()
-            yield call.counted(responses.started(first, self._model, request.output))
+            yield call.counted(
+                responses.started(call.request_id, first, self._model, request.output)
+            )
             if request.output.echo:
                 text = await preprocess.echo_text(backend, request, first.prompt_ids)
                 for event in responses.echoed(len(call.samples), text):
@@ -215,7 +217,7 @@ class Service:
             backend,
             self._compiler,
             message,
-            call.request_id,
+            call.engine_id,
             in_one_message=call.max_bytes is not None,
         )
         output = preprocess.generation_of(message).output
@@ -268,6 +270,10 @@ class Service:
         """Text to token ids."""
         return await tokenization.tokenize(self._serving(), request)
 
+    async def tokenize_chat(self, chat: pb.ChatRequest) -> list[int]:
+        """A conversation to the token ids of its prompt."""
+        return await preprocess.chat_ids(self._serving(), chat)
+
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """Token ids to text, also during a drain, for streams that go on."""
         return await tokenization.detokenize(self._attached(), request)
@@ -313,10 +319,6 @@ class Service:
         engine = self._attached().engine
         if len(request.request_ids) > MAX_ABORTED_IDS:
             raise too_many("request_ids", len(request.request_ids), MAX_ABORTED_IDS, "ids")
-        live = ((each, self._live.get(each)) for each in request.request_ids)
-        ended = [
-            each
-            for each, call in live
-            if call is not None and call.caller.key == caller.key and call.abort(engine)
-        ]
+        live = ((each, self._live.get(caller.key, each)) for each in request.request_ids)
+        ended = [each for each, call in live if call is not None and call.abort(engine)]
         return pb.AbortResponse(aborted_request_ids=ended)

@@ -88,7 +88,8 @@ class Flag:
             return
         choices = f"{{{','.join(self.choices)}}}" if self.choices else ""
         metavar = self.metavar or choices or self.unit.upper() or _METAVARS[self.kind]
-        parser.add_argument(*names, metavar=metavar, required=required, **common)
+        action = _Joined if self.kind is tuple else "store"
+        parser.add_argument(*names, action=action, metavar=metavar, required=required, **common)
 
     def value(self, text: str) -> Any:
         """What a text says.
@@ -137,6 +138,21 @@ class Flag:
             if bound is not None
         ]  # fmt: skip
         return f"{kind}, {' and '.join(bounds)}" if bounds else kind
+
+
+class _Joined(argparse.Action):
+    """A list's flag may be repeated: its values are joined as if they were one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        """Add one value."""
+        earlier = getattr(namespace, self.dest, None)
+        setattr(namespace, self.dest, f"{earlier},{values}" if earlier else values)
 
 
 def flag(

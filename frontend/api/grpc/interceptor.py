@@ -63,8 +63,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
         a message is read, unknown methods included."""
         if not handler_call_details.method.startswith(_OPEN_SERVICE):
             try:
-                header = _header(handler_call_details.invocation_metadata)
-                authenticated_key.set(self._access.authenticate(header))
+                metadata = handler_call_details.invocation_metadata
+                authenticated_key.set(self._access.authenticate(_authorization(metadata)))
             except RequestError as error:
                 return _refusing_handler(error)
         handler = await continuation(handler_call_details)
@@ -87,8 +87,20 @@ def caller_of(context: Any) -> Caller:
     )
 
 
-def _header(metadata: _Metadata | None) -> str | bytes | None:
-    return _value(metadata or (), "authorization")
+def _authorization(metadata: _Metadata | None) -> str | bytes | None:
+    """The call's one authorization header.
+
+    Raises:
+        RequestError: there are several: which one counts is for nobody to guess.
+    """
+    found = [value for name, value in metadata or () if name == "authorization"]
+    if len(found) > 1:
+        raise RequestError(
+            Code.UNAUTHENTICATED,
+            "the call has several authorization headers; send one",
+            reason="SEVERAL_API_KEYS",
+        )
+    return found[0] if found else None
 
 
 def _value(metadata: _Metadata, key: str) -> str | bytes | None:

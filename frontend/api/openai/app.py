@@ -1,15 +1,12 @@
-"""The OpenAI-compatible API as a Starlette application: routes, keys, request ids, errors.
+"""The OpenAI-compatible API as a Starlette application: routes, what is before them, errors.
 
 Owns which path does what, and which error a response is. `frontend.service` does all work.
 """
 
 from __future__ import annotations
 
-import logging
-import re
 import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from starlette.applications import Starlette
@@ -18,34 +15,38 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from frontend.api.openai.body import read_object
+from frontend.api.openai.body import parse_object
+from frontend.api.openai.browsers import for_browsers
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error
 from frontend.api.openai.generation import GenerationResponse, Job
 from frontend.api.openai.logprobs import TokenTexts
+from frontend.api.openai.middleware import (
+    Authenticate,
+    Authentication,
+    RequestIds,
+    TrailingSlashes,
+    without_keys,
+)
 from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
-from frontend.api.openai.response_models import Health, Model, ModelList
-from frontend.errors import RequestError, internal_error, invalid_field
-from frontend.records import Caller
+from frontend.api.openai.response_models import Health, Model, ModelList, Version
+from frontend.api.openai.token_ids import detokenized, tokenized
+from frontend.api.openai.upload import Budget, read_body
+from frontend.errors import RequestError, invalid_field
 from frontend.service.service import Service
+from switchyard.release import release
 
-logger = logging.getLogger(__name__)
-
-Authenticate = Callable[[str | None], str]
 Metrics = Callable[[], tuple[bytes, str]]
 
-# What orchestrators and browsers read without a key; nothing of it is about the model or a request.
-OPEN_PATHS = frozenset({"/health", "/openapi.json", "/docs"})
-
-_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-
-
-def without_keys(authorization: str | None) -> str:
-    """Accepts every caller, under no name."""
-    return ""
+# What other servers have; a client that asks for it here is told what there is instead.
+_NOT_OFFERED = (
+    "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/",
+    "/v1/images/", "/v1/videos", "/v1/realtime", "/v1/moderations", "/v1/files", "/v1/uploads",
+    "/v1/batches", "/v1/fine_tuning/", "/v1/assistants", "/v1/threads", "/v1/vector_stores",
+    "/v1/conversations", "/v1/evals", "/api/chat", "/api/generate", "/api/tags", "/generate",
+)  # fmt: skip
 
 
 def openai_app(
@@ -54,6 +55,8 @@ def openai_app(
     model: str,
     authenticate: Authenticate = without_keys,
     metrics: Metrics | None = None,
+    origins: Sequence[str] = (),
+    local_host: str | None = None,
 ) -> Starlette:
     """The application.
 
@@ -63,13 +66,18 @@ def openai_app(
         authenticate: from the Authorization header to the name of its key; raises
             UNAUTHENTICATED. `OPEN_PATHS` need no key.
         metrics: text for Prometheus and its content type; None: there is no /metrics.
+        origins: of the web pages that may call, besides the server's own.
+        local_host: where a server listens that only programs of this machine and the pages of
+            ``origins`` may call; None: keys decide alone.
     """
     endpoints = _Endpoints(service, model, metrics)
     app = Starlette(
         routes=endpoints.routes(),
         middleware=[
-            Middleware(_RequestIds),
-            Middleware(_Authentication, authenticate=authenticate),
+            Middleware(RequestIds),
+            Middleware(TrailingSlashes),
+            *for_browsers(origins, local_host),
+            Middleware(Authentication, authenticate=authenticate),
         ],
         exception_handlers={
             HTTPException: _on_http_error,
@@ -89,6 +97,7 @@ class _Endpoints:
         self._model = model
         self._metrics = metrics
         self._texts = TokenTexts(service)
+        self._uploads = Budget()
         self._started = int(time.time())
         self._openapi = JSONResponse(openapi_document(has_metrics=metrics is not None))
         self._docs = HTMLResponse(docs_page(), headers=DOCS_HEADERS)
@@ -97,6 +106,8 @@ class _Endpoints:
         """Every path and its method; HEAD goes with GET."""
         get: list[tuple[str, Any]] = [
             ("/health", self._health),
+            ("/ping", self._health),
+            ("/version", self._version),
             ("/openapi.json", self._openapi_json),
             ("/docs", self._docs_page),
             ("/v1/models", self._models),
@@ -107,6 +118,8 @@ class _Endpoints:
         post: list[tuple[str, Any]] = [
             ("/v1/chat/completions", self._chat),
             ("/v1/completions", self._completions),
+            ("/tokenize", self._tokenize),
+            ("/detokenize", self._detokenize),
         ]
         return [Route(path, endpoint, methods=["GET"]) for path, endpoint in get] + [
             Route(path, endpoint, methods=["POST"]) for path, endpoint in post
@@ -116,6 +129,10 @@ class _Endpoints:
         why = self._service.why_not_ready()
         health: Health = {"status": "unavailable", "reason": why} if why else {"status": "ok"}
         return JSONResponse(health, 503 if why else 200)
+
+    async def _version(self, request: Request) -> Response:
+        version: Version = {"version": release()}
+        return JSONResponse(version)
 
     async def _openapi_json(self, request: Request) -> Response:
         return self._openapi
@@ -161,85 +178,37 @@ class _Endpoints:
     async def _generation(
         self, request: Request, read: Callable[[Mapping[str, Any], str, str], Job]
     ) -> GenerationResponse:
-        values = await read_object(request)
+        values = await self._read(request)
         try:
             job = read(values, request.state.request_id, self._model)
         except RecursionError as error:  # JSON that can just be parsed may be too deep to write
             raise invalid_field("body", "is nested too deep; send flatter JSON") from error
         return GenerationResponse(job, self._service, self._texts, request.state.caller)
 
-
-class _RequestIds:
-    """Names each request, sends the name back, and answers a bug with it.
-
-    The name is the client's x-request-id where it is a valid one. The outermost middleware:
-    Starlette's own answer to a bug knows no request id, and raises the bug again.
-    """
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, as ASGI calls it."""
-        assert scope["type"] == "http"
-        given = _header(scope, b"x-request-id") or ""
-        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
-        scope.setdefault("state", {})["request_id"] = request_id
-        is_begun = False
-
-        async def send_with_id(message: Message) -> None:
-            nonlocal is_begun
-            if message["type"] == "http.response.start":
-                is_begun = True
-                message["headers"] = [
-                    *message["headers"], (b"x-request-id", request_id.encode())
-                ]  # fmt: skip
-            await send(message)
-
+    async def _tokenize(self, request: Request) -> Response:
+        values = await self._read(request)
         try:
-            await self._app(scope, receive, send_with_id)
-        except Exception:
-            logger.exception("request %s failed", request_id)
-            if not is_begun:
-                response = api_error(internal_error(request_id)).response()
-                await response(scope, receive, send_with_id)
+            return JSONResponse(await tokenized(values, self._service, self._texts, self._model))
+        except RequestError as error:
+            raise api_error(error) from error
 
+    async def _detokenize(self, request: Request) -> Response:
+        values = await self._read(request)
+        try:
+            return JSONResponse(await detokenized(values, self._service, self._model))
+        except RequestError as error:
+            raise api_error(error, {"token_ids": "tokens"}) from error
 
-class _Authentication:
-    """Refuses a request without a valid key before its path is looked at or its body is read."""
-
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
-        self._app = app
-        self._authenticate = authenticate
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One request, as ASGI calls it."""
-        if scope["path"] not in OPEN_PATHS:
-            try:
-                key = self._authenticate(_header(scope, b"authorization"))
-            except RequestError as error:
-                await api_error(error).response()(scope, receive, send)
-                return
-            client = scope.get("client")
-            scope["state"]["caller"] = Caller(
-                key=key,
-                peer=f"{client[0]}:{client[1]}" if client else "",
-                traceparent=_header(scope, b"traceparent") or "",
-            )
-        await self._app(scope, receive, send)
-
-
-def _header(scope: Scope, name: bytes) -> str | None:
-    """The last header of that name; None when it was not sent."""
-    found = [value for key, value in scope["headers"] if key == name]
-    return found[-1].decode("latin-1") if found else None
+    async def _read(self, request: Request) -> dict[str, Any]:
+        return parse_object(await read_body(request, self._uploads))
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
     """The response to an `ApiError`, or to a path or method that Starlette did not find."""
     assert isinstance(error, HTTPException)
     if not isinstance(error, ApiError):
-        error = _wrong_method(request, error) if error.status_code == 405 else _not_found()
+        path = request.scope["path"]
+        error = _wrong_method(request, error) if error.status_code == 405 else _not_found(path)
     return error.response()
 
 
@@ -264,10 +233,10 @@ def _wrong_method(request: Request, error: HTTPException) -> ApiError:
     )
 
 
-def _not_found() -> ApiError:
-    return ApiError(
-        404,
-        "invalid_request_error",
-        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health, /docs",
-        code="not_found",
+def _not_found(path: str) -> ApiError:
+    message = (
+        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health, /docs"
     )
+    if any(path == each or path.startswith(each.rstrip("/") + "/") for each in _NOT_OFFERED):
+        message = "not offered here; use /v1/chat/completions, and see /docs for what there is"
+    return ApiError(404, "invalid_request_error", message, code="not_found")

@@ -1,72 +1,21 @@
-"""A request's body: read within its bounds, parsed, and checked against a model.
+"""A request's body: parsed, and checked against a model.
 
-Owns those bounds, what JSON is taken, and how a model's complaint names the parameter. Knows no
-parameter by name.
+Owns what JSON is taken, and how a model's complaint names the parameter. Knows no parameter by
+name; `upload.py` reads the bytes.
 """
 
 from __future__ import annotations
 
-import asyncio
 import json
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
-from starlette.requests import Request
 
-from frontend.api.openai.errors import ApiError
-from frontend.bounds import MAX_BODY_BYTES
 from frontend.errors import RequestError, invalid_field
 
-# A body that is not complete after this is refused.
-BODY_SECONDS = 30.0
-
 _Model = TypeVar("_Model", bound=BaseModel)
-
-
-async def read_object(request: Request) -> dict[str, Any]:
-    """The JSON object that a request's body holds.
-
-    Raises:
-        ApiError: 413 past `MAX_BODY_BYTES`, 408 past `BODY_SECONDS`.
-        ClientDisconnect: the client left before the body's end.
-        RequestError: the body is no JSON object.
-    """
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise _too_large()
-    try:
-        async with asyncio.timeout(BODY_SECONDS):
-            return parse_object(await _read(request))
-    except TimeoutError as error:
-        raise ApiError(
-            408,
-            "invalid_request_error",
-            f"the body did not arrive within {BODY_SECONDS:g} s; send it again",
-            code="request_timeout",
-            headers={"connection": "close"},
-        ) from error
-
-
-async def _read(request: Request) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
-        if size > MAX_BODY_BYTES:
-            raise _too_large()
-        chunks.append(chunk)
-    return b"".join(chunks)
-
-
-def _too_large() -> ApiError:
-    return ApiError(
-        413,
-        "invalid_request_error",
-        f"the body is larger than {MAX_BODY_BYTES} bytes; send less",
-        code="body_too_large",
-        headers={"connection": "close"},
-    )
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

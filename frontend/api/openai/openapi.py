@@ -12,7 +12,6 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from frontend.api.openai.body import BODY_SECONDS
 from frontend.api.openai.errors import STATUSES
 from frontend.api.openai.request_models import ChatBody, CompletionBody
 from frontend.api.openai.response_models import (
@@ -20,11 +19,16 @@ from frontend.api.openai.response_models import (
     ChatCompletion,
     Completion,
     CompletionChunk,
+    Detokenized,
     ErrorResponse,
     Health,
     Model,
     ModelList,
+    Tokenized,
+    Version,
 )
+from frontend.api.openai.token_ids import DetokenizeBody, TokenizeBody
+from frontend.api.openai.upload import BODY_SECONDS
 from frontend.bounds import MAX_BODY_BYTES
 from switchyard.release import release
 
@@ -36,26 +40,30 @@ DOCS_HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
 }
 
-_REQUESTS = (ChatBody, CompletionBody)
+_REQUESTS = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 _RESPONSES = (
     ChatCompletion, ChatChunk, Completion, CompletionChunk, Model, ModelList, Health, ErrorResponse,
+    Version, Tokenized, Detokenized,
 )  # fmt: skip
 _ERRORS: Mapping[int, str] = {
     400: "A parameter, named by `param`, is wrong; or the model cannot do what is requested.",
     401: "The API key is missing or not valid.",
-    403: "The API key has no right to go before others (`priority` below 0).",
+    403: "The API key has no right to go before others (`priority` below 0); or the Host or the "
+    "Origin is not one that a server without keys answers to.",
     404: "No such model, or no such path.",
     405: "The path takes another method, which `Allow` names.",
     408: f"The body was not complete within {BODY_SECONDS:g} s.",
     409: "The id names another live request.",
     413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
+    415: "The body is not said to be JSON, or has an encoding other than gzip and deflate.",
     429: "The queue is full, or the key has too many live requests; retry after `Retry-After`.",
     500: "A bug; the log has the rest under the request's id.",
-    503: "The model is loading, the server is shutting down, or the workers are lost.",
+    503: "The model is loading, the server is shutting down, or the workers are lost; or bodies "
+    "that are being sent hold too much.",
     504: "The request waited in the queue for longer than it may.",
 }
-_READING_ERRORS = (401, 405, 500, 503)
-_GENERATION_ERRORS = tuple(_ERRORS)
+_READING_ERRORS = (400, 401, 403, 405, 500, 503)
+_POST_ERRORS = tuple(_ERRORS)
 
 
 def openapi_document(*, has_metrics: bool) -> Schema:
@@ -136,6 +144,18 @@ def _paths(has_metrics: bool) -> Schema:
                 {200: _json("Health"), 503: _json("Health", "Not served now; see `reason`.")},
             )
         },
+        "/ping": {
+            "get": _open(
+                "As /health", {200: _json("Health"), 503: _json("Health", "Not served now.")}
+            )
+        },
+        "/version": {"get": _open("Tell the release", {200: _json("Version")})},
+        "/tokenize": {
+            "post": _question("Turn a prompt or a chat into token ids", "TokenizeBody", "Tokenized")
+        },
+        "/detokenize": {
+            "post": _question("Turn token ids into text", "DetokenizeBody", "Detokenized")
+        },
         "/openapi.json": {
             "get": _open("This document", {200: _content("application/json", {"type": "object"})})
         },
@@ -154,6 +174,14 @@ _STRING: Schema = {"type": "string"}
 def _generation(summary: str, body: str, *, whole: str, chunk: str) -> Schema:
     ok = _json(whole, f"The whole answer; or, with `stream`, events of {chunk}, then [DONE].")
     ok["content"]["text/event-stream"] = {"schema": _ref(chunk)}
+    return _posted(summary, body, ok)
+
+
+def _question(summary: str, body: str, answer: str) -> Schema:
+    return _posted(summary, body, _json(answer))
+
+
+def _posted(summary: str, body: str, ok: Schema) -> Schema:
     return {
         "summary": summary,
         "parameters": _parameters(),
@@ -161,7 +189,7 @@ def _generation(summary: str, body: str, *, whole: str, chunk: str) -> Schema:
             "required": True,
             "content": {"application/json": {"schema": _ref(body)}},
         },
-        "responses": _responses({200: ok}, _GENERATION_ERRORS),
+        "responses": _responses({200: ok}, _POST_ERRORS),
         "security": [{}, {"key": []}],
     }
 
@@ -176,7 +204,7 @@ def _reading(summary: str, ok: Schema, *errors: int) -> Schema:
 
 
 def _open(summary: str, answers: Mapping[int, Schema]) -> Schema:
-    return {"summary": summary, "responses": _responses(answers, (405, 500)), "security": [{}]}
+    return {"summary": summary, "responses": _responses(answers, (403, 405, 500)), "security": [{}]}
 
 
 def _responses(answers: Mapping[int, Schema], errors: Any) -> Schema:

@@ -43,6 +43,27 @@ class Health(TypedDict):
     reason: NotRequired[str]
 
 
+class Version(TypedDict):
+    """The server's release."""
+
+    version: str
+
+
+class Tokenized(TypedDict):
+    """A prompt's token ids; ``token_strs`` are their texts, if asked for."""
+
+    count: int
+    max_model_len: int
+    tokens: list[int]
+    token_strs: list[str] | None
+
+
+class Detokenized(TypedDict):
+    """The text of token ids."""
+
+    prompt: str
+
+
 class Model(TypedDict):
     """The served model."""
 

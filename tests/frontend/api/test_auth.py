@@ -322,6 +322,16 @@ async def test_commands_send_the_key_of_a_file(
         assert [record.caller.key for record in server.records.all] == ["alice"]
 
 
+async def test_two_keys_are_none(key_file: Path) -> None:
+    async with serving(ApiKeys(key_file)) as server, AsyncClient(server.address) as client:
+        right, wrong = (("authorization", f"Bearer {key}") for key in (ALICE, "x" * 20))
+        for pair in ((right, wrong), (wrong, right), (right, right)):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await client.stub.GetModelInfo(pb.GetModelInfoRequest(), metadata=pair, timeout=10)
+            assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+            assert "several authorization headers" in caught.value.details()
+
+
 async def test_a_key_that_was_taken_away_ends_with_the_next_call(key_file: Path) -> None:
     async with (
         serving(ApiKeys(key_file)) as server,

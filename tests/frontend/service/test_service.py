@@ -382,6 +382,27 @@ async def test_a_key_ends_its_own_requests_alone() -> None:
     await collect(stream)
 
 
+async def test_each_key_has_ids_of_its_own() -> None:
+    engine = FakeEngine()
+    engine.go.clear()
+    service = opened(engine)
+    request = generate_request()
+    request.request_id = "same"
+    alice, bob = (dataclasses.replace(UNKNOWN_CALLER, key=name) for name in ("alice", "bob"))
+    streams = [service.generate(request, caller) for caller in (alice, bob, UNKNOWN_CALLER)]
+    for stream in streams:
+        assert (await anext(stream)).started.request_id == "same"
+    assert len(engine.running) == 3
+    assert (await refusal(service.generate(request, bob))).reason == "DUPLICATE_REQUEST_ID"
+    assert service.abort(pb.AbortRequest(request_ids=["same"]), bob).aborted_request_ids == ["same"]
+    assert len(engine.aborted) == 1
+    engine.go.set()
+    ends = [(await collect(stream))[-2].delta.finish_reason for stream in streams]
+    length, aborted = pb.FINISH_REASON_LENGTH, pb.FINISH_REASON_ABORTED
+    assert ends == [length, aborted, length]
+    await service.idle()
+
+
 async def test_what_a_slow_reader_left_comes_in_messages_that_fit() -> None:
     output = pb.OutputOptions(logprobs=True, top_logprobs=20)
     beside = TokenLogprobs(-1.0, [200_000] * 20, [-2.0] * 20)

@@ -60,7 +60,14 @@ def test_every_route_and_every_status_is_described() -> None:
     assert set(DOCUMENT["paths"]) - set(without) == {"/metrics"}
     for path in ("/v1/chat/completions", "/v1/completions"):
         responses = DOCUMENT["paths"][path]["post"]["responses"]
-        sent = {str(status) for status, _ in STATUSES.values()} | {"200", "405", "408", "413"}
+        sent = {str(status) for status, _ in STATUSES.values()} | {
+            "200",
+            "403",
+            "405",
+            "408",
+            "413",
+            "415",
+        }
         assert set(responses) == sent
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from frontend.api.http import connection
 from frontend.api.http.server import HttpServer
-from frontend.api.openai import body as bodies
+from frontend.api.openai import upload
 from frontend.api.openai.app import openai_app
 from frontend.api.openai.errors import STATUSES
 from frontend.errors import Code, RequestError
@@ -237,7 +237,7 @@ async def test_any_body_gets_an_answer() -> None:
 
 
 async def test_a_large_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bodies, "MAX_BODY_BYTES", 1000)
+    monkeypatch.setattr(upload, "MAX_BODY_BYTES", 1000)
     chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
     chunked = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n"
     async with running_http() as http:
@@ -250,7 +250,7 @@ async def test_a_large_body_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_slow_body_and_a_slow_header_are_not_waited_for(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(bodies, "BODY_SECONDS", 0.05)
+    monkeypatch.setattr(upload, "BODY_SECONDS", 0.05)
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
     async with running_http() as http, asyncio.timeout(5):
         assert (await raw(http.port, head))[0] == 408

@@ -1,0 +1,132 @@
+"""What every request passes on its way in: its id, its path's form, and its key.
+
+Owns the names of requests and which paths need no key. Knows no path's meaning; `browsers.py` has
+what concerns web pages.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Callable
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from frontend.api.openai.errors import ApiError, api_error
+from frontend.errors import RequestError, internal_error
+from frontend.records import Caller
+
+logger = logging.getLogger(__name__)
+
+Authenticate = Callable[[str | None], str]
+
+# What orchestrators and browsers read without a key; nothing of it is about the model or a request.
+OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/openapi.json", "/docs"})
+
+_REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+
+
+def without_keys(authorization: str | None) -> str:
+    """Accepts every caller, under no name."""
+    return ""
+
+
+class RequestIds:
+    """Names each request, sends the name back, and answers a bug with it.
+
+    The name is the client's x-request-id where it is a valid one. The outermost middleware:
+    Starlette's own answer to a bug knows no request id, and raises the bug again.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        assert scope["type"] == "http"
+        given = _header(scope, b"x-request-id") or ""
+        request_id = given if _REQUEST_ID.fullmatch(given) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        is_begun = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal is_begun
+            if message["type"] == "http.response.start":
+                is_begun = True
+                message["headers"] = [
+                    *message["headers"], (b"x-request-id", request_id.encode())
+                ]  # fmt: skip
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except Exception:
+            logger.exception("request %s failed", request_id)
+            if not is_begun:
+                response = api_error(internal_error(request_id)).response()
+                await response(scope, receive, send_with_id)
+
+
+class TrailingSlashes:
+    """Takes /v1/models/ for /v1/models, without sending the client there."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        scope["path"] = scope["path"].rstrip("/") or "/"
+        await self._app(scope, receive, send)
+
+
+class Authentication:
+    """Refuses a request without a valid key before its path is looked at or its body is read."""
+
+    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
+        self._app = app
+        self._authenticate = authenticate
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        if scope["path"] not in OPEN_PATHS:
+            try:
+                key = self._key(scope)
+            except ApiError as error:
+                await error.response()(scope, receive, send)
+                return
+            client = scope.get("client")
+            scope["state"]["caller"] = Caller(
+                key=key,
+                peer=f"{client[0]}:{client[1]}" if client else "",
+                traceparent=_header(scope, b"traceparent") or "",
+            )
+        await self._app(scope, receive, send)
+
+    def _key(self, scope: Scope) -> str:
+        """The name of the request's key.
+
+        Raises:
+            ApiError: it has none that is valid, or two: which one counts is for nobody to guess.
+        """
+        if len(_headers(scope, b"authorization")) > 1:
+            raise ApiError(
+                400,
+                "invalid_request_error",
+                "the request has several Authorization headers; send one",
+                code="several_api_keys",
+            )
+        try:
+            return self._authenticate(_header(scope, b"authorization"))
+        except RequestError as error:
+            raise api_error(error) from error
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    """The last header of that name; None when it was not sent."""
+    found = _headers(scope, name)
+    return found[-1].decode("latin-1") if found else None
+
+
+def _headers(scope: Scope, name: bytes) -> list[bytes]:
+    return [value for key, value in scope["headers"] if key == name]
