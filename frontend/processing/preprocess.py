@@ -5,11 +5,14 @@ Owns the use of the tokenizer on the way in. Knows nothing of queues or of which
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import math
+import os
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, ParamSpec, TypeVar
 
 import jinja2
 from google.protobuf import duration_pb2
@@ -19,13 +22,16 @@ from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import chat_template, sampling_params
 from frontend.processing.chat_template import Turn
-from frontend.processing.offload import offloaded
 from frontend.processing.structured_output import Compiler
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
+# Longer inputs (characters to encode, tokens to decode) are worked on in a thread: 2 µs a token.
+THREAD_LENGTH = 2000
+# Half of the cores: callers with large inputs wait for each other, and not the loop for them.
+_threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "processing")
 # Characters that a template adds to a turn's content, about.
 TURN_CHARS = 16
 
@@ -39,6 +45,9 @@ _TEMPLATE_ERRORS = (
     ArithmeticError,
     RecursionError,
 )
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
 
 Message = pb.GenerateRequest | pb.ChatRequest
 
@@ -316,3 +325,17 @@ def tokenizer_of(backend: Backend) -> TokenizerLike:
             reason="NO_TOKENIZER",
         )
     return backend.tokenizer
+
+
+async def offloaded(
+    length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+) -> _R:
+    """Calls ``function``, in a thread when ``length`` says it takes long.
+
+    The tokenizers library lets other threads run meanwhile; a chat template is Python, which gives
+    way every few milliseconds.
+    """
+    if length <= THREAD_LENGTH:
+        return function(*args, **kwargs)
+    loop = asyncio.get_running_loop()
+    return await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))

@@ -1,9 +1,9 @@
 """The tokenizer of a model folder: text to ids, chat to ids, ids to text at once or token by token.
 
-Wraps transformers' tokenizers, which need no torch. Knows nothing of requests.
-Encoding a long text takes 100 ms and more: callers on an event loop run it in a thread
-(`offload.py`). Other threads run meanwhile, for a text is given to the library as a batch of one:
-that releases the interpreter's lock. All methods may be called from several threads.
+Wraps transformers' tokenizers, which need no torch. Knows nothing of requests. Encoding a long text
+takes 100 ms and more: callers on an event loop run it in a thread. Other threads run meanwhile, for
+a text is given to the library as a batch of one: that releases the interpreter's lock. All methods
+may be called from several threads.
 """
 
 from __future__ import annotations
