@@ -19,6 +19,7 @@ from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
 from tests.server import Server
 from tests.service.oracle import check_tokens, generate, greedy
+from tests.shared import made_once
 from tests.workers.tiny_models import save_model
 
 pytestmark = pytest.mark.processes
@@ -143,11 +144,14 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     rng = random.Random(5)
     prompts = [[rng.randrange(301) for _ in range(size)] for size in PROMPT_LENGTHS]
     prompts[4][:32] = prompts[3][:32]  # two prompts that begin alike
-    expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
-    flags = ["--device", "cpu", "--dtype", "float32"]
-    with Server(folder, str(folder), *flags) as server:
-        seeded = ask(server, prompts, together=False, **SEEDED)
-    return Model(folder, oracle, prompts, expected, seeded)
+
+    def expected() -> dict[str, list[list[int]]]:
+        with Server(folder, str(folder), "--device", "cpu", "--dtype", "float32") as server:
+            seeded = ask(server, prompts, together=False, **SEEDED)
+        plain = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
+        return {"greedy": plain, "seeded": seeded}
+
+    return Model(folder, oracle, prompts, **made_once(tmp_path_factory, "layouts", expected))
 
 
 def ask(
