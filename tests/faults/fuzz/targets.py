@@ -245,7 +245,7 @@ class Targets:
 
     async def _calls(self, data: Bytes) -> None:
         """What a model says, read for calls of tools; every reader's words can be sent on."""
-        reader = data.pick((CallsInText, ListOfCalls, lambda: NamedCall("f")))()
+        reader = data.pick((CallsInText({"f"}), ListOfCalls({"f"}), NamedCall("f")))
         said = []
         while not data.is_over:
             said += reader.push(messages.model_text(data))
