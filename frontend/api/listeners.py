@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import sys
 
-from frontend.api.auth import ApiKeys
-from frontend.api.exposure import check_exposure, is_for_local_callers
+from frontend.api.auth import ApiKeys, check_exposure, is_for_local_callers
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer

@@ -1,22 +1,23 @@
 """One HTTP connection: uvicorn's, with the bounds and the manners that it lacks.
 
-Owns how many connections there may be, how long one may take to send a request's header, and what
-becomes of a client that has ended its own side. It extends uvicorn's protocol for h11, the slower
-of its parsers: httptools lets a header grow without end. Knows nothing of what is served:
-`frontend.api.openai.generation` aborts the request of a client that leaves.
+Owns how many connections there may be, how long one may take to send a request's header and how
+large that may be, what becomes of a client that has ended its own side, and that a connection
+closes in order: closing at once would reset it, and the reset overtakes the response (RFC 9112,
+section 9.6). It extends uvicorn's protocol for h11, the slower of its parsers: httptools lets a
+header grow without end. Knows nothing of what is served: `frontend.api.openai.generation` aborts
+the request of a client that leaves.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from typing import Any
 
 import h11
 from uvicorn.protocols.http.h11_impl import STATUS_PHRASES, H11Protocol
 
 from frontend.api.asgi import FILLER
-from frontend.api.http.closing import LingeringTransport
-from frontend.api.http.parser import Parser
 
 MAX_CONNECTIONS = 4096
 # From a connection's beginning, or its last response, to a request's complete header.
@@ -24,6 +25,10 @@ HEADER_SECONDS = 20.0
 # Between two looks at whether a client that ended its side is still there.
 FIRST_PROBE_SECONDS = 0.02
 MAX_PROBE_SECONDS = 10.0
+MAX_HEADER_BYTES = 32 << 10
+# Of a body whose client has its response already, so much is read and dropped, for so long.
+LINGER_SECONDS = 10.0
+LINGER_BYTES = 64 << 20
 
 
 class BoundedConnection(H11Protocol):
@@ -143,3 +148,125 @@ class BoundedConnection(H11Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+
+
+class Parser(h11.Connection):
+    """The server's side of one connection.
+
+    Attributes:
+        refusal: status and message for the client, once `next_event` has raised.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(h11.SERVER, MAX_HEADER_BYTES)
+        self.refusal: tuple[int, str] = (400, "this is no valid HTTP request")
+
+    def next_event(self) -> h11.Event | type[h11.NEED_DATA] | type[h11.PAUSED]:
+        """The next event.
+
+        Raises:
+            h11.RemoteProtocolError: the client does not speak HTTP; `refusal` says it.
+        """
+        waiting = self._num_waiting() if self.their_state is h11.IDLE else 0
+        try:
+            event = super().next_event()
+        except h11.RemoteProtocolError as error:
+            if error.error_status_hint == 431:
+                self.refusal = (431, f"the header is larger than {MAX_HEADER_BYTES} bytes")
+            elif error.error_status_hint != 400:
+                self.refusal = (error.error_status_hint, str(error))
+            raise
+        if isinstance(event, h11.Request):
+            self._check(event, waiting - self._num_waiting())
+        return event
+
+    def _num_waiting(self) -> int:
+        return len(self.trailing_data[0])
+
+    def _check(self, request: h11.Request, num_bytes: int) -> None:
+        names = {name for name, _ in request.headers}
+        if num_bytes > MAX_HEADER_BYTES:
+            self.refusal = (431, f"the header is larger than {MAX_HEADER_BYTES} bytes")
+        elif {b"transfer-encoding", b"content-length"} <= names:  # RFC 9112, section 6.3
+            self.refusal = (400, "a request has Content-Length or Transfer-Encoding, not both")
+        else:
+            return
+        raise h11.RemoteProtocolError(self.refusal[1], error_status_hint=self.refusal[0])
+
+
+class LingeringTransport(asyncio.Transport):
+    """Another transport, whose `close` lets the client finish.
+
+    Args:
+        inner: the connection.
+        is_owed: whether the client may be sending still.
+
+    Attributes:
+        lingers: it is closed, but what still arrives is to be given to `drop`.
+    """
+
+    def __init__(
+        self,
+        inner: asyncio.Transport,
+        is_owed: Callable[[], bool],
+        loop: asyncio.AbstractEventLoop,
+    ) -> None:
+        super().__init__()
+        self._inner, self._is_owed, self._loop = inner, is_owed, loop
+        self._timer: asyncio.TimerHandle | None = None
+        self._num_dropped = 0
+        self.lingers = False
+
+    def close(self) -> None:
+        """Send what is written, and close when the client has ended, or is too long about it."""
+        if self.is_closing():
+            return
+        if not self._is_owed():
+            self._inner.close()
+            return
+        self.lingers = True
+        if self._inner.can_write_eof():
+            self._inner.write_eof()
+        self._inner.resume_reading()
+        self._timer = self._loop.call_later(LINGER_SECONDS, self._inner.abort)
+
+    def drop(self, num_bytes: int) -> None:
+        """Count bytes that came after `close`."""
+        self._num_dropped += num_bytes
+        if self._num_dropped > LINGER_BYTES:
+            self._inner.abort()
+
+    def lost(self) -> None:
+        """Wait for nothing any more: the connection is closed."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def write(self, data: Any) -> None:
+        """Send bytes, unless it is closed."""
+        if not self.lingers:
+            self._inner.write(data)
+
+    def abort(self) -> None:
+        """Close at once."""
+        self._inner.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self.lingers or self._inner.is_closing()
+
+    def can_write_eof(self) -> bool:
+        """Whether each side can end alone, which TLS does not know."""
+        return self._inner.can_write_eof()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As asyncio has it."""
+        return self._inner.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Read nothing for now; what is dropped is read."""
+        if not self.lingers:
+            self._inner.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._inner.resume_reading()

@@ -17,7 +17,6 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from frontend.api.openai.body import parse_object
-from frontend.api.openai.browsers import for_browsers
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error
@@ -28,6 +27,7 @@ from frontend.api.openai.middleware import (
     Authentication,
     RequestIds,
     TrailingSlashes,
+    for_browsers,
     without_keys,
 )
 from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document

@@ -1,7 +1,10 @@
-"""What every request passes on its way in: its id, its path's form, and its key.
+"""What every request passes on its way in: its id, its path's form, its origin, and its key.
 
-Owns the names of requests and which paths need no key. Knows no path's meaning; `browsers.py` has
-what concerns web pages.
+Owns the names of requests, which paths need no key, and which web pages may call. A page of any
+site can have its visitor's browser call a server on that visitor's machine, and by a name that it
+points there (DNS rebinding) even read the answer. Keys stop both; a server without keys checks
+where a call comes from. `upload.py` has the part of it that concerns bodies. Knows no path's
+meaning.
 """
 
 from __future__ import annotations
@@ -9,10 +12,14 @@ from __future__ import annotations
 import logging
 import re
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from starlette.datastructures import Headers
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from frontend.api.auth import is_loopback
 from frontend.api.openai.errors import ApiError, api_error
 from frontend.errors import RequestError, internal_error
 from frontend.records import Caller
@@ -25,6 +32,7 @@ Authenticate = Callable[[str | None], str]
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/openapi.json", "/docs"})
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
+_EXPOSED = ("x-request-id", "retry-after")
 
 
 def without_keys(authorization: str | None) -> str:
@@ -130,3 +138,78 @@ def _header(scope: Scope, name: bytes) -> str | None:
 
 def _headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
+
+
+def for_browsers(origins: Sequence[str], local_host: str | None) -> list[Middleware]:
+    """What a request passes before its key is looked at.
+
+    Args:
+        origins: of the pages that may call and read (CORS); ``*`` is all of them.
+        local_host: where a server without keys listens; None: no call is refused here.
+    """
+    passed = []
+    if origins:
+        passed.append(
+            Middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=("GET", "POST"),
+                allow_headers=("*",),
+                expose_headers=_EXPOSED,
+            )
+        )
+    if local_host is not None:
+        passed.append(Middleware(LocalCallers, host=local_host, origins=frozenset(origins)))
+    return passed
+
+
+class LocalCallers:
+    """Refuses calls by another name than this machine's, and by pages of other origins.
+
+    Args:
+        host: the address that the server listens on.
+        origins: of other pages that may call.
+    """
+
+    def __init__(self, app: ASGIApp, host: str, origins: frozenset[str]) -> None:
+        self._app, self._host, self._origins = app, host.lower(), origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request, as ASGI calls it."""
+        headers = Headers(scope=scope)
+        refusal = self._refusal(
+            headers.get("host", ""), headers.getlist("origin"), str(scope["scheme"])
+        )
+        if refusal is None:
+            await self._app(scope, receive, send)
+        else:
+            await refusal.response()(scope, receive, send)
+
+    def _refusal(self, host: str, origins: list[str], scheme: str) -> ApiError | None:
+        name = host_name(host)
+        if host and not (is_loopback(name) or name == self._host):  # HTTP/1.0 may have none
+            return _forbidden(
+                "the Host is not this machine's, and this server has no keys; call it by "
+                "localhost, or start it with --api-key-file, or --insecure to take any Host",
+                "host_not_allowed",
+            )
+        own = f"{scheme}://{host}".lower()
+        for origin in origins:
+            if origin.lower() != own and not self._origins & {origin, "*"}:
+                return _forbidden(
+                    "web pages of this Origin may not call; start the server with "
+                    "--cors-origin ORIGIN to allow it",
+                    "origin_not_allowed",
+                )
+        return None
+
+
+def host_name(host: str) -> str:
+    """A Host header without its port, in lower case; an IPv6 address without its brackets."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower().removesuffix(".")
+
+
+def _forbidden(message: str, code: str) -> ApiError:
+    return ApiError(403, "invalid_request_error", message, code=code)

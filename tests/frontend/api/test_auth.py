@@ -18,8 +18,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
-from frontend.api.auth import ApiKeys
-from frontend.api.exposure import check_exposure
+from frontend.api.auth import ApiKeys, check_exposure
 from frontend.api.grpc.server import MAX_MESSAGE_BYTES, GrpcServer
 from frontend.cli import main
 from frontend.cli.client_flags import read_key

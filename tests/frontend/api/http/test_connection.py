@@ -17,7 +17,7 @@ import uvloop
 
 from frontend.api.http import closing, connection
 from frontend.api.http import encrypted as encryption
-from frontend.api.http.parser import MAX_HEADER_BYTES
+from frontend.api.http.connection import MAX_HEADER_BYTES
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.api.tls import ssl_context

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from frontend.api.exposure import is_for_local_callers
+from frontend.api.auth import is_for_local_callers
 from frontend.config import FrontendConfig
 from tests.frontend.http_fakes import only_key, raw, running_http
 
