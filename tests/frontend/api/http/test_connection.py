@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import uvloop
 
-from frontend.api.http import closing, connection
+from frontend.api.http import connection
 from frontend.api.http import encrypted as encryption
 from frontend.api.http.connection import MAX_HEADER_BYTES
 from frontend.api.http.server import HttpServer
@@ -204,7 +204,7 @@ async def test_the_rest_of_a_body_is_dropped_within_bounds(
         connections = running.server._server.server_state.connections
         for name, value in (("LINGER_SECONDS", 0.05), ("LINGER_BYTES", 1 << 20)):
             with monkeypatch.context() as patch:
-                patch.setattr(closing, name, value)
+                patch.setattr(connection, name, value)
                 reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
                 writer.write(head)
                 assert (await reader.read()).startswith(b"HTTP/1.1 413 ")
