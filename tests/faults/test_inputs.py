@@ -21,7 +21,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from frontend.api.openai.tool_calls import CallsInText, ListOfCalls
+from frontend.api.openai.tool_calling.tool_calls import CallsInText, ListOfCalls
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.scheduler.step import ReplicaBatch, Step

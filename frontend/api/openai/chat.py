@@ -12,7 +12,6 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from frontend.api.openai.body import validated
-from frontend.api.openai.function_call import with_function_call
 from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters import generate_request
@@ -28,8 +27,9 @@ from frontend.api.openai.response_models import (
     FinishReason,
     Usage,
 )
-from frontend.api.openai.tool_calls import TurnReader, whole_message
-from frontend.api.openai.tools import ToolUse, tool_use
+from frontend.api.openai.tool_calling.function_call import with_function_call
+from frontend.api.openai.tool_calling.tool_calls import TurnReader, whole_message
+from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
 from frontend.errors import invalid_field
 from frontend.records import Caller
 from frontend.service import responses

@@ -21,7 +21,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 from frontend.api.grpc.interceptor import authenticated_key
 from frontend.api.grpc.server import InferenceServicer
 from frontend.api.openai.app import openai_app
-from frontend.api.openai.tool_calls import CallsInText, ListOfCalls, NamedCall
+from frontend.api.openai.tool_calling.tool_calls import CallsInText, ListOfCalls, NamedCall
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.link.rank_channel import GroupLost
 from frontend.processing.tokenizer import Tokenizer

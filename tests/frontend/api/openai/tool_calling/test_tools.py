@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.api.openai.request_models import ChatBody
-from frontend.api.openai.tools import ToolUse, tool_use
+from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
 from frontend.errors import Code, RequestError
 from frontend.processing.structured_output import GrammarMatcher
 from switchyard.v1 import inference_pb2 as pb

@@ -12,8 +12,8 @@ import uuid
 from collections.abc import Collection, Sequence
 from typing import Protocol
 
-from frontend.api.openai.json_objects import ObjectScanner, is_json_object, members
 from frontend.api.openai.response_models import ChatDelta, ChatMessage, ToolCall, ToolCallDelta
+from frontend.api.openai.tool_calling.json_objects import ObjectScanner, is_json_object, members
 from frontend.processing.stop_strings import num_begun
 
 BEGIN, END = "<tool_call>", "</tool_call>"

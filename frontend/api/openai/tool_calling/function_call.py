@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from frontend.api.openai.response_models import ChatDelta, ChatMessage
-from frontend.api.openai.tool_calls import TurnReader
+from frontend.api.openai.tool_calling.tool_calls import TurnReader
 
 
 class OlderForm:

@@ -10,8 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.api.openai.json_objects import ObjectScanner
-from frontend.api.openai.tool_calls import BEGIN, END, CallsInText, ListOfCalls, TurnReader
+from frontend.api.openai.tool_calling.json_objects import ObjectScanner
+from frontend.api.openai.tool_calling.tool_calls import (
+    BEGIN,
+    END,
+    CallsInText,
+    ListOfCalls,
+    TurnReader,
+)
 
 NAMES = ("get", "now")
 
