@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerFast
 from demo import tokenizer as demo_tokenizer
 from demo.corpus import Rows, build_corpus, build_rows
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def rows(tokenizer: PreTrainedTokenizerFast) -> Rows:

@@ -35,6 +35,8 @@ from tests.faults.fuzz.values import Bytes
 from tests.workers.steps import decode_step, prefill_step
 from workers.step.batch import BatchBuilder
 
+pytestmark = pytest.mark.slow
+
 _some_inputs = settings(
     max_examples=150,
     deadline=None,
