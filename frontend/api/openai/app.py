@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from frontend.api.openai.body import parse_object
+from frontend.api.openai.body import Budget, parse_object, read_body
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error
@@ -33,7 +33,6 @@ from frontend.api.openai.middleware import (
 from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
 from frontend.api.openai.token_ids import detokenized, tokenized
-from frontend.api.openai.upload import Budget, read_body
 from frontend.errors import RequestError, invalid_field
 from frontend.service.service import Service
 from switchyard.release import release

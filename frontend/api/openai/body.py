@@ -1,21 +1,227 @@
-"""A request's body: parsed, and checked against a model.
+"""A request's body: read within its bounds, parsed, and checked against a model.
 
-Owns what JSON is taken, and how a model's complaint names the parameter. Knows no parameter by
-name; `upload.py` reads the bytes.
+Owns which types and encodings are taken, the bounds of each body and of all together, which bodies
+a web page could have sent behind its user's back, what JSON is taken, and how a model's complaint
+names the parameter. Knows no parameter by name.
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
+import zlib
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
+from starlette.requests import Request
 
+from frontend.api.openai.errors import ApiError
+from frontend.bounds import MAX_BODIES_BYTES, MAX_BODY_BYTES, UNCOUNTED_BODY_BYTES
 from frontend.errors import RequestError, invalid_field
 
+# A body that is not complete after this is refused.
+BODY_SECONDS = 30.0
+RETRY_SECONDS = 1
+
+_CLOSE = {"connection": "close"}
+# What `curl -d` says of JSON, and what clients written by hand say.
+_CARELESS_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
+# Browsers set them, and let no page change them.
+_BROWSERS_HEADERS = ("origin", "sec-fetch-site")
 _Model = TypeVar("_Model", bound=BaseModel)
+
+
+class Budget:
+    """Bytes that the bodies under way hold together.
+
+    Attributes:
+        used: now, without the first `UNCOUNTED_BODY_BYTES` of each.
+    """
+
+    def __init__(self) -> None:
+        self.used = 0
+
+
+class _Share:
+    """One body's part of a budget; `free` gives it back."""
+
+    def __init__(self, budget: Budget) -> None:
+        self._budget, self._counted = budget, 0
+
+    def grow(self, size: int) -> None:
+        """Count the body as ``size`` bytes.
+
+        Raises:
+            ApiError: 503; all bodies together are too large.
+        """
+        more = max(0, size - UNCOUNTED_BODY_BYTES) - self._counted
+        if more > 0 and self._budget.used + more > MAX_BODIES_BYTES:
+            raise _too_many()
+        self._budget.used += more
+        self._counted += more
+
+    def free(self) -> None:
+        """Count nothing of it any more."""
+        self._budget.used -= self._counted
+        self._counted = 0
+
+
+async def read_body(request: Request, budget: Budget) -> bytes:
+    """The body, decoded.
+
+    Raises:
+        ApiError: 413 past `MAX_BODY_BYTES`, sent or decoded; 408 past `BODY_SECONDS`; 415 of a type
+            or an encoding that is not taken; 400 where it is not of its encoding; 503 while the
+            bodies under way hold too much.
+        ClientDisconnect: the client left before the body's end.
+    """
+    _check_type(request.headers)
+    decoder = _decoder(request)
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+    share = _Share(budget)
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            return await _read(request, decoder, share)
+    except TimeoutError as error:
+        raise _refusal(
+            408,
+            f"the body did not arrive within {BODY_SECONDS:g} s; send it again",
+            "request_timeout",
+            _CLOSE,
+        ) from error
+    finally:
+        share.free()
+
+
+async def _read(request: Request, decoder: _Decoder, share: _Share) -> bytes:
+    chunks, num_sent, size = [], 0, 0
+    async for chunk in request.stream():
+        num_sent += len(chunk)
+        decoded = decoder.decode(chunk, MAX_BODY_BYTES + 1 - size)
+        size += len(decoded)
+        if max(num_sent, size) > MAX_BODY_BYTES:
+            raise _too_large()
+        share.grow(size)
+        chunks.append(decoded)
+    decoder.finish()
+    return b"".join(chunks)
+
+
+class _Decoder(Protocol):
+    def decode(self, data: bytes, limit: int) -> bytes:
+        """Of what follows, ``limit`` bytes at most; then the rest is not needed any more."""
+        ...
+
+    def finish(self) -> None:
+        """Check that nothing is missing."""
+        ...
+
+
+class _Identity:
+    """Bytes that are what they are."""
+
+    def decode(self, data: bytes, limit: int) -> bytes:
+        return data
+
+    def finish(self) -> None:
+        pass
+
+
+class _Inflater:
+    """One stream of zlib's, which holds no more decoded than it was asked for."""
+
+    def __init__(self, name: str, window_bits: int) -> None:
+        self._name, self._stream = name, zlib.decompressobj(window_bits)
+
+    def decode(self, data: bytes, limit: int) -> bytes:
+        try:
+            decoded = self._stream.decompress(data, limit)
+        except zlib.error as error:
+            raise self._invalid() from error
+        if self._stream.unused_data or (self._stream.eof and not decoded and data):
+            raise self._invalid()
+        return decoded
+
+    def finish(self) -> None:
+        if not self._stream.eof:
+            raise self._invalid()
+
+    def _invalid(self) -> ApiError:
+        return _refusal(400, f"the body is not one whole {self._name} stream", "invalid_encoding")
+
+
+# The window bits say which header zlib expects: gzip's or its own.
+_WINDOW_BITS: Mapping[str, int] = {
+    "gzip": 16 + zlib.MAX_WBITS,
+    "x-gzip": 16 + zlib.MAX_WBITS,
+    "deflate": zlib.MAX_WBITS,
+}
+
+
+def _decoder(request: Request) -> _Decoder:
+    """Of the request's Content-Encoding.
+
+    Raises:
+        ApiError: 415; it is none that is taken.
+    """
+    name = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    if name in ("", "identity"):
+        return _Identity()
+    if name not in _WINDOW_BITS:
+        raise _refusal(
+            415,
+            "the body's Content-Encoding is not taken; send it as it is, or by gzip or deflate",
+            "unsupported_encoding",
+            {"accept-encoding": "gzip, deflate"},
+        )
+    return _Inflater(name, _WINDOW_BITS[name])
+
+
+def _check_type(headers: Mapping[str, str]) -> None:
+    """Refuses what is not said to be JSON.
+
+    A browser asks the server before it sends a page's JSON to another origin (a preflight), but
+    sends forms, plain text and bodies of no type at once.
+
+    Raises:
+        ApiError: 415.
+    """
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        return
+    if kind in _CARELESS_TYPES and not any(name in headers for name in _BROWSERS_HEADERS):
+        return
+    raise _refusal(
+        415,
+        "the body's Content-Type is not JSON's; send `content-type: application/json`",
+        "unsupported_media_type",
+        {"accept": "application/json"},
+    )
+
+
+def _too_large() -> ApiError:
+    message = f"the body is larger than {MAX_BODY_BYTES} bytes; send less"
+    return _refusal(413, message, "body_too_large", _CLOSE)
+
+
+def _too_many() -> ApiError:
+    return ApiError(
+        503,
+        "server_error",
+        f"requests that are being sent hold {MAX_BODIES_BYTES} bytes; try again in a moment",
+        code="bodies_full",
+        headers={"retry-after": str(RETRY_SECONDS), **_CLOSE},
+    )
+
+
+def _refusal(
+    status: int, message: str, code: str, headers: Mapping[str, str] | None = None
+) -> ApiError:
+    return ApiError(status, "invalid_request_error", message, code=code, headers=headers)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from frontend.api.openai.response_models import (
 )
 from frontend.api.openai.tool_calling.function_call import with_function_call
 from frontend.api.openai.tool_calling.tool_calls import TurnReader, whole_message
-from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
+from frontend.api.openai.tool_calling.tools import NO_TOOLS, ToolUse, tool_use
 from frontend.errors import invalid_field
 from frontend.records import Caller
 from frontend.service import responses
@@ -170,7 +170,7 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request, names = generate_request(body, getattr(body, limit))
     request.request_id = request_id
-    tools = tool_use(body, values)
+    tools = tool_use(body, values) if body.names_tools else NO_TOOLS
     names["stop_conditions.max_new_tokens"] = limit
     if tools.schema_json:
         if request.HasField("constraint"):

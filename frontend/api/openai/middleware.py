@@ -3,7 +3,7 @@
 Owns the names of requests, which paths need no key, and which web pages may call. A page of any
 site can have its visitor's browser call a server on that visitor's machine, and by a name that it
 points there (DNS rebinding) even read the answer. Keys stop both; a server without keys checks
-where a call comes from. `upload.py` has the part of it that concerns bodies. Knows no path's
+where a call comes from. `body.py` has the part of it that concerns bodies. Knows no path's
 meaning.
 """
 

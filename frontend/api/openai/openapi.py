@@ -12,6 +12,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from frontend.api.openai.body import BODY_SECONDS
 from frontend.api.openai.errors import STATUSES
 from frontend.api.openai.request_models import ChatBody, CompletionBody
 from frontend.api.openai.response_models import (
@@ -28,7 +29,6 @@ from frontend.api.openai.response_models import (
     Version,
 )
 from frontend.api.openai.token_ids import DetokenizeBody, TokenizeBody
-from frontend.api.openai.upload import BODY_SECONDS
 from frontend.bounds import MAX_BODY_BYTES
 from switchyard.release import release
 

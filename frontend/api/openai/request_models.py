@@ -333,6 +333,12 @@ class ChatBody(GenerationBody):
     function_call: FunctionChoice = None
     chat_template_kwargs: dict[str, Any] | None = None
 
+    @property
+    def names_tools(self) -> bool:
+        """Whether any of the parameters of tools is set."""
+        parameters = (self.tools, self.tool_choice, self.functions, self.function_call)
+        return any(value is not None for value in parameters)
+
 
 class CompletionBody(GenerationBody):
     """The body of POST /v1/completions."""

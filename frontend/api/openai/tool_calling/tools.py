@@ -47,6 +47,9 @@ class ToolUse:
     is_legacy: bool = False
 
 
+NO_TOOLS = ToolUse()
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class _Tool:
     """One function.
@@ -89,7 +92,7 @@ def tool_use(body: ChatBody, values: Mapping[str, Any]) -> ToolUse:
     tools = _older_tools(body, values) if is_legacy else _tools(body, values)
     choice = _older_choice(body.function_call, tools) if is_legacy else _choice(body, tools)
     if not choice.names or choice.mode == "none":
-        return ToolUse()
+        return NO_TOOLS
     schema, field, reader = _language(body, choice, tools, is_legacy)
     # By name, the others are shown too, as they are in the model's other turns.
     shown = tools if choice.mode == "named" else choice.names

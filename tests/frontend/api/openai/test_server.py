@@ -12,7 +12,7 @@ import pytest
 
 from frontend.api.http import connection
 from frontend.api.http.server import HttpServer
-from frontend.api.openai import upload
+from frontend.api.openai import body as upload
 from frontend.api.openai.app import openai_app
 from frontend.api.openai.errors import STATUSES
 from frontend.errors import Code, RequestError

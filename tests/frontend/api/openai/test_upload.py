@@ -10,7 +10,8 @@ import zlib
 
 import pytest
 
-from frontend.api.openai import app, upload
+from frontend.api.openai import app
+from frontend.api.openai import body as upload
 from frontend.bounds import MAX_BODY_BYTES
 from tests.frontend.fakes import answer_text
 from tests.frontend.http_fakes import post, raw, running_http
