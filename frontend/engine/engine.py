@@ -119,7 +119,7 @@ class Engine:
         for request in requests:
             request.arrived = request.arrived or now
         self._scheduler.submit(*requests, first_alone=first_alone)
-        if self._scheduler.earliest_deadline != float("inf"):
+        if any(request.queue_deadline != float("inf") for request in requests):
             self._set_timer(now)
         self._wake.set()
 

@@ -142,6 +142,24 @@ class Driver:
             pass
         self.assert_at_rest()
 
+    def play(self, rng: random.Random, calls: list[list[Request]]) -> set[str]:
+        """Submit, abort and run at random until all calls have ended; returns what was aborted."""
+        todo, aborted, scheduler = list(calls), set(), self.scheduler
+        while todo or self.in_flight or scheduler._open:
+            move = rng.random()
+            if todo and move < 0.3:
+                scheduler.submit(*todo.pop(), first_alone=rng.random() < 0.7)
+            elif move < 0.33 and scheduler._open:
+                name = rng.choice(sorted(scheduler._open))
+                assert self.abort(name)
+                aborted.add(name)
+            elif move < 0.6 and self.in_flight:
+                self.complete()
+            else:
+                self.turn()
+        self.assert_at_rest()
+        return aborted
+
     def assert_at_rest(self) -> None:
         scheduler = self.scheduler
         assert (scheduler.running_requests, scheduler.queued_requests) == (0, 0)

@@ -195,20 +195,7 @@ def test_random_calls_of_keys_give_each_request_its_output(seed: int) -> None:
             )  # fmt: skip
             samples.append(other)
         calls.append(samples)
-    todo, aborted = list(calls), set()
-    while todo or driver.in_flight or driver.scheduler._open:
-        move = rng.random()
-        if todo and move < 0.3:
-            driver.scheduler.submit(*todo.pop(), first_alone=rng.random() < 0.7)
-        elif move < 0.34 and driver.scheduler._open:
-            name = rng.choice(sorted(driver.scheduler._open))
-            assert driver.abort(name)
-            aborted.add(name)
-        elif move < 0.6 and driver.in_flight:
-            driver.complete()
-        else:
-            driver.turn()
-    driver.assert_at_rest()
+    aborted = driver.play(rng, calls)
     for request in (each for samples in calls for each in samples):
         output = taken(request).token_ids
         expected = expected_output(request, limits)

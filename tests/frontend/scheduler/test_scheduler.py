@@ -33,21 +33,8 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
     rng = random.Random(seed)
     limits = tight(random_limits(rng), rng)
     driver = Driver(limits, depth=rng.choice([1, 2, 3]))
-    todo = [random_request(rng, f"r{number}", limits) for number in range(14)]
-    requests, aborted = list(todo), set()
-    while todo or driver.in_flight or driver.scheduler._open:
-        move = rng.random()
-        if todo and move < 0.3:
-            driver.scheduler.submit(todo.pop())
-        elif move < 0.33 and driver.scheduler._open:
-            name = rng.choice(sorted(driver.scheduler._open))
-            assert driver.abort(name)
-            aborted.add(name)
-        elif move < 0.6 and driver.in_flight:
-            driver.complete()
-        else:
-            driver.turn()
-    driver.assert_at_rest()
+    requests = [random_request(rng, f"r{number}", limits) for number in range(14)]
+    aborted = driver.play(rng, [[request] for request in requests])
     for request in requests:
         check_output(request, limits, aborted=request.id in aborted)
 
