@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections import deque
+from collections.abc import Callable
 
 import pytest
 
@@ -142,8 +143,17 @@ class Driver:
             pass
         self.assert_at_rest()
 
-    def play(self, rng: random.Random, calls: list[list[Request]]) -> set[str]:
-        """Submit, abort and run at random until all calls have ended; returns what was aborted."""
+    def play(
+        self,
+        rng: random.Random,
+        calls: list[list[Request]],
+        disturb: Callable[[], bool] = lambda: False,
+    ) -> set[str]:
+        """Submit, abort and run at random until all calls have ended; returns what was aborted.
+
+        Args:
+            disturb: called now and then; whether it did something.
+        """
         todo, aborted, scheduler = list(calls), set(), self.scheduler
         while todo or self.in_flight or scheduler._open:
             move = rng.random()
@@ -153,7 +163,9 @@ class Driver:
                 name = rng.choice(sorted(scheduler._open))
                 assert self.abort(name)
                 aborted.add(name)
-            elif move < 0.6 and self.in_flight:
+            elif move < 0.45 and disturb():
+                pass
+            elif move < 0.65 and self.in_flight:
                 self.complete()
             else:
                 self.turn()

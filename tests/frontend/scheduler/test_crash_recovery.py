@@ -52,27 +52,21 @@ def test_outputs_are_those_of_an_undisturbed_run(seed: int) -> None:
     rng = random.Random(seed)
     limits = tight(random_limits(rng), rng)
     driver = Losing(limits, depth=rng.choice([1, 2, 3]))
-    todo = [random_request(rng, f"r{number}", limits) for number in range(12)]
-    requests, aborted, progress = list(todo), set(), 0
-    while todo or driver.in_flight or driver.scheduler._open:
-        move = rng.random()
-        if todo and move < 0.3:
-            driver.scheduler.submit(todo.pop())
-        elif move < 0.33 and driver.scheduler._open:
-            name = rng.choice(sorted(driver.scheduler._open))
-            assert driver.abort(name)
-            aborted.add(name)
-        elif move < 0.45 and driver.outputs.generated_tokens > progress:
-            # Not two in a row without a token: the tests of the quarantine do that.
-            progress = driver.outputs.generated_tokens
-            driver.lose()
-            for sequence in driver.scheduler._open.values():
-                sequence.crashes = 0
-        elif move < 0.7 and driver.in_flight:
-            driver.complete()
-        else:
-            driver.turn()
-    driver.assert_at_rest()
+    requests = [random_request(rng, f"r{number}", limits) for number in range(12)]
+    progress = 0
+
+    def lose() -> bool:
+        # Not two in a row without a token: the tests of the quarantine do that.
+        nonlocal progress
+        if driver.outputs.generated_tokens == progress:
+            return False
+        progress = driver.outputs.generated_tokens
+        driver.lose()
+        for sequence in driver.scheduler._open.values():
+            sequence.crashes = 0
+        return True
+
+    aborted = driver.play(rng, [[request] for request in requests], lose)
     for request in requests:
         delta = taken(request)
         whole = expected_output(request, limits)
