@@ -231,6 +231,15 @@ def test_the_layout_names_every_module(package: str) -> None:
         assert modules <= set(re.findall(r"\w+", row)), f"{folder}: {modules}"
 
 
+def test_the_places_to_look_at_are_there() -> None:
+    table = section(DESIGN, "## Where to look")
+    places = re.findall(r"`(\S+\.py)`(?: `(\w+)`)?", table)
+    assert len(places) > 50
+    for file, name in places:
+        text = (ROOT / file).read_text(encoding="utf-8")
+        assert re.search(rf"(?:def|class) {name}\b", text) if name else text, f"{file}: {name}"
+
+
 def anchors(page: Path) -> set[str]:
     """Names of a page's headings, as GitHub makes them."""
     headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.MULTILINE)

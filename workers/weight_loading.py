@@ -1,8 +1,8 @@
 """Loading a model folder's tensors into a rank's parameters, strictly and rank-locally.
 
 Owns which files hold which tensors, that every tensor is there with the right shape and that
-nothing is left over, the slices that are read, and the count of bytes. Knows nothing of layers: a
-model says what it needs as CheckpointSlices.
+nothing is left over, the reading of slices, and the count of bytes. Knows nothing of layers or of
+ranks' shares: modules say what they need as CheckpointSlices (layers/linear.py, moe/experts.py).
 """
 
 from __future__ import annotations

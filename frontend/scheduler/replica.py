@@ -1,7 +1,7 @@
 """One replica's slots, KV blocks and running sequences, and how they fill its batch of a step.
 
-Owns which sequences run here. Knows nothing of the queue, of other replicas, or of what ends a
-sequence.
+Owns which sequences run here, their rows of a step, and the lengths of prompts' chunks. Knows
+nothing of the queue, of other replicas, or of what ends a sequence.
 """
 
 from __future__ import annotations

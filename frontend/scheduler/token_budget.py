@@ -1,6 +1,7 @@
 """How many tokens a replica's step may hold, and how many of them may be of long prompts.
 
-Owns how much longer a step may take because of a long prompt. Knows nothing of sequences.
+Owns how much longer a step may take because of a long prompt. Knows nothing of sequences:
+`Replica` cuts their chunks, within this budget.
 """
 
 from __future__ import annotations

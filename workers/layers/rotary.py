@@ -1,4 +1,7 @@
-"""Rotary position embedding (Su et al., 2021), in the half-split form of Llama and Qwen."""
+"""Rotary position embedding (Su et al., 2021), in the half-split form of Llama and Qwen.
+
+Scaled kinds (YaRN, linear, dynamic) are not built; model_config.py refuses them.
+"""
 
 from __future__ import annotations
 

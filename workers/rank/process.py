@@ -16,19 +16,17 @@ from typing import NoReturn
 from triton.errors import TritonError
 
 from moe.base.parallel import ParallelConfig
-from switchyard.release import release
-from switchyard.worker.link import PROTOCOL, local_address
+from switchyard.worker.link import local_address
 from switchyard.worker.prctl import die_with, name_process
-from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.distributed import ranks_here
 from workers.launcher.epochs import Epochs
 from workers.launcher.reports import REFUSED, Reporter
 from workers.rank import gil_watchdog
+from workers.rank.description import describe, summary
 from workers.rank.expert_load import LoadReport
 from workers.rank.frontends import Frontends
 from workers.rank.service import WorkerService
-from workers.rank.startup import LoadedRank, start
+from workers.rank.startup import start
 
 STILL_SECONDS = 3.0
 """A serving rank whose interpreter stands still for so long ends itself."""
@@ -59,7 +57,7 @@ class RankTask:
         try:
             service = self._service()
             ready = start(self.config, self.parallel)
-            description = _describe(ready, self.parallel, _seconds_alive())
+            description = describe(ready, self.parallel, _seconds_alive())
             load = LoadReport(
                 ready.model.expert_load,
                 ready.model_config.moe_layers,
@@ -70,7 +68,9 @@ class RankTask:
         except (ValueError, OSError, RuntimeError, TritonError) as error:
             self._leave(str(error), REFUSED)
         self.reporter.ready()
-        _announce(self.config, self.parallel, ready)
+        if not ready.groups.rank:
+            sys.stderr.write(f"{summary(ready, self.parallel)}\n")
+            sys.stderr.flush()
         gc.collect()
         gc.freeze()
         gil_watchdog.start(STILL_SECONDS)
@@ -114,49 +114,3 @@ def _seconds_alive() -> float:
     with open("/proc/self/stat", encoding="ascii") as file:
         started_ticks = int(file.read().rpartition(")")[2].split()[19])
     return time.clock_gettime(time.CLOCK_BOOTTIME) - started_ticks / os.sysconf("SC_CLK_TCK")
-
-
-def _describe(
-    ready: LoadedRank, parallel: ParallelConfig, startup_seconds: float
-) -> worker_pb2.DescribeResponse:
-    ceilings = ready.runner.measure.device
-    return worker_pb2.DescribeResponse(
-        protocol=PROTOCOL,
-        version=release(),
-        rank=ready.groups.rank,
-        world_size=ready.groups.world_size,
-        local_world_size=ranks_here(),
-        tensor_parallel_size=parallel.tp,
-        data_parallel_size=parallel.dp,
-        expert_parallel_size=parallel.ep,
-        moe_ep_backend=parallel.backend,
-        architecture=ready.model_config.architecture,
-        vocab_size=ready.model_config.vocab_size,
-        max_model_len=ready.max_model_len,
-        max_batch_size=ready.runner.builder.num_slots,
-        max_num_batched_tokens=ready.max_num_batched_tokens,
-        block_size=ready.runner.builder.block_size,
-        num_blocks=ready.num_blocks,
-        eos_token_ids=ready.model_config.eos_token_ids,
-        device=ready.device_name,
-        dtype=str(ready.dtype).removeprefix("torch."),
-        weights_sha256=ready.loaded.sha256,
-        bytes_read=ready.loaded.bytes_read,
-        startup_seconds=startup_seconds,
-        bytes_per_second=ceilings.bytes_per_second if ceilings else 0.0,
-        flops_per_second=ceilings.flops_per_second if ceilings else 0.0,
-        graph_batch_sizes=ready.runner.graphs.decodes,
-        timed_tokens=ready.timed_tokens,
-        timed_seconds=ready.timed_seconds,
-    )
-
-
-def _announce(config: WorkerConfig, parallel: ParallelConfig, ready: LoadedRank) -> None:
-    if ready.groups.rank:
-        return
-    tokens = ready.num_blocks * config.block_size * parallel.dp
-    sys.stderr.write(
-        f"{ready.model_config.architecture} on {ready.groups.world_size} × {ready.device_name}, "
-        f"{str(ready.dtype).removeprefix('torch.')}, KV cache of {tokens} tokens\n"
-    )
-    sys.stderr.flush()

@@ -105,7 +105,7 @@ class WorkerService(worker_pb2_grpc.WorkerServiceServicer):
             raise ValueError(f"--listen {address}: the address is in use or not ours") from None
 
     def open(self, description: worker_pb2.DescribeResponse) -> None:
-        """Answer from now on; ``description`` is Describe's answer."""
+        """Answer from now on; `workers.rank.description` makes Describe's answer."""
         self.description = description
         self.server.start()
 

@@ -1,7 +1,8 @@
 """min_p, top_k and top_p without a sort: what they keep is a prefix of the descending order.
 
 Owns the search for each row's threshold: the last logit kept and the last id among its equals.
-draw.py applies them. Knows nothing of the draw. Four kernels; rows without filters return at once:
+threshold_ladder.py computes min_p's cut, draw.py applies them. Knows nothing of the draw. Four
+kernels; rows without filters return at once:
 
 1. the highest logit of each chunk;
 2. the number of logits above each threshold of a ladder below the highest (and above min_p's cut),

@@ -1,6 +1,6 @@
 """A ladder of thresholds below a row's highest logit, counted first to narrow the search.
 
-Owns the thresholds and the choice of the level where the search starts; all kernels of
+Owns min_p's cut, the thresholds and the choice of the level where the search starts; all kernels of
 filter_logits.py compute the very same numbers. Shapes: C chunks of a row, R levels.
 """
 
