@@ -15,7 +15,8 @@ from typing import NoReturn
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from frontend.cli.client_flags import FlagError, add_security_flags, client_tls
+from frontend.cli.client_flags import FlagError, add_security_flags, client_tls, grpc_address
+from frontend.cli.diagnosis import why_no_answer
 from switchyard.channel import Tls, open_channel
 from switchyard.client import DEFAULT_ADDRESS
 
@@ -39,7 +40,7 @@ def probe(
         try:
             grpc.channel_ready_future(channel).result(timeout)
         except grpc.FutureTimeoutError:
-            return Verdict.NO_CONNECTION, f"no server at {address} within {timeout:g} s"
+            return Verdict.NO_CONNECTION, why_no_answer(address, tls)
         try:
             answer = health_pb2_grpc.HealthStub(channel).Check(
                 health_pb2.HealthCheckRequest(service=service), timeout=timeout
@@ -60,7 +61,9 @@ class _Parser(argparse.ArgumentParser):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     parser = _Parser(prog="python -m frontend.probe", description=__doc__)
-    parser.add_argument("address", nargs="?", default=DEFAULT_ADDRESS, metavar="ADDR")
+    parser.add_argument(
+        "address", nargs="?", type=grpc_address, default=DEFAULT_ADDRESS, metavar="ADDR"
+    )
     parser.add_argument("service", nargs="?", default="", metavar="SERVICE")
     parser.add_argument("--timeout", type=float, default=2.0, metavar="SECONDS")
     add_security_flags(parser, keys=False)

@@ -19,8 +19,28 @@ class FlagError(ValueError):
 def add_address_flag(parser: argparse.ArgumentParser) -> None:
     """--address."""
     parser.add_argument(
-        "--address", default=DEFAULT_ADDRESS, metavar="HOST:PORT", help="default: %(default)s"
+        "--address",
+        type=grpc_address,
+        default=DEFAULT_ADDRESS,
+        metavar="HOST:PORT",
+        help="of the server's gRPC; default: %(default)s",
     )
+
+
+def grpc_address(text: str) -> str:
+    """An address as gRPC takes it, for a parser."""
+    scheme, is_url, _ = text.partition("://")
+    if is_url and scheme in ("http", "https", "grpc", "grpcs"):
+        raise argparse.ArgumentTypeError(
+            f"{text} is a URL; pass HOST:PORT of gRPC, such as {DEFAULT_ADDRESS}"
+            + (", and --tls" if scheme.endswith("s") else "")
+        )
+    port = text.rpartition(":")[2]
+    if not (text.startswith("unix:") or (":" in text and port.isdecimal())):
+        raise argparse.ArgumentTypeError(
+            f"{text} has no port; pass HOST:PORT of gRPC, such as {DEFAULT_ADDRESS}"
+        )
+    return text
 
 
 def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) -> None:

@@ -27,10 +27,13 @@ from frontend.cli.client_flags import (
     client_tls,
     open_client,
 )
+from frontend.cli.diagnosis import why_no_answer
 from frontend.probe import probe
 from switchyard.client import Client, ServerError, Stream
 from switchyard.requests import Options
 from switchyard.v1 import inference_pb2 as pb
+
+_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return int(flags.run(flags))
     except ServerError as error:
-        sys.stderr.write(f"switchyard: {_explain(error, flags.address)}\n")
+        sys.stderr.write(f"switchyard: {_explain(error, flags)}\n")
         return 1
     except FlagError as error:
         sys.stderr.write(f"switchyard: {error}\n")
@@ -240,7 +243,7 @@ def _turn(
     except KeyboardInterrupt:
         print()
     except ServerError as error:
-        sys.stderr.write(f"switchyard: {_explain(error, flags.address)}\n")
+        sys.stderr.write(f"switchyard: {_explain(error, flags)}\n")
     return None
 
 
@@ -250,8 +253,8 @@ def _health(flags: argparse.Namespace) -> int:
     return int(verdict)
 
 
-def _explain(error: ServerError, address: str) -> str:
+def _explain(error: ServerError, flags: argparse.Namespace) -> str:
     """One line: what happened and what to do."""
-    if error.code is grpc.StatusCode.UNAVAILABLE and not error.reason:
-        return f"no server at {address}; start one with `switchyard serve`, or pass --address"
+    if error.code in _NO_ANSWER and not error.reason:
+        return why_no_answer(flags.address, client_tls(flags))
     return f"{error.code.name}: {error.message}"

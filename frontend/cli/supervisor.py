@@ -274,13 +274,10 @@ def _start(
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
         die_with(parent, dies_by)
 
-    # gRPC's core writes lines of its own unless told not to; what matters comes as an error.
-    environment = {"GRPC_VERBOSITY": "NONE"} | os.environ
     return subprocess.Popen(
         command,
         start_new_session=True,
         preexec_fn=in_child,
-        env=environment,
         pass_fds=descriptors,
     )
 

@@ -6,15 +6,17 @@ Owns the calls to the server and their pace. `frontend.cli.top_view` draws the n
 from __future__ import annotations
 
 import argparse
-import time
+import contextlib
+import sys
 
 import grpc
 from rich.console import Console
 from rich.live import Live
 
 from frontend.cli.client_flags import add_address_flag, add_security_flags, open_client
+from frontend.cli.keyboard import Keyboard
 from frontend.cli.top_view import View, expert_tokens_since, frame
-from switchyard.client import Client
+from switchyard.client import Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
 
 CALL_SECONDS = 2.0
@@ -31,21 +33,46 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(flags: argparse.Namespace) -> int:
-    """Show frames until Ctrl-C, or one; the exit code, 1 when a single frame failed."""
+    """Show frames until q or Ctrl-C, or one where there is no terminal; returns the exit code.
+
+    Raises:
+        ServerError: there is no server, or it refuses to be watched.
+    """
     console = Console(highlight=False)
+    once = flags.once or not console.is_terminal
     with open_client(flags) as client:
-        watch = Watch(client, flags.address)
-        if flags.once:
-            view = watch.look()
-            console.print(frame(view, console.width, None))
-            return 1 if view.trouble else 0
         try:
-            with Live(console=console, screen=True, auto_refresh=False) as live:
-                while True:
-                    live.update(frame(watch.look(), console.width, console.height), refresh=True)
-                    time.sleep(flags.interval)
-        except KeyboardInterrupt:
-            return 0
+            client.model_info(timeout=CALL_SECONDS)
+        except ServerError as error:
+            if once or not _is_away_for_a_while(error):
+                raise
+        watch = Watch(client, flags.address)
+        if once:
+            return _show_one(watch.look(), console)
+        with contextlib.suppress(KeyboardInterrupt), Keyboard() as keyboard:
+            _show(watch, console, keyboard, flags.interval)
+    return 0
+
+
+def _is_away_for_a_while(error: ServerError) -> bool:
+    """A server says that it loads or stops: what has no reason is none of ours."""
+    return error.code is grpc.StatusCode.UNAVAILABLE and bool(error.reason)
+
+
+def _show_one(view: View, console: Console) -> int:
+    if view.trouble:
+        sys.stderr.write(f"switchyard: {view.trouble}\n")
+        return 1
+    console.print(frame(view, console.width, None))
+    return 0
+
+
+def _show(watch: Watch, console: Console, keyboard: Keyboard, interval: float) -> None:
+    with Live(console=console, screen=True, auto_refresh=False) as live:
+        while True:
+            live.update(frame(watch.look(), console.width, console.height), refresh=True)
+            if keyboard.asks_to_leave(interval):
+                return
 
 
 class Watch:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
+import pty
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from frontend.cli.top_view import View, bar, expert_tokens_since, frame, heat_ma
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, FakeEngine, backend, running_server
+from tests.waiting import until
 
 INFO = pb.GetServerInfoResponse(
     version="1.2.3", world_size=8, max_running_requests=64, tensor_parallel_size=2,
@@ -134,14 +138,76 @@ async def run(*arguments: str) -> int:
     return await asyncio.to_thread(main.main, arguments)
 
 
-async def test_one_frame_of_a_server(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("words", [("--once",), ()])
+async def test_one_frame_of_a_server(
+    words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Asked for, or because stdout is no terminal."""
     async with running_server(ready=False) as server:
         server.service.open(backend(FakeEngine(), experts=Experts()))
-        assert await run("top", "--once", "--address", server.address) == 0
+        assert await run("top", *words, "--address", server.address) == 0
         out = capsys.readouterr().out
         assert MODEL in out
         assert "ready" in out
         assert "experts: 1 layers × 4" in out
+
+
+@pytest.mark.usefixtures("no_retries")
+async def test_one_frame_of_a_server_that_loads_is_one_line(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    async with running_server(ready=False) as server:
+        assert await run("top", "--address", server.address) == 1
+    out, err = capsys.readouterr()
+    assert (out, err.count("\n")) == ("", 1)
+    assert err.startswith("switchyard: UNAVAILABLE: ")
+
+
+class Terminal:
+    """A pseudo-terminal in place of stdin and stdout; what is shown on it is read and dropped."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._ours, theirs = pty.openpty()
+        self._streams = [os.fdopen(theirs, "r"), os.fdopen(os.dup(theirs), "w")]
+        monkeypatch.setattr("sys.stdin", self._streams[0])
+        monkeypatch.setattr("sys.stdout", self._streams[1])
+        self.shown = b""
+        asyncio.get_running_loop().add_reader(self._ours, self._read)
+
+    def _read(self) -> None:
+        self.shown += os.read(self._ours, 1 << 16)
+
+    def press(self, key: bytes) -> None:
+        os.write(self._ours, key)
+
+    def echoes(self) -> bool:
+        return bool(termios.tcgetattr(self._streams[0])[3] & termios.ECHO)
+
+    def close(self) -> None:
+        asyncio.get_running_loop().remove_reader(self._ours)
+        for stream in self._streams:
+            stream.close()
+        os.close(self._ours)
+
+
+@pytest.mark.usefixtures("no_retries")
+@pytest.mark.parametrize("ready", [True, False])
+async def test_q_leaves(ready: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also while the server loads, which is worth watching."""
+    async with running_server(ready=ready) as server:
+        terminal = Terminal(monkeypatch)
+        try:
+            watching = asyncio.create_task(
+                run("top", "--interval", "3600", "--address", server.address)
+            )
+            await until(lambda: b"prefix cache" in terminal.shown)
+            assert not terminal.echoes()
+            terminal.press(b"x")
+            terminal.press(b"q")
+            assert await watching == 0
+            assert terminal.echoes()
+        finally:
+            terminal.close()
 
 
 @pytest.mark.usefixtures("no_retries")
@@ -162,8 +228,12 @@ async def test_a_server_that_is_gone_is_one_line_and_what_was_known_stays(
     client.close()
     assert second.trouble
     assert second.load == first.load
-    assert await run("top", "--once", "--address", address) == 1
-    assert "no answer" in capsys.readouterr().out
+    for words in (("top", "--once"), ("top",)):  # here stdout is no terminal
+        assert await run(*words, "--address", address) == 1
+        out, err = capsys.readouterr()
+        assert not out
+        assert err.startswith(f"switchyard: no server at {address}; ")
+        assert err.count("\n") == 1
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "nan", "soon", "1e9"])
