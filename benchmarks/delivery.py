@@ -34,7 +34,7 @@ from frontend.backend import Backend
 from frontend.engine.engine import Engine
 from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
-from frontend.processing.tokenizer import ByteDecoder
+from frontend.processing.text_decoders import ByteDecoder
 from frontend.requests.request import TextDecoder
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from frontend.engine.output_processor import OutputProcessor
-from frontend.processing.tokenizer import ByteDecoder, complete_text
+from frontend.processing.text_decoders import ByteDecoder, complete_text
 from frontend.requests.output import Output
 from frontend.requests.request import Request, SamplingParams, StopConditions
 from frontend.scheduler.limits import SchedulerLimits

@@ -15,7 +15,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
-from frontend.processing.tokenizer import ByteDecoder, complete_text
+from frontend.processing.text_decoders import ByteDecoder, complete_text
 from frontend.records import UNKNOWN_CALLER, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb

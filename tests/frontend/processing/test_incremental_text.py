@@ -12,7 +12,8 @@ from tokenizers import decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from frontend.processing.stop_strings import StopDecoder
-from frontend.processing.tokenizer import ByteDecoder, Tokenizer, WindowDecoder
+from frontend.processing.text_decoders import ByteDecoder, WindowDecoder
+from frontend.processing.tokenizer import Tokenizer
 
 # The session's tokenizer has fewer; ids above are unknown to it.
 ids_strategy = st.lists(st.integers(0, 430), max_size=40)

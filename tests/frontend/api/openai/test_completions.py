@@ -8,7 +8,7 @@ import openai
 import pytest
 
 from frontend.api.openai.logprobs import text_offsets
-from frontend.processing.tokenizer import WindowDecoder
+from frontend.processing.text_decoders import WindowDecoder
 from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
