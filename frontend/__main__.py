@@ -6,7 +6,6 @@ drain, 1 when the workers are lost or never come, 2 for bad flags or an address 
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
 import logging
@@ -41,6 +40,7 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
 from switchyard.flags import add_flags, given
+from switchyard.parser import Parser
 from switchyard.release import release
 from switchyard.worker.limits import check_limits
 from switchyard.worker.link import read_secret
@@ -62,7 +62,7 @@ def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
     Raises:
         ValueError: a flag's value, or the model folder, will not do.
     """
-    parser = argparse.ArgumentParser(prog="python -m frontend", description=__doc__)
+    parser = Parser(prog="python -m frontend", description=__doc__)
     add_flags(parser, FrontendConfig)
     flags = parser.parse_args(arguments)
     named = getattr(flags, "model", None)

@@ -6,11 +6,9 @@ failed, 4 not serving. Containers need no other binary for it.
 
 from __future__ import annotations
 
-import argparse
 import enum
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -19,6 +17,7 @@ from frontend.cli.client_flags import FlagError, add_security_flags, client_tls,
 from frontend.cli.diagnosis import why_no_answer
 from switchyard.channel import Tls, open_channel
 from switchyard.client import DEFAULT_ADDRESS
+from switchyard.parser import Parser
 
 
 class Verdict(enum.IntEnum):
@@ -52,10 +51,8 @@ def probe(
     return (Verdict.HEALTHY if healthy else Verdict.UNHEALTHY), status
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(Verdict.BAD_ARGUMENTS, f"{self.prog}: {message}\n")
+class _Parser(Parser):
+    bad_arguments = Verdict.BAD_ARGUMENTS
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

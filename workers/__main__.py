@@ -14,6 +14,7 @@ import sys
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import resolve_runner
 from switchyard.flags import add_flags, read
+from switchyard.parser import Parser
 from switchyard.worker.limits import check_limits
 from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
@@ -23,12 +24,11 @@ from workers.launcher.reports import REFUSED, Reporter
 from workers.model_config import ModelConfig
 
 
-def parser() -> argparse.ArgumentParser:
+def parser() -> Parser:
     """All flags of a group of ranks and of its launcher."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="python -m workers",
         description="Start a group of worker ranks, one per GPU (or CPU processes).",
-        allow_abbrev=False,
     )
     for table in (WorkerConfig, ParallelFlags, LauncherConfig):
         add_flags(parser, table)

@@ -1,4 +1,4 @@
-"""The command `switchyard` with its subcommands serve, generate, chat, top and health.
+"""The command `switchyard` with its subcommands serve, generate, chat, top, health and completion.
 
 Owns their flags, printing and exit codes. The rest is `frontend.cli.serve`, `frontend.probe` and
 `switchyard.client`.
@@ -19,7 +19,7 @@ from google.protobuf import json_format
 from google.protobuf.duration_pb2 import Duration
 from rich.console import Console
 
-from frontend.cli import serve, top
+from frontend.cli import completion, serve, top
 from frontend.cli.client_flags import (
     FlagError,
     add_address_flag,
@@ -30,6 +30,8 @@ from frontend.cli.client_flags import (
 from frontend.cli.diagnosis import why_no_answer
 from frontend.probe import probe
 from switchyard.client import Client, ServerError, Stream
+from switchyard.parser import Parser
+from switchyard.release import release
 from switchyard.requests import Options
 from switchyard.v1 import inference_pb2 as pb
 
@@ -51,10 +53,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="switchyard", description="Serve a language model over gRPC, and talk to it."
+def _parser() -> Parser:
+    parser = Parser(
+        prog="switchyard", description="Serve a language model over gRPC and HTTP, and talk to it."
     )
+    parser.add_argument("--version", action="version", version=f"switchyard {release()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     serving = commands.add_parser("serve", help="serve a model", description=serve.__doc__)
@@ -85,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
     add_address_flag(health)
     add_security_flags(health, keys=False)
     health.set_defaults(run=_health)
+
+    script = commands.add_parser("completion", help="have a shell complete commands and flags")
+    completion.add_flags(script)
+    script.set_defaults(run=lambda flags: completion.write_script(_parser(), flags.shell))
     return parser
 
 

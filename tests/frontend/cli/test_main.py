@@ -20,6 +20,7 @@ from frontend.model_folder import (
     resolve_model,
     served_name,
 )
+from switchyard.release import release
 from tests.frontend.fakes import Running, answer_text, running_server
 
 
@@ -154,6 +155,13 @@ async def test_probe_codes(running: Running, nobody: str, capsys) -> None:
     assert caught.value.code == 1
 
 
+def test_the_version(capsys) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main.main(["--version"])
+    assert caught.value.code == 0
+    assert capsys.readouterr().out == f"switchyard {release()}\n"
+
+
 # ---- flags ----
 
 
@@ -187,6 +195,14 @@ def test_bad_flags_are_refused(model: Path, flag: str, value: str) -> None:
     good = ["--model", str(model), "--workers", "a:1"]
     with pytest.raises(ValueError, match="; pass"):
         parse_config([*good, flag, value])
+
+
+def test_no_flag_is_taken_for_another_that_begins_with_it(capsys) -> None:
+    """A key was taken for the name of a file of keys."""
+    with pytest.raises(SystemExit):
+        main.main(["serve", "--api-key-fil", "abc"])
+    line = "switchyard serve: there is no flag --api-key-fil, but --api-key-file; see"
+    assert line in capsys.readouterr().err
 
 
 def test_serve_passes_on_what_was_given(model: Path) -> None:

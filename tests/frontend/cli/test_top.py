@@ -240,7 +240,7 @@ async def test_a_server_that_is_gone_is_one_line_and_what_was_known_stays(
 def test_an_interval_is_some_seconds(text: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main.main(["top", "--interval", text])
-    assert "--interval" in capsys.readouterr().err
+    assert f"--interval: {text} is not in 0.1..3600 seconds" in capsys.readouterr().err
 
 
 async def test_a_file_that_cannot_be_used_is_one_line(
