@@ -81,7 +81,7 @@ def running(flags: argparse.Namespace, extra: Sequence[str] = ()) -> Iterator[Se
 
 
 class Process:
-    """`switchyard serve` on a free port, ended with its context.
+    """`switchyard serve` on free ports, ended with its context.
 
     Args:
         arguments: of `switchyard serve`.
@@ -92,7 +92,7 @@ class Process:
     Attributes:
         process: the supervisor.
         address: of the ready server.
-        http_address: of its HTTP port; empty without one.
+        http_address: of its HTTP port; empty with --no-http.
     """
 
     def __init__(
@@ -103,9 +103,10 @@ class Process:
         environment: Mapping[str, str] | None = None,
     ) -> None:
         self._output = output
+        ports = ("--port", "0", "--http-port", "0")
         with output.open("wb") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "frontend.cli", "serve", "--port", "0", *arguments],
+                [sys.executable, "-m", "frontend.cli", "serve", *ports, *arguments],
                 env=_environment() if environment is None else environment,
                 stdout=file,
                 stderr=stderr,
@@ -156,7 +157,7 @@ class Process:
 def started(
     model: str | None, serve_flags: Sequence[str], startup_timeout: float = 900.0
 ) -> Iterator[Server]:
-    """``switchyard serve MODEL FLAGS…`` on a free port, ended afterwards.
+    """``switchyard serve MODEL FLAGS…`` on free ports, ended afterwards.
 
     Raises:
         RuntimeError: the server did not become ready.

@@ -15,6 +15,7 @@ from switchyard.flags import flag
 
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
+DEFAULT_HTTP_PORT = 8000
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+")
 
 
@@ -40,10 +41,11 @@ class FrontendConfig:
     port: int = flag(
         "of gRPC; 0 takes a free one", DEFAULT_PORT, metavar="PORT", at_least=0, at_most=65535
     )
-    http_port: int | None = flag(
+    http_port: int = flag(
         "of the OpenAI API, /health and /metrics; 0 takes a free one",
-        None, metavar="PORT", at_least=0, at_most=65535, unset="none",
+        DEFAULT_HTTP_PORT, metavar="PORT", at_least=0, at_most=65535,
     )  # fmt: skip
+    http: bool = flag("listen for gRPC alone", True)
     api_key_file: Path | None = flag(
         "lines NAME:KEY or NAME:KEY:priority; calls need a key", None, unset="no keys"
     )
@@ -89,6 +91,11 @@ class FrontendConfig:
         if not self.served_name:
             raise ValueError("the served model name is empty; pass --served-model-name NAME")
         flags.check(self)
+        if self.http and self.port == self.http_port != 0:
+            raise ValueError(
+                f"--port and --http-port are both {self.port}; --port is gRPC's, --http-port is "
+                "the OpenAI API's; pass another one, or --no-http"
+            )
         for origin in self.cors_origin:
             if not _ORIGIN.fullmatch(origin):
                 raise ValueError(

@@ -1,4 +1,4 @@
-"""The ports of a server: gRPC always, HTTP with --http-port.
+"""The ports of a server: gRPC always, HTTP unless --no-http.
 
 Owns that both have the same keys and the same certificate, and the order in which they start and
 stop. Knows nothing of what is served.
@@ -48,8 +48,8 @@ class Listeners:
             others=[vllm_engine(service, config.model)],
         )
         self._http = None
-        if config.http_port is not None:
-            self._http = _http_server(config, config.http_port, service, access, metrics, tls)
+        if config.http:
+            self._http = _http_server(config, service, access, metrics, tls)
         metrics.attach(
             Sources(
                 load=service.engine_load,
@@ -97,7 +97,6 @@ class Listeners:
 
 def _http_server(
     config: FrontendConfig,
-    port: int,
     service: Service,
     access: ApiKeys,
     metrics: Metrics,
@@ -111,4 +110,4 @@ def _http_server(
         origins=config.cors_origin,
         local_host=config.host if is_for_local_callers(config) else None,
     )
-    return HttpServer(app, config.host, port, None if tls is None else ssl_context(tls))
+    return HttpServer(app, config.host, config.http_port, None if tls is None else ssl_context(tls))

@@ -235,7 +235,7 @@ def main() -> int:
     parser.add_argument("--seconds-between-kills", type=float, default=15.0)
     parser.add_argument("--seed", type=int, default=0)
     flags = parser.parse_args()
-    allowed = ("--max-restarts", "100000", "--http-port", "0")
+    allowed = ("--max-restarts", "100000")
     with tempfile.TemporaryDirectory() as folder:
         with Server(Path(folder), *FLAGS, *allowed, "--no-request-log") as server:
             everything = descendants(server.process.pid)

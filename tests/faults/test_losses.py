@@ -132,7 +132,7 @@ async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
 @contextlib.asynccontextmanager
 async def frontend(listen: str) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
     """A frontend apart from its ranks, and its address."""
-    flags = ["--model", str(CHECKPOINT), "--workers", listen, "--port", "0"]
+    flags = ["--model", str(CHECKPOINT), "--workers", listen, "--port", "0", "--no-http"]
     command = [sys.executable, "-m", "frontend", *flags, *PATIENT]
     with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

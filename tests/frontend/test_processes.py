@@ -48,7 +48,7 @@ async def frontend(
 ) -> AsyncIterator[asyncio.subprocess.Process]:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "frontend", "--model", str(model), "--workers", worker,
-        "--port", "0", *flags, cwd=ROOT, env=ENVIRONMENT,
+        "--port", "0", "--no-http", *flags, cwd=ROOT, env=ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
     try:

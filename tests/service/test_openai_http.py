@@ -35,7 +35,7 @@ ANSWER: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A server of the demo model."""
-    flags = ["--device", "cpu", "--max-batch-size", "16", "--http-port", "0"]
+    flags = ["--device", "cpu", "--max-batch-size", "16"]
     with Server(tmp_path_factory.mktemp("server"), *flags) as server:
         yield f"http://{server.http_address}"
 

@@ -35,8 +35,7 @@ def taken_port() -> Iterator[int]:
 def refused(model: Path | None, *flags: str) -> list[str]:
     """Start a server that must not come up; the lines it leaves on stderr."""
     command = [sys.executable, "-m", "frontend.cli", "serve", *([str(model)] if model else [])]
-    if "--port" not in flags:
-        command += ["--port", "0"]
+    command += ["--port", "0", "--http-port", "0"]
     done = subprocess.run(
         [*command, "--device", "cpu", *flags],
         capture_output=True,
@@ -94,4 +93,6 @@ def test_a_model_that_is_not_there_is_named(tmp_path: Path) -> None:
 
 
 def test_a_port_in_use_is_named(taken_port: int) -> None:
-    check_one_line(refused(None, "--port", str(taken_port)), str(taken_port))
+    for flag in ("--port", "--http-port"):
+        line = (f"cannot listen on 127.0.0.1:{taken_port}", flag)
+        check_one_line(refused(None, flag, str(taken_port)), *line)

@@ -109,7 +109,8 @@ class HttpServer:
             listener = await self._bind()
         except OSError as error:
             raise OSError(
-                f"cannot listen on {address}: {error.strerror}; pass another --host or --http-port"
+                f"cannot listen on {address}: {error.strerror}; "
+                "pass another --host or --http-port, or --no-http"
             ) from error
         self._serving = asyncio.create_task(self._server.serve(sockets=[listener]))
         return int(listener.getsockname()[1])

@@ -58,7 +58,7 @@ def command(model: Path, worker: str, *flags: str) -> list[str]:
 def refused(model: Path, *flags: str) -> str:
     """The one line of a start that ends with exit code 2, long before workers are awaited."""
     done = subprocess.run(
-        command(model, "127.0.0.1:9", "--port", "0", *flags),
+        command(model, "127.0.0.1:9", "--port", "0", "--http-port", "0", *flags),
         cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=60,
     )  # fmt: skip
     assert done.returncode == 2, done.stderr
@@ -86,7 +86,13 @@ def test_a_taken_http_port_ends_the_start(model: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         line = refused(model, "--http-port", str(taken.getsockname()[1]))
     assert "cannot listen on" in line
-    assert "--http-port" in line
+    assert "pass another --host or --http-port, or --no-http" in line
+
+
+def test_one_port_for_both_apis_ends_the_start(model: Path) -> None:
+    """--port is HTTP's in other servers."""
+    line = refused(model, "--port", "8000", "--http-port", "8000")
+    assert "--port and --http-port are both 8000; --port is gRPC's" in line
 
 
 # ---- what does ----
