@@ -80,12 +80,10 @@ class MadeUpTokenizer:
     """Decodes; nothing here encodes."""
 
     has_chat_template = False
+    library_tokenizer = None
 
     def __init__(self) -> None:
         self._pieces = make_pieces(random.Random(0))
-
-    def to_json(self) -> None:
-        """It cannot be written down: no constraints."""
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Protocol
 
+import tokenizers
+
 from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
@@ -37,11 +39,12 @@ class TokenizerLike(Protocol):
     @property
     def has_chat_template(self) -> bool: ...
 
+    @property
+    def library_tokenizer(self) -> tokenizers.Tokenizer | None: ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
-
-    def to_json(self) -> str | None: ...
 
     def render_chat(
         self,

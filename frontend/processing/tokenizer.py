@@ -103,6 +103,11 @@ class Tokenizer:
         """Whether ``render_chat`` works."""
         return self._wrapped.chat_template is not None
 
+    @property
+    def library_tokenizer(self) -> tokenizers.Tokenizer | None:
+        """As the tokenizers library has it; None for one of another library."""
+        return self._backend
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text; by default with the special tokens that the model's tokenizer adds."""
         if self._backend is not None:
@@ -124,10 +129,6 @@ class Tokenizer:
                 clean_up_tokenization_spaces=False,
             )
         )
-
-    def to_json(self) -> str | None:
-        """The tokenizer in the JSON of the tokenizers library; None for one of another library."""
-        return None if self._backend is None else str(self._backend.to_str())
 
     def render_chat(
         self,

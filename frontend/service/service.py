@@ -77,7 +77,7 @@ class Service:
         """Takes requests from now on."""
         self._backend = backend
         self._compiler = Compiler(
-            backend.tokenizer.to_json if backend.tokenizer is not None else lambda: None,
+            None if backend.tokenizer is None else backend.tokenizer.library_tokenizer,
             vocab_size=backend.info.vocab_size,
             eos_token_ids=backend.info.eos_token_ids,
         )

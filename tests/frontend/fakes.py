@@ -192,11 +192,12 @@ class FakeTokenizer:
     def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:
         return bytes(ids).decode(errors="replace")
 
-    def to_json(self) -> str:
+    @property
+    def library_tokenizer(self) -> tokenizers.Tokenizer:
         backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=_byte_vocabulary(), merges=[]))
         backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = tokenizers.decoders.ByteLevel()
-        return str(backend.to_str())
+        return backend
 
     def render_chat(
         self,

@@ -16,9 +16,9 @@ from frontend.api.openai.request_models import (
     StructuredOutputs,
 )
 from frontend.errors import invalid_field
+from frontend.processing.grammars import choice_grammar
 from frontend.processing.sampling_params import FLOAT32_MAX, check_bias, check_range
 from frontend.processing.schema_edit import closed
-from frontend.processing.structured_output import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
 _NUMBERS = (

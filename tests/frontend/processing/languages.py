@@ -9,7 +9,7 @@ from tests.frontend.fakes import EOS, VOCAB_SIZE, FakeTokenizer
 
 def byte_compiler(vocab_size: int = VOCAB_SIZE, eos: tuple[int, ...] = (EOS,)) -> Compiler:
     """Of a tokenizer whose tokens are bytes."""
-    return Compiler(FakeTokenizer().to_json, vocab_size=vocab_size, eos_token_ids=eos)
+    return Compiler(FakeTokenizer().library_tokenizer, vocab_size=vocab_size, eos_token_ids=eos)
 
 
 async def matcher(compiler: Compiler | None = None, **language: object) -> GrammarMatcher:

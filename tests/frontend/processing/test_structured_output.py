@@ -103,7 +103,7 @@ async def test_copies_go_their_own_ways() -> None:
 
 
 async def test_a_real_tokenizer_walks_a_schema(tokenizer: Tokenizer) -> None:
-    compiler = Compiler(tokenizer.to_json, vocab_size=500, eos_token_ids=(0,))
+    compiler = Compiler(tokenizer.library_tokenizer, vocab_size=500, eos_token_ids=(0,))
     for seed in range(10):
         each = await matcher(compiler, json_schema=json.dumps(SCHEMA))
         choose, tokens = random.Random(seed), []
@@ -252,7 +252,7 @@ async def test_a_model_without_end_tokens_cannot_be_constrained() -> None:
     with pytest.raises(RequestError, match="no end token") as caught:
         await matcher(byte_compiler(eos=()), regex="a")
     assert caught.value.code is Code.FAILED_PRECONDITION
-    other = Compiler(lambda: None, vocab_size=9, eos_token_ids=(0,))
+    other = Compiler(None, vocab_size=9, eos_token_ids=(0,))
     with pytest.raises(RequestError, match="no tokenizer"):
         await matcher(other, regex="a")
     small = byte_compiler(vocab_size=9)
