@@ -38,6 +38,7 @@ class RequestRecord:
         reason: of the error; empty without one.
         finish_reasons: one a sequence that ended well, such as EOS.
         completion_tokens: of all its sequences.
+        resumed_tokens: of these, what came with the request, from an earlier stream that was lost.
     """
 
     request_id: str
@@ -49,6 +50,7 @@ class RequestRecord:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     completion_tokens: int = 0
+    resumed_tokens: int = 0
     arrived: float = 0.0
     admitted: float = 0.0
     first_token: float = 0.0

@@ -1,7 +1,7 @@
 """What drawn tokens mean for their requests: text, log-probabilities, and the end.
 
-Owns detokenizing, stop strings, log-probabilities, the grammar's progress and the reason of an end,
-and hands all of it to the request's `Output`. Knows nothing of slots, blocks or queues: the
+Owns log-probabilities and the grammar's progress, and hands them to the request's `Output` with the
+text and the end that `requests/progress.py` finds. Knows nothing of slots, blocks or queues: the
 scheduler learns from it only which sequences ended.
 """
 
@@ -11,6 +11,7 @@ import logging
 
 from frontend.errors import Code, RequestError
 from frontend.requests.output import FinishReason, TokenLogprobs
+from frontend.requests.progress import finish, follow, held_text
 from frontend.requests.request import Request
 from frontend.scheduler.sequence import Phase, Sequence
 from frontend.scheduler.step import Drawn, ReplicaBatch, Step, StepLogprobs
@@ -51,7 +52,7 @@ class OutputProcessor:
 
     def abort(self, request: Request, now: float) -> None:
         """End a request with what it has."""
-        request.finish(FinishReason.ABORTED, now, text=_held_text(request))
+        request.finish(FinishReason.ABORTED, now, text=held_text(request))
 
     def _take_tokens(
         self, batch: ReplicaBatch, drawn: Drawn, ended: list[Sequence], now: float
@@ -86,61 +87,26 @@ def _drawing(batch: ReplicaBatch) -> list[Sequence]:
 def take_token(sequence: Sequence, token: int, logprobs: TokenLogprobs | None, now: float) -> bool:
     """Add one drawn token to its request's output; true when that ended the request.
 
-    The token that ends a request counts as output. An end token of the model goes through the
-    decoder, which leaves special tokens out unless the caller wants them; a stop token's text is
-    treated as a stop string's: left out unless ``include_stop``. When the grammar
-    is complete and no token can follow, the request ends without an end token.
+    The token that ends a request counts as output. When the grammar is complete and no token can
+    follow, the request ends without an end token.
     """
     request = sequence.request
-    request.num_generated = num_generated = request.num_generated + 1
-    if num_generated == 1:
+    if not request.first_token:
         request.first_token = now
-    stops, decoder = request.stops, request.decoder
-    is_end = (
-        token in stops.eos_token_ids or token in stops.stop_token_ids
-    ) and num_generated > stops.min_new_tokens
-    text, is_stopped = "", False
-    if decoder is not None and not (
-        is_end and token not in stops.eos_token_ids and not stops.include_stop
-    ):
-        text = decoder.push(token)
-        is_stopped = decoder.matched is not None
+    text, is_over = follow(request, token)
     request.output.add(token, text, logprobs)
     matcher = request.matcher
-    if matcher is not None and not (is_end or is_stopped):
+    if matcher is not None and not is_over:
         try:
             matcher.accept(token)
         except RequestError as error:
             request.fail(error, now)
             return True
-        is_stopped = matcher.is_stopped
-    if is_end or is_stopped or sequence.num_prompt + num_generated >= sequence.max_tokens:
-        _finish(request, token, is_end, now)
+        is_over = matcher.is_stopped
+    if is_over or sequence.num_prompt + request.num_generated >= sequence.max_tokens:
+        finish(request, token, now)
         return True
     return False
-
-
-def _finish(request: Request, token: int, is_end: bool, now: float) -> None:
-    """End a request with the first that applies: end token, stop token or string, length."""
-    decoder, matcher = request.decoder, request.matcher
-    stop_text = decoder.matched if decoder is not None else None
-    stop_token_id = None
-    if is_end and token in request.stops.eos_token_ids:
-        reason, stop_text = FinishReason.EOS, None
-    elif is_end:
-        reason, stop_text, stop_token_id = FinishReason.STOP, None, token
-    elif stop_text is not None or (matcher is not None and matcher.is_stopped):
-        reason = FinishReason.STOP
-    else:
-        reason = FinishReason.LENGTH
-    request.finish(
-        reason, now, text=_held_text(request), stop_text=stop_text, stop_token_id=stop_token_id
-    )
-
-
-def _held_text(request: Request) -> str:
-    """Text that the decoder held back until now."""
-    return request.decoder.flush() if request.decoder is not None else ""
 
 
 def _fail_numerically(request: Request, now: float) -> None:

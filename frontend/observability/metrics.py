@@ -124,8 +124,9 @@ class Metrics(Collector):
         self._prefill.observe(record.first_token - record.admitted)
         self._decode.observe(decode)
         samples = max(len(record.finish_reasons), 1)
-        if record.completion_tokens > samples:
-            self._mean_token.observe(decode * samples / (record.completion_tokens - samples))
+        num_drawn = record.completion_tokens - record.resumed_tokens
+        if num_drawn > samples:
+            self._mean_token.observe(decode * samples / (num_drawn - samples))
 
     def render(self) -> tuple[bytes, str]:
         """A page in Prometheus' text format and its content type. To be called in the event loop.

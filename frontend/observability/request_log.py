@@ -110,6 +110,7 @@ def fields_of(record: RequestRecord, epoch: float) -> dict[str, Any]:
         "prompt_tokens": record.prompt_tokens,
         "cached_tokens": record.cached_tokens,
         "completion_tokens": record.completion_tokens,
+        "resumed_tokens": record.resumed_tokens,
         "queue_ms": _milliseconds(record.arrived, record.admitted),
         "ttft_ms": _milliseconds(record.arrived, record.first_token),
         "e2e_ms": _milliseconds(record.arrived, record.finished),

@@ -97,6 +97,7 @@ class Traces:
             "switchyard.method": record.method,
             "switchyard.code": record.code,
             "switchyard.key": record.caller.key,
+            "switchyard.resumed_tokens": record.resumed_tokens,
             "switchyard.preemptions": record.preemptions,
             "switchyard.replays": record.replays,
             "network.peer.address": record.caller.peer,

@@ -22,6 +22,7 @@ from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import chat_template, sampling_params
 from frontend.processing.chat_template import Turn
+from frontend.processing.continuation import check_generated, resume
 from frontend.processing.structured_output import Compiler
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
@@ -204,6 +205,7 @@ async def make_requests(
     info, request = backend.info, generation_of(message)
     arrived = time.monotonic()
     num_samples = sampling_params.num_samples(request)
+    check_generated(request, num_samples, info.vocab_size)
     sampling_params.check_stops(request.stop_conditions, info.vocab_size)
     params = sampling_params.sampling_params(
         request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
@@ -226,7 +228,7 @@ async def make_requests(
     matchers: Sequence[Matcher | None] = [None] * num_samples
     if request.HasField("constraint"):
         matchers = await compiler.matchers(request.constraint, num_samples)
-    return [
+    samples = [
         Request(
             id=sample_id(request_id, index),
             prompt_ids=ids,
@@ -241,6 +243,10 @@ async def make_requests(
         )
         for index, (decoder, matcher) in enumerate(zip(decoders, matchers, strict=True))
     ]
+    if request.generated:  # which is rare, and may be much work: always in a thread
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(_threads, resume, samples, request.generated)
+    return samples
 
 
 def _queue_seconds(request: pb.GenerateRequest) -> float:

@@ -91,6 +91,22 @@ class GrammarMatcher:
         self._inner.consume_token(token_id)  # a failure stays, and the next mask meets it
         self._mask = self._next_mask()
 
+    def advance(self, token_ids: Sequence[int]) -> int:
+        """Goes on past the first of the tokens that the language allows; returns how many.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, as `accept`.
+        """
+        # One by one, since the library keeps the interpreter's lock for all that it is given.
+        refused = (
+            place
+            for place, token in enumerate(token_ids)
+            if not self._inner.try_consume_tokens([token])
+        )
+        num_allowed = next(refused, len(token_ids))
+        self._mask = self._next_mask()
+        return num_allowed
+
     @property
     def is_stopped(self) -> bool:
         """Whether the language has ended: only an end token may come next."""

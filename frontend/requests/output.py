@@ -84,6 +84,10 @@ class Output:
         """The request got its slot: its first prefill chunk is in a step."""
         self._admitted.set()
 
+    def begin_with(self, text: str) -> None:
+        """Let the first delta begin with the text of tokens that are not in it; before all else."""
+        self._delta.text = text
+
     def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
         """Add one token and the text it completed."""
         delta = self._delta

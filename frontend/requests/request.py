@@ -7,6 +7,7 @@ steps or the wire.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Protocol
 
 from frontend.errors import RequestError
@@ -96,6 +97,14 @@ class Matcher(Protocol):
         """
         ...
 
+    def advance(self, token_ids: Sequence[int]) -> int:
+        """Advance by tokens of an earlier stream while they are allowed; returns how many were.
+
+        Raises:
+            RequestError: as `accept` does, for what follows the last of them.
+        """
+        ...
+
     @property
     def is_stopped(self) -> bool:
         """The grammar is complete: only an end token may come next."""
@@ -109,6 +118,7 @@ class Request:
     Attributes:
         id: unique among live requests.
         prompt_ids: at least one token, each below the vocabulary's size.
+        generated: output tokens that it begins with, for its caller has them already.
         decoder: turns tokens into text and finds stop strings; None for tokens only.
         matcher: the grammar its output keeps to; None for any output.
         key: name of the caller's key; keys share the workers fairly.
@@ -119,7 +129,7 @@ class Request:
         preemptions: times it gave up its blocks.
         replays: times it went on after the workers were lost.
         prompt_logprobs: of the prompt's tokens from the second on, as they arrive, if requested.
-        num_generated: output tokens so far.
+        num_generated: output tokens so far, ``generated`` among them.
         finish_reason: why it ended, once it ended well.
     """
 
@@ -130,6 +140,7 @@ class Request:
     decoder: TextDecoder | None
     output: Output
     matcher: Matcher | None = None
+    generated: Sequence[int] = ()
     key: str = ""
     priority: int = 0
     queue_deadline: float = float("inf")

@@ -81,7 +81,7 @@ class Scheduler:
             key=first.key,
             num_running=len(self._open) - len(self._waiting),
             num_samples=len(requests),
-            num_prompt=len(first.prompt_ids),
+            num_prompt=len(first.prompt_ids) + len(first.generated),
         )
         leader, *followers = [self._opened(request) for request in requests]
         self._waiting.push(leader)
@@ -173,7 +173,7 @@ class Scheduler:
         if self._num_preempted or self._num_yielded:
             self._requeue_preempted(step)
         for leader in self._waiting.leaders():
-            if leader.request.num_generated:
+            if leader.request.first_token:
                 self._waiting.release(leader)
 
     def resume_on(self, limits: SchedulerLimits, now: float) -> int:
@@ -252,10 +252,12 @@ class Scheduler:
             request = sequence.request
             if not request.admitted:
                 request.admitted = now
-                request.cached_tokens = len(matched) * self.limits.block_size
+                request.cached_tokens = min(
+                    len(matched) * self.limits.block_size, sequence.num_prompt
+                )
                 self.prefix_query_tokens += len(request.prompt_ids)
                 self.prefix_hit_tokens += request.cached_tokens
-                self._waiting.charge(request.key, len(request.prompt_ids))
+                self._waiting.charge(request.key, len(sequence.tokens))
                 request.output.admit()
 
     def _yield_a_slot(self) -> None:

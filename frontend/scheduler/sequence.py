@@ -77,8 +77,9 @@ class Sequence:
         stops = request.stops
         self.request = request
         self.order = order
-        self.tokens = list(request.prompt_ids)
-        self.max_tokens = min(len(self.tokens) + stops.max_new_tokens, max_model_len)
+        self.num_prompt = len(request.prompt_ids)
+        self.tokens = [*request.prompt_ids, *request.generated]
+        self.max_tokens = min(self.num_prompt + stops.max_new_tokens, max_model_len)
         self.phase = Phase.WAITING
         self.replica = -1
         self.slot = -1
@@ -90,7 +91,6 @@ class Sequence:
         self.capacity = 0
         self.digests: list[bytes] = []
         self.num_published = 0
-        self.num_prompt = len(self.tokens)
         self.crashes = 0
         self.leader: Sequence | None = None
         self.has_yielded = False

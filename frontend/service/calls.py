@@ -47,6 +47,7 @@ class Call:
     reason: str = ""
     samples: list[Request] = dataclasses.field(default_factory=list)
     is_aborted: bool = False
+    _unfinished: list[Request] = dataclasses.field(default_factory=list)
     _min_tokens: int = 1
     _is_submitted: bool = False
     _num_bytes: int = 0
@@ -66,6 +67,7 @@ class Call:
     def begin(self, samples: list[Request], min_tokens: int, pacer: Pacer) -> None:
         """Sets the samples; each delta but the first and the last has ``min_tokens`` at least."""
         self.samples = samples
+        self._unfinished = [sample for sample in samples if sample.finish_reason is None]
         self._min_tokens = max(1, min_tokens) if self.streams else sys.maxsize
         self._open = set(range(len(samples)))
         for sample in samples:
@@ -76,12 +78,17 @@ class Call:
                 sample.output.min_tokens = sys.maxsize
 
     @property
+    def leader(self) -> Request:
+        """The first sample that the engine works on; where it has none to, the first of all."""
+        return next(iter(self._unfinished), self.samples[0])
+
+    @property
     def is_over(self) -> bool:
         """Whether every sample's last delta has been taken."""
         return not self._open
 
     def submit(self, engine: EngineClient, *, first_alone: bool) -> None:
-        """Submits all samples.
+        """Submits all samples, but for those that had ended when an earlier stream was lost.
 
         Args:
             first_alone: the others wait until the first has computed the prompt they share.
@@ -90,13 +97,14 @@ class Call:
             RequestError: they are refused.
         """
         if self.is_aborted:
-            for sample in self.samples:
+            for sample in self._unfinished:
                 sample.finish_reason = FinishReason.ABORTED
                 sample.output.finish(FinishReason.ABORTED)
             return
-        for sample in self.samples[1:]:
+        for sample in self._unfinished[1:]:
             sample.queue_deadline = float("inf")  # the call is admitted once its first sample is
-        engine.submit(*self.samples, first_alone=first_alone)
+        if self._unfinished:
+            engine.submit(*self._unfinished, first_alone=first_alone)
         self._is_submitted = True
 
     def counted(self, event: pb.GenerateResponse) -> pb.GenerateResponse:
@@ -159,7 +167,7 @@ class Call:
     def record(self) -> RequestRecord:
         """The call's record for observers, once it is over."""
         samples = self.samples
-        first = samples[0] if samples else None
+        first = self.leader if samples else None
         return RequestRecord(
             request_id=self.request_id,
             method=self.method,
@@ -172,6 +180,7 @@ class Call:
             prompt_tokens=len(first.prompt_ids) if first else 0,
             cached_tokens=first.cached_tokens if first else 0,
             completion_tokens=sum(each.num_generated for each in samples),
+            resumed_tokens=sum(len(each.generated) for each in samples),
             arrived=self.arrived,
             admitted=first.admitted if first else 0.0,
             first_token=first.first_token if first else 0.0,

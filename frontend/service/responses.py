@@ -23,15 +23,17 @@ _MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
 
 
 def started(
-    request_id: str, first: Request, model: str, output: pb.OutputOptions
+    request_id: str, samples: Sequence[Request], model: str, output: pb.OutputOptions
 ) -> pb.GenerateResponse:
     """First message of a stream, made from the first sample."""
+    first = samples[0]
     message = pb.GenerateStarted(
         request_id=request_id,
         model=model,
         created=now(),
         prompt_tokens=len(first.prompt_ids),
         seed=first.sampling.seed,
+        generated_tokens=sum(len(sample.generated) for sample in samples),
     )
     if output.prompt_logprobs:
         _add_logprobs(
@@ -94,9 +96,12 @@ def _add_logprobs(tokens: Sequence[TokenLogprobs], values: Any, alternatives: An
             alternatives.add(token_ids=token.top_ids, logprobs=token.top_logprobs)
 
 
-def finished(samples: Sequence[Request]) -> pb.GenerateResponse:
-    """Last message of a stream that ended well. The prompt counts once for all samples."""
-    first = samples[0]
+def finished(first: Request, samples: Sequence[Request]) -> pb.GenerateResponse:
+    """Last message of a stream that ended well. The prompt counts once for all samples.
+
+    Args:
+        first: the sample whose prompt was computed first.
+    """
     end = max(sample.finished for sample in samples) or time.monotonic()
     admitted = first.admitted or end
     first_token = first.first_token or end

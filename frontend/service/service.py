@@ -180,15 +180,14 @@ class Service:
         self._live.enter(call)
         try:
             await self._begin(backend, message, call)
-            first = call.samples[0]
-            await first.output.admitted()
+            await call.leader.output.admitted()
             if request.output.prompt_logprobs:
-                await first.output.begun()
+                await call.samples[0].output.begun()
             yield call.counted(
-                responses.started(call.request_id, first, self._model, request.output)
+                responses.started(call.request_id, call.samples, self._model, request.output)
             )
             if request.output.echo:
-                text = await preprocess.echo_text(backend, request, first.prompt_ids)
+                text = await preprocess.echo_text(backend, request, call.leader.prompt_ids)
                 for event in responses.echoed(len(call.samples), text):
                     yield call.counted(event)
             while not call.is_over:
@@ -198,7 +197,7 @@ class Service:
                 for index, delta in taken:
                     for event in responses.deltas(index, delta, request.output):
                         yield call.counted(event)
-            yield responses.finished(call.samples)
+            yield responses.finished(call.leader, call.samples)
         except RequestError:
             raise
         except Exception as error:

@@ -116,14 +116,14 @@ class FakeEngine:
         request.output.admit()
         sampling = request.sampling
         token = request.prompt_ids[-1]
-        for _ in range(sampling.sample_index):
+        for _ in range(sampling.sample_index + len(request.generated)):
             token = next_token(token)
         if sampling.prompt_logprobs:
             request.prompt_logprobs = [
                 token_logprobs(each, sampling.num_logprobs) for each in request.prompt_ids[1:]
             ]
         reason = FinishReason.LENGTH
-        for _ in range(request.stops.max_new_tokens):
+        for _ in range(request.stops.max_new_tokens - request.num_generated):
             if request.num_generated >= self.hold_at:
                 await self.go.wait()
             await asyncio.sleep(0)

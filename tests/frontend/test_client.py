@@ -74,7 +74,7 @@ def test_every_option_has_its_place() -> None:
         pb.GenerateRequest, pb.SamplingParams, pb.StopConditions, pb.OutputOptions, pb.Constraint,
     )  # fmt: skip
     fields = {name for message in messages for name in message.DESCRIPTOR.fields_by_name}
-    parts = {"prompt", "sampling", "stop_conditions", "output", "constraint"}
+    parts = {"prompt", "sampling", "stop_conditions", "output", "constraint", "generated"}
     assert set(Options.__annotations__) == fields - parts
 
 

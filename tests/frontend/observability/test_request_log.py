@@ -51,8 +51,8 @@ def test_a_line_says_who_asked_what_came_of_it_and_how_long_it_took(file: Path) 
     assert line == {
         "request_id": "r-1", "key": "alice", "peer": "ipv4:192.0.2.1:5", "method": "Chat",
         "code": "OK", "reason": "", "finish": "STOP", "prompt_tokens": 12, "cached_tokens": 5,
-        "completion_tokens": 9, "queue_ms": 1000.0, "ttft_ms": 3000.0, "e2e_ms": 8000.0,
-        "preemptions": 2, "replays": 1,
+        "completion_tokens": 9, "resumed_tokens": 0, "queue_ms": 1000.0, "ttft_ms": 3000.0,
+        "e2e_ms": 8000.0, "preemptions": 2, "replays": 1,
     }  # fmt: skip
 
 

@@ -39,6 +39,29 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
         check_output(request, limits, aborted=request.id in aborted)
 
 
+@pytest.mark.parametrize("seed", range(40))
+def test_requests_that_begin_with_part_of_their_output_draw_the_rest(seed: int) -> None:
+    rng = random.Random(seed)
+    limits = tight(random_limits(rng), rng)
+    driver = Driver(limits, depth=rng.choice([1, 2, 3]))
+    requests = [random_request(rng, f"r{number}", limits) for number in range(14)]
+    for request in requests:
+        whole = expected_output(request, limits)
+        request.generated = whole[: rng.randrange(len(whole))]
+        request.num_generated = len(request.generated)
+    aborted = driver.play(rng, [[request] for request in requests])
+    for request in requests:
+        drawn = taken(request).token_ids
+        whole = [*request.generated, *drawn]
+        assert request.num_generated == len(whole)
+        assert request.cached_tokens <= len(request.prompt_ids)
+        if request.id in aborted:
+            assert whole == expected_output(request, limits)[: len(whole)]
+        else:
+            assert drawn
+            assert whole == expected_output(request, limits)
+
+
 def check_output(request: Request, limits: SchedulerLimits, *, aborted: bool) -> None:
     delta = taken(request)
     expected = expected_output(request, limits)
