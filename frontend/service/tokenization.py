@@ -8,8 +8,8 @@ from __future__ import annotations
 from frontend.backend import Backend
 from frontend.bounds import MAX_DETOKENIZE_IDS, MAX_MESSAGE_BYTES, MAX_TOKENIZE_CHARS
 from frontend.errors import invalid_field, too_many
-from frontend.processing import preprocess
-from frontend.processing.preprocess import offloaded
+from frontend.processing.prompts import tokenizer_of
+from frontend.processing.threads import offloaded
 from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 
@@ -20,7 +20,7 @@ async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.Tokenize
     Raises:
         RequestError: the text is too long, or there is no tokenizer.
     """
-    tokenizer = preprocess.tokenizer_of(backend)
+    tokenizer = tokenizer_of(backend)
     if len(request.text) > MAX_TOKENIZE_CHARS:
         raise too_many("text", len(request.text), MAX_TOKENIZE_CHARS, "characters")
     ids = await offloaded(
@@ -38,7 +38,7 @@ async def detokenize(backend: Backend, request: pb.DetokenizeRequest) -> pb.Deto
     Raises:
         RequestError: ids are too many or no tokens, the text is too long, or there is no tokenizer.
     """
-    tokenizer = preprocess.tokenizer_of(backend)
+    tokenizer = tokenizer_of(backend)
     if len(request.token_ids) > MAX_DETOKENIZE_IDS:
         raise too_many("token_ids", len(request.token_ids), MAX_DETOKENIZE_IDS, "ids")
     check_token_ids(request.token_ids, backend.info.vocab_size, "token_ids")

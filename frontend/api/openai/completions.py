@@ -32,7 +32,7 @@ from frontend.api.openai.response_models import (
     Usage,
 )
 from frontend.errors import invalid_field
-from frontend.processing.preprocess import offloaded
+from frontend.processing.threads import offloaded
 from frontend.records import Caller
 from frontend.service import responses
 from frontend.service.service import Service

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from frontend.errors import Code, RequestError
-from frontend.processing import chat_template, preprocess
+from frontend.processing import chat_template, prompts
 from frontend.processing.tokenizer import Tokenizer
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -191,7 +191,7 @@ async def test_a_call_that_was_cut_off_is_taken_back(
     request.tools_json = ""
     tokenizer = tokenizer_with(tmp_path, template)
     info = group(vocab_size=tokenizer.vocab_size)
-    ids = await preprocess.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), request)
+    ids = await prompts.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), request)
     assert tokenizer.decode(ids, True) == said
 
 
