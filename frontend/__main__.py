@@ -20,7 +20,7 @@ from frontend import garbage_collection
 from frontend.api.auth import ApiKeys
 from frontend.api.listeners import Listeners
 from frontend.backend import Backend
-from frontend.config import FrontendConfig, join_address
+from frontend.config import API_KEY_VARIABLE, FrontendConfig, environments_key, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
@@ -62,13 +62,19 @@ def parse_config(arguments: Sequence[str] | None = None) -> FrontendConfig:
     Raises:
         ValueError: a flag's value, or the model folder, will not do.
     """
-    parser = Parser(prog="python -m frontend", description=__doc__)
+    parser = Parser(prog="python -m frontend", description="Serve what workers compute.")
     add_flags(parser, FrontendConfig)
     flags = parser.parse_args(arguments)
     named = getattr(flags, "model", None)
-    model = resolve_model(named)
-    defaults = {"served_name": served_name(named)}
-    return FrontendConfig(**{**defaults, **given(FrontendConfig, flags), "model": model})
+    model, settings = resolve_model(named), given(FrontendConfig, flags)
+    defaults: dict[str, Any] = {"served_name": served_name(named)}
+    if "api_key_file" not in settings:
+        defaults["api_key"] = environments_key()
+    if "api_key" in settings:
+        logger.warning(
+            "--api-key shows in the process list; --api-key-file and $%s do not", API_KEY_VARIABLE
+        )
+    return FrontendConfig(**{**defaults, **settings, "model": model})
 
 
 class Stop:
@@ -94,7 +100,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     stop = Stop()
     try:
         watching = Observability(config, version=release())
-        access = ApiKeys(config.api_key_file)
+        access = ApiKeys(config.api_key_file, config.api_key)
         service = Service(
             model=config.served_name,
             version=release(),

@@ -7,6 +7,7 @@ the workers' description of themselves.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from switchyard.flags import flag
 DEFAULT_HOST = "127.0.0.1"
 DEFAULT_PORT = 50051
 DEFAULT_HTTP_PORT = 8000
+API_KEY_VARIABLE = "SWITCHYARD_API_KEY"
 _ORIGIN = re.compile(r"\*|null|[a-z][a-z0-9+.-]*://[^/\s,*?#@]+")
 
 
@@ -49,6 +51,10 @@ class FrontendConfig:
     api_key_file: Path | None = flag(
         "lines NAME:KEY or NAME:KEY:priority; calls need a key", None, unset="no keys"
     )
+    api_key: str | None = flag(
+        "the only key; other users of this machine see it in the process list",
+        None, metavar="KEY", unset=f"${API_KEY_VARIABLE}, or none",
+    )  # fmt: skip
     tls_cert: Path | None = flag("the server's certificate, PEM", None, unset="no encryption")
     tls_key: Path | None = flag("private key of --tls-cert, PEM", None, unset="none")
     tls_client_ca: Path | None = flag(
@@ -59,27 +65,42 @@ class FrontendConfig:
         (), metavar="ORIGIN", unset="the server's own",
     )  # fmt: skip
     insecure: bool = flag("listen beyond this machine without keys, and take any Host", False)
-    link_secret_file: Path | None = flag("secret that the workers ask for", None, unset="none")
+    link_secret_file: Path | None = flag(
+        "secret that the workers ask for", None, unset="none", shared=False
+    )
     max_queued_requests: int = flag("requests that may wait beyond free slots", 1024, at_least=1)
     max_queued_tokens: int = flag(
-        "prompt tokens that may wait", 4_000_000, unit="tokens", at_least=1
+        "prompt tokens that may wait",
+        4_000_000,
+        unit="tokens",
+        at_least=1,
+        seldom=True,
     )
     max_requests_per_key: int = flag("live samples of one key; 0: any number", 0, at_least=0)
     prefix_cache: bool = flag("keep no KV blocks of finished requests", True)
     startup_timeout: float = flag(
-        "time the workers may take to be ready", 900.0, unit="seconds", at_least=0
+        "time the workers may take to be ready",
+        900.0,
+        unit="seconds",
+        at_least=0,
+        seldom=True,
     )
     drain_timeout: float = flag(
         "time that live requests get after SIGTERM", 60.0, unit="seconds", at_least=0
     )
     step_timeout: float = flag(
         "time after which a step is overdue, unless it is predicted to take a third of it",
-        1.0, unit="seconds", at_least=0,
+        1.0, unit="seconds", at_least=0, seldom=True,
     )  # fmt: skip
     max_restarts: int = flag(
-        "losses of the workers that are made good within --restart-window", 10, at_least=0
+        "losses of the workers that are made good within --restart-window",
+        10,
+        at_least=0,
+        seldom=True,
     )
-    restart_window: float = flag("see --max-restarts", 300.0, unit="seconds", at_least=0)
+    restart_window: float = flag(
+        "see --max-restarts", 300.0, unit="seconds", at_least=0, seldom=True
+    )
     request_log: bool = flag("write no line of JSON for each request that ends", True)
     otlp_endpoint: str | None = flag(
         "URL that traces are sent to", None, metavar="URL", unset="none"
@@ -102,10 +123,22 @@ class FrontendConfig:
                     f"--cors-origin is {origin!r}; pass * or what a browser sends, such as "
                     "https://example.com or http://localhost:3000, without a path"
                 )
+        if self.api_key is not None and self.api_key_file is not None:
+            raise ValueError("--api-key and --api-key-file are two ways to give keys; pass one")
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key belong together; pass both or none")
         if self.tls_client_ca is not None and self.tls_cert is None:
             raise ValueError("--tls-client-ca needs --tls-cert and --tls-key")
+
+    @property
+    def has_keys(self) -> bool:
+        """Whether calls need a key."""
+        return self.api_key is not None or self.api_key_file is not None
+
+
+def environments_key() -> str | None:
+    """The key in the environment, which servers ask for and clients show unless flags say more."""
+    return os.environ.get(API_KEY_VARIABLE, "").strip() or None
 
 
 def join_address(host: str, port: int) -> str:

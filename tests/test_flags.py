@@ -26,6 +26,7 @@ class Table:
     count: int = flag("how many", 3, aliases=("--number",), at_least=1, at_most=9)
     share: float = flag("how much", 0.5, unit="parts", above=0, at_most=1)
     most: int | None = flag("at most", None, unset="any number")
+    length: int = flag("how long", 8, unit="tokens", at_least=2)
     shade: str = flag("which", "dark", choices=("dark", "light"))
     quick: bool = flag("hurry", False)
     cache: bool = flag("keep nothing", True)
@@ -58,11 +59,12 @@ def test_texts_become_values_of_their_types() -> None:
         Table,
         parsed(
             "--folder", "a/b", "--places", "c,d", "--number", "9", "--share", "1", "--most", "-4",
-            "--shade", "light", "--quick", "--no-cache",
+            "--length", "32k", "--shade", "light", "--quick", "--no-cache",
         ),
     )  # fmt: skip
     assert given == {
         "folder": Path("a/b"), "places": ("c", "d"), "count": 9, "share": 1.0, "most": -4,
+        "length": 32_000,
         "shade": "light", "quick": True, "cache": False,
     }  # fmt: skip
 
@@ -77,6 +79,12 @@ def test_texts_become_values_of_their_types() -> None:
         (("--share", "nan"), "--share is nan; pass parts, above 0 and at most 1"),
         (("--share", "inf"), "--share is inf; pass parts, above 0 and at most 1"),
         (("--most", "1.5"), "--most is '1.5'; pass a whole number"),
+        (("--most", "1k"), "--most is '1k'; pass a whole number"),
+        (("--length", "1"), "--length is 1; pass a whole number, or one such as 32k, at least 2"),
+        (
+            ("--length", "long"),
+            "--length is 'long'; pass a whole number, or one such as 32k, at least 2",
+        ),
         (("--shade", "grey"), "--shade is 'grey'; pass one of dark, light"),
     ],
 )
@@ -105,7 +113,8 @@ def test_help_has_choices_units_and_defaults() -> None:
     for line in (
         "--folder FILE where it lies; required", "--places TEXT where it goes; default: nowhere",
         "--count N, --number N how many; default: 3", "--share PARTS how much; default: 0.5 parts",
-        "--most N at most; default: any number", "--shade {dark,light} which; default: dark",
+        "--most N at most; default: any number",
+        "--length TOKENS how long; default: 8 tokens", "--shade {dark,light} which; default: dark",
         "--quick hurry", "--no-cache keep nothing",
     ):  # fmt: skip
         assert line in text

@@ -30,10 +30,13 @@ class ParallelFlags:
     ep: int | None = flag(
         "ranks that the experts are spread over: 1 or tp·dp",
         None, aliases=("--expert-parallel-size",), at_least=1,
-        unset="tp·dp, or 1 with the backend disabled",
+        unset="tp·dp, or 1 with the backend disabled", seldom=True,
     )  # fmt: skip
     moe_ep_backend: str = flag(
-        "how tokens and experts meet", "auto", metavar=f"{{auto,{','.join(BACKENDS[:-1])}}}"
+        "how tokens and experts meet",
+        "auto",
+        metavar=f"{{auto,{','.join(BACKENDS[:-1])}}}",
+        seldom=True,
     )
 
 
@@ -51,9 +54,14 @@ class WorkerConfig:
     )
     dtype: str = flag("of weights and activations", "auto", choices=("auto", "bfloat16", "float32"))
     load_format: str = flag(
-        "dummy makes weights up", "auto", choices=("auto", "safetensors", "dummy")
+        "dummy makes weights up",
+        "auto",
+        choices=("auto", "safetensors", "dummy"),
+        seldom=True,
     )
-    max_batch_size: int = flag("sequences that run at once on a replica", 256, at_least=1)
+    max_batch_size: int = flag(
+        "sequences that run at once on a replica", 256, aliases=("--max-num-seqs",), at_least=1
+    )
     max_model_len: int | None = flag(
         "prompt plus output of one sequence",
         None, unit="tokens", at_least=1, unset="the model's",
@@ -62,21 +70,31 @@ class WorkerConfig:
         "tokens of one step of a replica",
         None, unit="tokens", at_least=1, unset="8192 on CUDA, 1024 on a CPU",
     )  # fmt: skip
-    block_size: int = flag("tokens in a KV block", 16, unit="tokens", at_least=1)
-    num_blocks: int | None = flag("KV blocks of a replica", None, at_least=1, unset="what fits")
-    memory_fraction: float = flag("share of the device's memory to use", 0.9, above=0, at_most=1)
-    seed: int = flag("of made-up weights", 0)
-    moe_runner: str = flag(
-        "kernels of the experts", "auto", metavar=f"{{auto,{','.join(RUNNER_NAMES)}}}"
+    block_size: int = flag("tokens in a KV block", 16, unit="tokens", at_least=1, seldom=True)
+    num_blocks: int | None = flag(
+        "KV blocks of a replica", None, at_least=1, unset="what fits", seldom=True
     )
-    cuda_graphs: str = flag("off launches steps kernel by kernel", "on", choices=("on", "off"))
+    memory_fraction: float = flag(
+        "share of the device's memory to use",
+        0.9, aliases=("--gpu-memory-utilization",), above=0, at_most=1,
+    )  # fmt: skip
+    seed: int = flag("of made-up weights", 0, seldom=True)
+    moe_runner: str = flag(
+        "kernels of the experts",
+        "auto",
+        metavar=f"{{auto,{','.join(RUNNER_NAMES)}}}",
+        seldom=True,
+    )
+    cuda_graphs: str = flag(
+        "off launches steps kernel by kernel", "on", choices=("on", "off"), seldom=True
+    )
     link_secret_file: Path | None = flag(
         "secret that frontends must know to be served", None, unset="none", shared=False
     )
     insecure_link: bool = flag("serve any frontend, from any machine", False, shared=False)
     frontend_timeout: float = flag(
         "wait of the ranks for the next frontend after one that died", 60.0, unit="seconds",
-        at_least=0,
+        at_least=0, seldom=True,
     )  # fmt: skip
 
     def __post_init__(self) -> None:

@@ -30,25 +30,31 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[!-9;-~]+")
 PRIORITY_RIGHT = "priority"
 """A line NAME:KEY:priority lets NAME send requests with a priority value below 0."""
+ONLY_NAME = "default"
+"""What logs call a key that came without a file."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 class ApiKeys:
-    """The API keys; without a key file every caller is accepted.
+    """The API keys; without any every caller is accepted.
 
     Attributes:
         denied: calls that came without a valid key.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
-        """Read the key file.
+    def __init__(self, path: Path | None = None, key: str | None = None) -> None:
+        """Read the key file, or take the only key.
 
         Raises:
             ValueError: it cannot be used; a line for each problem, none of which shows a key.
         """
         self.denied = 0
         self._path = path
-        self._keys: _Keys = () if path is None else _read_keys(path)
+        self._keys: _Keys = ()
+        if path is not None:
+            self._keys = _read_keys(path)
+        elif key is not None:
+            self._keys = _only_key(key)
 
     def reload(self) -> None:
         """Read the file again; an invalid file leaves the keys as they are."""
@@ -62,8 +68,8 @@ class ApiKeys:
             logger.warning("read %s again: %d keys", self._path, len(self._keys))
 
     def may_raise_priority(self, name: str) -> bool:
-        """Whether requests of a key may go before those of others; without a key file any may."""
-        return self._path is None or any(
+        """Whether requests of a key may go before those of others; without keys any may."""
+        return not self._keys or any(
             may_raise for known, _, may_raise in self._keys if known == name
         )
 
@@ -73,7 +79,7 @@ class ApiKeys:
         Raises:
             RequestError: UNAUTHENTICATED; the header holds no valid key.
         """
-        if self._path is None:
+        if not self._keys:
             return ""
         text = header.decode("latin-1") if isinstance(header, bytes) else header or ""
         scheme, _, key = text.partition(" ")
@@ -99,6 +105,13 @@ class ApiKeys:
 
 def _digest(key: str) -> bytes:
     return hashlib.sha256(key.encode(errors="backslashreplace")).digest()
+
+
+def _only_key(key: str) -> _Keys:
+    """A key that came without a file; as there are no others, it may raise priorities."""
+    if problem := _problem_of(ONLY_NAME, key, ""):
+        raise ValueError(f"--api-key: {problem}")
+    return ((ONLY_NAME, _digest(key), True),)
 
 
 def _read_keys(path: Path) -> _Keys:
@@ -159,7 +172,7 @@ def check_exposure(config: FrontendConfig) -> str:
         ValueError: other machines could reach a service without keys, or a limit of keys is set
             where there are no keys.
     """
-    if config.max_requests_per_key and config.api_key_file is None:
+    if config.max_requests_per_key and not config.has_keys:
         raise ValueError(
             f"--max-requests-per-key {config.max_requests_per_key} needs keys; "
             "pass --api-key-file FILE"
@@ -167,7 +180,7 @@ def check_exposure(config: FrontendConfig) -> str:
     if is_loopback(config.host):
         return ""
     where = join_address(config.host, config.port)
-    if config.api_key_file is None and config.tls_client_ca is None:
+    if not config.has_keys and config.tls_client_ca is None:
         if not config.insecure:
             raise ValueError(
                 f"--host {config.host} can be reached from other machines, and serves any caller; "
@@ -181,8 +194,8 @@ def check_exposure(config: FrontendConfig) -> str:
 
 def is_for_local_callers(config: FrontendConfig) -> bool:
     """Whether nothing but the address keeps strangers out, so that web pages must be told apart."""
-    has_keys = config.api_key_file is not None or config.tls_client_ca is not None
-    return is_loopback(config.host) and not has_keys and not config.insecure
+    knows_callers = config.has_keys or config.tls_client_ca is not None
+    return is_loopback(config.host) and not knows_callers and not config.insecure
 
 
 def is_loopback(host: str) -> bool:

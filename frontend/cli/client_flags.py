@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from frontend.config import API_KEY_VARIABLE, environments_key
 from switchyard.channel import Tls
 from switchyard.client import DEFAULT_ADDRESS, Client
 
@@ -47,7 +48,14 @@ def add_security_flags(parser: argparse.ArgumentParser, *, keys: bool = True) ->
     """Flags of TLS, and of the key unless the calls need none."""
     group = parser.add_argument_group("security", "what the server requires; default: nothing")
     if keys:
-        group.add_argument(
+        key = group.add_mutually_exclusive_group()
+        key.add_argument(
+            "--api-key",
+            default=environments_key(),
+            metavar="KEY",
+            help=f"shows in the process list; default: ${API_KEY_VARIABLE}",
+        )
+        key.add_argument(
             "--api-key-file", type=Path, metavar="FILE", help="its first line is KEY or NAME:KEY"
         )
     group.add_argument(
@@ -95,7 +103,7 @@ def open_client(flags: argparse.Namespace) -> Client:
     Raises:
         FlagError: a file cannot be used.
     """
-    key = None if flags.api_key_file is None else read_key(flags.api_key_file)
+    key = flags.api_key if flags.api_key_file is None else read_key(flags.api_key_file)
     return Client(flags.address, api_key=key, tls=client_tls(flags))
 
 

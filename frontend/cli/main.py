@@ -28,6 +28,7 @@ from frontend.cli.client_flags import (
     open_client,
 )
 from frontend.cli.diagnosis import why_no_answer
+from frontend.cli.foreign_flags import VLLM_FLAGS
 from frontend.probe import probe
 from switchyard.client import Client, ServerError, Stream
 from switchyard.parser import Parser
@@ -60,7 +61,14 @@ def _parser() -> Parser:
     parser.add_argument("--version", action="version", version=f"switchyard {release()}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    serving = commands.add_parser("serve", help="serve a model", description=serve.__doc__)
+    serving = commands.add_parser(
+        "serve",
+        help="serve a model",
+        usage="%(prog)s [MODEL] [FLAG …]",
+        description=serve.DESCRIPTION,
+        epilog=serve.EPILOG,
+        hints=VLLM_FLAGS,
+    )
     serve.add_flags(serving)
     serving.set_defaults(run=serve.serve)
 
@@ -80,7 +88,7 @@ def _parser() -> Parser:
     _add_client_flags(chat)
     chat.set_defaults(run=_chat)
 
-    watch = commands.add_parser("top", help="see a server's load", description=top.__doc__)
+    watch = commands.add_parser("top", help="see a server's load; q leaves")
     top.add_flags(watch)
     watch.set_defaults(run=top.run)
 

@@ -21,16 +21,24 @@ from switchyard.worker.limits import check_limits
 from switchyard.worker.output import lossy_output
 from workers.config import ParallelFlags, WorkerConfig
 
+DESCRIPTION = """Serve a model on this machine: gRPC on --port, the OpenAI API on --http-port.
+Ctrl-C lets open requests end; a second one does not."""
+EPILOG = """Numbers of tokens may be written 32k (32000) or 32K (32768), also with m, M, g, G.
+docs/operations.md has more on each flag."""
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     """The flags of ``switchyard serve``."""
     parser.add_argument(
         "model", nargs="?", metavar="MODEL", help="folder or Hub id; default: the demo model"
     )
-    add_shared_flags(parser.add_argument_group("frontend"), FrontendConfig)
-    workers = parser.add_argument_group("workers")
-    add_shared_flags(workers, ParallelFlags)
-    add_shared_flags(workers, WorkerConfig)
+    parser.add_argument("--model", dest="named_model", metavar="MODEL", help="the same")
+    server = parser.add_argument_group("who may ask, and where")
+    model = parser.add_argument_group("the model on its devices")
+    seldom = parser.add_argument_group("seldom needed")
+    add_shared_flags(server, FrontendConfig, seldom)
+    add_shared_flags(model, ParallelFlags, seldom)
+    add_shared_flags(model, WorkerConfig, seldom)
 
 
 def serve(flags: argparse.Namespace) -> int:
@@ -42,7 +50,7 @@ def serve(flags: argparse.Namespace) -> int:
 def _serve(flags: argparse.Namespace) -> int:
     try:
         check_limits(ranks=True)
-        model = resolve_model(flags.model)
+        model = resolve_model(_model_name(flags))
         with runtime_folder() as folder:
             listen = f"unix:{folder}/rank-{{rank}}.sock"
             link = ["--link-secret-file", str(_make_secret(folder))]
@@ -54,6 +62,15 @@ def _serve(flags: argparse.Namespace) -> int:
     except ValueError as error:
         sys.stderr.write(f"switchyard: {error}\n")
         return 2
+
+
+def _model_name(flags: argparse.Namespace) -> str | None:
+    """The model as it was named, with or without --model."""
+    first, second = flags.model, flags.named_model
+    if first is not None and second not in (None, first):
+        raise ValueError(f"{first} and --model {second} are two models; pass one")
+    name: str | None = second if first is None else first
+    return name
 
 
 def _make_secret(folder: Path) -> Path:
@@ -73,7 +90,7 @@ def frontend_command(flags: argparse.Namespace, model: Path, listen: str) -> lis
     """
     command = [sys.executable, "-m", "frontend", "--model", str(model), "--workers", listen]
     # Before what was given, which wins: the folder that a Hub id became has another name.
-    command += ["--served-model-name", served_name(flags.model)]
+    command += ["--served-model-name", served_name(_model_name(flags))]
     return command + words(FrontendConfig, flags)
 
 

@@ -17,6 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from switchyard.sizes import size
+
 _Table = TypeVar("_Table")
 _KEY = "flag"
 _METAVARS: Mapping[type, str] = {int: "N", float: "X", str: "TEXT", Path: "FILE", tuple: "TEXT"}
@@ -38,11 +40,12 @@ class Flag:
         aliases: other names.
         metavar: what help shows for the value.
         choices: the values taken; empty: any of the type.
-        unit: what a number counts.
+        unit: what a number counts; of tokens, 32k may be written for 32000 (`sizes.py`).
         above, at_least, at_most: bounds of a number.
         unset: what a field without a value means, in words; the flag is required where neither
             this nor a default is there.
         shared: `switchyard serve` takes it and passes it on.
+        seldom: for those who know why; its help lists it apart.
         field, kind, default: name, type and default of the dataclass's field.
     """
 
@@ -57,6 +60,7 @@ class Flag:
     at_most: float | None = None
     unset: str = ""
     shared: bool = True
+    seldom: bool = False
     field: str = ""
     kind: type = str
     default: Any = None
@@ -99,8 +103,9 @@ class Flag:
         """
         if self.kind is tuple:
             return tuple(text.split(","))
+        read = size if self._takes_sizes else self.kind
         try:
-            return self.kind(text)
+            return read(text)
         except ValueError:
             raise self._refusal(text) from None
 
@@ -123,6 +128,10 @@ class Flag:
         if not is_good:
             raise self._refusal(value)
 
+    @property
+    def _takes_sizes(self) -> bool:
+        return self.kind is int and self.unit == "tokens"
+
     def _refusal(self, value: Any) -> ValueError:
         return ValueError(f"{self.name} is {value!r}; pass {self._remedy()}")
 
@@ -130,6 +139,7 @@ class Flag:
         if self.choices:
             return f"one of {', '.join(self.choices)}"
         kind = "a whole number" if self.kind is int else self.unit or "a number"
+        kind += ", or one such as 32k" if self._takes_sizes else ""
         bounds = [
             f"{words} {bound:g}"
             for words, bound in (
@@ -169,11 +179,12 @@ def flag(
     at_most: float | None = None,
     unset: str = "",
     shared: bool = True,
+    seldom: bool = False,
 ) -> Any:
     """A field of a dataclass that is a flag; the arguments are the attributes of `Flag`."""
     made = Flag(
         what=what, name=name, aliases=aliases, metavar=metavar, choices=choices, unit=unit,
-        above=above, at_least=at_least, at_most=at_most, unset=unset, shared=shared,
+        above=above, at_least=at_least, at_most=at_most, unset=unset, shared=shared, seldom=seldom,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata={_KEY: made})
 
@@ -213,11 +224,15 @@ def add_flags(parser: _Parser, table: type) -> None:
         each.add(parser, required=each.default is dataclasses.MISSING and not each.unset)
 
 
-def add_shared_flags(parser: _Parser, table: type) -> None:
-    """Add the flags that a command takes for another one; none is required there."""
+def add_shared_flags(parser: _Parser, table: type, seldom: _Parser | None = None) -> None:
+    """Add the flags that a command takes for another one; none is required there.
+
+    Args:
+        seldom: the group of those that are seldom needed; the parser by default.
+    """
     for each in flags_of(table):
         if each.shared:
-            each.add(parser, required=False)
+            each.add(seldom if each.seldom and seldom else parser, required=False)
 
 
 def given(table: type, namespace: argparse.Namespace) -> dict[str, Any]:

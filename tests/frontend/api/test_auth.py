@@ -18,11 +18,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
+from frontend.__main__ import parse_config
 from frontend.api.auth import ApiKeys, check_exposure
 from frontend.api.grpc.server import MAX_MESSAGE_BYTES, GrpcServer
 from frontend.cli import main
 from frontend.cli.client_flags import read_key
-from frontend.config import FrontendConfig
+from frontend.config import API_KEY_VARIABLE, FrontendConfig
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
 from frontend.service.calls import KeyLimit
@@ -124,6 +125,42 @@ def test_no_header_has_a_reason_of_its_own_and_no_file_lets_everybody_in(key_fil
     assert refused(ApiKeys(key_file), "") == "NO_API_KEY"
     assert ApiKeys().authenticate(None) == ""
     assert ApiKeys().authenticate("Bearer whatever") == ""
+
+
+def test_a_key_without_a_file_is_the_only_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    access = ApiKeys(None, ALICE)
+    assert access.authenticate(f"Bearer {ALICE}") == "default"
+    assert refused(access, f"Bearer {BOB}") == "INVALID_API_KEY"
+    assert access.may_raise_priority("default")  # there is nobody else
+    access.reload()
+    assert access.authenticate(f"Bearer {ALICE}") == "default"
+    with pytest.raises(ValueError) as caught:
+        ApiKeys(None, "short")
+    assert str(caught.value) == (
+        "--api-key: the key of default has 5 characters, must have at least 16"
+    )
+
+
+def test_where_a_servers_key_comes_from(
+    key_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    asked = ["--model", str(tmp_path), "--workers", "a:1"]
+    assert not parse_config(asked).has_keys
+    monkeypatch.setenv(API_KEY_VARIABLE, f"{BOB}\n")
+    assert parse_config(asked).api_key == BOB
+    of_file = parse_config([*asked, "--api-key-file", str(key_file)])
+    assert (of_file.api_key, of_file.has_keys) == (None, True)
+    assert not caplog.messages
+    assert parse_config([*asked, "--api-key", ALICE]).api_key == ALICE
+    [warning] = caplog.messages
+    assert "--api-key shows in the process list" in warning
+    assert ALICE not in warning
+    with pytest.raises(ValueError, match="two ways to give keys"):
+        parse_config([*asked, "--api-key", ALICE, "--api-key-file", str(key_file)])
 
 
 def test_every_key_is_compared_in_constant_time(
@@ -305,8 +342,8 @@ async def test_a_key_opens_streams_and_calls_and_its_name_is_recorded(key_file: 
         assert {each.key for each in server.engine.requests.values()} == {"alice", "bob"}
 
 
-async def test_commands_send_the_key_of_a_file(
-    key_file: Path, capsys: pytest.CaptureFixture[str]
+async def test_commands_send_the_key_of_a_file_a_flag_or_the_environment(
+    key_file: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with serving(ApiKeys(key_file)) as server:
         flags = ("--address", server.address)
@@ -318,7 +355,12 @@ async def test_commands_send_the_key_of_a_file(
         assert await asyncio.to_thread(main.main, (*ask, *flags)) == 1
         assert "UNAUTHENTICATED: no API key" in capsys.readouterr().err
         assert await asyncio.to_thread(main.main, ("health", *flags)) == 0
-        assert [record.caller.key for record in server.records.all] == ["alice"]
+        assert await asyncio.to_thread(main.main, (*ask, *flags, "--api-key", BOB)) == 0
+        monkeypatch.setenv(API_KEY_VARIABLE, BOB)
+        assert await asyncio.to_thread(main.main, (*ask, *flags)) == 0
+        assert await asyncio.to_thread(main.main, (*ask, *with_key)) == 0
+        keys = [record.caller.key for record in server.records.all]
+        assert keys == ["alice", "bob", "bob", "alice"]
 
 
 async def test_two_keys_are_none(key_file: Path) -> None:
@@ -438,6 +480,7 @@ def test_beyond_this_machine_somebody_must_be_asked_who_they_are(host: str) -> N
     assert all(flag in line for flag in ("--api-key-file", "--tls-client-ca", "--insecure"))
     assert "--insecure" in check_exposure(config(host=host, insecure=True))
     assert "unencrypted" in check_exposure(config(host=host, api_key_file=Path("k")))
+    assert "unencrypted" in check_exposure(config(host=host, api_key="k"))
     pair = {"tls_cert": Path("c"), "tls_key": Path("k")}
     assert not check_exposure(config(host=host, api_key_file=Path("k"), **pair))
     assert not check_exposure(config(host=host, tls_client_ca=Path("ca"), **pair))
@@ -454,6 +497,7 @@ def test_a_limit_of_keys_needs_keys() -> None:
     with pytest.raises(ValueError, match="--max-requests-per-key 3 needs keys"):
         check_exposure(config(max_requests_per_key=3))
     check_exposure(config(max_requests_per_key=3, api_key_file=Path("k")))
+    check_exposure(config(max_requests_per_key=3, api_key="k"))
 
 
 # ---- limits of the transport ----

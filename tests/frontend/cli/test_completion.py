@@ -42,7 +42,7 @@ def test_commands_flags_and_values(script: Path, tmp_path: Path) -> None:
     (tmp_path / "a-file").touch()
     for line, expected in (
         ("switchyard ge", {"generate"}),
-        ("switchyard serve --max-n", {"--max-num-batched-tokens"}),
+        ("switchyard serve --max-m", {"--max-model-len"}),
         ("switchyard serve --cuda-graphs ", {"on", "off"}),
         ("switchyard serve --cuda-graphs on --load-format d", {"dummy"}),
         ("switchyard serve --api-key-file ", {"a-file", "a-folder"}),

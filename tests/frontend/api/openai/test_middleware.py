@@ -125,6 +125,7 @@ def test_pages_are_told_apart_where_nothing_else_is_asked() -> None:
     assert is_for_local_callers(config())
     assert is_for_local_callers(config(host="::1", cors_origin=(PAGE,)))
     assert not is_for_local_callers(config(api_key_file=Path("k")))
+    assert not is_for_local_callers(config(api_key="k"))
     assert not is_for_local_callers(config(insecure=True))
     assert not is_for_local_callers(config(host="0.0.0.0", insecure=True))
     pair = {"tls_cert": Path("c"), "tls_key": Path("k")}
