@@ -172,7 +172,8 @@ async def _connect(
     config: FrontendConfig, workers: GroupManager
 ) -> tuple[Tokenizer | None, WorkerGroup]:
     """Load the tokenizer while the workers load their weights."""
-    return await asyncio.gather(asyncio.to_thread(Tokenizer.load, config.model), workers.connect())
+    loading = asyncio.to_thread(Tokenizer.load, config.model, config.chat_template)
+    return await asyncio.gather(loading, workers.connect())
 
 
 async def _run(

@@ -39,6 +39,7 @@ class FrontendConfig:
         "name that clients put in `model`",
         name="--served-model-name", metavar="NAME", unset="the folder's name, or the Hub id",
     )  # fmt: skip
+    chat_template: Path | None = flag("Jinja template of chats", None, unset="the model folder's")
     host: str = flag("address to listen on", DEFAULT_HOST, metavar="HOST")
     port: int = flag(
         "of gRPC; 0 takes a free one", DEFAULT_PORT, metavar="PORT", at_least=0, at_most=65535

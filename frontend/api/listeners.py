@@ -45,7 +45,7 @@ class Listeners:
             config.port,
             access=access,
             tls=tls,
-            others=[vllm_engine(service, config.model)],
+            others=[vllm_engine(service, config.model, config.chat_template)],
         )
         self._http = None
         if config.http:

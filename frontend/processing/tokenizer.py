@@ -46,13 +46,18 @@ class Tokenizer:
                 self._pieces = {keep: BytePieces(self._backend, keep) for keep in (False, True)}
 
     @classmethod
-    def load(cls, folder: str | Path) -> Tokenizer | None:
+    def load(cls, folder: str | Path, chat_template: Path | None = None) -> Tokenizer | None:
         """The tokenizer in a model folder, or None when it has no tokenizer files.
 
+        Args:
+            chat_template: a file whose template goes before the folder's.
+
         Raises:
-            ValueError: its files cannot be read.
+            ValueError: the files cannot be read, or the template cannot work.
         """
         if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+            if chat_template is not None:
+                raise ValueError(f"--chat-template needs a tokenizer; {folder} has none")
             return None
         # Here, not above: it takes seconds, which a folder without a tokenizer need not wait for.
         from transformers import AutoTokenizer
@@ -64,12 +69,16 @@ class Tokenizer:
         except (OSError, ValueError, KeyError, ImportError) as error:
             detail = str(error).strip().partition("\n")[0]
             raise ValueError(f"tokenizer in {folder} cannot be read: {detail}") from error
+        origin = f"the chat template in {folder}"
+        if chat_template is not None:
+            origin = f"--chat-template {chat_template}"
+            wrapped.chat_template = _text_of(chat_template)
         loaded = cls(wrapped)
         if loaded.has_chat_template:
-            loaded._try_template(Path(folder))
+            loaded._try_template(origin)
         return loaded
 
-    def _try_template(self, folder: Path) -> None:
+    def _try_template(self, origin: str) -> None:
         """Render a word, which shows a template that is none; one may refuse the word.
 
         Raises:
@@ -91,7 +100,7 @@ class Tokenizer:
             problem = f"has an error in line {failures[0].lineno}: {failures[0].message}"
         elif not trial.is_alive():
             return
-        raise ValueError(f"the chat template in {folder} {problem}")
+        raise ValueError(f"{origin} {problem}")
 
     @property
     def vocab_size(self) -> int:
@@ -179,6 +188,14 @@ class Tokenizer:
 
     def _decode_with(self, keep_special: bool) -> Callable[[list[int]], str]:
         return lambda ids: self.decode(ids, keep_special)
+
+
+def _text_of(template: Path) -> str:
+    try:
+        return template.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise ValueError(f"--chat-template {template} cannot be read: {cause}") from error
 
 
 def check_token_ids(ids: Any, vocab_size: int, field: str) -> None:

@@ -193,6 +193,16 @@ async def test_workers_that_never_come_are_one_line(model: Path) -> None:
     assert "rank 0 at 127.0.0.1:1" in err.decode()
 
 
+async def test_a_template_for_a_folder_that_cannot_use_it_is_one_line(model: Path) -> None:
+    async with (
+        running_worker(FakeWorker()) as (_, worker),
+        frontend(model, worker, "--chat-template", "mine.jinja") as process,
+    ):
+        _, err = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
+    assert process.returncode == 1
+    assert err.decode() == f"switchyard: --chat-template needs a tokenizer; {model} has none\n"
+
+
 async def test_a_port_in_use_is_one_line(model: Path) -> None:
     async with running_worker(FakeWorker()) as (_, worker):
         port = worker.rpartition(":")[2]

@@ -39,9 +39,11 @@ CHUNK_BYTES = 1 << 20
 INT32_MAX = 2**31 - 1
 
 
-def vllm_engine(service: Service, folder: Path) -> Callable[[grpc.aio.Server], None]:
+def vllm_engine(
+    service: Service, folder: Path, chat_template: Path | None = None
+) -> Callable[[grpc.aio.Server], None]:
     """Adds the protocol to a server; for the arguments see `VllmEngineServicer`."""
-    servicer = VllmEngineServicer(service, folder)
+    servicer = VllmEngineServicer(service, folder, chat_template)
     return functools.partial(vllm_engine_pb2_grpc.add_VllmEngineServicer_to_server, servicer)
 
 
@@ -50,11 +52,13 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
 
     Args:
         folder: the model's, for its tokenizer and config.json.
+        chat_template: a file whose template goes before the folder's.
     """
 
-    def __init__(self, service: Service, folder: Path) -> None:
+    def __init__(self, service: Service, folder: Path, chat_template: Path | None = None) -> None:
         self._service = service
         self._folder = folder
+        self._chat_template = chat_template
         self._started = time.monotonic()
         self._last_request = 0.0
 
@@ -169,7 +173,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
                 "this model has no tokenizer; give the router a --tokenizer-path",
                 reason="NO_TOKENIZER",
             )
-        data, digest = await asyncio.to_thread(tokenizer_archive, self._folder)
+        data, digest = await asyncio.to_thread(tokenizer_archive, self._folder, self._chat_template)
         for begin in range(0, len(data), CHUNK_BYTES):
             part = data[begin : begin + CHUNK_BYTES]
             is_last = begin + CHUNK_BYTES >= len(data)

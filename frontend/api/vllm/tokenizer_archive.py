@@ -10,10 +10,11 @@ import io
 import zipfile
 from pathlib import Path
 
+_TEMPLATE = "chat_template.jinja"
 # No weights; a template may be a file of its own.
 _FILES = (
     "added_tokens.json",
-    "chat_template.jinja",
+    _TEMPLATE,
     "chat_template.json",
     "config.json",
     "generation_config.json",
@@ -29,8 +30,11 @@ _FILES = (
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-def tokenizer_archive(folder: Path) -> tuple[bytes, str]:
+def tokenizer_archive(folder: Path, chat_template: Path | None = None) -> tuple[bytes, str]:
     """The zip file and its SHA-256; the same bytes whenever the files are the same.
+
+    Args:
+        chat_template: a file whose template goes before the folder's.
 
     Raises:
         OSError: a file cannot be read.
@@ -39,6 +43,8 @@ def tokenizer_archive(folder: Path) -> tuple[bytes, str]:
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _FILES:
             path = folder / name
+            if name == _TEMPLATE and chat_template is not None:
+                path = chat_template
             if path.is_file():
                 # A fixed time, so that replicas of one model give one fingerprint.
                 entry = zipfile.ZipInfo(name, _EPOCH)

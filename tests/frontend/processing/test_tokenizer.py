@@ -117,6 +117,24 @@ def test_a_template_that_cannot_work_is_one_line_at_the_start(
     (folder / "chat_template.jinja").write_text(template)
     with pytest.raises(ValueError, match=f"the chat template in .* {problem}"):
         Tokenizer.load(folder)
+    given = folder / "chat_template.jinja"
+    with pytest.raises(ValueError, match=f"--chat-template {given} {problem}"):
+        Tokenizer.load(tokenizer_folder, given)
+
+
+def test_a_template_of_ones_own_goes_before_the_folders(
+    tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.jinja"
+    path.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
+    loaded = Tokenizer.load(tokenizer_folder, path)
+    assert loaded is not None
+    ids = loaded.render_chat([{"role": "user", "content": "hi"}], {})
+    assert loaded.decode(ids, keep_special_tokens=True) == "[hi]"
+    with pytest.raises(ValueError, match=r"--chat-template .*nowhere cannot be read: No such file"):
+        Tokenizer.load(tokenizer_folder, tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=f"--chat-template needs a tokenizer; {tmp_path} has none"):
+        Tokenizer.load(tmp_path, path)
 
 
 def test_threads_may_share_it(tokenizer: Tokenizer) -> None:

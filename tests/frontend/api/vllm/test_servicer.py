@@ -22,6 +22,7 @@ from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.vllm.request import generate_request
 from frontend.api.vllm.servicer import vllm_engine
+from frontend.api.vllm.tokenizer_archive import tokenizer_archive
 from frontend.errors import RequestError
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -260,3 +261,14 @@ async def test_the_tokenizer_travels_without_the_weights(folder: Path) -> None:
         names = set(archive.namelist())
         assert archive.read("chat_template.jinja") == b"{{ messages }}"
     assert names == {"config.json", "tokenizer.json", "chat_template.jinja"}
+
+
+def test_a_router_gets_the_template_that_is_used(folder: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "mine.jinja"
+    mine.write_text("[{{ messages }}]")
+    for has_its_own in (True, False):
+        data, _ = tokenizer_archive(folder, mine)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            assert archive.read("chat_template.jinja") == mine.read_bytes()
+        if has_its_own:
+            (folder / "chat_template.jinja").unlink()
