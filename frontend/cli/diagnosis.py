@@ -1,8 +1,8 @@
 """Why a client gets no answer: nobody listens there, it is HTTP's port, only one side encrypts, a
 certificate is refused.
 
-Asks the address over a socket of its own, for gRPC calls all of these unavailable. Knows nothing of
-calls, and of flags only their names.
+Asks the address over a socket of its own, for gRPC calls all of these unavailable. Knows of flags
+only their names.
 """
 
 from __future__ import annotations
@@ -11,12 +11,23 @@ import contextlib
 import socket
 import ssl
 
-from switchyard.channel import Tls
+import grpc
 
+from switchyard.channel import Tls
+from switchyard.client import ServerError
+
+_NO_ANSWER = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED)
 _SECONDS = 2.0  # for each answer
 # HTTP/2's opening words and an empty SETTINGS frame, to which a gRPC server answers with its own.
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0\4\0\0\0\0\0"
 _SETTINGS = b"\4"
+
+
+def explain(error: ServerError, address: str, tls: Tls | None) -> str:
+    """One line: what went wrong with a call, and what to do."""
+    if error.code in _NO_ANSWER and not error.reason:
+        return why_no_answer(address, tls)
+    return f"{error.code.name}: {error.message}"
 
 
 def why_no_answer(address: str, tls: Tls | None) -> str:

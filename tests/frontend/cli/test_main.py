@@ -129,7 +129,7 @@ async def test_errors_are_one_line(running: Running, nobody: str, capsys) -> Non
 
 
 async def test_chat_keeps_and_forgets(running: Running, capsys, monkeypatch) -> None:
-    lines = iter(["hi", "more", "/reset", "new"])
+    lines = iter(["hi", "more", "/help", "/reset", "/no or", "/a/path", " /x", "/quit", "no"])
 
     def typed(prompt: str) -> str:
         try:
@@ -141,8 +141,15 @@ async def test_chat_keeps_and_forgets(running: Running, capsys, monkeypatch) -> 
     code = await run("chat", "--address", running.address, "--system", "S", "--max-new-tokens", "2")
     assert code == 0
     prompts = [bytes(request.prompt_ids) for request in running.engine.requests.values()]
-    assert prompts == [b"s:Su:hi", b"s:Su:hia:jku:more", b"s:Su:new"]
-    assert capsys.readouterr().out.startswith("jk\nfg\nxy\n")
+    assert prompts[:2] == [b"s:Su:hi", b"s:Su:hia:jku:more"]
+    # No command reaches the model; what only looks like one does.
+    assert prompts[2] == b"s:Su:/a/path"
+    assert prompts[3].endswith(b"u:/x")
+    assert len(prompts) == 4
+    out, err = capsys.readouterr()
+    assert out.startswith("jk\nfg\n")
+    for line in ("/reset  forget the conversation", "no command /no; /help lists them"):
+        assert line in err
 
 
 async def test_probe_codes(running: Running, nobody: str, capsys) -> None:
