@@ -7,26 +7,17 @@ nothing of processes, devices or weights.
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from moe.config import MoEConfig
-from workers.model_types import MODEL_TYPES, MoEKeys, Values
+from switchyard.model_files import read_object, shown
+from workers.config_keys import read_keys, refuse_quantized
+from workers.model_types import MODEL_TYPES, MoEKeys
 
-# Null is a value of its own: as many as query heads; hidden_size / heads.
-_NULLABLE = ("num_key_value_heads", "head_dim")
 _DEFAULT_ROPE_THETA = 10000.0
-_SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "intermediate_size",
-    "num_layers",
-    "num_heads",
-    "num_kv_heads",
-    "head_dim",
-    "max_position_embeddings",
-)
+_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
+_MAX_END_TOKENS = 256
 _TORCH_DTYPES = ("bfloat16", "float16", "float32")
 
 
@@ -38,7 +29,9 @@ class ModelConfig:
         architecture: key of workers.models.MODELS.
         moe: the experts' numbers; None for a dense model.
         moe_layers: for each layer, whether its MLP is a mixture.
+        eos_token_ids: of both files, those of generation_config.json first.
         dtype: the checkpoint's own, a torch dtype's name.
+        unknown_keys: of config.json; nothing here knows what they mean.
     """
 
     architecture: str
@@ -57,13 +50,9 @@ class ModelConfig:
     dtype: str
     moe: MoEConfig | None
     moe_layers: tuple[bool, ...]
+    unknown_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in _SIZES:
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if any(type(token) is not int for token in self.eos_token_ids):
-            raise ValueError(f"eos_token_id {list(self.eos_token_ids)} must be whole numbers")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_attention_heads {self.num_heads} is not a multiple of "
@@ -93,19 +82,22 @@ class ModelConfig:
         Raises:
             ValueError: one line naming the file and what is wrong or not built.
         """
-        raw = _read_json(folder / "config.json")
+        path = folder / "config.json"
+        raw = read_object(path)
         try:
             config = cls.from_hf(raw)
         except ValueError as error:
-            raise ValueError(f"{folder / 'config.json'}: {error}") from None
-        except (TypeError, AttributeError) as error:
-            raise ValueError(f"{folder / 'config.json'}: wrong type: {error}") from None
-        generation = folder / "generation_config.json"
-        if generation.exists():
-            eos = _token_ids(_read_json(generation).get("eos_token_id"))
-            if eos:
-                config = dataclasses.replace(config, eos_token_ids=eos)
-        return config
+            raise ValueError(f"{path}: {error}") from None
+        path = folder / "generation_config.json"
+        if not path.exists():
+            return config
+        raw = read_object(path)
+        try:
+            ids = _end_tokens(raw, config.vocab_size)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        both = tuple(dict.fromkeys((*ids, *config.eos_token_ids)))
+        return dataclasses.replace(config, eos_token_ids=both)
 
     @classmethod
     def from_hf(cls, raw: dict[str, Any]) -> ModelConfig:
@@ -114,16 +106,14 @@ class ModelConfig:
         entry = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
         if entry is None:
             known = ", ".join(sorted(MODEL_TYPES))
-            raise ValueError(f"model_type {model_type!r} is not supported; known: {known}")
-        _check_types(raw, entry.defaults)
-        _refuse_unbuilt(raw)
-        for key in ("num_attention_heads", "decoder_sparse_step"):
-            if raw.get(key) == 0:
-                raise ValueError(f"{key} is 0; it must be at least 1")
-        given = {key: value for key, value in raw.items() if value is not None or key in _NULLABLE}
-        values = {**entry.defaults, **given}
+            raise ValueError(f"model_type {shown(model_type)} is not supported; known: {known}")
+        refuse_quantized(raw)
+        values, unknown = read_keys(raw, entry)
+        _refuse_other_attention(raw, values["num_hidden_layers"])
+        theta, unknown_of_rope = _rope(raw)
         num_layers = values["num_hidden_layers"]
         heads = values["num_attention_heads"]
+        kv_heads = values["num_key_value_heads"]
         return cls(
             architecture=entry.architecture,
             vocab_size=values["vocab_size"],
@@ -131,77 +121,85 @@ class ModelConfig:
             intermediate_size=values["intermediate_size"],
             num_layers=num_layers,
             num_heads=heads,
-            num_kv_heads=values["num_key_value_heads"] or heads,
+            num_kv_heads=heads if kv_heads is None else kv_heads,
             head_dim=values.get("head_dim") or values["hidden_size"] // heads,
             rms_norm_eps=values["rms_norm_eps"],
-            rope_theta=_rope_theta(raw),
+            rope_theta=theta,
             max_position_embeddings=values["max_position_embeddings"],
             tie_word_embeddings=values["tie_word_embeddings"],
-            eos_token_ids=_token_ids(raw.get("eos_token_id")),
+            eos_token_ids=_end_tokens(raw, values["vocab_size"]),
             dtype=_dtype(raw),
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
+            unknown_keys=(*unknown, *unknown_of_rope),
         )
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"{path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ValueError(f"{path}: not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path}: not a JSON object")
-    return value
+def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:
+    """Refuse windows, which a type of ours has when it is told to, and other kinds of layers."""
+    window = raw.get("sliding_window", "the default")
+    if raw.get("use_sliding_window") and window is not None:
+        raise ValueError(
+            f"use_sliding_window is set, sliding_window {shown(window)}; only full attention is "
+            "built: serve a model without"
+        )
+    kinds = raw.get("layer_types")
+    if kinds is not None and kinds != ["full_attention"] * num_layers:
+        raise ValueError(
+            f"layer_types is {shown(kinds)}; it must be full_attention, once for each of "
+            f"num_hidden_layers {num_layers}: no other kind is built"
+        )
 
 
-def _check_types(raw: dict[str, Any], defaults: Values) -> None:
-    """Each key that is read has its default's type; null means absent, a float may be whole."""
-    for key, default in {**defaults, "num_local_experts": 0, "head_dim": 0}.items():
-        value = raw.get(key)
-        wanted = (float, int) if isinstance(default, float) else (type(default),)
-        if value is not None and type(value) not in wanted:
-            names = " or ".join(kind.__name__ for kind in wanted)
-            raise ValueError(f"{key} is {value!r}; it must be {names}")
-
-
-def _refuse_unbuilt(raw: dict[str, Any]) -> None:
-    """What changes the mathematics and is not built is refused by name."""
-    if raw.get("quantization_config"):
-        raise ValueError("quantization_config is set; only unquantized weights are supported")
-    if raw.get("use_sliding_window") and raw.get("sliding_window"):
-        raise ValueError("use_sliding_window is set; only full attention is supported")
-    if any(kind != "full_attention" for kind in raw.get("layer_types") or ()):
-        raise ValueError("layer_types names other than full_attention; only that is supported")
-    if raw.get("attention_bias"):
-        raise ValueError("attention_bias is set; only projections without bias are supported")
-    if (raw.get("hidden_act") or "silu") != "silu":
-        raise ValueError(f"hidden_act is {raw['hidden_act']!r}; only silu is supported")
-
-
-def _rope_theta(raw: dict[str, Any]) -> float:
-    scaling = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
-    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+def _rope(raw: dict[str, Any]) -> tuple[float, list[str]]:
+    """The base of the wavelengths, and keys that nothing here knows. As in transformers, of two
+    spellings the older one counts."""
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    said = raw.get(key) or {}
+    if not isinstance(said, dict):
+        raise ValueError(f"{key} is {shown(said)}; it must be an object")
+    kind = said.get("rope_type") or said.get("type") or "default"
     if kind != "default":
-        key = "rope_parameters" if raw.get("rope_parameters") else "rope_scaling"
-        raise ValueError(f"{key} asks for {kind!r}; only default rotary embedding is supported")
-    if scaling.get("partial_rotary_factor", 1.0) != 1.0:
-        raise ValueError("partial_rotary_factor is set; only full rotary embedding is supported")
-    return float(scaling.get("rope_theta") or raw.get("rope_theta") or _DEFAULT_ROPE_THETA)
+        raise ValueError(
+            f"{key} asks for {shown(kind)}; only the default rotary embedding is built: remove it "
+            "to serve the context that the model was trained with"
+        )
+    if (part := said.get("partial_rotary_factor")) not in (None, 1):
+        raise ValueError(
+            f"{key} has partial_rotary_factor {shown(part)}; only full rotary embedding is built"
+        )
+    given = (said.get("rope_theta"), raw.get("rope_theta"), _DEFAULT_ROPE_THETA)
+    theta = next(each for each in given if each is not None)
+    if type(theta) not in (int, float) or not (1 <= theta <= 1e15):
+        raise ValueError(f"rope_theta is {shown(theta)}; it must be a number from 1 to 1e15")
+    return float(theta), [f"{key}.{name}" for name in said if name not in _ROPE_KEYS]
 
 
 def _dtype(raw: dict[str, Any]) -> str:
     dtype = raw.get("dtype") or raw.get("torch_dtype") or "float32"
     if dtype not in _TORCH_DTYPES:
-        raise ValueError(f"dtype is {dtype!r}; known: {', '.join(_TORCH_DTYPES)}")
+        raise ValueError(f"dtype is {shown(dtype)}; known: {', '.join(_TORCH_DTYPES)}")
     return str(dtype)
 
 
-def _token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    if value is None:
+def _end_tokens(raw: dict[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """The end tokens that a file names: one, a list of them, or none."""
+    said = raw.get("eos_token_id")
+    if said is None:
         return ()
-    return (value,) if isinstance(value, int) else tuple(value)
+    ids = said if isinstance(said, list) else [said]
+    if len(ids) > _MAX_END_TOKENS or any(type(token) is not int for token in ids):
+        raise ValueError(
+            f"eos_token_id is {shown(said)}; it must be a whole number, or a list of at most "
+            f"{_MAX_END_TOKENS}"
+        )
+    for token in ids:
+        if not 0 <= token < vocab_size:
+            raise ValueError(
+                f"eos_token_id {shown(token)} is not in the vocabulary, whose vocab_size is "
+                f"{vocab_size}; name a token that the model can draw"
+            )
+    return tuple(ids)
 
 
 def _moe_layers(keys: MoEKeys | None, values: dict[str, Any], num_layers: int) -> tuple[bool, ...]:

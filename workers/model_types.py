@@ -114,12 +114,9 @@ class ModelType:
 COMMON_DEFAULTS: Values = {
     "vocab_size": 151936,
     "num_attention_heads": 32,
-    "hidden_act": "silu",
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
-    "attention_bias": False,
-    "use_sliding_window": False,
 }
 
 MODEL_TYPES: dict[str, ModelType] = {
