@@ -54,9 +54,9 @@ LAYERS = {
         "workers.sampling", "workers.staging",
     },
     "workers/rank": {
-        "workers.attention", "workers.config", "workers.distributed", "workers.launcher",
-        "workers.model_config", "workers.models", "workers.sampling", "workers.step",
-        "workers.weight_loading",
+        "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",
+        "workers.launcher", "workers.model_config", "workers.models", "workers.sampling",
+        "workers.step", "workers.weight_loading",
     },
     "moe/base": set(),
     "moe/kernels": {"moe.base"},

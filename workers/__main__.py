@@ -14,14 +14,18 @@ import sys
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import resolve_runner
 from switchyard.flags import add_flags, read
+from switchyard.model_files import shown
 from switchyard.parser import Parser
 from switchyard.worker.limits import check_limits
 from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
+from workers.checkpoint import Checkpoint
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
 from workers.model_config import ModelConfig
+
+_MAX_NAMES = 5  # of unknown keys, in one line
 
 
 def parser() -> Parser:
@@ -37,8 +41,8 @@ def parser() -> Parser:
 
 def configure(
     flags: argparse.Namespace,
-) -> tuple[WorkerConfig, ParallelConfig, LauncherConfig]:
-    """Flags to configs that fit the model's config.json.
+) -> tuple[WorkerConfig, ParallelConfig, LauncherConfig, ModelConfig]:
+    """Flags to configs that fit the model's config.json, and what that says.
 
     Raises:
         ValueError: one line naming the flag or the file, the numbers and the choices.
@@ -54,7 +58,7 @@ def configure(
         has_experts=model.moe is not None and any(model.moe_layers),
     )
     model.check_tensor_parallel(parallel.tp)
-    return config, parallel, read(LauncherConfig, flags)
+    return config, parallel, read(LauncherConfig, flags), model
 
 
 def main() -> int:
@@ -62,15 +66,29 @@ def main() -> int:
     flags = parser().parse_args()
     try:
         check_limits(ranks=True)
-        config, parallel, launch = configure(flags)
+        config, parallel, launch, model = configure(flags)
         secret = read_secret(config.link_secret_file)
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
+        if config.load_format != "dummy":
+            Checkpoint(config.model)  # ranks read it again, once they have torch
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED
-    sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n")
+    sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n{_unknown(model.unknown_keys)}")
     sys.stderr.flush()
     return _run(config, parallel, launch, secret, nproc)
+
+
+def _unknown(keys: tuple[str, ...]) -> str:
+    """The line that tells of keys in config.json that may mean another model; none without."""
+    if not keys:
+        return ""
+    names = ", ".join(map(shown, keys[:_MAX_NAMES]))
+    more = f" and {len(keys) - _MAX_NAMES} more" if len(keys) > _MAX_NAMES else ""
+    return (
+        f"switchyard workers: config.json has {names}{more}, which nothing here reads: answers are "
+        "another model's if that changes the mathematics\n"
+    )
 
 
 def _run(

@@ -86,7 +86,7 @@ def test_every_container_says_what_it_needs(pod: Document, name: str) -> None:
 def test_there_is_a_gpu_for_every_rank(pod: Document) -> None:
     workers = containers(pod)["workers"]
     given = worker_flags().parse_args(flags(workers))
-    config, parallel, _ = configure(given)
+    config, parallel, *_ = configure(given)
 
     assert config.device == "cuda"
     assert workers["resources"]["limits"]["nvidia.com/gpu"] == parallel.tp * parallel.dp

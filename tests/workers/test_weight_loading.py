@@ -1,8 +1,7 @@
-"""Loading is strict and rank-local: bytes are counted, and every damage has its one line."""
+"""Loading is strict and rank-local: bytes are counted; tensors that do not fit have one line."""
 
 import json
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,12 @@ from safetensors.torch import load_file, save_file
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.dispatch import ExpertGroups
 from tests.workers.tiny_models import random_config, save_model
+from workers.checkpoint import Checkpoint
 from workers.distributed import Groups
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext
-from workers.weight_loading import (
-    Checkpoint,
-    WeightsError,
-    expected_bytes,
-    load_weights,
-    make_up_weights,
-)
+from workers.weight_loading import expected_bytes, load_weights, make_up_weights
 
 SHARDED = "model-00002-of-00002.safetensors"
 
@@ -158,28 +152,6 @@ def rewrite(path: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> No
     save_file(tensors, path)
 
 
-def truncate(path: Path) -> None:
-    data = (path / SHARDED).read_bytes()
-    (path / SHARDED).write_bytes(data[:-100])
-
-
-def huge_header(path: Path) -> None:
-    data = (path / SHARDED).read_bytes()
-    (path / SHARDED).write_bytes(struct.pack("<Q", 1 << 62) + data[8:])
-
-
-def garbage_header(path: Path) -> None:
-    (path / SHARDED).write_bytes(struct.pack("<Q", 4) + b"{..}" + bytes(64))
-
-
-def empty_file(path: Path) -> None:
-    (path / SHARDED).write_bytes(b"")
-
-
-def delete_shard(path: Path) -> None:
-    (path / SHARDED).unlink()
-
-
 def drop_tensor(path: Path) -> None:
     def change(tensors: dict[str, torch.Tensor]) -> None:
         del tensors["model.norm.weight"]
@@ -211,44 +183,13 @@ def wrong_dtype(path: Path) -> None:
     rewrite(path / SHARDED, change)
 
 
-def duplicate(path: Path) -> None:
-    other = load_file(path / "model-00001-of-00002.safetensors")
-    name, tensor = next(iter(other.items()))
-    rewrite(path / SHARDED, lambda tensors: tensors.update({name: tensor}))
-
-
-def outside(path: Path) -> None:
-    shutil.move(path / SHARDED, path.parent / SHARDED)
-    index = json.loads((path / "model.safetensors.index.json").read_text())["weight_map"]
-    moved = {k: f"../{v}" if v == SHARDED else v for k, v in index.items()}
-    write_index(path, moved)
-
-
-def linked_outside(path: Path) -> None:
-    shutil.move(path / SHARDED, path.parent / SHARDED)
-    (path / SHARDED).symlink_to(path.parent / SHARDED)
-
-
-def broken_index(path: Path) -> None:
-    (path / "model.safetensors.index.json").write_text('{"weight_map": [1]}')
-
-
 # What is done to the folder, and what the one line must name.
 DAMAGES = {
-    truncate: (SHARDED, "truncated"),
-    huge_header: (SHARDED, "truncated or not safetensors"),
-    garbage_header: (SHARDED, "malformed"),
-    empty_file: (SHARDED, "truncated"),
-    delete_shard: (SHARDED, "No such file"),
     drop_tensor: (SHARDED, "model.norm.weight is missing"),
     drop_from_index_too: ("copy", "model.norm.weight is missing"),
     add_tensor: (SHARDED, "tensor extra is not part"),
     wrong_shape: (SHARDED, "model.norm.weight has shape"),
     wrong_dtype: (SHARDED, "model.norm.weight has type I8"),
-    duplicate: (SHARDED, "is also in"),
-    outside: ("index.json", "outside the folder"),
-    linked_outside: ("index.json", "outside the folder"),
-    broken_index: ("index.json", "weight_map"),
 }
 
 
@@ -257,7 +198,7 @@ def test_damage_has_its_one_line(damage: Callable[[Path], None], copy: Path) -> 
     model = model_of(copy, layout(2, 1, None), 1)
     before = [parameter.clone() for parameter in model.parameters()]
     damage(copy)
-    with pytest.raises(WeightsError) as raised:
+    with pytest.raises(ValueError) as raised:
         load_weights(model.checkpoint_slices(), Checkpoint(copy))
     file, what = DAMAGES[damage]
     line = str(raised.value)
@@ -276,7 +217,12 @@ def test_an_intact_copy_in_shards_loads(copy: Path) -> None:
     assert loaded.bytes_read == sum(p.numel() * 4 for p in model.parameters())
 
 
-def test_a_folder_without_weights_says_what_would_serve_it(folder: Path, tmp_path: Path) -> None:
-    shutil.copy(folder / "config.json", tmp_path)
-    with pytest.raises(WeightsError, match="--load-format dummy"):
-        Checkpoint(tmp_path)
+def test_saved_tables_of_positions_are_skipped(copy: Path) -> None:
+    """They follow from config.json, and old programs save them."""
+    index = json.loads((copy / "model.safetensors.index.json").read_text())["weight_map"]
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    rewrite(copy / SHARDED, lambda tensors: tensors.update({name: torch.zeros(4).double()}))
+    write_index(copy, {**index, name: SHARDED})
+    model = model_of(copy, layout(1, 1, None), 0)
+    loaded = load_weights(model.checkpoint_slices(), Checkpoint(copy))
+    assert loaded.bytes_read == sum(p.numel() * 4 for p in model.parameters())

@@ -89,6 +89,13 @@ def free_bytes(
     return int(memory_fraction * _available_memory()) // ranks_here
 
 
+def unused_bytes(device: torch.device, ranks_here: int) -> int:
+    """Bytes that nobody uses now: of a card, or this rank's share of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return _available_memory() // ranks_here
+
+
 def blocks_that_fit(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:
     """Blocks of the KV cache: as many as fit, but not more than all slots together can use.
 

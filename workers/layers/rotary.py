@@ -22,14 +22,18 @@ class RotaryEmbedding(nn.Module):
         self, head_dim: int, max_positions: int, theta: float, device: torch.device
     ) -> None:
         super().__init__()
+        self.cos = nn.Buffer(
+            torch.empty(max_positions, head_dim, dtype=torch.float32, device=device),
+            persistent=False,
+        )
+        self.sin = nn.Buffer(torch.empty_like(self.cos), persistent=False)
+        if device.type == "meta":
+            return  # a plan's tables have no values; to work them out there takes seconds
         powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
         positions = torch.arange(max_positions, dtype=torch.float32, device=device)
         angles = torch.outer(positions, 1.0 / theta**powers)
-        angles = torch.cat((angles, angles), dim=-1)
-        self.cos: torch.Tensor
-        self.sin: torch.Tensor
-        self.register_buffer("cos", angles.cos(), persistent=False)
-        self.register_buffer("sin", angles.sin(), persistent=False)
+        self.cos.unflatten(1, (2, -1)).copy_(angles.cos().unsqueeze(1))
+        self.sin.unflatten(1, (2, -1)).copy_(angles.sin().unsqueeze(1))
 
     def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines ``[T, 1, D]`` in fp32."""

@@ -16,17 +16,19 @@ import torch
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
-from workers.attention.kv_cache import CacheSizes, KVCache
+from workers.attention.kv_cache import CacheSizes, KVCache, unused_bytes
+from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext, Model
 from workers.rank import graph_capture, kv_sizing
+from workers.rank.model_plan import check_plan
 from workers.rank.runner_factory import RunnerFactory, device_name
 from workers.step.graphs import NO_GRAPHS
 from workers.step.runner import Runner
-from workers.weight_loading import Checkpoint, LoadedWeights, load_weights, make_up_weights
+from workers.weight_loading import LoadedWeights, load_weights, make_up_weights
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +103,10 @@ def start(
         device=device,
         packed_experts=checkpoint is not None and checkpoint.packed_experts,
     )
-    model = MODELS[model_config.architecture](model_config, build)
+    architecture = MODELS[model_config.architecture]
+    unused = unused_bytes(device, ranks_here())
+    check_plan(architecture, model_config, build, checkpoint, unused_bytes=unused)
+    model = architecture(model_config, build)
     loaded = _load(model, checkpoint, config)
     log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
     runner, timed_tokens, timed_seconds = _make_runner(model, config, model_config, build)

@@ -1,0 +1,92 @@
+"""A rank learns whether its model fits before anything of it is made."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.workers.steps import start_rank
+from tests.workers.tiny_models import random_config, save_model
+from workers.models import MODELS
+from workers.models.base import BuildContext
+from workers.rank import startup
+
+Devices = list[torch.device]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    config = random_config(3, moe=True)
+    config.tie_word_embeddings, config.decoder_sparse_step = False, 1
+    save_model(config, tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def built_on(monkeypatch: pytest.MonkeyPatch) -> Devices:
+    """The devices that models were built on."""
+    devices: Devices = []
+    for name, make in MODELS.items():
+
+        def spy(config: Any, build: BuildContext, make: Any = make) -> Any:
+            devices.append(build.device)
+            return make(config, build)
+
+        monkeypatch.setitem(MODELS, name, spy)
+    return devices
+
+
+def change(folder: Path, **values: Any) -> None:
+    raw = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**raw, **values}))
+
+
+def spare(monkeypatch: pytest.MonkeyPatch, num_bytes: int) -> None:
+    monkeypatch.setattr(startup, "unused_bytes", lambda device, ranks_here: num_bytes)
+
+
+def test_what_is_counted_is_what_is_then_held(
+    folder: Path, built_on: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rank = start_rank(folder)
+    assert [device.type for device in built_on] == ["meta", "cpu"]
+    assert isinstance(rank.model, torch.nn.Module)
+    parts = (*rank.model.parameters(), *rank.model.buffers())
+    held = sum(each.nbytes for each in parts)
+    spare(monkeypatch, held)
+    start_rank(folder)
+    spare(monkeypatch, held - 1)
+    with pytest.raises(ValueError, match=r"a rank's weights take 0\.0 GiB"):
+        start_rank(folder)
+
+
+def test_a_model_beyond_the_memory_is_told_before_it_is_made(
+    folder: Path, built_on: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare(monkeypatch, 16 << 30)
+    change(folder, hidden_size=1 << 18, moe_intermediate_size=1 << 24)
+    with pytest.raises(ValueError, match=r"weights take \d{5,}\.\d GiB .* has 16.0 GiB to spare"):
+        start_rank(folder, load_format="dummy")
+    assert [device.type for device in built_on] == ["meta"]
+
+
+def test_tables_of_positions_count_and_their_flag_is_named(
+    folder: Path, built_on: Devices, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spare(monkeypatch, 4 << 30)
+    change(folder, max_position_embeddings=1 << 27)
+    with pytest.raises(ValueError, match=r"tables of 134217728 positions \d+.*--max-model-len"):
+        start_rank(folder)
+    assert [device.type for device in built_on] == ["meta"]
+    assert start_rank(folder, max_model_len=64).max_model_len == 64
+
+
+def test_a_model_unlike_its_checkpoint_is_not_made(folder: Path, built_on: Devices) -> None:
+    change(folder, num_hidden_layers=1000, layer_types=None)
+    with pytest.raises(ValueError, match=r"tensor model\.layers\.\d+\.\S+ is missing"):
+        start_rank(folder)
+    assert [device.type for device in built_on] == ["meta"]
