@@ -81,6 +81,7 @@ class MadeUpTokenizer:
 
     has_chat_template = False
     library_tokenizer = None
+    eos_token_id = None
 
     def __init__(self) -> None:
         self._pieces = make_pieces(random.Random(0))

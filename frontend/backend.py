@@ -42,6 +42,9 @@ class TokenizerLike(Protocol):
     @property
     def library_tokenizer(self) -> tokenizers.Tokenizer | None: ...
 
+    @property
+    def eos_token_id(self) -> int | None: ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
@@ -86,3 +89,13 @@ class Backend:
     max_queued_requests: int
     experts: Experts | None = None
     prefix_cache: bool = True
+
+    @property
+    def end_token_ids(self) -> tuple[int, ...]:
+        """What ends a sequence: the model's end tokens, and the tokenizer's own if the model has
+        it. A folder's configs and its tokenizer may disagree, and a chat ends by the latter's."""
+        own = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        ids = self.info.eos_token_ids
+        if own is None or own in ids or own >= self.info.vocab_size:
+            return ids
+        return (*ids, own)

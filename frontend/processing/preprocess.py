@@ -47,7 +47,7 @@ async def make_requests(
     check_generated(request, num_samples, info.vocab_size)
     sampling_params.check_stops(request.stop_conditions, info.vocab_size)
     params = sampling_params.sampling_params(
-        request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=info.eos_token_ids
+        request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=backend.end_token_ids
     )
     queue_seconds = _queue_seconds(request)
     if request.HasField("constraint"):
@@ -62,7 +62,7 @@ async def make_requests(
         prompt_tokens=len(ids),
         max_context=info.max_model_len,
         cache_tokens=info.num_blocks * info.block_size,
-        eos_token_ids=frozenset(info.eos_token_ids),
+        eos_token_ids=frozenset(backend.end_token_ids),
     )
     matchers: Sequence[Matcher | None] = [None] * num_samples
     if request.HasField("constraint"):

@@ -66,8 +66,8 @@ class Tokenizer:
             wrapped = AutoTokenizer.from_pretrained(
                 str(folder), local_files_only=True, trust_remote_code=False
             )
-        except (OSError, ValueError, KeyError, ImportError) as error:
-            detail = str(error).strip().partition("\n")[0]
+        except Exception as error:  # the libraries raise of all kinds, `Exception` itself too
+            detail = str(error).strip().partition("\n")[0] or type(error).__name__
             raise ValueError(f"tokenizer in {folder} cannot be read: {detail}") from error
         origin = f"the chat template in {folder}"
         if chat_template is not None:
@@ -116,6 +116,12 @@ class Tokenizer:
     def library_tokenizer(self) -> tokenizers.Tokenizer | None:
         """As the tokenizers library has it; None for one of another library."""
         return self._backend
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """Its own end token; None where it has none."""
+        token_id = self._wrapped.eos_token_id
+        return token_id if isinstance(token_id, int) else None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Ids of a text; by default with the special tokens that the model's tokenizer adds."""

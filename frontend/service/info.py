@@ -25,7 +25,7 @@ def model_info(backend: Backend, name: str) -> pb.GetModelInfoResponse:
         architecture=info.architecture,
         max_context_tokens=info.max_model_len,
         vocab_size=info.vocab_size,
-        eos_token_ids=info.eos_token_ids,
+        eos_token_ids=backend.end_token_ids,
         weights_sha256=info.weights_sha256,
         default_sampling=pb.SamplingParams(
             **{field: value for field, value in defaults.items() if value is not None}

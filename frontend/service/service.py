@@ -79,7 +79,7 @@ class Service:
         self._compiler = Compiler(
             None if backend.tokenizer is None else backend.tokenizer.library_tokenizer,
             vocab_size=backend.info.vocab_size,
-            eos_token_ids=backend.info.eos_token_ids,
+            eos_token_ids=backend.end_token_ids,
         )
         self._state = State.SERVING
 

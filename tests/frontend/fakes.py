@@ -185,6 +185,7 @@ class FakeTokenizer:
     """A byte is a token. The template refuses turns that begin with the assistant's."""
 
     has_chat_template = True
+    eos_token_id: int | None = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return list(text.encode())

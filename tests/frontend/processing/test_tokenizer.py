@@ -41,6 +41,10 @@ def test_encode_is_the_library_s_and_decode_its_inverse(tokenizer: Tokenizer) ->
     assert tokenizer.vocab_size == backend.get_vocab_size()
 
 
+def test_its_own_end_token_is_the_folder_s(tokenizer: Tokenizer) -> None:
+    assert tokenizer.eos_token_id == byte_level_backend().token_to_id("<|end|>")
+
+
 def test_special_tokens_are_kept_or_left_out(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("fox<|end|>dog")
     assert tokenizer.decode(ids, keep_special_tokens=True) == "fox<|end|>dog"

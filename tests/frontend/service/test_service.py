@@ -232,6 +232,23 @@ async def test_stops_reach_the_engine() -> None:
     assert engine.requests["b"].stops.eos_token_ids == frozenset()
 
 
+@pytest.mark.parametrize(
+    ("own", "ends"),
+    [(5, {0, 5}), (0, {0}), (None, {0}), (VOCAB_SIZE, {0}), (VOCAB_SIZE - 1, {0, VOCAB_SIZE - 1})],
+)
+async def test_the_tokenizer_s_end_token_ends_too(own: int | None, ends: set[int]) -> None:
+    """Unless the model does not have it: a worker would be asked to suppress it."""
+    tokenizer, engine = FakeTokenizer(), FakeEngine()
+    tokenizer.eos_token_id = own
+    service = opened(engine, tokenizer=tokenizer)
+    request = generate_request()
+    request.request_id = "a"
+    request.stop_conditions.min_new_tokens = 1
+    await collect(service.generate(request))
+    assert engine.requests["a"].stops.eos_token_ids == ends
+    assert service.model_info().eos_token_ids == sorted(ends)
+
+
 async def test_output_options() -> None:
     service = opened(FakeEngine())
     request = generate_request("abc", 6)
