@@ -3,10 +3,14 @@
 #   TORCH= another version, TORCH_INDEX= the package index of another build of it.
 PYTHON ?= python3
 TORCH ?= torch>=2.11
+# A build for CUDA brings its own Triton. For the CPU's kernels are interpreted, by the version tests know.
+TRITON ?= triton==3.6.0
 GPUS := $(shell nvidia-smi -L 2>/dev/null | grep -c GPU)
-# torch brings its own Triton to a GPU. Elsewhere kernels are interpreted, by the version tests know.
-TRITON ?= $(if $(filter-out 0,$(GPUS)),,triton==3.6.0)
 BIN := .venv/bin
+PIP = $(BIN)/python -m pip install --disable-pip-version-check
+# Without a GPU the CPU's build of torch, which is a tenth in size, where its index can be reached.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH_FOR_CPU = $(PIP) '$(TORCH)' --index-url $(CPU_INDEX) --timeout 10 --retries 1 2>/dev/null
 HTTP_PORT ?= 8000
 PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
 
@@ -40,7 +44,7 @@ soak: .venv/installed
 # alone, so it is no dependency: it is installed here when it is missing.
 #   make fuzz FUZZ="http --seconds 60"
 fuzz: .venv/installed
-	$(BIN)/python -c 'import atheris' 2>/dev/null || $(BIN)/python -m pip install --quiet 'atheris>=3,<4'
+	$(BIN)/python -c 'import atheris' 2>/dev/null || $(PIP) --quiet 'atheris>=3,<4'
 	$(BIN)/python -m tests.faults.fuzz $(FUZZ)
 
 bench: .venv/installed
@@ -50,10 +54,11 @@ bench: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
-	$(if $(TRITON),$(BIN)/python -m pip install --quiet '$(TRITON)')
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	$(PIP) --quiet --upgrade pip
+	$(if $(TORCH_INDEX)$(filter-out 0,$(GPUS)),,$(TORCH_FOR_CPU) ||) \
+	  $(PIP) '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
+	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)'
+	$(PIP) --editable '.[dev]'
 	touch $@
 
 # Needed only after a change to a .proto file; the stubs are committed, and a test checks them.
