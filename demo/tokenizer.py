@@ -9,6 +9,7 @@ byte tokens, so that streaming them crosses token borders.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -91,5 +92,12 @@ def build() -> PreTrainedTokenizerFast:
 
 
 def save(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Writes tokenizer.json and tokenizer_config.json, the chat template inside the latter."""
+    """Writes tokenizer.json and tokenizer_config.json, the chat template inside the latter.
+
+    The class has the name that transformers 4 and 5 know, not 5's own.
+    """
     tokenizer.save_pretrained(folder, save_jinja_files=False)
+    path = folder / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config["tokenizer_class"] = "PreTrainedTokenizerFast"
+    path.write_text(json.dumps(config, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from random import Random
 
@@ -17,6 +18,7 @@ from demo.model import Shape
 from demo.tasks import TASKS
 from demo.train import write_json
 
+CHECKPOINT = Path(demo_tokenizer.__file__).with_name("checkpoint")
 CHAT = [
     {"role": "system", "content": "Answer the question."},
     {"role": "user", "content": "What is 17 + 25?"},
@@ -94,11 +96,15 @@ def test_training_conversations_are_what_the_template_gives(
         assert ids == rendered[:-1]  # the newline after the last turn is never generated
 
 
-def test_reloads_beside_a_qwen3_moe_config(
+def test_is_the_committed_one_and_reloads_beside_a_qwen3_moe_config(
     tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     demo_tokenizer.save(tokenizer, tmp_path)
     write_json(tmp_path / "config.json", Shape().hf_config(eos_token_id=2, pad_token_id=0))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / name).read_bytes() == (CHECKPOINT / name).read_bytes()
+    config = json.loads((tmp_path / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"  # transformers 4 knows no other
     loaded = AutoTokenizer.from_pretrained(tmp_path)
     assert {file.name for file in tmp_path.iterdir()} == {
         "config.json",
