@@ -6,13 +6,14 @@ Defines EngineClient and TokenizerLike, so that the service does not import engi
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Protocol
 
 import tokenizers
 
 from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
+from frontend.processing.chat.conversation import Conversation
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
@@ -49,12 +50,7 @@ class TokenizerLike(Protocol):
 
     def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
 
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        template_kwargs: dict[str, Any],
-        tools: list[dict[str, Any]] | None = None,
-    ) -> list[int]: ...
+    def render_chat(self, conversation: Conversation) -> list[int]: ...
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0

@@ -6,21 +6,17 @@ Owns the use of the tokenizer on the way in, and how long a prompt may be.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import jinja2
 
 from frontend.backend import Backend, TokenizerLike
 from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
-from frontend.processing import chat_template
-from frontend.processing.chat_template import Turn
+from frontend.processing.chat.control_tokens import ControlTokenError
+from frontend.processing.chat.conversation import Conversation, conversation
 from frontend.processing.threads import offloaded
 from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
-
-# Characters that a template adds to a turn's content, about.
-TURN_CHARS = 16
 
 # Errors that a template raises for messages it was not written for.
 _TEMPLATE_ERRORS = (
@@ -81,9 +77,7 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
     """
     if chat.request.prompt.WhichOneof("input") is not None:
         raise invalid_field("prompt", "is set; a chat's prompt is its messages")
-    messages = chat_template.messages(chat)
-    kwargs = chat_template.template_kwargs(chat.template_kwargs_json)
-    tools = chat_template.tools(chat.tools_json)
+    given = conversation(chat)
     tokenizer = backend.tokenizer
     if tokenizer is None or not tokenizer.has_chat_template:
         raise RequestError(
@@ -92,34 +86,34 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
             reason="NO_CHAT_TEMPLATE",
             mentions={"Generate": "Generate"},
         )
-    length = sum(TURN_CHARS + len(message["content"]) for message in messages)
-    length += len(chat.template_kwargs_json) + len(chat.tools_json)
+    length = given.num_chars + len(chat.template_kwargs_json) + len(chat.tools_json)
     _check_length(backend, length, "messages")
     try:
-        ids = await offloaded(length, tokenizer.render_chat, messages, kwargs, tools)
+        ids = await offloaded(length, tokenizer.render_chat, given)
     except _TEMPLATE_ERRORS as error:
-        ids = await _chat_of_objects(tokenizer, length, messages, kwargs, tools, error)
+        ids = await _chat_of_objects(tokenizer, length, given, error)
     return _checked_text(backend, ids, "messages")
 
 
 async def _chat_of_objects(
-    tokenizer: TokenizerLike,
-    length: int,
-    messages: list[Turn],
-    kwargs: dict[str, Any],
-    tools: list[dict[str, Any]] | None,
-    error: Exception,
+    tokenizer: TokenizerLike, length: int, given: Conversation, error: Exception
 ) -> list[int]:
     """The conversation for a template that refused it: many take no text as a call's arguments.
 
     Raises:
         RequestError: the template refuses it all the same.
     """
-    objects = chat_template.with_objects(messages)
+    objects = given.with_objects()
     try:
-        if objects == messages:
+        if objects == given:
             raise error
-        return await offloaded(length, tokenizer.render_chat, objects, kwargs, tools)
+        return await offloaded(length, tokenizer.render_chat, objects)
+    except ControlTokenError as refusal:
+        raise invalid_field(
+            "messages",
+            "spell control tokens, and this model's chat template does not let them be told from "
+            "its own; leave them out, or set parse_special_tokens",
+        ) from refusal
     except _TEMPLATE_ERRORS as refusal:
         complaint = str(refusal)[:MAX_LIBRARY_ERROR_CHARS]
         raise invalid_field("messages", f"do not fit the chat template: {complaint}") from refusal

@@ -5,7 +5,7 @@ Knows nothing of who wants them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 
 import tokenizers
 
@@ -15,14 +15,15 @@ class RespelledTokenizer:
 
     Args:
         library: the tokenizer.
-        added: its added tokens by id, as they are spelled here; those not listed are plain text.
+        added: its added tokens as they are spelled here, each with its id; an id may be there more
+            than once, and a token that is not is plain text.
         layout: whose normalizer and pre-tokenizer are used; by default the tokenizer's own.
     """
 
     def __init__(
         self,
         library: tokenizers.Tokenizer,
-        added: Mapping[int, tokenizers.AddedToken],
+        added: Sequence[tuple[int, tokenizers.AddedToken]],
         layout: tokenizers.Tokenizer | None = None,
     ) -> None:
         layout = layout or library
@@ -31,10 +32,8 @@ class RespelledTokenizer:
             self._inner.normalizer = layout.normalizer
         if layout.pre_tokenizer is not None:
             self._inner.pre_tokenizer = layout.pre_tokenizer
-        self._inner.add_tokens([added[token_id] for token_id in sorted(added)])
-        self._ids = {
-            self._inner.token_to_id(token.content): token_id for token_id, token in added.items()
-        }
+        self._inner.add_tokens([token for _, token in added])
+        self._ids = {self._inner.token_to_id(token.content): token_id for token_id, token in added}
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without what the tokenizer adds to one. Other threads run meanwhile."""

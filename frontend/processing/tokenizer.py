@@ -19,6 +19,8 @@ import numpy as np
 import tokenizers
 
 from frontend.errors import invalid_field
+from frontend.processing.chat.conversation import Conversation
+from frontend.processing.chat.renderer import ChatRenderer
 from frontend.processing.stop_strings import StopDecoder
 from frontend.processing.text_decoders import ByteDecoder, BytePieces, WindowDecoder
 from frontend.requests.request import TextDecoder
@@ -38,6 +40,7 @@ class Tokenizer:
     def __init__(self, wrapped: Any) -> None:
         self._wrapped = wrapped
         self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
+        self._chat = ChatRenderer(wrapped, self._backend, lambda text: self.encode(text, False))
         self._pieces: dict[bool, BytePieces] = {}
         if self._backend is not None:
             self._backend.no_truncation()
@@ -88,7 +91,7 @@ class Tokenizer:
 
         def render() -> None:
             try:
-                self.render_chat([{"role": "user", "content": "x"}], {})
+                self._chat.prepare()
             except Exception as error:
                 failures.append(error)
 
@@ -145,28 +148,13 @@ class Tokenizer:
             )
         )
 
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        template_kwargs: dict[str, Any],
-        tools: list[dict[str, Any]] | None = None,
-    ) -> list[int]:
+    def render_chat(self, conversation: Conversation) -> list[int]:
         """Ids of the chat template's text, which asks for the assistant's turn.
 
-        Args:
-            messages: the turns, each with ``role`` and ``content``.
-            template_kwargs: the template's own arguments, by name.
-            tools: functions that the model may call, which the template has as ``tools``.
-
         Raises:
-            jinja2.TemplateError: the template refuses the messages.
-            ValueError: there are no messages, or there is no template.
-            TypeError: a name in ``template_kwargs`` may not be set.
+            Exception: see `ChatRenderer.ids`.
         """
-        text = self._wrapped.apply_chat_template(
-            messages, tools=tools, tokenize=False, add_generation_prompt=True, **template_kwargs
-        )
-        return self.encode(text, add_special_tokens=False)
+        return self._chat.ids(conversation)
 
     def decoder(
         self,

@@ -59,12 +59,12 @@ class Vocabulary(TokenizerWrapper):
         self.bos_token_id = None
         self.eos_token_id = eos_token_ids[0]
         self.is_tokenizer_wrapper = True
-        writing = {
-            token_id: token
+        writing = [
+            (token_id, token)
             for token_id, token in added.items()
             if token_id not in self.special_token_ids
             and self.tokens[token_id] == token.content.encode()
-        }
+        ]
         self._cutter = RespelledTokenizer(library, writing, _plain_layout(library))
 
     def __call__(self, text: str) -> list[int]:

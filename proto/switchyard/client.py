@@ -214,11 +214,12 @@ class Client:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special_tokens: bool = False,
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> Stream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, tools, **options)
+        request = chat_request(messages, template_kwargs, tools, parse_special_tokens, **options)
         return Stream(self.stub.Chat(request, timeout=timeout))
 
     def complete(
@@ -290,11 +291,12 @@ class AsyncClient:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        parse_special_tokens: bool = False,
         timeout: float | None = None,
         **options: Unpack[Options],
     ) -> AsyncStream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, tools, **options)
+        request = chat_request(messages, template_kwargs, tools, parse_special_tokens, **options)
         return AsyncStream(self.stub.Chat(request, timeout=timeout))
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> pb.CompleteResponse:

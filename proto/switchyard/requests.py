@@ -102,6 +102,7 @@ def chat_request(
     messages: Sequence[Message],
     template_kwargs: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    parse_special_tokens: bool = False,
     **options: Unpack[Options],
 ) -> pb.ChatRequest:
     """A request of turns and options by name.
@@ -111,12 +112,14 @@ def chat_request(
             each ``{"id": …, "name": …, "arguments": {…}}``, a tool's has ``tool_call_id``.
         template_kwargs: what the chat template knows by name.
         tools: what the model may call, as its chat template wants them.
+        parse_special_tokens: text that spells a control token is that token.
     """
     return pb.ChatRequest(
         messages=[_turn(message) for message in messages],
         request=generate_request(None, **options),
         template_kwargs_json=json.dumps(dict(template_kwargs)) if template_kwargs else "",
         tools_json=json.dumps([dict(tool) for tool in tools]) if tools else "",
+        parse_special_tokens=parse_special_tokens,
     )
 
 

@@ -25,6 +25,7 @@ from frontend.errors import Code, RequestError
 from frontend.group_info import GroupInfo
 from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
+from frontend.processing.chat.conversation import Conversation
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Matcher, Request
 from frontend.service.service import Service
@@ -200,16 +201,12 @@ class FakeTokenizer:
         backend.decoder = tokenizers.decoders.ByteLevel()
         return backend
 
-    def render_chat(
-        self,
-        messages: list[dict[str, Any]],
-        template_kwargs: dict[str, Any],
-        tools: list[dict[str, Any]] | None = None,
-    ) -> list[int]:
-        if messages[0]["role"] == "assistant":
+    def render_chat(self, conversation: Conversation) -> list[int]:
+        turns = conversation.turns
+        if turns[0]["role"] == "assistant":
             raise jinja2.TemplateError("the first turn must be the user's")
-        text = "".join(f"{m['role'][0]}:{m['content']}" for m in messages)
-        return self.encode(text + "".join(f"+{tool['name']}" for tool in tools or ()))
+        text = "".join(f"{turn['role'][0]}:{turn['content']}" for turn in turns)
+        return self.encode(text + "".join(f"+{tool['name']}" for tool in conversation.tools or ()))
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0

@@ -187,6 +187,7 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
             request=request,
             template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
             tools_json=tools.tools_json,
+            parse_special_tokens=bool(body.parse_special_tokens),
         ),
         tools=tools,
         stream=bool(body.stream),

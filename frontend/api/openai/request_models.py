@@ -332,6 +332,9 @@ class ChatBody(GenerationBody):
     )
     function_call: FunctionChoice = None
     chat_template_kwargs: dict[str, Any] | None = None
+    parse_special_tokens: bool | None = Field(
+        default=None, description="Text that spells a control token is that token."
+    )
 
     @property
     def names_tools(self) -> bool:

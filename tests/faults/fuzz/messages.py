@@ -151,7 +151,7 @@ _FIELDS = (
     "logit_bias", "allowed_token_ids", "logprobs", "top_logprobs", "echo", "suffix", "stream",
     "stream_options", "priority", "user", "response_format", "guided_json", "guided_regex",
     "guided_grammar", "guided_choice", "structured_outputs", "chat_template_kwargs", "tools",
-    "tool_choice", "parallel_tool_calls", "messages", "prompt", "unknown",
+    "tool_choice", "parallel_tool_calls", "messages", "prompt", "parse_special_tokens", "unknown",
 )  # fmt: skip
 _FITTING: Mapping[str, Callable[[Bytes], Any]] = {
     "n": lambda data: data.below(8),

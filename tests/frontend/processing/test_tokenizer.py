@@ -14,6 +14,7 @@ import jinja2
 import pytest
 
 from frontend.processing import tokenizer as module
+from frontend.processing.chat.conversation import Conversation
 from frontend.processing.tokenizer import Tokenizer
 from tests.frontend.conftest import CORPUS, byte_level_backend
 
@@ -54,20 +55,21 @@ def test_special_tokens_are_kept_or_left_out(tokenizer: Tokenizer) -> None:
 def test_chat_template_is_rendered_to_ids(tokenizer: Tokenizer) -> None:
     assert tokenizer.has_chat_template
     messages = [{"role": "user", "content": "The dog"}]
-    ids = tokenizer.render_chat(messages, {"shout": True})
+    ids = tokenizer.render_chat(Conversation(turns=messages, template_kwargs={"shout": True}))
     text = tokenizer.decode(ids, keep_special_tokens=True)
     assert text == "<|user|>The dog<|end|>!<|assistant|>"
     assert ids[0] == tokenizer.encode("<|user|>")[0]
 
 
 def test_template_arguments_of_the_library_are_not_the_caller_s(tokenizer: Tokenizer) -> None:
+    turns = [{"role": "user", "content": "x"}]
     with pytest.raises(TypeError):
-        tokenizer.render_chat([{"role": "user", "content": "x"}], {"tokenize": True})
+        tokenizer.render_chat(Conversation(turns=turns, template_kwargs={"tokenize": True}))
 
 
 def test_template_that_refuses_raises_its_error(tokenizer: Tokenizer) -> None:
     with pytest.raises(jinja2.TemplateError, match="no tools here"):
-        tokenizer.render_chat([{"role": "tool", "content": "x"}], {})
+        tokenizer.render_chat(Conversation(turns=[{"role": "tool", "content": "x"}]))
 
 
 def test_decode_is_transformers_own(tokenizer: Tokenizer) -> None:
@@ -133,7 +135,7 @@ def test_a_template_of_ones_own_goes_before_the_folders(
     path.write_text("{% for m in messages %}[{{ m.content }}]{% endfor %}")
     loaded = Tokenizer.load(tokenizer_folder, path)
     assert loaded is not None
-    ids = loaded.render_chat([{"role": "user", "content": "hi"}], {})
+    ids = loaded.render_chat(Conversation(turns=[{"role": "user", "content": "hi"}]))
     assert loaded.decode(ids, keep_special_tokens=True) == "[hi]"
     with pytest.raises(ValueError, match=r"--chat-template .*nowhere cannot be read: No such file"):
         Tokenizer.load(tokenizer_folder, tmp_path / "nowhere")
@@ -152,9 +154,11 @@ def test_threads_may_share_it(tokenizer: Tokenizer) -> None:
 def test_works_where_torch_is_not_installed(tokenizer_folder: Path) -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
+        "from frontend.processing.chat.conversation import Conversation\n"
         "from frontend.processing.tokenizer import Tokenizer\n"
         f"t = Tokenizer.load({str(tokenizer_folder)!r})\n"
-        "ids = t.render_chat([{'role': 'user', 'content': 'fox 🙂'}], {})\n"
+        "turns = [{'role': 'user', 'content': 'fox 🙂'}]\n"
+        "ids = t.render_chat(Conversation(turns=turns))\n"
         "d = t.decoder(('zzz',), False, True)\n"
         "print(''.join([d.push(i) for i in ids] + [d.flush()]))\n"
     )

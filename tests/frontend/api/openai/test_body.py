@@ -21,6 +21,7 @@ NAMES = [
     "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "guided_json",
     "guided_regex", "guided_choice", "structured_outputs", "tools", "tool_choice",
     "parallel_tool_calls", "functions", "function_call", "chat_template_kwargs",
+    "parse_special_tokens",
 ]  # fmt: skip
 WORDS = [
     "user",

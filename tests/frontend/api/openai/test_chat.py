@@ -120,6 +120,7 @@ async def test_fields_reach_the_request() -> None:
                 "skip_special_tokens": False,
                 "include_stop_str_in_output": True,
                 "chat_template_kwargs": {"enable_thinking": False},
+                "parse_special_tokens": True,
                 "no_such_field": 1,
             },
         )  # fmt: skip
@@ -131,6 +132,7 @@ async def test_fields_reach_the_request() -> None:
     ]
     assert json.loads(asked.template_kwargs_json) == {"enable_thinking": False}
     assert asked.tools_json == ""
+    assert asked.parse_special_tokens
     assert request.sampling == pb.SamplingParams(
         temperature=0.5, top_p=0.25, seed=2**64 - 1, presence_penalty=0.5, frequency_penalty=-0.5,
         logit_bias={5: 1.5}, top_k=0, min_p=0.125, repetition_penalty=1.5,

@@ -5,6 +5,7 @@ Owns the checks of `switchyard.v1.ChatRequest`. Knows no template and no tokeniz
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping
@@ -22,6 +23,42 @@ from frontend.errors import invalid_field, too_many
 from switchyard.v1 import inference_pb2 as pb
 
 Turn = dict[str, Any]
+
+# Characters that a template adds to a turn's content, about.
+TURN_CHARS = 16
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Conversation:
+    """What a chat template is given.
+
+    Attributes:
+        turns: each with ``role`` and ``content``, and tool calls in the form that templates share.
+        tools: functions that the model may call; None: none.
+        template_kwargs: the template's own arguments, by name.
+        parses_special_tokens: text that spells a control token is that token.
+    """
+
+    turns: list[Turn]
+    tools: list[dict[str, Any]] | None = None
+    template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    parses_special_tokens: bool = False
+
+    @property
+    def num_chars(self) -> int:
+        """About how long its text is, but for calls, tools and arguments."""
+        return sum(TURN_CHARS + len(turn["content"]) for turn in self.turns)
+
+    def with_objects(self) -> Conversation:
+        """The same with {} for arguments of calls that are no JSON object."""
+        turns = [
+            {**turn, "tool_calls": [_with_object(call) for call in turn["tool_calls"]]}
+            if "tool_calls" in turn
+            else turn
+            for turn in self.turns
+        ]
+        return dataclasses.replace(self, turns=turns)
+
 
 # Arguments of transformers' apply_chat_template that a caller may not set: another template would
 # be code, and the rest changes what is returned.
@@ -55,13 +92,22 @@ _ROLES: Mapping[int, str] = {
 }
 
 
-def messages(chat: pb.ChatRequest) -> list[Turn]:
-    """The turns as a chat template takes them, with tool calls in the form that templates share.
+def conversation(chat: pb.ChatRequest) -> Conversation:
+    """What the template is given for a ChatRequest.
 
     Raises:
-        RequestError: INVALID_ARGUMENT when there is none, a role is not known, or a turn has what
-            its role cannot have.
+        RequestError: INVALID_ARGUMENT when there is no turn, a role is not known, a turn has what
+            its role cannot have, or a JSON text is none, too long, or of another shape.
     """
+    return Conversation(
+        turns=_turns(chat),
+        tools=_tools(chat.tools_json),
+        template_kwargs=template_kwargs(chat.template_kwargs_json),
+        parses_special_tokens=chat.parse_special_tokens,
+    )
+
+
+def _turns(chat: pb.ChatRequest) -> list[Turn]:
     if not chat.messages:
         raise invalid_field("messages", "is empty; send at least one message")
     if len(chat.messages) > MAX_MESSAGES:
@@ -134,16 +180,6 @@ def _refuse_number(text: str) -> float:
     raise ValueError(f"{text} is no number that JSON can hold again")
 
 
-def with_objects(turns: list[Turn]) -> list[Turn]:
-    """The turns with {} for arguments that are no JSON object."""
-    return [
-        {**turn, "tool_calls": [_with_object(call) for call in turn["tool_calls"]]}
-        if "tool_calls" in turn
-        else turn
-        for turn in turns
-    ]
-
-
 def _with_object(call: Turn) -> Turn:
     function = call["function"]
     if isinstance(function["arguments"], dict):
@@ -151,12 +187,8 @@ def _with_object(call: Turn) -> Turn:
     return {**call, "function": {**function, "arguments": {}}}
 
 
-def tools(text: str) -> list[dict[str, Any]] | None:
-    """The functions that the model may call, from a JSON array of objects; None without a text.
-
-    Raises:
-        RequestError: INVALID_ARGUMENT when it is anything else, too long or too many.
-    """
+def _tools(text: str) -> list[dict[str, Any]] | None:
+    """The functions that the model may call, from a JSON array of objects; None without a text."""
     field = "tools_json"
     if not text:
         return None

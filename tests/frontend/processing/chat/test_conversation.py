@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from frontend.errors import Code, RequestError
-from frontend.processing import chat_template, prompts
+from frontend.processing import prompts
+from frontend.processing.chat.conversation import Conversation, template_kwargs
+from frontend.processing.chat.conversation import conversation as read
 from frontend.processing.tokenizer import Tokenizer
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -40,7 +42,7 @@ def conversation() -> pb.ChatRequest:
 
 
 def test_turns_are_as_templates_know_them() -> None:
-    assert chat_template.messages(conversation()) == [
+    assert read(conversation()).turns == [
         {"role": "system", "content": "S"},
         {"role": "user", "content": "U"},
         {
@@ -56,9 +58,11 @@ def test_turns_are_as_templates_know_them() -> None:
         },
         {"role": "tool", "content": "3", "tool_call_id": "c1"},
     ]
-    assert chat_template.tools(conversation().tools_json) == [TOOL]
-    assert chat_template.tools("") is None
-    assert chat_template.tools("[]") is None
+    assert read(conversation()).tools == [TOOL]
+    for text in ("", "[]"):
+        assert (
+            read(pb.ChatRequest(messages=[{"role": pb.ROLE_USER}], tools_json=text)).tools is None
+        )
 
 
 BAD: list[tuple[str, Callable[[pb.ChatRequest], object]]] = [
@@ -120,7 +124,7 @@ async def test_a_bad_field_is_named(field: str, change: Callable[[pb.ChatRequest
 def test_arguments_that_are_no_object_stay_text(text: str, given: Any) -> None:
     request = conversation()
     request.messages[2].tool_calls[0].arguments_json = text
-    [call] = chat_template.messages(request)[2]["tool_calls"]
+    [call] = read(request).turns[2]["tool_calls"]
     assert call["function"]["arguments"] == given
 
 
@@ -129,7 +133,7 @@ def test_no_argument_of_the_template_s_caller_can_be_set() -> None:
     names = {name for each in functions for name in inspect.signature(each).parameters}
     for name in names - {"documents", "kwargs"}:
         with pytest.raises(RequestError, match="may not set"):
-            chat_template.template_kwargs(json.dumps({name: 1}))
+            template_kwargs(json.dumps({name: 1}))
 
 
 async def test_tools_reach_the_template() -> None:
@@ -154,7 +158,8 @@ def tokenizer_with(folder: Path, template: str) -> Tokenizer:
 
 
 def said(tokenizer: Tokenizer, kwargs: dict[str, Any], tools: list[Any] | None = None) -> str:
-    ids = tokenizer.render_chat([{"role": "user", "content": "hi"}], kwargs, tools)
+    turns = [{"role": "user", "content": "hi"}]
+    ids = tokenizer.render_chat(Conversation(turns=turns, tools=tools, template_kwargs=kwargs))
     return tokenizer.decode(ids, keep_special_tokens=True)
 
 
@@ -165,9 +170,7 @@ def test_a_real_template_sees_tools_and_calls(tmp_path: Path) -> None:
         "({{ c.function.name }} {{ c.function.arguments | tojson }}){% endfor %}{% endfor %}"
     )
     tokenizer = tokenizer_with(tmp_path, template)
-    ids = tokenizer.render_chat(
-        chat_template.messages(conversation()), {}, chat_template.tools(conversation().tools_json)
-    )
+    ids = tokenizer.render_chat(read(conversation()))
     assert tokenizer.decode(ids, True) == '[add]SU(add {"a": [1, 2]})3'
 
 
@@ -223,5 +226,6 @@ def test_a_hostile_template_gets_nowhere(template: str, tmp_path: Path) -> None:
 
 def test_what_callers_send_is_never_a_template(tmp_path: Path) -> None:
     tokenizer = tokenizer_with(tmp_path, "{{ messages[0].content }}{{ name }}")
-    ids = tokenizer.render_chat([{"role": "user", "content": "{{ 7 * 7 }}"}], {"name": "{% raw %}"})
+    turns = [{"role": "user", "content": "{{ 7 * 7 }}"}]
+    ids = tokenizer.render_chat(Conversation(turns=turns, template_kwargs={"name": "{% raw %}"}))
     assert tokenizer.decode(ids) == "{{ 7 * 7 }}{% raw %}"

@@ -1,0 +1,81 @@
+"""Chat templates of the usual shapes, and tokenizers that have them."""
+
+from __future__ import annotations
+
+from transformers import PreTrainedTokenizerFast
+
+from frontend.processing.tokenizer import Tokenizer
+from tests.frontend.processing import qwen_like
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+# As Qwen3's: thoughts are found in an assistant's content, and kept after the user's last turn.
+QWEN = """
+{%- set start, end = '<|im_start|>', '<|im_end|>\\n' %}
+{%- if tools %}
+    {{- start + 'system\\n' + '# Tools\\n<tools>' }}
+    {%- for tool in tools %}{{- '\\n' + (tool | tojson) }}{% endfor %}
+    {{- '\\n</tools>\\nCall one within <tool_call></tool_call>.' + end }}
+{%- endif %}
+{%- set ns = namespace(last=0) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' and not (m.content.startswith('<tool_response>')
+            and m.content.endswith('</tool_response>')) %}
+        {%- set ns.last = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- if m.role == 'assistant' %}
+        {%- set content, thoughts = m.content, '' %}
+        {%- if '</think>' in content %}
+            {%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
+        {%- endif %}
+        {{- start + m.role + '\\n' }}
+        {%- if loop.index0 > ns.last and thoughts %}
+            {{- '<think>\\n' + thoughts + '\\n</think>\\n\\n' }}
+        {%- endif %}
+        {{- content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\\n<tool_call>\\n{"name": "' + call.function.name + '", "arguments": ' }}
+            {{- call.function.arguments | tojson }}{{- '}\\n</tool_call>' }}
+        {%- endfor %}
+        {{- end }}
+    {%- elif m.role == 'tool' %}
+        {{- start + 'user\\n<tool_response>\\n' + m.content + '\\n</tool_response>' + end }}
+    {%- else %}
+        {{- start + m.role + '\\n' + m.content + (note or '') + end }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}
+    {{- start + 'assistant\\n' }}{% if thinks %}{{- '<think>\\n' }}{% endif %}
+{%- endif %}
+"""
+# A token put together of pieces, and one from the tokenizer's own.
+PIECES = (
+    "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m.content }}{{ eos_token }}"
+    "{% endfor %}{{ '<|' + 'assistant' + '|>' }}"
+)
+# What looks for a token in a text that holds the template's own.
+SELF_SEEKING = (
+    "{% for m in messages %}{% set text = '<think></think>' ~ m.content %}"
+    "{% if '</think>' in text %}<|im_start|>{{ text }}{% endif %}{% endfor %}"
+)
+
+
+def wrapped(template: str, *more: str) -> PreTrainedTokenizerFast:
+    """transformers' tokenizer, with more special tokens."""
+    library = qwen_like.library_tokenizer()
+    library.add_special_tokens(list(more))
+    return PreTrainedTokenizerFast(
+        tokenizer_object=library,
+        bos_token="<|endoftext|>",
+        eos_token="<|im_end|>",
+        chat_template=template,
+    )
+
+
+def tokenizer_of(template: str, *more: str) -> Tokenizer:
+    return Tokenizer(wrapped(template, *more))
