@@ -16,6 +16,13 @@ MAX_BODIES_BYTES = 256 << 20
 UNCOUNTED_BODY_BYTES = 64 << 10
 """enough for most requests, so that large bodies keep no small one out."""
 
+MAX_JSON_CONTAINERS = 20_000
+"""Lists and objects of an HTTP body."""
+MAX_JSON_VALUES = 300_000
+"""Values of an HTTP body; most are token ids, and MAX_DETOKENIZE_IDS of them fit."""
+MAX_NUMBER_CHARS = 250
+"""Digits of a number in an HTTP body: to convert them takes a time that grows with their square."""
+
 # ---- the prompt ----
 MAX_CHARS_PER_TOKEN = 256
 """Length that no token exceeds: a text of more than the context times this cannot fit."""

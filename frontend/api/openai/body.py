@@ -1,8 +1,10 @@
 """A request's body: read within its bounds, parsed, and checked against a model.
 
 Owns which types and encodings are taken, the bounds of each body and of all together, which bodies
-a web page could have sent behind its user's back, what JSON is taken, and how a model's complaint
-names the parameter. Knows no parameter by name.
+a web page could have sent behind its user's back, and what JSON is taken. Knows no parameter.
+
+The parser holds up every stream while it runs, 0.1 µs for a number and 0.4 µs for an empty list, so
+that values are counted while a body arrives and too many are refused before they are parsed.
 """
 
 from __future__ import annotations
@@ -10,20 +12,28 @@ from __future__ import annotations
 import asyncio
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol, TypeVar
 
 from pydantic import BaseModel, ValidationError
-from pydantic_core import ErrorDetails
 from starlette.requests import Request
 
-from frontend.api.openai.errors import ApiError
-from frontend.bounds import MAX_BODIES_BYTES, MAX_BODY_BYTES, UNCOUNTED_BODY_BYTES
-from frontend.errors import RequestError, invalid_field
+from frontend.api.openai.errors import ApiError, invalid_parameter
+from frontend.bounds import (
+    MAX_BODIES_BYTES,
+    MAX_BODY_BYTES,
+    MAX_JSON_CONTAINERS,
+    MAX_JSON_VALUES,
+    MAX_NUMBER_CHARS,
+    UNCOUNTED_BODY_BYTES,
+)
+from frontend.errors import invalid_field
 
 # A body that is not complete after this is refused.
 BODY_SECONDS = 30.0
 RETRY_SECONDS = 1
+# Counted and decoded at once; other tasks run before the next piece.
+_PIECE_BYTES = 64 << 10
 
 _CLOSE = {"connection": "close"}
 # What `curl -d` says of JSON, and what clients written by hand say.
@@ -81,7 +91,7 @@ async def read_body(request: Request, budget: Budget) -> bytes:
     decoder = _decoder(request)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
-        raise _too_large()
+        raise _too_large(f"is larger than {MAX_BODY_BYTES} bytes")
     share = _Share(budget)
     try:
         async with asyncio.timeout(BODY_SECONDS):
@@ -98,22 +108,61 @@ async def read_body(request: Request, budget: Budget) -> bytes:
 
 
 async def _read(request: Request, decoder: _Decoder, share: _Share) -> bytes:
-    chunks, num_sent, size = [], 0, 0
+    pieces, num_sent, size, values = [], 0, 0, _ValueCounter()
     async for chunk in request.stream():
         num_sent += len(chunk)
-        decoded = decoder.decode(chunk, MAX_BODY_BYTES + 1 - size)
-        size += len(decoded)
-        if max(num_sent, size) > MAX_BODY_BYTES:
-            raise _too_large()
-        share.grow(size)
-        chunks.append(decoded)
+        for piece in decoder.decode(chunk):
+            size += len(piece)
+            if max(num_sent, size) > MAX_BODY_BYTES:
+                raise _too_large(f"is larger than {MAX_BODY_BYTES} bytes")
+            share.grow(size)
+            values.add(piece)
+            pieces.append(piece)
+            if len(piece) == _PIECE_BYTES:
+                await asyncio.sleep(0)
     decoder.finish()
-    return b"".join(chunks)
+    return b"".join(pieces)
+
+
+class _ValueCounter:
+    """Counts what JSON holds, as it comes in pieces; what strings hold does not count."""
+
+    def __init__(self) -> None:
+        self._num_containers = self._num_values = 0
+        self._is_in_string = self._is_escaped = False
+
+    def add(self, piece: bytes) -> None:
+        """Count on.
+
+        Raises:
+            ApiError: 413; there are too many, or a number is too long.
+        """
+        if self._is_escaped:
+            piece = piece[1:]
+        # What is left of backslashes and quotes are the ends of strings, and an escape at the end.
+        piece = piece.replace(b"\\\\", b"").replace(b'\\"', b"")
+        self._is_escaped = piece.endswith(b"\\")
+        parts = piece.split(b'"')
+        outside = b" ".join(parts[self._is_in_string :: 2])
+        self._is_in_string ^= len(parts) % 2 == 0
+        num_containers = outside.count(b"[") + outside.count(b"{")
+        self._num_containers += num_containers
+        self._num_values += num_containers + outside.count(b",")
+        if self._num_containers > MAX_JSON_CONTAINERS:
+            raise _too_large(f"has more than {MAX_JSON_CONTAINERS} lists and objects")
+        if self._num_values > MAX_JSON_VALUES:
+            raise _too_large(f"has more than {MAX_JSON_VALUES} values")
+        if _LONG_NUMBER in outside.translate(_DIGITS_AS_ZEROS):
+            raise _too_large(f"has a number of more than {MAX_NUMBER_CHARS} digits")
+
+
+_DIGITS_AS_ZEROS = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
+_LONG_NUMBER = b"0" * (MAX_NUMBER_CHARS + 1)
 
 
 class _Decoder(Protocol):
-    def decode(self, data: bytes, limit: int) -> bytes:
-        """Of what follows, ``limit`` bytes at most; then the rest is not needed any more."""
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        """What follows, in pieces of `_PIECE_BYTES` at most."""
         ...
 
     def finish(self) -> None:
@@ -124,27 +173,32 @@ class _Decoder(Protocol):
 class _Identity:
     """Bytes that are what they are."""
 
-    def decode(self, data: bytes, limit: int) -> bytes:
-        return data
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        return (data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES))
 
     def finish(self) -> None:
         pass
 
 
 class _Inflater:
-    """One stream of zlib's, which holds no more decoded than it was asked for."""
+    """One stream of zlib's, which holds one decoded piece at a time."""
 
     def __init__(self, name: str, window_bits: int) -> None:
         self._name, self._stream = name, zlib.decompressobj(window_bits)
 
-    def decode(self, data: bytes, limit: int) -> bytes:
-        try:
-            decoded = self._stream.decompress(data, limit)
-        except zlib.error as error:
-            raise self._invalid() from error
-        if self._stream.unused_data or (self._stream.eof and not decoded and data):
+    def decode(self, data: bytes) -> Iterator[bytes]:
+        if data and self._stream.eof:
             raise self._invalid()
-        return decoded
+        decoded = data
+        while decoded:
+            try:
+                decoded = self._stream.decompress(data, _PIECE_BYTES)
+            except zlib.error as error:
+                raise self._invalid() from error
+            yield decoded
+            data = self._stream.unconsumed_tail
+        if self._stream.unused_data:
+            raise self._invalid()
 
     def finish(self) -> None:
         if not self._stream.eof:
@@ -203,9 +257,8 @@ def _check_type(headers: Mapping[str, str]) -> None:
     )
 
 
-def _too_large() -> ApiError:
-    message = f"the body is larger than {MAX_BODY_BYTES} bytes; send less"
-    return _refusal(413, message, "body_too_large", _CLOSE)
+def _too_large(complaint: str) -> ApiError:
+    return _refusal(413, f"the body {complaint}; send less", "body_too_large", _CLOSE)
 
 
 def _too_many() -> ApiError:
@@ -254,51 +307,4 @@ def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
     try:
         return model.model_validate(values)
     except ValidationError as error:
-        raise _invalid_parameter(error.errors(include_url=False)[0]) from error
-
-
-def _invalid_parameter(error: ErrorDetails) -> RequestError:
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"])
-    return invalid_field(path.removeprefix("."), _complaint(error))
-
-
-# What a value of the wrong type should have been, by pydantic's error.
-_EXPECTED: Mapping[str, str] = {
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "float_type": "a finite number",
-    "finite_number": "a finite number",
-    "int_type": "an integer",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-}
-
-
-def _complaint(error: ErrorDetails) -> str:
-    """What is wrong with a value, to be read after its name; never the value's own text."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    match kind:
-        case "greater_than_equal":
-            return f"is {_number(value)}, must be at least {context['ge']}"
-        case "less_than_equal":
-            return f"is {_number(value)}, must be at most {context['le']}"
-        case "out_of_range":
-            return f"is {_number(value)}, must be {context['wanted']}"
-        case "literal_error":
-            return f"must be {context['expected']}"
-        case "missing":
-            return "is missing; send it"
-        case _ if kind in _EXPECTED:
-            return f"is {_kind(value)}, must be {_EXPECTED[kind]}"
-        case _:
-            return error["msg"]
-
-
-def _number(value: int) -> str:
-    return f"{value:.6g}" if abs(value) < 1 << 128 else "huge"  # a float has a largest value
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")
+        raise invalid_parameter(error.errors(include_url=False)[0]) from error

@@ -1,6 +1,7 @@
 """Errors over HTTP: their statuses, OpenAI's error object, and OpenAI's names of parameters.
 
-Owns the one table from `frontend.errors.Code` to HTTP. Knows no path.
+Owns the one table from `frontend.errors.Code` to HTTP, and the words for values that pydantic
+refuses. Knows no path.
 """
 
 from __future__ import annotations
@@ -8,12 +9,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from typing import Any
 
+from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from frontend.api.openai.response_models import ErrorResponse
-from frontend.errors import Code, RequestError
+from frontend.errors import Code, RequestError, invalid_field
 
 # The status and OpenAI's `type` of each code.
 STATUSES: Mapping[Code, tuple[int, str]] = {
@@ -117,3 +120,51 @@ def _parameter(field: str, names: Mapping[str, str]) -> str:
     if path.partition(".")[0] in ("sampling", "stop_conditions", "output"):
         return path.partition(".")[2] + bracket + index
     return field
+
+
+def invalid_parameter(error: ErrorDetails) -> RequestError:
+    """The refusal of a value that a model of `request_models` does not take."""
+    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"])
+    return invalid_field(path.removeprefix("."), _complaint(error))
+
+
+# What a value of the wrong type should have been, by pydantic's error.
+_EXPECTED: Mapping[str, str] = {
+    "string_type": "a string",
+    "bool_type": "true or false",
+    "float_type": "a finite number",
+    "finite_number": "a finite number",
+    "int_type": "an integer",
+    "list_type": "a list",
+    "dict_type": "an object",
+    "model_type": "an object",
+}
+
+
+def _complaint(error: ErrorDetails) -> str:
+    """What is wrong with a value, to be read after its name; never the value's own text."""
+    kind, value, context = error["type"], error["input"], error.get("ctx", {})
+    match kind:
+        case "greater_than_equal":
+            return f"is {_number(value)}, must be at least {context['ge']}"
+        case "less_than_equal":
+            return f"is {_number(value)}, must be at most {context['le']}"
+        case "out_of_range":
+            return f"is {_number(value)}, must be {context['wanted']}"
+        case "literal_error":
+            return f"must be {context['expected']}"
+        case "missing":
+            return "is missing; send it"
+        case _ if kind in _EXPECTED:
+            return f"is {_kind(value)}, must be {_EXPECTED[kind]}"
+        case _:
+            return error["msg"]
+
+
+def _number(value: int) -> str:
+    return f"{value:.6g}" if abs(value) < 1 << 128 else "huge"  # a float has a largest value
+
+
+def _kind(value: Any) -> str:
+    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
+    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

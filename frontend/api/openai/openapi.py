@@ -54,7 +54,7 @@ _ERRORS: Mapping[int, str] = {
     405: "The path takes another method, which `Allow` names.",
     408: f"The body was not complete within {BODY_SECONDS:g} s.",
     409: "The id names another live request.",
-    413: f"The body is larger than {MAX_BODY_BYTES} bytes.",
+    413: f"The body is larger than {MAX_BODY_BYTES} bytes, or has too many values.",
     415: "The body is not said to be JSON, or has an encoding other than gzip and deflate.",
     429: "The queue is full, or the key has too many live requests; retry after `Retry-After`.",
     500: "A bug; the log has the rest under the request's id.",

@@ -9,6 +9,8 @@ import tracemalloc
 import zlib
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from frontend.api.openai import app
 from frontend.api.openai import body as upload
@@ -140,3 +142,51 @@ async def test_bodies_under_way_share_a_bound(monkeypatch: pytest.MonkeyPatch) -
         await until(lambda: budget.used)
         gone.close()
         await until(lambda: not budget.used)
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("[" + "[]," * 20_000 + "[]]", "lists and objects"),
+        ("[" + '{"a":{}},' * 10_000 + "0]", "lists and objects"),
+        ("[" + "0," * 300_000 + "0]", "values"),
+        ("{" + ",".join(f'"{i}":0' for i in range(300_001)) + "}", "values"),
+        ("[" * 20_001, "lists and objects"),
+        ("1" * 251, "250 digits"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["identity", "gzip"])
+async def test_values_are_counted_before_they_are_parsed(
+    value: str, complaint: str, encoding: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "parse_object", lambda body: pytest.fail("it was parsed"))
+    body = b'{"prompt": "abc", "ignored": ' + value.encode() + b"}"
+    packed = gzip.compress(body, 1) if encoding == "gzip" else body
+    async with running_http() as http:
+        status, _, answer = await post(http.port, packed, JSON, f"content-encoding: {encoding}")
+    assert (status, code_of(answer)) == (413, "body_too_large")
+    assert complaint in json.loads(answer)["error"]["message"]
+
+
+async def test_what_strings_hold_is_no_value() -> None:
+    text = '[{,"\\' * 30_000 + "1" * 1000
+    body = json.dumps({"prompt": "abc", "max_tokens": 3, "ignored": [text, text + "\\"]}).encode()
+    async with running_http() as http:
+        status, _, answer = await post(http.port, body, JSON)
+    assert status == 200, answer
+
+
+@given(
+    st.lists(st.text(alphabet='a"\\[{,1é', max_size=12), max_size=6), st.integers(1, 9), st.data()
+)
+def test_values_are_counted_however_they_are_cut(
+    texts: list[str], size: int, data: st.DataObject
+) -> None:
+    values: list[object] = [*texts, data.draw(st.lists(st.integers(0, 9), max_size=4)), {"a,": 1}]
+    body = json.dumps(values, ensure_ascii=data.draw(st.booleans())).encode()
+    counter = upload._ValueCounter()
+    for start in range(0, len(body), size):
+        counter.add(body[start : start + size])
+    num_ints = len(values[-2])  # type: ignore[arg-type]
+    assert counter._num_containers == 3
+    assert counter._num_values == 3 + len(values) - 1 + max(0, num_ints - 1)
