@@ -13,6 +13,9 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from google.protobuf import json_format
+from google.protobuf.message_factory import GetMessageClass
+from grpc_health.v1 import health_pb2
 
 import workers.__main__
 from frontend import probe
@@ -21,6 +24,7 @@ from frontend.cli import main
 from frontend.config import FrontendConfig
 from frontend.service.service import State
 from switchyard.flags import flags_of as flags_in
+from switchyard.v1 import inference_pb2
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 
 ROOT = Path(__file__).parents[1]
@@ -197,6 +201,24 @@ def test_commands_that_are_shown_have_the_flags_they_use(page: Path) -> None:
                 own, serve = rest[: rest.index("--")], rest[rest.index("--") + 1 :]
             assert {w for w in own if FLAG.fullmatch(w)} <= flags_written_in("benchmarks"), words
             assert {w for w in serve if FLAG.fullmatch(w)} <= commands()["switchyard serve"], words
+
+
+def test_calls_by_grpcurl_are_of_methods_and_messages_that_exist() -> None:
+    """And end by themselves: no Watch, no prompt without a turn's end."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    words = [shlex.split(line) for line in text.splitlines() if line.startswith("grpcurl ")]
+    assert [each[-1].rpartition("/")[2] for each in words] == ["Check", "Chat"]
+    services = {
+        service.full_name: service
+        for module in (inference_pb2, health_pb2)
+        for service in module.DESCRIPTOR.services_by_name.values()
+    }
+    for each in words:
+        service, _, method = each[-1].partition("/")
+        request = GetMessageClass(services[service].methods_by_name[method].input_type)()
+        if "-d" in each:
+            json_format.Parse(each[each.index("-d") + 1], request)
+            assert request.ByteSize()
 
 
 def reasons() -> set[str]:
