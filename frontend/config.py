@@ -102,7 +102,10 @@ class FrontendConfig:
     restart_window: float = flag(
         "see --max-restarts", 300.0, unit="seconds", at_least=0, seldom=True
     )
-    request_log: bool = flag("write no line of JSON for each request that ends", True)
+    request_log: bool = flag("write no line for each request that ends", True)
+    request_log_format: str = flag(
+        "auto: text on a terminal, else json", "auto", choices=("auto", "json", "text")
+    )
     otlp_endpoint: str | None = flag(
         "URL that traces are sent to", None, metavar="URL", unset="none"
     )

@@ -91,7 +91,14 @@ def frontend_command(flags: argparse.Namespace, model: Path, listen: str) -> lis
     command = [sys.executable, "-m", "frontend", "--model", str(model), "--workers", listen]
     # Before what was given, which wins: the folder that a Hub id became has another name.
     command += ["--served-model-name", served_name(_model_name(flags))]
-    return command + words(FrontendConfig, flags)
+    return command + words(FrontendConfig, flags) + _for_this_terminal(flags)
+
+
+def _for_this_terminal(flags: argparse.Namespace) -> list[str]:
+    """What ``auto`` means: the frontend's own stderr is a pipe, whatever this process's is."""
+    if getattr(flags, "request_log_format", "auto") != "auto":
+        return []
+    return ["--request-log-format", "text" if sys.stderr.isatty() else "json"]
 
 
 def workers_command(flags: argparse.Namespace, model: Path, listen: str) -> list[str]:

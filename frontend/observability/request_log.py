@@ -1,4 +1,4 @@
-"""A line of JSON for each request that is over; never a word of a prompt or an answer.
+"""A line for each request that is over, as JSON or for people; never a word of what was said.
 
 Owns the line's fields, and that writing delays no request: records wait in a `RecordQueue`, and the
 next line says how many were dropped. Knows nothing of how a request is served.
@@ -26,11 +26,18 @@ class RequestLog:
     Args:
         descriptor: of the open file that lines are written to.
         max_waiting: lines that may wait.
+        as_text: lines are for a person, not for a program.
     """
 
-    def __init__(self, descriptor: int = STDERR, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(
+        self,
+        descriptor: int = STDERR,
+        max_waiting: int = MAX_WAITING,
+        *,
+        as_text: bool = False,
+    ) -> None:
         writer = _LineWriter(descriptor)
-        writer.setFormatter(_JsonFormatter())
+        writer.setFormatter(_TextFormatter() if as_text else _JsonFormatter())
         self._queue = RecordQueue(writer, max_waiting)
 
     def request_ended(self, record: RequestRecord) -> None:
@@ -57,6 +64,17 @@ class _JsonFormatter(logging.Formatter):
         if values["dropped_lines"]:
             fields["dropped_lines"] = values["dropped_lines"]
         return json.dumps(fields)
+
+
+class _TextFormatter(logging.Formatter):
+    """Formats the request of a log record as a short line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """The line, in the machine's own time."""
+        values = vars(record)
+        line = f"{time.strftime('%H:%M:%S')} {text_of(values['request'])}"
+        lost = values["dropped_lines"]
+        return f"{line} ({lost} lines before this one were lost)" if lost else line
 
 
 class _LineWriter(logging.Handler):
@@ -117,6 +135,23 @@ def fields_of(record: RequestRecord, epoch: float) -> dict[str, Any]:
         "preemptions": record.preemptions,
         "replays": record.replays,
     }
+
+
+def text_of(record: RequestRecord) -> str:
+    """What a person wants to know: what was asked, what came of it, tokens and seconds."""
+    words = [record.method, record.code, record.reason, ",".join(record.finish_reasons)]
+    parts = [" ".join(filter(None, words))]
+    if record.prompt_tokens:
+        cached = f" ({record.cached_tokens} cached)" if record.cached_tokens else ""
+        parts.append(f"{record.prompt_tokens} + {record.completion_tokens} tokens{cached}")
+    if record.first_token:
+        parts.append(f"first after {record.first_token - record.arrived:.3f} s")
+    parts.append(f"{record.finished - record.arrived:.3f} s")
+    if record.replays:
+        parts.append(f"replays: {record.replays}")
+    if record.caller.key:
+        parts.append(record.caller.key)
+    return ", ".join(parts)
 
 
 def _milliseconds(start: float, end: float) -> float | None:

@@ -6,6 +6,7 @@ Owns making and closing them. Knows nothing of what they observe.
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Sequence
 
 from frontend.config import FrontendConfig
@@ -37,7 +38,7 @@ class Observability:
         if config.otlp_endpoint is not None:
             observers.append(self._open_traces(config.otlp_endpoint, config.served_name, version))
         if config.request_log:
-            log = RequestLog()
+            log = RequestLog(as_text=_is_for_a_person(config.request_log_format))
             self._closing.callback(log.close)
             observers.append(log)
         self.observers: Sequence[Observer] = tuple(observers)
@@ -58,3 +59,8 @@ class Observability:
         traces = open_traces(endpoint, model=model, version=version)
         self._closing.callback(traces.close)
         return traces
+
+
+def _is_for_a_person(log_format: str) -> bool:
+    """``auto``: somebody reads along on a terminal."""
+    return log_format == "text" or (log_format == "auto" and sys.stderr.isatty())

@@ -245,6 +245,30 @@ def test_flags_of_vllm_mean_the_same_here(model: Path) -> None:
     assert read(ParallelFlags, group).tp == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "is_terminal", "log_format"),
+    [
+        ([], True, "text"),
+        ([], False, "json"),
+        (["--request-log-format", "auto"], True, "text"),
+        (["--request-log-format", "json"], True, "json"),
+        (["--request-log-format", "text"], False, "text"),
+    ],
+)
+def test_the_request_log_is_for_people_on_a_terminal(
+    model: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    is_terminal: bool,
+    log_format: str,
+) -> None:
+    """The frontend writes to a pipe: serve knows what is behind it."""
+    monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
+    flags = main._parser().parse_args(["serve", str(model), *words])
+    front = parse_config(serve.frontend_command(flags, model, "unix:x")[3:])
+    assert front.request_log_format == log_format
+
+
 def test_a_model_may_be_named_by_a_flag_but_not_two(model: Path, capfd) -> None:
     parse = main._parser().parse_args
     named = parse(["serve", "--model", str(model)])

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import time
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from frontend.api.grpc.server import GrpcServer
 from frontend.errors import Code, RequestError
 from frontend.observability.metrics import Metrics
 from frontend.observability.request_log import RequestLog
+from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
 from tests.frontend.fakes import FakeEngine, backend
@@ -61,6 +63,21 @@ def test_times_that_never_came_are_null_and_all_lines_have_the_same_fields(file:
     assert first.keys() == second.keys()
     assert (second["queue_ms"], second["ttft_ms"], second["e2e_ms"]) == (None, None, 1.0)
     assert (second["code"], second["reason"]) == ("RESOURCE_EXHAUSTED", "QUEUE_FULL")
+
+
+def test_a_line_for_people_is_short(file: Path) -> None:
+    with file.open("wb") as stream:
+        log = RequestLog(stream.fileno(), as_text=True)
+        for entry in (record(), refusal(), record(cached_tokens=0, replays=0, caller=Caller())):
+            log.request_ended(entry)
+        log.close()
+    lines = file.read_text().splitlines()
+    assert all(re.match(r"\d\d:\d\d:\d\d ", line) for line in lines)
+    assert [line.partition(" ")[2] for line in lines] == [
+        "Chat OK STOP, 12 + 9 tokens (5 cached), first after 3.000 s, 8.000 s, replays: 1, alice",
+        "Chat RESOURCE_EXHAUSTED QUEUE_FULL, 12 + 0 tokens, 0.001 s, alice",
+        "Chat OK STOP, 12 + 9 tokens, first after 3.000 s, 8.000 s",
+    ]
 
 
 def test_a_stuck_reader_stops_nobody_and_what_was_dropped_is_told() -> None:
