@@ -59,6 +59,10 @@ class WorkerConfig:
         choices=("auto", "safetensors", "dummy"),
         seldom=True,
     )
+    load_progress: str = flag(
+        "how reading weights is shown; auto: a bar on a terminal, else lines",
+        "auto", choices=("auto", "bar", "lines"), seldom=True,
+    )  # fmt: skip
     max_batch_size: int = flag(
         "sequences that run at once on a replica", 256, aliases=("--max-num-seqs",), at_least=1
     )

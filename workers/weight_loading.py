@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -60,7 +60,10 @@ def check_tensors(
 
 
 def load_weights(
-    slices: Iterable[CheckpointSlice], checkpoint: Checkpoint, ignore: frozenset[str] = frozenset()
+    slices: Iterable[CheckpointSlice],
+    checkpoint: Checkpoint,
+    ignore: frozenset[str] = frozenset(),
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> LoadedWeights:
     """Fill every slice's target from the checkpoint.
 
@@ -68,6 +71,7 @@ def load_weights(
         slices: all tensors of the model, those of other ranks too (these are checked, not read).
         checkpoint: the folder's tensors.
         ignore: names that may be present though the model does not use them.
+        progress: told after each tensor the bytes that were read, and those there are to read.
 
     Raises:
         ValueError: as `check_tensors` raises it, before the first byte of weights is read; or a
@@ -79,8 +83,11 @@ def load_weights(
     for piece in wanted:
         if piece.target is not None:
             by_file.setdefault(checkpoint.tensors[piece.name].file, []).append(piece)
-    bytes_read = sum(_load_file(path, pieces) for path, pieces in by_file.items())
-    needed = expected_bytes(wanted, checkpoint)
+    bytes_read, needed = 0, expected_bytes(wanted, checkpoint)
+    for path, pieces in by_file.items():
+        for num_bytes in _load_file(path, pieces):
+            bytes_read += num_bytes
+            progress(bytes_read, needed)
     assert bytes_read == needed, f"read {bytes_read} bytes of weights, this rank holds {needed}"
     return LoadedWeights(bytes_read=bytes_read, sha256=checkpoint.sha256())
 
@@ -114,15 +121,14 @@ def expected_bytes(slices: Iterable[CheckpointSlice], checkpoint: Checkpoint) ->
     )
 
 
-def _load_file(path: Path, pieces: list[CheckpointSlice]) -> int:
-    bytes_read = 0
+def _load_file(path: Path, pieces: list[CheckpointSlice]) -> Iterator[int]:
+    """Read a file's pieces; yields the bytes of each."""
     try:
         with safe_open(path, framework="pt") as file:
             for piece in pieces:
                 assert piece.target is not None
                 values = file.get_slice(piece.name)[piece.index]
                 piece.target.copy_(values)
-                bytes_read += values.numel() * values.element_size()
+                yield values.numel() * values.element_size()
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: {error}") from None
-    return bytes_read

@@ -91,14 +91,15 @@ def frontend_command(flags: argparse.Namespace, model: Path, listen: str) -> lis
     command = [sys.executable, "-m", "frontend", "--model", str(model), "--workers", listen]
     # Before what was given, which wins: the folder that a Hub id became has another name.
     command += ["--served-model-name", served_name(_model_name(flags))]
-    return command + words(FrontendConfig, flags) + _for_this_terminal(flags)
+    command += words(FrontendConfig, flags)
+    return command + _for_this_terminal(flags, "--request-log-format", "text", "json")
 
 
-def _for_this_terminal(flags: argparse.Namespace) -> list[str]:
-    """What ``auto`` means: the frontend's own stderr is a pipe, whatever this process's is."""
-    if getattr(flags, "request_log_format", "auto") != "auto":
+def _for_this_terminal(flags: argparse.Namespace, flag: str, person: str, other: str) -> list[str]:
+    """What a flag's ``auto`` means: both halves write to a pipe, whatever this process does."""
+    if getattr(flags, flag.strip("-").replace("-", "_"), "auto") != "auto":
         return []
-    return ["--request-log-format", "text" if sys.stderr.isatty() else "json"]
+    return [flag, person if sys.stderr.isatty() else other]
 
 
 def workers_command(flags: argparse.Namespace, model: Path, listen: str) -> list[str]:
@@ -110,4 +111,5 @@ def workers_command(flags: argparse.Namespace, model: Path, listen: str) -> list
     layout = read(ParallelFlags, flags)
     command = [sys.executable, "-m", "workers", "--model", str(model)]
     command += ["--nproc", str(layout.tp * layout.dp), "--listen", listen]
-    return command + words(ParallelFlags, flags) + words(WorkerConfig, flags)
+    command += words(ParallelFlags, flags) + words(WorkerConfig, flags)
+    return command + _for_this_terminal(flags, "--load-progress", "bar", "lines")

@@ -113,13 +113,21 @@ def test_a_rank_reads_its_own_bytes_and_no_more(folder: Path, tp: int, dp: int, 
     }
     for rank in range(parallel.world_size):
         model, checkpoint = model_of(folder, parallel, rank), Checkpoint(folder)
-        loaded = load_weights(model.checkpoint_slices(), checkpoint)
+        told: list[tuple[int, int]] = []
+        loaded = load_weights(
+            model.checkpoint_slices(),
+            checkpoint,
+            progress=lambda done, total, told=told: told.append((done, total)),
+        )
         held = sum(
             parameter.numel() * 4
             for name, parameter in model.named_parameters()
             if not name.endswith("bias")
         )
         assert loaded.bytes_read == expected_bytes(model.checkpoint_slices(), checkpoint) == held
+        assert [total for _, total in told] == [held] * len(told)
+        assert [done for done, _ in told] == sorted({done for done, _ in told})
+        assert told[-1][0] == held
         for piece in model.checkpoint_slices():
             if piece.target is not None:
                 assert torch.equal(piece.target, whole[piece.name][piece.index])

@@ -24,6 +24,7 @@ from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext, Model
 from workers.rank import graph_capture, kv_sizing
+from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
 from workers.rank.runner_factory import RunnerFactory, device_name
 from workers.step.graphs import NO_GRAPHS
@@ -208,4 +209,9 @@ def _load(model: Model, checkpoint: Checkpoint | None, config: WorkerConfig) -> 
         digest = hashlib.sha256((config.model / "config.json").read_bytes()).hexdigest()
         return LoadedWeights(bytes_read=0, sha256=digest)
     with torch.inference_mode():
-        return load_weights(model.checkpoint_slices(), checkpoint, ignore=model.tied_weights)
+        return load_weights(
+            model.checkpoint_slices(),
+            checkpoint,
+            ignore=model.tied_weights,
+            progress=load_progress(config.load_progress),
+        )

@@ -228,6 +228,7 @@ def test_serve_passes_on_what_was_given(model: Path) -> None:
     group = serve.workers_command(flags, model, "unix:x")
     assert group[3:] == [
         "--model", str(model), "--nproc", "2", "--listen", "unix:x", "--tp", "2", "--device", "cpu",
+        "--load-progress", "lines",
     ]  # fmt: skip
 
 
@@ -246,27 +247,30 @@ def test_flags_of_vllm_mean_the_same_here(model: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "is_terminal", "log_format"),
+    ("words", "is_terminal", "log_format", "progress"),
     [
-        ([], True, "text"),
-        ([], False, "json"),
-        (["--request-log-format", "auto"], True, "text"),
-        (["--request-log-format", "json"], True, "json"),
-        (["--request-log-format", "text"], False, "text"),
+        ([], True, "text", "bar"),
+        ([], False, "json", "lines"),
+        (["--request-log-format", "auto", "--load-progress", "auto"], True, "text", "bar"),
+        (["--request-log-format", "json", "--load-progress", "lines"], True, "json", "lines"),
+        (["--request-log-format", "text", "--load-progress", "bar"], False, "text", "bar"),
     ],
 )
-def test_the_request_log_is_for_people_on_a_terminal(
+def test_serve_knows_what_its_halves_write_to(
     model: Path,
     monkeypatch: pytest.MonkeyPatch,
     words: list[str],
     is_terminal: bool,
     log_format: str,
+    progress: str,
 ) -> None:
-    """The frontend writes to a pipe: serve knows what is behind it."""
+    """For them it is a pipe, which a person or a program may read."""
     monkeypatch.setattr("sys.stderr.isatty", lambda: is_terminal)
     flags = main._parser().parse_args(["serve", str(model), *words])
     front = parse_config(serve.frontend_command(flags, model, "unix:x")[3:])
     assert front.request_log_format == log_format
+    group = workers.__main__.parser().parse_args(serve.workers_command(flags, model, "unix:x")[3:])
+    assert read(WorkerConfig, group).load_progress == progress
 
 
 def test_a_model_may_be_named_by_a_flag_but_not_two(model: Path, capfd) -> None:
