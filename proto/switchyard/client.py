@@ -21,7 +21,14 @@ import grpc.aio
 from google.rpc import error_details_pb2, status_pb2
 
 from switchyard.channel import Tls, open_channel
-from switchyard.requests import Message, Options, Prompt, chat_request, generate_request
+from switchyard.requests import (
+    ChatOptions,
+    Message,
+    Options,
+    Prompt,
+    chat_request,
+    generate_request,
+)
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 
@@ -214,12 +221,11 @@ class Client:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        parse_special_tokens: bool = False,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> Stream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, tools, parse_special_tokens, **options)
+        request = chat_request(messages, template_kwargs, tools, **options)
         return Stream(self.stub.Chat(request, timeout=timeout))
 
     def complete(
@@ -291,12 +297,11 @@ class AsyncClient:
         *,
         template_kwargs: Mapping[str, Any] | None = None,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        parse_special_tokens: bool = False,
         timeout: float | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[ChatOptions],
     ) -> AsyncStream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
-        request = chat_request(messages, template_kwargs, tools, parse_special_tokens, **options)
+        request = chat_request(messages, template_kwargs, tools, **options)
         return AsyncStream(self.stub.Chat(request, timeout=timeout))
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> pb.CompleteResponse:

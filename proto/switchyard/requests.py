@@ -62,6 +62,17 @@ class Options(TypedDict, total=False):
     grammar: str
 
 
+class ChatOptions(Options, total=False):
+    """The same of a chat, and the names of `switchyard.v1.ChatRequest`."""
+
+    parse_special_tokens: bool
+    continue_final_message: bool
+    add_generation_prompt: bool
+
+
+_CHAT_ALONE = ChatOptions.__annotations__.keys() - Options.__annotations__.keys()
+
+
 def generate_request(prompt: Prompt | None, **options: Unpack[Options]) -> pb.GenerateRequest:
     """A request of a prompt (text or token ids; None for a chat's) and options by name."""
     request = pb.GenerateRequest()
@@ -102,8 +113,7 @@ def chat_request(
     messages: Sequence[Message],
     template_kwargs: Mapping[str, Any] | None = None,
     tools: Sequence[Mapping[str, Any]] | None = None,
-    parse_special_tokens: bool = False,
-    **options: Unpack[Options],
+    **options: Unpack[ChatOptions],
 ) -> pb.ChatRequest:
     """A request of turns and options by name.
 
@@ -112,14 +122,15 @@ def chat_request(
             each ``{"id": …, "name": …, "arguments": {…}}``, a tool's has ``tool_call_id``.
         template_kwargs: what the chat template knows by name.
         tools: what the model may call, as its chat template wants them.
-        parse_special_tokens: text that spells a control token is that token.
     """
+    shared: dict[str, Any] = dict(options)
+    own = {name: shared.pop(name) for name in _CHAT_ALONE & shared.keys()}
     return pb.ChatRequest(
         messages=[_turn(message) for message in messages],
-        request=generate_request(None, **options),
+        request=generate_request(None, **shared),
         template_kwargs_json=json.dumps(dict(template_kwargs)) if template_kwargs else "",
         tools_json=json.dumps([dict(tool) for tool in tools]) if tools else "",
-        parse_special_tokens=parse_special_tokens,
+        **own,
     )
 
 

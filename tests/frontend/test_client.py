@@ -97,7 +97,10 @@ def test_tools_and_their_calls_become_turns() -> None:
 
 
 def test_messages_become_turns() -> None:
-    request = chat_request([{"role": "user", "content": "hi"}], {"a": 1}, seed=3)
+    request = chat_request(
+        [{"role": "user", "content": "hi"}], {"a": 1}, seed=3, parse_special_tokens=True
+    )
+    assert request.parse_special_tokens
     assert request.messages[0] == pb.ChatMessage(role=pb.ROLE_USER, content="hi")
     assert request.template_kwargs_json == '{"a": 1}'
     assert request.request.sampling.seed == 3

@@ -14,8 +14,8 @@ from typing import Any
 from frontend.api.openai.body import validated
 from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
-from frontend.api.openai.parameters import generate_request
-from frontend.api.openai.request_models import CalledFunction, ChatBody, Message
+from frontend.api.openai.parameters.common import generate_request
+from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
 from frontend.api.openai.response_models import (
     ChatChoice,
     ChatChunk,
@@ -188,6 +188,8 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
             template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
             tools_json=tools.tools_json,
             parse_special_tokens=bool(body.parse_special_tokens),
+            continue_final_message=bool(body.continue_final_message),
+            add_generation_prompt=body.add_generation_prompt,
         ),
         tools=tools,
         stream=bool(body.stream),

@@ -20,8 +20,8 @@ from frontend.api.openai.logprobs import (
     token_ids,
 )
 from frontend.api.openai.merge import all_of, merged
-from frontend.api.openai.parameters import generate_request
-from frontend.api.openai.request_models import CompletionBody
+from frontend.api.openai.parameters.common import generate_request
+from frontend.api.openai.parameters.models import CompletionBody
 from frontend.api.openai.response_models import (
     Completion,
     CompletionChoice,

@@ -14,7 +14,7 @@ from pydantic import TypeAdapter
 
 from frontend.api.openai.body import BODY_SECONDS
 from frontend.api.openai.errors import STATUSES
-from frontend.api.openai.request_models import ChatBody, CompletionBody
+from frontend.api.openai.parameters.models import ChatBody, CompletionBody
 from frontend.api.openai.response_models import (
     ChatChunk,
     ChatCompletion,

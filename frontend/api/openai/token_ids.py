@@ -29,12 +29,11 @@ class TokenizeBody(BaseModel):
     model: str | None = None
     prompt: str | None = None
     messages: list[dict[str, Any]] | None = Field(
-        default=None, description="In place of a prompt; tools and chat_template_kwargs count."
+        default=None, description="In place of a prompt, with what a chat completion takes."
     )
     add_special_tokens: bool | None = Field(
         default=None, description="Default: true. Of a chat they are the template's."
     )
-    add_generation_prompt: bool | None = Field(default=None, description="Must not be false.")
     return_token_strs: bool | None = None
 
 
@@ -82,8 +81,6 @@ async def _ids(
         bare = body.add_special_tokens is False
         request = pb.TokenizeRequest(text=body.prompt, skip_special_tokens=bare)
         return list((await service.tokenize(request)).token_ids)
-    if body.add_generation_prompt is False:
-        raise invalid_field("add_generation_prompt", "is false; leave it out")
     return await service.tokenize_chat(read_chat(values, "", model).request)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from frontend.bounds import (
@@ -37,12 +37,16 @@ class Conversation:
         tools: functions that the model may call; None: none.
         template_kwargs: the template's own arguments, by name.
         parses_special_tokens: text that spells a control token is that token.
+        continues: the prompt ends within the last turn, which is an assistant's.
+        asks: the prompt ends with what an assistant's turn begins with.
     """
 
     turns: list[Turn]
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
     parses_special_tokens: bool = False
+    continues: bool = False
+    asks: bool = True
 
     @property
     def num_chars(self) -> int:
@@ -97,14 +101,37 @@ def conversation(chat: pb.ChatRequest) -> Conversation:
 
     Raises:
         RequestError: INVALID_ARGUMENT when there is no turn, a role is not known, a turn has what
-            its role cannot have, or a JSON text is none, too long, or of another shape.
+            its role cannot have, a JSON text is none, too long, or of another shape, or there is
+            nothing to go on with.
     """
+    continues = chat.continue_final_message
+    asks = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continues
+    if continues:
+        _check_final(chat.messages[-1:], asks)
     return Conversation(
         turns=_turns(chat),
         tools=_tools(chat.tools_json),
         template_kwargs=template_kwargs(chat.template_kwargs_json),
         parses_special_tokens=chat.parse_special_tokens,
+        continues=continues,
+        asks=asks,
     )
+
+
+def _check_final(final: Sequence[pb.ChatMessage], asks: bool) -> None:
+    """Refuses a last message that output cannot go on with."""
+    field = "continue_final_message"
+    if asks:
+        raise invalid_field(
+            field,
+            "goes on with a turn, and add_generation_prompt asks for another; leave one out",
+            mentions={"add_generation_prompt": "add_generation_prompt"},
+        )
+    for message in final:
+        if message.role != pb.ROLE_ASSISTANT:
+            raise invalid_field(field, "needs a last message of the assistant")
+        if message.tool_calls:
+            raise invalid_field(field, "needs a last message without tool calls")
 
 
 def _turns(chat: pb.ChatRequest) -> list[Turn]:

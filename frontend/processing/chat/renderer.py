@@ -167,7 +167,8 @@ class ChatRenderer:
                 turns,
                 tools=conversation.tools,
                 tokenize=False,
-                add_generation_prompt=True,
+                add_generation_prompt=conversation.asks,
+                continue_final_message=conversation.continues,
                 **more,
                 **conversation.template_kwargs,
             )

@@ -293,18 +293,22 @@ class ToolCall(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[str] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
-    __slots__ = ("messages", "request", "template_kwargs_json", "tools_json", "parse_special_tokens")
+    __slots__ = ("messages", "request", "template_kwargs_json", "tools_json", "parse_special_tokens", "continue_final_message", "add_generation_prompt")
     MESSAGES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_KWARGS_JSON_FIELD_NUMBER: _ClassVar[int]
     TOOLS_JSON_FIELD_NUMBER: _ClassVar[int]
     PARSE_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CONTINUE_FINAL_MESSAGE_FIELD_NUMBER: _ClassVar[int]
+    ADD_GENERATION_PROMPT_FIELD_NUMBER: _ClassVar[int]
     messages: _containers.RepeatedCompositeFieldContainer[ChatMessage]
     request: GenerateRequest
     template_kwargs_json: str
     tools_json: str
     parse_special_tokens: bool
-    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., template_kwargs_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., parse_special_tokens: _Optional[bool] = ...) -> None: ...
+    continue_final_message: bool
+    add_generation_prompt: bool
+    def __init__(self, messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ..., request: _Optional[_Union[GenerateRequest, _Mapping]] = ..., template_kwargs_json: _Optional[str] = ..., tools_json: _Optional[str] = ..., parse_special_tokens: _Optional[bool] = ..., continue_final_message: _Optional[bool] = ..., add_generation_prompt: _Optional[bool] = ...) -> None: ...
 
 class ChatResponse(_message.Message):
     __slots__ = ("response",)

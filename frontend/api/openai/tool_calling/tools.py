@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from frontend.api.openai.request_models import AllowedTools, ChatBody, Function, NamedTool
+from frontend.api.openai.parameters.models import AllowedTools, ChatBody, Function, NamedTool
 from frontend.api.openai.tool_calling.function_call import OlderForm
 from frontend.api.openai.tool_calling.tool_calls import (
     CallsInText,

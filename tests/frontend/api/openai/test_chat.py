@@ -121,6 +121,7 @@ async def test_fields_reach_the_request() -> None:
                 "include_stop_str_in_output": True,
                 "chat_template_kwargs": {"enable_thinking": False},
                 "parse_special_tokens": True,
+                "add_generation_prompt": False,
                 "no_such_field": 1,
             },
         )  # fmt: skip
@@ -133,6 +134,8 @@ async def test_fields_reach_the_request() -> None:
     assert json.loads(asked.template_kwargs_json) == {"enable_thinking": False}
     assert asked.tools_json == ""
     assert asked.parse_special_tokens
+    assert asked.HasField("add_generation_prompt")
+    assert not asked.add_generation_prompt
     assert request.sampling == pb.SamplingParams(
         temperature=0.5, top_p=0.25, seed=2**64 - 1, presence_penalty=0.5, frequency_penalty=-0.5,
         logit_bias={5: 1.5}, top_k=0, min_p=0.125, repetition_penalty=1.5,
@@ -302,6 +305,8 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("chat_template_kwargs", {"chat_template_kwargs": {"chat_template": "x"}}),
     ("best_of", {"best_of": 3}),
     ("stream", {"stream": "yes"}),
+    ("continue_final_message", {"continue_final_message": True}),
+    ("add_generation_prompt", {"add_generation_prompt": "no"}),
 ]  # fmt: skip
 
 

@@ -15,7 +15,7 @@ from frontend.api.openai import response_models
 from frontend.api.openai.app import openai_app
 from frontend.api.openai.errors import STATUSES
 from frontend.api.openai.openapi import docs_page, openapi_document
-from frontend.api.openai.request_models import ChatBody, CompletionBody, GenerationBody
+from frontend.api.openai.parameters.models import ChatBody, CompletionBody, GenerationBody
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL

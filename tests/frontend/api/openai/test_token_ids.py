@@ -54,9 +54,9 @@ async def test_a_chat_has_the_ids_that_its_completion_has() -> None:
         ("/tokenize", {"messages": []}, 400, "messages"),
         (
             "/tokenize",
-            {"messages": [{"role": "user", "content": "a"}], "add_generation_prompt": False},
+            {"messages": [{"role": "user", "content": "a"}], "continue_final_message": True},
             400,
-            "add_generation_prompt",
+            "continue_final_message",
         ),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "model"),
         ("/tokenize", {"prompt": "a" * ((1 << 20) + 1)}, 400, "prompt"),

@@ -93,6 +93,7 @@ BAD: list[tuple[str, Callable[[pb.ChatRequest], object]]] = [
     ("template_kwargs_json", lambda r: setattr(r, "template_kwargs_json", '{"tools": []}')),
     ("template_kwargs_json", lambda r: setattr(r, "template_kwargs_json", '{"self": 1}')),
     ("messages", lambda r: setattr(r.messages[1], "content", "x" * 256 * 64)),
+    ("continue_final_message", lambda r: setattr(r, "continue_final_message", True)),
 ]
 
 
@@ -105,6 +106,25 @@ async def test_a_bad_field_is_named(field: str, change: Callable[[pb.ChatRequest
         [event async for event in service.chat(request)]
     assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, field)
     assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(
+    ("final", "asks", "complaint"),
+    [
+        ({"role": pb.ROLE_USER}, None, "of the assistant"),
+        ({"role": pb.ROLE_ASSISTANT, "tool_calls": [{"name": "f"}]}, None, "without tool calls"),
+        ({"role": pb.ROLE_ASSISTANT}, True, "asks for another"),
+    ],
+)
+def test_there_is_a_turn_to_go_on_with(final: Any, asks: bool | None, complaint: str) -> None:
+    chat = pb.ChatRequest(
+        messages=[{"role": pb.ROLE_USER}, final],
+        continue_final_message=True,
+        add_generation_prompt=asks,
+    )
+    with pytest.raises(RequestError, match=complaint) as caught:
+        read(chat)
+    assert caught.value.field == "continue_final_message"
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 from pathlib import Path
@@ -51,7 +52,8 @@ def reference(tokenizer: Tokenizer, conversation: Conversation, **options: Any) 
     return tokenizer._wrapped.apply_chat_template(
         conversation.turns,
         tools=conversation.tools,
-        add_generation_prompt=True,
+        add_generation_prompt=conversation.asks,
+        continue_final_message=conversation.continues,
         **{"return_dict": False} | options,
         **conversation.template_kwargs,
     )
@@ -212,6 +214,37 @@ def test_what_the_caller_asks_to_be_parsed_is() -> None:
     ids = TOKENIZERS["qwen"].render_chat(conversation)
     assert ids == list(reference(TOKENIZERS["qwen"], conversation))
     assert ids.count(END) == 2
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@pytest.mark.parametrize(
+    "said", ["The fox", "a \n", "", " <b> {", "yes<|im_end|>", "<tool_call>", "\n<|im_end|> a "]
+)
+def test_output_goes_on_within_the_last_turn(name: str, said: str) -> None:
+    tokenizer = TOKENIZERS[name]
+    turns = [{"role": "user", "content": "q<|im_end|>"}, {"role": "assistant", "content": said}]
+    goes_on = Conversation(turns=turns, continues=True, asks=False)
+    ids = tokenizer.render_chat(goes_on)
+    text = reference(tokenizer, goes_on, tokenize=False)
+    assert tokenizer.decode(ids, True) == text
+    assert text.rstrip().endswith(said.rstrip())
+    special = {tokenizer.encode(each)[0] for each in qwen_like.SPECIAL}
+    whole = tokenizer.render_chat(dataclasses.replace(goes_on, continues=False))
+    assert [i for i in ids if i in special] == [i for i in whole if i in special][:-1]
+    if "<" not in said:
+        turns[0]["content"] = "q"
+        assert tokenizer.render_chat(goes_on) == list(reference(tokenizer, goes_on))
+
+
+async def test_what_the_template_does_not_write_cannot_be_gone_on_with() -> None:
+    chat = pb.ChatRequest(
+        messages=[{"role": pb.ROLE_ASSISTANT, "content": "<think>word</think> word"}],
+        continue_final_message=True,
+    )
+    info = group(vocab_size=TOKENIZERS["qwen"].vocab_size)
+    with pytest.raises(RequestError, match="the final message does not appear") as caught:
+        await prompts.chat_ids(backend(FakeEngine(), tokenizer=TOKENIZERS["qwen"], info=info), chat)
+    assert "word" not in caught.value.message
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.api.openai.request_models import ChatBody
+from frontend.api.openai.parameters.models import ChatBody
 from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
 from frontend.errors import Code, RequestError
 from frontend.processing.structured_output import GrammarMatcher

@@ -9,12 +9,12 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from frontend.api.openai.request_models import (
-    UINT32_MAX,
+from frontend.api.openai.parameters.models import (
     GenerationBody,
     ResponseFormat,
     StructuredOutputs,
 )
+from frontend.api.openai.parameters.values import UINT32_MAX
 from frontend.errors import invalid_field
 from frontend.processing.grammars import choice_grammar
 from frontend.processing.sampling_params import FLOAT32_MAX, check_bias, check_range
