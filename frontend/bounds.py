@@ -56,8 +56,12 @@ MAX_TOP_LOGPROBS = 20
 MAX_PROMPT_LOGPROBS_BYTES = 7 << 20
 """Size of a prompt's log-probabilities, which share one message with little else."""
 MAX_TOKENS_PER_MESSAGE = 2048
-"""Tokens in one message of a stream: with all alternatives, and each token of MAX_CHARS_PER_TOKEN,
-it stays below the 4 MiB that clients accept by default."""
+"""Tokens in one message of a stream: each of MAX_CHARS_PER_TOKEN, they stay below the 4 MiB that
+clients accept by default."""
+MAX_LOGPROBS_PER_MESSAGE = 1024
+"""Log-probabilities, with alternatives, in one message of a stream: others wait for 5 ms."""
+MAX_ANSWER_BYTES = 64 << 20
+"""Text and log-probabilities of an HTTP answer that is no stream."""
 
 # ---- structured output ----
 # A grammar takes long to compile where it has many rules, intersections or long literals; the

@@ -116,10 +116,10 @@ def duplicate_id(request_id: str) -> RequestError:
     )
 
 
-def answer_too_large() -> RequestError:
+def answer_too_large(max_bytes: int = MAX_MESSAGE_BYTES) -> RequestError:
     """INVALID_ARGUMENT for an answer that has become too large for its one message."""
     return RequestError(
         Code.INVALID_ARGUMENT,
-        f"the answer does not fit {MAX_MESSAGE_BYTES} bytes, a message; stream it, or ask for less",
+        f"the answer does not fit {max_bytes} bytes, a message; stream it, or ask for less",
         reason="ANSWER_TOO_LARGE",
     )

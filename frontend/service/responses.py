@@ -6,15 +6,19 @@ Knows nothing of when messages are sent.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
-import dataclasses
 import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from typing import Any
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
-from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_TOKENS_PER_MESSAGE
+from frontend.bounds import (
+    MAX_CHARS_PER_TOKEN,
+    MAX_LOGPROBS_PER_MESSAGE,
+    MAX_TOKENS_PER_MESSAGE,
+)
 from frontend.requests.output import Delta, TokenLogprobs
 from frontend.requests.request import Request
 from switchyard.v1 import inference_pb2 as pb
@@ -22,10 +26,10 @@ from switchyard.v1 import inference_pb2 as pb
 _MAX_CHARS = MAX_TOKENS_PER_MESSAGE * MAX_CHARS_PER_TOKEN
 
 
-def started(
+async def started(
     request_id: str, samples: Sequence[Request], model: str, output: pb.OutputOptions
 ) -> pb.GenerateResponse:
-    """First message of a stream, made from the first sample."""
+    """First message of a stream, made from the first sample. Other tasks run meanwhile."""
     first = samples[0]
     message = pb.GenerateStarted(
         request_id=request_id,
@@ -36,41 +40,49 @@ def started(
         generated_tokens=sum(len(sample.generated) for sample in samples),
     )
     if output.prompt_logprobs:
-        _add_logprobs(
-            first.prompt_logprobs,
-            message.prompt_logprobs,
-            message.prompt_top_logprobs if output.top_logprobs else None,
-        )
+        top, size = message.prompt_top_logprobs, logprobs_at_once(output)
+        for start in range(0, len(first.prompt_logprobs), size):
+            _add_logprobs(
+                first.prompt_logprobs[start : start + size],
+                message.prompt_logprobs,
+                top if output.top_logprobs else None,
+            )
+            await asyncio.sleep(0)
     return pb.GenerateResponse(started=message)
+
+
+def logprobs_at_once(output: pb.OutputOptions) -> int:
+    """Tokens whose log-probabilities are handled before other tasks of the loop run."""
+    return max(1, MAX_LOGPROBS_PER_MESSAGE // (1 + output.top_logprobs))
 
 
 def echoed(num_samples: int, text: str) -> Iterator[pb.GenerateResponse]:
     """The prompt's text, once for each sample; it comes before any output."""
     for index in range(num_samples):
-        for piece in _pieces(Delta(text=text)):
+        for piece in _pieces(Delta(text=text), MAX_TOKENS_PER_MESSAGE):
             yield pb.GenerateResponse(delta=pb.Delta(index=index, text=piece.text))
 
 
 def deltas(index: int, new: Delta, output: pb.OutputOptions) -> Iterator[pb.GenerateResponse]:
     """Messages of new output of a sample: one, or more where a slow reader let much pile up."""
-    return (_delta(index, piece, output) for piece in _pieces(new))
+    max_tokens = logprobs_at_once(output) if output.logprobs else MAX_TOKENS_PER_MESSAGE
+    return (_delta(index, piece, output) for piece in _pieces(new, max_tokens))
 
 
-def _pieces(new: Delta) -> Iterator[Delta]:
+def _pieces(new: Delta, max_tokens: int) -> Iterator[Delta]:
     """Splits a delta into those that fit messages; the last one has the finish reason."""
-    while len(new.token_ids) > MAX_TOKENS_PER_MESSAGE or len(new.text) > _MAX_CHARS:
-        yield Delta(
-            text=new.text[:_MAX_CHARS],
-            token_ids=new.token_ids[:MAX_TOKENS_PER_MESSAGE],
-            logprobs=new.logprobs[:MAX_TOKENS_PER_MESSAGE],
+    num_pieces = max(1, -(-len(new.token_ids) // max_tokens), -(-len(new.text) // _MAX_CHARS))
+    for number in range(num_pieces):
+        tokens = slice(number * max_tokens, (number + 1) * max_tokens)
+        piece = Delta(
+            text=new.text[number * _MAX_CHARS : (number + 1) * _MAX_CHARS],
+            token_ids=new.token_ids[tokens],
+            logprobs=new.logprobs[tokens],
         )
-        new = dataclasses.replace(
-            new,
-            text=new.text[_MAX_CHARS:],
-            token_ids=new.token_ids[MAX_TOKENS_PER_MESSAGE:],
-            logprobs=new.logprobs[MAX_TOKENS_PER_MESSAGE:],
-        )
-    yield new
+        if number == num_pieces - 1:
+            piece.finish_reason = new.finish_reason
+            piece.stop_text, piece.stop_token_id = new.stop_text, new.stop_token_id
+        yield piece
 
 
 def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:

@@ -7,6 +7,7 @@ call it.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 import enum
@@ -29,6 +30,9 @@ from frontend.service.calls import Call, KeyLimit, LiveCalls, check_request_id
 from switchyard.v1 import inference_pb2 as pb
 
 logger = logging.getLogger(__name__)
+
+# Behind an event with so many tokens other tasks of the loop run before the next.
+MANY_TOKENS = 32
 
 
 class State(enum.Enum):
@@ -184,7 +188,7 @@ class Service:
             if request.output.prompt_logprobs:
                 await call.samples[0].output.begun()
             yield call.counted(
-                responses.started(call.request_id, call.samples, self._model, request.output)
+                await responses.started(call.request_id, call.samples, self._model, request.output)
             )
             if request.output.echo:
                 text = await preprocess.echo_text(backend, request, call.leader.prompt_ids)
@@ -197,6 +201,8 @@ class Service:
                 for index, delta in taken:
                     for event in responses.deltas(index, delta, request.output):
                         yield call.counted(event)
+                        if len(event.delta.token_ids) >= MANY_TOKENS:
+                            await asyncio.sleep(0)
             yield responses.finished(call.leader, call.samples)
         except RequestError:
             raise

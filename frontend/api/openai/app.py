@@ -20,7 +20,7 @@ from frontend.api.openai.body import Budget, parse_object, read_body
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error
-from frontend.api.openai.generation import GenerationResponse, Job
+from frontend.api.openai.generation import GenerationResponse, Job, LongJSONResponse
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.middleware import (
     Authenticate,
@@ -184,12 +184,10 @@ class _Endpoints:
             raise invalid_field("body", "is nested too deep; send flatter JSON") from error
         return GenerationResponse(job, self._service, self._texts, request.state.caller)
 
-    async def _tokenize(self, request: Request) -> Response:
+    async def _tokenize(self, request: Request) -> LongJSONResponse:
         values = await self._read(request)
-        try:
-            return JSONResponse(await tokenized(values, self._service, self._texts, self._model))
-        except RequestError as error:
-            raise api_error(error) from error
+        answer = await tokenized(values, self._service, self._texts, self._model)
+        return LongJSONResponse(answer)
 
     async def _detokenize(self, request: Request) -> Response:
         values = await self._read(request)

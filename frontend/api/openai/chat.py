@@ -9,10 +9,17 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from frontend.api.openai.body import validated
-from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
+from frontend.api.openai.generation import (
+    FINISH_REASONS,
+    AnswerSize,
+    JsonArray,
+    envelope,
+    usage_of,
+    with_free_id,
+)
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
@@ -25,6 +32,7 @@ from frontend.api.openai.response_models import (
     ChatLogprobs,
     Envelope,
     FinishReason,
+    TokenLogprob,
     Usage,
 )
 from frontend.api.openai.tool_calling.function_call import with_function_call
@@ -59,8 +67,10 @@ class ChatJob:
 
     async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> ChatCompletion:
         """The whole answer."""
-        gathered = await responses.gathered(self._events(service, caller))
-        choices = [await self._choice(output, texts) for output in gathered.outputs]
+        logprobs: dict[int, JsonArray] = {}
+        events = self._without_logprobs(self._events(service, caller), texts, logprobs)
+        gathered = await responses.gathered(events)
+        choices = [self._choice(each, logprobs.get(each.index)) for each in gathered.outputs]
         return {
             **self.envelope,
             "object": "chat.completion",
@@ -93,14 +103,32 @@ class ChatJob:
             lambda: service.chat(self.request, caller, streams=self.stream), self.request.request
         )
 
-    async def _choice(self, output: pb.Delta, texts: TokenTexts) -> ChatChoice:
+    async def _without_logprobs(
+        self,
+        events: AsyncGenerator[pb.GenerateResponse, None],
+        texts: TokenTexts,
+        logprobs: dict[int, JsonArray],
+    ) -> AsyncGenerator[pb.GenerateResponse, None]:
+        """The events; what they say of log-probabilities goes to its choice's array at once."""
+        size = AnswerSize()
+        async with contextlib.aclosing(events):
+            async for event in events:
+                size.count(len(event.delta.text))
+                new = await self._logprobs(event.delta, texts)
+                if new is not None:
+                    array = logprobs.setdefault(event.delta.index, JsonArray(size))
+                    array.extend(new["content"])
+                    event.delta.ClearField("top_logprobs")
+                yield event
+
+    def _choice(self, output: pb.Delta, logprobs: JsonArray | None) -> ChatChoice:
         """One choice of the whole answer, from all of its text and tokens."""
         reader = self.tools.reader()
         parts = reader.push(output.text) + reader.flush()
         return {
             "index": output.index,
             "message": with_function_call(whole_message(parts), parts),
-            "logprobs": await self._logprobs(output, texts),
+            "logprobs": None if logprobs is None else _chat_logprobs(logprobs),
             "finish_reason": self._finish_reason(output, reader),
         }
 
@@ -142,6 +170,10 @@ class ChatJob:
         if self.include_usage:
             chunk["usage"] = usage
         return chunk
+
+
+def _chat_logprobs(content: JsonArray) -> ChatLogprobs:
+    return {"content": cast(list[TokenLogprob], content), "refusal": None}
 
 
 _ROLE: ChatDelta = {"role": "assistant", "content": ""}

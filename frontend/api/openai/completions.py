@@ -5,17 +5,24 @@ Owns the shape of completions, several prompts in one call, and scoring: ``echo`
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from frontend.api.openai.body import validated
-from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of, with_free_id
+from frontend.api.openai.generation import (
+    FINISH_REASONS,
+    AnswerSize,
+    JsonArray,
+    envelope,
+    usage_of,
+    with_free_id,
+)
 from frontend.api.openai.logprobs import (
     CompletionLogprobsBuilder,
     TokenTexts,
-    joined_columns,
     text_offsets,
     token_ids,
 )
@@ -67,7 +74,8 @@ class CompletionJob:
             RequestError: see `chunks`.
         """
         prompts = self._prompts(service, texts, caller)
-        parts = await all_of([prompt.whole() for prompt in prompts])
+        size = AnswerSize()
+        parts = await all_of([prompt.whole(size) for prompt in prompts])
         return {
             **self.envelope,
             "object": "text_completion",
@@ -145,14 +153,16 @@ class _Prompt:
             lambda: self._service.generate(request, self._caller, streams=self._job.stream), request
         )
 
-    async def whole(self) -> list[CompletionChoice]:
+    async def whole(self, size: AnswerSize) -> list[CompletionChoice]:
         """The prompt's choices, complete."""
-        prompt = await self._read_prompt() if self._job.echo else ""
-        gathered = await responses.gathered(self._events())
-        self._finish(gathered.finished)
-        echoes = await self._echoes(prompt, gathered.started) if self._job.echo else []
-        outputs = [await self._output(output) for output in gathered.outputs]
-        return [_joined(*pair) for pair in zip(echoes, outputs, strict=True)] if echoes else outputs
+        whole: dict[int, _WholeChoice] = {}
+        async with contextlib.aclosing(self.parts()) as parts:
+            async for choices in parts:
+                for choice in choices:
+                    index = choice["index"]
+                    whole.setdefault(index, _WholeChoice(index, size)).add(choice)
+                await asyncio.sleep(0)
+        return [whole[index].choice() for index in sorted(whole)]
 
     async def parts(self) -> AsyncGenerator[list[CompletionChoice], None]:
         """What is new of the prompt's choices."""
@@ -161,7 +171,8 @@ class _Prompt:
             async for event in events:
                 if event.HasField("started"):
                     if self._job.echo:
-                        yield await self._echoes(prompt, event.started)
+                        async for echoes in self._echoes(prompt, event.started):
+                            yield echoes
                 elif event.HasField("finished"):
                     self._finish(event.finished)
                 else:
@@ -181,19 +192,22 @@ class _Prompt:
             prompt.tokens.ids.extend(tokenized.token_ids)
         return text
 
-    async def _echoes(self, prompt: str, started: pb.GenerateStarted) -> list[CompletionChoice]:
-        """The prompt, as the beginning of each choice."""
+    async def _echoes(
+        self, prompt: str, started: pb.GenerateStarted
+    ) -> AsyncGenerator[list[CompletionChoice], None]:
+        """The prompt, as the beginning of each choice; its columns in parts."""
         indices = range(self._num_choices)
         if not self._request.output.logprobs:
-            return [self._choice(index, prompt, None) for index in indices]
+            yield [self._choice(index, prompt, None) for index in indices]
+            return
         self._num_echoed = len(prompt)
         ids = self._request.prompt.tokens.ids
         await self._texts.load(token_ids(ids, started.prompt_top_logprobs))
         offsets = await offloaded(len(ids), text_offsets, ids, prompt, self._service.decoder)
-        return [
-            self._choice(index, prompt, self._columns_of(index).prompt(ids, offsets, started))
-            for index in indices
-        ]
+        size = responses.logprobs_at_once(self._request.output)
+        for columns in self._columns_of(0).prompt(ids, offsets, started, size):
+            yield [self._choice(index, prompt, columns) for index in indices]
+            prompt = ""
 
     async def _output(self, delta: pb.Delta) -> CompletionChoice:
         """The new part of a choice; nothing but the end of one where the prompt is scored alone."""
@@ -236,15 +250,36 @@ class _Prompt:
             self.usage.completion_tokens = 0
 
 
-def _joined(echo: CompletionChoice, output: CompletionChoice) -> CompletionChoice:
-    """A choice of the prompt's text and the output behind it."""
-    columns = [each["logprobs"] for each in (echo, output) if each["logprobs"]]
-    return {
-        "index": output["index"],
-        "text": echo["text"] + output["text"],
-        "logprobs": joined_columns(columns) if columns else None,
-        "finish_reason": output["finish_reason"],
-    }
+class _WholeChoice:
+    """A choice of an answer that is no stream, put together from its parts."""
+
+    def __init__(self, index: int, size: AnswerSize) -> None:
+        self._index, self._size = index, size
+        self._texts: list[str] = []
+        self._columns: dict[str, JsonArray] = {}
+        self._finish_reason: FinishReason | None = None
+
+    def add(self, part: CompletionChoice) -> None:
+        """Go on with a part.
+
+        Raises:
+            RequestError: the answer has become too large.
+        """
+        self._size.count(len(part["text"]))
+        self._texts.append(part["text"])
+        columns: Mapping[str, Any] = part["logprobs"] or {}
+        for name, column in columns.items():
+            self._columns.setdefault(name, JsonArray(self._size)).extend(column)
+        self._finish_reason = part["finish_reason"]
+
+    def choice(self) -> CompletionChoice:
+        """All of it."""
+        return {
+            "index": self._index,
+            "text": "".join(self._texts),
+            "logprobs": cast(CompletionLogprobs, self._columns) if self._columns else None,
+            "finish_reason": self._finish_reason,
+        }
 
 
 def read_completion(values: Mapping[str, Any], request_id: str, model: str) -> CompletionJob:

@@ -1,7 +1,7 @@
 """What chat completions and completions share: a request, answered as one object or as a stream.
 
-Owns the words for how an answer ended, usage, server-sent events, and the end of a request whose
-client has left. Knows no parameter.
+Owns the words for how an answer ended, usage, server-sent events, JSON that is too long to be made
+at once, and the end of a request whose client has left. Knows no parameter.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import json
 import logging
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Any, Protocol, TypeVar
 
-from starlette.responses import JSONResponse
 from starlette.types import Receive, Scope, Send
 
 from frontend.api.asgi import FILLER
 from frontend.api.openai.errors import api_error
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.response_models import Envelope, FinishReason, Usage
-from frontend.errors import RequestError, internal_error
+from frontend.bounds import MAX_ANSWER_BYTES
+from frontend.errors import RequestError, answer_too_large, internal_error
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -44,8 +44,101 @@ _EVENT_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+_PIECE_BYTES = 64 << 10
 
 _T = TypeVar("_T")
+
+
+class AnswerSize:
+    """Bytes of an answer that is no stream."""
+
+    def __init__(self) -> None:
+        self._num_bytes = 0
+
+    def count(self, num_bytes: int) -> None:
+        """Count some more.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT; they are above `MAX_ANSWER_BYTES`.
+        """
+        self._num_bytes += num_bytes
+        if self._num_bytes > MAX_ANSWER_BYTES:
+            raise answer_too_large(MAX_ANSWER_BYTES)
+
+
+class JsonArray:
+    """A long array of an answer, kept as JSON: it is encoded as it grows, and other tasks of the
+    loop can run between. Objects would take ten times the memory.
+    """
+
+    def __init__(self, size: AnswerSize) -> None:
+        self.pieces: list[bytes] = []
+        self._size = size
+
+    def extend(self, values: Sequence[object]) -> None:
+        """Add values at the end.
+
+        Raises:
+            RequestError: the answer has become too large.
+        """
+        if values:
+            self.add(_encode(values).encode()[1:-1])
+
+    def add(self, piece: bytes) -> None:
+        """Add values that are encoded, with commas between them.
+
+        Raises:
+            RequestError: the answer has become too large.
+        """
+        self._size.count(len(piece))
+        self.pieces.append(piece)
+
+
+class LongJSONResponse:
+    """Sends an object with JsonArrays in pieces, as the client takes them."""
+
+    def __init__(self, content: Mapping[str, object]) -> None:
+        self._parts = [*_parts_of(content)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        length = sum(map(len, self._parts))
+        headers = [
+            (b"content-length", b"%d" % length),
+            (b"content-type", b"application/json"),
+        ]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        piece = bytearray()
+        for part in self._parts:
+            piece += part
+            if len(piece) > _PIECE_BYTES:
+                await send({"type": "http.response.body", "body": bytes(piece), "more_body": True})
+                piece.clear()
+                await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": bytes(piece)})
+
+
+def _parts_of(value: object) -> Iterator[bytes]:
+    """JSON of a value that may hold JsonArrays."""
+    match value:
+        case JsonArray():
+            yield b"["
+            for number, piece in enumerate(value.pieces):
+                if number:
+                    yield b","
+                yield piece
+            yield b"]"
+        case Mapping():
+            for number, (key, each) in enumerate(value.items()):
+                yield b"%b%b:" % (b"," if number else b"{", _encode(key).encode())
+                yield from _parts_of(each)
+            yield b"}" if value else b"{}"
+        case list():
+            for number, each in enumerate(value):
+                yield b"," if number else b"["
+                yield from _parts_of(each)
+            yield b"]" if value else b"[]"
+        case _:
+            yield _encode(value).encode()
 
 
 class Job(Protocol):
@@ -103,7 +196,7 @@ class GenerationResponse:
 
     async def _whole(self, scope: Scope, receive: Receive, send: Send) -> None:
         answer = await self._job.answer(self._service, self._texts, self._caller)
-        await JSONResponse(answer)(scope, receive, send)
+        await LongJSONResponse(answer)(scope, receive, send)
 
     async def _stream(self, send: Send) -> None:
         """Send chunks as they come; an error behind the first chunk is the last event."""

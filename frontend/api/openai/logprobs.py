@@ -6,7 +6,7 @@ Owns the text of single tokens, which both shapes need. Knows nothing of streams
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol
 
 from frontend.api.openai.response_models import CompletionLogprobs, TokenLogprob, TopLogprob
@@ -108,17 +108,21 @@ class CompletionLogprobsBuilder:
         self._offset = offset
 
     def prompt(
-        self, ids: Sequence[int], offsets: Sequence[int], started: pb.GenerateStarted
-    ) -> CompletionLogprobs:
-        """Columns of the prompt, whose first token has no log-probability.
+        self, ids: Sequence[int], offsets: Sequence[int], started: pb.GenerateStarted, size: int
+    ) -> Iterator[CompletionLogprobs]:
+        """Columns of the prompt, whose first token has no log-probability, in pieces.
 
         Args:
             offsets: of the prompt's tokens in its text.
+            size: tokens of a piece.
         """
-        tops = started.prompt_top_logprobs or [None] * (len(ids) - 1)
-        columns = self._columns(ids, [None, *started.prompt_logprobs], [None, *tops])
-        columns["text_offset"] = [*offsets]
-        return columns
+        logprobs = [None, *started.prompt_logprobs]
+        tops = [None, *(started.prompt_top_logprobs or [None] * (len(ids) - 1))]
+        for start in range(0, len(ids), size):
+            piece = slice(start, start + size)
+            columns = self._columns(ids[piece], logprobs[piece], tops[piece])
+            columns["text_offset"] = [*offsets[piece]]
+            yield columns
 
     def columns(
         self,
@@ -140,7 +144,12 @@ class CompletionLogprobsBuilder:
         tops: Sequence[pb.TopLogprobs | None],
     ) -> CompletionLogprobs:
         """All columns but the offsets."""
-        columns = joined_columns([])
+        columns: CompletionLogprobs = {
+            "tokens": [],
+            "token_logprobs": [],
+            "top_logprobs": [],
+            "text_offset": [],
+        }
         for token, logprob, top in zip(ids, logprobs, tops, strict=True):
             text = self._texts[token]
             columns["tokens"].append(text)
@@ -180,13 +189,3 @@ def text_offsets(
         if decoder is not None and "".join(parts) + decoder.flush() == text:
             break
     return [min(offset, len(text)) for offset in offsets]
-
-
-def joined_columns(parts: Sequence[CompletionLogprobs]) -> CompletionLogprobs:
-    """The columns of all parts, one after the other."""
-    return {
-        "tokens": [each for part in parts for each in part["tokens"]],
-        "token_logprobs": [each for part in parts for each in part["token_logprobs"]],
-        "top_logprobs": [each for part in parts for each in part["top_logprobs"]],
-        "text_offset": [each for part in parts for each in part["text_offset"]],
-    }

@@ -420,21 +420,26 @@ async def test_each_key_has_ids_of_its_own() -> None:
     await service.idle()
 
 
-async def test_what_a_slow_reader_left_comes_in_messages_that_fit() -> None:
-    output = pb.OutputOptions(logprobs=True, top_logprobs=20)
-    beside = TokenLogprobs(-1.0, [200_000] * 20, [-2.0] * 20)
+@pytest.mark.parametrize(
+    ("top_logprobs", "sizes"), [(0, [1024] * 4 + [904]), (20, [48] * 104 + [8])]
+)
+def test_what_a_slow_reader_left_comes_in_messages_that_fit(
+    top_logprobs: int, sizes: list[int]
+) -> None:
+    output = pb.OutputOptions(logprobs=True, top_logprobs=top_logprobs)
+    beside = TokenLogprobs(-1.0, [200_000] * top_logprobs, [-2.0] * top_logprobs)
     count = 5000
     text = "".join(chr(0x1F600 + number % 50) * 200 for number in range(count))
     new = Delta(text, list(range(count)), [beside] * count, FinishReason.STOP, "!")
     deltas = [event.delta for event in responses.deltas(3, new, output)]
-    assert [len(delta.token_ids) for delta in deltas] == [2048, 2048, 904]
+    assert [len(delta.token_ids) for delta in deltas] == sizes
     assert max(delta.ByteSize() for delta in deltas) < 4 << 20
     assert [token for delta in deltas for token in delta.token_ids] == list(range(count))
     assert "".join(delta.text for delta in deltas) == text
-    assert [len(delta.top_logprobs) for delta in deltas] == [2048, 2048, 904]
+    assert [len(each.top_logprobs) for each in deltas] == (sizes if top_logprobs else [0] * 5)
     assert {delta.index for delta in deltas} == {3}
-    assert [delta.finish_reason for delta in deltas] == [0, 0, pb.FINISH_REASON_STOP]
-    assert [delta.stop_text for delta in deltas] == ["", "", "!"]
+    ends = [(delta.finish_reason, delta.stop_text) for delta in deltas]
+    assert ends == [(0, "")] * (len(sizes) - 1) + [(pb.FINISH_REASON_STOP, "!")]
 
 
 async def test_an_answer_in_one_message_has_to_fit_it(monkeypatch: pytest.MonkeyPatch) -> None:
