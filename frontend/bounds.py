@@ -87,6 +87,10 @@ COMPILE_STACK_BYTES = 256 << 20
 needs more than the usual 8 MiB, beyond which the process would crash, and less than 32."""
 MAX_COMPILES = 4
 """Compilations at once; one that takes too long goes on after its request was refused."""
+MASK_SECONDS = 0.01
+"""CPU time of the masks of one step for all samples of a request, on average;"""
+MASK_BURST_SECONDS = 0.1
+"""and what they may take beyond it: masks are made while every stream waits."""
 
 # ---- errors ----
 MAX_LIBRARY_ERROR_CHARS = 200
