@@ -52,7 +52,10 @@ class WorkerConfig:
     device: str = flag(
         "auto takes CUDA where there is one", "auto", choices=("auto", "cpu", "cuda")
     )
-    dtype: str = flag("of weights and activations", "auto", choices=("auto", "bfloat16", "float32"))
+    dtype: str = flag(
+        "of weights and activations", "auto", choices=("auto", "bfloat16", "float32"),
+        spellings=(("bf16", "bfloat16"), ("fp32", "float32"), ("float", "float32")),
+    )  # fmt: skip
     load_format: str = flag(
         "dummy makes weights up",
         "auto",

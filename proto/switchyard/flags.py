@@ -40,6 +40,7 @@ class Flag:
         aliases: other names.
         metavar: what help shows for the value.
         choices: the values taken; empty: any of the type.
+        spellings: other words, each with the choice that it means.
         unit: what a number counts; of tokens, 32k may be written for 32000 (`sizes.py`).
         above, at_least, at_most: bounds of a number.
         unset: what a field without a value means, in words; the flag is required where neither
@@ -54,6 +55,7 @@ class Flag:
     aliases: tuple[str, ...] = ()
     metavar: str = ""
     choices: tuple[str, ...] = ()
+    spellings: tuple[tuple[str, str], ...] = ()
     unit: str = ""
     above: float | None = None
     at_least: float | None = None
@@ -103,6 +105,7 @@ class Flag:
         """
         if self.kind is tuple:
             return tuple(text.split(","))
+        text = dict(self.spellings).get(text, text)
         read = size if self._takes_sizes else self.kind
         try:
             return read(text)
@@ -173,6 +176,7 @@ def flag(
     aliases: tuple[str, ...] = (),
     metavar: str = "",
     choices: tuple[str, ...] = (),
+    spellings: tuple[tuple[str, str], ...] = (),
     unit: str = "",
     above: float | None = None,
     at_least: float | None = None,
@@ -183,8 +187,9 @@ def flag(
 ) -> Any:
     """A field of a dataclass that is a flag; the arguments are the attributes of `Flag`."""
     made = Flag(
-        what=what, name=name, aliases=aliases, metavar=metavar, choices=choices, unit=unit,
-        above=above, at_least=at_least, at_most=at_most, unset=unset, shared=shared, seldom=seldom,
+        what=what, name=name, aliases=aliases, metavar=metavar, choices=choices,
+        spellings=spellings, unit=unit, above=above, at_least=at_least, at_most=at_most,
+        unset=unset, shared=shared, seldom=seldom,
     )  # fmt: skip
     return dataclasses.field(default=default, metadata={_KEY: made})
 
