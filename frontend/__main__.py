@@ -31,6 +31,7 @@ from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (
     SamplingDefaults,
     read_sampling_defaults,
+    read_vocab_size,
     resolve_model,
     served_name,
 )
@@ -139,6 +140,8 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
         return await _run(config, ports, service, server, engine, workers, stop, supervision)
     except _StoppedError:
         return 0
+    except _FolderError as error:
+        return _fail(str(error), 2)
     except (GroupLost, ValueError, OSError) as error:
         if isinstance(error, GroupLost) and supervision.workers_ended.is_set():
             return 1  # the launcher has said why
@@ -148,6 +151,10 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
         await workers.close()
         supervision.close()
         watching.close()
+
+
+class _FolderError(Exception):
+    """What the model's folder holds cannot be served."""
 
 
 class _StoppedError(Exception):
@@ -172,8 +179,17 @@ async def _connect(
     config: FrontendConfig, workers: GroupManager
 ) -> tuple[Tokenizer | None, WorkerGroup]:
     """Load the tokenizer while the workers load their weights."""
-    loading = asyncio.to_thread(Tokenizer.load, config.model, config.chat_template)
-    return await asyncio.gather(loading, workers.connect())
+    return await asyncio.gather(_load_tokenizer(config), workers.connect())
+
+
+async def _load_tokenizer(config: FrontendConfig) -> Tokenizer | None:
+    try:
+        vocab_size = read_vocab_size(config.model)
+        return await asyncio.to_thread(
+            Tokenizer.load, config.model, config.chat_template, vocab_size
+        )
+    except ValueError as error:
+        raise _FolderError(str(error)) from error
 
 
 async def _run(

@@ -1,21 +1,22 @@
 """The model's folder as the frontend sees it: finding it, and its generation defaults.
 
-Owns the way from what a user names to a folder, and generation_config.json. Reads no weights and
-no tokenizer.
+Owns the way from what a user names to a folder, and generation_config.json. Reads no weights, no
+tokenizer, and of config.json the size of the vocabulary.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from frontend.bounds import REPETITION_PENALTY_RANGE
+from switchyard.model_files import read_object, shown
 
 # What a model needs to run: weights as safetensors only, and every small text file.
+_CONFIG = "config.json"
 DOWNLOADED_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 
@@ -23,7 +24,8 @@ def resolve_model(name: str | None) -> Path:
     """The folder of a model: a local one, one fetched from the Hub, or the demo's for None.
 
     Raises:
-        ValueError: there is no such folder and the Hub gave none either.
+        ValueError: there is no such folder and the Hub gave none either, or its config.json is not
+            an object in JSON.
     """
     if name is None:
         return _checked(_demo_checkpoint())
@@ -65,9 +67,20 @@ def _demo_checkpoint() -> Path:
 
 
 def _checked(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        raise ValueError(f"{folder} has no config.json; pass the folder of a model")
+    if not (folder / _CONFIG).exists():
+        raise ValueError(f"{folder} has no {_CONFIG}; pass the folder of a model")
+    read_object(folder / _CONFIG)
     return folder
+
+
+def read_vocab_size(folder: Path) -> int | None:
+    """What config.json says of the vocabulary, which the workers check; None where it does not.
+
+    Raises:
+        ValueError: the file is not an object in JSON.
+    """
+    size = read_object(folder / _CONFIG).get("vocab_size")
+    return size if isinstance(size, int) else None
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,17 +100,12 @@ def read_sampling_defaults(folder: Path) -> SamplingDefaults:
     ``do_sample: false`` is greedy, as transformers means it.
 
     Raises:
-        ValueError: the file is not JSON, or a value is out of range.
+        ValueError: the file is not an object in JSON, or a value is out of range.
     """
     path = folder / "generation_config.json"
-    if not path.is_file():
+    if not path.exists():
         return SamplingDefaults()
-    try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); mend or remove it") from error
-    if not isinstance(said, dict):
-        raise ValueError(f"{path} holds no JSON object; mend or remove it")
+    said = read_object(path)
     temperature = _number(path, said, "temperature", 0.0, math.inf)
     top_k = _number(path, said, "top_k", 0, 2**32 - 1)
     return SamplingDefaults(
@@ -115,5 +123,7 @@ def _number(path: Path, said: dict[str, Any], key: str, low: float, high: float)
         return None
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or math.isinf(value):
-        raise ValueError(f"{path}: {key} {value!r} is not in [{low}, {high}]; mend or remove it")
+        raise ValueError(
+            f"{path}: {key} {shown(value)} is not in [{low}, {high}]; mend or remove it"
+        )
     return float(value)

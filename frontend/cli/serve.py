@@ -15,7 +15,7 @@ from pathlib import Path
 from frontend.cli.runtime_folder import runtime_folder
 from frontend.cli.supervisor import supervise
 from frontend.config import FrontendConfig
-from frontend.model_folder import resolve_model, served_name
+from frontend.model_folder import read_sampling_defaults, resolve_model, served_name
 from switchyard.flags import add_shared_flags, read, words
 from switchyard.worker.limits import check_limits
 from switchyard.worker.output import lossy_output
@@ -51,6 +51,7 @@ def _serve(flags: argparse.Namespace) -> int:
     try:
         check_limits(ranks=True)
         model = resolve_model(_model_name(flags))
+        read_sampling_defaults(model)  # both halves read the file: what is wrong is said once
         with runtime_folder() as folder:
             listen = f"unix:{folder}/rank-{{rank}}.sock"
             link = ["--link-secret-file", str(_make_secret(folder))]

@@ -23,7 +23,9 @@ from frontend.processing.chat.conversation import Conversation
 from frontend.processing.chat.renderer import ChatRenderer
 from frontend.processing.stop_strings import StopDecoder
 from frontend.processing.text_decoders import ByteDecoder, BytePieces, WindowDecoder
+from frontend.processing.tokenizer_files import VOCABULARIES, check_files
 from frontend.requests.request import TextDecoder
+from switchyard.model_files import read_bytes, shown
 
 TEMPLATE_SECONDS = 5.0
 """Time that a chat template has for one word, at the start."""
@@ -31,7 +33,10 @@ TEMPLATE_SECONDS = 5.0
 # A batch of one text is worked on in the caller's own thread.
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "tiktoken.model")
+# What a bug of Rust's libraries becomes: it derives from BaseException.
+_PANIC = "PanicException"
+_MAX_DETAIL = 300  # characters of a library's error
+_MAX_TEMPLATE_BYTES = 16 << 20
 
 
 class Tokenizer:
@@ -49,34 +54,38 @@ class Tokenizer:
                 self._pieces = {keep: BytePieces(self._backend, keep) for keep in (False, True)}
 
     @classmethod
-    def load(cls, folder: str | Path, chat_template: Path | None = None) -> Tokenizer | None:
+    def load(
+        cls, folder: str | Path, chat_template: Path | None = None, vocab_size: int | None = None
+    ) -> Tokenizer | None:
         """The tokenizer in a model folder, or None when it has no tokenizer files.
 
         Args:
             chat_template: a file whose template goes before the folder's.
+            vocab_size: of the model, which must have the tokenizer's end token; None: not known.
 
         Raises:
-            ValueError: the files cannot be read, or the template cannot work.
+            ValueError: the files cannot be read, the template cannot work, or the end token is not
+                the model's.
         """
-        if not any((Path(folder) / name).is_file() for name in TOKENIZER_FILES):
+        folder = Path(folder)
+        check_files(folder)
+        if not any((folder / name).exists() for name in VOCABULARIES):
             if chat_template is not None:
                 raise ValueError(f"--chat-template needs a tokenizer; {folder} has none")
             return None
-        # Here, not above: it takes seconds, which a folder without a tokenizer need not wait for.
-        from transformers import AutoTokenizer
-
-        try:
-            wrapped = AutoTokenizer.from_pretrained(
-                str(folder), local_files_only=True, trust_remote_code=False
-            )
-        except Exception as error:  # the libraries raise of all kinds, `Exception` itself too
-            detail = str(error).strip().partition("\n")[0] or type(error).__name__
-            raise ValueError(f"tokenizer in {folder} cannot be read: {detail}") from error
+        wrapped = _read(folder)
         origin = f"the chat template in {folder}"
         if chat_template is not None:
             origin = f"--chat-template {chat_template}"
             wrapped.chat_template = _text_of(chat_template)
         loaded = cls(wrapped)
+        end = loaded.eos_token_id
+        if vocab_size is not None and end is not None and end >= vocab_size:
+            raise ValueError(
+                f"tokenizer in {folder} ends texts with token {end}, {shown(wrapped.eos_token)}, "
+                f"and config.json's vocab_size is {vocab_size}; serve the model with its own "
+                "tokenizer"
+            )
         if loaded.has_chat_template:
             loaded._try_template(origin)
         return loaded
@@ -85,7 +94,7 @@ class Tokenizer:
         """Render a word, which shows a template that is none; one may refuse the word.
 
         Raises:
-            ValueError: the template has a syntax error, or does not end.
+            ValueError: the template has a syntax error, fails, or does not end.
         """
         failures: list[Exception] = []
 
@@ -101,9 +110,11 @@ class Tokenizer:
         problem = f"is not done with one word after {TEMPLATE_SECONDS:g} s"
         if failures and isinstance(failures[0], jinja2.TemplateSyntaxError):
             problem = f"has an error in line {failures[0].lineno}: {failures[0].message}"
+        elif failures and not isinstance(failures[0], jinja2.TemplateError):
+            problem = f"cannot render one word: {_detail(failures[0])}"
         elif not trial.is_alive():
             return
-        raise ValueError(f"{origin} {problem}")
+        raise ValueError(f"{origin} {problem}; mend it, or pass another with --chat-template")
 
     @property
     def vocab_size(self) -> int:
@@ -184,12 +195,33 @@ class Tokenizer:
         return lambda ids: self.decode(ids, keep_special)
 
 
+def _read(folder: Path) -> Any:
+    """transformers' tokenizer of a folder."""
+    # Here, not above: it takes seconds, which a folder without a tokenizer need not wait for.
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(
+            str(folder), local_files_only=True, trust_remote_code=False
+        )
+    except BaseException as error:  # the libraries raise of all kinds, `Exception` itself too
+        if not isinstance(error, Exception) and type(error).__name__ != _PANIC:
+            raise
+        raise ValueError(f"tokenizer in {folder} cannot be read: {_detail(error)}") from error
+
+
+def _detail(error: BaseException) -> str:
+    """A library's error as a line has room for it."""
+    return str(error).strip().partition("\n")[0][:_MAX_DETAIL] or type(error).__name__
+
+
 def _text_of(template: Path) -> str:
     try:
-        return template.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        cause = getattr(error, "strerror", None) or "it is no UTF-8 text"
-        raise ValueError(f"--chat-template {template} cannot be read: {cause}") from error
+        return read_bytes(template, _MAX_TEMPLATE_BYTES).decode()
+    except UnicodeDecodeError:
+        raise ValueError(f"--chat-template {template}: it is no UTF-8 text") from None
+    except ValueError as error:
+        raise ValueError(f"--chat-template {error}") from None
 
 
 def check_token_ids(ids: Any, vocab_size: int, field: str) -> None:

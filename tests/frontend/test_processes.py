@@ -199,7 +199,7 @@ async def test_a_template_for_a_folder_that_cannot_use_it_is_one_line(model: Pat
         frontend(model, worker, "--chat-template", "mine.jinja") as process,
     ):
         _, err = await asyncio.wait_for(process.communicate(), HANG_SECONDS)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert err.decode() == f"switchyard: --chat-template needs a tokenizer; {model} has none\n"
 
 

@@ -28,8 +28,9 @@ from frontend.api.vllm.response import Answer
 from frontend.api.vllm.tokenizer_archive import tokenizer_archive
 from frontend.bounds import MAX_MESSAGE_BYTES
 from frontend.errors import Code, RequestError, answer_too_large
-from frontend.processing.tokenizer import TOKENIZER_FILES
+from frontend.processing.tokenizer_files import VOCABULARIES
 from frontend.service.service import Service
+from switchyard.model_files import read_object
 from switchyard.v1 import inference_pb2 as pb
 
 SERVICE_NAME = "vllm.grpc.engine.VllmEngine"
@@ -99,7 +100,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     ) -> vllm.GetModelInfoResponse:
         """Facts of the model, without its folder on this machine."""
         info = self._service.model_info()
-        config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(self._folder / "config.json")
         defaults = json_format.MessageToDict(
             info.default_sampling, preserving_proto_field_name=True
         )
@@ -113,8 +114,8 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             model_type=config.get("model_type", ""),
             architectures=[info.architecture],
             eos_token_ids=info.eos_token_ids,
-            pad_token_id=config.get("pad_token_id") or 0,
-            bos_token_id=config.get("bos_token_id") or 0,
+            pad_token_id=_token_id(config.get("pad_token_id"), info.vocab_size),
+            bos_token_id=_token_id(config.get("bos_token_id"), info.vocab_size),
             max_req_input_len=info.max_context_tokens - 1,
             default_sampling_params_json=json.dumps(defaults),
         )
@@ -167,7 +168,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
         self, request: common_pb2.GetTokenizerRequest, context: Any
     ) -> None:
         """Write the tokenizer's zip file; its SHA-256 comes with the last chunk."""
-        if not any((self._folder / name).is_file() for name in TOKENIZER_FILES):
+        if not any((self._folder / name).is_file() for name in VOCABULARIES):
             raise RequestError(
                 Code.FAILED_PRECONDITION,
                 "this model has no tokenizer; give the router a --tokenizer-path",
@@ -208,6 +209,11 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     ) -> None:
         """Not served: routers poll GetLoads."""
         await _unimplemented(context, "SubscribeKvEvents")
+
+
+def _token_id(value: Any, vocab_size: int) -> int:
+    """A token as config.json names it, where the protocol has no word for none."""
+    return value if type(value) is int and 0 <= value < vocab_size else 0
 
 
 async def _unimplemented(context: Any, method: str) -> None:

@@ -1,6 +1,6 @@
 """A model folder's tokenizer as a zip file, for routers that have no copy of the folder.
 
-Owns the list of a tokenizer's files. Knows nothing of transports.
+Knows nothing of transports.
 """
 
 from __future__ import annotations
@@ -10,23 +10,10 @@ import io
 import zipfile
 from pathlib import Path
 
-_TEMPLATE = "chat_template.jinja"
+from frontend.processing.tokenizer_files import CHAT_TEMPLATE, FILES
+
 # No weights; a template may be a file of its own.
-_FILES = (
-    "added_tokens.json",
-    _TEMPLATE,
-    "chat_template.json",
-    "config.json",
-    "generation_config.json",
-    "merges.txt",
-    "special_tokens_map.json",
-    "tiktoken.model",
-    "tokenizer.json",
-    "tokenizer.model",
-    "tokenizer_config.json",
-    "vocab.json",
-    "vocab.txt",
-)
+_FILES = sorted((*FILES, "config.json", "generation_config.json"))
 _EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
@@ -43,7 +30,7 @@ def tokenizer_archive(folder: Path, chat_template: Path | None = None) -> tuple[
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in _FILES:
             path = folder / name
-            if name == _TEMPLATE and chat_template is not None:
+            if name == CHAT_TEMPLATE and chat_template is not None:
                 path = chat_template
             if path.is_file():
                 # A fixed time, so that replicas of one model give one fingerprint.

@@ -109,6 +109,8 @@ def test_other_threads_go_on_while_a_long_text_is_encoded_or_decoded(tokenizer: 
         ("{% for m in messages %}{{ m.content }}", "has an error in line 1: Unexpected end of"),
         ("{% for i in range(2000) %}{% for j in range(2000) %}{% endfor %}{% endfor %}",
          "is not done with one word after 0.1 s"),
+        ("{{ messages + 1 }}", "cannot render one word: can only concatenate list"),
+        ("{% include 'x' %}", "cannot render one word: no loader for this environment"),
     ],
 )  # fmt: skip
 def test_a_template_that_cannot_work_is_one_line_at_the_start(
@@ -137,7 +139,7 @@ def test_a_template_of_ones_own_goes_before_the_folders(
     assert loaded is not None
     ids = loaded.render_chat(Conversation(turns=[{"role": "user", "content": "hi"}]))
     assert loaded.decode(ids, keep_special_tokens=True) == "[hi]"
-    with pytest.raises(ValueError, match=r"--chat-template .*nowhere cannot be read: No such file"):
+    with pytest.raises(ValueError, match=r"--chat-template .*nowhere: No such file"):
         Tokenizer.load(tokenizer_folder, tmp_path / "nowhere")
     with pytest.raises(ValueError, match=f"--chat-template needs a tokenizer; {tmp_path} has none"):
         Tokenizer.load(tmp_path, path)

@@ -239,9 +239,8 @@ ESCAPES = [
 @pytest.mark.parametrize("template", ESCAPES)
 def test_a_hostile_template_gets_nowhere(template: str, tmp_path: Path) -> None:
     """transformers renders in jinja2's ImmutableSandboxedEnvironment, without a loader."""
-    tokenizer = tokenizer_with(tmp_path, template)
-    with pytest.raises((jinja2.TemplateError, OverflowError, TypeError, AttributeError)):
-        said(tokenizer, {})
+    with pytest.raises((jinja2.TemplateError, ValueError, TypeError, AttributeError)):
+        said(tokenizer_with(tmp_path, template), {})
 
 
 def test_what_callers_send_is_never_a_template(tmp_path: Path) -> None:
