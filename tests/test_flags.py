@@ -1,4 +1,4 @@
-"""Flags that are fields of a dataclass: parser, help, values, checks, and what is passed on."""
+"""Flags that are fields of a dataclass: parser, help, values, sizes, checks, what is passed on."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 from frontend.config import FrontendConfig
 from switchyard import flags
 from switchyard.flags import flag
+from switchyard.sizes import size
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 
 TABLES = [FrontendConfig, WorkerConfig, ParallelFlags, LauncherConfig]
@@ -141,3 +142,26 @@ def test_every_field_of_a_config_is_a_flag_whose_default_is_allowed(table: Any) 
             each.check(each.default)
         assert each.help
         assert each.is_switch or each.default is not None or each.unset, each.name
+
+
+# ---- sizes, by the examples that vLLM gives of its rule ----
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("32768", 32768), ("1k", 1000), ("1K", 1024), ("25.6k", 25_600), ("32k", 32_000),
+        ("32K", 32_768), ("2m", 2_000_000), ("1.5M", 1_572_864), ("3g", 3_000_000_000),
+        ("1G", 1 << 30), ("0.1k", 100), ("-4", -4),
+    ],
+)  # fmt: skip
+def test_a_size_has_a_suffix(text: str, value: int) -> None:
+    assert size(text) == value
+
+
+@pytest.mark.parametrize(
+    "text", ["", "k", "1.5", "1.0001k", "0.3K", "1kk", "1 k", "1e3k", "-1k", "1/2k"]
+)
+def test_what_is_no_size(text: str) -> None:
+    with pytest.raises(ValueError):
+        size(text)

@@ -2,44 +2,44 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import sys
 import termios
 import time
 import tty
-from types import TracebackType
-from typing import Self
+from collections.abc import Iterator
 
 _LEAVE = (b"q", b"Q", b"")  # nothing to read: the terminal is gone
 
 
 class Keyboard:
-    """Reads single keys, without an echo, inside its context; none where stdin is no terminal."""
+    """Keys of a terminal that gives them one by one; none without its descriptor."""
 
-    def __init__(self) -> None:
-        self._descriptor = sys.stdin.fileno() if sys.stdin and sys.stdin.isatty() else None
-
-    def __enter__(self) -> Self:
-        if self._descriptor is not None:
-            self._before = termios.tcgetattr(self._descriptor)
-            tty.setcbreak(self._descriptor)
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        if self._descriptor is not None:
-            termios.tcsetattr(self._descriptor, termios.TCSADRAIN, self._before)
+    def __init__(self, descriptor: int | None) -> None:
+        self._descriptors = [] if descriptor is None else [descriptor]
 
     def asks_to_leave(self, seconds: float) -> bool:
         """Wait; true as soon as q is pressed."""
-        keys = [] if self._descriptor is None else [self._descriptor]
         deadline = time.monotonic() + seconds
         while (left := deadline - time.monotonic()) > 0:
-            if select.select(keys, [], [], left)[0] and os.read(keys[0], 1) in _LEAVE:
-                return True
+            for each in select.select(self._descriptors, [], [], left)[0]:
+                if os.read(each, 1) in _LEAVE:
+                    return True
         return False
+
+
+@contextlib.contextmanager
+def keyboard() -> Iterator[Keyboard]:
+    """The keyboard at stdin, which shows nothing of what is typed for as long as this lasts."""
+    if not sys.stdin or not sys.stdin.isatty():
+        yield Keyboard(None)
+        return
+    descriptor = sys.stdin.fileno()
+    before = termios.tcgetattr(descriptor)
+    tty.setcbreak(descriptor)
+    try:
+        yield Keyboard(descriptor)
+    finally:
+        termios.tcsetattr(descriptor, termios.TCSADRAIN, before)

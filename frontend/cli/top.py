@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.live import Live
 
 from frontend.cli.client_flags import add_address_flag, add_security_flags, open_client
-from frontend.cli.keyboard import Keyboard
+from frontend.cli.keyboard import Keyboard, keyboard
 from frontend.cli.top_view import View, expert_tokens_since, frame
 from switchyard.client import Client, ServerError
 from switchyard.v1 import inference_pb2 as pb
@@ -49,8 +49,8 @@ def run(flags: argparse.Namespace) -> int:
         watch = Watch(client, flags.address)
         if once:
             return _show_one(watch.look(), console)
-        with contextlib.suppress(KeyboardInterrupt), Keyboard() as keyboard:
-            _show(watch, console, keyboard, flags.interval)
+        with contextlib.suppress(KeyboardInterrupt), keyboard() as keys:
+            _show(watch, console, keys, flags.interval)
     return 0
 
 
@@ -67,11 +67,11 @@ def _show_one(view: View, console: Console) -> int:
     return 0
 
 
-def _show(watch: Watch, console: Console, keyboard: Keyboard, interval: float) -> None:
+def _show(watch: Watch, console: Console, keys: Keyboard, interval: float) -> None:
     with Live(console=console, screen=True, auto_refresh=False) as live:
         while True:
             live.update(frame(watch.look(), console.width, console.height), refresh=True)
-            if keyboard.asks_to_leave(interval):
+            if keys.asks_to_leave(interval):
                 return
 
 
