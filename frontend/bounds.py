@@ -23,6 +23,11 @@ MAX_JSON_VALUES = 300_000
 MAX_NUMBER_CHARS = 250
 """Digits of a number in an HTTP body: to convert them takes a time that grows with their square."""
 
+MAX_MESSAGE_FIELDS = 20_000
+"""Fields of a gRPC message and of those inside it; a packed list of numbers is one field."""
+UNCOUNTED_MESSAGE_BYTES = 32 << 10
+"""A message up to this size is parsed whatever it holds: it takes 2 ms at most."""
+
 # ---- the prompt ----
 MAX_CHARS_PER_TOKEN = 256
 """Length that no token exceeds: a text of more than the context times this cannot fit."""
@@ -82,6 +87,10 @@ COMPILE_STACK_BYTES = 256 << 20
 needs more than the usual 8 MiB, beyond which the process would crash, and less than 32."""
 MAX_COMPILES = 4
 """Compilations at once; one that takes too long goes on after its request was refused."""
+MASK_SECONDS = 0.01
+"""CPU time of the masks of one step for all samples of a request, on average;"""
+MASK_BURST_SECONDS = 0.1
+"""and what they may take beyond it: masks are made while every stream waits."""
 
 # ---- errors ----
 MAX_LIBRARY_ERROR_CHARS = 200

@@ -9,13 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import tokenizers
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
-from frontend.bounds import COMPILE_SECONDS, COMPILE_STACK_BYTES, MAX_COMPILES
+from frontend.bounds import (
+    COMPILE_SECONDS,
+    COMPILE_STACK_BYTES,
+    MASK_BURST_SECONDS,
+    MASK_SECONDS,
+    MAX_COMPILES,
+)
 from frontend.errors import Code, RequestError, invalid_field
 from frontend.processing.grammars import brief, compiled_form
 from frontend.processing.vocabulary import Vocabulary
@@ -48,6 +55,33 @@ _WORDS: Mapping[str, str] = {
 _T = TypeVar("_T")
 
 
+class MaskTime:
+    """CPU time that the masks of one request took.
+
+    Args:
+        num_samples: that share it; a step makes one mask for each.
+    """
+
+    def __init__(self, num_samples: int) -> None:
+        self._num_samples = num_samples
+        self._num_masks, self._seconds = 0, 0.0
+
+    def add(self, seconds: float) -> None:
+        """Count one mask.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT, they take too long.
+        """
+        self._num_masks += 1
+        self._seconds += seconds
+        num_steps = self._num_masks / self._num_samples
+        if self._seconds > MASK_BURST_SECONDS + MASK_SECONDS * num_steps:
+            raise _failed(
+                f"its masks take {1e3 * self._seconds / num_steps:.0f} ms a token for "
+                f"{self._num_samples} samples, and may take {1e3 * MASK_SECONDS:.0f}; simplify it"
+            )
+
+
 class GrammarMatcher:
     """Follows one sequence through a language; a `frontend.requests.request.Matcher`.
 
@@ -57,21 +91,23 @@ class GrammarMatcher:
     Args:
         inner: where the sequence stands.
         num_bytes: size of a mask: four bytes for each 32 tokens of V, rounded up.
+        mask_time: of all masks but the first, which is made with the matcher.
 
     Raises:
         RequestError: INVALID_ARGUMENT, nothing fits the language.
     """
 
-    __slots__ = ("_inner", "_mask", "_num_bytes")
+    __slots__ = ("_inner", "_mask", "_mask_time", "_num_bytes")
 
-    def __init__(self, inner: LLMatcher, num_bytes: int) -> None:
+    def __init__(self, inner: LLMatcher, num_bytes: int, mask_time: MaskTime) -> None:
         self._inner = inner
         self._num_bytes = num_bytes
+        self._mask_time = mask_time
         self._mask = self._next_mask()
 
     def copy(self) -> GrammarMatcher:
-        """Another matcher at the same place."""
-        return GrammarMatcher(self._inner.deep_copy(), self._num_bytes)
+        """Another matcher at the same place, whose masks' time is counted with this one's."""
+        return GrammarMatcher(self._inner.deep_copy(), self._num_bytes, self._mask_time)
 
     def mask(self) -> bytes:
         """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
@@ -88,8 +124,10 @@ class GrammarMatcher:
             raise RequestError(
                 Code.INTERNAL, f"token {token_id} was drawn outside the mask", reason="INTERNAL"
             )
+        start = time.thread_time()
         self._inner.consume_token(token_id)  # a failure stays, and the next mask meets it
         self._mask = self._next_mask()
+        self._mask_time.add(time.thread_time() - start)
 
     def advance(self, token_ids: Sequence[int]) -> int:
         """Goes on past the first of the tokens that the language allows; returns how many.
@@ -116,11 +154,7 @@ class GrammarMatcher:
         mask: bytes = self._inner.compute_bitmask()[: self._num_bytes]
         if self._inner.is_error() or not mask.strip(b"\0"):
             complaint = brief(self._inner.get_error() or "")
-            raise invalid_field(
-                "constraint",
-                f"cannot be kept to here: {_WORDS.get(complaint, complaint)}",
-                reason="CONSTRAINT_FAILED",
-            )
+            raise _failed(_WORDS.get(complaint, complaint))
         return mask
 
 
@@ -183,7 +217,7 @@ class Compiler:
         inner = LLMatcher(vocabulary, grammar, log_level=0, limits=_LIMITS)
         if inner.is_error():
             raise invalid_field(field, f"is refused: {brief(inner.get_error())}")
-        first = GrammarMatcher(inner, self._num_bytes)
+        first = GrammarMatcher(inner, self._num_bytes, MaskTime(count))
         return [first, *(first.copy() for _ in range(count - 1))]
 
     def _read_vocabulary(self) -> tuple[LLTokenizer, Mapping[str, int]]:
@@ -230,6 +264,12 @@ class Compiler:
             threading.stack_size(usual)
         self._num_compiling += 1
         return await done
+
+
+def _failed(complaint: str) -> RequestError:
+    return invalid_field(
+        "constraint", f"cannot be kept to here: {complaint}", reason="CONSTRAINT_FAILED"
+    )
 
 
 def _unconstrainable(why: str) -> RequestError:

@@ -22,6 +22,8 @@ from google.rpc import error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from frontend.api.auth import ApiKeys
+from frontend.api.grpc.wire_fields import has_more_fields
+from frontend.bounds import MAX_MESSAGE_FIELDS, UNCOUNTED_MESSAGE_BYTES
 from frontend.errors import Code, RequestError, internal_error
 from frontend.records import Caller
 
@@ -40,8 +42,10 @@ _Metadata = Iterable[tuple[str, str | bytes]]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Malformed:
-    """Stands for a message that could not be parsed, until a status can be sent."""
+class _Unread:
+    """Stands for a message that is not read, until a status can be sent."""
+
+    error: RequestError
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -128,13 +132,29 @@ def _wrapped_handler(handler: Any) -> grpc.RpcMethodHandler[Any, Any]:
 
 
 def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A parser that returns `_Malformed`: a parser's exception would become UNKNOWN."""
+    """A parser that returns `_Unread`: a parser's exception would become UNKNOWN."""
+    descriptor = parse.__self__.DESCRIPTOR  # type: ignore[attr-defined]  # it is FromString
 
     def tolerant(data: bytes) -> Any:
+        is_long = len(data) > UNCOUNTED_MESSAGE_BYTES
+        if is_long and has_more_fields(data, descriptor, MAX_MESSAGE_FIELDS):
+            return _Unread(
+                RequestError(
+                    Code.INVALID_ARGUMENT,
+                    f"the message has more than {MAX_MESSAGE_FIELDS} fields; send fewer",
+                    reason="TOO_MANY_FIELDS",
+                )
+            )
         try:
             return parse(data)
         except message.DecodeError:
-            return _Malformed()
+            return _Unread(
+                RequestError(
+                    Code.INVALID_ARGUMENT,
+                    "the message is no valid protobuf of its type; check the client's stubs",
+                    reason="MALFORMED_MESSAGE",
+                )
+            )
 
     return tolerant
 
@@ -166,12 +186,8 @@ def _wrapped_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., 
 
 
 def _parsed(request: Any) -> Any:
-    if isinstance(request, _Malformed):
-        raise RequestError(
-            Code.INVALID_ARGUMENT,
-            "the message is no valid protobuf of its type; check the client's stubs",
-            reason="MALFORMED_MESSAGE",
-        )
+    if isinstance(request, _Unread):
+        raise request.error
     return request
 
 

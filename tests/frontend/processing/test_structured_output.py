@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import re
 import subprocess
 import sys
 import threading
+import types
 from pathlib import Path
 
 import pytest
@@ -366,4 +368,22 @@ async def test_what_grows_too_complex_ends_as_the_callers_fault() -> None:
     with pytest.raises(RequestError) as caught:
         follow()
     assert caught.value.code is Code.INVALID_ARGUMENT
+    assert caught.value.reason == "CONSTRAINT_FAILED"
+
+
+@pytest.mark.parametrize(("num_samples", "num_masks"), [(1, 11), (4, 6)])
+async def test_masks_that_take_long_end_their_request(
+    num_samples: int, num_masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """20 ms a mask: samples share 10 ms a step, and 100 ms beyond it."""
+    clock = itertools.count(step=0.02)
+    now = types.SimpleNamespace(thread_time=lambda: next(clock))
+    monkeypatch.setattr(structured_output, "time", now)
+    asked = pb.Constraint(regex="a*")
+    matchers = await byte_compiler().matchers(asked, num_samples)
+    turns = itertools.cycle(matchers)
+    for _ in range(num_masks - 1):
+        next(turns).accept(ord("a"))
+    with pytest.raises(RequestError, match="ms a token") as caught:
+        next(turns).accept(ord("a"))
     assert caught.value.reason == "CONSTRAINT_FAILED"

@@ -220,6 +220,13 @@ async def test_malformed_messages_are_the_callers_fault(
     assert details_of(error)["ErrorInfo"].reason == "MALFORMED_MESSAGE"
 
 
+async def test_messages_of_very_many_fields_are_refused(channel: grpc.aio.Channel) -> None:
+    call = channel.unary_stream(f"{SERVICE}/Chat")(b"\n\x00" * 100_000)
+    error = await fails(read_all(call))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert details_of(error)["ErrorInfo"].reason == "TOO_MANY_FIELDS"
+
+
 async def test_large_messages_are_refused(stub) -> None:
     prompt = pb.Prompt(text="a" * (9 << 20))
     error = await fails(read_all(stub.Generate(pb.GenerateRequest(prompt=prompt))))
