@@ -49,6 +49,8 @@ MAX_LOGIT_BIASES = 1024
 MAX_LOGIT_BIAS = 100.0
 MAX_LISTED_TOKEN_IDS = 4096
 """Length of allowed_token_ids and of bad_token_ids; every worker keeps both lists."""
+MAX_BAD_WORDS = 1024
+MAX_BAD_WORD_CHARS = 256
 MAX_SAMPLES = 64
 
 # ---- stops ----

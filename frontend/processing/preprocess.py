@@ -15,6 +15,7 @@ from google.protobuf import duration_pb2
 from frontend.backend import Backend
 from frontend.errors import invalid_field
 from frontend.processing import sampling_params
+from frontend.processing.bad_words import WordFilter, spellings
 from frontend.processing.continuation import check_generated, resume
 from frontend.processing.prompts import Message, encode, generation_of, tokenizer_of
 from frontend.processing.structured_output import Compiler
@@ -46,8 +47,13 @@ async def make_requests(
     num_samples = sampling_params.num_samples(request)
     check_generated(request, num_samples, info.vocab_size)
     sampling_params.check_stops(request.stop_conditions, info.vocab_size)
+    bad_words = await spellings(backend, request.sampling.bad_words)
     params = sampling_params.sampling_params(
-        request, backend.defaults, vocab_size=info.vocab_size, eos_token_ids=backend.end_token_ids
+        request,
+        backend.defaults,
+        vocab_size=info.vocab_size,
+        eos_token_ids=backend.end_token_ids,
+        bad_words=[each[0] for each in bad_words if len(each) == 1],
     )
     queue_seconds = _queue_seconds(request)
     if request.HasField("constraint"):
@@ -65,8 +71,17 @@ async def make_requests(
         eos_token_ids=frozenset(backend.end_token_ids),
     )
     matchers: Sequence[Matcher | None] = [None] * num_samples
+    long_words = [each for each in bad_words if len(each) > 1]
     if request.HasField("constraint"):
         matchers = await compiler.matchers(request.constraint, num_samples)
+    elif long_words:
+        if request.sampling.allowed_token_ids:  # which could be all that is banned
+            raise invalid_field(
+                "sampling.bad_words",
+                "of several tokens cannot be set beside allowed_token_ids; leave one of them out",
+                mentions={"allowed_token_ids": "sampling.allowed_token_ids"},
+            )
+        matchers = [WordFilter(long_words, info.vocab_size) for _ in range(num_samples)]
     samples = [
         Request(
             id=sample_id(request_id, index),
@@ -127,6 +142,7 @@ def _check_beside_constraint(request: pb.GenerateRequest) -> None:
         ("stop_conditions.min_new_tokens", stops.min_new_tokens),
         ("sampling.allowed_token_ids", params.allowed_token_ids),
         ("sampling.bad_token_ids", params.bad_token_ids),
+        ("sampling.bad_words", params.bad_words),
     ):
         if is_set:
             raise invalid_field(

@@ -56,17 +56,21 @@ def sampling_params(
     *,
     vocab_size: int,
     eos_token_ids: Sequence[int],
+    bad_words: Sequence[int] = (),
 ) -> SamplingParams:
     """The sampling in use: what the request sets, then the model's defaults, then the API's.
 
     A temperature below `MIN_TEMPERATURE` is greedy, a top_k of the vocabulary or more is off. End
     tokens stay among the allowed ones unless they are ignored.
 
+    Args:
+        bad_words: tokens that are a bad word.
+
     Raises:
         RequestError: INVALID_ARGUMENT with the field's path.
     """
     sampling, output = request.sampling, request.output
-    allowed, banned = _token_lists(request, vocab_size, eos_token_ids)
+    allowed, banned = _token_lists(request, vocab_size, eos_token_ids, bad_words)
     num_top = _num_top_logprobs(output)
     repetition = _ranged(sampling, "repetition_penalty")
     top_p = _ranged(sampling, "top_p")
@@ -166,7 +170,10 @@ def _logit_bias(sampling: pb.SamplingParams, vocab_size: int) -> tuple[tuple[int
 
 
 def _token_lists(
-    request: pb.GenerateRequest, vocab_size: int, eos_token_ids: Sequence[int]
+    request: pb.GenerateRequest,
+    vocab_size: int,
+    eos_token_ids: Sequence[int],
+    bad_words: Sequence[int],
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Allowed and banned tokens, ascending; they always leave a token that can be drawn."""
     sampling, stops = request.sampling, request.stop_conditions
@@ -176,7 +183,7 @@ def _token_lists(
             raise too_many(field, len(ids), MAX_LISTED_TOKEN_IDS, "ids")
         check_token_ids(ids, vocab_size, field)
     eos = set() if stops.ignore_eos else set(eos_token_ids)
-    banned = set(sampling.bad_token_ids)
+    banned = {*sampling.bad_token_ids, *bad_words}
     allowed = set(sampling.allowed_token_ids)
     if allowed:
         allowed |= eos

@@ -83,10 +83,12 @@ class TextDecoder(Protocol):
 
 
 class Matcher(Protocol):
-    """A sequence's progress through the grammar that it keeps to; one per sequence."""
+    """What a sequence's output keeps to, by its tokens so far; one per sequence."""
 
     def mask(self) -> bytes:
-        """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
+        """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t; no
+        bytes: any token.
+        """
         ...
 
     def accept(self, token_id: int) -> None:
@@ -107,7 +109,7 @@ class Matcher(Protocol):
 
     @property
     def is_stopped(self) -> bool:
-        """The grammar is complete: only an end token may come next."""
+        """Nothing may come but an end token: a grammar is complete."""
         ...
 
 
@@ -120,7 +122,7 @@ class Request:
         prompt_ids: at least one token, each below the vocabulary's size.
         generated: output tokens that it begins with, for its caller has them already.
         decoder: turns tokens into text and finds stop strings; None for tokens only.
-        matcher: the grammar its output keeps to; None for any output.
+        matcher: what its output keeps to; None for any output.
         key: name of the caller's key; keys share the workers fairly.
         priority: lower is sooner.
         queue_deadline: time.monotonic() after which it is no longer worth admitting.

@@ -241,11 +241,12 @@ class Replica:
 
 
 def _mask_next_draw(sequence: Sequence, draw: int, batch: ReplicaBatch) -> None:
-    """Mask draw number ``draw`` with the tokens that the sequence's grammar allows."""
+    """Mask draw number ``draw`` with the tokens that the sequence's matcher allows."""
     matcher = sequence.request.matcher
-    if matcher is not None:
+    mask = matcher.mask() if matcher is not None else b""
+    if mask:
         batch.masked_draws.append(draw)
-        batch.draw_masks.append(matcher.mask())
+        batch.draw_masks.append(mask)
 
 
 BUSIER_SHARE = 8

@@ -98,7 +98,7 @@ class Sequence:
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
 
-        What a grammar allows next depends on the last token, which must be known first.
+        What a matcher allows next depends on the last token, which must be known first.
         """
         if self.request.matcher is not None and self.num_scheduled == len(self.tokens):
             return False

@@ -56,7 +56,7 @@ class ReplicaBatch:
         total_tokens: tokens of all rows.
         long_tokens: of these, of long prompts.
         num_draws: rows that draw a token.
-        masked_draws, draw_masks: draws that a grammar narrows, and the mask of each.
+        masked_draws, draw_masks: draws that a matcher narrows, and the mask of each.
         sequences: the sequence of each row; stays in the frontend.
     """
 

@@ -40,6 +40,7 @@ class Options(TypedDict, total=False):
     logit_bias: Mapping[int, float]
     allowed_token_ids: Sequence[int]
     bad_token_ids: Sequence[int]
+    bad_words: Sequence[str]
     # when it ends
     max_new_tokens: int
     min_new_tokens: int

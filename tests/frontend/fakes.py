@@ -135,7 +135,7 @@ class FakeEngine:
             beside = token_logprobs(token, sampling.num_logprobs) if sampling.num_logprobs else None
             request.output.add(token, text, beside)
             if request.matcher is not None:
-                if token == EOS:
+                if token in request.stops.eos_token_ids:
                     reason = FinishReason.EOS
                     break
                 request.matcher.accept(token)
@@ -153,7 +153,7 @@ def token_logprobs(token: int, num_logprobs: int) -> TokenLogprobs:
 
 def first_allowed(matcher: Matcher) -> int:
     """The lowest token of a mask."""
-    mask = int.from_bytes(matcher.mask(), "little")
+    mask = int.from_bytes(matcher.mask() or b"\1", "little")
     return (mask & -mask).bit_length() - 1
 
 

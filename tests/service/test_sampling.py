@@ -187,6 +187,17 @@ def test_lists_of_tokens_are_kept_to(server: Server) -> None:
     assert set(tokens(ended)) <= {50, *eos_token_ids(server)}
 
 
+def test_words_of_one_and_of_several_tokens_do_not_come(server: Server) -> None:
+    """A greedy output has each word until it is banned; then it goes on without it."""
+    words: list[str] = []
+    for _ in range(4):
+        [answer] = ask(server, Options(temperature=0, max_new_tokens=9, bad_words=words))
+        text = answer.outputs[0].text
+        assert not any(word in text for word in words)
+        words.append(" ".join(text.split()[:2]))
+    assert any(" " in word for word in words)
+
+
 def test_samples_are_single_requests_with_an_index(server: Server) -> None:
     common = Options(temperature=1.2, seed=7, max_new_tokens=16, ignore_eos=True)
     four, one, again, two = ask(

@@ -70,6 +70,7 @@ def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
     if body.seed is not None:
         sampling.seed = body.seed % 2**64
     sampling.allowed_token_ids.extend(body.allowed_token_ids or ())
+    sampling.bad_words.extend(body.bad_words or ())
     for key, bias in (body.logit_bias or {}).items():  # JSON spells token ids as strings
         if not key.isascii() or not key.isdecimal() or len(key) > 10 or int(key) > UINT32_MAX:
             raise invalid_field("logit_bias", "has a key that is no token id")

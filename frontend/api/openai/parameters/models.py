@@ -82,6 +82,9 @@ class GenerationBody(RequestModel):
     top_k: TopK | None = Field(default=None, description="-1 or 0 turns it off.")
     seed: Seed | None = None
     allowed_token_ids: TokenIds | None = None
+    bad_words: Strings | None = Field(
+        default=None, description="Texts whose tokens never come one after the other."
+    )
     logit_bias: dict[str, Number] | None = Field(
         default=None, description="Added to logits, by token id."
     )
