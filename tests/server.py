@@ -1,14 +1,19 @@
-"""The server that tests start: a benchmark's, its processes by name, and what they have said."""
+"""The server that tests start: a benchmark's, its processes by name, and what they have said; and
+a frontend apart from its ranks."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import re
 import subprocess
+import sys
 import time
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 
 from benchmarks.server import Process
+from demo import CHECKPOINT
 from tests.processes import ENVIRONMENT, command, descendants, open_files
 
 READY_SECONDS = 150.0
@@ -78,3 +83,17 @@ class Server(Process):
                 if inode in inodes:
                     ranks[inodes[inode]] = pid
         return ranks
+
+
+@contextlib.asynccontextmanager
+async def lone_frontend(listen: str) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
+    """A frontend without a supervisor, for ranks that run; and its address."""
+    flags = ["--model", str(CHECKPOINT), "--workers", listen, "--port", "0", "--no-http"]
+    command = [sys.executable, "-m", "frontend", *flags, *PATIENT]
+    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        try:
+            line = await asyncio.to_thread(process.stdout.readline)
+            yield process, line.split(" on ", 1)[1].split(" ", 1)[0]
+        finally:
+            process.kill()

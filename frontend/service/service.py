@@ -160,6 +160,7 @@ class Service:
         """Events of one call; the observers get its record when it is over."""
         call.arrived = time.monotonic()
         call.code = "CANCELLED"  # unless the end comes from here
+        self._end_lost(prompts.generation_of(message), call.caller.key)
         try:
             with self._key_limit.samples(call.caller.key, prompts.generation_of(message).n):
                 async with contextlib.aclosing(self._stream(message, call)) as stream:
@@ -212,6 +213,13 @@ class Service:
         finally:
             call.close(backend.engine)
             self._live.leave(call)
+
+    def _end_lost(self, request: pb.GenerateRequest, key: str) -> None:
+        """Ends the live stream that a request goes on from, whose reader is gone unnoticed."""
+        lost = self._live.get(key, request.request_id) if request.generated else None
+        if lost is not None and self._backend is not None:
+            lost.abort(self._backend.engine)
+            self._live.leave(lost)
 
     async def _begin(self, backend: Backend, message: prompts.Message, call: Call) -> None:
         """Makes the call's samples and submits them: the first alone where the others can find the

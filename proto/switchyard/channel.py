@@ -6,7 +6,7 @@ Owns both for channels of grpc and of grpc.aio. Knows nothing of what is called.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,14 +81,22 @@ class _KeyedChannel:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._channel, name)
 
-    def unary_unary(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return self._keyed(self._channel.unary_unary(*args, **kwargs))
+    def unary_unary(self, *args: Any, **kwargs: Any) -> _KeyedMethod:
+        return _KeyedMethod(self._channel.unary_unary(*args, **kwargs), self._metadata)
 
-    def unary_stream(self, *args: Any, **kwargs: Any) -> Callable[..., Any]:
-        return self._keyed(self._channel.unary_stream(*args, **kwargs))
+    def unary_stream(self, *args: Any, **kwargs: Any) -> _KeyedMethod:
+        return _KeyedMethod(self._channel.unary_stream(*args, **kwargs), self._metadata)
 
-    def _keyed(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def keyed(request: Any, *, metadata: Sequence[Any] = (), **kwargs: Any) -> Any:
-            return call(request, metadata=(*metadata, *self._metadata), **kwargs)
 
-        return keyed
+class _KeyedMethod:
+    """A method of a channel, called with metadata of its own beside the caller's."""
+
+    def __init__(self, method: Any, metadata: Sequence[Any]) -> None:
+        self._method = method
+        self._metadata = metadata
+
+    def __call__(self, request: Any, *, metadata: Sequence[Any] = (), **kwargs: Any) -> Any:
+        return self._method(request, metadata=(*metadata, *self._metadata), **kwargs)
+
+    def future(self, request: Any, *, metadata: Sequence[Any] = (), **kwargs: Any) -> Any:
+        return self._method.future(request, metadata=(*metadata, *self._metadata), **kwargs)

@@ -1,7 +1,6 @@
-"""A thin client of `switchyard.v1`: streams that cancel when left early, retries that are safe.
+"""A client of `switchyard.v1`: streams end when they are left, and outlive their server.
 
-Owns the channel's options and the turn from gRPC errors to `ServerError`. Knows the proto and
-nothing of the server behind it.
+Owns the methods and the channel's options. Knows the proto and nothing of the server behind it.
 
     with Client("127.0.0.1:50051") as client, client.generate("Once upon a time") as stream:
         for delta in stream:
@@ -12,15 +11,17 @@ nothing of the server behind it.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+import time
+import weakref
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack
 
 import grpc
 import grpc.aio
-from google.rpc import error_details_pb2, status_pb2
 
 from switchyard.channel import Tls, open_channel
+from switchyard.errors import ServerError, server_error
 from switchyard.requests import (
     ChatOptions,
     Message,
@@ -29,17 +30,17 @@ from switchyard.requests import (
     chat_request,
     generate_request,
 )
+from switchyard.resumption import RESUME_SECONDS, Losses, Patience, Request
+from switchyard.streams import AsyncStream, Stream, await_sign, sign_of_life, until_back
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 
-DEFAULT_ADDRESS = "127.0.0.1:50051"
-_DETAILS_KEY = "grpc-status-details-bin"
+__all__ = ["DEFAULT_ADDRESS", "AsyncClient", "AsyncStream", "Client", "ServerError", "Stream"]
 
-# A refused request is safe to send again, and gRPC retries no call that has had its first message.
-# Complete, which has none before its end, is not retried: no retry runs a request twice.
+DEFAULT_ADDRESS = "127.0.0.1:50051"
+
+# What runs no request is tried again by gRPC; the others are `resumption`'s.
 _RETRIED = (
-    "Generate",
-    "Chat",
     "Tokenize",
     "Detokenize",
     "GetModelInfo",
@@ -70,150 +71,75 @@ CHANNEL_OPTIONS: tuple[tuple[str, Any], ...] = (
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.max_send_message_length", 8 << 20),
-    # A server that is gone is noticed during a silent prefill too.
+    # A server that stands still for less than 30 s keeps its streams. One that is gone without a
+    # word is noticed 50 s after its last byte, during a silent prefill too. Servers take a ping
+    # every 5 s.
     ("grpc.keepalive_time_ms", 20_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 30_000),
+    ("grpc.http2.ping_timeout_ms", 30_000),
     ("grpc.http2.max_pings_without_data", 0),
+    # A server that is back is found soon; left alone gRPC looks again after up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
 )
 
 
-class ServerError(Exception):
-    """What the server, or the way to it, answered instead.
+class _Connection:
+    """What both clients are made of."""
 
-    Attributes:
-        code: gRPC status code.
-        message: one line for a person.
-        reason: the same for a program (google.rpc.ErrorInfo); empty when no server answered.
-        field: path of the offending field; empty when there is none.
-        retry_after: seconds after which another try makes sense; None when not said.
-    """
-
-    def __init__(self, code: grpc.StatusCode, message: str, details: bytes | None) -> None:
-        super().__init__(f"{code.name}: {message}")
-        self.code = code
-        self.message = message
-        self.reason = ""
-        self.field = ""
-        self.retry_after: float | None = None
-        info = error_details_pb2.ErrorInfo()
-        request = error_details_pb2.BadRequest()
-        retry = error_details_pb2.RetryInfo()
-        for detail in status_pb2.Status.FromString(details or b"").details:
-            if detail.Unpack(info):
-                self.reason = info.reason
-            elif detail.Unpack(request) and request.field_violations:
-                self.field = request.field_violations[0].field
-            elif detail.Unpack(retry):
-                self.retry_after = retry.retry_delay.ToNanoseconds() / 1e9
-
-
-def _server_error(error: Any) -> ServerError:
-    """A `ServerError` of a grpc.RpcError, sync or async."""
-    metadata = error.trailing_metadata() or ()
-    details = next((value for key, value in metadata if key == _DETAILS_KEY), None)
-    return ServerError(error.code(), error.details() or "", details)
-
-
-class _Events:
-    """What both streams keep of the messages that are no deltas."""
-
-    def __init__(self, call: Any) -> None:
-        self._call = call
-        self.started = pb.GenerateStarted()
-        self.finished = pb.GenerateFinished()
-
-    def _delta(self, message: pb.GenerateResponse | pb.ChatResponse) -> pb.Delta | None:
-        event = message.response if isinstance(message, pb.ChatResponse) else message
-        if event.HasField("delta"):
-            return event.delta
-        if event.HasField("started"):
-            self.started = event.started
-        else:
-            self.finished = event.finished
-        return None
-
-    def cancel(self) -> None:
-        """End the call; the server aborts the request. Nothing happens when it has ended."""
-        self._call.cancel()
-
-
-class Stream(_Events):
-    """The deltas of one request, once. Leaving its ``with`` block ends the request.
-
-    Attributes:
-        started: the server's first message, once there is a delta.
-        finished: usage and timings, once the deltas have ended.
-    """
-
-    def __iter__(self) -> Iterator[pb.Delta]:
-        try:
-            for message in self._call:
-                delta = self._delta(message)
-                if delta is not None:
-                    yield delta
-        except grpc.RpcError as error:
-            raise _server_error(error) from None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
+    def __init__(
         self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
+        grpc_module: Any,
+        address: str,
+        api_key: str | None,
+        tls: Tls | None,
+        resume_seconds: float,
     ) -> None:
-        self.cancel()
+        self._channel = open_channel(
+            grpc_module, address, options=CHANNEL_OPTIONS, api_key=api_key, tls=tls
+        )
+        # The generated stub, for what has no method here; raises the module's RpcError.
+        self.stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._patience = Patience(resume_seconds)
+        self._streams: weakref.WeakSet[Stream | AsyncStream] = weakref.WeakSet()
+
+    def _cancel_streams(self) -> None:
+        """Those that wait for a server have no call that the channel's end would end."""
+        for stream in list(self._streams):
+            stream.cancel()
 
 
-class AsyncStream(_Events):
-    """`Stream` for asyncio."""
-
-    async def __aiter__(self) -> AsyncIterator[pb.Delta]:
-        try:
-            async for message in self._call:
-                delta = self._delta(message)
-                if delta is not None:
-                    yield delta
-        except grpc.RpcError as error:
-            raise _server_error(error) from None
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self.cancel()
-
-
-class Client:
+class Client(_Connection):
     """A connection to one server, used with ``with``. Every method raises `ServerError`.
+
+    A stream whose server is lost, or the way to it, goes on where it was as soon as there is a
+    server again: nothing of it is lost, repeated, or other than it would have been. A whole answer
+    is asked for again. What is refused is not tried again, except for some seconds by a server that
+    begins or ends.
 
     Args:
         address: HOST:PORT, or unix:PATH.
         api_key: sent with every call; None for a server that wants none.
         tls: what the server's certificate is checked with; None for one without encryption.
+        resume_seconds: how long a server that was lost is waited for, one that has never answered
+            5 s at most; 0: a loss ends the call.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None, tls: Tls | None = None
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        resume_seconds: float = RESUME_SECONDS,
     ) -> None:
-        self._channel = open_channel(
-            grpc, address, options=CHANNEL_OPTIONS, api_key=api_key, tls=tls
-        )
-        # The generated stub, for what has no method here; raises grpc.RpcError.
-        self.stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        super().__init__(grpc, address, api_key, tls, resume_seconds)
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> Stream:
         """Continue a prompt; ``timeout`` is the deadline in seconds."""
-        return Stream(self.stub.Generate(generate_request(prompt, **options), timeout=timeout))
+        return self._stream("Generate", generate_request(prompt, **options), timeout)
 
     def chat(
         self,
@@ -226,15 +152,29 @@ class Client:
     ) -> Stream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
         request = chat_request(messages, template_kwargs, tools, **options)
-        return Stream(self.stub.Chat(request, timeout=timeout))
+        return self._stream("Chat", request, timeout)
+
+    def _stream(self, method: str, request: Request, timeout: float | None) -> Stream:
+        stream = Stream(self.stub, method, request, self._patience, timeout)
+        self._streams.add(stream)
+        return stream
 
     def complete(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> pb.CompleteResponse:
         """The whole answer at once."""
         request = pb.CompleteRequest(request=generate_request(prompt, **options))
-        answer: pb.CompleteResponse = self._unary(self.stub.Complete, request, timeout)
-        return answer
+        losses = Losses(self._patience, timeout)
+        while True:
+            try:
+                answer: pb.CompleteResponse = self.stub.Complete(request, timeout=losses.timeout)
+            except grpc.RpcError as error:
+                pause = losses.pause_after(server_error(error))
+            else:
+                losses.answered()
+                return answer
+            time.sleep(pause)
+            await_sign(sign_of_life(self.stub.GetModelInfo.future, losses))
 
     def model_info(self, *, timeout: float | None = None) -> pb.GetModelInfoResponse:
         """Facts of the served model."""
@@ -252,10 +192,11 @@ class Client:
         try:
             return method(request, timeout=timeout)
         except grpc.RpcError as error:
-            raise _server_error(error) from None
+            raise server_error(error) from None
 
     def close(self) -> None:
         """End every call and the connection."""
+        self._cancel_streams()
         self._channel.close()
 
     def __enter__(self) -> Self:
@@ -270,26 +211,27 @@ class Client:
         self.close()
 
 
-class AsyncClient:
+class AsyncClient(_Connection):
     """`Client` for asyncio, used with ``async with`` on one event loop.
 
     What is awaited takes its time limit from asyncio.timeout.
     """
 
     def __init__(
-        self, address: str = DEFAULT_ADDRESS, *, api_key: str | None = None, tls: Tls | None = None
+        self,
+        address: str = DEFAULT_ADDRESS,
+        *,
+        api_key: str | None = None,
+        tls: Tls | None = None,
+        resume_seconds: float = RESUME_SECONDS,
     ) -> None:
-        self._channel = open_channel(
-            grpc.aio, address, options=CHANNEL_OPTIONS, api_key=api_key, tls=tls
-        )
-        # The generated stub, for what has no method here; raises grpc.aio.AioRpcError.
-        self.stub: Any = inference_pb2_grpc.InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        super().__init__(grpc.aio, address, api_key, tls, resume_seconds)
 
     def generate(
         self, prompt: Prompt, *, timeout: float | None = None, **options: Unpack[Options]
     ) -> AsyncStream:
         """Continue a prompt; ``timeout`` is the deadline in seconds."""
-        return AsyncStream(self.stub.Generate(generate_request(prompt, **options), timeout=timeout))
+        return self._stream("Generate", generate_request(prompt, **options), timeout)
 
     def chat(
         self,
@@ -302,13 +244,26 @@ class AsyncClient:
     ) -> AsyncStream:
         """Ask for the assistant's turn; ``timeout`` is the deadline in seconds."""
         request = chat_request(messages, template_kwargs, tools, **options)
-        return AsyncStream(self.stub.Chat(request, timeout=timeout))
+        return self._stream("Chat", request, timeout)
+
+    def _stream(self, method: str, request: Request, timeout: float | None) -> AsyncStream:
+        stream = AsyncStream(self.stub, method, request, self._patience, timeout)
+        self._streams.add(stream)
+        return stream
 
     async def complete(self, prompt: Prompt, **options: Unpack[Options]) -> pb.CompleteResponse:
         """The whole answer at once."""
         request = pb.CompleteRequest(request=generate_request(prompt, **options))
-        answer: pb.CompleteResponse = await self._unary(self.stub.Complete, request)
-        return answer
+        losses = Losses(self._patience, None)
+        while True:
+            try:
+                answer: pb.CompleteResponse = await self.stub.Complete(request)
+            except grpc.RpcError as error:
+                pause = losses.pause_after(server_error(error))
+            else:
+                losses.answered()
+                return answer
+            await until_back(self.stub, pause, losses)
 
     async def model_info(self) -> pb.GetModelInfoResponse:
         """Facts of the served model."""
@@ -326,10 +281,11 @@ class AsyncClient:
         try:
             return await method(request)
         except grpc.RpcError as error:
-            raise _server_error(error) from None
+            raise server_error(error) from None
 
     async def close(self) -> None:
         """End every call and the connection."""
+        self._cancel_streams()
         await self._channel.close(None)
 
     async def __aenter__(self) -> Self:

@@ -31,6 +31,7 @@ class Answer:
     finish_reasons: dict[int, int] = dataclasses.field(default_factory=dict)
     usage: tuple[int, int] = (0, 0)
     replays: int = 0
+    resumes: int = 0
 
     def outcome(self) -> tuple[Any, ...]:
         """What must not depend on what happened meanwhile."""
@@ -96,7 +97,7 @@ async def answer(client: AsyncClient, asked: Asked, progress: Progress | None = 
                 progress.add(len(delta.token_ids))
     usage = stream.finished.usage
     got.usage = usage.prompt_tokens, usage.completion_tokens
-    got.replays = stream.finished.timings.replays
+    got.replays, got.resumes = stream.finished.timings.replays, stream.resumes
     assert len(got.finish_reasons) == asked.options.get("n", 1)
     assert usage.completion_tokens == sum(map(len, got.token_ids.values()))
     assert usage.prompt_tokens == len(asked.prompt)
@@ -104,8 +105,8 @@ async def answer(client: AsyncClient, asked: Asked, progress: Progress | None = 
 
 
 async def answers(
-    address: str, requests: list[Asked], progress: Progress | None = None
+    address: str, requests: list[Asked], progress: Progress | None = None, **client_options: Any
 ) -> list[Answer]:
     """All requests at once, over one connection."""
-    async with AsyncClient(address) as client:
+    async with AsyncClient(address, **client_options) as client:
         return await asyncio.gather(*(answer(client, asked, progress) for asked in requests))

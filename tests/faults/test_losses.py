@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import signal
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from demo import CHECKPOINT
 from frontend.probe import Verdict, probe
 from switchyard.client import AsyncClient, ServerError
 from tests.faults.inject import GRIP, POISON, STALL, spoil_ranks
 from tests.faults.kills import serves_again
 from tests.faults.streams import Asked, Progress, answer, answers, mixed_requests, outcomes
-from tests.processes import ENVIRONMENT, descendants, send, wait_until_gone
-from tests.server import PATIENT, Server
+from tests.processes import descendants, send, wait_until_gone
+from tests.server import Server, lone_frontend
 from tests.waiting import HANG_SECONDS
 from tests.workers.launched import launched
 
@@ -71,7 +67,7 @@ async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
     requests = mixed_requests(seed=5, count=4, max_new_tokens=400)
     with Server(tmp_path, "--tp", "2", "--max-restarts", "0") as server:
         everything = descendants(server.process.pid)
-        async with AsyncClient(server.address) as client:
+        async with AsyncClient(server.address, resume_seconds=0.0) as client:
             progress = Progress()
             running = [asyncio.create_task(answer(client, asked, progress)) for asked in requests]
             await progress.reach(20)
@@ -88,7 +84,8 @@ async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
 
 
 async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
-    """Idle, then under traffic. Ranks that did not hang in a half-sent step keep their weights."""
+    """Idle, then under traffic. Ranks that did not hang in a half-sent step keep their weights;
+    streams go on, unless their client wants them to end."""
     asked = mixed_requests(seed=6, count=7, max_new_tokens=60)
     with Server(tmp_path, "--tp", "2") as server:
         quiet = await answers(server.address, asked)
@@ -98,13 +95,15 @@ async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
         assert server.ranks() == ranks
         assert outcomes(await answers(server.address, asked)) == outcomes(quiet)
         progress, frontend = Progress(), server.frontend()
-        cut = asyncio.create_task(answers(server.address, asked, progress))
+        running = asyncio.create_task(answers(server.address, asked, progress))
+        cut = asyncio.create_task(answers(server.address, asked, resume_seconds=0.0))
         await progress.reach(40)
         send(frontend, signal.SIGKILL)
         with pytest.raises(ServerError) as caught:
             await cut
-        await serves_again(server, frontend)
-        assert outcomes(await answers(server.address, asked)) == outcomes(quiet)
+        shaken = await running
+        assert outcomes(shaken) == outcomes(quiet)
+        assert any(each.resumes for each in shaken)
         assert server.ranks() == ranks or "in the middle of a step" in server.log
         server.process.terminate()
         assert await asyncio.to_thread(server.process.wait, HANG_SECONDS) == 0
@@ -129,38 +128,24 @@ async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
     assert "the workers' launcher was killed by SIGKILL; starting it again" in log, log
 
 
-@contextlib.asynccontextmanager
-async def frontend(listen: str) -> AsyncIterator[tuple[subprocess.Popen[str], str]]:
-    """A frontend apart from its ranks, and its address."""
-    flags = ["--model", str(CHECKPOINT), "--workers", listen, "--port", "0", "--no-http"]
-    command = [sys.executable, "-m", "frontend", *flags, *PATIENT]
-    with subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        try:
-            line = await asyncio.to_thread(process.stdout.readline)
-            yield process, line.split(" on ", 1)[1].split(" ", 1)[0]
-        finally:
-            process.kill()
-
-
 async def test_ranks_outlive_their_frontend_and_serve_the_next(tmp_path: Path) -> None:
     """One that is killed under traffic, and one that is stopped."""
     asked = mixed_requests(seed=6, count=7, max_new_tokens=40)
     with launched(tmp_path) as workers:
-        async with frontend(workers.listen) as (process, address):
+        async with lone_frontend(workers.listen) as (process, address):
             quiet = await answers(address, asked)
             ranks = workers.ranks()
             progress = Progress()
-            cut = asyncio.create_task(answers(address, asked, progress))
+            cut = asyncio.create_task(answers(address, asked, progress, resume_seconds=0.0))
             await progress.reach(20)
             process.kill()
             with pytest.raises(ServerError):
                 await cut
-        async with frontend(workers.listen) as (process, address):
+        async with lone_frontend(workers.listen) as (process, address):
             assert probe(address)[0] is Verdict.HEALTHY
             assert outcomes(await answers(address, asked)) == outcomes(quiet)
             process.terminate()
             assert await asyncio.to_thread(process.wait, HANG_SECONDS) == 0
-        async with frontend(workers.listen) as (_, address):
+        async with lone_frontend(workers.listen) as (_, address):
             assert outcomes(await answers(address, asked)) == outcomes(quiet)
         assert workers.ranks() == ranks

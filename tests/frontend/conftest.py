@@ -11,7 +11,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Backend
 
 from frontend.processing.tokenizer import Tokenizer
-from switchyard import client
+from switchyard import client, resumption
 
 CORPUS = [
     "The quick brown fox jumps over the lazy dog. The dog does not mind the fox at all.",
@@ -65,3 +65,4 @@ def no_retries(monkeypatch: pytest.MonkeyPatch) -> None:
     """Clients show the first failure, without the pauses before they try again."""
     options = [pair for pair in client.CHANNEL_OPTIONS if pair[0] != "grpc.service_config"]
     monkeypatch.setattr(client, "CHANNEL_OPTIONS", options)
+    monkeypatch.setattr(resumption, "CONNECT_SECONDS", 0.0)

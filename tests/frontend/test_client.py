@@ -1,20 +1,24 @@
-"""The thin client against a server in this process: what it sends, cancels, retries and raises."""
+"""The client against a server in this process: what it sends, cancels, tries again and raises."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from switchyard.client import AsyncClient, Client, ServerError
+from frontend.api.grpc.server import GrpcServer
+from switchyard import resumption
+from switchyard.client import AsyncClient, AsyncStream, Client, ServerError, Stream
 from switchyard.requests import Options, chat_request, generate_request
+from switchyard.resumption import MAX_LOSSES
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from tests.frontend.fakes import MODEL, Running, answer_text, queue_full, running_server
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -166,65 +170,154 @@ async def test_the_sync_client(running: Running) -> None:
 
 
 class Flaky(inference_pb2_grpc.InferenceServiceServicer):
-    """UNAVAILABLE before the first message for the first calls, or after it for all."""
+    """UNAVAILABLE for the first calls, before their first message."""
 
-    def __init__(self, refusals: int, *, late: bool = False) -> None:
-        self.calls = 0
-        self._refusals = refusals
-        self._late = late
+    def __init__(self, num_refusals: int) -> None:
+        self.num_calls = 0
+        self._num_refusals = num_refusals
+
+    async def _refuse(self, context: Any) -> None:
+        self.num_calls += 1
+        if self.num_calls <= self._num_refusals:
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> None:  # noqa: N802
-        self.calls += 1
-        if self._late:
-            await context.write(pb.GenerateResponse(delta={"text": "some"}))
-        if self.calls <= self._refusals:
-            await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+        await self._refuse(context)
         await context.write(pb.GenerateResponse(delta={"text": "ok"}))
 
-    async def Complete(self, request: pb.CompleteRequest, context: Any) -> None:  # noqa: N802
-        self.calls += 1
-        await context.abort(grpc.StatusCode.UNAVAILABLE, "not now")
+    async def Complete(  # noqa: N802
+        self, request: pb.CompleteRequest, context: Any
+    ) -> pb.CompleteResponse:
+        await self._refuse(context)
+        return pb.CompleteResponse(outputs=[pb.Delta(text="ok")])
 
 
-async def _read(flaky: Flaky) -> str:
-    server = grpc.aio.server()
+async def generated(address: str, **options: Any) -> str:
+    async with AsyncClient(address, **options) as client, client.generate("x") as stream:
+        return "".join([delta.text async for delta in stream])
+
+
+async def completed(address: str, **options: Any) -> str:
+    async with AsyncClient(address, **options) as client:
+        return (await client.complete("x")).outputs[0].text
+
+
+async def completed_in_a_thread(address: str, **options: Any) -> str:
+    def complete() -> str:
+        with Client(address, **options) as client:
+            return client.complete("x").outputs[0].text
+
+    return await asyncio.to_thread(complete)
+
+
+@pytest.mark.parametrize("ask", [generated, completed, completed_in_a_thread])
+@pytest.mark.parametrize(
+    ("num_refusals", "options", "num_calls"),
+    [(3, {}, 4), (MAX_LOSSES, {}, MAX_LOSSES), (1, {"resume_seconds": 0.0}, 1)],
+)
+async def test_what_was_lost_is_tried_again(
+    num_refusals: int,
+    options: dict[str, Any],
+    num_calls: int,
+    ask: Callable[..., Awaitable[str]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resumption, "_FIRST_PAUSE", 0.001)
+    flaky, server = Flaky(num_refusals), grpc.aio.server()
     inference_pb2_grpc.add_InferenceServiceServicer_to_server(flaky, server)
-    port = server.add_insecure_port("127.0.0.1:0")
+    address = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
     await server.start()
     try:
-        async with (
-            AsyncClient(f"127.0.0.1:{port}") as client,
-            client.generate("x", timeout=20.0) as stream,
-        ):
-            return "".join([delta.text async for delta in stream])
-    finally:
-        await server.stop(None)
-
-
-async def test_what_was_refused_is_tried_again() -> None:
-    flaky = Flaky(2)
-    assert await _read(flaky) == "ok"
-    assert flaky.calls == 3
-
-
-async def test_a_stream_that_broke_is_not() -> None:
-    flaky = Flaky(9, late=True)
-    with pytest.raises(ServerError, match="not now"):
-        await _read(flaky)
-    assert flaky.calls == 1
-
-
-async def test_a_whole_answer_is_not_tried_again() -> None:
-    """It has no first message that would tell whether work was done."""
-    flaky = Flaky(1)
-    server = grpc.aio.server()
-    inference_pb2_grpc.add_InferenceServiceServicer_to_server(flaky, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    try:
-        async with AsyncClient(f"127.0.0.1:{port}") as client:
+        if num_calls > num_refusals:
+            assert await ask(address, **options) == "ok"
+        else:
             with pytest.raises(ServerError, match="not now"):
-                await client.complete("x")
+                await ask(address, **options)
     finally:
         await server.stop(None)
-    assert flaky.calls == 1
+    assert flaky.num_calls == num_calls
+
+
+def hold(running: Running) -> None:
+    """Streams stand still after three tokens."""
+    running.engine.go.clear()
+    running.engine.hold_at = 3
+
+
+async def lose_server(running: Running, stream: Stream | AsyncStream) -> None:
+    """Return once a stream waits for a server, for its own is no more."""
+    await running.server.stop(0.0)
+    await until(lambda: stream._losses._num_tries)
+
+
+async def test_a_stream_goes_on_with_the_next_server_at_its_address(
+    running: Running, client: AsyncClient
+) -> None:
+    hold(running)
+    async with client.generate("abc", max_new_tokens=9) as stream:
+        deltas = aiter(stream)
+        text = (await anext(deltas)).text
+        rest = asyncio.create_task(anext(deltas))
+        await lose_server(running, stream)
+        running.engine.go.set()
+        host, _, port = running.address.rpartition(":")
+        following = GrpcServer(running.service, host, int(port))
+        await following.start()
+        try:
+            text += (await rest).text + "".join([delta.text async for delta in deltas])
+        finally:
+            await following.stop(0.0)
+    assert text == answer_text("abc", 9)
+    assert stream.finished.usage.completion_tokens == 9
+    assert stream.resumes == 1
+
+
+@pytest.mark.parametrize("how", ["stream", "reader", "client"])
+async def test_a_stream_that_waits_can_be_cancelled(
+    how: str, running: Running, client: AsyncClient
+) -> None:
+    hold(running)
+    async with client.generate("abc", max_new_tokens=9) as stream:
+        reader = asyncio.create_task(_read(stream))
+        await until(lambda: stream.started.request_id)
+        await lose_server(running, stream)
+        if how == "stream":
+            stream.cancel()
+        elif how == "reader":
+            reader.cancel()
+        else:
+            await client.close()
+        with pytest.raises(asyncio.CancelledError):
+            await reader
+
+
+async def _read(stream: AsyncStream) -> None:
+    async for _ in stream:
+        pass
+
+
+@pytest.mark.parametrize("how", ["stream", "client"])
+async def test_one_without_asyncio_too(how: str, running: Running) -> None:
+    hold(running)
+    with Client(running.address) as client, client.generate("abc", max_new_tokens=9) as stream:
+        reader = asyncio.create_task(asyncio.to_thread(list, stream))
+        await until(lambda: stream.started.request_id)
+        await lose_server(running, stream)
+        if how == "stream":
+            stream.cancel()
+        else:
+            client.close()
+        with pytest.raises(ServerError) as caught:
+            await reader
+    assert caught.value.code is grpc.StatusCode.CANCELLED
+
+
+async def test_a_deadline_holds_while_a_stream_waits(running: Running, client: AsyncClient) -> None:
+    hold(running)
+    async with client.generate("abc", max_new_tokens=9, timeout=2.0) as stream:
+        reader = asyncio.create_task(_read(stream))
+        await until(lambda: stream.started.request_id)
+        await lose_server(running, stream)
+        with pytest.raises(ServerError) as caught:
+            await reader
+    assert caught.value.code is grpc.StatusCode.DEADLINE_EXCEEDED

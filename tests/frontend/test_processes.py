@@ -108,7 +108,7 @@ async def test_lost_workers_end_streams_and_the_process(model: Path) -> None:
     async with (
         running_worker(FakeWorker(seconds=0.05)) as (ranks, worker),
         frontend(model, worker, "--max-restarts", "0", "--no-request-log") as process,
-        AsyncClient(await address_of(process)) as client,
+        AsyncClient(await address_of(process), resume_seconds=0.0) as client,
     ):
         async with client.generate([5], max_new_tokens=60) as stream:
             deltas = aiter(stream)
@@ -177,7 +177,7 @@ async def test_it_listens_while_the_workers_load_and_stops_when_told(model: Path
     async with frontend(model, "127.0.0.1:1", *flags) as process:
         verdict, _ = await asyncio.to_thread(probe, address, "", 20.0)
         assert verdict is Verdict.UNHEALTHY
-        async with AsyncClient(address) as client:
+        async with AsyncClient(address, resume_seconds=0.0) as client:
             with pytest.raises(ServerError) as caught:
                 await client.complete([1])
         assert caught.value.reason == "STARTING"

@@ -99,3 +99,26 @@ async def test_chat_goes_on_too() -> None:
     events = await collect(service.chat(chat))
     assert texts(events) == {0: answer_text("hi", 5)}
     assert b"".join(bytes(event.delta.token_ids) for event in events) == b"lmn"
+
+
+async def test_the_lost_stream_of_the_same_id_ends_if_it_is_live_still() -> None:
+    engine = FakeEngine()
+    engine.go.clear()
+    engine.hold_at = 2
+    service = Service(model=MODEL, version="1")
+    service.open(backend(engine))
+    lost = service.generate(resumed(0))
+    assert (await anext(lost)).HasField("started")
+    with pytest.raises(RequestError, match="request r is live"):
+        await anext(service.generate(resumed(0)))
+    asked = resumed(2)
+    following = service.generate(asked)
+    assert (await anext(following)).HasField("started")
+    assert engine.aborted == ["r"]
+    ended = await collect(lost)
+    assert ended[-2].delta.finish_reason == pb.FINISH_REASON_ABORTED
+    with pytest.raises(RequestError, match="request r is live"):
+        await anext(service.generate(resumed(0)))
+    engine.go.set()
+    assert texts(await collect(following)) == expected(1, NUM_TOKENS)
+    await service.idle()

@@ -1,0 +1,104 @@
+"""A whole service over workers that are played: real scheduler, engine, texts and grammars.
+
+The workers keep `fake_workers`' books. They draw any token of the vocabulary, obey masks, tell
+samples apart and report log-probabilities: all of it follows from the tokens before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator
+
+from frontend.engine.engine import Engine
+from frontend.processing.tokenizer import Tokenizer
+from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.scheduler import Scheduler
+from frontend.scheduler.step import Drawn, ReplicaBatch, Step, StepLogprobs
+from frontend.service.service import Service
+from tests.frontend.builders import LIMITS
+from tests.frontend.fake_workers import FakeGroup, FakeReplica, FakeWorkers, _Slot
+from tests.frontend.fakes import MODEL, backend, group
+
+PLAYED_LIMITS = dataclasses.replace(LIMITS, max_model_len=128, num_blocks=128)
+
+
+class PlayedReplica(FakeReplica):
+    def __init__(self, limits: SchedulerLimits, vocab_size: int) -> None:
+        super().__init__(limits)
+        self._vocab_size = vocab_size
+
+    def drawn(self, batch: ReplicaBatch) -> Drawn:
+        self._masks = dict(zip(batch.masked_draws, batch.draw_masks, strict=True))
+        self._num_draws = 0
+        self._logprobs = StepLogprobs()
+        tokens = self.run(batch)
+        prompts = _prompt_logprobs(batch)
+        return Drawn(tokens=tokens, logprobs=self._logprobs, prompt_logprobs=prompts)
+
+    def _draw(self, slot: _Slot, prefix: bytes) -> int:
+        new, position = slot.new, slot.next_position
+        assert position is not None
+        allowed = set(range(self._vocab_size))
+        if position < new.suppress_until:
+            allowed -= set(new.suppressed_token_ids)
+        if self._num_draws in self._masks:
+            mask = int.from_bytes(self._masks[self._num_draws], "little")
+            allowed = {token for token in allowed if mask >> token & 1}
+        self._num_draws += 1
+        sampling = new.sampling
+        chance = int.from_bytes(prefix, "little") ^ sampling.seed ^ sampling.sample_index << 20
+        token = sorted(allowed)[chance % 8191 % len(allowed)]
+        _report(self._logprobs, token, position, sampling.num_logprobs)
+        return token
+
+
+def _prompt_logprobs(batch: ReplicaBatch) -> StepLogprobs:
+    """Of the prompt tokens that follow those of each row."""
+    reported = StepLogprobs()
+    for row, num_tokens in enumerate(batch.num_tokens, start=batch.num_decodes):
+        sequence, start = batch.sequences[row], batch.positions[row]
+        if sequence.wants_prompt_logprobs:
+            for position in range(start + 1, min(start + num_tokens + 1, sequence.num_prompt)):
+                num_logprobs = sequence.request.sampling.num_logprobs
+                _report(reported, sequence.tokens[position], position, num_logprobs)
+    return reported
+
+
+def _report(to: StepLogprobs, token: int, position: int, num_logprobs: int) -> None:
+    if num_logprobs:
+        to.logprobs.append(-(token + position / 128))
+        to.top_ids.extend(token + other for other in range(1, num_logprobs))
+        to.top_logprobs.extend(-float(position + other) for other in range(1, num_logprobs))
+
+
+class PlayedWorkers(FakeWorkers):
+    def __init__(self, limits: SchedulerLimits, vocab_size: int) -> None:
+        super().__init__(limits)
+        self._played = [PlayedReplica(limits, vocab_size) for _ in range(limits.num_replicas)]
+
+    def run(self, step: Step) -> list[Drawn]:
+        columns = zip(self._played, step.batches, strict=True)
+        return [replica.drawn(batch) for replica, batch in columns]
+
+
+@contextlib.asynccontextmanager
+async def played_service(tokenizer: Tokenizer) -> AsyncIterator[tuple[Service, Engine]]:
+    """A service that takes requests, and its engine; the model's end token is the tokenizer's 0."""
+    workers = FakeGroup(PLAYED_LIMITS)
+    workers.workers = PlayedWorkers(PLAYED_LIMITS, tokenizer.vocab_size)
+    engine, service = Engine(Scheduler(PLAYED_LIMITS), workers), Service(model=MODEL, version="1")
+    info = dataclasses.replace(
+        group(),
+        vocab_size=tokenizer.vocab_size,
+        max_model_len=PLAYED_LIMITS.max_model_len,
+        num_blocks=PLAYED_LIMITS.num_blocks,
+    )
+    service.open(backend(engine, tokenizer=tokenizer, info=info))
+    running = asyncio.create_task(engine.run())
+    try:
+        yield service, engine
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
