@@ -16,9 +16,9 @@ from frontend.backend import Backend
 from frontend.errors import invalid_field
 from frontend.processing import sampling_params
 from frontend.processing.bad_words import WordFilter, spellings
+from frontend.processing.constraints.structured_output import Compiler
 from frontend.processing.continuation import check_generated, resume
 from frontend.processing.prompts import Message, encode, generation_of, tokenizer_of
-from frontend.processing.structured_output import Compiler
 from frontend.processing.threads import in_thread, offloaded
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder

@@ -22,7 +22,7 @@ from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error, too_many
 from frontend.group_info import GroupInfo
 from frontend.processing import preprocess, prompts
-from frontend.processing.structured_output import Compiler
+from frontend.processing.constraints.structured_output import Compiler
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.requests.request import TextDecoder
 from frontend.service import info, responses, tokenization

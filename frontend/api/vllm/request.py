@@ -9,7 +9,7 @@ from __future__ import annotations
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
 from frontend.errors import invalid_field
-from frontend.processing.grammars import choice_grammar
+from frontend.processing.constraints.grammars import choice_grammar
 from switchyard.v1 import inference_pb2 as pb
 
 # Numbers that are unset when they are 0.

@@ -17,7 +17,7 @@ from frontend.requests.request import Request
 from frontend.scheduler.sequence import Sequence
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.builders import LIMITS, make_request, taken
-from tests.frontend.processing.languages import matcher
+from tests.frontend.processing.constraints.languages import matcher
 
 MAX_NEW_TOKENS = 24
 

@@ -16,9 +16,9 @@ from frontend.api.openai.parameters.models import (
 )
 from frontend.api.openai.parameters.values import UINT32_MAX
 from frontend.errors import invalid_field
-from frontend.processing.grammars import choice_grammar
+from frontend.processing.constraints.grammars import choice_grammar
+from frontend.processing.constraints.schema_edit import closed
 from frontend.processing.sampling_params import FLOAT32_MAX, check_bias, check_range
-from frontend.processing.schema_edit import closed
 from switchyard.v1 import inference_pb2 as pb
 
 _NUMBERS = (

@@ -25,7 +25,7 @@ from frontend.api.openai.tool_calling.tool_calls import (
 )
 from frontend.bounds import MAX_TOOLS
 from frontend.errors import invalid_field
-from frontend.processing.schema_edit import Schema, closed, moved
+from frontend.processing.constraints.schema_edit import Schema, closed, moved
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from frontend.api.openai.parameters.models import ChatBody
 from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
 from frontend.errors import Code, RequestError
-from frontend.processing.structured_output import GrammarMatcher
+from frontend.processing.constraints.structured_output import GrammarMatcher
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL
 from tests.frontend.http_fakes import ScriptedService, running_http, says
-from tests.frontend.processing.languages import allowed, byte_compiler, matcher
+from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher
 
 COMPILER = byte_compiler()
 

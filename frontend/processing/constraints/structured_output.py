@@ -24,8 +24,8 @@ from frontend.bounds import (
     MAX_COMPILES,
 )
 from frontend.errors import Code, RequestError, invalid_field
-from frontend.processing.grammars import brief, compiled_form
-from frontend.processing.vocabulary import Vocabulary
+from frontend.processing.constraints.grammars import brief, compiled_form
+from frontend.processing.constraints.vocabulary import Vocabulary
 from switchyard.v1 import inference_pb2 as pb
 
 RETRY_AFTER_SECONDS = 1.0

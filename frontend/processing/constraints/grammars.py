@@ -20,8 +20,8 @@ from frontend.bounds import (
     MAX_SCHEMA_CHARS,
 )
 from frontend.errors import invalid_field, too_many
-from frontend.processing.schema_bounds import check_schema
-from frontend.processing.schema_edit import without_unknown_formats
+from frontend.processing.constraints.schema_bounds import check_schema
+from frontend.processing.constraints.schema_edit import without_unknown_formats
 from switchyard.v1 import inference_pb2 as pb
 
 JSON_OBJECT_SCHEMA = '{"type": "object"}'

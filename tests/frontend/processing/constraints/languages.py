@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from frontend.processing.structured_output import Compiler, GrammarMatcher
+from frontend.processing.constraints.structured_output import Compiler, GrammarMatcher
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, VOCAB_SIZE, FakeTokenizer
 

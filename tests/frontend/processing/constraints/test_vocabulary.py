@@ -11,12 +11,12 @@ import pytest
 from tokenizers import AddedToken, decoders, models, normalizers
 from tokenizers import Tokenizer as Library
 
-from frontend.processing.grammars import choice_grammar
-from frontend.processing.structured_output import Compiler
-from frontend.processing.vocabulary import Vocabulary
+from frontend.processing.constraints.grammars import choice_grammar
+from frontend.processing.constraints.structured_output import Compiler
+from frontend.processing.constraints.vocabulary import Vocabulary
 from tests.frontend.conftest import CORPUS, byte_level_backend
 from tests.frontend.processing import qwen_like
-from tests.frontend.processing.languages import allowed, matcher
+from tests.frontend.processing.constraints.languages import allowed, matcher
 
 LIBRARY = qwen_like.library_tokenizer()
 ENDS = [LIBRARY.token_to_id(name) for name in ("<|im_end|>", "<|endoftext|>")]

@@ -20,8 +20,8 @@ from hypothesis import strategies as st
 
 from frontend.engine.output_processor import take_token
 from frontend.errors import Code, RequestError
-from frontend.processing import structured_output
-from frontend.processing.structured_output import Compiler
+from frontend.processing.constraints import structured_output
+from frontend.processing.constraints.structured_output import Compiler
 from frontend.processing.tokenizer import Tokenizer
 from frontend.requests.output import FinishReason, Output
 from frontend.requests.request import Request, SamplingParams, StopConditions
@@ -29,7 +29,7 @@ from frontend.scheduler.sequence import Sequence
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL, FakeEngine, backend
-from tests.frontend.processing.languages import allowed, byte_compiler, matcher
+from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher
 from tests.waiting import until
 
 SCHEMA = {
@@ -200,7 +200,7 @@ async def test_what_cannot_begin_is_refused() -> None:
 
 DEEP = """
 import asyncio, json, sys
-from tests.frontend.processing.languages import matcher
+from tests.frontend.processing.constraints.languages import matcher
 
 async def main():
     for wrap in (
@@ -221,7 +221,7 @@ asyncio.run(main())
 @pytest.mark.processes
 def test_deep_references_do_not_end_the_process() -> None:
     """The compiler recurses through them: on a usual stack it would be killed."""
-    root = Path(__file__).parents[3]
+    root = Path(__file__).parents[4]
     done = subprocess.run(
         [sys.executable, "-c", DEEP],
         cwd=root,
