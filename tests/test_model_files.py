@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from switchyard.model_files import named, read_bytes, read_object, shown
+from tests.refusals import refusal
 
 MAKE: dict[str, tuple[Callable[[Path], object], str]] = {
     "absent": (lambda path: None, "No such file or directory"),
@@ -34,12 +35,9 @@ MAKE: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_what_is_no_small_file_of_json_is_one_line(what: str, tmp_path: Path) -> None:
     make, words = MAKE[what]
     make(tmp_path / "f.json")
-    with pytest.raises(ValueError) as raised:
-        read_object(tmp_path / "f.json", 1000)
-    line = str(raised.value)
+    line = refusal(lambda: read_object(tmp_path / "f.json", 1000))
     assert line.startswith(f"{tmp_path / 'f.json'}: ")
     assert words in line
-    assert "\n" not in line
 
 
 def test_deep_nesting_and_long_numbers_are_one_line(tmp_path: Path) -> None:

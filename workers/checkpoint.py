@@ -21,8 +21,8 @@ VALUE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
 """Of the types of weights that are read."""
 
 _MAX_INDEX_BYTES = 128 << 20
-_MAX_HEADER_BYTES = 64 << 20
-_MAX_TENSORS = 500_000
+_MAX_HEADER_BYTES = 32 << 20
+_MAX_TENSORS = 250_000
 _MAX_DIMS = 8
 _MAX_SIZE = 1 << 62
 # What follows from config.json, and some programs save all the same.

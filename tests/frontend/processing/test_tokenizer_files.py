@@ -14,6 +14,7 @@ import pytest
 
 from frontend.processing.tokenizer import Tokenizer
 from frontend.processing.tokenizer_files import FILES
+from tests.refusals import refusal
 
 VALUES: list[Any] = [None, True, -1, 10**20, 1.5, "", "\ud800", [], [1], {}, {"a": 1}, [[[]]]]
 
@@ -23,14 +24,8 @@ def folder(tokenizer_folder: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(tokenizer_folder, tmp_path / "model"))
 
 
-def refusal(folder: Path) -> str:
-    """The one line that a folder is refused with."""
-    with pytest.raises(ValueError) as raised:
-        Tokenizer.load(folder)
-    line = str(raised.value)
-    assert "\n" not in line
-    assert len(line) < 600
-    return line
+def refused(folder: Path) -> str:
+    return refusal(lambda: Tokenizer.load(folder))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -50,13 +45,13 @@ def test_what_is_no_file_to_read_is_named(
 ) -> None:
     (folder / name).unlink(missing_ok=True)
     make(folder / name)
-    assert refusal(folder).startswith(f"{folder / name}: {words}")
+    assert refused(folder).startswith(f"{folder / name}: {words}")
 
 
 def test_another_template_of_the_folder_is_looked_at_too(folder: Path) -> None:
     (folder / "additional_chat_templates").mkdir()
     os.mkfifo(folder / "additional_chat_templates" / "rag.jinja")
-    assert "rag.jinja: is a FIFO" in refusal(folder)
+    assert "rag.jinja: is a FIFO" in refused(folder)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
@@ -75,7 +70,7 @@ def test_what_is_not_the_json_that_it_should_be_is_one_line(
     blamed = f"tokenizer in {folder} cannot be read: "
     if name == "tokenizer_config.json":
         blamed = f"{folder / name}: not "
-    assert refusal(folder).startswith(blamed)
+    assert refused(folder).startswith(blamed)
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -109,7 +104,7 @@ def test_a_panic_of_the_library_is_one_line(folder: Path, monkeypatch: pytest.Mo
         raise type("PanicException", (BaseException,), {})("index out of range\nbacktrace")
 
     monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", panics)
-    assert refusal(folder) == f"tokenizer in {folder} cannot be read: index out of range"
+    assert refused(folder) == f"tokenizer in {folder} cannot be read: index out of range"
 
 
 def test_an_end_token_that_the_model_does_not_have_is_refused(
@@ -121,6 +116,4 @@ def test_an_end_token_that_the_model_does_not_have_is_refused(
     assert end is not None
     assert Tokenizer.load(tokenizer_folder, vocab_size=end + 1) is not None
     words = f"ends texts with token {end}, '<|end|>', and config.json's vocab_size is {end};"
-    with pytest.raises(ValueError) as raised:
-        Tokenizer.load(tokenizer_folder, vocab_size=end)
-    assert words in str(raised.value)
+    assert words in refusal(lambda: Tokenizer.load(tokenizer_folder, vocab_size=end))
