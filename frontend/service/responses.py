@@ -40,6 +40,7 @@ async def started(
         generated_tokens=sum(len(sample.generated) for sample in samples),
     )
     if output.prompt_logprobs:
+        message.prompt_token_ids.extend(first.prompt_ids)
         top, size = message.prompt_top_logprobs, logprobs_at_once(output)
         for start in range(0, len(first.prompt_logprobs), size):
             _add_logprobs(

@@ -23,6 +23,7 @@ from frontend.api.openai.generation import (
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
+from frontend.api.openai.prompt_logprobs import prompt_logprobs
 from frontend.api.openai.response_models import (
     ChatChoice,
     ChatChunk,
@@ -32,6 +33,7 @@ from frontend.api.openai.response_models import (
     ChatLogprobs,
     Envelope,
     FinishReason,
+    PromptLogprobs,
     TokenLogprob,
     Usage,
 )
@@ -56,9 +58,16 @@ _ROLES: Mapping[str, pb.Role] = {
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ChatJob:
-    """One chat completion; see `frontend.api.openai.generation.Job`."""
+    """One chat completion; see `frontend.api.openai.generation.Job`.
+
+    Attributes:
+        num_top, num_prompt_top: alternatives of a token of the output, and of the prompt; None: the
+            prompt's log-probabilities are not asked for.
+    """
 
     request: pb.ChatRequest
+    num_top: int
+    num_prompt_top: int | None
     tools: ToolUse
     stream: bool
     include_usage: bool
@@ -68,15 +77,23 @@ class ChatJob:
     async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> ChatCompletion:
         """The whole answer."""
         logprobs: dict[int, JsonArray] = {}
-        events = self._without_logprobs(self._events(service, caller), texts, logprobs)
+        size = AnswerSize()
+        events = self._without_logprobs(self._events(service, caller), texts, logprobs, size)
         gathered = await responses.gathered(events)
         choices = [self._choice(each, logprobs.get(each.index)) for each in gathered.outputs]
-        return {
-            **self.envelope,
+        answer: ChatCompletion = {
+            **self.envelope,  # type: ignore[typeddict-item]  # it has no prompt_logprobs
             "object": "chat.completion",
             "choices": choices,
             "usage": usage_of([gathered.finished.usage]),
         }
+        if self.num_prompt_top is not None:
+            output = self.request.request.output
+            array = await prompt_logprobs(
+                gathered.started, self.num_prompt_top, output, texts, size
+            )
+            answer["prompt_logprobs"] = cast(PromptLogprobs, array)
+        return answer
 
     async def chunks(
         self, service: Service, texts: TokenTexts, caller: Caller
@@ -108,9 +125,9 @@ class ChatJob:
         events: AsyncGenerator[pb.GenerateResponse, None],
         texts: TokenTexts,
         logprobs: dict[int, JsonArray],
+        size: AnswerSize,
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """The events; what they say of log-probabilities goes to its choice's array at once."""
-        size = AnswerSize()
         async with contextlib.aclosing(events):
             async for event in events:
                 size.count(len(event.delta.text))
@@ -153,7 +170,7 @@ class ChatJob:
         if not self.request.request.output.logprobs or not delta.token_ids:
             return None
         await texts.load(token_ids(delta.token_ids, delta.top_logprobs))
-        return {"content": chat_logprobs(delta, texts), "refusal": None}
+        return {"content": chat_logprobs(delta, self.num_top, texts), "refusal": None}
 
     def _finish_reason(self, delta: pb.Delta, reader: TurnReader) -> FinishReason:
         reason = FINISH_REASONS[delta.finish_reason]
@@ -223,6 +240,8 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
             continue_final_message=bool(body.continue_final_message),
             add_generation_prompt=body.add_generation_prompt,
         ),
+        num_top=body.top_logprobs or 0,
+        num_prompt_top=body.prompt_logprobs,
         tools=tools,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
@@ -235,7 +254,7 @@ def _set_logprobs(body: ChatBody, output: pb.OutputOptions) -> None:
     if body.top_logprobs and not body.logprobs:
         raise invalid_field("top_logprobs", "needs logprobs: true")
     output.logprobs = bool(body.logprobs)
-    output.top_logprobs = body.top_logprobs or 0
+    output.top_logprobs = max(output.top_logprobs, body.top_logprobs or 0)
 
 
 def _messages(messages: Sequence[Message]) -> list[pb.ChatMessage]:

@@ -68,19 +68,20 @@ def token_ids(ids: Sequence[int], tops: Sequence[pb.TopLogprobs]) -> Iterable[in
         yield from top.token_ids
 
 
-def chat_logprobs(delta: pb.Delta, texts: TokenTexts) -> list[TokenLogprob]:
-    """One entry a token; alternatives best first."""
+def chat_logprobs(delta: pb.Delta, num_top: int, texts: TokenTexts) -> list[TokenLogprob]:
+    """One entry a token; at most ``num_top`` alternatives, best first."""
     tops = delta.top_logprobs or [pb.TopLogprobs()] * len(delta.token_ids)
     return [
         {
             **_entry(token, logprob, texts),
-            "top_logprobs": [
-                _entry(other, value, texts)
-                for other, value in zip(top.token_ids, top.logprobs, strict=True)
-            ],
+            "top_logprobs": [_entry(other, value, texts) for other, value in _best(top, num_top)],
         }
         for token, logprob, top in zip(delta.token_ids, delta.logprobs, tops, strict=True)
     ]
+
+
+def _best(top: pb.TopLogprobs, num_top: int) -> Iterable[tuple[int, float]]:
+    return zip(top.token_ids[:num_top], top.logprobs[:num_top], strict=True)
 
 
 def _entry(token_id: int, logprob: float, texts: TokenTexts) -> TopLogprob:
@@ -164,7 +165,7 @@ class CompletionLogprobsBuilder:
             return None
         found: dict[str, float] = {}
         if top is not None:
-            for other, value in zip(top.token_ids, top.logprobs, strict=True):
+            for other, value in _best(top, self._num_top):
                 found.setdefault(self._texts[other], max(value, LEAST))  # the best of equal texts
         found.setdefault(text, max(logprob, LEAST))
         return found

@@ -141,6 +141,18 @@ class TokenLogprob(TopLogprob):
     top_logprobs: list[TopLogprob]
 
 
+class PromptLogprob(TypedDict):
+    """A token in a place of the prompt; ``rank`` is null where it is below the likeliest."""
+
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+"""An entry a token of the prompt, by token id; the first has none."""
+
+
 class ChatLogprobs(TypedDict):
     """Log-probabilities of a choice's tokens."""
 
@@ -175,6 +187,7 @@ class ChatCompletion(Envelope):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: Usage
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class ChatDelta(TypedDict, total=False):
@@ -219,6 +232,7 @@ class CompletionChoice(TypedDict):
     text: str
     logprobs: CompletionLogprobs | None
     finish_reason: FinishReason | None
+    prompt_logprobs: NotRequired[PromptLogprobs]
 
 
 class Completion(Envelope):

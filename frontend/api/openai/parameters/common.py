@@ -34,7 +34,7 @@ _NUMBERS = (
 def generate_request(
     body: GenerationBody, max_tokens: int | None
 ) -> tuple[pb.GenerateRequest, dict[str, str]]:
-    """Everything but the prompt and the log-probabilities.
+    """Everything but the prompt and the output's log-probabilities.
 
     Args:
         max_tokens: tokens to generate at most; None: what the context has room for.
@@ -49,13 +49,21 @@ def generate_request(
     _set_sampling(body, request.sampling)
     _set_stops(body, request.stop_conditions, max_tokens)
     request.output.keep_special_tokens = body.skip_special_tokens is False
+    if body.prompt_logprobs is not None:
+        if body.stream:
+            raise invalid_field("prompt_logprobs", "is not part of a stream; leave one of them out")
+        request.output.prompt_logprobs = True
+        request.output.top_logprobs = body.prompt_logprobs
     if body.n is not None:
         request.n = body.n
     if body.best_of not in (None, body.n or 1):
         raise invalid_field(
             "best_of", f"must be n, {body.n or 1}; this server returns all that it samples"
         )
-    return request, _set_constraint(body, request)
+    names = _set_constraint(body, request)
+    if body.prompt_logprobs is not None:
+        names["output.prompt_logprobs"] = "prompt_logprobs"
+    return request, names
 
 
 def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:

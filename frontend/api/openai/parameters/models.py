@@ -94,6 +94,9 @@ class GenerationBody(RequestModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = Field(default=None, description="Default: true.")
+    prompt_logprobs: TopLogprobs | None = Field(
+        default=None, description="Of the prompt's tokens, with alternatives; not of a stream."
+    )
     n: NumSamples | None = Field(default=None, description="Choices for each prompt; default: 1.")
     best_of: NumSamples | None = Field(default=None, description="Must be n.")
     priority: Int32 | None = None
