@@ -23,6 +23,7 @@ from frontend.api.openai.generation import (
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
+from frontend.api.openai.parameters.unsupported import refuse_unsupported
 from frontend.api.openai.prompt_logprobs import prompt_logprobs
 from frontend.api.openai.response_models import (
     ChatChoice,
@@ -215,6 +216,7 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     Raises:
         RequestError: a parameter is of the wrong type, or parameters do not fit each other.
     """
+    refuse_unsupported(values, "chat")
     body = validated(ChatBody, values)
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request, names = generate_request(body, getattr(body, limit))

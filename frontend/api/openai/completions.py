@@ -23,6 +23,7 @@ from frontend.api.openai.logprobs import (
 from frontend.api.openai.merge import all_of, merged
 from frontend.api.openai.parameters.common import generate_request
 from frontend.api.openai.parameters.models import CompletionBody
+from frontend.api.openai.parameters.unsupported import refuse_unsupported
 from frontend.api.openai.response_models import (
     Completion,
     CompletionChoice,
@@ -123,9 +124,8 @@ def read_completion(values: Mapping[str, Any], request_id: str, model: str) -> C
     Raises:
         RequestError: a parameter is of the wrong type, or parameters do not fit each other.
     """
+    refuse_unsupported(values, "completions")
     body = validated(CompletionBody, values)
-    if body.suffix:
-        raise invalid_field("suffix", "is not supported; leave it empty")
     max_tokens = DEFAULT_MAX_TOKENS if body.max_tokens is None else body.max_tokens
     score_only = bool(body.echo) and max_tokens == 0
     request, names = generate_request(body, 1 if score_only else max_tokens)

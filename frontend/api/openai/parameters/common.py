@@ -56,10 +56,6 @@ def generate_request(
         request.output.top_logprobs = body.prompt_logprobs
     if body.n is not None:
         request.n = body.n
-    if body.best_of not in (None, body.n or 1):
-        raise invalid_field(
-            "best_of", f"must be n, {body.n or 1}; this server returns all that it samples"
-        )
     names = _set_constraint(body, request)
     if body.prompt_logprobs is not None:
         names["output.prompt_logprobs"] = "prompt_logprobs"

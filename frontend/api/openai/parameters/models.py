@@ -1,8 +1,8 @@
 """The bodies of requests as pydantic models: names, types and ranges of all parameters.
 
-Owns what JSON may hold, which /openapi.json shows. Unset and null are the same, and unknown names
-are ignored. Knows nothing of `switchyard.v1`: what parameters mean together is checked by the
-files that turn these models into its messages.
+Owns what JSON may hold, which /openapi.json shows. Unset and null are the same; names that stand
+neither here nor in `unsupported.py` are ignored. Knows nothing of `switchyard.v1`: what parameters
+mean together is checked by the files that turn these models into its messages.
 """
 
 from __future__ import annotations
@@ -98,7 +98,6 @@ class GenerationBody(RequestModel):
         default=None, description="Of the prompt's tokens, with alternatives; not of a stream."
     )
     n: NumSamples | None = Field(default=None, description="Choices for each prompt; default: 1.")
-    best_of: NumSamples | None = Field(default=None, description="Must be n.")
     priority: Int32 | None = None
     response_format: ResponseFormat | None = None
     guided_json: Any = Field(default=None, description="A JSON schema, or its text.")
@@ -259,7 +258,6 @@ class CompletionBody(GenerationBody):
     model_config = ConfigDict(json_schema_extra={"required": ["prompt"]})
 
     prompt: Prompts = Field(default=None, validate_default=True)
-    suffix: str | None = Field(default=None, description="Must be empty.")
     echo: bool | None = Field(default=None, description="The prompt comes before the output.")
     max_tokens: MaxTokensOrNone | None = Field(default=None, description="Default: 16.")
     logprobs: TopLogprobs | None = None

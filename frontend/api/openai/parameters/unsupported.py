@@ -1,0 +1,110 @@
+"""Parameters of OpenAI, vLLM and SGLang that change the answer and are not built: refused by name.
+
+Owns the one table of them. A value that changes nothing is taken. Knows no model of a body.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from frontend.errors import invalid_field
+
+Api = Literal["chat", "completions"]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Unsupported:
+    """One parameter.
+
+    Attributes:
+        neutral: values that ask for what is done anyway; null is one of any parameter.
+        only: the API that has it; None: both.
+        remedy: what to do instead, if not to leave it out.
+    """
+
+    name: str
+    neutral: tuple[Any, ...] = ()
+    only: Api | None = None
+    remedy: str = ""
+
+
+def _row(name: str, *neutral: Any, only: Api | None = None, remedy: str = "") -> Unsupported:
+    return Unsupported(name=name, neutral=neutral, only=only, remedy=remedy)
+
+
+# A value that must be that of n.
+SAME_AS_N = "n"
+TABLE = (
+    # OpenAI's
+    _row("audio", only="chat"),
+    _row("best_of", SAME_AS_N),
+    _row("modalities", ["text"], only="chat"),
+    _row("suffix", "", only="completions"),
+    _row("verbosity", "medium", only="chat"),
+    _row("web_search_options", only="chat"),
+    # vLLM's
+    _row("add_special_tokens", False, only="chat"),
+    _row("add_special_tokens", True, only="completions", remedy="send token ids"),
+    _row("cache_salt", remedy="--no-prefix-cache keeps prompts apart"),
+    _row("chat_template", only="chat", remedy="the server has its own, or --chat-template's"),
+    _row("documents", [], only="chat", remedy="send them in chat_template_kwargs"),
+    _row("early_stopping", False),
+    _row("echo", False, only="chat"),
+    _row("guided_whitespace_pattern"),
+    _row("kv_transfer_params", {}),
+    _row("length_penalty", 1),
+    _row("logits_processors", []),
+    _row("media_io_kwargs", {}, only="chat"),
+    _row("mm_processor_kwargs", {}, only="chat"),
+    _row("prompt_embeds", only="completions"),
+    _row("repetition_detection"),
+    _row("return_token_ids", False),
+    _row("return_tokens_as_token_ids", False),
+    _row("structural_tag"),
+    _row("structured_outputs.disable_additional_properties", False),
+    _row("structured_outputs.disable_any_whitespace", False),
+    _row("structured_outputs.structural_tag"),
+    _row("structured_outputs.whitespace_pattern"),
+    _row("thinking_token_budget"),
+    _row("truncate_prompt_tokens"),
+    _row("use_beam_search", False),
+    _row("vllm_xargs", {}),
+    # SGLang's
+    _row("custom_logit_processor"),
+    _row("ebnf", remedy="send guided_grammar, in Lark's notation"),
+    _row("json_schema", remedy="send response_format"),
+    _row("lora_path"),
+    _row("no_stop_trim", False, remedy="send include_stop_str_in_output"),
+    _row("regex", remedy="send guided_regex"),
+    _row("return_hidden_states", False),
+    _row("stop_regex", []),
+)
+
+
+def refuse_unsupported(values: Mapping[str, Any], api: Api) -> None:
+    """Refuses the first parameter of a body that is not built and changes the answer.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with its name, and what would be taken.
+    """
+    for row in TABLE:
+        if row.only in (None, api):
+            outer, _, inner = row.name.rpartition(".")
+            place = values.get(outer) if outer else values
+            value = place.get(inner) if isinstance(place, Mapping) else None
+            if value is not None and not _is_neutral(value, row.neutral, values):
+                taken = [each for each in row.neutral if each != SAME_AS_N]
+                instead = row.remedy or " or ".join(
+                    ["leave it out", *(f"send {json.dumps(each)}" for each in taken)]
+                )
+                raise invalid_field(row.name, f"is not supported; {instead}")
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
+    wanted = (values.get("n") or 1 if each == SAME_AS_N else each for each in neutral)
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted
+    )
