@@ -28,7 +28,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.scheduler import VOCAB_SIZE, make_pieces
-from frontend import garbage_collection
+from frontend import interpreter
 from frontend.api.grpc.server import GrpcServer
 from frontend.backend import Backend
 from frontend.engine.engine import Engine
@@ -129,7 +129,7 @@ async def _serve(pipe: Connection, streams: int, step_seconds: float) -> None:
     service, engine = made_up_service(streams, step_seconds)
     server = GrpcServer(service, "127.0.0.1", 0)
     running = asyncio.create_task(engine.run())
-    garbage_collection.settle()
+    interpreter.settle()
     pipe.send(await server.start())
     await asyncio.to_thread(pipe.recv)
     before = time.process_time()

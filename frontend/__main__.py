@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import uvloop
 
-from frontend import garbage_collection
+from frontend import interpreter
 from frontend.api.auth import ApiKeys
 from frontend.api.listeners import Listeners
 from frontend.backend import Backend
@@ -210,7 +210,7 @@ async def _run(
             supervision.say_ready(_flags_of(ports))
         await server.health.set_ready(ready and service.takes_requests)
 
-    garbage_collection.settle()
+    interpreter.settle()
     running = asyncio.create_task(workers.run(engine, on_ready))
     draining = asyncio.create_task(_drain(config, service, server, stop))
     await server.health.set_ready(True)

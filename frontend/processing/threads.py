@@ -1,12 +1,13 @@
-"""Threads for what takes long: inputs of many characters or tokens.
+"""Where long work is done: in threads if it lets the loop run meanwhile, else in turns with it.
 
-Knows nothing of what is done in them.
+Owns from what length on. Knows nothing of the work.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
@@ -15,6 +16,8 @@ from typing import ParamSpec, TypeVar
 THREAD_LENGTH = 2000
 # Half of the cores: callers with large inputs wait for each other, and not the loop for them.
 _threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "processing")
+# Longer bodies (bytes) are parsed in turns: 16 KiB take 1 ms at most.
+TURN_LENGTH = 16 << 10
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
@@ -37,3 +40,26 @@ async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwa
     """Calls ``function`` in a thread."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))
+
+
+class Turns:
+    """Work that holds up the loop, one piece at a time: after each, others have as long as it took.
+
+    So long inputs take half of the loop's time at most, however many come at once.
+    """
+
+    def __init__(self) -> None:
+        self._turn = asyncio.Lock()
+
+    async def run(
+        self, length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
+    ) -> _R:
+        """Calls ``function``, at once when ``length`` says that it is short."""
+        if length <= TURN_LENGTH:
+            return function(*args, **kwargs)
+        async with self._turn:
+            began = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                await asyncio.sleep(time.perf_counter() - began)

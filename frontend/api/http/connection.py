@@ -29,6 +29,8 @@ MAX_HEADER_BYTES = 32 << 10
 # Of a body whose client has its response already, so much is read and dropped, for so long.
 LINGER_SECONDS = 10.0
 LINGER_BYTES = 64 << 20
+# Slower than clients send, so that what nobody wants leaves time for others.
+LINGER_BYTES_PER_SECOND = 16 << 20
 
 
 class BoundedConnection(H11Protocol):
@@ -235,6 +237,13 @@ class LingeringTransport(asyncio.Transport):
         self._num_dropped += num_bytes
         if self._num_dropped > LINGER_BYTES:
             self._inner.abort()
+            return
+        self._inner.pause_reading()
+        self._loop.call_later(num_bytes / LINGER_BYTES_PER_SECOND, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self._inner.is_closing():
+            self._inner.resume_reading()
 
     def lost(self) -> None:
         """Wait for nothing any more: the connection is closed."""

@@ -34,6 +34,7 @@ from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_documen
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
 from frontend.api.openai.token_ids import detokenized, tokenized
 from frontend.errors import RequestError, invalid_field
+from frontend.processing.threads import Turns
 from frontend.service.service import Service
 from switchyard.release import release
 
@@ -97,6 +98,7 @@ class _Endpoints:
         self._metrics = metrics
         self._texts = TokenTexts(service)
         self._uploads = Budget()
+        self._turns = Turns()
         self._started = int(time.time())
         self._openapi = JSONResponse(openapi_document(has_metrics=metrics is not None))
         self._docs = HTMLResponse(docs_page(), headers=DOCS_HEADERS)
@@ -177,11 +179,14 @@ class _Endpoints:
     async def _generation(
         self, request: Request, read: Callable[[Mapping[str, Any], str, str], Job]
     ) -> GenerationResponse:
-        values = await self._read(request)
-        try:
-            job = read(values, request.state.request_id, self._model)
-        except RecursionError as error:  # JSON that can just be parsed may be too deep to write
-            raise invalid_field("body", "is nested too deep; send flatter JSON") from error
+        def job_of(body: bytes) -> Job:
+            try:
+                return read(parse_object(body), request.state.request_id, self._model)
+            except RecursionError as error:  # JSON that can just be parsed may be too deep to write
+                raise invalid_field("body", "is nested too deep; send flatter JSON") from error
+
+        body = await read_body(request, self._uploads)
+        job = await self._turns.run(len(body), job_of, body)
         return GenerationResponse(job, self._service, self._texts, request.state.caller)
 
     async def _tokenize(self, request: Request) -> LongJSONResponse:
@@ -197,7 +202,8 @@ class _Endpoints:
             raise api_error(error, {"token_ids": "tokens"}) from error
 
     async def _read(self, request: Request) -> dict[str, Any]:
-        return parse_object(await read_body(request, self._uploads))
+        body = await read_body(request, self._uploads)
+        return await self._turns.run(len(body), parse_object, body)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
