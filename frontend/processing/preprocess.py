@@ -31,12 +31,14 @@ async def make_requests(
     message: Message,
     request_id: str,
     *,
+    key: str = "",
     in_one_message: bool = False,
 ) -> list[Request]:
     """The engine's requests, one per sample. What costs nothing is checked first, then the prompt
     is encoded, then a constraint is compiled.
 
     Args:
+        key: the caller's.
         in_one_message: the whole answer travels in one message, which it must fit.
 
     Raises:
@@ -73,7 +75,7 @@ async def make_requests(
     matchers: Sequence[Matcher | None] = [None] * num_samples
     long_words = [each for each in bad_words if len(each) > 1]
     if request.HasField("constraint"):
-        matchers = await compiler.matchers(request.constraint, num_samples)
+        matchers = await compiler.matchers(request.constraint, num_samples, key)
     elif long_words:
         if request.sampling.allowed_token_ids:  # which could be all that is banned
             raise invalid_field(

@@ -231,6 +231,7 @@ class Service:
             self._compiler,
             message,
             call.engine_id,
+            key=call.caller.key,
             in_one_message=call.max_bytes is not None,
         )
         output = prompts.generation_of(message).output

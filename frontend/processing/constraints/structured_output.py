@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -181,10 +182,15 @@ class Compiler:
         self._num_bytes = (vocab_size + 31) // 32 * 4
         self._vocabulary: tuple[LLTokenizer, Mapping[str, int]] | None = None
         self._vocabulary_lock = threading.Lock()
-        self._num_compiling = 0
+        self._compiling = Counter[str]()
 
-    async def matchers(self, constraint: pb.Constraint, count: int) -> list[GrammarMatcher]:
+    async def matchers(
+        self, constraint: pb.Constraint, count: int, key: str = ""
+    ) -> list[GrammarMatcher]:
         """``count`` matchers of one language, each at its beginning.
+
+        Args:
+            key: the caller's; one that is named leaves half of the compilations to others.
 
         Raises:
             RequestError: INVALID_ARGUMENT with the field's path, FAILED_PRECONDITION where the
@@ -193,20 +199,22 @@ class Compiler:
         field = f"constraint.{constraint.WhichOneof('language')}"
         if not self._eos_token_ids:
             raise _unconstrainable("has no end token")
-        if self._num_compiling >= MAX_COMPILES:
+        num_compiling, of_key = self._compiling.total(), self._compiling[key]
+        if num_compiling >= MAX_COMPILES or (key and of_key >= MAX_COMPILES // 2):
             raise RequestError(
                 Code.RESOURCE_EXHAUSTED,
-                f"{self._num_compiling} constraints are being compiled; try again in a moment",
+                f"{num_compiling} constraints are being compiled, {of_key} of this key; try again "
+                "in a moment",
                 reason="TOO_MANY_CONSTRAINTS",
                 retry_after=RETRY_AFTER_SECONDS,
             )
         if self._vocabulary is None:
-            await self._in_thread(self._read_vocabulary)
+            await self._in_thread(key, self._read_vocabulary)
         _, added_ids = self._read_vocabulary()
         grammar = compiled_form(constraint, field, added_ids)
         try:
             async with asyncio.timeout(COMPILE_SECONDS):
-                return await self._in_thread(lambda: self._compile(grammar, count, field))
+                return await self._in_thread(key, lambda: self._compile(grammar, count, field))
         except TimeoutError as error:
             raise invalid_field(
                 field, f"takes more than {COMPILE_SECONDS:g} s to compile; simplify it"
@@ -234,13 +242,13 @@ class Compiler:
                 self._vocabulary = inner, read.added_ids
             return self._vocabulary
 
-    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+    async def _in_thread(self, key: str, function: Callable[[], _T]) -> _T:
         """Runs ``function`` in a thread that does not hold up the end of the process."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_T] = loop.create_future()
 
         def tell(result: _T | None, error: Exception | None) -> None:
-            self._num_compiling -= 1
+            self._compiling[key] -= 1
             if done.cancelled():
                 return
             if error is not None:
@@ -262,7 +270,7 @@ class Compiler:
             threading.Thread(target=work, name="constraint", daemon=True).start()
         finally:
             threading.stack_size(usual)
-        self._num_compiling += 1
+        self._compiling[key] += 1
         return await done
 
 

@@ -276,8 +276,23 @@ async def test_compiling_has_its_time_and_its_number(monkeypatch: pytest.MonkeyP
     assert caught.value.code is Code.RESOURCE_EXHAUSTED
     gate.set()
     monkeypatch.undo()
-    await until(lambda: not compiler._num_compiling)
+    await until(lambda: not compiler._compiling.total())
     assert allowed(await matcher(compiler, regex="a")) == {ord("a")}
+
+
+async def test_a_key_leaves_compilations_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler, gate, asked = byte_compiler(), threading.Event(), pb.Constraint(regex="a")
+    await compiler.matchers(asked, 1)
+    monkeypatch.setattr(compiler, "_compile", lambda *_: [gate.wait()])
+    taken = [asyncio.create_task(compiler.matchers(asked, 1, "alice")) for _ in range(2)]
+    await until(lambda: compiler._compiling.total() == 2)
+    with pytest.raises(RequestError, match="2 of this key") as caught:
+        await compiler.matchers(asked, 1, "alice")
+    assert caught.value.reason == "TOO_MANY_CONSTRAINTS"
+    taken.append(asyncio.create_task(compiler.matchers(asked, 1, "bob")))
+    await until(lambda: compiler._compiling.total() == 3)
+    gate.set()
+    await asyncio.gather(*taken)
 
 
 # ---- beside the rest of a request ----
