@@ -81,10 +81,10 @@ def random_kills(
 
 
 async def disturbed(
-    server: Server, requests: list[Asked], kills: list[Kill]
+    server: Server, requests: list[Asked], kills: list[Kill], progress: Progress | None = None
 ) -> tuple[list[Answer], list[Times]]:
     """All requests' answers, with ranks killed meanwhile."""
-    progress, times = Progress(), []
+    progress, times = progress or Progress(), []
     watch = Watch(server.address)
     running = asyncio.create_task(answers(server.address, requests, progress))
     try:

@@ -25,14 +25,17 @@ import time
 import urllib.request
 from pathlib import Path
 
+import openai
+
 from switchyard.client import AsyncClient, ServerError
 from tests.faults.kills import Times, Watch
 from tests.faults.streams import Answer, Asked, answer, answers, mixed_requests
+from tests.faults.tool_calls import Called, call_tools, open_client, tool_calls
 from tests.processes import descendants, is_alive, send
 from tests.server import Server
 
-CONCURRENCY = 24
-NUM_KNOWN = 42
+CONCURRENCY, CONCURRENT_CALLS = 24, 3
+NUM_KNOWN, NUM_KNOWN_CALLS = 42, 4
 FLAGS = (
     "--tp", "2", "--step-timeout", "10", "--max-batch-size", "16", "--max-queued-requests", "16"
 )  # fmt: skip
@@ -119,12 +122,30 @@ async def _end_early(client: AsyncClient, rng: random.Random, asked: Asked, fate
     if fate == "abort":
         options["request_id"] = f"soak-{rng.getrandbits(60)}"
     timeout = rng.uniform(0.001, 0.2) if fate == "expire" else None
-    async with client.generate(list(asked.prompt), timeout=timeout, **options) as stream:
+    async with Asked(asked.prompt, options).stream(client, timeout=timeout) as stream:
         async for _ in stream:
             if fate == "cancel":
                 return
             if fate == "abort":
                 await client.abort(options["request_id"])
+
+
+async def call_tools_again_and_again(
+    server: Server, rng: random.Random, known: list[Called], tally: Tally, end: float
+) -> None:
+    """Over HTTP, by seeds whose calls are known."""
+    async with open_client(server.http_address) as client:
+        while time.monotonic() < end:
+            seed = rng.randrange(len(known))
+            try:
+                called = await call_tools(client, seed)
+            except openai.RateLimitError:
+                tally.ended["RESOURCE_EXHAUSTED"] += 1
+                await asyncio.sleep(0.2)
+                continue
+            tally.ended["call tools"] += 1
+            if called != known[seed]:
+                tally.wrong.append(f"seed {seed} called {called}, expected {known[seed]}")
 
 
 async def kill_now_and_then(
@@ -158,6 +179,7 @@ async def run(server: Server, flags: argparse.Namespace) -> Tally:
     for begin in range(0, NUM_KNOWN, 8):
         part = requests[begin : begin + 8]
         known += list(zip(part, await answers(server.address, part), strict=True))
+    known_calls = await tool_calls(server.http_address, range(NUM_KNOWN_CALLS))
     watch = Watch(server.address)
     await watch.until(True)
     end = time.monotonic() + 60 * flags.minutes
@@ -172,6 +194,10 @@ async def run(server: Server, flags: argparse.Namespace) -> Tally:
         kill_now_and_then(server, watch, rng, flags.seconds_between_kills, tally)
     )
     clients = [asyncio.create_task(client_loop(rng.getrandbits(32))) for _ in range(CONCURRENCY)]
+    clients += [
+        asyncio.create_task(call_tools_again_and_again(server, rng, known_calls, tally, end))
+        for _ in range(CONCURRENT_CALLS)
+    ]
     while time.monotonic() < end:
         await asyncio.sleep(min(10.0, 6 * flags.minutes))
         tally.samples.append(await asyncio.to_thread(sample, server, tally))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 from pathlib import Path
@@ -9,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.faults.kills import disturbed, random_kills
-from tests.faults.streams import answers, mixed_requests
+from tests.faults.streams import Progress, answers, mixed_requests
+from tests.faults.tool_calls import Called, tool_calls
 from tests.server import Server
 
 pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
@@ -34,9 +36,18 @@ async def test_streams_go_on_where_a_rank_was_killed(layout: str, tmp_path: Path
     requests = mixed_requests(seed=num_ranks, count=14)
     with Server(tmp_path, *flags, "--restart-window", "1") as server:
         quiet = await answers(server.address, requests)
+        called = await tool_calls(server.http_address, range(4))
         num_tokens = sum(answer.usage[1] for answer in quiet)
         kills = random_kills(random.Random(layout), signals, num_ranks, num_tokens)
-        disturbed_answers, times = await disturbed(server, requests, kills)
+        progress = Progress()
+
+        async def call_meanwhile() -> list[Called]:
+            await progress.reach(2 * len(requests))  # so that not all constraints come at once
+            return await tool_calls(server.http_address, range(4))
+
+        calling = asyncio.create_task(call_meanwhile())
+        disturbed_answers, times = await disturbed(server, requests, kills, progress)
+        assert await calling == called
         log = server.log
     for calm, shaken in zip(quiet, disturbed_answers, strict=True):
         assert shaken.outcome() == calm.outcome()
