@@ -76,6 +76,9 @@ class Backend:
         max_queued_requests: the engine's bound, for GetServerInfo.
         experts: None for a model without them.
         prefix_cache: prompts that begin the same way share their work.
+        end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
+            model has it. A folder's configs and its tokenizer may disagree, and a chat ends by the
+            latter's.
     """
 
     engine: EngineClient
@@ -85,13 +88,10 @@ class Backend:
     max_queued_requests: int
     experts: Experts | None = None
     prefix_cache: bool = True
+    end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
 
-    @property
-    def end_token_ids(self) -> tuple[int, ...]:
-        """What ends a sequence: the model's end tokens, and the tokenizer's own if the model has
-        it. A folder's configs and its tokenizer may disagree, and a chat ends by the latter's."""
+    def __post_init__(self) -> None:
         own = None if self.tokenizer is None else self.tokenizer.eos_token_id
         ids = self.info.eos_token_ids
-        if own is None or own in ids or own >= self.info.vocab_size:
-            return ids
-        return (*ids, own)
+        is_new = own is not None and own not in ids and own < self.info.vocab_size
+        object.__setattr__(self, "end_token_ids", (*ids, own) if is_new else ids)

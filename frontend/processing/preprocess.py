@@ -47,9 +47,10 @@ async def make_requests(
     info, request = backend.info, generation_of(message)
     arrived = time.monotonic()
     num_samples = sampling_params.num_samples(request)
-    check_generated(request, num_samples, info.vocab_size)
+    if request.generated:
+        check_generated(request, num_samples, info.vocab_size)
     sampling_params.check_stops(request.stop_conditions, info.vocab_size)
-    bad_words = await spellings(backend, request.sampling.bad_words)
+    bad_words = await spellings(backend, words) if (words := request.sampling.bad_words) else []
     params = sampling_params.sampling_params(
         request,
         backend.defaults,

@@ -20,6 +20,8 @@ VOCAB = 70  # no multiple of a mask's words
 class WordTokenizer:
     """Letters are tokens, a space is part of the next one, and "ing" is one."""
 
+    eos_token_id = None
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         assert not add_special_tokens
         pieces = text.replace("ing", "\x01")
