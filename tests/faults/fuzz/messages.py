@@ -152,6 +152,8 @@ _FIELDS = (
     "stream_options", "priority", "user", "response_format", "guided_json", "guided_regex",
     "guided_grammar", "guided_choice", "structured_outputs", "chat_template_kwargs", "tools",
     "tool_choice", "parallel_tool_calls", "messages", "prompt", "parse_special_tokens", "unknown",
+    "continue_final_message", "add_generation_prompt", "bad_words", "prompt_logprobs",
+    "use_beam_search", "structural_tag",
 )  # fmt: skip
 _FITTING: Mapping[str, Callable[[Bytes], Any]] = {
     "n": lambda data: data.below(8),

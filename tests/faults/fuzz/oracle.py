@@ -49,7 +49,7 @@ def check_status(status: Any) -> None:
 
 
 def check_stream(method: str, sent: list[Any]) -> None:
-    """A stream begins and ends, and its tokens are those of its usage."""
+    """A stream begins and ends, and its tokens, with those that its caller had, are its usage's."""
     if method.startswith(ROUTERS_SERVICE):
         whole = [each.complete for each in sent if each.HasField("complete")]
         if not whole or any(len(each.output_ids) != each.completion_tokens for each in whole):
@@ -60,7 +60,8 @@ def check_stream(method: str, sent: list[Any]) -> None:
     if kinds[:1] != ["started"] or kinds[-1] != "finished" or len(kinds) < 3:
         raise FindingError(f"a stream is {kinds[:2]} … {kinds[-2:]}")
     tokens = [token for event in events for token in event.delta.token_ids]
-    if len(tokens) != events[-1].finished.usage.completion_tokens:
+    num_tokens = events[0].started.generated_tokens + len(tokens)
+    if num_tokens != events[-1].finished.usage.completion_tokens:
         raise FindingError(f"{len(tokens)} tokens, usage is {events[-1].finished.usage}")
     if any(token >= VOCAB_SIZE for token in tokens):
         raise FindingError("a token is none of the vocabulary")

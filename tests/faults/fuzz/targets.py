@@ -188,6 +188,8 @@ class Targets:
         asked.messages.add(role=pb.ROLE_USER, content="a")
         for _ in range(data.below(3)):
             messages.fill(asked.messages.add(), data)
+        asked.continue_final_message = not data.below(4)
+        asked.parse_special_tokens = not data.below(8)
         if data.below(2):
             asked.tools_json = messages.TEXTS["tools_json"](data)
         if data.below(2):

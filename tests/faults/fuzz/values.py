@@ -23,7 +23,7 @@ FLOATS = (
 )  # fmt: skip
 TEXTS = (
     "", "a", "abcdefgh", "fake", "the quick brown fox", "\0", "\n", "\r\n", " ", "\ufeff", "\ufffd",
-    "é", "e\u0301", "東京", "🙂", "👨‍👩‍👧‍👦", "\u202e", "\U0010ffff", "\x7f", "<|end|>",
+    "é", "e\u0301", "\ufdd0", "東京", "🙂", "👨‍👩‍👧‍👦", "\u202e", "\U0010ffff", "\x7f", "<|end|>",
     "<|user|>",
     "<tool call>", "</think>", "{{ 7 * 7 }}", "{% for x in y %}", "../../etc/passwd", "%s%n",
     "null",

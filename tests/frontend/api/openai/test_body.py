@@ -21,7 +21,8 @@ NAMES = [
     "logprobs", "top_logprobs", "stream", "stream_options", "response_format", "guided_json",
     "guided_regex", "guided_choice", "structured_outputs", "tools", "tool_choice",
     "parallel_tool_calls", "functions", "function_call", "chat_template_kwargs",
-    "parse_special_tokens",
+    "parse_special_tokens", "continue_final_message", "add_generation_prompt", "bad_words",
+    "prompt_logprobs", "use_beam_search", "documents",
 ]  # fmt: skip
 WORDS = [
     "user",
