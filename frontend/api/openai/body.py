@@ -284,7 +284,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
         RequestError: it is no JSON object, or holds text that is no Unicode.
     """
     try:
-        values = json.loads(body, parse_constant=_refuse_constant)
+        # `json.loads` would guess at UTF-16, in which values are not counted, and take surrogates.
+        values = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
         if b"\\ud" in body or b"\\uD" in body:
             json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:

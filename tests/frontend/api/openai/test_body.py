@@ -85,7 +85,7 @@ _JSON = st.recursive(
 @given(st.binary(max_size=40) | _JSON.map(lambda value: json.dumps(value).encode()))
 def test_any_body_is_an_object_or_refused(body: bytes) -> None:
     try:
-        value = json.loads(body)
+        value = json.loads(body.decode("utf-8-sig"))
     except ValueError:
         value = None
     if isinstance(value, dict):
@@ -94,3 +94,17 @@ def test_any_body_is_an_object_or_refused(body: bytes) -> None:
         with pytest.raises(RequestError) as caught:
             parse_object(body)
         assert (caught.value.code, caught.value.field) == (Code.INVALID_ARGUMENT, "body")
+
+
+def test_a_body_is_utf_8_and_nothing_that_is_read_as_it() -> None:
+    body = '{"prompt": "\u2200", "y": [[], []]}'
+    assert parse_object(body.encode("utf-8-sig"))["prompt"] == "\u2200"
+    half_a_pair = b'{"prompt": "a\xed\xa0\x80"}'
+    for other in (
+        body.encode("utf-16-le"),
+        body.encode("utf-16"),
+        body.encode("utf-32"),
+        half_a_pair,
+    ):
+        with pytest.raises(RequestError, match="in UTF-8"):
+            parse_object(other)
