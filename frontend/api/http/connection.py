@@ -11,6 +11,7 @@ the request of a client that leaves.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +32,8 @@ LINGER_SECONDS = 10.0
 LINGER_BYTES = 64 << 20
 # Slower than clients send, so that what nobody wants leaves time for others.
 LINGER_BYTES_PER_SECOND = 16 << 20
+
+_URL = re.compile(rb"(?i)https?://([^/?#]*)([^#]*)")
 
 
 class BoundedConnection(H11Protocol):
@@ -180,6 +183,7 @@ class Parser(h11.Connection):
             raise
         if isinstance(event, h11.Request):
             self._check(event, waiting - self._num_waiting())
+            event = self._in_origin_form(event)
         return event
 
     def _num_waiting(self) -> int:
@@ -194,6 +198,22 @@ class Parser(h11.Connection):
         else:
             return
         raise h11.RemoteProtocolError(self.refusal[1], error_status_hint=self.refusal[0])
+
+    def _in_origin_form(self, request: h11.Request) -> h11.Request:
+        """The request with a path for a target; a whole URL's host is its Host then (RFC 9112,
+        section 3.2.2)."""
+        url = _URL.match(request.target)
+        if url is None:
+            return request
+        if not url[1]:
+            self.refusal = (400, "the request's URL has no host")
+            raise h11.RemoteProtocolError(self.refusal[1])
+        return h11.Request(
+            method=request.method,
+            target=url[2] if url[2].startswith(b"/") else b"/" + url[2],
+            headers=[(b"host", url[1]), *(each for each in request.headers if each[0] != b"host")],
+            http_version=request.http_version,
+        )
 
 
 class LingeringTransport(asyncio.Transport):

@@ -88,6 +88,25 @@ async def test_what_is_no_http_is_refused_also_in_the_middle_of_a_body() -> None
         await until(lambda: not http.server._server.server_state.tasks)
 
 
+# ---- targets ----
+
+
+@pytest.mark.parametrize(
+    ("target", "host", "status"),
+    [
+        ("http://localhost/health", "evil.example", 200), ("http://localhost", "localhost", 404),
+        ("HTTP://localhost:1/health?x=/", "x", 200), ("https://[::1]/v1/models/", "x", 200),
+        ("http://evil.example/health", "localhost", 403), ("http://evil.example?/", "x", 403),
+        ("http:///health", "localhost", 400), ("http://%25/health", "localhost", 403),
+    ],
+)  # fmt: skip
+async def test_a_whole_url_is_its_path_and_its_host(target: str, host: str, status: int) -> None:
+    """As proxies that forward requests send it; the Host beside it does not count."""
+    asked = f"GET {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n"
+    async with running_http(local_host="127.0.0.1") as http:
+        assert (await raw(http.port, asked.encode()))[0] == status
+
+
 # ---- clients that end their side ----
 
 
