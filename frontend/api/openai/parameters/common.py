@@ -11,6 +11,7 @@ from typing import Any
 
 from frontend.api.openai.parameters.models import (
     GenerationBody,
+    JsonSchemaFormat,
     ResponseFormat,
     StructuredOutputs,
 )
@@ -73,6 +74,8 @@ def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
         sampling.top_k = max(0, body.top_k)  # -1 is off
     if body.seed is not None:
         sampling.seed = body.seed % 2**64
+    if body.allowed_token_ids is not None and not body.allowed_token_ids:
+        raise invalid_field("allowed_token_ids", "is empty; name tokens, or leave it out")
     sampling.allowed_token_ids.extend(body.allowed_token_ids or ())
     sampling.bad_words.extend(body.bad_words or ())
     for key, bias in (body.logit_bias or {}).items():  # JSON spells token ids as strings
@@ -121,15 +124,20 @@ def _set_constraint(body: GenerationBody, request: pb.GenerateRequest) -> dict[s
 
 
 def _response_format(wanted: ResponseFormat | None) -> _Languages:
-    if wanted is None or wanted.type in (None, "text"):
+    if wanted is None or wanted.type == "text":
         return []
-    if wanted.type == "json_object":
-        return [("response_format", "json_object", True)]
-    if wanted.json_schema is None or wanted.json_schema.schema_ is None:
+    if wanted.type is None:
+        raise invalid_field(
+            "response_format", "has no type; send text, json_object or json_schema, or no format"
+        )
+    named = wanted.json_schema or JsonSchemaFormat()
+    schema = wanted.schema_ if named.schema_ is None else named.schema_
+    if schema is not None:
+        text = json.dumps(closed(schema) if named.strict else schema)
+        return [("response_format", "json_schema", text)]
+    if wanted.type == "json_schema":
         raise invalid_field("response_format.json_schema", "has no schema; send {name, schema}")
-    schema = wanted.json_schema.schema_
-    text = json.dumps(closed(schema) if wanted.json_schema.strict else schema)
-    return [("response_format", "json_schema", text)]
+    return [("response_format", "json_object", True)]
 
 
 def _structured_outputs(wanted: StructuredOutputs | None) -> _Languages:
@@ -157,6 +165,8 @@ def _languages(given: dict[str, Any], prefix: str) -> _Languages:
     for name in ("regex", "grammar"):
         if given[name] is not None:
             languages.append((f"{prefix}{name}", name, given[name]))
-    if given["choice"]:
+    if given["choice"] is not None:
+        if not given["choice"]:
+            raise invalid_field(f"{prefix}choice", "is empty; send the texts to choose from")
         languages.append((f"{prefix}choice", "grammar", choice_grammar(given["choice"])))
     return languages

@@ -57,6 +57,9 @@ class ResponseFormat(RequestModel):
 
     type: Literal["text", "json_object", "json_schema"] | None = None
     json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(
+        default=None, alias="schema", description="Instead of json_schema; of json_object too."
+    )
 
 
 class StructuredOutputs(RequestModel):

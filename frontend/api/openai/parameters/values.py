@@ -69,7 +69,9 @@ def _prompts(value: Any) -> Any:
 
 def _prompt(value: Any) -> str | list[int]:
     if not isinstance(value, str) and not _is_token_ids(value):
-        raise PydanticCustomError("prompt", "must be a string or a list of token ids")
+        raise PydanticCustomError(
+            "prompt", f"must be a string or a list of integers in [0, {UINT32_MAX}]"
+        )
     return value
 
 

@@ -149,11 +149,15 @@ async def test_fields_reach_the_request() -> None:
     assert json.loads(request.constraint.json_schema) == schema
 
 
+NULL = {"type": "null"}
+NULL_TEXT = json.dumps(NULL)
 CONSTRAINTS: list[tuple[dict[str, Any], str | None, object]] = [
     ({"response_format": {"type": "json_object"}}, "json_object", True),
+    ({"response_format": {"type": "json_object", "schema": NULL}}, "json_schema", NULL_TEXT),
+    ({"response_format": {"type": "json_schema", "schema": NULL}}, "json_schema", NULL_TEXT),
     ({"guided_regex": "a+"}, "regex", "a+"),
     ({"guided_choice": ["a", 'b"']}, "grammar", 'start: "a" | "b\\""'),
-    ({"structured_outputs": {"json": '{"type": "null"}'}}, "json_schema", '{"type": "null"}'),
+    ({"structured_outputs": {"json": NULL_TEXT}}, "json_schema", NULL_TEXT),
     ({"response_format": {"type": "text"}}, None, None),
 ]
 
