@@ -11,7 +11,7 @@ import subprocess
 import sys
 import time
 import types
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc
@@ -268,6 +268,18 @@ sys.exit(supervisor.supervise(frontend=frontend, workers=child + group))
 """
 
 
+_supervisors: list[subprocess.Popen[bytes]] = []
+
+
+@pytest.fixture(autouse=True)
+def no_supervisor_outlives_its_test() -> Iterator[None]:
+    yield
+    for process in _supervisors:
+        process.kill()  # its children die with it
+        process.wait()
+    _supervisors.clear()
+
+
 class Family:
     """A supervisor and its two children."""
 
@@ -280,6 +292,7 @@ class Family:
             env=ENVIRONMENT,
             stderr=(folder / "said").open("w"),
         )
+        _supervisors.append(self.process)
         wait_until(lambda: all(self._file(name, "pid").exists() for name in ("front", "group")))
 
     def _file(self, name: str, kind: str) -> Path:
