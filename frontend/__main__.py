@@ -216,6 +216,7 @@ async def _run(
     await server.health.set_ready(True)
     supervision.say_ready(_flags_of(ports))
     _say_ready(config, ports, service)
+    preparing = asyncio.create_task(service.prepare())
     try:
         await asyncio.wait({running, draining}, return_when=asyncio.FIRST_COMPLETED)
         if not running.done():
@@ -231,9 +232,9 @@ async def _run(
         logger.error("the engine failed", exc_info=error)
         return _fail(f"internal error: {error}", 1)
     finally:
-        for task in (running, draining):
+        for task in (running, draining, preparing):
             task.cancel()
-        await asyncio.gather(running, draining, return_exceptions=True)
+        await asyncio.gather(running, draining, preparing, return_exceptions=True)
         engine.end()
 
 

@@ -87,6 +87,11 @@ class Service:
         )
         self._state = State.SERVING
 
+    async def prepare(self) -> None:
+        """Does at once what the first request of a kind would hold the others up for."""
+        assert self._compiler is not None, "opened"
+        await self._compiler.prepare()
+
     def renew(self, info: GroupInfo) -> None:
         """Goes on with other workers."""
         if self._backend is not None:

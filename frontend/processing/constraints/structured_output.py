@@ -160,8 +160,7 @@ class GrammarMatcher:
 
 
 class Compiler:
-    """Makes matchers for one model. The first call also reads its vocabulary: 2 s for 130,000
-    tokens.
+    """Makes matchers for one model.
 
     Args:
         tokenizer: as the tokenizers library has it; None where it has none.
@@ -183,6 +182,13 @@ class Compiler:
         self._vocabulary: tuple[LLTokenizer, Mapping[str, int]] | None = None
         self._vocabulary_lock = threading.Lock()
         self._compiling = Counter[str]()
+
+    async def prepare(self) -> None:
+        """Reads the vocabulary, which the first matcher needs: 2 s for 130,000 tokens, for half of
+        which the library lets nobody else run."""
+        if self._eos_token_ids and self._tokenizer is not None:
+            with contextlib.suppress(RequestError):  # a constraint will meet it again
+                await self._in_thread("", self._read_vocabulary)
 
     async def matchers(
         self, constraint: pb.Constraint, count: int, key: str = ""

@@ -402,3 +402,15 @@ async def test_masks_that_take_long_end_their_request(
     with pytest.raises(RequestError, match="ms a token") as caught:
         next(turns).accept(ord("a"))
     assert caught.value.reason == "CONSTRAINT_FAILED"
+
+
+async def test_the_vocabulary_is_read_before_it_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
+    compiler = byte_compiler()
+    await compiler.prepare()
+    monkeypatch.setattr(structured_output, "LLTokenizer", lambda *_, **__: pytest.fail("again"))
+    assert allowed(await matcher(compiler, regex="a")) == {ord("a")}
+    unusable = byte_compiler(vocab_size=9)
+    monkeypatch.undo()
+    await unusable.prepare()
+    with pytest.raises(RequestError):
+        await matcher(unusable, regex="a")
