@@ -1,6 +1,8 @@
-"""Finds stop strings in the text of a growing sequence. Knows nothing of tokens."""
+"""Finds stop strings in the text of a growing sequence, and among tokens that write no text."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from frontend.requests.request import TextDecoder
 
@@ -17,9 +19,19 @@ class StopDecoder:
         stops: at least one, none empty.
         include_stop: give out the stop string too.
         min_tokens: number of leading tokens whose text is not searched.
+        tokens: stops that are the names of tokens whose text is left out, by id.
     """
 
-    __slots__ = ("_begun", "_held", "_include_stop", "_inner", "_skip", "_stops", "matched")
+    __slots__ = (
+        "_begun",
+        "_held",
+        "_include_stop",
+        "_inner",
+        "_skip",
+        "_stops",
+        "_tokens",
+        "matched",
+    )
 
     def __init__(
         self,
@@ -28,6 +40,7 @@ class StopDecoder:
         *,
         include_stop: bool,
         min_tokens: int = 0,
+        tokens: Mapping[int, str] | None = None,
     ) -> None:
         if not stops or not all(stops):
             raise ValueError(f"stop strings {stops!r} must be one or more, none of them empty")
@@ -36,6 +49,7 @@ class StopDecoder:
         self._stops = stops
         self._include_stop = include_stop
         self._skip = min_tokens
+        self._tokens = tokens or {}
         self._begun = [0] * len(stops)  # characters of each stop with which the text ends
         self._held = ""
 
@@ -47,7 +61,15 @@ class StopDecoder:
         if self._skip > 0:
             self._skip -= 1
             return text
-        return self._search(text)
+        text = self._search(text)
+        stop = self._tokens.get(token_id)
+        if stop is None or self.matched is not None:
+            return text
+        text += self.flush()
+        if self.matched is None:
+            self.matched = stop
+            text += stop if self._include_stop else ""
+        return text
 
     def flush(self) -> str:
         """The text held back, searched once more with what the inner decoder held back."""

@@ -47,6 +47,8 @@ class Tokenizer:
         self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
         self._chat = ChatRenderer(wrapped, self._backend, lambda text: self.encode(text, False))
         self._pieces: dict[bool, BytePieces] = {}
+        added = wrapped.added_tokens_decoder.items()
+        self._special_ids = {str(token): token_id for token_id, token in added if token.special}
         if self._backend is not None:
             self._backend.no_truncation()
             self._backend.no_padding()
@@ -177,7 +179,7 @@ class Tokenizer:
         """A fresh incremental detokenizer for one sequence.
 
         Args:
-            stops: strings that end the text.
+            stops: strings that end the text; a special token that is left out ends it by its name.
             include_stop: the stop string stays in the text.
             keep_special: special tokens stay in the text.
             min_tokens: number of leading tokens whose text is not searched for stop strings.
@@ -189,7 +191,14 @@ class Tokenizer:
             inner = WindowDecoder(self._decode_with(keep_special))
         if not stops:
             return inner
-        return StopDecoder(inner, stops, include_stop=include_stop, min_tokens=min_tokens)
+        hidden = {} if keep_special else self._special_ids
+        return StopDecoder(
+            inner,
+            stops,
+            include_stop=include_stop,
+            min_tokens=min_tokens,
+            tokens={hidden[stop]: stop for stop in stops if stop in hidden},
+        )
 
     def _decode_with(self, keep_special: bool) -> Callable[[list[int]], str]:
         return lambda ids: self.decode(ids, keep_special)

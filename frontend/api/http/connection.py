@@ -200,8 +200,7 @@ class Parser(h11.Connection):
         raise h11.RemoteProtocolError(self.refusal[1], error_status_hint=self.refusal[0])
 
     def _in_origin_form(self, request: h11.Request) -> h11.Request:
-        """The request with a path for a target; a whole URL's host is its Host then (RFC 9112,
-        section 3.2.2)."""
+        """The request with a path as target; a whole URL's host is its Host (RFC 9112, 3.2.2)."""
         url = _URL.match(request.target)
         if url is None:
             return request

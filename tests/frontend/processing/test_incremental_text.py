@@ -191,6 +191,20 @@ def test_leading_tokens_are_not_searched() -> None:
     assert decoder.matched is None
 
 
+@pytest.mark.parametrize("keep", [False, True])
+@pytest.mark.parametrize("include", [False, True])
+def test_a_special_token_is_found_by_its_name(keep: bool, include: bool) -> None:
+    """Also where its text is left out, and behind half a character."""
+    tokenizer = _byte_fallback_tokenizer()
+    ids = [1, 8 + 0xC3, 7]
+    decoder = tokenizer.decoder(("<s>", "the fox"), include, keep)
+    text = tokenizer.decode(ids[:2]) + "<s>" * include
+    assert (_joined(decoder, ids), decoder.matched) == (text, "<s>")
+    assert decoder.push(1) == ""
+    early = tokenizer.decoder(("<s>",), include, keep, min_tokens=3)
+    assert (_joined(early, ids), early.matched) == (tokenizer.decode(ids, keep), None)
+
+
 @pytest.mark.parametrize("stops", [(), ("",), ("a", "")])
 def test_empty_stop_strings_are_refused(stops: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="none of them empty"):
