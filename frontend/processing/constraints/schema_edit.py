@@ -1,4 +1,4 @@
-"""Rewrites JSON schemas: moves one into another, closes objects, drops formats nobody enforces.
+"""Rewrites JSON schemas: moves one into another, closes objects, drops what nobody enforces.
 
 Owns where in a schema another schema may stand, and where data does. Knows no tools.
 """
@@ -17,6 +17,8 @@ _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependen
 _DATA = ("const", "enum", "default", "examples", "example")
 # Keywords by which references depend on where a schema stands.
 _FIXED = ("$id", "$anchor", "$dynamicAnchor", "$dynamicRef", "$recursiveAnchor", "$recursiveRef")
+# Keywords whose text is for readers.
+_REMARKS = ("title", "description", "$comment")
 _COMBINING = ("$ref", "allOf", "anyOf", "oneOf", "not", "if")
 # Formats that llguidance enforces; it refuses others, which the standard calls annotations.
 _FORMATS = frozenset(
@@ -103,3 +105,17 @@ def without_unknown_formats(schema: Any) -> Any:
         return part if is_known else {key: each for key, each in part.items() if key != "format"}
 
     return _rewritten(schema, rewrite)
+
+
+def without_remarks(schema: Schema) -> Schema:
+    """The schema without titles, descriptions and comments, which are often most of it."""
+
+    def rewrite(part: Schema) -> Schema:
+        return {
+            key: each
+            for key, each in part.items()
+            if key not in _REMARKS or not isinstance(each, str)
+        }
+
+    bare: Schema = _rewritten(schema, rewrite)
+    return bare

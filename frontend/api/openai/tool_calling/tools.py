@@ -25,7 +25,7 @@ from frontend.api.openai.tool_calling.tool_calls import (
 )
 from frontend.bounds import MAX_TOOLS
 from frontend.errors import invalid_field
-from frontend.processing.constraints.schema_edit import Schema, closed, moved
+from frontend.processing.constraints.schema_edit import Schema, closed, moved, without_remarks
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,7 +98,7 @@ def tool_use(body: ChatBody, values: Mapping[str, Any]) -> ToolUse:
     shown = tools if choice.mode == "named" else choice.names
     return ToolUse(
         tools_json=json.dumps([tools[name].sent for name in shown]),
-        schema_json="" if schema is None else json.dumps(schema),
+        schema_json="" if schema is None else json.dumps(without_remarks(schema)),
         schema_field=field,
         reader=reader,
         is_legacy=is_legacy,

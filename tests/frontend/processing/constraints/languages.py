@@ -21,3 +21,12 @@ async def matcher(compiler: Compiler | None = None, **language: object) -> Gramm
 def allowed(each: GrammarMatcher) -> set[int]:
     mask = each.mask()
     return {token for token in range(8 * len(mask)) if mask[token >> 3] >> (token & 7) & 1}
+
+
+def takes(each: GrammarMatcher, text: str) -> bool:
+    """Whether a text is one of the language; the matcher has moved on then."""
+    for byte in text.encode():
+        if byte not in allowed(each):
+            return False
+        each.accept(byte)
+    return EOS in allowed(each)

@@ -18,7 +18,7 @@ from frontend.processing.constraints.structured_output import GrammarMatcher
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL
 from tests.frontend.http_fakes import ScriptedService, running_http, says
-from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher
+from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher, takes
 
 COMPILER = byte_compiler()
 
@@ -48,12 +48,7 @@ async def compiled(schema_json: str) -> GrammarMatcher:
 
 
 async def is_taken(schema_json: str, text: str) -> bool:
-    each = await compiled(schema_json)
-    for byte in text.encode():
-        if byte not in allowed(each):
-            return False
-        each.accept(byte)
-    return EOS in allowed(each)
+    return takes(await compiled(schema_json), text)
 
 
 def call(arguments: str, name: str = "f") -> str:
@@ -93,6 +88,20 @@ async def test_data_and_names_that_look_like_keywords_stay() -> None:
     parameters = obj(**{"$ref": {"enum": [{"$ref": "#"}]}, "$id": {"const": {"$anchor": "a"}}})
     schema = used(tool(parameters)).schema_json
     assert await is_taken(schema, call('{"$ref":{"$ref":"#"},"$id":{"$anchor":"a"}}'))
+
+
+async def test_remarks_do_not_count_and_are_left_to_the_template() -> None:
+    """Tools of 100,000 characters, most of them descriptions, can be required."""
+    remark = {"title": "t", "description": "d" * 700, "$comment": "c"}
+    kinds = {"enum": [{"title": "x"}], **remark}
+    parameters = {**obj(title=kinds, description={"type": "null", **remark}), **remark}
+    tools = [tool(parameters, f"f{index}") for index in range(50)]
+    use = used(*tools)
+    assert len(use.tools_json) > 100_000
+    assert json.loads(use.tools_json) == tools
+    arguments = '{"title":{"title":"x"},"description":null}'
+    assert await is_taken(use.schema_json, call(arguments, "f49"))
+    assert not await is_taken(use.schema_json, call('{"title":{}}', "f49"))
 
 
 async def test_an_id_at_the_root_is_the_tools_own() -> None:
