@@ -53,6 +53,7 @@ async def test_a_stream_says_the_same_and_ends_with_usage() -> None:
     assert text == answer_text("abc", 5)
     reasons = [chunk.choices[0].finish_reason for chunk in chunks[:-1]]
     assert reasons == [None] * (len(reasons) - 1) + ["length"]
+    assert chunks[-2].choices[0].delta.to_dict() == {}
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.completion_tokens == 5

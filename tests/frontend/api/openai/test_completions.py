@@ -149,6 +149,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("prompt[1]", {"prompt": ["a", 5]}),
     ("prompt", {"prompt": ["a"] * 257}),
     ("prompt[1]", {"prompt": [1, 256]}),
+    ("prompt[0]", {"prompt": [-1]}),
     ("suffix", {"suffix": "z"}),
     ("logprobs", {"logprobs": 21}),
     ("logprobs", {"logprobs": True}),

@@ -82,6 +82,11 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "tools[0].function.parameters",
         "tools[0].function.parameters is refused",
     ),
+    (
+        {"messages": [{"role": "assistant", "content": "a"}, USER]},
+        "messages",
+        "the first turn must be the user's",
+    ),
     ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs", "may not set self"),
 ]  # fmt: skip
 # Names of `switchyard.v1`, and of libraries, that callers do not know.

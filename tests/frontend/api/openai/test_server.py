@@ -53,6 +53,17 @@ async def test_models_are_told() -> None:
         assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
 
 
+@pytest.mark.parametrize("path", ["lab/model", "lab%2Fmodel", "lab/model/"])
+async def test_a_models_name_may_have_a_slash(path: str) -> None:
+    service = Service(model="lab/model", version="1")
+    service.open(backend(FakeEngine()))
+    server = HttpServer(openai_app(service, model="lab/model"), "127.0.0.1", 0)
+    port = await server.start()
+    status, _, body = await get(port, f"/v1/models/{path}")
+    await server.stop(0.0)
+    assert (status, json.loads(body)["id"]) == (200, "lab/model")
+
+
 async def test_metrics_come_from_the_hook() -> None:
     async with running_http(metrics=lambda: (b"up 1\n", "text/plain; version=0.0.4")) as http:
         status, headers, body = await get(http.port, "/metrics")
@@ -75,7 +86,7 @@ async def test_everything_but_health_asks_for_a_key() -> None:
     service.open(backend(FakeEngine()))
     async with running_http(service, authenticate=only_key, metrics=lambda: (b"", "")) as http:
         assert (await get(http.port, "/health"))[0] == 200
-        for path in ("/v1/models", "/metrics", "/nowhere", "/v1/chat/completions"):
+        for path in ("/v1/models", "/metrics", "/nowhere", "/tokenize", "/invocations"):
             status, headers, _ = await get(http.port, path)
             assert (status, headers["www-authenticate"]) == (401, "Bearer"), path
         with pytest.raises(openai.AuthenticationError):

@@ -29,7 +29,7 @@ from frontend.scheduler.sequence import Sequence
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL, FakeEngine, backend
-from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher
+from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher, takes
 from tests.waiting import until
 
 SCHEMA = {
@@ -89,6 +89,38 @@ async def test_a_format_that_nobody_enforces_is_an_annotation() -> None:
     each = await matcher(json_schema='{"type": "string", "format": "uuid"}')
     each.accept(ord('"'))
     assert ord("Z") not in allowed(each)
+
+
+def nested(**schema: object) -> str:
+    within = {"type": "object", "properties": {"s": {"type": "string", **schema}}}
+    return json.dumps({"type": "object", "properties": {"o": within}})
+
+
+def inner(text: str) -> str:
+    return json.dumps({"o": {"s": text}}, separators=(",", ":"))
+
+
+@pytest.mark.parametrize(
+    ("schema", "right", "wrong"),
+    [
+        (nested(maxLength=2000), inner(2000 * "a"), inner(2001 * "a")),
+        (nested(minLength=1, maxLength=65_536), inner("a"), inner("")),
+        (nested(pattern="\\S"), inner(" a "), inner(" ")),
+        (nested(pattern="^a there\\!$"), inner("a there!"), inner("a there")),
+        ('{"items": [{"const": 1}, {"const": 2}], "additionalItems": false}', "[1,2]", "[1,2,3]"),
+        (
+            '{"properties": {"n": {"multipleOf": 5}}, "required": ["n"], '
+            '"additionalProperties": false, "patternProperties": {"^n$": {"type": "integer"}}}',
+            '{"n":10}',
+            '{"n":11}',
+        ),
+    ],
+)  # fmt: skip
+async def test_schemas_that_others_compile_to_something_else(
+    schema: str, right: str, wrong: str
+) -> None:
+    assert takes(await matcher(json_schema=schema), right)
+    assert not takes(await matcher(json_schema=schema), wrong)
 
 
 async def test_every_end_token_may_end() -> None:

@@ -73,6 +73,7 @@ def test_arguments_are_the_models_own_text(arguments: str) -> None:
         (call("null"), "{}"),
         (f'{BEGIN}{{"name": "get"}}{END}', "{}"),
         (f'{BEGIN}{{"name": "get", "parameters": {{"a": 1.0}}}}{END}', '{"a": 1.0}'),
+        (f'{BEGIN}{{"arguments": {{"n": 2, "m": 2}}, "name": "get"}}{END}', '{"n": 2, "m": 2}'),
         (call('"{\\"a\\": 1.0}"'), '{"a": 1.0}'),
         (f'{BEGIN}\n{{"name": "get", "arguments": {{}}}}', "{}"),
         (f'{BEGIN}\n{{"name": "get", "arguments": {{}}}}\n</tool', "{}"),
