@@ -145,7 +145,8 @@ class Tokenizer:
             [encoding] = self._backend.encode_batch_fast(
                 [text], add_special_tokens=add_special_tokens
             )
-            return list(encoding.ids)
+            ids: list[int] = encoding.ids
+            return ids
         return list(self._wrapped.encode(text, add_special_tokens=add_special_tokens))
 
     def decode(self, ids: list[int], keep_special_tokens: bool = False) -> str:

@@ -289,6 +289,10 @@ class Service:
         """Text to token ids."""
         return await tokenization.tokenize(self._serving(), request)
 
+    async def tokenize_text(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Text to token ids, however many they are."""
+        return await tokenization.text_ids(self._serving(), text, add_special_tokens)
+
     async def tokenize_chat(self, chat: pb.ChatRequest) -> list[int]:
         """A conversation to the token ids of its prompt."""
         return await prompts.chat_ids(self._serving(), chat)

@@ -14,18 +14,25 @@ from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 
 
+async def text_ids(backend: Backend, text: str, add_special_tokens: bool) -> list[int]:
+    """Token ids of a text, which may be too many for a message.
+
+    Raises:
+        RequestError: the text is too long, or there is no tokenizer.
+    """
+    tokenizer = tokenizer_of(backend)
+    if len(text) > MAX_TOKENIZE_CHARS:
+        raise too_many("text", len(text), MAX_TOKENIZE_CHARS, "characters")
+    return await offloaded(len(text), tokenizer.encode, text, add_special_tokens)
+
+
 async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
     """Text to token ids.
 
     Raises:
         RequestError: the text is too long, or there is no tokenizer.
     """
-    tokenizer = tokenizer_of(backend)
-    if len(request.text) > MAX_TOKENIZE_CHARS:
-        raise too_many("text", len(request.text), MAX_TOKENIZE_CHARS, "characters")
-    ids = await offloaded(
-        len(request.text), tokenizer.encode, request.text, not request.skip_special_tokens
-    )
+    ids = await text_ids(backend, request.text, not request.skip_special_tokens)
     answer = pb.TokenizeResponse(token_ids=ids)
     if answer.ByteSize() > MAX_MESSAGE_BYTES:
         raise invalid_field("text", f"has {len(ids)} tokens, too many for a message")

@@ -67,8 +67,8 @@ class ScriptedService:
         usage = pb.Usage(prompt_tokens=3, cached_prompt_tokens=1, completion_tokens=count)
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
 
-    async def tokenize(self, request: pb.TokenizeRequest) -> pb.TokenizeResponse:
-        return pb.TokenizeResponse(token_ids=request.text.encode())
+    async def tokenize_text(self, text: str) -> list[int]:
+        return list(text.encode())
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         return pb.DetokenizeResponse(text=bytes(request.token_ids).decode(errors="replace"))

@@ -32,21 +32,21 @@ def _count(data: bytes, start: int, end: int, descriptor: Descriptor, most: int)
     while place < end and num_fields <= most:
         num_fields += 1
         tag, place = _varint(data, place)
-        match tag & 7:
-            case 0:
-                _, place = _varint(data, place)
-            case 1:
-                place += 8
-            case 2:
-                size, place = _varint(data, place)
-                if tag >> 3 in inner:
-                    until = min(place + size, end)
-                    num_fields += _count(data, place, until, inner[tag >> 3], most - num_fields)
-                place += size
-            case 5:
-                place += 4
-            case _:
-                break  # a group, which no message of ours has
+        kind = tag & 7
+        if kind == 2:
+            size, place = _varint(data, place)
+            if size and tag >> 3 in inner:
+                last = min(place + size, end)
+                num_fields += _count(data, place, last, inner[tag >> 3], most - num_fields)
+            place += size
+        elif kind == 0:
+            _, place = _varint(data, place)
+        elif kind == 5:
+            place += 4
+        elif kind == 1:
+            place += 8
+        else:
+            break  # a group, which no message of ours has
     return num_fields
 
 

@@ -145,8 +145,7 @@ class PromptChoices:
             return (await self._service.detokenize(ids)).text
         text = prompt.text
         if self._request.output.logprobs and text:
-            tokenized = await self._service.tokenize(pb.TokenizeRequest(text=text))
-            prompt.tokens.ids.extend(tokenized.token_ids)
+            prompt.tokens.ids.extend(await self._service.tokenize_text(text))
         return text
 
     async def _echoes(

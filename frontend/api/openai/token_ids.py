@@ -69,14 +69,13 @@ async def tokenized(
     if (body.prompt is None) == (body.messages is None):
         raise invalid_field("prompt", "or messages must be there, and not both")
     ids = await _ids(body, values, service, model)
-    if body.return_token_strs:
-        await texts.load(ids)
     size = AnswerSize()
     tokens, strings = JsonArray(size), JsonArray(size)
     for start in range(0, len(ids), _TOKENS_AT_ONCE):
         piece = ids[start : start + _TOKENS_AT_ONCE]
         tokens.extend(piece)
         if body.return_token_strs:
+            await texts.load(piece)
             strings.extend([texts[each] for each in piece])
         await asyncio.sleep(0)
     return {
@@ -91,9 +90,8 @@ async def _ids(
     body: TokenizeBody, values: Mapping[str, Any], service: Service, model: str
 ) -> list[int]:
     if body.prompt is not None:
-        bare = body.add_special_tokens is False
-        request = pb.TokenizeRequest(text=body.prompt, skip_special_tokens=bare)
-        return list((await service.tokenize(request)).token_ids)
+        is_bare = body.add_special_tokens is False
+        return await service.tokenize_text(body.prompt, add_special_tokens=not is_bare)
     return await service.tokenize_chat(read_chat(values, "", model).request)
 
 
