@@ -92,6 +92,10 @@ HTTP_ATTACKS: Mapping[str, Callable[[], tuple[str, bytes]]] = {
         _CHAT,
         _grammar('start: s\ns: s s s | s s | "a" | "b" | "c"'),
     ),
+    "a regex of a million repetitions": lambda: (
+        _CHAT,
+        _json(messages=_HELLO, guided_regex="a{1000000}"),
+    ),
     "a grammar that takes long to compile": lambda: (
         _CHAT,
         _json(messages=_HELLO, guided_regex="(a|b)*a(a|b){14}[a-z]{0,900}"),
