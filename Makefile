@@ -28,7 +28,7 @@ check: lint
 	  -m 'not (gpu or grid or netns or podman or processes or interpreter or slow)'
 
 # What CI runs: everything that needs neither GPU, root nor containers.
-test: lint
+test: lint .venv/clients
 	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
@@ -59,6 +59,13 @@ bench: .venv/installed
 	  $(PIP) '$(TORCH)' $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(BIN)/python -c 'import triton' 2>/dev/null || $(PIP) '$(TRITON)'
 	$(PIP) --editable '.[dev]'
+	touch $@
+
+# Other people's clients, which tests/clients/ try; without npm, or its registry, those of JavaScript
+# are left out.
+.venv/clients: .venv/installed tests/clients/node/package.json
+	$(PIP) --editable '.[clients,dev]'
+	-npm install --prefix tests/clients/node --no-package-lock --no-audit --no-fund
 	touch $@
 
 # Needed only after a change to a .proto file; the stubs are committed, and a test checks them.
