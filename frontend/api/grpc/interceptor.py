@@ -6,11 +6,13 @@ bugs. Knows no method by name, and of services that health needs no key.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import dataclasses
 import inspect
 import logging
+import random
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from typing import Any
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "switchyard"
 # Details share 16 KiB of metadata with everything else; past that gRPC replaces the whole status.
 MAX_MESSAGE_CHARS = 1000
+# Until a message that is not read is refused, so that many do not come again at once.
+REFUSAL_SECONDS = (0.1, 0.4)
 # Orchestrators call it, and have no keys.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
 
@@ -165,7 +169,7 @@ def _wrapped(handle: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[A
 
     async def wrapped(request: Any, context: Any) -> Any:
         async with _statuses(context):
-            return await handle(_parsed(request), context)
+            return await handle(await _parsed(request), context)
 
     return wrapped
 
@@ -175,7 +179,7 @@ def _wrapped_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., 
 
     async def parsed(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
         async for request in requests:
-            yield _parsed(request)
+            yield await _parsed(request)
 
     async def wrapped(requests: AsyncIterator[Any], context: Any) -> AsyncIterator[Any]:
         async with _statuses(context):
@@ -185,8 +189,10 @@ def _wrapped_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., 
     return wrapped
 
 
-def _parsed(request: Any) -> Any:
+async def _parsed(request: Any) -> Any:
     if isinstance(request, _Unread):
+        # Who sends these over and over, long as they may be, waits most of the time.
+        await asyncio.sleep(random.uniform(*REFUSAL_SECONDS))
         raise request.error
     return request
 
