@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from frontend.backend import Backend
 from frontend.bounds import MAX_BAD_WORD_CHARS, MAX_BAD_WORDS
 from frontend.errors import invalid_field, too_many
-from frontend.processing.prompts import tokenizer_of
-from frontend.processing.threads import offloaded
+from frontend.processing.threads import in_thread
 
 Spelling = tuple[int, ...]
+Encode = Callable[[str, bool], list[int]]
 
 
 class WordFilter:
@@ -68,15 +67,16 @@ class WordFilter:
         return len(token_ids)
 
 
-async def spellings(backend: Backend, words: Sequence[str]) -> list[Spelling]:
+async def spellings(encode: Encode, words: Sequence[str], vocab_size: int) -> list[Spelling]:
     """Tokens of each word, once or twice; those that the model knows.
 
+    Args:
+        encode: the tokenizer's; False: without the special tokens that it adds.
+        vocab_size: the model's.
+
     Raises:
-        RequestError: INVALID_ARGUMENT: words are too many, too long or empty;
-            FAILED_PRECONDITION: there is no tokenizer.
+        RequestError: INVALID_ARGUMENT: words are too many, too long or empty.
     """
-    if not words:
-        return []
     field = "sampling.bad_words"
     if len(words) > MAX_BAD_WORDS:
         raise too_many(field, len(words), MAX_BAD_WORDS, "words")
@@ -86,14 +86,11 @@ async def spellings(backend: Backend, words: Sequence[str]) -> list[Spelling]:
                 f"{field}[{place}]",
                 f"has {len(word)} characters, must have 1 to {MAX_BAD_WORD_CHARS}",
             )
-    encode = tokenizer_of(backend).encode
-    found = await offloaded(sum(map(len, words)), _spellings, encode, words)
-    return [each for each in found if max(each) < backend.info.vocab_size]
+    found = await in_thread(_spellings, encode, words)
+    return [each for each in found if max(each) < vocab_size]
 
 
-def _spellings(
-    encode: Callable[[str, bool], list[int]], words: Sequence[str]
-) -> dict[Spelling, None]:
+def _spellings(encode: Encode, words: Sequence[str]) -> dict[Spelling, None]:
     found: dict[Spelling, None] = {}
     for word in words:
         bare = word.lstrip() or word

@@ -23,19 +23,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-async def offloaded(
-    length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
-) -> _R:
-    """Calls ``function``, in a thread when ``length`` says it takes long.
-
-    The tokenizers library lets other threads run meanwhile; a chat template is Python, which gives
-    way every few milliseconds.
-    """
-    if length <= THREAD_LENGTH:
-        return function(*args, **kwargs)
-    return await in_thread(function, *args, **kwargs)
-
-
 async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
     """Calls ``function`` in a thread."""
     loop = asyncio.get_running_loop()
@@ -51,12 +38,8 @@ class Turns:
     def __init__(self) -> None:
         self._turn = asyncio.Lock()
 
-    async def run(
-        self, length: int, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs
-    ) -> _R:
-        """Calls ``function``, at once when ``length`` says that it is short."""
-        if length <= TURN_LENGTH:
-            return function(*args, **kwargs)
+    async def run(self, function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
+        """Calls ``function`` when it is its turn."""
         async with self._turn:
             began = time.perf_counter()
             try:

@@ -21,7 +21,7 @@ from frontend.bounds import MAX_ABORTED_IDS, MAX_MESSAGE_BYTES
 from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error, too_many
 from frontend.group_info import GroupInfo
-from frontend.processing import preprocess, prompts
+from frontend.processing import preprocess
 from frontend.processing.constraints.structured_output import Compiler
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.requests.request import TextDecoder
@@ -160,14 +160,14 @@ class Service:
         return await responses.gathered(self._observed(message.request, call))
 
     async def _observed(
-        self, message: prompts.Message, call: Call
+        self, message: preprocess.Message, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Events of one call; the observers get its record when it is over."""
         call.arrived = time.monotonic()
         call.code = "CANCELLED"  # unless the end comes from here
-        self._end_lost(prompts.generation_of(message), call.caller.key)
+        self._end_lost(preprocess.generation_of(message), call.caller.key)
         try:
-            with self._key_limit.samples(call.caller.key, prompts.generation_of(message).n):
+            with self._key_limit.samples(call.caller.key, preprocess.generation_of(message).n):
                 async with contextlib.aclosing(self._stream(message, call)) as stream:
                     async for event in stream:
                         yield event
@@ -181,10 +181,10 @@ class Service:
                 observer.request_ended(record)
 
     async def _stream(
-        self, message: prompts.Message, call: Call
+        self, message: preprocess.Message, call: Call
     ) -> AsyncGenerator[pb.GenerateResponse, None]:
         """Events of one call, whose id is live until its last output is taken."""
-        backend, request = self._serving(), prompts.generation_of(message)
+        backend, request = self._serving(), preprocess.generation_of(message)
         self._check(request, call.caller)
         call.request_id = request.request_id or uuid.uuid4().hex
         self._live.enter(call)
@@ -226,7 +226,7 @@ class Service:
             lost.abort(self._backend.engine)
             self._live.leave(lost)
 
-    async def _begin(self, backend: Backend, message: prompts.Message, call: Call) -> None:
+    async def _begin(self, backend: Backend, message: preprocess.Message, call: Call) -> None:
         """Makes the call's samples and submits them: the first alone where the others can find the
         prompt in the prefix cache once the first has computed it.
         """
@@ -239,7 +239,7 @@ class Service:
             key=call.caller.key,
             in_one_message=call.max_bytes is not None,
         )
-        output = prompts.generation_of(message).output
+        output = preprocess.generation_of(message).output
         call.begin(samples, output.min_tokens_per_message, self._live.pacer)
         shares = backend.prefix_cache and len(samples[0].prompt_ids) > backend.info.block_size
         call.submit(self._attached().engine, first_alone=shares)
@@ -295,7 +295,7 @@ class Service:
 
     async def tokenize_chat(self, chat: pb.ChatRequest) -> list[int]:
         """A conversation to the token ids of its prompt."""
-        return await prompts.chat_ids(self._serving(), chat)
+        return await preprocess.chat_ids(self._serving(), chat)
 
     async def detokenize(self, request: pb.DetokenizeRequest) -> pb.DetokenizeResponse:
         """Token ids to text, also during a drain, for streams that go on."""

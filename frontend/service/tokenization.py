@@ -8,8 +8,7 @@ from __future__ import annotations
 from frontend.backend import Backend
 from frontend.bounds import MAX_DETOKENIZE_IDS, MAX_MESSAGE_BYTES, MAX_TOKENIZE_CHARS
 from frontend.errors import invalid_field, too_many
-from frontend.processing.prompts import tokenizer_of
-from frontend.processing.threads import offloaded
+from frontend.processing.preprocess import offloaded, tokenizer_of
 from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -34,9 +34,11 @@ from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_documen
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
 from frontend.api.openai.token_ids import detokenized, tokenized
 from frontend.errors import RequestError, invalid_field
-from frontend.processing.threads import Turns
+from frontend.processing.threads import TURN_LENGTH, Turns
 from frontend.service.service import Service
 from switchyard.release import release
+
+_R = TypeVar("_R")
 
 Metrics = Callable[[], tuple[bytes, str]]
 
@@ -186,7 +188,7 @@ class _Endpoints:
                 raise invalid_field("body", "is nested too deep; send flatter JSON") from error
 
         body = await read_body(request, self._uploads)
-        job = await self._turns.run(len(body), job_of, body)
+        job = await self._in_turn(job_of, body)
         return GenerationResponse(job, self._service, self._texts, request.state.caller)
 
     async def _tokenize(self, request: Request) -> LongJSONResponse:
@@ -203,7 +205,13 @@ class _Endpoints:
 
     async def _read(self, request: Request) -> dict[str, Any]:
         body = await read_body(request, self._uploads)
-        return await self._turns.run(len(body), parse_object, body)
+        return await self._in_turn(parse_object, body)
+
+    async def _in_turn(self, function: Callable[[bytes], _R], body: bytes) -> _R:
+        """What ``function`` makes of a body, which may hold up the loop where that is long."""
+        if len(body) <= TURN_LENGTH:
+            return function(body)
+        return await self._turns.run(function, body)
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:

@@ -21,9 +21,8 @@ from frontend.api.openai.generation import (
     with_free_id,
 )
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
-from frontend.api.openai.parameters.common import generate_request
+from frontend.api.openai.parameters.common import generate_request, refuse_unsupported
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
-from frontend.api.openai.parameters.unsupported import refuse_unsupported
 from frontend.api.openai.prompt_logprobs import prompt_logprobs
 from frontend.api.openai.response_models import (
     ChatChoice,
@@ -221,7 +220,9 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request, names = generate_request(body, getattr(body, limit))
     request.request_id = request_id
-    tools = tool_use(body, values) if body.names_tools else NO_TOOLS
+    of_tools = (body.tools, body.tool_choice, body.functions, body.function_call)
+    names_tools = any(value is not None for value in of_tools)
+    tools = tool_use(body, values) if names_tools else NO_TOOLS
     names["stop_conditions.max_new_tokens"] = limit
     if tools.schema_json:
         if request.HasField("constraint"):

@@ -30,7 +30,7 @@ from frontend.api.openai.response_models import (
     FinishReason,
     PromptLogprobs,
 )
-from frontend.processing.threads import offloaded
+from frontend.processing.preprocess import offloaded
 from frontend.records import Caller
 from frontend.service import responses
 from frontend.service.service import Service

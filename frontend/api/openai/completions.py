@@ -21,9 +21,8 @@ from frontend.api.openai.logprobs import (
     TokenTexts,
 )
 from frontend.api.openai.merge import all_of, merged
-from frontend.api.openai.parameters.common import generate_request
+from frontend.api.openai.parameters.common import generate_request, refuse_unsupported
 from frontend.api.openai.parameters.models import CompletionBody
-from frontend.api.openai.parameters.unsupported import refuse_unsupported
 from frontend.api.openai.response_models import (
     Completion,
     CompletionChoice,

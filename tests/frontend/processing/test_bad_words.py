@@ -12,15 +12,13 @@ from frontend.errors import Code, RequestError
 from frontend.processing.bad_words import WordFilter, spellings
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.fakes import MODEL, FakeEngine, backend
+from tests.frontend.fakes import MODEL, VOCAB_SIZE, FakeEngine, backend
 
 VOCAB = 70  # no multiple of a mask's words
 
 
 class WordTokenizer:
     """Letters are tokens, a space is part of the next one, and "ing" is one."""
-
-    eos_token_id = None
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         assert not add_special_tokens
@@ -33,7 +31,7 @@ class WordTokenizer:
 
 
 def spelled(*words: str) -> Any:
-    return spellings(backend(FakeEngine(), tokenizer=WordTokenizer()), words)
+    return spellings(WordTokenizer().encode, words, VOCAB_SIZE)
 
 
 async def test_a_word_is_banned_alone_and_behind_a_space() -> None:

@@ -8,7 +8,7 @@ import time
 import pytest
 
 from frontend.processing import threads
-from frontend.processing.threads import TURN_LENGTH, Turns
+from frontend.processing.threads import Turns
 
 
 class Clock:
@@ -33,11 +33,9 @@ class Clock:
 
 async def test_others_have_as_long_as_long_work_took(monkeypatch: pytest.MonkeyPatch) -> None:
     clock, turns = Clock(monkeypatch), Turns()
-    pieces = [turns.run(TURN_LENGTH + 1, clock.work, seconds) for seconds in (0.5, 0.25)]
+    pieces = [turns.run(clock.work, seconds) for seconds in (0.5, 0.25)]
     assert await asyncio.gather(*pieces) == [0.5, 0.25]
     assert clock.slept == [0.5, 0.25]
-    assert await turns.run(TURN_LENGTH, clock.work, 0.125) == 0.125
-    assert clock.slept == [0.5, 0.25], "short work waits for nobody"
 
 
 async def test_one_piece_is_done_at_a_time_even_after_an_error() -> None:
@@ -47,8 +45,8 @@ async def test_one_piece_is_done_at_a_time_even_after_an_error() -> None:
         order.append("failed")
         raise ValueError
 
-    first = asyncio.create_task(turns.run(TURN_LENGTH + 1, fails))
-    second = asyncio.create_task(turns.run(TURN_LENGTH + 1, order.append, "second"))
+    first = asyncio.create_task(turns.run(fails))
+    second = asyncio.create_task(turns.run(order.append, "second"))
     with pytest.raises(ValueError):  # it is the work's own
         await first
     await second

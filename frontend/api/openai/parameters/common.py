@@ -7,6 +7,7 @@ ranges. Knows nothing of prompts.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from frontend.api.openai.parameters.models import (
@@ -15,6 +16,7 @@ from frontend.api.openai.parameters.models import (
     ResponseFormat,
     StructuredOutputs,
 )
+from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Api
 from frontend.api.openai.parameters.values import UINT32_MAX
 from frontend.errors import invalid_field
 from frontend.processing.constraints.grammars import choice_grammar
@@ -170,3 +172,29 @@ def _languages(given: dict[str, Any], prefix: str) -> _Languages:
             raise invalid_field(f"{prefix}choice", "is empty; send the texts to choose from")
         languages.append((f"{prefix}choice", "grammar", choice_grammar(given["choice"])))
     return languages
+
+
+def refuse_unsupported(values: Mapping[str, Any], api: Api) -> None:
+    """Refuses the first parameter of a body that is not built and changes the answer.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with its name, and what would be taken.
+    """
+    for row in TABLE:
+        if row.only in (None, api):
+            outer, _, inner = row.name.rpartition(".")
+            place = values.get(outer) if outer else values
+            value = place.get(inner) if isinstance(place, Mapping) else None
+            if value is not None and not _is_neutral(value, row.neutral, values):
+                taken = [each for each in row.neutral if each != SAME_AS_N]
+                instead = row.remedy or " or ".join(
+                    ["leave it out", *(f"send {json.dumps(each)}" for each in taken)]
+                )
+                raise invalid_field(row.name, f"is not supported; {instead}")
+
+
+def _is_neutral(value: Any, neutral: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
+    wanted = (values.get("n") or 1 if each == SAME_AS_N else each for each in neutral)
+    return any(
+        value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted
+    )

@@ -248,12 +248,6 @@ class ChatBody(GenerationBody):
         default=None, description="Default: true, but with continue_final_message."
     )
 
-    @property
-    def names_tools(self) -> bool:
-        """Whether any of the parameters of tools is set."""
-        parameters = (self.tools, self.tool_choice, self.functions, self.function_call)
-        return any(value is not None for value in parameters)
-
 
 class CompletionBody(GenerationBody):
     """The body of POST /v1/completions."""

@@ -1,16 +1,13 @@
 """Parameters of OpenAI, vLLM and SGLang that change the answer and are not built: refused by name.
 
-Owns the one table of them. A value that changes nothing is taken. Knows no model of a body.
+This is a table and nothing else, which `common.refuse_unsupported` reads. A value that changes
+nothing is taken.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping
 from typing import Any, Literal
-
-from frontend.errors import invalid_field
 
 Api = Literal["chat", "completions"]
 
@@ -82,29 +79,3 @@ TABLE = (
     _row("return_hidden_states", False),
     _row("stop_regex", []),
 )
-
-
-def refuse_unsupported(values: Mapping[str, Any], api: Api) -> None:
-    """Refuses the first parameter of a body that is not built and changes the answer.
-
-    Raises:
-        RequestError: INVALID_ARGUMENT with its name, and what would be taken.
-    """
-    for row in TABLE:
-        if row.only in (None, api):
-            outer, _, inner = row.name.rpartition(".")
-            place = values.get(outer) if outer else values
-            value = place.get(inner) if isinstance(place, Mapping) else None
-            if value is not None and not _is_neutral(value, row.neutral, values):
-                taken = [each for each in row.neutral if each != SAME_AS_N]
-                instead = row.remedy or " or ".join(
-                    ["leave it out", *(f"send {json.dumps(each)}" for each in taken)]
-                )
-                raise invalid_field(row.name, f"is not supported; {instead}")
-
-
-def _is_neutral(value: Any, neutral: tuple[Any, ...], values: Mapping[str, Any]) -> bool:
-    wanted = (values.get("n") or 1 if each == SAME_AS_N else each for each in neutral)
-    return any(
-        value == each and isinstance(value, bool) == isinstance(each, bool) for each in wanted
-    )

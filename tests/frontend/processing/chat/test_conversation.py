@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from frontend.errors import Code, RequestError
-from frontend.processing import prompts
+from frontend.processing import preprocess
 from frontend.processing.chat.conversation import Conversation, template_kwargs
 from frontend.processing.chat.conversation import conversation as read
 from frontend.processing.tokenizer import Tokenizer
@@ -214,7 +214,7 @@ async def test_a_call_that_was_cut_off_is_taken_back(
     request.tools_json = ""
     tokenizer = tokenizer_with(tmp_path, template)
     info = group(vocab_size=tokenizer.vocab_size)
-    ids = await prompts.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), request)
+    ids = await preprocess.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), request)
     assert tokenizer.decode(ids, True) == said
 
 

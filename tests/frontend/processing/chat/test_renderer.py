@@ -16,7 +16,7 @@ from tokenizers import Tokenizer as Library
 from transformers import PreTrainedTokenizerFast
 
 from frontend.errors import Code, RequestError
-from frontend.processing import prompts
+from frontend.processing import preprocess
 from frontend.processing.chat.control_tokens import MARK, ControlTokenError
 from frontend.processing.chat.conversation import Conversation
 from frontend.processing.tokenizer import Tokenizer
@@ -243,7 +243,9 @@ async def test_what_the_template_does_not_write_cannot_be_gone_on_with() -> None
     )
     info = group(vocab_size=TOKENIZERS["qwen"].vocab_size)
     with pytest.raises(RequestError, match="the final message does not appear") as caught:
-        await prompts.chat_ids(backend(FakeEngine(), tokenizer=TOKENIZERS["qwen"], info=info), chat)
+        await preprocess.chat_ids(
+            backend(FakeEngine(), tokenizer=TOKENIZERS["qwen"], info=info), chat
+        )
     assert "word" not in caught.value.message
 
 
@@ -345,7 +347,7 @@ def test_words_that_a_tokenizer_was_given_are_words() -> None:
 async def prompt(tokenizer: Tokenizer, content: str, **more: Any) -> list[int]:
     chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER, "content": content}], **more)
     info = group(vocab_size=tokenizer.vocab_size)
-    return await prompts.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), chat)
+    return await preprocess.chat_ids(backend(FakeEngine(), tokenizer=tokenizer, info=info), chat)
 
 
 async def test_a_request_says_whether_it_is_parsed() -> None:
