@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 ERROR_DOMAIN = "switchyard"
 # Details share 16 KiB of metadata with everything else; past that gRPC replaces the whole status.
 MAX_MESSAGE_CHARS = 1000
-# Until a message that is not read is refused, so that many do not come again at once.
+# Until a long message that is not read is refused, so that many do not come again at once.
 REFUSAL_SECONDS = (0.1, 0.4)
 # Orchestrators call it, and have no keys.
 _OPEN_SERVICE = "/grpc.health.v1.Health/"
@@ -50,6 +50,7 @@ class _Unread:
     """Stands for a message that is not read, until a status can be sent."""
 
     error: RequestError
+    is_long: bool
 
 
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc]
@@ -147,7 +148,8 @@ def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
                     Code.INVALID_ARGUMENT,
                     f"the message has more than {MAX_MESSAGE_FIELDS} fields; send fewer",
                     reason="TOO_MANY_FIELDS",
-                )
+                ),
+                is_long,
             )
         try:
             return parse(data)
@@ -157,7 +159,8 @@ def _tolerant(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
                     Code.INVALID_ARGUMENT,
                     "the message is no valid protobuf of its type; check the client's stubs",
                     reason="MALFORMED_MESSAGE",
-                )
+                ),
+                is_long,
             )
 
     return tolerant
@@ -191,8 +194,8 @@ def _wrapped_stream(handle: Callable[..., AsyncIterator[Any]]) -> Callable[..., 
 
 async def _parsed(request: Any) -> Any:
     if isinstance(request, _Unread):
-        # Who sends these over and over, long as they may be, waits most of the time.
-        await asyncio.sleep(random.uniform(*REFUSAL_SECONDS))
+        if request.is_long:
+            await asyncio.sleep(random.uniform(*REFUSAL_SECONDS))
         raise request.error
     return request
 
