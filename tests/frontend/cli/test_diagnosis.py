@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import shutil
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -21,6 +23,7 @@ from frontend.cli.diagnosis import why_no_answer
 from frontend.service.service import Service
 from switchyard.channel import Tls
 from tests.frontend.certificates import Authority
+from tests.processes import ENVIRONMENT, ROOT
 
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl")
 
@@ -111,8 +114,7 @@ async def test_nobody_and_somebody_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_retries")
-async def test_every_command_names_the_mistake_in_one_line(capfd) -> None:
-    """The lines of gRPC's core would be written by C++, to the descriptor."""
+async def test_every_command_names_the_mistake_in_one_line(capsys) -> None:
     async with grpc_port() as grpc_address, http_port() as http_address:
         for words, line in (
             (("generate", "x", "--tls", "--address", grpc_address), "does not encrypt"),
@@ -122,14 +124,28 @@ async def test_every_command_names_the_mistake_in_one_line(capfd) -> None:
             (("generate", "x", "--address", http_address), "is HTTP's port"),
         ):
             assert await asyncio.to_thread(main.main, words) == 1
-            out, err = capfd.readouterr()
+            out, err = capsys.readouterr()
             assert line in err
             assert (out, err.count("\n")) == ("", 1)
         health = ("health", "--tls", "--address", grpc_address)
         assert await asyncio.to_thread(main.main, health) == 2
-        out, err = capfd.readouterr()
+        out, err = capsys.readouterr()
         assert "does not encrypt" in out
         assert not err
+
+
+@pytest.mark.processes
+async def test_grpcs_core_adds_no_line_of_its_own() -> None:
+    """Its lines are written by C++, unless it is told before it is imported."""
+    environment = {name: ENVIRONMENT[name] for name in ENVIRONMENT if name != "GRPC_VERBOSITY"}
+    async with grpc_port() as address:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "frontend.cli", "generate", "x", "--tls", "--address", address,
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        out, err = await process.communicate()
+    assert (process.returncode, out, err.count(b"\n")) == (1, b"", 1)
+    assert b"does not encrypt" in err
 
 
 @pytest.mark.parametrize("command", ["generate", "health", "top"])
