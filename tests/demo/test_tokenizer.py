@@ -38,6 +38,7 @@ def pieces(tokenizer: PreTrainedTokenizerFast, text: str) -> list[str]:
     return [tokenizer.decode([token]) for token in tokenizer(text).input_ids]
 
 
+@pytest.mark.slow
 @given(text=st.text())
 def test_any_text_round_trips(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
     assert tokenizer.decode(tokenizer(text, split_special_tokens=True).input_ids) == text

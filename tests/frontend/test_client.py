@@ -312,6 +312,7 @@ async def test_one_without_asyncio_too(how: str, running: Running) -> None:
     assert caught.value.code is grpc.StatusCode.CANCELLED
 
 
+@pytest.mark.slow
 async def test_a_deadline_holds_while_a_stream_waits(running: Running, client: AsyncClient) -> None:
     hold(running)
     async with client.generate("abc", max_new_tokens=9, timeout=2.0) as stream:

@@ -149,6 +149,7 @@ def sync_told(stream: Stream) -> Told:
     return answer.end(stream)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_loss_after_any_message_changes_nothing(kind: str, serving: Serving) -> None:
     """Before the first one, within samples, between the ends of two, and before the last one."""

@@ -113,6 +113,7 @@ def test_a_length_that_lies_is_one_line(
     assert words in refused(tmp_path)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     text=st.binary(max_size=200)

@@ -200,6 +200,7 @@ SMALL = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(changes=st.dictionaries(st.sampled_from(KEYS), JSON, max_size=3))
 def test_any_config_is_refused_in_one_line_or_read_as_transformers_reads_it(

@@ -79,6 +79,7 @@ async def test_mtls_lets_in_certificates_of_its_authority_only(
         await refused(address, Tls(ca=authority.ca, cert=cert, key=key))
 
 
+@pytest.mark.slow
 async def test_the_synchronous_client_and_the_probe_speak_tls(authority: Authority) -> None:
     files = authority.server()
     async with serving(files) as address:

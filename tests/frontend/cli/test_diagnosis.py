@@ -113,6 +113,7 @@ async def test_nobody_and_somebody_else(tmp_path: Path) -> None:
     assert "no server at ADDRESS" in await told(f"unix:{tmp_path}/nowhere")
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("no_retries")
 async def test_every_command_names_the_mistake_in_one_line(capsys) -> None:
     async with grpc_port() as grpc_address, http_port() as http_address:

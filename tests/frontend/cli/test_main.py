@@ -146,6 +146,7 @@ async def test_chat_keeps_and_forgets(running: Running, capsys, monkeypatch) -> 
         assert line in err
 
 
+@pytest.mark.slow
 async def test_probe_codes(running: Running, nobody: str, capsys) -> None:
     def ask(*arguments: str) -> int:
         return probe.main(arguments)

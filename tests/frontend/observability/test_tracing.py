@@ -160,6 +160,7 @@ def test_an_endpoint_with_a_path_is_taken_as_it_is(collector: Collector) -> None
     assert collector.paths == ["/custom/path"]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60)
 def test_a_collector_that_is_not_there_stops_nobody() -> None:
     """Neither does the caller wait for it, whose CPU time alone counts, nor the end for ever."""

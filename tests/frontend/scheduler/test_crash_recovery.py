@@ -333,6 +333,7 @@ async def test_the_engine_wakes_for_suspects_once_the_group_has_stood(
     await asyncio.wait([run])
 
 
+@pytest.mark.slow
 async def test_an_overdue_step_loses_the_group_and_a_slow_predicted_one_does_not() -> None:
     group = FakeGroup(LIMITS)
     group.stats = StepStats(device_seconds=0.2)

@@ -64,6 +64,7 @@ async def asking(running: Running) -> AsyncIterator[Asking]:
             await asyncio.gather(watching, return_exceptions=True)
 
 
+@pytest.mark.slow
 async def test_each_state_is_told_to_everybody_once() -> None:
     async with running_server(ready=False) as running, asking(running) as one:
         told = running.server.health

@@ -196,6 +196,7 @@ def upload(port: int, size: int, chunked: bool) -> tuple[int, bytes]:
     return answer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loop_factory", LOOPS)
 def test_a_client_can_read_why_its_body_is_too_large(loop_factory: Any) -> None:
     async def case() -> None:
@@ -359,6 +360,7 @@ def test_connections_without_a_handshake_are_counted_and_closed(
     on(loop_factory, case())
 
 
+@pytest.mark.slow
 @needs_openssl
 @pytest.mark.parametrize("loop_factory", LOOPS)
 def test_an_encrypted_client_can_read_why_its_body_is_too_large(

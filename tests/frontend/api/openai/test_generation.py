@@ -44,6 +44,7 @@ def in_pieces(value: Any, cuts: list[int]) -> Any:
     return array
 
 
+@pytest.mark.slow
 @given(st.dictionaries(st.text(max_size=3), VALUES), st.lists(st.integers(0, 4)).map(sorted))
 def test_json_in_pieces_is_json(value: dict[str, Any], cuts: list[int]) -> None:
     sent: list[dict[str, Any]] = []
@@ -68,6 +69,7 @@ def long_service() -> Service:
     return service
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("api", ["chat", "completions"])
 async def test_others_run_while_a_long_answer_is_made(
     api: str, monkeypatch: pytest.MonkeyPatch

@@ -117,6 +117,7 @@ def skeleton(conversation: Conversation) -> Conversation:
     return Conversation(turns=turns, tools=tools)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())
@@ -126,6 +127,7 @@ def test_words_have_transformers_ids(name: str, data: st.DataObject) -> None:
     assert tokenizer.render_chat(conversation) == list(reference(tokenizer, conversation))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

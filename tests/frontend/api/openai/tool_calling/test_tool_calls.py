@@ -133,6 +133,7 @@ PIECES = st.sampled_from(
 )  # fmt: skip
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(PIECES, max_size=12))
 def test_no_text_is_lost_and_no_cut_matters(pieces: list[str]) -> None:
@@ -178,6 +179,7 @@ _JSON = st.recursive(
 ).filter(lambda value: "Infinity" not in json.dumps(value))
 
 
+@pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(
     value=st.dictionaries(st.text(max_size=3), _JSON, max_size=3),
