@@ -19,7 +19,7 @@ from frontend.backend import Backend, TokenizerLike
 from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import sampling_params
-from frontend.processing.bad_words import WordFilter, spellings
+from frontend.processing.bad_words import Spelling, WordFilter, spellings
 from frontend.processing.chat.control_tokens import ControlTokenError
 from frontend.processing.chat.conversation import Conversation, conversation
 from frontend.processing.constraints.structured_output import Compiler
@@ -103,18 +103,12 @@ async def make_requests(
         cache_tokens=info.num_blocks * info.block_size,
         eos_token_ids=frozenset(backend.end_token_ids),
     )
-    matchers: Sequence[Matcher | None] = [None] * num_samples
     long_words = [each for each in bad_words if len(each) > 1]
+    matchers: Sequence[Matcher | None] = [None] * num_samples
     if request.HasField("constraint"):
         matchers = await compiler.matchers(request.constraint, num_samples, key)
     elif long_words:
-        if request.sampling.allowed_token_ids:  # which could be all that is banned
-            raise invalid_field(
-                "sampling.bad_words",
-                "of several tokens cannot be set beside allowed_token_ids; leave one of them out",
-                mentions={"allowed_token_ids": "sampling.allowed_token_ids"},
-            )
-        matchers = [WordFilter(long_words, info.vocab_size) for _ in range(num_samples)]
+        matchers = _word_filters(request, long_words, num_samples, info.vocab_size)
     samples = [
         Request(
             id=sample_id(request_id, index),
@@ -133,6 +127,19 @@ async def make_requests(
     if request.generated:  # which is rare, and may be much work: always in a thread
         await in_thread(resume, samples, request.generated)
     return samples
+
+
+def _word_filters(
+    request: pb.GenerateRequest, words: Sequence[Spelling], num_samples: int, vocab_size: int
+) -> list[WordFilter]:
+    """What keeps words of several tokens out of each sample."""
+    if request.sampling.allowed_token_ids:  # which could be all that is banned
+        raise invalid_field(
+            "sampling.bad_words",
+            "of several tokens cannot be set beside allowed_token_ids; leave one of them out",
+            mentions={"allowed_token_ids": "sampling.allowed_token_ids"},
+        )
+    return [WordFilter(words, vocab_size) for _ in range(num_samples)]
 
 
 def _queue_seconds(request: pb.GenerateRequest) -> float:
