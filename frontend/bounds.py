@@ -89,6 +89,9 @@ COMPILE_STACK_BYTES = 256 << 20
 needs more than the usual 8 MiB, beyond which the process would crash, and less than 32."""
 MAX_COMPILES = 4
 """Compilations at once; one that takes too long goes on after its request was refused."""
+MAX_WAITING_COMPILES = 256
+COMPILE_WAIT_SECONDS = 30.0
+"""How many wait for these, and how long."""
 MASK_SECONDS = 0.01
 """CPU time of the masks of one step for all samples of a request, on average;"""
 MASK_BURST_SECONDS = 0.1

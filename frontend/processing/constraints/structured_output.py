@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
@@ -22,14 +21,13 @@ from frontend.bounds import (
     COMPILE_STACK_BYTES,
     MASK_BURST_SECONDS,
     MASK_SECONDS,
-    MAX_COMPILES,
 )
 from frontend.errors import Code, RequestError, invalid_field
+from frontend.processing.constraints.compile_slots import CompileSlots
 from frontend.processing.constraints.grammars import brief, compiled_form
 from frontend.processing.constraints.vocabulary import Vocabulary
 from switchyard.v1 import inference_pb2 as pb
 
-RETRY_AFTER_SECONDS = 1.0
 # A mask is computed on the event loop: rows of 500 items, as 120 optional properties of one object
 # need them, took it 4.5 ms at most, rows of 2,000 took 245 ms. The limits of a step's lexer and
 # items are some milliseconds, too. The others bound compiling, which has a thread of its own.
@@ -181,12 +179,13 @@ class Compiler:
         self._num_bytes = (vocab_size + 31) // 32 * 4
         self._vocabulary: tuple[LLTokenizer, Mapping[str, int]] | None = None
         self._vocabulary_lock = threading.Lock()
-        self._compiling = Counter[str]()
+        self._slots = CompileSlots()
 
     async def prepare(self) -> None:
         """Reads the vocabulary, which the first matcher needs: 2 s for 130,000 tokens, for half of
         which the library lets nobody else run."""
         if self._eos_token_ids and self._tokenizer is not None:
+            await self._slots.take("")
             with contextlib.suppress(RequestError):  # a constraint will meet it again
                 await self._in_thread("", self._read_vocabulary)
 
@@ -196,28 +195,21 @@ class Compiler:
         """``count`` matchers of one language, each at its beginning.
 
         Args:
-            key: the caller's; one that is named leaves half of the compilations to others.
+            key: the caller's.
 
         Raises:
             RequestError: INVALID_ARGUMENT with the field's path, FAILED_PRECONDITION where the
-                model cannot be constrained, RESOURCE_EXHAUSTED while too many are compiled.
+                model cannot be constrained, RESOURCE_EXHAUSTED while too many wait.
         """
         field = f"constraint.{constraint.WhichOneof('language')}"
         if not self._eos_token_ids:
             raise _unconstrainable("has no end token")
-        num_compiling, of_key = self._compiling.total(), self._compiling[key]
-        if num_compiling >= MAX_COMPILES or (key and of_key >= MAX_COMPILES // 2):
-            raise RequestError(
-                Code.RESOURCE_EXHAUSTED,
-                f"{num_compiling} constraints are being compiled, {of_key} of this key; try again "
-                "in a moment",
-                reason="TOO_MANY_CONSTRAINTS",
-                retry_after=RETRY_AFTER_SECONDS,
-            )
         if self._vocabulary is None:
+            await self._slots.take(key)
             await self._in_thread(key, self._read_vocabulary)
         _, added_ids = self._read_vocabulary()
         grammar = compiled_form(constraint, field, added_ids)
+        await self._slots.take(key)
         try:
             async with asyncio.timeout(COMPILE_SECONDS):
                 return await self._in_thread(key, lambda: self._compile(grammar, count, field))
@@ -249,12 +241,13 @@ class Compiler:
             return self._vocabulary
 
     async def _in_thread(self, key: str, function: Callable[[], _T]) -> _T:
-        """Runs ``function`` in a thread that does not hold up the end of the process."""
+        """Runs ``function`` in a thread that does not hold up the end of the process, and returns
+        the key's slot when it has ended, whoever waits for that."""
         loop = asyncio.get_running_loop()
         done: asyncio.Future[_T] = loop.create_future()
 
         def tell(result: _T | None, error: Exception | None) -> None:
-            self._compiling[key] -= 1
+            self._slots.give(key)
             if done.cancelled():
                 return
             if error is not None:
@@ -274,9 +267,11 @@ class Compiler:
         usual = threading.stack_size(COMPILE_STACK_BYTES)
         try:
             threading.Thread(target=work, name="constraint", daemon=True).start()
+        except RuntimeError:  # the system has no more threads
+            self._slots.give(key)
+            raise
         finally:
             threading.stack_size(usual)
-        self._compiling[key] += 1
         return await done
 
 

@@ -289,6 +289,7 @@ class HeldTimer:
 
     def __init__(self, seconds: float, end: Callable[..., None], args: tuple[str, ...]) -> None:
         self.seconds = seconds
+        self.leave = end
         self.end = functools.partial(end, *args)
         self.is_running = False
         self.made.append(self)
@@ -301,12 +302,20 @@ class HeldTimer:
 
 
 @pytest.fixture
-def timers(monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[HeldTimer]]:
-    """Those of the frontends that run; none has ended by itself."""
+def timers(monkeypatch: pytest.MonkeyPatch) -> Callable[[WorkerService], list[HeldTimer]]:
+    """Those of a service that run; none has ended by itself.
+
+    The threads of another test's service may end now, and have timers of their own.
+    """
     monkeypatch.setattr(HeldTimer, "made", [])
     held = SimpleNamespace(Condition=threading.Condition, Timer=HeldTimer)
     monkeypatch.setattr("workers.rank.frontends.threading", held)
-    return lambda: [timer for timer in HeldTimer.made if timer.is_running]
+
+    def running_timers(service: WorkerService) -> list[HeldTimer]:
+        leave = service.frontends._leave
+        return [timer for timer in HeldTimer.made if timer.is_running and timer.leave is leave]
+
+    return running_timers
 
 
 def test_a_rank_waits_without_end_for_the_next_frontend_when_the_last_said_goodbye(
@@ -319,7 +328,7 @@ def test_a_rank_waits_without_end_for_the_next_frontend_when_the_last_said_goodb
     link.goodbye()
     assert list(link.answers) == []
     assert HeldTimer.made, "steps have a while to end"
-    wait_until(lambda: not timers())
+    wait_until(lambda: not timers(service))
     assert next_link(stub, 2)[1].epoch == 2
     assert left.empty()
 
@@ -334,9 +343,9 @@ def test_a_rank_waits_for_a_while_for_the_next_frontend_when_the_last_is_gone(
         link = Link(stub)
         link.hello(1)
         link.answers.cancel()
-        wait_until(lambda: [timer.seconds for timer in timers()] == [7.5])
+        wait_until(lambda: [timer.seconds for timer in timers(service)] == [7.5])
         assert left.empty()
-        [timer] = timers()
+        [timer] = timers(service)
         timer.end()
         reason = "no frontend came within 7.5 s of the last one's end"
         assert left.get(timeout=5) == (reason, False)
@@ -348,9 +357,9 @@ def test_a_frontend_that_comes_in_time_ends_the_wait(rank, timers) -> None:
     link = Link(stub)
     link.hello(1)
     link.answers.cancel()
-    wait_until(timers)
+    wait_until(lambda: timers(service))
     _held = next_link(stub, 2)
-    assert not timers()
+    assert not timers(service)
     assert left.empty()
 
 

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend.bounds import MAX_COMPILES
 from frontend.engine.output_processor import take_token
 from frontend.errors import Code, RequestError
 from frontend.processing.constraints import structured_output
@@ -30,7 +31,6 @@ from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL, FakeEngine, backend
 from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher, takes
-from tests.waiting import until
 
 SCHEMA = {
     "type": "object",
@@ -295,36 +295,30 @@ async def test_a_model_without_end_tokens_cannot_be_constrained() -> None:
     assert caught.value.code is Code.FAILED_PRECONDITION
 
 
-async def test_compiling_has_its_time_and_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_compiling_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that is at it still keeps its slot, and others wait for that."""
     compiler, gate = byte_compiler(), threading.Event()
     await matcher(compiler, regex="a")
-    monkeypatch.setattr(compiler, "_compile", lambda *_: gate.wait())
-    monkeypatch.setattr(structured_output, "COMPILE_SECONDS", 0.05)
-    for _ in range(structured_output.MAX_COMPILES):
-        with pytest.raises(RequestError, match="s to compile"):
-            await matcher(compiler, regex="a")
-    with pytest.raises(RequestError) as caught:  # their threads are at it still
-        await matcher(compiler, regex="a")
-    assert caught.value.code is Code.RESOURCE_EXHAUSTED
+    with monkeypatch.context() as slow:
+        slow.setattr(compiler, "_compile", lambda *_: gate.wait())
+        slow.setattr(structured_output, "COMPILE_SECONDS", 0.05)
+        for _ in range(MAX_COMPILES):
+            with pytest.raises(RequestError, match="s to compile"):
+                await matcher(compiler, regex="a")
+    following = asyncio.create_task(matcher(compiler, regex="a"))
+    await asyncio.sleep(0)
+    assert compiler._slots.num_taken == MAX_COMPILES
+    assert not following.done()
     gate.set()
-    monkeypatch.undo()
-    await until(lambda: not compiler._compiling.total())
-    assert allowed(await matcher(compiler, regex="a")) == {ord("a")}
+    assert allowed(await following) == {ord("a")}
+    assert not compiler._slots.num_taken
 
 
-async def test_a_key_leaves_compilations_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
-    compiler, gate, asked = byte_compiler(), threading.Event(), pb.Constraint(regex="a")
-    await compiler.matchers(asked, 1)
-    monkeypatch.setattr(compiler, "_compile", lambda *_: [gate.wait()])
-    taken = [asyncio.create_task(compiler.matchers(asked, 1, "alice")) for _ in range(2)]
-    await until(lambda: compiler._compiling.total() == 2)
-    with pytest.raises(RequestError, match="2 of this key") as caught:
-        await compiler.matchers(asked, 1, "alice")
-    assert caught.value.reason == "TOO_MANY_CONSTRAINTS"
-    taken.append(asyncio.create_task(compiler.matchers(asked, 1, "bob")))
-    await until(lambda: compiler._compiling.total() == 3)
-    gate.set()
-    await asyncio.gather(*taken)
+async def test_many_languages_of_one_caller_wait_for_each_other() -> None:
+    compiler = byte_compiler()
+    asked = [pb.Constraint(regex=chr(ord("a") + place)) for place in range(20)]
+    made = await asyncio.gather(*(compiler.matchers(each, 1, "alice") for each in asked))
+    assert [allowed(each) for [each] in made] == [{ord("a") + place} for place in range(20)]
 
 
 # ---- beside the rest of a request ----
