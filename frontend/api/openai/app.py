@@ -21,6 +21,7 @@ from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error
 from frontend.api.openai.generation import GenerationResponse, Job, LongJSONResponse
+from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.middleware import (
     Authenticate,
@@ -113,6 +114,9 @@ class _Endpoints:
             ("/version", self._version),
             ("/openapi.json", self._openapi_json),
             ("/docs", self._docs_page),
+            ("/load", self._load),
+            ("/server_info", self._server_info),
+            ("/expert_load", self._expert_load),
             ("/v1/models", self._models),
             ("/v1/models/{name:path}", self._one_model),
         ]
@@ -147,6 +151,15 @@ class _Endpoints:
         assert self._metrics is not None, "there is no route to it"
         data, content_type = self._metrics()
         return Response(data, headers={"content-type": content_type})
+
+    async def _load(self, request: Request) -> Response:
+        return JSONResponse(as_json(self._service.load()))
+
+    async def _server_info(self, request: Request) -> Response:
+        return JSONResponse(as_json(self._service.server_info()))
+
+    async def _expert_load(self, request: Request) -> Response:
+        return JSONResponse(as_json(await self._service.expert_load()))
 
     async def _models(self, request: Request) -> Response:
         models: ModelList = {"object": "list", "data": [self._model_object()]}

@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 
 from frontend.api.openai.body import BODY_SECONDS
 from frontend.api.openai.errors import STATUSES
+from frontend.api.openai.load import ExpertLoad, Load, ServerInfo
 from frontend.api.openai.parameters.models import ChatBody, CompletionBody
 from frontend.api.openai.response_models import (
     ChatChunk,
@@ -43,7 +44,7 @@ DOCS_HEADERS: Mapping[str, str] = {
 _REQUESTS = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
 _RESPONSES = (
     ChatCompletion, ChatChunk, Completion, CompletionChunk, Model, ModelList, Health, ErrorResponse,
-    Version, Tokenized, Detokenized,
+    Version, Tokenized, Detokenized, Load, ServerInfo, ExpertLoad,
 )  # fmt: skip
 _ERRORS: Mapping[int, str] = {
     400: "A parameter, named by `param`, is wrong; or the model cannot do what is requested.",
@@ -150,6 +151,9 @@ def _paths(has_metrics: bool) -> Schema:
             )
         },
         "/version": {"get": _open("Tell the release", {200: _json("Version")})},
+        "/load": {"get": _reading("Tell how busy the server is", _json("Load"))},
+        "/server_info": {"get": _reading("Describe server and workers", _json("ServerInfo"))},
+        "/expert_load": {"get": _reading("Count the tokens of every expert", _json("ExpertLoad"))},
         "/tokenize": {
             "post": _question("Turn a prompt or a chat into token ids", "TokenizeBody", "Tokenized")
         },
