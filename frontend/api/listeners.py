@@ -54,6 +54,7 @@ class Listeners:
             Sources(
                 load=service.engine_load,
                 experts=service.expert_load,
+                server=service.server_info,
                 ready=lambda: self.health.ready,
                 denied=lambda: access.denied,
             )

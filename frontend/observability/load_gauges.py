@@ -102,6 +102,18 @@ STEP_COUNTERS: tuple[tuple[str, str], ...] = (
 )
 
 
+def cache_family(families: Families, server: pb.GetServerInfoResponse) -> Metric:
+    """The size of the KV cache as labels of a 1, which is how routers read it from vLLM."""
+    family = GaugeMetricFamily(
+        "vllm:cache_config_info",
+        "Size of the KV cache, over all replicas of attention: the labels tell.",
+        labels=("model_name", "block_size", "num_gpu_blocks"),
+    )
+    num_blocks = server.kv_cache_tokens // server.block_size
+    family.add_metric((families.model, str(server.block_size), str(num_blocks)), 1)
+    return family
+
+
 def load_families(families: Families, load: EngineLoad) -> Iterator[Metric]:
     """Every metric of a load snapshot."""
     for name, meaning, read in GAUGES:

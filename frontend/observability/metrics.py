@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from frontend.engine.load import EngineLoad
 from frontend.errors import RequestError
-from frontend.observability.load_gauges import expert_families, load_families
+from frontend.observability.load_gauges import cache_family, expert_families, load_families
 from frontend.observability.metric_families import (
     REQUEST_SECONDS,
     STEP_SECONDS,
@@ -40,14 +40,15 @@ class Sources:
     """What a scrape reads.
 
     Attributes:
-        load, experts: `Service.engine_load` and `Service.expert_load`; RequestError while there are
-            no workers.
+        load, experts, server: `Service.engine_load`, `expert_load` and `server_info`; RequestError
+            while there are no workers.
         ready: whether requests are taken.
         denied: calls that came without a valid key.
     """
 
     load: Callable[[], EngineLoad]
     experts: Callable[[], Awaitable[pb.GetExpertLoadResponse]]
+    server: Callable[[], pb.GetServerInfoResponse]
     ready: Callable[[], bool]
     denied: Callable[[], int]
 
@@ -194,6 +195,7 @@ class Metrics(Collector):
             )
             with contextlib.suppress(RequestError):  # there is no engine yet
                 yield from load_families(self._families, self._sources.load())
+                yield cache_family(self._families, self._sources.server())
 
     def _histograms(self) -> Iterator[Metric]:
         for name, meaning, seen in (

@@ -42,6 +42,7 @@ EXPERTS = pb.GetExpertLoadResponse(
 # As vLLM's documentation has them, which dashboards and autoscalers were written for.
 VLLM = {
     "vllm:num_requests_running", "vllm:num_requests_waiting", "vllm:kv_cache_usage_perc",
+    "vllm:cache_config_info",
     "vllm:num_preemptions_total", "vllm:prompt_tokens_total", "vllm:generation_tokens_total",
     "vllm:prefix_cache_queries_total", "vllm:prefix_cache_hits_total",
     "vllm:request_success_total", "vllm:time_to_first_token_seconds_bucket",
@@ -76,13 +77,17 @@ class Page:
         return self._values[name, frozenset(labels.items())]
 
 
+# Two replicas of attention, 48 blocks each.
+SERVER = pb.GetServerInfoResponse(block_size=16, kv_cache_tokens=2 * 48 * 16)
+
+
 async def no_experts() -> pb.GetExpertLoadResponse:
     return pb.GetExpertLoadResponse()
 
 
 def sources(**changes: object) -> Sources:
-    facts = {"load": lambda: LOAD, "experts": no_experts, "ready": lambda: True}
-    return Sources(**(facts | {"denied": lambda: 13} | changes))
+    facts = {"load": lambda: LOAD, "experts": no_experts, "server": lambda: SERVER}
+    return Sources(**(facts | {"ready": lambda: True, "denied": lambda: 13} | changes))
 
 
 @pytest.fixture
@@ -97,6 +102,7 @@ async def test_gauges_and_counters_are_what_load_says_at_the_scrape(metrics: Met
     assert page("vllm:num_requests_running") == 3
     assert page("vllm:num_requests_waiting") == 4
     assert page("vllm:kv_cache_usage_perc") == 0.25
+    assert page("vllm:cache_config_info", block_size="16", num_gpu_blocks="96") == 1
     assert page("vllm:num_preemptions_total") == 6
     assert page("vllm:prefix_cache_queries_total") == 80
     assert page("vllm:prefix_cache_hits_total") == 20
@@ -222,7 +228,7 @@ async def test_a_server_without_workers_still_answers_scrapes() -> None:
         page = Page(metrics)
         await asyncio.sleep(0)
     assert page("switchyard:ready") == 0
-    assert "vllm:num_requests_running" not in page.names
+    assert not page.names & {"vllm:num_requests_running", "vllm:cache_config_info"}
 
 
 async def test_names_that_dashboards_know_are_there(metrics: Metrics) -> None:
