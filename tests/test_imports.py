@@ -44,14 +44,14 @@ LAYERS = {
     "frontend/cli": {"frontend.config", "frontend.model_folder", "frontend.probe"},
     "workers/launcher": set(),
     "workers/layers": {"workers.distributed"},
-    "workers/attention": {"workers.config", "workers.rows"},
+    "workers/attention": {"workers.config", "workers.rows", "workers.zeros"},
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
     },
     "workers/step": {
         "workers.attention", "workers.model_config", "workers.models", "workers.rows",
-        "workers.sampling", "workers.staging",
+        "workers.sampling", "workers.staging", "workers.zeros",
     },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",

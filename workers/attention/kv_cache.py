@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from workers.config import WorkerConfig
+from workers.zeros import zeros
 
 GRAPH_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
 
@@ -62,10 +63,7 @@ class KVCache:
         self.num_blocks = num_blocks
         self.block_size = sizes.block_size
         self.layers = [
-            LayerCache(
-                torch.zeros(shape, dtype=sizes.dtype, device=device),
-                torch.zeros(shape, dtype=sizes.dtype, device=device),
-            )
+            LayerCache(zeros(shape, sizes.dtype, device), zeros(shape, sizes.dtype, device))
             for _ in range(sizes.num_layers)
         ]
 

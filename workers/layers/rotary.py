@@ -8,9 +8,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+_ROWS_AT_ONCE = 1 << 16
+"""Rows worked out at once on a CPU, which takes 0.1 s; few models have a longer context."""
+
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines for all positions, computed once in fp32.
+    """Cosines and sines for all positions, each computed once in fp32.
+
+    On a CPU, where a long context would take seconds and gigabytes, rows are worked out when
+    sequences become so long; elsewhere all are, for graphs are captured with the tables.
 
     Args:
         head_dim: D, even.
@@ -22,18 +28,33 @@ class RotaryEmbedding(nn.Module):
         self, head_dim: int, max_positions: int, theta: float, device: torch.device
     ) -> None:
         super().__init__()
+        self.head_dim = head_dim
+        self.max_positions = max_positions
+        self.theta = theta
+        self.num_ready = 0
         self.cos = nn.Buffer(
             torch.empty(max_positions, head_dim, dtype=torch.float32, device=device),
             persistent=False,
         )
         self.sin = nn.Buffer(torch.empty_like(self.cos), persistent=False)
-        if device.type == "meta":
-            return  # a plan's tables have no values; to work them out there takes seconds
-        powers = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
-        positions = torch.arange(max_positions, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, 1.0 / theta**powers)
-        self.cos.unflatten(1, (2, -1)).copy_(angles.cos().unsqueeze(1))
-        self.sin.unflatten(1, (2, -1)).copy_(angles.sin().unsqueeze(1))
+        if device.type != "meta":  # a plan's tables have no values; to work them out takes seconds
+            self.cover(1 if device.type == "cpu" else max_positions)
+
+    def cover(self, num_positions: int) -> None:
+        """Have the rows of positions below ``num_positions``, which a step is about to read."""
+        if num_positions <= self.num_ready:
+            return
+        assert num_positions <= self.max_positions, f"{num_positions} of {self.max_positions}"
+        start, stop = self.num_ready, num_positions
+        if self.cos.device.type == "cpu":
+            stop = min(-(-num_positions // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, self.max_positions)
+        device = self.cos.device
+        powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
+        positions = torch.arange(start, stop, dtype=torch.float32, device=device)
+        angles = torch.outer(positions, 1.0 / self.theta ** (powers / self.head_dim))
+        self.cos[start:stop].unflatten(1, (2, -1)).copy_(angles.cos().unsqueeze(1))
+        self.sin[start:stop].unflatten(1, (2, -1)).copy_(angles.sin().unsqueeze(1))
+        self.num_ready = stop
 
     def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Cosines and sines ``[T, 1, D]`` in fp32."""

@@ -239,6 +239,7 @@ class Qwen3ForCausalLM(nn.Module):
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """Last hidden states ``[T, H]``, normed."""
+        self.rotary.cover(max(batch.attention.lengths, default=0))
         residual_TH = self.embed_tokens(batch.ids_T, batch.attention.slots_T, batch.last_token)
         update = None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):

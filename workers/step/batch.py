@@ -24,6 +24,7 @@ from workers.sampling.options import SamplingMetadata
 from workers.sampling.slot_params import SlotParams
 from workers.sampling.torch_sampler import SamplingRows
 from workers.staging import Staging
+from workers.zeros import zeros
 
 _SPARE_WORDS = 1 << 16  # initial size of the staging that no graph reads
 
@@ -97,7 +98,7 @@ class BatchBuilder:
         self.block_size = block_size
         self.device = device
         self.attention = attention
-        self.tables = torch.zeros(num_slots, max_blocks, dtype=torch.int32, device=device)
+        self.tables = zeros((num_slots, max_blocks), torch.int32, device)
         kv_heads = 0 if attention is None else attention.kv_heads
         # Between steps zeros, which decode attention leaves behind.
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)

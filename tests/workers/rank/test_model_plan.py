@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.workers.steps import start_rank
+from tests.workers.memory import resident_bytes
+from tests.workers.steps import prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
 from workers.models import MODELS
 from workers.models.base import BuildContext
@@ -83,6 +84,17 @@ def test_tables_of_positions_count_and_their_flag_is_named(
         start_rank(folder)
     assert [device.type for device in built_on] == ["meta"]
     assert start_rank(folder, max_model_len=64).max_model_len == 64
+
+
+def test_a_context_takes_what_its_sequences_need(folder: Path) -> None:
+    """Neither rows of tables nor blocks that no sequence has come to."""
+    expected = step_logits(start_rank(folder), prefill_step(1, 0, [5, 6, 7], [2]))
+    change(folder, max_position_embeddings=10_000_000)
+    before = resident_bytes()
+    rank = start_rank(folder, num_blocks=None)
+    assert rank.max_model_len == 10_000_000
+    assert torch.equal(step_logits(rank, prefill_step(1, 0, [5, 6, 7], [2])), expected)
+    assert resident_bytes() - before < 256 << 20  # whole tables would take more
 
 
 def test_a_model_unlike_its_checkpoint_is_not_made(folder: Path, built_on: Devices) -> None:
