@@ -66,7 +66,7 @@ LAYERS = {
 APIS: dict[str, set[str]] = {
     "http": set(),
     "grpc": set(),
-    "openai": set(),
+    "openai": {"frontend.api.http"},
     "vllm": {"frontend.api.grpc"},
 }
 # Who may import the folders at the top.

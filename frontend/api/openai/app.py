@@ -16,11 +16,14 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from frontend.api.openai.body import Budget, parse_object, read_body
+from frontend.api.http.body import Budget, parse_object, read_body
+from frontend.api.http.errors import HttpError
+from frontend.api.http.generation import GenerationResponse
+from frontend.api.http.long_json import LongJSONResponse
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
-from frontend.api.openai.errors import ApiError, api_error
-from frontend.api.openai.generation import GenerationResponse, Job, LongJSONResponse
+from frontend.api.openai.errors import ApiError, api_error, shaped
+from frontend.api.openai.generation import BoundJob, Job
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.middleware import (
@@ -202,7 +205,7 @@ class _Endpoints:
 
         body = await read_body(request, self._uploads)
         job = await self._in_turn(job_of, body)
-        return GenerationResponse(job, self._service, self._texts, request.state.caller)
+        return GenerationResponse(BoundJob(job, self._service, self._texts, request.state.caller))
 
     async def _tokenize(self, request: Request) -> LongJSONResponse:
         values = await self._read(request)
@@ -228,8 +231,10 @@ class _Endpoints:
 
 
 async def _on_http_error(request: Request, error: Exception) -> Response:
-    """The response to an `ApiError`, or to a path or method that Starlette did not find."""
+    """The response to an error, or to a path or method that Starlette did not find."""
     assert isinstance(error, HTTPException)
+    if isinstance(error, HttpError):
+        error = shaped(error)
     if not isinstance(error, ApiError):
         path = request.scope["path"]
         error = _wrong_method(request, error) if error.status_code == 405 else _not_found(path)

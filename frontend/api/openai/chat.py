@@ -11,15 +11,10 @@ import json
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any, cast
 
-from frontend.api.openai.body import validated
-from frontend.api.openai.generation import (
-    FINISH_REASONS,
-    AnswerSize,
-    JsonArray,
-    envelope,
-    usage_of,
-    with_free_id,
-)
+from frontend.api.http.generation import with_free_id
+from frontend.api.http.long_json import AnswerSize, JsonArray
+from frontend.api.http.validation import validated
+from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request, refuse_unsupported
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message

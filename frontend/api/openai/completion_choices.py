@@ -11,12 +11,9 @@ import dataclasses
 from collections.abc import AsyncGenerator, Mapping
 from typing import Any, cast
 
-from frontend.api.openai.generation import (
-    FINISH_REASONS,
-    AnswerSize,
-    JsonArray,
-    with_free_id,
-)
+from frontend.api.http.generation import with_free_id
+from frontend.api.http.long_json import AnswerSize, JsonArray
+from frontend.api.openai.generation import FINISH_REASONS
 from frontend.api.openai.logprobs import (
     CompletionLogprobsBuilder,
     TokenTexts,

@@ -10,13 +10,10 @@ import dataclasses
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
-from frontend.api.openai.body import validated
+from frontend.api.http.long_json import AnswerSize
+from frontend.api.http.validation import validated
 from frontend.api.openai.completion_choices import ChoiceParts, PromptChoices
-from frontend.api.openai.generation import (
-    AnswerSize,
-    envelope,
-    usage_of,
-)
+from frontend.api.openai.generation import envelope, usage_of
 from frontend.api.openai.logprobs import (
     TokenTexts,
 )

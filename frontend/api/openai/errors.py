@@ -1,35 +1,30 @@
-"""Errors over HTTP: their statuses, OpenAI's error object, and OpenAI's names of parameters.
-
-Owns the one table from `frontend.errors.Code` to HTTP, and the words for values that pydantic
-refuses. Knows no path.
-"""
+"""OpenAI's error object, and OpenAI's names of parameters. Knows no path."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
-from pydantic_core import ErrorDetails
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from frontend.api.http.errors import STATUSES, HttpError
 from frontend.api.openai.response_models import ErrorResponse
-from frontend.errors import Code, RequestError, invalid_field
+from frontend.errors import Code, RequestError
 
-# The status and OpenAI's `type` of each code.
-STATUSES: Mapping[Code, tuple[int, str]] = {
-    Code.INVALID_ARGUMENT: (400, "invalid_request_error"),
-    Code.FAILED_PRECONDITION: (400, "invalid_request_error"),
-    Code.UNAUTHENTICATED: (401, "authentication_error"),
-    Code.PERMISSION_DENIED: (403, "permission_error"),
-    Code.NOT_FOUND: (404, "invalid_request_error"),
-    Code.ALREADY_EXISTS: (409, "invalid_request_error"),
-    Code.RESOURCE_EXHAUSTED: (429, "rate_limit_error"),
-    Code.INTERNAL: (500, "server_error"),
-    Code.UNAVAILABLE: (503, "server_error"),
-    Code.DEADLINE_EXCEEDED: (504, "timeout_error"),
+# OpenAI's `type` of each code.
+KINDS: Mapping[Code, str] = {
+    Code.INVALID_ARGUMENT: "invalid_request_error",
+    Code.FAILED_PRECONDITION: "invalid_request_error",
+    Code.UNAUTHENTICATED: "authentication_error",
+    Code.PERMISSION_DENIED: "permission_error",
+    Code.NOT_FOUND: "invalid_request_error",
+    Code.ALREADY_EXISTS: "invalid_request_error",
+    Code.RESOURCE_EXHAUSTED: "rate_limit_error",
+    Code.INTERNAL: "server_error",
+    Code.UNAVAILABLE: "server_error",
+    Code.DEADLINE_EXCEEDED: "timeout_error",
 }
 
 # Reasons that OpenAI's clients know by another word.
@@ -94,7 +89,7 @@ def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> Ap
     Args:
         names: this request's names of fields of `switchyard.v1`; they precede the usual ones.
     """
-    status, kind = STATUSES[error.code]
+    status, kind = STATUSES[error.code], KINDS[error.code]
     param = None if error.field is None else _parameter(error.field, names or {})
     message = error.message_for(lambda field: _parameter(field, names or {}))
     headers = {}
@@ -104,6 +99,12 @@ def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> Ap
         headers["www-authenticate"] = "Bearer"
     code = _CODES.get(error.reason, error.reason.lower())
     return ApiError(status, kind, message, code=code, param=param, headers=headers)
+
+
+def shaped(error: HttpError) -> ApiError:
+    """An error of HTTP's own as OpenAI's object."""
+    kind = "server_error" if error.status_code >= 500 else "invalid_request_error"
+    return ApiError(error.status_code, kind, error.detail, code=error.code, headers=error.headers)
 
 
 def _parameter(field: str, names: Mapping[str, str]) -> str:
@@ -120,51 +121,3 @@ def _parameter(field: str, names: Mapping[str, str]) -> str:
     if path.partition(".")[0] in ("sampling", "stop_conditions", "output"):
         return path.partition(".")[2] + bracket + index
     return field
-
-
-def invalid_parameter(error: ErrorDetails) -> RequestError:
-    """The refusal of a value that a model of `request_models` does not take."""
-    path = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"])
-    return invalid_field(path.removeprefix("."), _complaint(error))
-
-
-# What a value of the wrong type should have been, by pydantic's error.
-_EXPECTED: Mapping[str, str] = {
-    "string_type": "a string",
-    "bool_type": "true or false",
-    "float_type": "a finite number",
-    "finite_number": "a finite number",
-    "int_type": "an integer",
-    "list_type": "a list",
-    "dict_type": "an object",
-    "model_type": "an object",
-}
-
-
-def _complaint(error: ErrorDetails) -> str:
-    """What is wrong with a value, to be read after its name; never the value's own text."""
-    kind, value, context = error["type"], error["input"], error.get("ctx", {})
-    match kind:
-        case "greater_than_equal":
-            return f"is {_number(value)}, must be at least {context['ge']}"
-        case "less_than_equal":
-            return f"is {_number(value)}, must be at most {context['le']}"
-        case "out_of_range":
-            return f"is {_number(value)}, must be {context['wanted']}"
-        case "literal_error":
-            return f"must be {context['expected']}"
-        case "missing":
-            return "is missing; send it"
-        case _ if kind in _EXPECTED:
-            return f"is {_kind(value)}, must be {_EXPECTED[kind]}"
-        case _:
-            return error["msg"]
-
-
-def _number(value: int) -> str:
-    return f"{value:.6g}" if abs(value) < 1 << 128 else "huge"  # a float has a largest value
-
-
-def _kind(value: Any) -> str:
-    names = {bool: "a boolean", int: "a number", float: "a number", str: "a string"}
-    return names.get(type(value), "a list" if isinstance(value, list) else "an object")

@@ -12,8 +12,8 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from frontend.api.openai.body import BODY_SECONDS
-from frontend.api.openai.errors import STATUSES
+from frontend.api.http.body import BODY_SECONDS
+from frontend.api.http.errors import STATUSES
 from frontend.api.openai.load import ExpertLoad, Load, ServerInfo
 from frontend.api.openai.parameters.models import ChatBody, CompletionBody
 from frontend.api.openai.response_models import (
@@ -73,7 +73,7 @@ def openapi_document(*, has_metrics: bool) -> Schema:
     Args:
         has_metrics: whether there is a /metrics.
     """
-    assert {status for status, _ in STATUSES.values()} <= set(_ERRORS)
+    assert set(STATUSES.values()) <= set(_ERRORS)
     return {
         "openapi": "3.1.0",
         "info": {

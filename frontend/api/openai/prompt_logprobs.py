@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 
-from frontend.api.openai.generation import AnswerSize, JsonArray
+from frontend.api.http.long_json import AnswerSize, JsonArray
 from frontend.api.openai.logprobs import LEAST, TokenTexts, token_ids
 from frontend.api.openai.response_models import PromptLogprob
 from frontend.service.responses import logprobs_at_once

@@ -12,10 +12,10 @@ from typing import Any, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from frontend.api.openai.body import validated
+from frontend.api.http.long_json import AnswerSize, JsonArray
+from frontend.api.http.validation import validated
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.errors import ApiError
-from frontend.api.openai.generation import AnswerSize, JsonArray
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.response_models import Detokenized, Tokenized
 from frontend.errors import invalid_field

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.api.openai.body import parse_object
+from frontend.api.http.body import parse_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.errors import Code, RequestError

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from frontend.api.http.errors import STATUSES
 from frontend.api.openai import response_models
 from frontend.api.openai.app import openai_app
-from frontend.api.openai.errors import STATUSES
 from frontend.api.openai.openapi import docs_page, openapi_document
 from frontend.api.openai.parameters.models import ChatBody, CompletionBody, GenerationBody
 from frontend.service.service import Service
@@ -60,7 +60,7 @@ def test_every_route_and_every_status_is_described() -> None:
     assert set(DOCUMENT["paths"]) - set(without) == {"/metrics"}
     for path in ("/v1/chat/completions", "/v1/completions"):
         responses = DOCUMENT["paths"][path]["post"]["responses"]
-        sent = {str(status) for status, _ in STATUSES.values()} | {
+        sent = {str(status) for status in STATUSES.values()} | {
             "200",
             "403",
             "405",

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from frontend.api.openai import generation
+from frontend.api.http import long_json
 from tests.frontend.http_fakes import post, running_http
 
 CHAT = {"messages": [{"role": "user", "content": "ab"}], "max_tokens": 1}
@@ -92,7 +92,7 @@ async def test_a_bad_value_is_named(
 
 
 async def test_every_choice_s_copy_counts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generation, "MAX_ANSWER_BYTES", 2000)
+    monkeypatch.setattr(long_json, "MAX_ANSWER_BYTES", 2000)
     assert (await ask("/v1/completions", **COMPLETION, prompt_logprobs=5))[0] == 200
     status, answer = await ask("/v1/completions", **COMPLETION, prompt_logprobs=5, n=8)
     assert (status, answer["error"]["code"]) == (400, "answer_too_large")

@@ -10,11 +10,12 @@ from typing import Any
 import openai
 import pytest
 
+from frontend.api.http import body as upload
 from frontend.api.http import connection
+from frontend.api.http.errors import STATUSES
 from frontend.api.http.server import HttpServer
-from frontend.api.openai import body as upload
 from frontend.api.openai.app import openai_app
-from frontend.api.openai.errors import STATUSES
+from frontend.api.openai.errors import KINDS
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
 from frontend.service.service import Service
@@ -106,7 +107,7 @@ async def test_every_code_is_a_status() -> None:
             with pytest.raises(openai.APIStatusError) as caught:
                 await http.client.completions.create(model=MODEL, prompt="a")
             error: Any = caught.value
-            assert (error.status_code, error.type) == STATUSES[code]
+            assert (error.status_code, error.type) == (STATUSES[code], KINDS[code])
             assert (error.code, error.body["message"]) == ("some_reason", "no")
 
 

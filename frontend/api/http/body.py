@@ -1,4 +1,4 @@
-"""A request's body: read within its bounds, parsed, and checked against a model.
+"""A request's body: read within its bounds, and parsed.
 
 Owns which types and encodings are taken, the bounds of each body and of all together, which bodies
 a web page could have sent behind its user's back, and what JSON is taken. Knows no parameter.
@@ -13,12 +13,11 @@ import asyncio
 import json
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
-from pydantic import BaseModel, ValidationError
 from starlette.requests import Request
 
-from frontend.api.openai.errors import ApiError, invalid_parameter
+from frontend.api.http.errors import HttpError
 from frontend.bounds import (
     MAX_BODIES_BYTES,
     MAX_BODY_BYTES,
@@ -40,7 +39,6 @@ _CLOSE = {"connection": "close"}
 _CARELESS_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
 # Browsers set them, and let no page change them.
 _BROWSERS_HEADERS = ("origin", "sec-fetch-site")
-_Model = TypeVar("_Model", bound=BaseModel)
 
 
 class Budget:
@@ -64,7 +62,7 @@ class _Share:
         """Count the body as ``size`` bytes.
 
         Raises:
-            ApiError: 503; all bodies together are too large.
+            HttpError: 503; all bodies together are too large.
         """
         more = max(0, size - UNCOUNTED_BODY_BYTES) - self._counted
         if more > 0 and self._budget.used + more > MAX_BODIES_BYTES:
@@ -82,9 +80,9 @@ async def read_body(request: Request, budget: Budget) -> bytes:
     """The body, decoded.
 
     Raises:
-        ApiError: 413 past `MAX_BODY_BYTES`, sent or decoded; 408 past `BODY_SECONDS`; 415 of a type
-            or an encoding that is not taken; 400 where it is not of its encoding; 503 while the
-            bodies under way hold too much.
+        HttpError: 413 past `MAX_BODY_BYTES`, sent or decoded; 408 past `BODY_SECONDS`; 415 of a
+            type or an encoding that is not taken; 400 where it is not of its encoding; 503 while
+            the bodies under way hold too much.
         ClientDisconnect: the client left before the body's end.
     """
     _check_type(request.headers)
@@ -135,7 +133,7 @@ class _ValueCounter:
         """Count on.
 
         Raises:
-            ApiError: 413; there are too many, or a number is too long.
+            HttpError: 413; there are too many, or a number is too long.
         """
         if self._is_escaped:
             piece = piece[1:]
@@ -204,7 +202,7 @@ class _Inflater:
         if not self._stream.eof:
             raise self._invalid()
 
-    def _invalid(self) -> ApiError:
+    def _invalid(self) -> HttpError:
         return _refusal(400, f"the body is not one whole {self._name} stream", "invalid_encoding")
 
 
@@ -220,7 +218,7 @@ def _decoder(request: Request) -> _Decoder:
     """Of the request's Content-Encoding.
 
     Raises:
-        ApiError: 415; it is none that is taken.
+        HttpError: 415; it is none that is taken.
     """
     name = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
     if name in ("", "identity"):
@@ -242,7 +240,7 @@ def _check_type(headers: Mapping[str, str]) -> None:
     sends forms, plain text and bodies of no type at once.
 
     Raises:
-        ApiError: 415.
+        HttpError: 415.
     """
     kind = headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
@@ -257,14 +255,13 @@ def _check_type(headers: Mapping[str, str]) -> None:
     )
 
 
-def _too_large(complaint: str) -> ApiError:
+def _too_large(complaint: str) -> HttpError:
     return _refusal(413, f"the body {complaint}; send less", "body_too_large", _CLOSE)
 
 
-def _too_many() -> ApiError:
-    return ApiError(
+def _too_many() -> HttpError:
+    return HttpError(
         503,
-        "server_error",
         f"requests that are being sent hold {MAX_BODIES_BYTES} bytes; try again in a moment",
         code="bodies_full",
         headers={"retry-after": str(RETRY_SECONDS), **_CLOSE},
@@ -273,8 +270,8 @@ def _too_many() -> ApiError:
 
 def _refusal(
     status: int, message: str, code: str, headers: Mapping[str, str] | None = None
-) -> ApiError:
-    return ApiError(status, "invalid_request_error", message, code=code, headers=headers)
+) -> HttpError:
+    return HttpError(status, message, code=code, headers=headers)
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
@@ -297,15 +294,3 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 def _refuse_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
-
-
-def validated(model: type[_Model], values: Mapping[str, Any]) -> _Model:
-    """The model of a body.
-
-    Raises:
-        RequestError: INVALID_ARGUMENT with the name of the first parameter that is wrong.
-    """
-    try:
-        return model.model_validate(values)
-    except ValidationError as error:
-        raise invalid_parameter(error.errors(include_url=False)[0]) from error

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from frontend.api.http import body as upload
 from frontend.api.openai import app
-from frontend.api.openai import body as upload
 from frontend.bounds import MAX_BODY_BYTES
 from tests.frontend.fakes import answer_text
 from tests.frontend.http_fakes import post, raw, running_http
