@@ -14,6 +14,8 @@ from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
+from frontend.processing.tool_calls.format import ToolFormat
+from frontend.processing.tool_calls.hermes import HERMES
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
@@ -75,6 +77,7 @@ class Backend:
         defaults: what unset sampling fields mean for this model.
         max_queued_requests: the engine's bound, for GetServerInfo.
         experts: None for a model without them.
+        tool_format: of the model's calls.
         prefix_cache: prompts that begin the same way share their work.
         end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
             model has it. A folder's configs and its tokenizer may disagree, and a chat ends by the
@@ -87,6 +90,7 @@ class Backend:
     defaults: SamplingDefaults
     max_queued_requests: int
     experts: Experts | None = None
+    tool_format: ToolFormat = HERMES
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
 

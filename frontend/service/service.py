@@ -23,6 +23,7 @@ from frontend.errors import Code, RequestError, internal_error, too_many
 from frontend.group_info import GroupInfo
 from frontend.processing import preprocess
 from frontend.processing.constraints.structured_output import Compiler
+from frontend.processing.tool_calls.format import ToolFormat
 from frontend.records import UNKNOWN_CALLER, Caller, Observer
 from frontend.requests.request import TextDecoder
 from frontend.service import info, responses, tokenization
@@ -305,6 +306,11 @@ class Service:
         """What makes text of one sequence's tokens as they come; None without a tokenizer."""
         tokenizer = self._attached().tokenizer
         return None if tokenizer is None else tokenizer.decoder((), False, keep_special_tokens)
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """The form in which the model writes calls; RequestError while there is no model."""
+        return self._attached().tool_format
 
     def model_info(self) -> pb.GetModelInfoResponse:
         """Facts of the model."""

@@ -16,6 +16,8 @@ from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
 from frontend.processing.text_decoders import ByteDecoder, complete_text
+from frontend.processing.tool_calls.format import ToolFormat
+from frontend.processing.tool_calls.hermes import HERMES
 from frontend.records import UNKNOWN_CALLER, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -35,6 +37,8 @@ class ScriptedService:
         self.prompt_logprobs = prompt_logprobs
         self.requests: list[Any] = []
         self.streams: list[bool] = []
+        self.reasoning_tokens = 0
+        self.tool_format: ToolFormat = HERMES
 
     async def generate(
         self, request: pb.GenerateRequest, caller: Caller = UNKNOWN_CALLER, *, streams: bool = True
@@ -64,7 +68,12 @@ class ScriptedService:
         for delta in self.deltas:
             yield pb.GenerateResponse(delta=delta)
         count = sum(len(delta.token_ids) for delta in self.deltas)
-        usage = pb.Usage(prompt_tokens=3, cached_prompt_tokens=1, completion_tokens=count)
+        usage = pb.Usage(
+            prompt_tokens=3,
+            cached_prompt_tokens=1,
+            completion_tokens=count,
+            reasoning_tokens=self.reasoning_tokens,
+        )
         yield pb.GenerateResponse(finished=pb.GenerateFinished(usage=usage))
 
     async def tokenize_text(self, text: str) -> list[int]:

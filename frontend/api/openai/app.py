@@ -5,6 +5,7 @@ Owns which path does what, and which error a response is. `frontend.service` doe
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -189,7 +190,8 @@ class _Endpoints:
         }
 
     async def _chat(self, request: Request) -> GenerationResponse:
-        return await self._generation(request, read_chat)
+        read = functools.partial(read_chat, tool_format=self._service.tool_format)
+        return await self._generation(request, read)
 
     async def _completions(self, request: Request) -> GenerationResponse:
         return await self._generation(request, read_completion)

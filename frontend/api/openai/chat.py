@@ -1,6 +1,6 @@
 """POST /v1/chat/completions: from its body to `Service.chat`, and back to OpenAI's objects.
 
-Owns messages and the shape of chat completions. `tools.py` has the tools.
+Owns messages and the shape of chat completions.
 """
 
 from __future__ import annotations
@@ -32,13 +32,22 @@ from frontend.api.openai.response_models import (
     TokenLogprob,
     Usage,
 )
-from frontend.api.openai.tool_calling.function_call import with_function_call
-from frontend.api.openai.tool_calling.tool_calls import TurnReader, whole_message
-from frontend.api.openai.tool_calling.tools import NO_TOOLS, ToolUse, tool_use
+from frontend.api.openai.tool_calling.tools import chat_tools
+from frontend.api.openai.tool_calling.turn_parts import deltas, message
 from frontend.errors import invalid_field
+from frontend.processing.tool_calls.format import ToolFormat
+from frontend.processing.tool_calls.tool_use import ToolUse
 from frontend.records import Caller
-from frontend.service import responses
 from frontend.service.service import Service
+from frontend.service.turns import (
+    Ended,
+    Finished,
+    Started,
+    TurnDelta,
+    TurnEvent,
+    WholeTurn,
+    turn_events,
+)
 from switchyard.v1 import inference_pb2 as pb
 
 _ROLES: Mapping[str, pb.Role] = {
@@ -56,6 +65,7 @@ class ChatJob:
     """One chat completion; see `frontend.api.openai.generation.Job`.
 
     Attributes:
+        is_legacy: the request has ``functions``, and its answer ``function_call``.
         num_top, num_prompt_top: alternatives of a token of the output, and of the prompt; None: the
             prompt's log-probabilities are not asked for.
     """
@@ -64,6 +74,7 @@ class ChatJob:
     num_top: int
     num_prompt_top: int | None
     tools: ToolUse
+    is_legacy: bool
     stream: bool
     include_usage: bool
     names: Mapping[str, str]
@@ -71,94 +82,79 @@ class ChatJob:
 
     async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> ChatCompletion:
         """The whole answer."""
-        logprobs: dict[int, JsonArray] = {}
+        choices: dict[int, _WholeChoice] = {}
         size = AnswerSize()
-        events = self._without_logprobs(self._events(service, caller), texts, logprobs, size)
-        gathered = await responses.gathered(events)
-        choices = [self._choice(each, logprobs.get(each.index)) for each in gathered.outputs]
+        prompt, usage = None, pb.Usage()
+        async with contextlib.aclosing(self._events(service, caller)) as events:
+            async for event in events:
+                match event:
+                    case Started(message) if self.num_prompt_top is not None:
+                        prompt = await self._prompt_logprobs(message, texts, size)
+                    case TurnDelta(index):
+                        choice = choices.setdefault(index, _WholeChoice(size))
+                        choice.add(event, await self._logprobs(event.message, texts))
+                    case Finished(usage):
+                        pass
         answer: ChatCompletion = {
             **self.envelope,  # type: ignore[typeddict-item]  # it has no prompt_logprobs
             "object": "chat.completion",
-            "choices": choices,
-            "usage": usage_of([gathered.finished.usage]),
+            "choices": [self._choice(index, choices[index]) for index in sorted(choices)],
+            "usage": usage_of([usage]),
         }
-        if self.num_prompt_top is not None:
-            output = self.request.request.output
-            array = await prompt_logprobs(
-                gathered.started, self.num_prompt_top, output, texts, size
-            )
-            answer["prompt_logprobs"] = cast(PromptLogprobs, array)
+        if prompt is not None:
+            answer["prompt_logprobs"] = cast(PromptLogprobs, prompt)
         return answer
 
     async def chunks(
         self, service: Service, texts: TokenTexts, caller: Caller
     ) -> AsyncGenerator[list[ChatChunk], None]:
         """What is new of each choice, its role first, then usage."""
-        readers: dict[int, TurnReader] = {}
         async with contextlib.aclosing(self._events(service, caller)) as events:
             async for event in events:
-                if event.HasField("delta"):
-                    delta, choices = event.delta, []
-                    if delta.index not in readers:
-                        readers[delta.index] = self.tools.reader()
-                        choices.append(_chunk_choice(delta.index, _ROLE))
-                    choices += await self._new_of(delta, readers[delta.index], texts)
-                    if choices:
-                        yield [self._chunk([choice]) for choice in choices]
-                elif event.HasField("finished") and self.include_usage:
-                    yield [self._chunk([], usage_of([event.finished.usage]))]
+                match event:
+                    case TurnDelta(index, is_first):
+                        choices = [_chunk_choice(index, _ROLE)] if is_first else []
+                        choices += await self._new_of(event, texts)
+                        if choices:
+                            yield [self._chunk([choice]) for choice in choices]
+                    case Finished(usage) if self.include_usage:
+                        yield [self._chunk([], usage_of([usage]))]
 
-    def _events(
-        self, service: Service, caller: Caller
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        return with_free_id(
+    def _events(self, service: Service, caller: Caller) -> AsyncGenerator[TurnEvent, None]:
+        stream = with_free_id(
             lambda: service.chat(self.request, caller, streams=self.stream), self.request.request
         )
+        return turn_events(stream, self.tools.reader)
 
-    async def _without_logprobs(
-        self,
-        events: AsyncGenerator[pb.GenerateResponse, None],
-        texts: TokenTexts,
-        logprobs: dict[int, JsonArray],
-        size: AnswerSize,
-    ) -> AsyncGenerator[pb.GenerateResponse, None]:
-        """The events; what they say of log-probabilities goes to its choice's array at once."""
-        async with contextlib.aclosing(events):
-            async for event in events:
-                size.count(len(event.delta.text))
-                new = await self._logprobs(event.delta, texts)
-                if new is not None:
-                    array = logprobs.setdefault(event.delta.index, JsonArray(size))
-                    array.extend(new["content"])
-                    event.delta.ClearField("top_logprobs")
-                yield event
+    async def _prompt_logprobs(
+        self, started: pb.GenerateStarted, texts: TokenTexts, size: AnswerSize
+    ) -> JsonArray:
+        assert self.num_prompt_top is not None, "asked for"
+        output = self.request.request.output
+        return await prompt_logprobs(started, self.num_prompt_top, output, texts, size)
 
-    def _choice(self, output: pb.Delta, logprobs: JsonArray | None) -> ChatChoice:
-        """One choice of the whole answer, from all of its text and tokens."""
-        reader = self.tools.reader()
-        parts = reader.push(output.text) + reader.flush()
+    def _choice(self, index: int, whole: _WholeChoice) -> ChatChoice:
+        """One choice of the whole answer."""
+        ended = whole.turn.ended
         return {
-            "index": output.index,
-            "message": with_function_call(whole_message(parts), parts),
-            "logprobs": None if logprobs is None else _chat_logprobs(logprobs),
-            "finish_reason": self._finish_reason(output, reader),
+            "index": index,
+            "message": message(whole.turn, self.is_legacy),
+            "logprobs": None if whole.logprobs is None else _chat_logprobs(whole.logprobs),
+            "finish_reason": None if ended is None else self._finish_reason(ended),
         }
 
-    async def _new_of(
-        self, delta: pb.Delta, reader: TurnReader, texts: TokenTexts
-    ) -> list[ChatChunkChoice]:
+    async def _new_of(self, delta: TurnDelta, texts: TokenTexts) -> list[ChatChunkChoice]:
         """What one message of the service adds to one choice."""
-        is_last = delta.finish_reason != pb.FINISH_REASON_UNSPECIFIED
-        parts = reader.push(delta.text) + (reader.flush() if is_last else [])
-        logprobs = await self._logprobs(delta, texts)
+        parts = deltas(delta.events, self.is_legacy)
+        logprobs = await self._logprobs(delta.message, texts)
         if logprobs and not parts:
             parts = [{"content": ""}]
         choices = []
         for part in parts:
             choices.append(_chunk_choice(delta.index, part, logprobs))
             logprobs = None
-        if is_last:
-            choices.append(_chunk_choice(delta.index, {}, None, self._finish_reason(delta, reader)))
+        if delta.ended is not None:
+            choices.append(_chunk_choice(delta.index, {}, None, self._finish_reason(delta.ended)))
         return choices
 
     async def _logprobs(self, delta: pb.Delta, texts: TokenTexts) -> ChatLogprobs | None:
@@ -167,11 +163,11 @@ class ChatJob:
         await texts.load(token_ids(delta.token_ids, delta.top_logprobs))
         return {"content": chat_logprobs(delta, self.num_top, texts), "refusal": None}
 
-    def _finish_reason(self, delta: pb.Delta, reader: TurnReader) -> FinishReason:
-        reason = FINISH_REASONS[delta.finish_reason]
-        if not reader.num_calls or reason != "stop":
+    def _finish_reason(self, ended: Ended) -> FinishReason:
+        reason = FINISH_REASONS[ended.reason]
+        if not ended.num_calls or reason != "stop":
             return reason
-        return "function_call" if self.tools.is_legacy else "tool_calls"
+        return "function_call" if self.is_legacy else "tool_calls"
 
     def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
         chunk: ChatChunk = {
@@ -182,6 +178,28 @@ class ChatJob:
         if self.include_usage:
             chunk["usage"] = usage
         return chunk
+
+
+class _WholeChoice:
+    """A choice of an answer that is no stream, put together from its deltas."""
+
+    def __init__(self, size: AnswerSize) -> None:
+        self.turn = WholeTurn()
+        self.logprobs: JsonArray | None = None
+        self._size = size
+
+    def add(self, delta: TurnDelta, logprobs: ChatLogprobs | None) -> None:
+        """Go on with a delta.
+
+        Raises:
+            RequestError: the answer has become too large.
+        """
+        self._size.count(len(delta.message.text) + len(delta.message.reasoning))
+        self.turn.add(delta)
+        if logprobs is not None:
+            if self.logprobs is None:
+                self.logprobs = JsonArray(self._size)
+            self.logprobs.extend(logprobs["content"])
 
 
 def _chat_logprobs(content: JsonArray) -> ChatLogprobs:
@@ -200,12 +218,15 @@ def _chunk_choice(
     return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
-def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob:
+def read_chat(
+    values: Mapping[str, Any], request_id: str, model: str, tool_format: ToolFormat
+) -> ChatJob:
     """The job of a body.
 
     Args:
         values: the body's JSON object.
         model: served name.
+        tool_format: of the model's calls.
 
     Raises:
         RequestError: a parameter is of the wrong type, or parameters do not fit each other.
@@ -215,32 +236,32 @@ def read_chat(values: Mapping[str, Any], request_id: str, model: str) -> ChatJob
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request, names = generate_request(body, getattr(body, limit))
     request.request_id = request_id
-    of_tools = (body.tools, body.tool_choice, body.functions, body.function_call)
-    names_tools = any(value is not None for value in of_tools)
-    tools = tool_use(body, values) if names_tools else NO_TOOLS
+    tools, is_legacy = chat_tools(body, values, tool_format)
     names["stop_conditions.max_new_tokens"] = limit
-    if tools.schema_json:
+    if tools.constraint is not None:
         if request.HasField("constraint"):
             raise invalid_field(
                 "tool_choice", f"forces a call, and {names['constraint']} names a language"
             )
-        request.constraint.json_schema = tools.schema_json
-        names["constraint.json_schema"] = names["constraint"] = tools.schema_field
+        language = f"constraint.{tools.constraint.WhichOneof('language')}"
+        names[language] = names["constraint"] = tools.constraint_field
     _set_logprobs(body, request.output)
     kwargs = body.chat_template_kwargs
+    chat = pb.ChatRequest(
+        messages=_messages(body.messages or ()),
+        request=request,
+        template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
+        parse_special_tokens=bool(body.parse_special_tokens),
+        continue_final_message=bool(body.continue_final_message),
+        add_generation_prompt=body.add_generation_prompt,
+    )
+    tools.apply(chat)
     return ChatJob(
-        request=pb.ChatRequest(
-            messages=_messages(body.messages or ()),
-            request=request,
-            template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
-            tools_json=tools.tools_json,
-            parse_special_tokens=bool(body.parse_special_tokens),
-            continue_final_message=bool(body.continue_final_message),
-            add_generation_prompt=body.add_generation_prompt,
-        ),
+        request=chat,
         num_top=body.top_logprobs or 0,
         num_prompt_top=body.prompt_logprobs,
         tools=tools,
+        is_legacy=is_legacy,
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         names=names,
@@ -262,6 +283,7 @@ def _messages(messages: Sequence[Message]) -> list[pb.ChatMessage]:
             content="".join(getattr(part, part.type) or "" for part in message.content),
             tool_call_id=message.tool_call_id or "",
             tool_calls=_calls(message, f"messages[{index}]"),
+            reasoning=message.reasoning_content or message.reasoning or "",
         )
         for index, message in enumerate(messages)
     ]

@@ -95,9 +95,13 @@ def usage_of(usages: Sequence[pb.Usage]) -> Usage:
     prompt = sum(each.prompt_tokens for each in usages)
     completion = sum(each.completion_tokens for each in usages)
     cached = sum(each.cached_prompt_tokens for each in usages)
-    return {
+    usage: Usage = {
         "prompt_tokens": prompt,
         "completion_tokens": completion,
         "total_tokens": prompt + completion,
         "prompt_tokens_details": {"cached_tokens": cached},
     }
+    reasoning = sum(each.reasoning_tokens for each in usages)
+    if reasoning:
+        usage["completion_tokens_details"] = {"reasoning_tokens": reasoning}
+    return usage

@@ -87,13 +87,20 @@ class PromptTokensDetails(TypedDict):
     cached_tokens: int
 
 
+class CompletionTokensDetails(TypedDict):
+    """Tokens of the output that were thoughts."""
+
+    reasoning_tokens: int
+
+
 class Usage(TypedDict):
-    """Tokens of all prompts and choices of a request."""
+    """Tokens of all prompts and choices of a request; the details come where a model thought."""
 
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
     prompt_tokens_details: PromptTokensDetails
+    completion_tokens_details: NotRequired[CompletionTokensDetails]
 
 
 class FunctionCall(TypedDict):
@@ -162,12 +169,13 @@ class ChatLogprobs(TypedDict):
 
 class ChatMessage(TypedDict):
     """The assistant's turn; content is null where the turn is calls alone. ``function_call`` is
-    the call where the request had ``functions``.
+    the call where the request had ``functions``, ``reasoning_content`` are the model's thoughts.
     """
 
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: NotRequired[str]
     tool_calls: NotRequired[list[ToolCall]]
     function_call: NotRequired[FunctionCall]
 
@@ -194,6 +202,7 @@ class ChatDelta(TypedDict, total=False):
     """The new part of a turn."""
 
     role: Literal["assistant"]
+    reasoning_content: str
     content: str
     tool_calls: list[ToolCallDelta]
     function_call: FunctionCallDelta

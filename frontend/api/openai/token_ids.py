@@ -92,7 +92,7 @@ async def _ids(
     if body.prompt is not None:
         is_bare = body.add_special_tokens is False
         return await service.tokenize_text(body.prompt, add_special_tokens=not is_bare)
-    return await service.tokenize_chat(read_chat(values, "", model).request)
+    return await service.tokenize_chat(read_chat(values, "", model, service.tool_format).request)
 
 
 async def detokenized(values: Mapping[str, Any], service: Service, model: str) -> Detokenized:

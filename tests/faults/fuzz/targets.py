@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import json
 import logging
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,10 +22,12 @@ from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 from frontend.api.grpc.interceptor import authenticated_key
 from frontend.api.grpc.server import InferenceServicer
 from frontend.api.openai.app import openai_app
-from frontend.api.openai.tool_calling.tool_calls import CallsInText, ListOfCalls, NamedCall
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.link.rank_channel import GroupLost
 from frontend.processing.tokenizer import Tokenizer
+from frontend.processing.tool_calls.events import Event, Text
+from frontend.processing.tool_calls.held_output import ListOfCalls, NamedCall
+from frontend.processing.tool_calls.hermes import CallsInText
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from switchyard.worker.v1 import worker_pb2
@@ -248,12 +251,12 @@ class Targets:
     async def _calls(self, data: Bytes) -> None:
         """What a model says, read for calls of tools; every reader's words can be sent on."""
         reader = data.pick((CallsInText({"f"}), ListOfCalls({"f"}), NamedCall("f")))
-        said = []
+        said: list[Event] = []
         while not data.is_over:
             said += reader.push(messages.model_text(data))
         said += reader.flush()
-        json.dumps(said, ensure_ascii=False).encode()
-        if any(not part for part in said):
+        json.dumps([dataclasses.asdict(each) for each in said], ensure_ascii=False).encode()
+        if any(event == Text("") for event in said):
             raise FindingError(f"an empty part: {said}")
 
     async def _results(self, data: Bytes) -> None:

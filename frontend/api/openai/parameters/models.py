@@ -147,6 +147,10 @@ class Message(RequestModel):
     function_call: CalledFunction | None = Field(
         default=None, description="The older form of one call."
     )
+    reasoning_content: str | None = Field(
+        default=None, description="What an assistant thought before the turn."
+    )
+    reasoning: str | None = Field(default=None, description="Another name of reasoning_content.")
 
 
 class Function(RequestModel):

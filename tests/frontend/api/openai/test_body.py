@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
@@ -12,6 +13,7 @@ from frontend.api.http.body import parse_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.errors import Code, RequestError
+from frontend.processing.tool_calls.hermes import HERMES
 
 NAMES = [
     "model", "messages", "prompt", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n",
@@ -58,7 +60,7 @@ VALUES = st.recursive(
 @settings(max_examples=400, deadline=None)
 @given(st.dictionaries(st.sampled_from(NAMES), VALUES, max_size=5))
 def test_any_object_is_a_job_or_refused_by_name(body: dict[str, object]) -> None:
-    for read in (read_chat, read_completion):
+    for read in (functools.partial(read_chat, tool_format=HERMES), read_completion):
         refusal = None
         try:
             read(parse_object(json.dumps(body).encode()), "id", "fake")

@@ -192,6 +192,55 @@ async def test_logprobs_have_text_bytes_and_alternatives() -> None:
     assert (second.token, second.logprob, second.bytes) == ("\ufffd", -9999.0, None)
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_thoughts_come_beside_the_content(stream: bool) -> None:
+    thoughts = [pb.Delta(reasoning=part, token_ids=[1], logprobs=[-0.5]) for part in ("h", "m")]
+    service = ScriptedService([*thoughts, says("a", logprobs=[-1.0])])
+    service.reasoning_tokens = 2
+    async with running_http(service) as http:
+        create: Any = http.client.chat.completions.create
+        more = {"stream_options": {"include_usage": True}} if stream else {}
+        answer = await create(model=MODEL, messages=HELLO, logprobs=True, stream=stream, **more)
+        if stream:
+            chunks = [chunk async for chunk in answer]
+            told = [chunk.choices[0] for chunk in chunks[1:-2]]
+            deltas = [each.delta.model_dump(exclude_unset=True) for each in told]
+            assert deltas == [
+                {"reasoning_content": "h"},
+                {"reasoning_content": "m"},
+                {"content": "a"},
+            ]
+            assert [each.logprobs.content[0].logprob for each in told] == [-0.5, -0.5, -1.0]
+            usage = chunks[-1].usage
+        else:
+            [choice] = answer.choices
+            assert (choice.message.reasoning_content, choice.message.content) == ("hm", "a")
+            assert len(choice.logprobs.content) == 3
+            usage = answer.usage
+    assert usage.completion_tokens_details.reasoning_tokens == 2
+
+
+@pytest.mark.parametrize("name", ["reasoning_content", "reasoning"])
+async def test_thoughts_of_the_history_are_passed_on(name: str) -> None:
+    service = ScriptedService([says("a")])
+    messages: list[Any] = [{"role": "assistant", "content": "b", name: "hm"}, *HELLO]
+    async with running_http(service) as http:
+        await http.client.chat.completions.create(model=MODEL, messages=messages)
+    first, second = service.requests[0].messages
+    assert (first.reasoning, second.reasoning) == ("hm", "")
+
+
+async def test_one_call_where_several_at_once_are_not_wanted() -> None:
+    async with running_http(ScriptedService([says(CALL + CALL)])) as http:
+        create: Any = http.client.chat.completions.create
+        answer = await create(
+            model=MODEL, messages=HELLO, tools=[WEATHER], parallel_tool_calls=False
+        )
+    [choice] = answer.choices
+    assert len(choice.message.tool_calls) == 1
+    assert choice.message.content == CALL
+
+
 @pytest.mark.parametrize("cut", [1, 3, 1000])
 @pytest.mark.parametrize("stream", [False, True])
 async def test_tool_calls_are_read_from_the_text(stream: bool, cut: int) -> None:

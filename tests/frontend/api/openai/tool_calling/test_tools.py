@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from frontend.api.openai.parameters.models import ChatBody
-from frontend.api.openai.tool_calling.tools import ToolUse, tool_use
+from frontend.api.openai.tool_calling.tools import chat_tools
 from frontend.errors import Code, RequestError
 from frontend.processing.constraints.structured_output import GrammarMatcher
+from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.tool_use import ToolUse
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL
 from tests.frontend.http_fakes import ScriptedService, running_http, says
@@ -36,11 +38,16 @@ def obj(**properties: Any) -> dict[str, Any]:
 
 def used(*tools: dict[str, Any], choice: Any = "required", **more: Any) -> ToolUse:
     values = {"messages": [], "tools": list(tools), "tool_choice": choice, **more}
-    return tool_use(ChatBody.model_validate(values), values)
+    return chat_tools(ChatBody.model_validate(values), values, HERMES)[0]
 
 
 def named(name: str = "f") -> dict[str, Any]:
     return {"type": "function", "function": {"name": name}}
+
+
+def schema_of(use: ToolUse) -> str:
+    assert use.constraint is not None
+    return use.constraint.json_schema
 
 
 async def compiled(schema_json: str) -> GrammarMatcher:
@@ -69,7 +76,7 @@ async def test_references_lead_into_their_own_tool() -> None:
         tool(each, name)
         for name, each in zip("pqrst", (COLOR, COUNT, OLDER, SAME, CHAIN), strict=True)
     ]
-    schema = used(*tools).schema_json
+    schema = schema_of(used(*tools))
     for name, arguments, is_right in (
         ("p", '{"a":"red"}', True),
         ("p", '{"a":5}', False),
@@ -86,7 +93,7 @@ async def test_references_lead_into_their_own_tool() -> None:
 
 async def test_data_and_names_that_look_like_keywords_stay() -> None:
     parameters = obj(**{"$ref": {"enum": [{"$ref": "#"}]}, "$id": {"const": {"$anchor": "a"}}})
-    schema = used(tool(parameters)).schema_json
+    schema = schema_of(used(tool(parameters)))
     assert await is_taken(schema, call('{"$ref":{"$ref":"#"},"$id":{"$anchor":"a"}}'))
 
 
@@ -100,8 +107,8 @@ async def test_remarks_do_not_count_and_are_left_to_the_template() -> None:
     assert len(use.tools_json) > 100_000
     assert json.loads(use.tools_json) == tools
     arguments = '{"title":{"title":"x"},"description":null}'
-    assert await is_taken(use.schema_json, call(arguments, "f49"))
-    assert not await is_taken(use.schema_json, call('{"title":{}}', "f49"))
+    assert await is_taken(schema_of(use), call(arguments, "f49"))
+    assert not await is_taken(schema_of(use), call('{"title":{}}', "f49"))
 
 
 async def test_an_id_at_the_root_is_the_tools_own() -> None:
@@ -111,7 +118,7 @@ async def test_an_id_at_the_root_is_the_tools_own() -> None:
         "$schema": "http://json-schema.org/draft-07/schema#",
     }
     parameters["properties"] = {"a": {"$ref": "http://x/tool#/$defs/C"}}
-    assert await is_taken(used(tool(parameters)).schema_json, call('{"a":"blue"}'))
+    assert await is_taken(schema_of(used(tool(parameters))), call('{"a":"blue"}'))
 
 
 @pytest.mark.parametrize(
@@ -126,7 +133,7 @@ def test_what_cannot_be_moved_is_refused_by_name(key: str) -> None:
 
 def test_one_dialect_at_a_time() -> None:
     one, two = ({"$schema": f"http://json-schema.org/draft-0{n}/schema#"} for n in (6, 7))
-    assert json.loads(used(tool(one), tool(one, "g")).schema_json)["$schema"] == one["$schema"]
+    assert json.loads(schema_of(used(tool(one), tool(one, "g"))))["$schema"] == one["$schema"]
     with pytest.raises(RequestError, match="different"):
         used(tool(one), tool(two, "g"))
 
@@ -168,8 +175,8 @@ def test_required_with_one_tool_is_the_language_of_the_call_by_name(
     parameters: dict[str, Any], seed: int
 ) -> None:
     """Walked together, a byte at a time, beside another tool with the same names."""
-    by_name = used(tool(parameters), choice=named()).schema_json
-    required = used(tool(parameters), tool(COLOR, "other")).schema_json
+    by_name = schema_of(used(tool(parameters), choice=named()))
+    required = schema_of(used(tool(parameters), tool(COLOR, "other")))
     try:
         alone = asyncio.run(compiled(by_name))
     except RequestError:
@@ -215,7 +222,7 @@ async def test_strict_tools_are_closed_and_others_open() -> None:
     parameters = {"type": "object", "properties": {"a": {"type": "object", "properties": {}}}}
     for strict, is_open in ((True, False), (False, True), (None, True)):
         for choice, said in (("required", call('{"a":{"x":1}}')), (named(), '{"a":{"x":1}}')):
-            schema = used(tool(parameters, strict=strict), choice=choice).schema_json
+            schema = schema_of(used(tool(parameters, strict=strict), choice=choice))
             assert await is_taken(schema, said) == is_open
 
 
@@ -232,10 +239,10 @@ def some(mode: str, *names: str) -> dict[str, Any]:
 async def test_allowed_tools_are_the_only_ones() -> None:
     use = used(*TOOLS, choice=some("required", "h", "f"))
     assert json.loads(use.tools_json) == [TOOLS[0], TOOLS[2]]
-    assert await is_taken(use.schema_json, call("{}", "h"))
-    assert not await is_taken(use.schema_json, call("{}", "g"))
+    assert await is_taken(schema_of(use), call("{}", "h"))
+    assert not await is_taken(schema_of(use), call("{}", "g"))
     use = used(*TOOLS, choice=some("auto", "g"))
-    assert (json.loads(use.tools_json), use.schema_json) == ([TOOLS[1]], "")
+    assert (json.loads(use.tools_json), use.constraint) == ([TOOLS[1]], None)
     for name, num_calls in (("g", 1), ("f", 0)):
         reader = use.reader()
         reader.push(f'<tool_call>{{"name": "{name}", "arguments": {{}}}}</tool_call>')

@@ -3,45 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from frontend.api.openai.tool_calling.json_objects import ObjectScanner
-from frontend.api.openai.tool_calling.tool_calls import (
-    BEGIN,
-    END,
-    CallsInText,
-    ListOfCalls,
-    TurnReader,
-)
+from frontend.processing.tool_calls.held_output import ListOfCalls
+from frontend.processing.tool_calls.hermes import BEGIN, END, CallsInText
+from frontend.processing.tool_calls.json_objects import ObjectScanner
+from tests.frontend.processing.tool_calls.reading import at_every_cut, read
 
 NAMES = ("get", "now")
 
 
 def call(arguments: str, name: str = "get") -> str:
     return f'{BEGIN}{{"name": "{name}", "arguments": {arguments}}}{END}'
-
-
-def read(reader: TurnReader, parts: list[str]) -> tuple[str, list[tuple[str, str]]]:
-    """Content, and the name and arguments of each call."""
-    deltas: list[Any] = [delta for part in parts for delta in reader.push(part)] + reader.flush()
-    calls = [each["function"] for delta in deltas for each in delta.get("tool_calls", ())]
-    assert reader.num_calls == len(calls)
-    content = "".join(delta.get("content", "") for delta in deltas)
-    return content, [(each["name"], each["arguments"]) for each in calls]
-
-
-def at_every_cut(make: Callable[[], TurnReader], text: str) -> tuple[str, list[tuple[str, str]]]:
-    """What is read, which is the same wherever the text is cut in two, and in single characters."""
-    whole = read(make(), [text])
-    assert read(make(), [*text]) == whole
-    for cut in range(1, len(text)):
-        assert read(make(), [text[:cut], text[cut:]]) == whole, text[:cut]
-    return whole
 
 
 def in_text(text: str) -> tuple[str, list[tuple[str, str]]]:

@@ -1,0 +1,40 @@
+"""A call as a JSON object of its name and arguments. The arguments are the model's own text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+
+from frontend.processing.tool_calls.json_objects import is_json_object, members
+
+
+def read_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
+    """Name and arguments of a call, from its JSON; None when it is none."""
+    text = text.strip(" \t\r\n")
+    if not is_json_object(text):
+        return None
+    found, _ = members(text)
+    name = _string(found.get("name", "")) or ""
+    arguments = found.get("arguments", found.get("parameters", "{}"))
+    if arguments.startswith('"'):  # JSON in a string, as OpenAI's own calls have it
+        arguments = _string(arguments) or ""
+    elif arguments == "null":
+        arguments = "{}"
+    return (name, arguments) if name in names and is_json_object(arguments) else None
+
+
+def cut_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
+    """Name and arguments, as far as they came, of a call that was cut off."""
+    found, cut = members(text)
+    name = _string(found.get("name", "")) or ""
+    if cut is not None and cut[0] == "arguments":
+        found["arguments"] = cut[1]
+    return (name, found["arguments"]) if name in names and "arguments" in found else None
+
+
+def _string(text: str) -> str | None:
+    """The string that a JSON text is; None when it is none, or half of a surrogate pair."""
+    if not text.startswith('"'):
+        return None
+    value: str = json.loads(text)
+    return value if value.isascii() or not any("\ud800" <= c <= "\udfff" for c in value) else None

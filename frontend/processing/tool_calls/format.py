@@ -1,0 +1,64 @@
+"""What is asked of the form in which a model writes calls, and of a reader of its text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from frontend.processing.tool_calls.events import Event, content
+from frontend.processing.tool_calls.tools import Tool
+
+
+class TurnReader(Protocol):
+    """Turns the text of one turn into events.
+
+    However the text is cut, the events are the same but for how content and arguments are cut. No
+    character of what is no call is lost, but blanks beside calls.
+
+    Attributes:
+        num_calls: calls that it has found.
+    """
+
+    num_calls: int
+
+    def push(self, text: str) -> list[Event]:
+        """Events that no later text can change."""
+        ...
+
+    def flush(self) -> list[Event]:
+        """Events of the text that was held back, at its end."""
+        ...
+
+
+class ToolFormat(Protocol):
+    """The form in which a model writes calls.
+
+    Attributes:
+        name: as --tool-call-parser and GetModelInfo have it.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def reader(self, tools: Mapping[str, Tool], max_calls: int | None = None) -> TurnReader:
+        """A reader of one turn.
+
+        Args:
+            tools: that may be called, by name.
+            max_calls: what comes behind as many is content; None: any number.
+        """
+        ...
+
+
+class PlainText:
+    """A reader that takes all text as content."""
+
+    num_calls = 0
+
+    def push(self, text: str) -> list[Event]:
+        """The text."""
+        return content(text)
+
+    def flush(self) -> list[Event]:
+        """Nothing was held back."""
+        return []
