@@ -22,6 +22,7 @@ from frontend.api.listeners import Listeners
 from frontend.backend import Backend
 from frontend.config import API_KEY_VARIABLE, FrontendConfig, environments_key, join_address
 from frontend.engine.engine import Engine, workers_lost
+from frontend.engine.kv_events import KvEvents
 from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoadPoller
@@ -37,6 +38,7 @@ from frontend.model_folder import (
 )
 from frontend.observability.setup import Observability
 from frontend.processing.tokenizer import Tokenizer
+from frontend.scheduler.prefix_log import PrefixLog
 from frontend.scheduler.scheduler import Scheduler
 from frontend.service.calls import KeyLimit
 from frontend.service.service import Service
@@ -108,6 +110,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
             observers=watching.observers,
             key_limit=KeyLimit(config.max_requests_per_key),
             may_raise_priority=access.may_raise_priority,
+            may_read_kv_events=access.may_read_kv_events,
         )
         server = Listeners(config, service, access, watching.metrics)
         supervision = Supervision(config.supervisor)
@@ -118,9 +121,9 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
     workers = GroupManager(config, link_secret, supervision.workers_ended)
     try:
         tokenizer, group = await _unless(stop.drain, _connect(config, workers))
-        times = step_times(group.info)
+        times, prefix_log = step_times(group.info), PrefixLog()
         engine = Engine(
-            Scheduler(limits_of(group.info, config), times),
+            Scheduler(limits_of(group.info, config), times, prefix_log),
             group,
             times=times,
             step_timeout=config.step_timeout,
@@ -134,6 +137,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
                 defaults=defaults,
                 max_queued_requests=config.max_queued_requests,
                 prefix_cache=config.prefix_cache,
+                kv_events=KvEvents(prefix_log) if config.prefix_cache else None,
                 experts=ExpertLoadPoller(workers.expert_load, group.info.expert_parallel_size),
             )
         )

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import tokenizers
 
+from frontend.engine.kv_events import KvEvents
 from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
@@ -78,6 +79,7 @@ class Backend:
         max_queued_requests: the engine's bound, for GetServerInfo.
         experts: None for a model without them.
         tool_format: of the model's calls.
+        kv_events: readers of the prefix cache's changes; None: it has none.
         prefix_cache: prompts that begin the same way share their work.
         end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
             model has it. A folder's configs and its tokenizer may disagree, and a chat ends by the
@@ -91,6 +93,7 @@ class Backend:
     max_queued_requests: int
     experts: Experts | None = None
     tool_format: ToolFormat = HERMES
+    kv_events: KvEvents | None = None
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
 

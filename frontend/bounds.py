@@ -105,3 +105,5 @@ MAX_LIBRARY_ERROR_CHARS = 200
 MAX_TOKENIZE_CHARS = 1 << 20
 MAX_DETOKENIZE_IDS = 1 << 18
 MAX_ABORTED_IDS = 1024
+MAX_KV_EVENT_READERS = 16
+"""Readers of the prefix cache's changes; each may hold a snapshot of it while it reads that."""

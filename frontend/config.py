@@ -50,7 +50,7 @@ class FrontendConfig:
     )  # fmt: skip
     http: bool = flag("listen for gRPC alone", True)
     api_key_file: Path | None = flag(
-        "lines NAME:KEY or NAME:KEY:priority; calls need a key", None, unset="no keys"
+        "lines NAME:KEY or NAME:KEY:RIGHT; calls need a key", None, unset="no keys"
     )
     api_key: str | None = flag(
         "the only key; other users of this machine see it in the process list",

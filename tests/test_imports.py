@@ -22,8 +22,9 @@ RULES = {
 SHARED = {"frontend.bounds", "frontend.errors"}
 LAYERS = {
     "frontend/requests": SHARED,
-    "frontend/scheduler": SHARED | {"frontend.requests"},
-    "frontend/engine": SHARED | {"frontend.records", "frontend.requests", "frontend.scheduler"},
+    "frontend/scheduler": SHARED | {"frontend.prefixes", "frontend.requests"},
+    "frontend/engine": SHARED
+    | {"frontend.prefixes", "frontend.records", "frontend.requests", "frontend.scheduler"},
     "frontend/link": SHARED
     | {"frontend.config", "frontend.engine", "frontend.group_info", "frontend.scheduler"},
     "frontend/processing": SHARED
@@ -32,14 +33,14 @@ LAYERS = {
     },
     "frontend/service": SHARED
     | {
-        "frontend.backend", "frontend.engine", "frontend.group_info", "frontend.processing",
-        "frontend.records", "frontend.requests",
+        "frontend.backend", "frontend.engine", "frontend.group_info", "frontend.prefixes",
+        "frontend.processing", "frontend.records", "frontend.requests",
     },
     "frontend/observability": SHARED | {"frontend.config", "frontend.engine", "frontend.records"},
     "frontend/api": SHARED
     | {
-        "frontend.config", "frontend.observability", "frontend.processing", "frontend.records",
-        "frontend.service",
+        "frontend.config", "frontend.observability", "frontend.prefixes", "frontend.processing",
+        "frontend.records", "frontend.service",
     },
     "frontend/cli": {"frontend.config", "frontend.model_folder", "frontend.probe"},
     "workers/launcher": set(),

@@ -21,8 +21,8 @@ from frontend.errors import Code, RequestError
 
 logger = logging.getLogger(__name__)
 
-# Names, digests, and whether the key may raise priorities.
-_Keys = Sequence[tuple[str, bytes, bool]]
+# Names, digests, and rights.
+_Keys = Sequence[tuple[str, bytes, frozenset[str]]]
 
 MIN_KEY_CHARS = 16
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
@@ -30,6 +30,10 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _KEY = re.compile(r"[!-9;-~]+")
 PRIORITY_RIGHT = "priority"
 """A line NAME:KEY:priority lets NAME send requests with a priority value below 0."""
+KV_EVENTS_RIGHT = "kv-events"
+"""A line NAME:KEY:kv-events lets NAME read which prompts the prefix cache holds, whoever's."""
+RIGHTS = frozenset({PRIORITY_RIGHT, KV_EVENTS_RIGHT})
+"""A line NAME:KEY:priority,kv-events gives both."""
 ONLY_NAME = "default"
 """What logs call a key that came without a file."""
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
@@ -69,8 +73,15 @@ class ApiKeys:
 
     def may_raise_priority(self, name: str) -> bool:
         """Whether requests of a key may go before those of others; without keys any may."""
+        return self._has_right(name, PRIORITY_RIGHT)
+
+    def may_read_kv_events(self, name: str) -> bool:
+        """Whether a key may read the tokens of cached prompts; without keys anybody may."""
+        return self._has_right(name, KV_EVENTS_RIGHT)
+
+    def _has_right(self, name: str, right: str) -> bool:
         return not self._keys or any(
-            may_raise for known, _, may_raise in self._keys if known == name
+            right in rights for known, _, rights in self._keys if known == name
         )
 
     def authenticate(self, header: str | bytes | None) -> str:
@@ -108,14 +119,14 @@ def _digest(key: str) -> bytes:
 
 
 def _only_key(key: str) -> _Keys:
-    """A key that came without a file; as there are no others, it may raise priorities."""
-    if problem := _problem_of(ONLY_NAME, key, ""):
+    """A key that came without a file; as there are no others, it has all rights."""
+    if problem := _problem_of(ONLY_NAME, key, frozenset()):
         raise ValueError(f"--api-key: {problem}")
-    return ((ONLY_NAME, _digest(key), True),)
+    return ((ONLY_NAME, _digest(key), RIGHTS),)
 
 
 def _read_keys(path: Path) -> _Keys:
-    """What a file's lines NAME:KEY or NAME:KEY:priority say. A name may have several keys, old and
+    """What a file's lines NAME:KEY or NAME:KEY:RIGHT,… say. A name may have several keys, old and
     new."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
@@ -128,28 +139,29 @@ def _read_keys(path: Path) -> _Keys:
             "--api-key-file %s has mode %03o: others on this machine may read it; chmod 600 it",
             path, stat.S_IMODE(mode),
         )  # fmt: skip
-    keys: dict[bytes, tuple[str, bool]] = {}
+    keys: dict[bytes, tuple[str, frozenset[str]]] = {}
     problems = []
     for number, line in enumerate(lines, 1):
         entry = line.strip()
         if not entry or entry.startswith("#"):
             continue
-        name, key, right = (*entry.split(":", 2), "", "")[:3]
-        problem = _problem_of(name, key, right)
+        name, key, listed = (*entry.split(":", 2), "", "")[:3]
+        rights = frozenset(filter(None, listed.split(",")))
+        problem = _problem_of(name, key, rights)
         if not problem and _digest(key) in keys:
             problem = f"this key is also {keys[_digest(key)][0]}'s"
         if problem:
             problems.append(f"--api-key-file {path}, line {number}: {problem}")
         else:
-            keys[_digest(key)] = name, right == PRIORITY_RIGHT
+            keys[_digest(key)] = name, rights
     if not keys and not problems:
         problems.append(f"--api-key-file {path} has no keys; write lines NAME:KEY")
     if problems:
         raise ValueError("\n".join(problems))
-    return tuple((name, digest, may_raise) for digest, (name, may_raise) in keys.items())
+    return tuple((name, digest, rights) for digest, (name, rights) in keys.items())
 
 
-def _problem_of(name: str, key: str, right: str) -> str:
+def _problem_of(name: str, key: str, rights: frozenset[str]) -> str:
     """The problem of a line, without the key; empty for a good line."""
     if not _NAME.fullmatch(name):
         return "the name before the colon must be 1 to 64 letters, digits, dots, dashes"
@@ -157,8 +169,9 @@ def _problem_of(name: str, key: str, right: str) -> str:
         return f"the key of {name} has {len(key)} characters, must have at least {MIN_KEY_CHARS}"
     if not _KEY.fullmatch(key):
         return f"the key of {name} may hold printable ASCII only, no spaces, no colon"
-    if right not in ("", PRIORITY_RIGHT):
-        return f"the key of {name} has the right {right!r}; {PRIORITY_RIGHT} is the only one"
+    if unknown := sorted(rights - RIGHTS):
+        known = ", ".join(sorted(RIGHTS))
+        return f"the key of {name} has the right {unknown[0]!r}; there are {known}"
     return ""
 
 

@@ -108,7 +108,7 @@ def open_client(flags: argparse.Namespace) -> Client:
 
 
 def read_key(path: Path) -> str:
-    """The key in a file: the first line that is no comment, as KEY, NAME:KEY or NAME:KEY:priority.
+    """The key in a file: the first line that is no comment, as KEY, NAME:KEY or NAME:KEY:RIGHT.
 
     Raises:
         FlagError: the file has no key.
@@ -121,5 +121,5 @@ def read_key(path: Path) -> str:
     for line in lines:
         entry = line.strip()
         if entry and not entry.startswith("#"):
-            return entry.removesuffix(":priority").rpartition(":")[2]
+            return entry.split(":")[:2][-1]
     raise FlagError(f"--api-key-file {path} holds no key")

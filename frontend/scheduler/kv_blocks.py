@@ -13,31 +13,37 @@ import hashlib
 from array import array
 from collections import OrderedDict
 from collections.abc import Sequence
+from typing import Protocol
+
+from frontend.prefixes import TOKEN_TYPE, PrefixBlock
 
 DIGEST_BYTES = 16
 ROOT = b""
 """Parent of a sequence's first block."""
 
 
-def block_digest(parent: bytes, token_ids: Sequence[int]) -> bytes:
-    """Name of a full block: its tokens and, through ``parent``, all tokens before them.
-
-    Args:
-        parent: digest of the block before, or ``ROOT``.
-        token_ids: the block's tokens, ``block_size`` of them.
-    """
-    tokens = array("I", token_ids).tobytes()
-    return hashlib.blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest()
-
-
-def extend_digests(
-    digests: list[bytes], token_ids: Sequence[int], num_blocks: int, block_size: int
+def extend_prefixes(
+    prefixes: list[PrefixBlock], token_ids: Sequence[int], num_blocks: int, block_size: int
 ) -> None:
-    """Append to ``digests`` those of the next blocks of ``token_ids``, up to ``num_blocks``."""
-    parent = digests[-1] if digests else ROOT
-    for start in range(len(digests) * block_size, num_blocks * block_size, block_size):
-        parent = block_digest(parent, token_ids[start : start + block_size])
-        digests.append(parent)
+    """Append to ``prefixes`` the next full blocks of ``token_ids``, up to ``num_blocks``."""
+    parent = prefixes[-1].digest if prefixes else ROOT
+    for start in range(len(prefixes) * block_size, num_blocks * block_size, block_size):
+        tokens = array(TOKEN_TYPE, token_ids[start : start + block_size]).tobytes()
+        digest = hashlib.blake2b(parent + tokens, digest_size=DIGEST_BYTES).digest()
+        prefixes.append(PrefixBlock(digest, parent, tokens))
+        parent = digest
+
+
+class PoolObserver(Protocol):
+    """Is told what can be found in a pool."""
+
+    def stored(self, prefix: PrefixBlock) -> None:
+        """It can be found from now on."""
+        ...
+
+    def removed(self, prefix: PrefixBlock) -> None:
+        """It cannot be found any more."""
+        ...
 
 
 class BlockPool:
@@ -45,19 +51,32 @@ class BlockPool:
 
     ``allocate`` and ``acquire`` add a holder to blocks, ``free`` removes one. A block without
     holders keeps its published prefix until the block is needed for something else.
+
+    Attributes:
+        observer: None: nobody asks.
     """
 
-    __slots__ = ("_block_of", "_cached", "_digest_of", "_holders", "_unused", "block_size", "size")
+    __slots__ = (
+        "_block_of",
+        "_cached",
+        "_holders",
+        "_prefix_of",
+        "_unused",
+        "block_size",
+        "observer",
+        "size",
+    )
 
     def __init__(self, num_blocks: int, block_size: int) -> None:
         self.size = num_blocks
         self.block_size = block_size
         self._holders = [0] * num_blocks
-        self._digest_of: list[bytes | None] = [None] * num_blocks
+        self._prefix_of: list[PrefixBlock | None] = [None] * num_blocks
         self._block_of: dict[bytes, int] = {}
         # Free blocks without a prefix, the next one last; and those with one, oldest first.
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
+        self.observer: PoolObserver | None = None
 
     @property
     def num_free(self) -> int:
@@ -68,11 +87,15 @@ class BlockPool:
         """Blocks that hold ``num_tokens`` tokens."""
         return -(-num_tokens // self.block_size)
 
-    def match(self, digests: Sequence[bytes]) -> list[int]:
-        """The blocks of the longest published prefix of ``digests``; adds no holder."""
+    def published(self) -> list[PrefixBlock]:
+        """All that can be found, in no order."""
+        return [prefix for prefix in self._prefix_of if prefix is not None]
+
+    def match(self, prefixes: Sequence[PrefixBlock]) -> list[int]:
+        """The blocks of the longest published part of ``prefixes``; adds no holder."""
         blocks = []
-        for digest in digests:
-            block = self._block_of.get(digest)
+        for prefix in prefixes:
+            block = self._block_of.get(prefix.digest)
             if block is None:
                 break
             blocks.append(block)
@@ -86,7 +109,7 @@ class BlockPool:
     def acquire(self, blocks: Sequence[int]) -> None:
         """Add a holder to blocks that ``match`` found."""
         for block in blocks:
-            assert self._digest_of[block] is not None, f"block {block} has no published prefix"
+            assert self._prefix_of[block] is not None, f"block {block} has no published prefix"
             if self._holders[block] == 0:
                 del self._cached[block]
             self._holders[block] += 1
@@ -116,24 +139,28 @@ class BlockPool:
             assert self._holders[block] >= 0, f"block {block} was freed twice"
             if self._holders[block]:
                 continue
-            if self._digest_of[block] is None:
+            if self._prefix_of[block] is None:
                 self._unused.append(block)
             else:
                 self._cached[block] = None
 
-    def publish(self, block: int, digest: bytes) -> None:
+    def publish(self, block: int, prefix: PrefixBlock) -> None:
         """Let later sequences find a held block that is full and whose tokens are all known.
 
         Of two blocks with the same content the first one stays.
         """
         assert self._holders[block] > 0, f"block {block} is published and nobody holds it"
-        assert self._digest_of[block] is None, f"block {block} is published twice"
-        if digest not in self._block_of:
-            self._block_of[digest] = block
-            self._digest_of[block] = digest
+        assert self._prefix_of[block] is None, f"block {block} is published twice"
+        if prefix.digest not in self._block_of:
+            self._block_of[prefix.digest] = block
+            self._prefix_of[block] = prefix
+            if self.observer is not None:
+                self.observer.stored(prefix)
 
     def _forget(self, block: int) -> None:
-        digest = self._digest_of[block]
-        assert digest is not None, f"block {block} is cached without a prefix"
-        del self._block_of[digest]
-        self._digest_of[block] = None
+        prefix = self._prefix_of[block]
+        assert prefix is not None, f"block {block} is cached without a prefix"
+        del self._block_of[prefix.digest]
+        self._prefix_of[block] = None
+        if self.observer is not None:
+            self.observer.removed(prefix)

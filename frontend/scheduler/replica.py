@@ -51,7 +51,7 @@ class Replica:
             return []
         pool = self.pool
         num_blocks = (len(sequence.tokens) - 1) // pool.block_size
-        return pool.match(sequence.leading_digests(num_blocks, pool.block_size))
+        return pool.match(sequence.leading_blocks(num_blocks, pool.block_size))
 
     def has_room(self, sequence: Sequence, matched: list[int]) -> bool:
         """Whether a slot is free, and blocks for the sequence besides the matched ones.
@@ -155,9 +155,9 @@ class Replica:
             return
         pool = self.pool
         num_full = num_written // pool.block_size
-        digests = sequence.leading_digests(num_full, pool.block_size)
+        prefixes = sequence.leading_blocks(num_full, pool.block_size)
         for index in range(sequence.num_published, num_full):
-            pool.publish(sequence.blocks[index], digests[index])
+            pool.publish(sequence.blocks[index], prefixes[index])
         sequence.num_published = max(sequence.num_published, num_full)
 
     def complete(self, batch: ReplicaBatch, tokens: list[int]) -> None:

@@ -15,6 +15,7 @@ from frontend.requests.request import Request
 from frontend.scheduler.admission_queue import AdmissionQueue, check_room, expired
 from frontend.scheduler.crash_recovery import Quarantine, poison_error, why_lost
 from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.prefix_log import PrefixLog
 from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence, check_fits
 from frontend.scheduler.slot_shares import yielding_sequence
@@ -38,12 +39,19 @@ class Scheduler:
 
     Args:
         times: what steps take, which bounds the chunks of long prompts beside decodes.
+        prefix_log: follows what can be found in the prefix caches.
     """
 
-    def __init__(self, limits: SchedulerLimits, times: StepTimes | None = None) -> None:
+    def __init__(
+        self,
+        limits: SchedulerLimits,
+        times: StepTimes | None = None,
+        prefix_log: PrefixLog | None = None,
+    ) -> None:
         self.limits = limits
         self._times = times or StepTimes()
-        self._replicas = make_replicas(limits)
+        self._prefix_log = prefix_log or PrefixLog()
+        self._begin_empty()
         self._waiting = AdmissionQueue()
         self._open: dict[str, Sequence] = {}
         self._quarantine = Quarantine()
@@ -193,7 +201,7 @@ class Scheduler:
             self._withdraw(poisonous)
             poisonous.request.fail(poison_error(poisonous.request), now)
         self.limits = limits
-        self._replicas = make_replicas(limits)
+        self._begin_empty()
         self._num_preempted = self._num_yielded = 0
         self._completed_step = self._scheduled_step
         self._waiting.clear_preempted()
@@ -201,6 +209,11 @@ class Scheduler:
         for sequence in sorted(self._open.values(), key=lambda seq: seq.order):
             num_replayed += self._wait_again(sequence, now)
         return num_replayed
+
+    def _begin_empty(self) -> None:
+        """With new replicas."""
+        self._replicas = make_replicas(self.limits)
+        self._prefix_log.attach([replica.pool for replica in self._replicas])
 
     @property
     def running_requests(self) -> int:

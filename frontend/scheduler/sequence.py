@@ -9,8 +9,9 @@ from __future__ import annotations
 import enum
 
 from frontend.errors import Code, RequestError
+from frontend.prefixes import PrefixBlock
 from frontend.requests.request import Request
-from frontend.scheduler.kv_blocks import extend_digests
+from frontend.scheduler.kv_blocks import extend_prefixes
 from frontend.scheduler.limits import SchedulerLimits
 
 
@@ -44,7 +45,7 @@ class Sequence:
         blocks: its KV blocks, in order of position.
         unsent_blocks: blocks that the workers do not know yet; its first row sends them.
         capacity: positions these blocks hold.
-        digests: prefix digests of its leading full blocks, as far as they were needed.
+        prefixes: its leading full blocks, as far as they were needed.
         num_published: leading blocks that are in the prefix cache.
         leader: the sample of its call whose prompt must be computed before it is admitted, while it
             waits for that.
@@ -55,7 +56,6 @@ class Sequence:
         "blocks",
         "capacity",
         "crashes",
-        "digests",
         "has_yielded",
         "last_step",
         "leader",
@@ -66,6 +66,7 @@ class Sequence:
         "order",
         "phase",
         "prefill_end",
+        "prefixes",
         "replica",
         "request",
         "slot",
@@ -89,7 +90,7 @@ class Sequence:
         self.blocks: list[int] = []
         self.unsent_blocks: list[int] = []
         self.capacity = 0
-        self.digests: list[bytes] = []
+        self.prefixes: list[PrefixBlock] = []
         self.num_published = 0
         self.crashes = 0
         self.leader: Sequence | None = None
@@ -110,10 +111,10 @@ class Sequence:
         request = self.request
         return request.sampling.prompt_logprobs and not request.num_generated
 
-    def leading_digests(self, num_blocks: int, block_size: int) -> list[bytes]:
-        """Prefix digests of the first ``num_blocks`` blocks, whose tokens are all known."""
-        extend_digests(self.digests, self.tokens, num_blocks, block_size)
-        return self.digests[:num_blocks]
+    def leading_blocks(self, num_blocks: int, block_size: int) -> list[PrefixBlock]:
+        """The first ``num_blocks`` blocks, whose tokens are all known."""
+        extend_prefixes(self.prefixes, self.tokens, num_blocks, block_size)
+        return self.prefixes[:num_blocks]
 
     def suppression(self) -> tuple[list[int], int]:
         """Tokens that may not be drawn yet, ascending, and the first position where they may."""

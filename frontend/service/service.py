@@ -21,6 +21,7 @@ from frontend.bounds import MAX_ABORTED_IDS, MAX_MESSAGE_BYTES
 from frontend.engine.load import EngineLoad
 from frontend.errors import Code, RequestError, internal_error, too_many
 from frontend.group_info import GroupInfo
+from frontend.prefixes import CacheBatch
 from frontend.processing import preprocess
 from frontend.processing.constraints.structured_output import Compiler
 from frontend.processing.tool_calls.format import ToolFormat
@@ -54,6 +55,7 @@ class Service:
         observers: get the record of every request that is over.
         key_limit: bounds the live requests of a key; None: no bound.
         may_raise_priority: whether requests of a key may have a priority value below 0.
+        may_read_kv_events: whether a key may read the tokens of all prompts in the prefix cache.
     """
 
     def __init__(
@@ -64,10 +66,12 @@ class Service:
         observers: Sequence[Observer] = (),
         key_limit: KeyLimit | None = None,
         may_raise_priority: Callable[[str], bool] = lambda _: True,
+        may_read_kv_events: Callable[[str], bool] = lambda _: True,
     ) -> None:
         self._observers = observers
         self._key_limit = key_limit or KeyLimit()
         self._may_raise_priority = may_raise_priority
+        self._may_read_kv_events = may_read_kv_events
         self._model = model
         self._version = version
         self._started = responses.now()
@@ -111,12 +115,18 @@ class Service:
     def drain(self) -> int:
         """Refuses new requests from now on; returns how many are live and go on."""
         self._state = State.DRAINING
+        self._end_kv_events()
         return len(self._live)
 
     def lose(self) -> None:
         """Refuses everything, for the engine is gone. It has ended its own requests."""
+        self._end_kv_events()
         self._state = State.LOST
         self._backend = None
+
+    def _end_kv_events(self) -> None:
+        if self._backend is not None and self._backend.kv_events is not None:
+            self._backend.kv_events.close()
 
     async def idle(self) -> None:
         """Waits until no request is live."""
@@ -342,6 +352,30 @@ class Service:
         """How many tokens each expert had; no layers for a dense model."""
         experts = self._attached().experts
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
+
+    @property
+    def has_kv_events(self) -> bool:
+        """Whether there is a prefix cache whose changes can be read."""
+        return self._serving().kv_events is not None
+
+    def kv_events(
+        self, after: int = 0, caller: Caller = UNKNOWN_CALLER
+    ) -> AsyncGenerator[CacheBatch, None]:
+        """Streams changes of the prefix cache, if there is one; see `KvEvents.read`.
+
+        Raises:
+            RequestError: the key may not read what others asked.
+        """
+        readers = self._serving().kv_events
+        assert readers is not None, "has_kv_events"
+        if not self._may_read_kv_events(caller.key):
+            raise RequestError(
+                Code.PERMISSION_DENIED,
+                f"KV events hold the tokens of all callers' prompts, and key {caller.key} has no "
+                "right to read them; write :kv-events after it in the key file",
+                reason="KV_EVENTS_DENIED",
+            )
+        return readers.read(after)
 
     def abort(self, request: pb.AbortRequest, caller: Caller = UNKNOWN_CALLER) -> pb.AbortResponse:
         """Ends requests of the caller's key by id; their streams end with FINISH_REASON_ABORTED."""

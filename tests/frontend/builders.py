@@ -13,6 +13,7 @@ from frontend.engine.output_processor import OutputProcessor
 from frontend.errors import RequestError
 from frontend.requests.output import Delta, Output
 from frontend.requests.request import Request, SamplingParams, StopConditions, TextDecoder
+from frontend.scheduler.crash_recovery import SETTLE_SECONDS
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Drawn, Step
@@ -183,6 +184,19 @@ class Driver:
             assert slots == list(range(limits.max_batch_size))
             assert replica.pool.num_free == limits.num_blocks
         assert not scheduler._open
+
+
+class Losing(Driver):
+    """A driver whose workers can be lost, with every step in flight."""
+
+    def lose(self, *, settled: bool = True) -> int:
+        """Go on with other workers, which have stood for a while, or not."""
+        self.in_flight.clear()
+        self.workers = FakeWorkers(self.scheduler.limits)
+        replayed = self.scheduler.resume_on(self.scheduler.limits, self.now)
+        self.workers.last_step = self.scheduler._scheduled_step
+        self.now += SETTLE_SECONDS * settled
+        return replayed
 
 
 def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:

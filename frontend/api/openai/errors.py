@@ -17,12 +17,14 @@ from frontend.errors import Code, RequestError
 KINDS: Mapping[Code, str] = {
     Code.INVALID_ARGUMENT: "invalid_request_error",
     Code.FAILED_PRECONDITION: "invalid_request_error",
+    Code.OUT_OF_RANGE: "invalid_request_error",
     Code.UNAUTHENTICATED: "authentication_error",
     Code.PERMISSION_DENIED: "permission_error",
     Code.NOT_FOUND: "invalid_request_error",
     Code.ALREADY_EXISTS: "invalid_request_error",
     Code.RESOURCE_EXHAUSTED: "rate_limit_error",
     Code.INTERNAL: "server_error",
+    Code.DATA_LOSS: "server_error",
     Code.UNAVAILABLE: "server_error",
     Code.DEADLINE_EXCEEDED: "timeout_error",
 }

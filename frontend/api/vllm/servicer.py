@@ -23,6 +23,7 @@ from smg_grpc_proto.generated import common_pb2, vllm_engine_pb2_grpc
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 
 from frontend.api.grpc.interceptor import caller_of
+from frontend.api.vllm.kv_events import kv_event_batch
 from frontend.api.vllm.request import generate_request
 from frontend.api.vllm.response import Answer
 from frontend.api.vllm.tokenizer_archive import tokenizer_archive
@@ -207,8 +208,14 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     async def SubscribeKvEvents(  # noqa: N802
         self, request: common_pb2.SubscribeKvEventsRequest, context: Any
     ) -> None:
-        """Not served: routers poll GetLoads."""
-        await _unimplemented(context, "SubscribeKvEvents")
+        """Write the stream of `Service.kv_events` in the router's messages. A router takes
+        UNIMPLEMENTED for an engine without a prefix cache, and tries again after anything else."""
+        if not self._service.has_kv_events:
+            await _unimplemented(context, "SubscribeKvEvents")
+        stream = self._service.kv_events(request.start_sequence_number, caller_of(context))
+        async with contextlib.aclosing(stream):
+            async for batch in stream:
+                await context.write(kv_event_batch(batch))
 
 
 def _token_id(value: Any, vocab_size: int) -> int:

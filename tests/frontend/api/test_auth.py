@@ -206,7 +206,10 @@ def test_keys_are_read_again_and_a_broken_file_changes_nothing(
         (f":{ALICE}", "line 1: the name before the colon"),
         ("alice:fifteen-letters", "line 1: the key of alice has 15 characters"),
         ("alice:has a space inside it", "line 1: the key of alice may hold printable ASCII only"),
-        (f"alice:{ALICE}:root", "line 1: the key of alice has the right 'root'; priority is the"),
+        (
+            f"alice:{ALICE}:root",
+            "line 1: the key of alice has the right 'root'; there are kv-events,",
+        ),
         (f"# keys\nalice:{ALICE}\nbob:{ALICE}", "line 3: this key is also alice's"),
         ("# nobody\n", "has no keys"),
     ],
@@ -405,6 +408,16 @@ async def test_going_before_others_is_a_right_of_a_key(key_file: Path) -> None:
         request.priority = 5
         assert [event async for event in bob.stub.Generate(request)]
     assert ApiKeys().may_raise_priority("")
+
+
+def test_a_key_may_have_several_rights(key_file: Path) -> None:
+    key_file.write_text(f"alice:{ALICE}:kv-events\nbob:{BOB}:priority,kv-events\n")
+    access = ApiKeys(key_file)
+    assert [access.may_raise_priority(name) for name in ("alice", "bob")] == [False, True]
+    assert access.may_read_kv_events("alice")
+    assert access.may_read_kv_events("bob")
+    assert not access.may_read_kv_events("carol")
+    assert ApiKeys().may_read_kv_events(""), "without keys anybody may ask for anything"
 
 
 async def test_every_sample_counts(key_file: Path) -> None:

@@ -21,6 +21,7 @@ from frontend.scheduler.step_times import StepTimes
 from tests.frontend.builders import (
     LIMITS,
     Driver,
+    Losing,
     complete_step,
     expected_output,
     failure,
@@ -32,19 +33,6 @@ from tests.frontend.builders import (
 )
 from tests.frontend.fake_workers import FakeGroup, FakeWorkers
 from tests.waiting import turns
-
-
-class Losing(Driver):
-    """A driver whose workers can be lost, with every step in flight."""
-
-    def lose(self, *, settled: bool = True) -> int:
-        """Go on with other workers, which have stood for a while, or not."""
-        self.in_flight.clear()
-        self.workers = FakeWorkers(self.scheduler.limits)
-        replayed = self.scheduler.resume_on(self.scheduler.limits, self.now)
-        self.workers.last_step = self.scheduler._scheduled_step
-        self.now += SETTLE_SECONDS * settled
-        return replayed
 
 
 @pytest.mark.parametrize("seed", range(60))

@@ -9,16 +9,17 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from frontend.scheduler.kv_blocks import BlockPool, block_digest, extend_digests
+from frontend.prefixes import PrefixBlock
+from frontend.scheduler.kv_blocks import BlockPool, extend_prefixes
 
 NUM_BLOCKS = 8
 BLOCK_SIZE = 2
 
 
-def _digests(tokens: list[int]) -> list[bytes]:
-    digests: list[bytes] = []
-    extend_digests(digests, tokens, len(tokens) // BLOCK_SIZE, BLOCK_SIZE)
-    return digests
+def _prefixes(tokens: list[int]) -> list[PrefixBlock]:
+    prefixes: list[PrefixBlock] = []
+    extend_prefixes(prefixes, tokens, len(tokens) // BLOCK_SIZE, BLOCK_SIZE)
+    return prefixes
 
 
 @dataclasses.dataclass
@@ -40,8 +41,8 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(tokens=st.lists(st.integers(0, 1), min_size=1, max_size=9))
     def begin(self, tokens: list[int]) -> None:
-        digests = _digests(tokens)[: (len(tokens) - 1) // BLOCK_SIZE]
-        matched = self.pool.match(digests)
+        prefixes = _prefixes(tokens)[: (len(tokens) - 1) // BLOCK_SIZE]
+        matched = self.pool.match(prefixes)
         for place, block in enumerate(matched):
             prefix = tuple(tokens[: (place + 1) * BLOCK_SIZE])
             assert self.content[block] == prefix, "a hit has another prefix"
@@ -61,12 +62,12 @@ class PoolMachine(RuleBasedStateMachine):
     @rule(data=st.data())
     def publish(self, data: st.DataObject) -> None:
         holder = data.draw(st.sampled_from(self.holders))
-        digests = _digests(holder.tokens)
-        if holder.num_published == len(digests):
+        prefixes = _prefixes(holder.tokens)
+        if holder.num_published == len(prefixes):
             return
         place = holder.num_published
         prefix = tuple(holder.tokens[: (place + 1) * BLOCK_SIZE])
-        self.pool.publish(holder.blocks[place], digests[place])
+        self.pool.publish(holder.blocks[place], prefixes[place])
         if prefix not in self.content.values():
             self.content[holder.blocks[place]] = prefix
         holder.num_published += 1
@@ -89,7 +90,7 @@ class PoolMachine(RuleBasedStateMachine):
         for block, prefix in self.content.items():
             parents = [prefix[:end] for end in range(BLOCK_SIZE, len(prefix), BLOCK_SIZE)]
             if all(parent in self.content.values() for parent in parents):
-                assert self.pool.match(_digests(list(prefix)))[-1] == block
+                assert self.pool.match(_prefixes(list(prefix)))[-1] == block
 
     def teardown(self) -> None:
         for holder in self.holders:
@@ -102,16 +103,19 @@ TestPool = pytest.mark.slow(PoolMachine.TestCase)
 
 
 def test_a_digest_names_the_whole_prefix() -> None:
-    assert _digests([1, 2, 3, 4])[1] != _digests([5, 6, 3, 4])[1]
-    assert _digests([1, 2, 3, 4])[:1] == _digests([1, 2, 9])
-    assert block_digest(b"", [1, 2]) != block_digest(b"", [2, 1])
-    assert len(block_digest(b"", [1, 2])) == 16
+    first, second = _prefixes([1, 2, 3, 4])
+    assert second.digest != _prefixes([5, 6, 3, 4])[1].digest
+    assert [first] == _prefixes([1, 2, 9])
+    assert first.digest != _prefixes([2, 1])[0].digest
+    assert len(first.digest) == 16
+    assert (first.parent, second.parent) == (b"", first.digest)
+    assert list(second.token_ids) == [3, 4]
 
 
 def _published(pool: BlockPool, tokens: list[int]) -> list[int]:
     blocks = pool.allocate(len(tokens) // BLOCK_SIZE)
-    for block, digest in zip(blocks, _digests(tokens), strict=True):
-        pool.publish(block, digest)
+    for block, prefix in zip(blocks, _prefixes(tokens), strict=True):
+        pool.publish(block, prefix)
     return blocks
 
 
@@ -123,8 +127,8 @@ def test_uncached_blocks_go_first_then_the_least_recently_used_and_a_prefix_s_ta
     [unused] = pool.allocate(1)
     assert unused not in older + newer
     assert pool.allocate(3) == [older[1], older[0], newer[1]]
-    assert pool.match(_digests([1, 1, 2, 2])) == []
-    assert pool.match(_digests([3, 3, 4, 4])) == newer[:1]
+    assert pool.match(_prefixes([1, 1, 2, 2])) == []
+    assert pool.match(_prefixes([3, 3, 4, 4])) == newer[:1]
 
 
 def test_use_makes_a_prefix_recent() -> None:
@@ -140,7 +144,7 @@ def test_use_makes_a_prefix_recent() -> None:
 def test_of_equal_blocks_the_first_one_stays() -> None:
     pool = BlockPool(2, BLOCK_SIZE)
     first, second = _published(pool, [1, 1]), _published(pool, [1, 1])
-    assert pool.match(_digests([1, 1])) == first
+    assert pool.match(_prefixes([1, 1])) == first
     pool.free(second)
     pool.free(first)
     assert pool.allocate(1) == second, "the copy has no content worth keeping"
@@ -155,4 +159,4 @@ def test_misuse_is_caught() -> None:
     with pytest.raises(AssertionError, match="freed twice"):
         pool.free(blocks)
     with pytest.raises(AssertionError, match="nobody holds"):
-        pool.publish(blocks[0], b"digest")
+        pool.publish(blocks[0], _prefixes([1, 1])[0])

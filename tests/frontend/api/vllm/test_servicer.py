@@ -208,7 +208,6 @@ async def test_refusals_are_statuses(folder: Path) -> None:
             stub.FlushCache(common_pb2.FlushCacheRequest()),
             stub.StartProfile(common_pb2.StartProfileRequest()),
             stub.StopProfile(common_pb2.StopProfileRequest()),
-            collect(stub.SubscribeKvEvents(common_pb2.SubscribeKvEventsRequest())),
         ):
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
