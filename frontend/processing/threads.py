@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import ParamSpec, TypeVar
 
@@ -18,15 +18,32 @@ THREAD_LENGTH = 2000
 _threads = ThreadPoolExecutor(max(1, (os.cpu_count() or 1) // 2), "processing")
 # Longer bodies (bytes) are parsed in turns: 16 KiB take 1 ms at most.
 TURN_LENGTH = 16 << 10
+# Values of a list that is worked on in pieces: 1 ms at most.
+PIECE_LENGTH = 4096
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
+_T = TypeVar("_T")
 
 
 async def in_thread(function: Callable[_P, _R], *args: _P.args, **kwargs: _P.kwargs) -> _R:
     """Calls ``function`` in a thread."""
     loop = asyncio.get_running_loop()
     return await loop.run_in_executor(_threads, lambda: function(*args, **kwargs))
+
+
+async def in_pieces(values: list[_T]) -> AsyncIterator[list[_T]]:
+    """The values in order, in lists of `PIECE_LENGTH`; other tasks of the loop run after each.
+
+    Empties the list as it goes: to free half a million numbers at once takes 15 ms.
+    """
+    values.reverse()
+    while values:
+        piece = values[-PIECE_LENGTH:]
+        del values[-PIECE_LENGTH:]
+        piece.reverse()
+        yield piece
+        await asyncio.sleep(0)
 
 
 class Turns:

@@ -9,6 +9,7 @@ from frontend.backend import Backend
 from frontend.bounds import MAX_DETOKENIZE_IDS, MAX_MESSAGE_BYTES, MAX_TOKENIZE_CHARS
 from frontend.errors import invalid_field, too_many
 from frontend.processing.preprocess import offloaded, tokenizer_of
+from frontend.processing.threads import in_pieces
 from frontend.processing.tokenizer import check_token_ids
 from switchyard.v1 import inference_pb2 as pb
 
@@ -32,9 +33,12 @@ async def tokenize(backend: Backend, request: pb.TokenizeRequest) -> pb.Tokenize
         RequestError: the text is too long, or there is no tokenizer.
     """
     ids = await text_ids(backend, request.text, not request.skip_special_tokens)
-    answer = pb.TokenizeResponse(token_ids=ids)
+    answer = pb.TokenizeResponse()
+    async for piece in in_pieces(ids):
+        answer.token_ids.extend(piece)
     if answer.ByteSize() > MAX_MESSAGE_BYTES:
-        raise invalid_field("text", f"has {len(ids)} tokens, too many for a message")
+        num_tokens = len(answer.token_ids)
+        raise invalid_field("text", f"has {num_tokens} tokens, too many for a message")
     return answer
 
 

@@ -28,6 +28,7 @@ from frontend.api.openai.response_models import (
     PromptLogprobs,
 )
 from frontend.processing.preprocess import offloaded
+from frontend.processing.threads import in_pieces
 from frontend.records import Caller
 from frontend.service import responses
 from frontend.service.service import Service
@@ -142,7 +143,8 @@ class PromptChoices:
             return (await self._service.detokenize(ids)).text
         text = prompt.text
         if self._request.output.logprobs and text:
-            prompt.tokens.ids.extend(await self._service.tokenize_text(text))
+            async for piece in in_pieces(await self._service.tokenize_text(text)):
+                prompt.tokens.ids.extend(piece)
         return text
 
     async def _echoes(

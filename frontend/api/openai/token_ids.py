@@ -6,7 +6,6 @@ of the same body.
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -19,11 +18,9 @@ from frontend.api.openai.errors import ApiError
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.response_models import Detokenized, Tokenized
 from frontend.errors import invalid_field
+from frontend.processing.threads import in_pieces
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-
-# Written before other tasks of the loop run.
-_TOKENS_AT_ONCE = 4096
 
 
 class TokenizeBody(BaseModel):
@@ -69,17 +66,15 @@ async def tokenized(
     if (body.prompt is None) == (body.messages is None):
         raise invalid_field("prompt", "or messages must be there, and not both")
     ids = await _ids(body, values, service, model)
-    size = AnswerSize()
+    count, size = len(ids), AnswerSize()
     tokens, strings = JsonArray(size), JsonArray(size)
-    for start in range(0, len(ids), _TOKENS_AT_ONCE):
-        piece = ids[start : start + _TOKENS_AT_ONCE]
+    async for piece in in_pieces(ids):
         tokens.extend(piece)
         if body.return_token_strs:
             await texts.load(piece)
             strings.extend([texts[each] for each in piece])
-        await asyncio.sleep(0)
     return {
-        "count": len(ids),
+        "count": count,
         "max_model_len": service.model_info().max_context_tokens,
         "tokens": cast(list[int], tokens),
         "token_strs": cast(list[str], strings) if body.return_token_strs else None,

@@ -1,4 +1,4 @@
-"""Long work in turns: one piece at a time, and others have as long as it took."""
+"""Long work in turns and in pieces: one at a time, and others run between."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import time
 import pytest
 
 from frontend.processing import threads
-from frontend.processing.threads import Turns
+from frontend.processing.threads import PIECE_LENGTH, Turns, in_pieces
 
 
 class Clock:
@@ -51,3 +51,30 @@ async def test_one_piece_is_done_at_a_time_even_after_an_error() -> None:
         await first
     await second
     assert order == ["failed", "second"]
+
+
+async def test_a_long_list_is_freed_as_it_is_worked_on() -> None:
+    others, done = 0, 0
+
+    async def other() -> None:
+        nonlocal others
+        while True:
+            others += 1
+            await asyncio.sleep(0)
+
+    size = 3 * PIECE_LENGTH + 5
+    values = list(range(size))
+    task = asyncio.create_task(other())
+    lengths = []
+    async for piece in in_pieces(values):
+        assert piece == list(range(done, done + len(piece)))
+        done += len(piece)
+        assert len(values) == size - done
+        lengths.append(len(piece))
+        assert others >= len(lengths) - 1
+    task.cancel()
+    assert lengths == [PIECE_LENGTH] * 3 + [5]
+
+
+async def test_no_values_are_no_pieces() -> None:
+    assert [piece async for piece in in_pieces([])] == []
