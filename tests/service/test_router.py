@@ -1,9 +1,12 @@
-"""A public router before two replicas: their answers, and what the loss of one costs."""
+"""A public router before two replicas: their answers over each of its APIs, where it sends prompts
+that begin alike, and what the loss of a replica costs."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
+import json
 import os
 import shutil
 import signal
@@ -28,18 +31,33 @@ from tests.waiting import until, wait_until
 SMG = shutil.which("smg", path=os.path.dirname(sys.executable)) or shutil.which("smg")
 MODEL = "demo"
 FLAGS = ("--device", "cpu", "--max-batch-size", "16")
+BLOCK_SIZE = 16
 SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
 
 pytestmark = [pytest.mark.processes, pytest.mark.skipif(SMG is None, reason="smg is not installed")]
 
 
+@dataclasses.dataclass(frozen=True)
+class Router:
+    """Where a router answers, and where it shows its metrics."""
+
+    url: str
+    metrics_url: str
+
+    def metric(self, name: str) -> float:
+        """The sum of a metric's series; labels may follow the name."""
+        with urllib.request.urlopen(self.metrics_url, timeout=5) as answer:
+            lines = answer.read().decode().splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith(name))
+
+
 @contextlib.contextmanager
-def router(addresses: list[str], folder: Path) -> Iterator[str]:
-    """smg before the replicas, which is all it is told; its base URL."""
+def router(addresses: list[str], folder: Path, policy: str = "round_robin") -> Iterator[Router]:
+    """smg before the replicas, which is all it is told."""
     port, metrics_port = free_port(), free_port()
     command = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port)]
-    command += ["--prometheus-port", str(metrics_port), "--policy", "round_robin"]
+    command += ["--prometheus-port", str(metrics_port), "--policy", policy]
     command += ["--worker-startup-check-interval", "1"]
     command += ["--worker-urls", *(f"grpc://{address}" for address in addresses)]
     with (folder / "smg.log").open("wb") as log:
@@ -47,7 +65,7 @@ def router(addresses: list[str], folder: Path) -> Iterator[str]:
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_serving(url, len(addresses), folder / "smg.log")
-        yield f"{url}/v1"
+        yield Router(url, f"http://127.0.0.1:{metrics_port}/metrics")
     finally:
         child.kill()
         child.wait()
@@ -58,8 +76,9 @@ def wait_until_serving(url: str, num_replicas: int, log: Path) -> None:
         try:
             with urllib.request.urlopen(f"{url}/workers", timeout=5) as answer:
                 ready = answer.read().count(b'"status":"ready"')
-            with urllib.request.urlopen(f"{url}/v1/models", timeout=5) as answer:
-                return ready == num_replicas and MODEL.encode() in answer.read()
+            # Its own copy of the tokenizer comes last.
+            asked = {"model": MODEL, "messages": SUM, "max_tokens": 1}
+            return ready == num_replicas and bool(post(f"{url}/v1/chat/completions", asked))
         except (urllib.error.URLError, ConnectionError):
             return False
 
@@ -67,6 +86,15 @@ def wait_until_serving(url: str, num_replicas: int, log: Path) -> None:
         wait_until(serves)
     except AssertionError:
         raise AssertionError(f"no replicas are taken:\n{log.read_text()[-4000:]}") from None
+
+
+def post(url: str, body: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a JSON body; for APIs whose client is not here."""
+    request = urllib.request.Request(
+        url, json.dumps(body).encode(), {"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=30) as answer:
+        return dict(json.load(answer))
 
 
 def free_port() -> int:
@@ -92,13 +120,23 @@ async def test_a_router_serves_two_replicas_and_survives_one(tmp_path: Path) -> 
         replicas = [Server(tmp_path, *FLAGS) for _ in "12"]
         starting = [asyncio.to_thread(stack.enter_context, each) for each in replicas]
         one, other = await asyncio.gather(*starting)
-        url = stack.enter_context(router([one.address, other.address], tmp_path))
-        client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
-        async with client:
+        addresses = [one.address, other.address]
+        by_turns = stack.enter_context(router(addresses, tmp_path))
+        async with client_of(by_turns) as client:
             await check_answers(client)
             assert prompt_tokens(one) > 0
             assert prompt_tokens(other) > 0
+            await check_responses(client)
+            await asyncio.to_thread(check_messages, by_turns)
+            with router(addresses, tmp_path, "cache_aware") as by_prefix:
+                await check_placement(by_prefix)
             await check_loss(client, one)
+
+
+def client_of(router: Router) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(
+        base_url=f"{router.url}/v1", api_key="none", max_retries=0, timeout=60
+    )
 
 
 async def check_answers(client: openai.AsyncOpenAI) -> None:
@@ -125,6 +163,48 @@ async def check_answers(client: openai.AsyncOpenAI) -> None:
     assert whole.usage.completion_tokens == 24
     chunks = [chunk async for chunk in await complete(**options, stream=True)]
     assert "".join(chunk.choices[0].text for chunk in chunks) == whole.choices[0].text
+
+
+async def check_responses(client: openai.AsyncOpenAI) -> None:
+    """OpenAI's Responses, which the router makes of the same streams."""
+    create: Any = client.responses.create
+    question = {"model": MODEL, "input": SUM[0]["content"], "store": False}
+    whole = await create(**question)
+    assert (whole.output_text, whole.status) == ("42", "completed")
+    assert whole.usage.output_tokens == 3
+    events = [event async for event in await create(**question, stream=True)]
+    deltas = (each.delta for each in events if each.type == "response.output_text.delta")
+    assert "".join(deltas) == "42"
+    assert events[-1].type == "response.completed"
+
+
+def check_messages(router: Router) -> None:
+    """Anthropic's Messages, likewise."""
+    question = {"model": MODEL, "messages": SUM}
+    whole = post(f"{router.url}/v1/messages", question | {"max_tokens": 8})
+    assert [part["text"] for part in whole["content"]] == ["42"]
+    assert whole["stop_reason"] == "end_turn"
+    counted = post(f"{router.url}/v1/messages/count_tokens", question)
+    assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+
+
+async def check_placement(router: Router) -> None:
+    """A router that follows KV events sends a prompt to the replica that has its beginning."""
+    long = [{"role": "user", "content": "Which of these words is a number? " * 8}]
+    create: Any
+    async with client_of(router) as client:
+        create = client.chat.completions.create
+        first = await create(model=MODEL, messages=long, max_tokens=4)
+        # A prompt's last token is always computed.
+        num_blocks = (first.usage.prompt_tokens - 1) // BLOCK_SIZE
+        assert num_blocks > 2
+        await until(lambda: router.metric("smg_kv_index_blocks") >= num_blocks)
+        for _ in range(6):
+            again = await create(model=MODEL, messages=long, max_tokens=4)
+            assert again.usage.prompt_tokens_details.cached_tokens == num_blocks * BLOCK_SIZE
+    assert router.metric('smg_cache_aware_policy_branch_total{branch="event_hit"}') >= 6
+    assert router.metric("smg_kv_event_parentless_stores_total") == 0
+    assert router.metric("smg_kv_event_gaps_total") == 0
 
 
 async def check_loss(client: openai.AsyncOpenAI, victim: Server) -> None:
