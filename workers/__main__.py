@@ -69,13 +69,17 @@ def main() -> int:
         config, parallel, launch, model = configure(flags)
         secret = read_secret(config.link_secret_file)
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
-        if config.load_format != "dummy":
-            Checkpoint(config.model)  # ranks read it again, once they have torch
+        checkpoint = None if config.load_format == "dummy" else Checkpoint(config.model)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED
     sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n{_unknown(model.unknown_keys)}")
     sys.stderr.flush()
+    try:
+        _check_tensors(model, checkpoint)
+    except ValueError as error:
+        sys.stderr.write(f"switchyard workers: {error}\n")
+        return REFUSED
     return _run(config, parallel, launch, secret, nproc)
 
 
@@ -89,6 +93,16 @@ def _unknown(keys: tuple[str, ...]) -> str:
         f"switchyard workers: config.json has {names}{more}, which nothing here reads: answers are "
         "another model's if that changes the mathematics\n"
     )
+
+
+def _check_tensors(model: ModelConfig, checkpoint: Checkpoint | None) -> None:
+    """Refuse a checkpoint of another model, before a rank takes a card or joins the others."""
+    if checkpoint is None:
+        return
+    # Here, not above: it needs torch, but nothing of what ranks need besides.
+    from workers.rank.model_plan import check_checkpoint
+
+    check_checkpoint(model, checkpoint)
 
 
 def _run(

@@ -32,11 +32,14 @@ class RotaryEmbedding(nn.Module):
         self.max_positions = max_positions
         self.theta = theta
         self.num_ready = 0
+        # Twice `empty`: on the meta device `empty_like` would import sympy, for 0.4 s.
+        shape = (max_positions, head_dim)
         self.cos = nn.Buffer(
-            torch.empty(max_positions, head_dim, dtype=torch.float32, device=device),
-            persistent=False,
+            torch.empty(shape, dtype=torch.float32, device=device), persistent=False
         )
-        self.sin = nn.Buffer(torch.empty_like(self.cos), persistent=False)
+        self.sin = nn.Buffer(
+            torch.empty(shape, dtype=torch.float32, device=device), persistent=False
+        )
         if device.type != "meta":  # a plan's tables have no values; to work them out takes seconds
             self.cover(1 if device.type == "cpu" else max_positions)
 

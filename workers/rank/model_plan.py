@@ -1,4 +1,5 @@
-"""Whether a rank can hold its share of a model, told before any of it is made.
+"""Whether a model is its checkpoint's, and whether a rank can hold its share, told before any of it
+is made.
 
 Builds the model on torch's meta device, where tensors have shapes and no memory. Knows no
 architecture.
@@ -7,40 +8,57 @@ architecture.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import cast
 
 import torch
 from torch import nn
 
+from moe.base.parallel import ParallelConfig
+from moe.config import resolve_runner
 from workers.checkpoint import Checkpoint
+from workers.distributed import SINGLE, expert_groups
 from workers.model_config import ModelConfig
-from workers.models.base import BuildContext, Model
+from workers.models import MODELS
+from workers.models.base import BuildContext
 from workers.weight_loading import check_tensors
 
+_NOWHERE = torch.device("meta")
 
-def check_plan(
-    architecture: Callable[[ModelConfig, BuildContext], Model],
-    config: ModelConfig,
-    build: BuildContext,
-    checkpoint: Checkpoint | None,
-    *,
-    unused_bytes: int,
-) -> None:
-    """Refuse a model that its checkpoint does not fit, or that does not fit this rank.
+
+def check_checkpoint(config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a model that its checkpoint does not fit: names and shapes are those of any layout.
+
+    Raises:
+        ValueError: one line naming the tensor, and both shapes.
+    """
+    alone = ParallelConfig(tp=1, dp=1, ep=1, backend="disabled", reason="")
+    build = BuildContext(
+        groups=SINGLE,
+        expert_groups=expert_groups(SINGLE, alone),
+        parallel=alone,
+        moe_runner=resolve_runner("auto"),
+        max_positions=1,
+        max_tokens=1,
+        context=None,
+        dtype=torch.float32,
+        device=_NOWHERE,
+        packed_experts=checkpoint.packed_experts,
+    )
+    model = MODELS[config.architecture](config, build)
+    check_tensors(model.checkpoint_slices(), checkpoint, ignore=model.tied_weights)
+
+
+def check_plan(config: ModelConfig, build: BuildContext, *, unused_bytes: int) -> None:
+    """Refuse a model that does not fit this rank.
 
     Args:
-        checkpoint: None: weights are made up.
         unused_bytes: of the device that the model is to lie on.
 
     Raises:
-        ValueError: one line naming the tensor, or what the model takes and what there is.
+        ValueError: one line naming what the model takes and what there is.
     """
-    nowhere = dataclasses.replace(build, device=torch.device("meta"), context=None)
-    model = architecture(config, nowhere)
-    if checkpoint is not None:
-        check_tensors(model.checkpoint_slices(), checkpoint, ignore=model.tied_weights)
-    module = cast(nn.Module, model)
+    nowhere = dataclasses.replace(build, device=_NOWHERE, context=None)
+    module = cast(nn.Module, MODELS[config.architecture](config, nowhere))
     weights = sum(each.nbytes for each in module.parameters())
     tables = sum(each.nbytes for each in module.buffers())
     if weights + tables > unused_bytes:

@@ -104,10 +104,8 @@ def start(
         device=device,
         packed_experts=checkpoint is not None and checkpoint.packed_experts,
     )
-    architecture = MODELS[model_config.architecture]
-    unused = unused_bytes(device, ranks_here())
-    check_plan(architecture, model_config, build, checkpoint, unused_bytes=unused)
-    model = architecture(model_config, build)
+    check_plan(model_config, build, unused_bytes=unused_bytes(device, ranks_here()))
+    model = MODELS[model_config.architecture](model_config, build)
     loaded = _load(model, checkpoint, config)
     log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
     runner, timed_tokens, timed_seconds = _make_runner(model, config, model_config, build)

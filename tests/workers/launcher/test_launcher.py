@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from demo import CHECKPOINT
 from switchyard.worker.link import local_address
 from tests.processes import ENVIRONMENT, descendants, is_alive, is_stopped, wait_until_gone
 from tests.waiting import HANG_SECONDS, wait_until
@@ -202,6 +203,25 @@ sys.exit("torch._dynamo" in sys.modules)
 def test_ranks_start_without_torchs_compiler() -> None:
     """Importing it would take as long as all the rest."""
     assert subprocess.run([sys.executable, "-c", IMPORTS], check=False).returncode == 0
+
+
+CHECK = """
+import sys
+from pathlib import Path
+from workers.checkpoint import Checkpoint
+from workers.model_config import ModelConfig
+from workers.rank.model_plan import check_checkpoint
+
+folder = Path(sys.argv[1])
+check_checkpoint(ModelConfig.from_folder(folder), Checkpoint(folder))
+sys.exit("sympy" in sys.modules)
+"""
+
+
+def test_a_checkpoint_is_compared_without_torchs_symbols() -> None:
+    """Some functions of torch import sympy for a tensor on the meta device, which takes 0.4 s."""
+    done = subprocess.run([sys.executable, "-c", CHECK, CHECKPOINT], check=False)
+    assert done.returncode == 0
 
 
 # ---- the loop ----

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,8 @@ import torch
 from tests.workers.memory import resident_bytes
 from tests.workers.steps import prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
+from workers import __main__ as launcher
+from workers.launcher.reports import REFUSED
 from workers.models import MODELS
 from workers.models.base import BuildContext
 from workers.rank import startup
@@ -97,8 +101,25 @@ def test_a_context_takes_what_its_sequences_need(folder: Path) -> None:
     assert resident_bytes() - before < 256 << 20  # whole tables would take more
 
 
-def test_a_model_unlike_its_checkpoint_is_not_made(folder: Path, built_on: Devices) -> None:
+def test_a_model_unlike_its_checkpoint_is_refused_before_ranks_start(
+    folder: Path,
+    built_on: Devices,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def started(*arguments: object) -> int:
+        starts.append(arguments)
+        return 0
+
+    starts: list[object] = []
+    monkeypatch.setattr(launcher, "_run", started)
+    monkeypatch.setattr(sys, "argv", ["workers", "--model", str(folder)])
+    assert (launcher.main(), len(starts)) == (0, 1)
     change(folder, num_hidden_layers=1000, layer_types=None)
-    with pytest.raises(ValueError, match=r"tensor model\.layers\.\d+\.\S+ is missing"):
-        start_rank(folder)
-    assert [device.type for device in built_on] == ["meta"]
+    assert (launcher.main(), len(starts)) == (REFUSED, 1)
+    assert re.search(r"tensor model\.layers\.\d+\.\S+ is missing", capsys.readouterr().err)
+    change(folder, num_hidden_layers=1, vocab_size=99)
+    assert (launcher.main(), len(starts)) == (REFUSED, 1)
+    words = r"model\.safetensors: tensor \S+ has shape \[\d+, \d+\], config.json asks for \[99, "
+    assert re.search(words, capsys.readouterr().err)
+    assert {device.type for device in built_on} == {"meta"}
