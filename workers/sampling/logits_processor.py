@@ -65,11 +65,14 @@ class LogitsProcessor:
             if rows is not None:
                 rows.give_back(slot)
 
-    def process(self, logits_DV: torch.Tensor, metadata: SamplingMetadata) -> ProcessedLogits:
+    def process(
+        self, logits_DV: torch.Tensor, metadata: SamplingMetadata, last_token_S: torch.Tensor
+    ) -> ProcessedLogits:
         """Apply the options of the step's draws.
 
         Args:
             logits_DV: of any dtype; may be changed in place.
+            last_token_S: int32, the newest token of each slot before these draws.
 
         Raises:
             ValueError: a token or a mask does not fit the vocabulary.
@@ -85,6 +88,8 @@ class LogitsProcessor:
             columns |= self._limit_columns(limited, vocab_size)
         if len(metadata.masked_rows):
             columns |= {"masked": metadata.masked_rows, "mask_words": metadata.mask_words}
+        if metadata.mask_triggers is not None:
+            columns |= {"mask_slots": metadata.mask_slots, "triggers": metadata.mask_triggers}
         on = self.staging.copy(columns)
         if metadata.shifts:
             logits_DV = logits_DV.float()  # a bf16 near 20 cannot tell 0.1 less from none
@@ -96,9 +101,14 @@ class LogitsProcessor:
         if limited:
             assert self.masks is not None
             self._rebuild_masks(on)
-            self._exclude(logits_DV, on["limited"], self.masks.values_RW, on["limit_rows"])
+            words_PW = self.masks.values_RW
+            self._exclude(logits_DV, on["limited"], words_PW, word_rows_P=on["limit_rows"])
         if len(metadata.masked_rows):
-            self._exclude(logits_DV, on["masked"], on["mask_words"], None)
+            holds_P = None
+            if metadata.mask_triggers is not None:
+                triggers_P = on["triggers"]
+                holds_P = (triggers_P < 0) | (last_token_S[on["mask_slots"]] == triggers_P)
+            self._exclude(logits_DV, on["masked"], on["mask_words"], holds_P=holds_P)
         return ProcessedLogits(
             logits_DV=logits_DV,
             excludes=metadata.excludes,
@@ -201,13 +211,16 @@ class LogitsProcessor:
         logits_DV: torch.Tensor,
         rows_P: torch.Tensor,
         words_RW: torch.Tensor,
-        word_rows_P: torch.Tensor | None,
+        *,
+        word_rows_P: torch.Tensor | None = None,
+        holds_P: torch.Tensor | None = None,
     ) -> None:
         """Tokens without a bit get the lowest number, but for logits that are not finite, which
         the draw must see.
 
         Args:
             word_rows_P: the mask of each row; None: masks stand in the order of the rows.
+            holds_P: whether the mask of each row holds; None: all do.
         """
         for start in range(0, len(rows_P), _PIECE):
             piece = slice(start, start + _PIECE)
@@ -216,6 +229,8 @@ class LogitsProcessor:
             bits = words_PW.contiguous().view(torch.uint8)[:, :, None] & self.bits_8
             x_PV = logits_DV.index_select(0, own_P)
             excluded_PV = bits.flatten(1)[:, : x_PV.shape[1]] == 0
+            if holds_P is not None:
+                excluded_PV &= holds_P[piece, None]
             x_PV.masked_fill_(excluded_PV & x_PV.isfinite(), lowest(x_PV))
             logits_DV.index_copy_(0, own_P, x_PV)
 

@@ -113,12 +113,17 @@ class SamplingMetadata:
         draws: those whose sequence has options, ascending by row.
         masked_rows: draws that a mask narrows, int64 [M].
         mask_words: int32 [M, W]; bit t % 32 of word t // 32 allows token t.
+        mask_slots: of these draws, int64 [M].
+        mask_triggers: int32 [M]: the slot's newest token behind which alone the mask holds, -1: it
+            holds; None: all do.
         prompts: in order of the rows.
     """
 
     draws: list[DrawOptions]
     masked_rows: np.ndarray
     mask_words: np.ndarray
+    mask_slots: np.ndarray
+    mask_triggers: np.ndarray | None
     prompts: list[PromptSpan]
 
     @classmethod
@@ -132,6 +137,7 @@ class SamplingMetadata:
         """
         slots = rows.slots[rows.draws].tolist()
         masked_rows, mask_words = _masks(step, len(slots))
+        num_decodes = int(rows.draws[: step.num_decodes].sum())
         return cls(
             draws=[
                 DrawOptions(row, slot, by_slot[slot])
@@ -140,6 +146,8 @@ class SamplingMetadata:
             ],
             masked_rows=masked_rows,
             mask_words=mask_words,
+            mask_slots=rows.slots[rows.draws][masked_rows].astype(np.int64),
+            mask_triggers=_triggers(step, masked_rows, num_decodes),
             prompts=_prompts(rows, step.num_decodes, by_slot),
         )
 
@@ -190,6 +198,22 @@ def _masks(step: worker_pb2.StepRequest, num_draws: int) -> tuple[np.ndarray, np
         )
     words = np.frombuffer(masks, dtype="<i4")
     return rows, words.reshape(len(rows), -1) if len(rows) else words.reshape(0, 0)
+
+
+def _triggers(
+    step: worker_pb2.StepRequest, masked_rows: np.ndarray, num_decodes: int
+) -> np.ndarray | None:
+    """Triggers of the masks; None where there are none."""
+    triggers = np.array(step.mask_triggers, dtype=np.int32)
+    if not len(triggers):
+        return None
+    if len(triggers) != len(masked_rows) or (masked_rows[triggers >= 0] >= num_decodes).any():
+        raise ValueError(
+            f"step {step.step_id}: triggers {triggers.tolist()} of masked draws "
+            f"{masked_rows.tolist()}, of which the first {num_decodes} are decodes; each mask has "
+            "one, and only those of decodes may be tokens"
+        )
+    return triggers
 
 
 def _prompts(

@@ -62,7 +62,7 @@ class TokenSampler:
             self._draw(logits_DV, batch)
             return None
         logprobs = self.logprobs.before_draws(logits_DV, metadata.draws) if self.reports else None
-        processed = self.logits_processor.process(logits_DV, metadata)
+        processed = self.logits_processor.process(logits_DV, metadata, self.last_token_S)
         self._draw(processed.logits_DV, batch)
         tokens_D = self.tokens_S[: len(logits_DV)]
         self.logits_processor.record_draws(processed, tokens_D)

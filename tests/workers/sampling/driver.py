@@ -30,6 +30,7 @@ class Row:
     Attributes:
         given: its tokens; none: it is a decode.
         allowed: what a mask leaves its draw; None: it has no mask.
+        trigger: the mask holds only behind this token; -1: it holds.
     """
 
     slot: int
@@ -37,6 +38,7 @@ class Row:
     given: tuple[int, ...] = ()
     draws: bool = True
     allowed: frozenset[int] | None = None
+    trigger: int = -1
     position: int = 0
 
     @property
@@ -74,6 +76,7 @@ class Driver:
         self.flying: list[tuple[StepHandle, list[Row]]] = []
         self.num_steps = 0
         self.num_checked = 0
+        self.num_triggered = 0
         self.new: list[worker_pb2.NewSequence] = []
 
     def begin(self, slot: int, asker: Asker) -> None:
@@ -125,7 +128,10 @@ class Driver:
             return
         last = row.position + row.length - 1
         raw_V = self.model.raw(asker.tokens[last], last)
-        assert token == expected_token(raw_V, asker, row.allowed), (asker, last)
+        holds = row.trigger in (-1, asker.tokens[last])
+        allowed = row.allowed if holds else None
+        assert token == expected_token(raw_V, asker, allowed), (asker, last)
+        self.num_triggered += holds and row.trigger >= 0
         self.num_checked += 1
         if token < 0:
             asker.ended = True
@@ -163,10 +169,13 @@ class Driver:
             if row.allowed is not None:
                 step.masked_draws.append(num_draws)
                 step.draw_masks += mask_bytes(row.allowed, self.model.of_token.shape[1])
+                step.mask_triggers.append(row.trigger)
             num_draws += row.draws
         step.num_decodes = len(rows) - len(step.num_tokens)
         step.max_replica_tokens = step.num_decodes + len(step.token_ids)
         step.decode_only = not step.num_tokens
+        if set(step.mask_triggers) == {-1}:  # as a frontend leaves them out
+            del step.mask_triggers[:]
         return step
 
 
@@ -208,6 +217,7 @@ def drive_at_random(driver: Driver, askers: list[Asker], seed: int, num_steps: i
         for number, row in enumerate(rows):
             if row.draws and rng.random() < 0.15:
                 allowed = frozenset(rng.sample(range(vocab_size), rng.choice([1, 5, 40])))
-                rows[number] = dataclasses.replace(row, allowed=allowed)
+                trigger = rng.choice([-1, row.asker.tokens[-1]]) if not row.given else -1
+                rows[number] = dataclasses.replace(row, allowed=allowed, trigger=trigger)
         driver.launch(rows)
     driver.land_all()

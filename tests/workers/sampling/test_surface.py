@@ -31,6 +31,7 @@ def test_every_token_and_logprob_is_the_defined_one(
     driver = Driver(make_runner(model), model)
     drive_at_random(driver, random_askers(16, seed), seed, 60)
     assert driver.num_checked > 150
+    assert driver.num_triggered
     assert max(model.head_rows) <= 128
 
 
@@ -224,4 +225,18 @@ def test_masks_that_fit_neither_draws_nor_vocabulary_are_refused(
     step.masked_draws.extend(masked)
     step.draw_masks = b"\xff" * num_bytes
     with pytest.raises(ValueError, match="mask"):
+        driver.runner.launch(step)
+
+
+@pytest.mark.parametrize("triggers", [[1], [1, 2], [-1, 3], [-1, -1, -1]])
+def test_triggers_of_masks_are_one_for_each_and_of_decodes(triggers: list[int]) -> None:
+    model = TableModel(VOCAB)
+    driver = Driver(make_runner(model), model)
+    askers = [Asker([3], {"top_p": 1.0}), Asker([4], {"top_p": 1.0})]
+    for slot, asker in enumerate(askers):
+        driver.begin(slot, asker)
+    rows = [Row(slot, asker, (3,), allowed=frozenset({5})) for slot, asker in enumerate(askers)]
+    step = driver._step(rows)
+    step.mask_triggers.extend(triggers)
+    with pytest.raises(ValueError, match="trigger"):
         driver.runner.launch(step)

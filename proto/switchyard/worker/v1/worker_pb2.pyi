@@ -153,7 +153,7 @@ class NewSequence(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., banned_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., history_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks")
+    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks", "mask_triggers")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -168,6 +168,7 @@ class StepRequest(_message.Message):
     DECODE_ONLY_FIELD_NUMBER: _ClassVar[int]
     MASKED_DRAWS_FIELD_NUMBER: _ClassVar[int]
     DRAW_MASKS_FIELD_NUMBER: _ClassVar[int]
+    MASK_TRIGGERS_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     new_sequences: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
@@ -182,7 +183,8 @@ class StepRequest(_message.Message):
     decode_only: bool
     masked_draws: _containers.RepeatedScalarFieldContainer[int]
     draw_masks: bytes
-    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ...) -> None: ...
+    mask_triggers: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ..., mask_triggers: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("step_id", "token_ids", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops", "logprobs", "top_token_ids", "top_logprobs", "prompt_logprobs", "prompt_top_token_ids", "prompt_top_logprobs")
