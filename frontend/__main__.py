@@ -190,7 +190,11 @@ async def _load_tokenizer(config: FrontendConfig) -> Tokenizer | None:
     try:
         vocab_size = read_vocab_size(config.model)
         return await asyncio.to_thread(
-            Tokenizer.load, config.model, config.chat_template, vocab_size
+            Tokenizer.load,
+            config.model,
+            config.chat_template,
+            vocab_size,
+            config.reasoning_parser,
         )
     except ValueError as error:
         raise _FolderError(str(error)) from error

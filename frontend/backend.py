@@ -15,6 +15,7 @@ from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
+from frontend.processing.thoughts.tags import ThoughtTags
 from frontend.processing.tool_calls.format import ToolFormat
 from frontend.processing.tool_calls.hermes import HERMES
 from frontend.requests.request import Request, TextDecoder
@@ -48,6 +49,9 @@ class TokenizerLike(Protocol):
 
     @property
     def eos_token_id(self) -> int | None: ...
+
+    @property
+    def thought_tags(self) -> ThoughtTags | None: ...
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
@@ -96,6 +100,11 @@ class Backend:
     kv_events: KvEvents | None = None
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
+
+    @property
+    def thought_tags(self) -> ThoughtTags | None:
+        """Between which the model's thoughts stand; None: they are not told from its answers."""
+        return None if self.tokenizer is None else self.tokenizer.thought_tags
 
     def __post_init__(self) -> None:
         own = None if self.tokenizer is None else self.tokenizer.eos_token_id

@@ -11,6 +11,7 @@ import os
 import re
 from pathlib import Path
 
+from frontend.processing.thoughts.tags import CHOICES as REASONING_PARSERS
 from switchyard import flags
 from switchyard.flags import flag
 
@@ -40,6 +41,9 @@ class FrontendConfig:
         name="--served-model-name", metavar="NAME", unset="the folder's name, or the Hub id",
     )  # fmt: skip
     chat_template: Path | None = flag("Jinja template of chats", None, unset="the model folder's")
+    reasoning_parser: str = flag(
+        "tags of the model's thoughts; auto: those of its chat template", "auto", choices=REASONING_PARSERS
+    )
     host: str = flag("address to listen on", DEFAULT_HOST, metavar="HOST")
     port: int = flag(
         "of gRPC; 0 takes a free one", DEFAULT_PORT, metavar="PORT", at_least=0, at_most=65535

@@ -57,7 +57,6 @@ VLLM_FLAGS: Mapping[str, str] = {
     "--limit-mm-per-prompt": _TEXT_ONLY,
     "--enable-auto-tool-choice": _IS_ON,
     "--tool-call-parser": _FORMS,
-    "--reasoning-parser": "thoughts are not told apart from content; leave it out",
     "--guided-decoding-backend": "llguidance is the only one; leave it out",
     "--structured-outputs-config": "llguidance is the only one; leave it out",
     "--max-logprobs": "20 are the most, always",

@@ -231,6 +231,7 @@ def _encode(step: Step, batch: ReplicaBatch) -> bytes:
         decode_only=step.decode_only,
         masked_draws=batch.masked_draws,
         draw_masks=b"".join(batch.draw_masks),
+        mask_triggers=batch.mask_triggers if max(batch.mask_triggers, default=-1) >= 0 else (),
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
 

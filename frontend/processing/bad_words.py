@@ -56,6 +56,9 @@ class WordFilter:
             mask[token >> 3] &= ~(1 << (token & 7))
         return bytes(mask)
 
+    def mask_ahead(self, num_unknown: int) -> None:
+        """A mask may depend on the token before."""
+
     def accept(self, token_id: int) -> None:
         """Goes on past a token."""
         self._recent = (*self._recent, token_id)[1 - self._longest :]

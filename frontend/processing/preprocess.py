@@ -25,6 +25,7 @@ from frontend.processing.chat.conversation import Conversation, conversation
 from frontend.processing.constraints.structured_output import Compiler
 from frontend.processing.continuation import check_generated, resume
 from frontend.processing.threads import THREAD_LENGTH, in_thread
+from frontend.processing.thoughts.plan import DecoderOf, ThoughtPlan, thought_plan
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder
@@ -91,7 +92,7 @@ async def make_requests(
     queue_seconds = _queue_seconds(request)
     if request.HasField("constraint"):
         _check_beside_constraint(request)
-    decoders = [_decoder(backend, request) for _ in range(num_samples)]
+    decoder_of = _decoder_maker(backend, request)
     if in_one_message:
         sampling_params.check_whole_answer(request)
     ids = await encode(backend, message)
@@ -103,26 +104,30 @@ async def make_requests(
         cache_tokens=info.num_blocks * info.block_size,
         eos_token_ids=frozenset(backend.end_token_ids),
     )
+    plan = thought_plan(backend.thought_tags, message, ids, info.vocab_size)
     long_words = [each for each in bad_words if len(each) > 1]
     matchers: Sequence[Matcher | None] = [None] * num_samples
     if request.HasField("constraint"):
         matchers = await compiler.matchers(request.constraint, num_samples, key)
     elif long_words:
         matchers = _word_filters(request, long_words, num_samples, info.vocab_size)
+    if plan is not None:
+        matchers = plan.matchers(matchers)
+    outputs = [Output() for _ in range(num_samples)]
     samples = [
         Request(
             id=sample_id(request_id, index),
             prompt_ids=ids,
             sampling=_sample_params(params, request.output, index),
             stops=stops,
-            decoder=decoder,
-            output=Output(),
+            decoder=_decoder(backend, decoder_of, plan, request.output, output),
+            output=output,
             matcher=matcher,
             priority=request.priority,
             queue_deadline=arrived + queue_seconds,
             arrived=arrived,
         )
-        for index, (decoder, matcher) in enumerate(zip(decoders, matchers, strict=True))
+        for index, (output, matcher) in enumerate(zip(outputs, matchers, strict=True))
     ]
     if request.generated:  # which is rare, and may be much work: always in a thread
         await in_thread(resume, samples, request.generated)
@@ -192,20 +197,35 @@ def _check_beside_constraint(request: pb.GenerateRequest) -> None:
             )
 
 
-def _decoder(backend: Backend, request: pb.GenerateRequest) -> TextDecoder | None:
-    """The request's decoder; None when no text is wanted, or there is no tokenizer."""
+def _decoder_maker(backend: Backend, request: pb.GenerateRequest) -> DecoderOf | None:
+    """Makes decoders of answers; None when no text is wanted, or there is no tokenizer."""
     stop = tuple(request.stop_conditions.stop)
     needs = "stop_conditions.stop" if stop else "output.echo" if request.output.echo else ""
     if request.output.skip_detokenize and needs:
         raise invalid_field("output.skip_detokenize", f"cannot be set beside {needs}")
     if request.output.skip_detokenize or (backend.tokenizer is None and not needs):
         return None
-    return tokenizer_of(backend).decoder(
+    make, stops, keep = tokenizer_of(backend).decoder, request.stop_conditions, request.output
+    return lambda num_before: make(
         stop,
-        request.stop_conditions.include_stop,
-        request.output.keep_special_tokens,
-        request.stop_conditions.min_new_tokens,
+        stops.include_stop,
+        keep.keep_special_tokens,
+        max(0, stops.min_new_tokens - num_before),
     )
+
+
+def _decoder(
+    backend: Backend,
+    decoder_of: DecoderOf | None,
+    plan: ThoughtPlan | None,
+    options: pb.OutputOptions,
+    output: Output,
+) -> TextDecoder | None:
+    """The decoder of one sample."""
+    if decoder_of is None or plan is None:
+        return None if decoder_of is None else decoder_of(0)
+    thoughts = tokenizer_of(backend).decoder((), False, options.keep_special_tokens)
+    return plan.decoder(decoder_of, thoughts, output)
 
 
 async def echo_text(backend: Backend, request: pb.GenerateRequest, ids: list[int]) -> str:

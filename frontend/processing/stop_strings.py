@@ -33,6 +33,8 @@ class StopDecoder:
         "matched",
     )
 
+    num_thought_tokens = 0
+
     def __init__(
         self,
         inner: TextDecoder,

@@ -78,6 +78,7 @@ class ByteDecoder:
     __slots__ = ("_pending", "_pieces")
 
     matched: str | None = None
+    num_thought_tokens = 0
 
     def __init__(self, pieces: Mapping[int, str | bytes]) -> None:
         self._pieces = pieces
@@ -115,6 +116,7 @@ class WindowDecoder:
     __slots__ = ("_context", "_decode", "_held")
 
     matched: str | None = None
+    num_thought_tokens = 0
 
     def __init__(self, decode: Callable[[list[int]], str]) -> None:
         self._decode = decode

@@ -23,6 +23,7 @@ from frontend.processing.chat.conversation import Conversation
 from frontend.processing.chat.renderer import ChatRenderer
 from frontend.processing.stop_strings import StopDecoder
 from frontend.processing.text_decoders import ByteDecoder, BytePieces, WindowDecoder
+from frontend.processing.thoughts.tags import AUTO, ThoughtTags, find_tags
 from frontend.processing.tokenizer_files import VOCABULARIES, check_files
 from frontend.requests.request import TextDecoder
 from switchyard.model_files import read_bytes, shown
@@ -40,9 +41,14 @@ _MAX_TEMPLATE_BYTES = 16 << 20
 
 
 class Tokenizer:
-    """Encodes and decodes for one model; ``load`` makes one."""
+    """Encodes and decodes for one model; ``load`` makes one.
+
+    Attributes:
+        thought_tags: between which the model's thoughts stand; None: they are not looked for.
+    """
 
     def __init__(self, wrapped: Any) -> None:
+        self.thought_tags: ThoughtTags | None = None
         self._wrapped = wrapped
         self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
         self._chat = ChatRenderer(wrapped, self._backend, lambda text: self.encode(text, False))
@@ -57,17 +63,22 @@ class Tokenizer:
 
     @classmethod
     def load(
-        cls, folder: str | Path, chat_template: Path | None = None, vocab_size: int | None = None
+        cls,
+        folder: str | Path,
+        chat_template: Path | None = None,
+        vocab_size: int | None = None,
+        reasoning_parser: str = AUTO,
     ) -> Tokenizer | None:
         """The tokenizer in a model folder, or None when it has no tokenizer files.
 
         Args:
             chat_template: a file whose template goes before the folder's.
             vocab_size: of the model, which must have the tokenizer's end token; None: not known.
+            reasoning_parser: names the tags of the model's thoughts; see `find_tags`.
 
         Raises:
-            ValueError: the files cannot be read, the template cannot work, or the end token is not
-                the model's.
+            ValueError: the files cannot be read, the template cannot work, the end token is not
+                the model's, or the tags are none of its.
         """
         folder = Path(folder)
         check_files(folder)
@@ -90,6 +101,7 @@ class Tokenizer:
             )
         if loaded.has_chat_template:
             loaded._try_template(origin)
+        loaded.thought_tags = loaded._find_tags(reasoning_parser)
         return loaded
 
     def _try_template(self, origin: str) -> None:
@@ -127,6 +139,13 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         """Whether ``render_chat`` works."""
         return self._wrapped.chat_template is not None
+
+    def _find_tags(self, parser: str) -> ThoughtTags | None:
+        """The tags of the model's thoughts, as `find_tags` finds them."""
+        template = self._wrapped.chat_template or ""
+        source = template if isinstance(template, str) else "\n".join(template.values())
+        added = {str(token): each for each, token in self._wrapped.added_tokens_decoder.items()}
+        return find_tags(parser, source, added, lambda text: self.encode(text, False))
 
     @property
     def library_tokenizer(self) -> tokenizers.Tokenizer | None:

@@ -39,8 +39,10 @@ class TokenLogprobs:
 
 @dataclasses.dataclass(slots=True)
 class Delta:
-    """New output since the last delta that was taken; ``logprobs`` one per token, or none."""
+    """New output since the last delta that was taken; ``logprobs`` one per token, or none. Its
+    ``reasoning`` comes before its text."""
 
+    reasoning: str = ""
     text: str = ""
     token_ids: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
@@ -87,6 +89,10 @@ class Output:
     def begin_with(self, text: str) -> None:
         """Let the first delta begin with the text of tokens that are not in it; before all else."""
         self._delta.text = text
+
+    def add_reasoning(self, text: str) -> None:
+        """Add text of the thoughts, whose token is added next or was the last."""
+        self._delta.reasoning += text
 
     def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
         """Add one token and the text it completed."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from frontend.errors import RequestError
 from frontend.requests.output import FinishReason, Output, TokenLogprobs
@@ -81,6 +81,22 @@ class TextDecoder(Protocol):
         """The stop string that ended the text, once ``push`` has found one."""
         ...
 
+    @property
+    def num_thought_tokens(self) -> int:
+        """Tokens of thoughts, whose text is told elsewhere."""
+        ...
+
+
+class TriggeredMask(NamedTuple):
+    """A mask, as `Matcher.mask` gives one, that holds behind one token only; -1: behind any."""
+
+    bits: bytes
+    trigger: int
+
+
+FREE = TriggeredMask(b"", -1)
+"""Any token, behind any."""
+
 
 class Matcher(Protocol):
     """What a sequence's output keeps to, by its tokens so far; one per sequence."""
@@ -88,6 +104,12 @@ class Matcher(Protocol):
     def mask(self) -> bytes:
         """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t; no
         bytes: any token.
+        """
+        ...
+
+    def mask_ahead(self, num_unknown: int) -> TriggeredMask | None:
+        """The mask of a draw before which as many tokens (1 or more) are drawn and not known yet;
+        None where it depends on them, and must wait.
         """
         ...
 
@@ -156,6 +178,11 @@ class Request:
     num_generated: int = 0
     finish_reason: FinishReason | None = None
     prompt_logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+
+    @property
+    def num_thought_tokens(self) -> int:
+        """Of the output tokens, those of thoughts and their tags; 0 where no text is made."""
+        return 0 if self.decoder is None else self.decoder.num_thought_tokens
 
     def finish(
         self,

@@ -6,6 +6,7 @@ nothing of the queue, of other replicas, or of what ends a sequence.
 
 from __future__ import annotations
 
+from frontend.requests.request import TriggeredMask
 from frontend.scheduler.kv_blocks import BlockPool
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.sequence import Phase, Sequence
@@ -117,7 +118,11 @@ class Replica:
                 num_new_blocks.append(1)
             else:
                 num_new_blocks.append(0)
-            _mask_next_draw(sequence, len(slots), batch)
+            matcher = sequence.request.matcher
+            if matcher is not None:
+                num_unknown = sequence.num_unknown
+                mask = matcher.mask_ahead(num_unknown) if num_unknown else None
+                batch.mask_draw(len(slots), mask or TriggeredMask(matcher.mask(), -1))
             slots.append(sequence.slot)
             positions.append(position)
             sequences.append(sequence)
@@ -230,23 +235,15 @@ class Replica:
         batch.sequences.append(sequence)
         batch.total_tokens += end - start
         batch.long_tokens += (end - start) * is_long
-        if draws:
-            _mask_next_draw(sequence, batch.num_draws, batch)
+        matcher = sequence.request.matcher
+        if draws and matcher is not None:
+            batch.mask_draw(batch.num_draws, TriggeredMask(matcher.mask(), -1))
         batch.num_draws += draws
         sequence.num_scheduled = end
         sequence.last_step = step_id
         if draws:
             self._prefilling.remove(sequence)
             self._decoding.append(sequence)
-
-
-def _mask_next_draw(sequence: Sequence, draw: int, batch: ReplicaBatch) -> None:
-    """Mask draw number ``draw`` with the tokens that the sequence's matcher allows."""
-    matcher = sequence.request.matcher
-    mask = matcher.mask() if matcher is not None else b""
-    if mask:
-        batch.masked_draws.append(draw)
-        batch.draw_masks.append(mask)
 
 
 BUSIER_SHARE = 8

@@ -99,11 +99,19 @@ class Sequence:
     def may_draw(self) -> bool:
         """Whether another draw may be scheduled while earlier ones are in flight.
 
-        What a matcher allows next depends on the last token, which must be known first.
+        What a matcher allows next may depend on the last token, which must be known first.
         """
-        if self.request.matcher is not None and self.num_scheduled == len(self.tokens):
-            return False
+        matcher = self.request.matcher
+        if matcher is not None:
+            num_unknown = self.num_unknown
+            if num_unknown and matcher.mask_ahead(num_unknown) is None:
+                return False
         return self.num_scheduled + 1 < self.max_tokens
+
+    @property
+    def num_unknown(self) -> int:
+        """Tokens that are drawn by steps in flight, once the prompt is scheduled."""
+        return self.num_scheduled + 1 - len(self.tokens)
 
     @property
     def wants_prompt_logprobs(self) -> bool:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from frontend.requests.request import SamplingParams
+from frontend.requests.request import SamplingParams, TriggeredMask
 from frontend.scheduler.sequence import Sequence
 
 
@@ -56,7 +56,8 @@ class ReplicaBatch:
         total_tokens: tokens of all rows.
         long_tokens: of these, of long prompts.
         num_draws: rows that draw a token.
-        masked_draws, draw_masks: draws that a matcher narrows, and the mask of each.
+        masked_draws, draw_masks, mask_triggers: draws that a matcher narrows, and of each the mask
+            and the token behind which it holds, -1: behind any.
         sequences: the sequence of each row; stays in the frontend.
     """
 
@@ -74,7 +75,15 @@ class ReplicaBatch:
     num_draws: int = 0
     masked_draws: list[int] = dataclasses.field(default_factory=list)
     draw_masks: list[bytes] = dataclasses.field(default_factory=list)
+    mask_triggers: list[int] = dataclasses.field(default_factory=list)
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
+
+    def mask_draw(self, draw: int, mask: TriggeredMask) -> None:
+        """Narrow draw number ``draw``, unless the mask allows any token."""
+        if mask.bits:
+            self.masked_draws.append(draw)
+            self.draw_masks.append(mask.bits)
+            self.mask_triggers.append(mask.trigger)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -72,11 +72,15 @@ def deltas(index: int, new: Delta, output: pb.OutputOptions) -> Iterator[pb.Gene
 
 def _pieces(new: Delta, max_tokens: int) -> Iterator[Delta]:
     """Splits a delta into those that fit messages; the last one has the finish reason."""
-    num_pieces = max(1, -(-len(new.token_ids) // max_tokens), -(-len(new.text) // _MAX_CHARS))
+    num_before = len(new.reasoning)  # characters before the text
+    num_chars = num_before + len(new.text)
+    num_pieces = max(1, -(-len(new.token_ids) // max_tokens), -(-num_chars // _MAX_CHARS))
     for number in range(num_pieces):
         tokens = slice(number * max_tokens, (number + 1) * max_tokens)
+        start, end = number * _MAX_CHARS, (number + 1) * _MAX_CHARS
         piece = Delta(
-            text=new.text[number * _MAX_CHARS : (number + 1) * _MAX_CHARS],
+            reasoning=new.reasoning[start:end],
+            text=new.text[max(0, start - num_before) : max(0, end - num_before)],
             token_ids=new.token_ids[tokens],
             logprobs=new.logprobs[tokens],
         )
@@ -87,7 +91,9 @@ def _pieces(new: Delta, max_tokens: int) -> Iterator[Delta]:
 
 
 def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:
-    message = pb.Delta(index=index, text=new.text, token_ids=new.token_ids)
+    message = pb.Delta(
+        index=index, reasoning=new.reasoning, text=new.text, token_ids=new.token_ids
+    )
     if output.logprobs:
         _add_logprobs(
             new.logprobs, message.logprobs, message.top_logprobs if output.top_logprobs else None
@@ -124,6 +130,7 @@ def finished(first: Request, samples: Sequence[Request]) -> pb.GenerateResponse:
                 prompt_tokens=len(first.prompt_ids),
                 cached_prompt_tokens=first.cached_tokens,
                 completion_tokens=sum(sample.num_generated for sample in samples),
+                reasoning_tokens=sum(sample.num_thought_tokens for sample in samples),
             ),
             timings=pb.Timings(
                 queued=_duration(admitted - first.arrived),
@@ -146,9 +153,9 @@ async def gathered(stream: AsyncGenerator[pb.GenerateResponse, None]) -> pb.Comp
                 answer.started.CopyFrom(event.started)
             elif event.HasField("delta"):
                 output = outputs.setdefault(event.delta.index, pb.Delta())
-                text = output.text + event.delta.text
+                texts = output.reasoning + event.delta.reasoning, output.text + event.delta.text
                 output.MergeFrom(event.delta)
-                output.text = text
+                output.reasoning, output.text = texts
             else:
                 answer.finished.CopyFrom(event.finished)
     answer.outputs.extend(outputs[index] for index in sorted(outputs))

@@ -26,6 +26,7 @@ from frontend.group_info import GroupInfo
 from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
+from frontend.processing.thoughts.tags import ThoughtTags
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Matcher, Request
 from frontend.service.service import Service
@@ -207,6 +208,8 @@ class FakeTokenizer:
             raise jinja2.TemplateError("the first turn must be the user's")
         text = "".join(f"{turn['role'][0]}:{turn['content']}" for turn in turns)
         return self.encode(text + "".join(f"+{tool['name']}" for tool in conversation.tools or ()))
+
+    thought_tags: ThoughtTags | None = None
 
     def decoder(
         self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0

@@ -33,7 +33,8 @@ class Conversation:
     """What a chat template is given.
 
     Attributes:
-        turns: each with ``role`` and ``content``, and tool calls in the form that templates share.
+        turns: each with ``role`` and ``content``, and thoughts and tool calls in the form that
+            templates share.
         tools: functions that the model may call; None: none.
         template_kwargs: the template's own arguments, by name.
         parses_special_tokens: text that spells a control token is that token.
@@ -51,7 +52,10 @@ class Conversation:
     @property
     def num_chars(self) -> int:
         """About how long its text is, but for calls, tools and arguments."""
-        return sum(TURN_CHARS + len(turn["content"]) for turn in self.turns)
+        return sum(
+            TURN_CHARS + len(turn["content"]) + len(turn.get("reasoning_content", ""))
+            for turn in self.turns
+        )
 
     def with_objects(self) -> Conversation:
         """The same with {} for arguments of calls that are no JSON object."""
@@ -148,6 +152,12 @@ def _turn(message: pb.ChatMessage, turn_field: str) -> Turn:
         known = ", ".join(pb.Role.Name(number) for number in _ROLES)
         raise invalid_field(f"{turn_field}.role", f"is {message.role}, must be one of {known}")
     turn: Turn = {"role": role, "content": message.content}
+    if message.reasoning:
+        if role != "assistant":
+            raise invalid_field(
+                f"{turn_field}.reasoning", f"is set in a turn of the {role}, must be an assistant's"
+            )
+        turn["reasoning_content"] = message.reasoning
     if message.tool_call_id:
         if len(message.tool_call_id) > MAX_NAME_CHARS:
             raise too_many(

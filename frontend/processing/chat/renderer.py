@@ -25,6 +25,7 @@ _USER: Turn = {"role": "user", "content": "a"}
 _SYSTEM: Turn = {"role": "system", "content": "b"}
 _FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 _CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
+_SAID = ("content", "reasoning_content")  # an assistant's own texts
 _CALLS: Turn = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT: Turn = {"role": "tool", "content": "c", "tool_call_id": "1"}
 _ANSWER: Turn = {"role": "assistant", "content": "d"}
@@ -147,7 +148,7 @@ class ChatRenderer:
 
     def _marked_text(self, conversation: Conversation, control: ControlTokens) -> str:
         turns = [
-            {**turn, "content": control.marked_ordinary(turn["content"])}
+            {**turn, **{key: control.marked_ordinary(turn[key]) for key in _SAID if key in turn}}
             if turn["role"] == "assistant"
             else turn
             for turn in conversation.turns
@@ -182,9 +183,10 @@ def _hold(conversation: Conversation, openers: Iterable[str]) -> bool:
 
 def _spells(conversation: Conversation, control: ControlTokens) -> bool:
     """Whether a string of a conversation holds a control token that it may not."""
-    said = [turn["content"] for turn in conversation.turns if turn["role"] == "assistant"]
+    own = [turn for turn in conversation.turns if turn["role"] == "assistant"]
+    said = [turn[key] for turn in own for key in _SAID if key in turn]
     turns = [
-        {**turn, "content": ""} if turn["role"] == "assistant" else turn
+        {**turn, **dict.fromkeys(_SAID, "")} if turn["role"] == "assistant" else turn
         for turn in conversation.turns
     ]
     others = list(_strings(dataclasses.replace(conversation, turns=turns)))

@@ -112,6 +112,9 @@ class GrammarMatcher:
         """Tokens that may come next: bit t % 32 of little-endian word t / 32 allows token t."""
         return self._mask
 
+    def mask_ahead(self, num_unknown: int) -> None:
+        """Every mask depends on the token before."""
+
     def accept(self, token_id: int) -> None:
         """Goes on past a token that the last mask allowed, and that is no end token.
 

@@ -1,0 +1,115 @@
+"""What becomes of the thoughts of one request: its decoders and matchers.
+
+Owns `switchyard.v1.ReasoningOptions`. Knows nothing of how tokens are followed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+from frontend.errors import invalid_field
+from frontend.processing.thoughts.decoder import ThoughtDecoder
+from frontend.processing.thoughts.matcher import ThoughtMatcher
+from frontend.processing.thoughts.progress import ThoughtProgress
+from frontend.processing.thoughts.tags import Place, ThoughtTags
+from frontend.requests.output import Output
+from frontend.requests.request import Matcher, TextDecoder
+from switchyard.v1 import inference_pb2 as pb
+
+DecoderOf = Callable[[int], TextDecoder]
+"""Makes a decoder of an answer before which there are as many tokens."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class ThoughtPlan:
+    """How the outputs of one chat are followed.
+
+    Attributes:
+        start: where the prompt ends; not in the answer.
+        is_constrained: the answer keeps to a language.
+        vocab_size: of masks.
+    """
+
+    tags: ThoughtTags
+    start: Place
+    options: pb.ReasoningOptions
+    is_constrained: bool
+    vocab_size: int
+
+    def decoder(self, answer: DecoderOf, thoughts: TextDecoder, output: Output) -> TextDecoder:
+        """The decoder of one output.
+
+        Args:
+            answer: makes the answer's.
+            thoughts: the thoughts' own.
+            output: takes their text.
+        """
+        if self.options.in_text:
+            return answer(0)
+        tell = _drop if self.options.leave_out else output.add_reasoning
+        return ThoughtDecoder(self._progress(), thoughts, answer, tell)
+
+    def matchers(self, inner: Sequence[Matcher | None]) -> Sequence[Matcher | None]:
+        """What the outputs keep to, given what their answers keep to.
+
+        Raises:
+            RequestError: INVALID_ARGUMENT; options contradict each other.
+        """
+        has_budget = self.options.HasField("max_tokens")
+        if self.options.in_text and has_budget and any(inner):
+            raise invalid_field(
+                "reasoning.max_tokens",
+                "cannot be set beside in_text and a constraint of the whole text; leave one out",
+                mentions={"in_text": "reasoning.in_text", "constraint": "constraint"},
+            )
+        is_language = self.is_constrained and not self.options.in_text
+        if has_budget and any(inner) and not is_language:
+            raise invalid_field(
+                "reasoning.max_tokens",
+                "cannot be set beside bad_words of several tokens; leave one out",
+                mentions={"bad_words": "sampling.bad_words"},
+            )
+        if not has_budget and not is_language:
+            return inner
+        return [
+            ThoughtMatcher(
+                self._progress(),
+                each,
+                budget=self.options.max_tokens if has_budget else None,
+                num_bytes=(self.vocab_size + 31) // 32 * 4,
+            )
+            for each in inner
+        ]
+
+    def _progress(self) -> ThoughtProgress:
+        return ThoughtProgress(self.tags, self.start, is_constrained=self.is_constrained)
+
+
+def thought_plan(
+    tags: ThoughtTags | None,
+    message: pb.GenerateRequest | pb.ChatRequest,
+    prompt_ids: Sequence[int],
+    vocab_size: int,
+) -> ThoughtPlan | None:
+    """The plan of a request; None where its whole output is its answer.
+
+    Args:
+        tags: the model's; None: its thoughts have none.
+    """
+    if tags is None or not isinstance(message, pb.ChatRequest):
+        return None
+    start = tags.place_after(prompt_ids, continues=message.continue_final_message)
+    if start is Place.ANSWERING:
+        return None
+    return ThoughtPlan(
+        tags=tags,
+        start=start,
+        options=message.reasoning,
+        is_constrained=message.request.HasField("constraint"),
+        vocab_size=vocab_size,
+    )
+
+
+def _drop(text: str) -> None:
+    pass

@@ -1,0 +1,127 @@
+"""Between which tags a model writes its thoughts, and where among them a prompt ends.
+
+Owns the table of tags. They must be tokens of their own: a model that only spells such a tag does
+not end its thoughts. Knows nothing of outputs.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+from collections.abc import Callable, Mapping, Sequence
+
+TAGS: Mapping[str, tuple[str, str]] = {
+    "think": ("<think>", "</think>"),
+    "mistral": ("[THINK]", "[/THINK]"),
+    "seed_oss": ("<seed:think>", "</seed:think>"),
+    "kimi": ("◁think▷", "◁/think▷"),
+}
+"""By name, what a family opens and closes its thoughts with."""
+ALIASES: Mapping[str, str] = {
+    "deepseek_r1": "think",
+    "deepseek_v3": "think",
+    "ernie45": "think",
+    "glm45": "think",
+    "kimi_k2": "think",
+    "minimax_m2": "think",
+    "qwen3": "think",
+    "step3": "think",
+}
+"""Other servers' names of the same tags."""
+AUTO, NONE = "auto", "none"
+CHOICES = (AUTO, NONE, *TAGS, *ALIASES)
+
+# What models write between a tag and the text next to it.
+_BLANKS = ("\n", "\n\n", "\n\n\n")
+
+
+class Place(enum.Enum):
+    """Where a text is."""
+
+    OPEN = enum.auto()
+    """At its beginning: thoughts may come, or the answer."""
+    THINKING = enum.auto()
+    """In its thoughts."""
+    BEHIND = enum.auto()
+    """Right behind them."""
+    ANSWERING = enum.auto()
+    """In its answer."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ThoughtTags:
+    """The tags of one model.
+
+    Attributes:
+        begin, end: as text.
+        begin_id, end_id: the tokens that these are.
+        blank_ids: tokens that are line ends only.
+        border_ids: all added tokens but the tags; a turn's role stands before one.
+    """
+
+    begin: str
+    end: str
+    begin_id: int
+    end_id: int
+    blank_ids: frozenset[int]
+    border_ids: frozenset[int]
+
+    def place_after(self, prompt_ids: Sequence[int], *, continues: bool) -> Place:
+        """Where a prompt ends.
+
+        Args:
+            continues: it ends within an assistant's turn, whose answer has begun unless its
+                thoughts have not ended.
+        """
+        for token in reversed(prompt_ids):
+            if token == self.begin_id:
+                return Place.THINKING
+            if token == self.end_id:
+                return Place.ANSWERING
+            if token in self.border_ids:
+                break
+        return Place.ANSWERING if continues else Place.OPEN
+
+
+def find_tags(
+    parser: str,
+    template: str,
+    added: Mapping[str, int],
+    encode: Callable[[str], list[int]],
+) -> ThoughtTags | None:
+    """The tags of a model; None where its thoughts are not told from its answer.
+
+    Args:
+        parser: one of `CHOICES`; auto: those that the chat template has and the tokenizer knows.
+        template: the chat template's source.
+        added: ids of the tokenizer's added tokens by their text.
+        encode: ids of a text.
+
+    Raises:
+        ValueError: the tags that ``parser`` names are no tokens of this model.
+    """
+    if parser == NONE:
+        return None
+    names = list(TAGS) if parser == AUTO else [ALIASES.get(parser, parser)]
+    for name in names:
+        begin, end = TAGS[name]
+        if parser == AUTO and begin not in template and end not in template:
+            continue
+        if begin in added and end in added:
+            ids = added[begin], added[end]
+            blanks = [encode(blank) for blank in _BLANKS]
+            return ThoughtTags(
+                begin=begin,
+                end=end,
+                begin_id=ids[0],
+                end_id=ids[1],
+                blank_ids=frozenset(blank[0] for blank in blanks if len(blank) == 1),
+                border_ids=frozenset(added.values()) - {*ids},
+            )
+    if parser == AUTO:
+        return None
+    begin, end = TAGS[names[0]]
+    raise ValueError(
+        f"--reasoning-parser {parser}: {begin} and {end} are no tokens of this model's tokenizer; "
+        f"use {AUTO} or {NONE}"
+    )
