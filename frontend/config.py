@@ -42,7 +42,9 @@ class FrontendConfig:
     )  # fmt: skip
     chat_template: Path | None = flag("Jinja template of chats", None, unset="the model folder's")
     reasoning_parser: str = flag(
-        "tags of the model's thoughts; auto: those of its chat template", "auto", choices=REASONING_PARSERS
+        "tags of the model's thoughts; auto: those of its chat template",
+        "auto",
+        choices=REASONING_PARSERS,
     )
     host: str = flag("address to listen on", DEFAULT_HOST, metavar="HOST")
     port: int = flag(

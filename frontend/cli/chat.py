@@ -90,16 +90,18 @@ def _take_turn(
     asked = {"role": "user", "content": line.strip()}
     answer = _answer(client, [*messages, asked], flags)
     if answer is not None:
-        messages += [asked, {"role": "assistant", "content": answer}]
+        messages += [asked, answer]
 
 
-def _answer(client: Client, messages: Sequence[Message], flags: argparse.Namespace) -> str | None:
-    """Prints one answer; returns its text, or None when it failed or was stopped."""
+def _answer(
+    client: Client, messages: Sequence[Message], flags: argparse.Namespace
+) -> Message | None:
+    """Prints one answer; returns it as a turn, or None when it failed or was stopped."""
     try:
         with client.chat(messages, **options_of(flags)) as stream:
-            text = print_text(stream)
+            reasoning, text = print_text(stream)
             print_summary(stream)
-            return text
+            return {"role": "assistant", "content": text, "reasoning": reasoning}
     except KeyboardInterrupt:
         print()
     except ServerError as error:

@@ -98,6 +98,8 @@ def _gather(stream: Stream) -> dict[str, Any]:
     for delta in stream:
         output = outputs.setdefault(delta.index, {"text": "", "token_ids": []})
         output["text"] += delta.text
+        if delta.reasoning:
+            output["reasoning"] = output.get("reasoning", "") + delta.reasoning
         output["token_ids"] += delta.token_ids
         if delta.logprobs:
             output["logprobs"] = output.get("logprobs", []) + list(delta.logprobs)
@@ -110,14 +112,21 @@ def _gather(stream: Stream) -> dict[str, Any]:
     }
 
 
-def print_text(stream: Stream) -> str:
-    """Prints text as it comes, and a line's end; returns the text."""
-    text = ""
+def print_text(stream: Stream) -> tuple[str, str]:
+    """Prints text as it comes, and a line's end, and thoughts dim on stderr; returns both."""
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    reasoning = text = ""
     for delta in stream:
-        text += delta.text
-        print(delta.text, end="", flush=True)
+        if delta.reasoning:
+            reasoning += delta.reasoning
+            console.print(delta.reasoning, style="dim", end="")
+        if delta.text:
+            if reasoning and not text:
+                console.print("\n")
+            text += delta.text
+            print(delta.text, end="", flush=True)
     print()
-    return text
+    return reasoning, text
 
 
 def print_summary(stream: Stream) -> None:

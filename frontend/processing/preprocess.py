@@ -24,8 +24,8 @@ from frontend.processing.chat.control_tokens import ControlTokenError
 from frontend.processing.chat.conversation import Conversation, conversation
 from frontend.processing.constraints.structured_output import Compiler
 from frontend.processing.continuation import check_generated, resume
-from frontend.processing.threads import THREAD_LENGTH, in_thread
 from frontend.processing.thoughts.plan import DecoderOf, ThoughtPlan, thought_plan
+from frontend.processing.threads import THREAD_LENGTH, in_thread
 from frontend.processing.tokenizer import check_token_ids
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, Request, SamplingParams, TextDecoder

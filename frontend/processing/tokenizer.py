@@ -47,8 +47,7 @@ class Tokenizer:
         thought_tags: between which the model's thoughts stand; None: they are not looked for.
     """
 
-    def __init__(self, wrapped: Any) -> None:
-        self.thought_tags: ThoughtTags | None = None
+    def __init__(self, wrapped: Any, reasoning_parser: str = AUTO) -> None:
         self._wrapped = wrapped
         self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
         self._chat = ChatRenderer(wrapped, self._backend, lambda text: self.encode(text, False))
@@ -60,6 +59,7 @@ class Tokenizer:
             self._backend.no_padding()
             if isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
                 self._pieces = {keep: BytePieces(self._backend, keep) for keep in (False, True)}
+        self.thought_tags = self._find_tags(reasoning_parser)
 
     @classmethod
     def load(
@@ -91,7 +91,7 @@ class Tokenizer:
         if chat_template is not None:
             origin = f"--chat-template {chat_template}"
             wrapped.chat_template = _text_of(chat_template)
-        loaded = cls(wrapped)
+        loaded = cls(wrapped, reasoning_parser)
         end = loaded.eos_token_id
         if vocab_size is not None and end is not None and end >= vocab_size:
             raise ValueError(
@@ -101,7 +101,6 @@ class Tokenizer:
             )
         if loaded.has_chat_template:
             loaded._try_template(origin)
-        loaded.thought_tags = loaded._find_tags(reasoning_parser)
         return loaded
 
     def _try_template(self, origin: str) -> None:

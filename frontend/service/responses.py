@@ -91,9 +91,7 @@ def _pieces(new: Delta, max_tokens: int) -> Iterator[Delta]:
 
 
 def _delta(index: int, new: Delta, output: pb.OutputOptions) -> pb.GenerateResponse:
-    message = pb.Delta(
-        index=index, reasoning=new.reasoning, text=new.text, token_ids=new.token_ids
-    )
+    message = pb.Delta(index=index, reasoning=new.reasoning, text=new.text, token_ids=new.token_ids)
     if output.logprobs:
         _add_logprobs(
             new.logprobs, message.logprobs, message.top_logprobs if output.top_logprobs else None

@@ -61,6 +61,7 @@ class Options(TypedDict, total=False):
     json_object: bool
     regex: str
     grammar: str
+    json_schemas: Mapping[str, str]
 
 
 class ChatOptions(Options, total=False):
@@ -69,6 +70,7 @@ class ChatOptions(Options, total=False):
     parse_special_tokens: bool
     continue_final_message: bool
     add_generation_prompt: bool
+    reasoning: Mapping[str, Any]  # by the names of ReasoningOptions
 
 
 _CHAT_ALONE = ChatOptions.__annotations__.keys() - Options.__annotations__.keys()
@@ -119,8 +121,9 @@ def chat_request(
     """A request of turns and options by name.
 
     Args:
-        messages: turns, ``{"role": "user", "content": …}``; an assistant's may have ``tool_calls``,
-            each ``{"id": …, "name": …, "arguments": {…}}``, a tool's has ``tool_call_id``.
+        messages: turns, ``{"role": "user", "content": …}``; an assistant's may have ``reasoning``,
+            and ``tool_calls``, each ``{"id": …, "name": …, "arguments": {…}}``; a tool's has
+            ``tool_call_id``.
         template_kwargs: what the chat template knows by name.
         tools: what the model may call, as its chat template wants them.
     """
@@ -140,6 +143,7 @@ def _turn(message: Message) -> pb.ChatMessage:
         role=f"ROLE_{message['role'].upper()}",
         content=message.get("content") or "",
         tool_call_id=message.get("tool_call_id", ""),
+        reasoning=message.get("reasoning") or "",
     )
     for call in message.get("tool_calls", ()):
         turn.tool_calls.add(

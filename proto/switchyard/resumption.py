@@ -121,14 +121,20 @@ class _Sample:
     """What has come of one sample.
 
     Attributes:
-        num_chars: length of its text.
-        num_repeated: characters with which the present stream repeats that text.
+        num_chars: length of its thoughts and of its text, which comes after them.
+        num_repeated: characters with which the present stream repeats these.
     """
 
     token_ids: list[int] = dataclasses.field(default_factory=list)
     num_chars: int = 0
     num_repeated: int = 0
     is_over: bool = False
+
+    def without_repeated(self, text: str) -> str:
+        """What is new of the next text of the present stream."""
+        num_repeated = min(self.num_repeated, len(text))
+        self.num_repeated -= num_repeated
+        return text[num_repeated:]
 
 
 class Resumption:
@@ -204,13 +210,12 @@ class Resumption:
         sample = self._samples[delta.index]
         if sample.is_over:
             return None
-        num_repeated = min(sample.num_repeated, len(delta.text))
-        if num_repeated:
-            sample.num_repeated -= num_repeated
-            delta.text = delta.text[num_repeated:]
-        if not (delta.text or delta.token_ids or delta.finish_reason):
+        if sample.num_repeated:
+            delta.reasoning = sample.without_repeated(delta.reasoning)
+            delta.text = sample.without_repeated(delta.text)
+        if not (delta.reasoning or delta.text or delta.token_ids or delta.finish_reason):
             return None
-        sample.num_chars += len(delta.text)
+        sample.num_chars += len(delta.reasoning) + len(delta.text)
         sample.token_ids += delta.token_ids
         sample.is_over = bool(delta.finish_reason)
         self.losses.went_on()

@@ -174,6 +174,7 @@ def answer_text(prompt: str, num_tokens: int) -> str:
 class FakeDecoder:
     """A letter a token; looks for no stop strings."""
 
+    num_thought_tokens = 0
     matched = None
 
     def push(self, token_id: int) -> str:

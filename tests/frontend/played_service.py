@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from frontend.engine.engine import Engine
 from frontend.processing.tokenizer import Tokenizer
@@ -24,13 +24,26 @@ from tests.frontend.fakes import MODEL, backend, group
 PLAYED_LIMITS = dataclasses.replace(LIMITS, max_model_len=128, num_blocks=128)
 
 
+Say = Callable[[list[int]], int]
+"""What a model would draw behind some output, prompt not counted."""
+
+
 class PlayedReplica(FakeReplica):
-    def __init__(self, limits: SchedulerLimits, vocab_size: int) -> None:
+    """Draws what follows from the tokens before, or what it is made to say, where that is allowed.
+
+    Attributes:
+        num_triggered: masks that a token before, which the frontend did not know, let hold.
+    """
+
+    def __init__(self, limits: SchedulerLimits, vocab_size: int, say: Say | None = None) -> None:
         super().__init__(limits)
         self._vocab_size = vocab_size
+        self._say = say
+        self.num_triggered = 0
 
     def drawn(self, batch: ReplicaBatch) -> Drawn:
-        self._masks = dict(zip(batch.masked_draws, batch.draw_masks, strict=True))
+        masks = zip(batch.draw_masks, batch.mask_triggers, strict=True)
+        self._masks = dict(zip(batch.masked_draws, masks, strict=True))
         self._num_draws = 0
         self._logprobs = StepLogprobs()
         tokens = self.run(batch)
@@ -43,11 +56,17 @@ class PlayedReplica(FakeReplica):
         allowed = set(range(self._vocab_size))
         if position < new.suppress_until:
             allowed -= set(new.suppressed_token_ids)
-        if self._num_draws in self._masks:
-            mask = int.from_bytes(self._masks[self._num_draws], "little")
+        bits, trigger = self._masks.get(self._num_draws, (b"", -1))
+        self.num_triggered += trigger == slot.last_token
+        if bits and trigger in (-1, slot.last_token):
+            mask = int.from_bytes(bits, "little")
             allowed = {token for token in allowed if mask >> token & 1}
         self._num_draws += 1
         sampling = new.sampling
+        if self._say is not None:
+            places = range(new.num_prompt, position)
+            said = self._say([self.cache[self._where(slot, place)][0] for place in places])
+            return said if said in allowed else min(allowed)
         chance = int.from_bytes(prefix, "little") ^ sampling.seed ^ sampling.sample_index << 20
         token = sorted(allowed)[chance % 8191 % len(allowed)]
         _report(self._logprobs, token, position, sampling.num_logprobs)
@@ -74,9 +93,14 @@ def _report(to: StepLogprobs, token: int, position: int, num_logprobs: int) -> N
 
 
 class PlayedWorkers(FakeWorkers):
-    def __init__(self, limits: SchedulerLimits, vocab_size: int) -> None:
+    def __init__(self, limits: SchedulerLimits, vocab_size: int, say: Say | None) -> None:
         super().__init__(limits)
-        self._played = [PlayedReplica(limits, vocab_size) for _ in range(limits.num_replicas)]
+        self._played = [PlayedReplica(limits, vocab_size, say) for _ in range(limits.num_replicas)]
+
+    @property
+    def num_triggered(self) -> int:
+        """See `PlayedReplica`."""
+        return sum(replica.num_triggered for replica in self._played)
 
     def run(self, step: Step) -> list[Drawn]:
         columns = zip(self._played, step.batches, strict=True)
@@ -84,10 +108,16 @@ class PlayedWorkers(FakeWorkers):
 
 
 @contextlib.asynccontextmanager
-async def played_service(tokenizer: Tokenizer) -> AsyncIterator[tuple[Service, Engine]]:
-    """A service that takes requests, and its engine; the model's end token is the tokenizer's 0."""
+async def played_service(
+    tokenizer: Tokenizer, say: Say | None = None
+) -> AsyncIterator[tuple[Service, Engine]]:
+    """A service that takes requests, and its engine; the model's end token is the tokenizer's 0.
+
+    Args:
+        say: what the model says; None: anything.
+    """
     workers = FakeGroup(PLAYED_LIMITS)
-    workers.workers = PlayedWorkers(PLAYED_LIMITS, tokenizer.vocab_size)
+    workers.workers = PlayedWorkers(PLAYED_LIMITS, tokenizer.vocab_size, say)
     engine, service = Engine(Scheduler(PLAYED_LIMITS), workers), Service(model=MODEL, version="1")
     info = dataclasses.replace(
         group(),

@@ -88,7 +88,7 @@ class PromptTokensDetails(TypedDict):
 
 
 class CompletionTokensDetails(TypedDict):
-    """Tokens of the output that were thoughts."""
+    """Of the tokens of all choices, thoughts and their tags."""
 
     reasoning_tokens: int
 

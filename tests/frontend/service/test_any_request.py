@@ -49,7 +49,9 @@ def messages(draw: st.DrawFn, kind: type[Message], often: float = 0.3) -> Messag
             continue
         is_map = field.message_type is not None and field.message_type.GetOptions().map_entry
         if is_map:
-            getattr(message, field.name).update(draw(st.dictionaries(SMALL, FLOATS, max_size=3)))
+            key, value = field.message_type.fields
+            entries = st.dictionaries(VALUES[key.type], VALUES[value.type], max_size=3)
+            getattr(message, field.name).update(draw(entries))
         elif field.type == FieldDescriptor.TYPE_MESSAGE:
             nested = messages(field.message_type._concrete_class, often)
             if field.is_repeated:

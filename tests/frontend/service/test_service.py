@@ -420,22 +420,33 @@ async def test_each_key_has_ids_of_its_own() -> None:
     await service.idle()
 
 
+@pytest.mark.parametrize("num_thoughts", [0, 1, 524_288, 700_000])
 @pytest.mark.parametrize(
     ("top_logprobs", "sizes"), [(0, [1024] * 4 + [904]), (20, [48] * 104 + [8])]
 )
 def test_what_a_slow_reader_left_comes_in_messages_that_fit(
-    top_logprobs: int, sizes: list[int]
+    top_logprobs: int, sizes: list[int], num_thoughts: int
 ) -> None:
     output = pb.OutputOptions(logprobs=True, top_logprobs=top_logprobs)
     beside = TokenLogprobs(-1.0, [200_000] * top_logprobs, [-2.0] * top_logprobs)
     count = 5000
     text = "".join(chr(0x1F600 + number % 50) * 200 for number in range(count))
-    new = Delta(text, list(range(count)), [beside] * count, FinishReason.STOP, "!")
+    thoughts, text = text[:num_thoughts], text[num_thoughts:]
+    new = Delta(
+        reasoning=thoughts,
+        text=text,
+        token_ids=list(range(count)),
+        logprobs=[beside] * count,
+        finish_reason=FinishReason.STOP,
+        stop_text="!",
+    )
     deltas = [event.delta for event in responses.deltas(3, new, output)]
     assert [len(delta.token_ids) for delta in deltas] == sizes
     assert max(delta.ByteSize() for delta in deltas) < 4 << 20
     assert [token for delta in deltas for token in delta.token_ids] == list(range(count))
     assert "".join(delta.text for delta in deltas) == text
+    assert "".join(delta.reasoning for delta in deltas) == thoughts
+    assert not any(delta.text for delta in deltas[: num_thoughts // 524_288])
     assert [len(each.top_logprobs) for each in deltas] == (sizes if top_logprobs else [0] * 5)
     assert {delta.index for delta in deltas} == {3}
     ends = [(delta.finish_reason, delta.stop_text) for delta in deltas]

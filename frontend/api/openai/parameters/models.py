@@ -21,6 +21,7 @@ from frontend.api.openai.parameters.values import (
     Prompts,
     Seed,
     Strings,
+    ThinkingTokens,
     TokenIds,
     TopK,
     TopLogprobs,
@@ -242,6 +243,21 @@ class ChatBody(GenerationBody):
     )
     function_call: FunctionChoice = None
     chat_template_kwargs: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
+        Field(default=None, description="Told to the chat template; bounds the thoughts.")
+    )
+    max_thinking_tokens: ThinkingTokens | None = Field(
+        default=None, description="Tokens after which the thoughts are ended."
+    )
+    thinking_budget: ThinkingTokens | None = Field(
+        default=None, description="The same by another name."
+    )
+    thinking_token_budget: ThinkingTokens | None = Field(
+        default=None, description="The same by another name."
+    )
+    include_reasoning: bool | None = Field(
+        default=None, description="False: thoughts are not sent; usage counts them."
+    )
     parse_special_tokens: bool | None = Field(
         default=None, description="Text that spells a control token is that token."
     )

@@ -65,7 +65,7 @@ TABLE = (
     _row("structured_outputs.disable_any_whitespace", False),
     _row("structured_outputs.structural_tag"),
     _row("structured_outputs.whitespace_pattern"),
-    _row("thinking_token_budget"),
+    _row("thinking_token_budget", only="completions"),
     _row("truncate_prompt_tokens"),
     _row("use_beam_search", False),
     _row("vllm_xargs", {}),

@@ -107,6 +107,12 @@ MaxTokens = Annotated[
     _within(1, UINT32_MAX, "at least 1"),
     Field(json_schema_extra={"minimum": 1}),
 ]
+ThinkingTokens = Annotated[
+    int,
+    _WHOLE,
+    _within(0, UINT32_MAX, "0 or more"),
+    Field(json_schema_extra={"minimum": 0}),
+]
 MaxTokensOrNone = Annotated[
     int,
     _WHOLE,
