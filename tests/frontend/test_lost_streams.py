@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import random
@@ -21,7 +22,8 @@ from frontend.service.service import Service
 from switchyard import resumption
 from switchyard.client import AsyncClient, AsyncStream, Client, Stream
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.played_service import played_service
+from tests.frontend.played_service import Say, played_service
+from tests.frontend.processing.thoughts.test_outputs import TOKENIZER, Model
 
 PROMPT = "The quick brown fox 東京"
 KINDS: dict[str, dict[str, Any]] = {
@@ -93,6 +95,14 @@ class Serving:
 
 @pytest.fixture
 async def serving(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Serving]:
+    async with played_server(tokenizer, None, monkeypatch) as server:
+        yield server
+
+
+@contextlib.asynccontextmanager
+async def played_server(
+    tokenizer: Tokenizer, say: Say | None, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Serving]:
     servicers = []
 
     def cutting(service: Service) -> Cutting:
@@ -101,7 +111,7 @@ async def serving(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> Asyn
 
     monkeypatch.setattr(server_module, "InferenceServicer", cutting)
     monkeypatch.setattr(resumption, "_FIRST_PAUSE", 0.001)
-    async with played_service(tokenizer) as (service, engine):
+    async with played_service(tokenizer, say) as (service, engine):
         server = GrpcServer(service, "127.0.0.1", 0)
         address = f"127.0.0.1:{await server.start()}"
         yield Serving(address, servicers[0], engine)
@@ -120,9 +130,9 @@ class Told:
     def add(self, delta: pb.Delta) -> None:
         output = self.outputs[delta.index]
         assert not output.finish_reason, "a delta after a sample's end"
-        text = output.text + delta.text
+        texts = output.reasoning + delta.reasoning, output.text + delta.text
         output.MergeFrom(delta)
-        output.text = text
+        output.reasoning, output.text = texts
 
     def end(self, stream: Stream | AsyncStream) -> Told:
         usage = stream.finished.usage
@@ -189,6 +199,24 @@ async def test_many_losses_change_nothing(seed: int, serving: Serving) -> None:
         shaken = await told(client.generate(PROMPT, **options))
     assert shaken == whole
     assert shaken.resumes > 0
+
+
+async def test_thoughts_come_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns = [{"role": "user", "content": "hi"}]
+    async with (
+        played_server(TOKENIZER, Model(begun=False), monkeypatch) as serving,
+        AsyncClient(serving.address) as client,
+    ):
+        whole = await told(client.chat(turns, seed=1))
+        assert whole.outputs[0].reasoning
+        assert whole.outputs[0].text
+        for num_messages in itertools.count(1):
+            serving.servicer.cuts = [num_messages]
+            given = client.chat(turns, seed=1)
+            assert await told(given) == whole, f"lost after {num_messages} messages"
+            if not given.resumes:
+                break  # it has no more messages than that
+    assert num_messages > 3
 
 
 async def test_chats_and_streams_without_asyncio_go_on_too(serving: Serving) -> None:
