@@ -297,16 +297,17 @@ async def chat_ids(backend: Backend, chat: pb.ChatRequest) -> list[int]:
 async def _chat_of_objects(
     tokenizer: TokenizerLike, length: int, given: Conversation, error: Exception
 ) -> list[int]:
-    """The conversation for a template that refused it: many take no text as a call's arguments.
+    """The conversation for a template that refused it: many take no text as a call's arguments,
+    and some not every effort.
 
     Raises:
         RequestError: the template refuses it all the same.
     """
-    objects = given.with_objects()
+    other = given.with_objects().without_optional_kwargs()
     try:
-        if objects == given:
+        if other == given:
             raise error
-        return await offloaded(length, tokenizer.render_chat, objects)
+        return await offloaded(length, tokenizer.render_chat, other)
     except ControlTokenError as refusal:
         raise invalid_field(
             "messages",

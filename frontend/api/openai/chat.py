@@ -18,7 +18,7 @@ from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request, refuse_unsupported
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
-from frontend.api.openai.parameters.reasoning import set_reasoning, template_kwargs
+from frontend.api.openai.parameters.reasoning import set_reasoning
 from frontend.api.openai.prompt_logprobs import prompt_logprobs
 from frontend.api.openai.response_models import (
     ChatChoice,
@@ -247,11 +247,11 @@ def read_chat(
         language = f"constraint.{tools.constraint.WhichOneof('language')}"
         names[language] = names["constraint"] = tools.constraint_field
     _set_logprobs(body, request.output)
-    kwargs = template_kwargs(body)
+    kwargs = body.chat_template_kwargs
     chat = pb.ChatRequest(
         messages=_messages(body.messages or ()),
         request=request,
-        template_kwargs_json=json.dumps(kwargs) if kwargs else "",
+        template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
         parse_special_tokens=bool(body.parse_special_tokens),
         continue_final_message=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,

@@ -37,6 +37,7 @@ class Conversation:
             templates share.
         tools: functions that the model may call; None: none.
         template_kwargs: the template's own arguments, by name.
+        optional_kwargs: those of them that a template need not take.
         parses_special_tokens: text that spells a control token is that token.
         continues: the prompt ends within the last turn, which is an assistant's.
         asks: the prompt ends with what an assistant's turn begins with.
@@ -45,6 +46,7 @@ class Conversation:
     turns: list[Turn]
     tools: list[dict[str, Any]] | None = None
     template_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    optional_kwargs: tuple[str, ...] = ()
     parses_special_tokens: bool = False
     continues: bool = False
     asks: bool = True
@@ -66,6 +68,12 @@ class Conversation:
             for turn in self.turns
         ]
         return dataclasses.replace(self, turns=turns)
+
+    def without_optional_kwargs(self) -> Conversation:
+        """The same without arguments that the template need not take."""
+        kwargs = self.template_kwargs.items()
+        taken = {name: value for name, value in kwargs if name not in self.optional_kwargs}
+        return dataclasses.replace(self, template_kwargs=taken, optional_kwargs=())
 
 
 # Arguments of transformers' apply_chat_template that a caller may not set: another template would
@@ -92,6 +100,9 @@ _RESERVED_TEMPLATE_KWARGS = frozenset(
     }
 )
 
+# What templates call it.
+_NO_THOUGHTS = {"enable_thinking": False, "thinking": False}
+
 _ROLES: Mapping[int, str] = {
     pb.ROLE_SYSTEM: "system",
     pb.ROLE_USER: "user",
@@ -112,10 +123,13 @@ def conversation(chat: pb.ChatRequest) -> Conversation:
     asks = chat.add_generation_prompt if chat.HasField("add_generation_prompt") else not continues
     if continues:
         _check_final(chat.messages[-1:], asks)
+    own, effort = template_kwargs(chat.template_kwargs_json), chat.reasoning.effort
+    told = {"reasoning_effort": effort} if effort else {}
     return Conversation(
         turns=_turns(chat),
         tools=_tools(chat.tools_json),
-        template_kwargs=template_kwargs(chat.template_kwargs_json),
+        template_kwargs={**told, **(_NO_THOUGHTS if effort == "none" else {}), **own},
+        optional_kwargs=tuple(told.keys() - own.keys()),
         parses_special_tokens=chat.parse_special_tokens,
         continues=continues,
         asks=asks,

@@ -6,7 +6,7 @@ Owns `switchyard.v1.ReasoningOptions`. Knows nothing of how tokens are followed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from frontend.errors import invalid_field
 from frontend.processing.thoughts.decoder import ThoughtDecoder
@@ -16,6 +16,18 @@ from frontend.processing.thoughts.tags import Place, ThoughtTags
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
+
+BUDGETS: Mapping[str, int | None] = {
+    "": None,
+    "none": 0,
+    "minimal": 512,
+    "low": 2048,
+    "medium": 8192,
+    "high": None,
+    "xhigh": None,
+    "max": None,
+}
+"""Tokens of thoughts by effort; None: as many as the model likes."""
 
 DecoderOf = Callable[[int], TextDecoder]
 """Makes a decoder of an answer before which there are as many tokens."""
@@ -56,7 +68,10 @@ class ThoughtPlan:
         Raises:
             RequestError: INVALID_ARGUMENT; options contradict each other.
         """
-        has_budget = self.options.HasField("max_tokens")
+        budget = BUDGETS[self.options.effort]
+        if self.options.HasField("max_tokens"):
+            budget = self.options.max_tokens
+        has_budget = budget is not None
         if self.options.in_text and has_budget and any(inner):
             raise invalid_field(
                 "reasoning.max_tokens",
@@ -76,7 +91,7 @@ class ThoughtPlan:
             ThoughtMatcher(
                 self._progress(),
                 each,
-                budget=self.options.max_tokens if has_budget else None,
+                budget=budget,
                 num_bytes=(self.vocab_size + 31) // 32 * 4,
             )
             for each in inner
@@ -96,7 +111,15 @@ def thought_plan(
 
     Args:
         tags: the model's; None: its thoughts have none.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT; there is no such effort.
     """
+    if isinstance(message, pb.ChatRequest) and message.reasoning.effort not in BUDGETS:
+        efforts = ", ".join(filter(None, BUDGETS))
+        raise invalid_field(
+            "reasoning.effort", f"is {message.reasoning.effort!r:.40}, must be one of {efforts}"
+        )
     if tags is None or not isinstance(message, pb.ChatRequest):
         return None
     start = tags.place_after(prompt_ids, continues=message.continue_final_message)

@@ -312,14 +312,16 @@ class ToolCall(_message.Message):
     def __init__(self, id: _Optional[str] = ..., name: _Optional[str] = ..., arguments_json: _Optional[str] = ...) -> None: ...
 
 class ReasoningOptions(_message.Message):
-    __slots__ = ("in_text", "leave_out", "max_tokens")
+    __slots__ = ("in_text", "leave_out", "max_tokens", "effort")
     IN_TEXT_FIELD_NUMBER: _ClassVar[int]
     LEAVE_OUT_FIELD_NUMBER: _ClassVar[int]
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    EFFORT_FIELD_NUMBER: _ClassVar[int]
     in_text: bool
     leave_out: bool
     max_tokens: int
-    def __init__(self, in_text: _Optional[bool] = ..., leave_out: _Optional[bool] = ..., max_tokens: _Optional[int] = ...) -> None: ...
+    effort: str
+    def __init__(self, in_text: _Optional[bool] = ..., leave_out: _Optional[bool] = ..., max_tokens: _Optional[int] = ..., effort: _Optional[str] = ...) -> None: ...
 
 class ChatRequest(_message.Message):
     __slots__ = ("messages", "request", "template_kwargs_json", "tools_json", "parse_special_tokens", "continue_final_message", "add_generation_prompt", "reasoning")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from frontend.errors import RequestError
 from frontend.processing.tokenizer import Tokenizer
 from frontend.service import responses
 from frontend.service.service import Service
@@ -216,3 +217,26 @@ def test_tags_are_found_by_template_and_tokenizer() -> None:
     assert Tokenizer(wrapped, "qwen3").thought_tags == TAGS
     with pytest.raises(ValueError, match=r"--reasoning-parser mistral: \[THINK\] and \[/THINK\]"):
         Tokenizer(wrapped, "mistral")
+
+
+async def test_an_effort_is_told_to_the_template_and_bounds_the_thoughts() -> None:
+    template = (
+        TEMPLATE
+        + "{% if reasoning_effort == 'high' %}{{ raise_exception('no such effort') }}{% endif %}"
+    )
+    tokenizer = templates.tokenizer_of(template)
+    model = Model(begun=False)
+    async with played_service(tokenizer, model) as (service, _):
+        none = await told(service, '{"enable_thinking": true}', reasoning={"effort": "none"})
+        closed = Model(begun=False, thinks=False)
+        high = await told(service, "{}", reasoning={"effort": "high"})
+        with pytest.raises(RequestError, match="no such effort"):
+            await told(service, '{"reasoning_effort": "high"}')
+        with pytest.raises(RequestError, match=r"reasoning.effort is 'huge', must be one of none,"):
+            await told(service, "{}", reasoning={"effort": "huge"})
+    assert (none.outputs[0].reasoning, none.outputs[0].text) == ("", "yes, stop here")
+    assert none.finished.usage.reasoning_tokens == 2
+    assert high.outputs[0].reasoning == "stop? <tool_call> no"
+    async with played_service(tokenizer, closed) as (service, _):
+        none = await told(service, "{}", reasoning={"effort": "none"})
+    assert none.finished.usage.reasoning_tokens == 0, "the template closed the thoughts"
