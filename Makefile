@@ -12,7 +12,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_FOR_CPU = $(PIP) '$(TORCH)' --index-url $(CPU_INDEX) --timeout 10 --retries 1 2>/dev/null
 HTTP_PORT ?= 8000
-PROTOS := proto/switchyard/v1/inference.proto proto/switchyard/worker/v1/worker.proto
+PROTOS := $(wildcard proto/switchyard/*/*.proto proto/switchyard/*/*/*.proto)
 
 .PHONY: serve check test lint soak fuzz bench protos
 

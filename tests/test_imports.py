@@ -69,6 +69,7 @@ APIS: dict[str, set[str]] = {
     "grpc": set(),
     "openai": {"frontend.api.http"},
     "vllm": {"frontend.api.grpc"},
+    "openengine": {"frontend.api.grpc"},
 }
 # Who may import the folders at the top.
 ONLY_FROM = {

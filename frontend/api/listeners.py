@@ -13,6 +13,7 @@ from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
+from frontend.api.openengine.servicer import openengine
 from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.api.vllm.servicer import vllm_engine
 from frontend.config import FrontendConfig
@@ -45,7 +46,10 @@ class Listeners:
             config.port,
             access=access,
             tls=tls,
-            others=[vllm_engine(service, config.model, config.chat_template)],
+            others=[
+                vllm_engine(service, config.model, config.chat_template),
+                openengine(service),
+            ],
         )
         self._http = None
         if config.http:

@@ -27,12 +27,12 @@ class KvEvents:
         self._is_closed = False
         log.on_change = self._seal_soon
 
-    async def read(self, after: int = 0) -> AsyncGenerator[CacheBatch, None]:
+    async def read(self, after: int | None = 0) -> AsyncGenerator[CacheBatch, None]:
         """Batches as they come, until `close`.
 
         Args:
             after: number of the last batch that the reader has; 0: it has none, and what the cache
-                holds comes first.
+                holds comes first; None: it has none and wants none but what comes.
 
         Raises (when iterated):
             RequestError: there are too many readers; the batches after ``after`` are not known any
@@ -57,7 +57,10 @@ class KvEvents:
         try:
             if not log.recording:
                 log.begin()
-            if not after:
+            if after is None:
+                log.seal()
+                after = log.number
+            elif not after:
                 for part in log.snapshot():
                     after = part.number
                     yield part

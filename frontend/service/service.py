@@ -108,6 +108,11 @@ class Service:
         return self._key_limit.limit
 
     @property
+    def state(self) -> State:
+        """Whether requests are taken, or why not."""
+        return self._state
+
+    @property
     def takes_requests(self) -> bool:
         """Whether new requests are taken."""
         return self._state is State.SERVING
@@ -318,6 +323,11 @@ class Service:
         return None if tokenizer is None else tokenizer.decoder((), False, keep_special_tokens)
 
     @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be read and written; RequestError while there is no model."""
+        return self._attached().tokenizer is not None
+
+    @property
     def tool_format(self) -> ToolFormat:
         """The form in which the model writes calls; RequestError while there is no model."""
         return self._attached().tool_format
@@ -353,21 +363,21 @@ class Service:
         experts = self._attached().experts
         return pb.GetExpertLoadResponse() if experts is None else await experts.get()
 
-    @property
-    def has_kv_events(self) -> bool:
-        """Whether there is a prefix cache whose changes can be read."""
-        return self._serving().kv_events is not None
-
     def kv_events(
-        self, after: int = 0, caller: Caller = UNKNOWN_CALLER
+        self, after: int | None = 0, caller: Caller = UNKNOWN_CALLER
     ) -> AsyncGenerator[CacheBatch, None]:
-        """Streams changes of the prefix cache, if there is one; see `KvEvents.read`.
+        """Streams changes of the prefix cache; see `KvEvents.read`.
 
         Raises:
-            RequestError: the key may not read what others asked.
+            RequestError: there is no prefix cache, or the key may not read what others asked.
         """
         readers = self._serving().kv_events
-        assert readers is not None, "has_kv_events"
+        if readers is None:
+            raise RequestError(
+                Code.UNIMPLEMENTED,
+                "there are no KV events without a prefix cache (--no-prefix-cache)",
+                reason="NO_PREFIX_CACHE",
+            )
         if not self._may_read_kv_events(caller.key):
             raise RequestError(
                 Code.PERMISSION_DENIED,

@@ -22,6 +22,7 @@ STATUSES: Mapping[Code, int] = {
     Code.RESOURCE_EXHAUSTED: 429,
     Code.INTERNAL: 500,
     Code.DATA_LOSS: 500,
+    Code.UNIMPLEMENTED: 404,
     Code.UNAVAILABLE: 503,
     Code.DEADLINE_EXCEEDED: 504,
 }

@@ -25,6 +25,7 @@ KINDS: Mapping[Code, str] = {
     Code.RESOURCE_EXHAUSTED: "rate_limit_error",
     Code.INTERNAL: "server_error",
     Code.DATA_LOSS: "server_error",
+    Code.UNIMPLEMENTED: "invalid_request_error",
     Code.UNAVAILABLE: "server_error",
     Code.DEADLINE_EXCEEDED: "timeout_error",
 }

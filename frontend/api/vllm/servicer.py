@@ -208,10 +208,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
     async def SubscribeKvEvents(  # noqa: N802
         self, request: common_pb2.SubscribeKvEventsRequest, context: Any
     ) -> None:
-        """Write the stream of `Service.kv_events` in the router's messages. A router takes
-        UNIMPLEMENTED for an engine without a prefix cache, and tries again after anything else."""
-        if not self._service.has_kv_events:
-            await _unimplemented(context, "SubscribeKvEvents")
+        """Write the stream of `Service.kv_events` in the router's messages."""
         stream = self._service.kv_events(request.start_sequence_number, caller_of(context))
         async with contextlib.aclosing(stream):
             async for batch in stream:
