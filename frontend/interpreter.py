@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 
@@ -13,6 +14,8 @@ SWITCH_SECONDS = 0.001
 """The loop has the interpreter back from a thread after this time, five times sooner than usual: a
 turn of the loop that meets a busy thread waits so long."""
 
+_M_MXFAST = 1  # of mallopt(3)
+
 
 def settle() -> None:
     """Look for cycles of garbage seldom, and let threads wait for the loop.
@@ -23,3 +26,15 @@ def settle() -> None:
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN)
     sys.setswitchinterval(SWITCH_SECONDS)
+    _join_freed_memory()
+
+
+def _join_freed_memory() -> None:
+    """Have glibc join pieces of memory when they are freed.
+
+    It would keep small ones, half a million after a long text was encoded, until a large one is
+    freed: the loop, which frees a list, would stand still for up to 30 ms.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other C libraries have none
+    if mallopt is not None:
+        mallopt(_M_MXFAST, 0)

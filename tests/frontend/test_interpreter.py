@@ -1,0 +1,40 @@
+"""The interpreter's settings do what they say."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.processes import ENVIRONMENT
+
+pytestmark = pytest.mark.processes
+
+KEPT = """
+import ctypes, sys
+from frontend import interpreter
+
+class Info(ctypes.Structure):  # mallinfo2(3)
+    _fields_ = [(name, ctypes.c_size_t) for name in ("arena", "ordblks", "smblks", *"abcdefg")]
+
+libc = ctypes.CDLL(None)
+libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+if sys.argv[1] == "settled":
+    interpreter.settle()
+for place in [libc.malloc(48) for _ in range(1000)]:
+    libc.free(place)
+print(libc.mallinfo2().smblks)
+"""
+
+
+def test_freed_memory_is_not_kept_in_small_pieces() -> None:
+    """Those that are kept are joined all at once, when the loop frees something large."""
+
+    def kept(how: str) -> int:
+        command = [sys.executable, "-c", KEPT, how]
+        return int(
+            subprocess.run(command, env=ENVIRONMENT, stdout=subprocess.PIPE, check=True).stdout
+        )
+
+    assert kept("as usual") > 500
+    assert kept("settled") == 0
