@@ -55,6 +55,7 @@ class FrontendConfig:
         DEFAULT_HTTP_PORT, metavar="PORT", at_least=0, at_most=65535,
     )  # fmt: skip
     http: bool = flag("listen for gRPC alone", True)
+    playground: bool = flag("show no page at / that chats with the model", True)
     api_key_file: Path | None = flag(
         "lines NAME:KEY or NAME:KEY:RIGHT; calls need a key", None, unset="no keys"
     )

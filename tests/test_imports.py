@@ -68,6 +68,7 @@ APIS: dict[str, set[str]] = {
     "http": set(),
     "grpc": set(),
     "openai": {"frontend.api.http"},
+    "playground": set(),
     "vllm": {"frontend.api.grpc"},
     "openengine": {"frontend.api.grpc"},
 }

@@ -207,8 +207,17 @@ def check_exposure(config: FrontendConfig) -> str:
 
 def is_for_local_callers(config: FrontendConfig) -> bool:
     """Whether nothing but the address keeps strangers out, so that web pages must be told apart."""
-    knows_callers = config.has_keys or config.tls_client_ca is not None
-    return is_loopback(config.host) and not knows_callers and not config.insecure
+    return is_loopback(config.host) and not _knows_callers(config) and not config.insecure
+
+
+def has_playground(config: FrontendConfig) -> bool:
+    """Whether there is a page at /: where each caller is of this machine, or has a key or a
+    certificate, unless it is turned off."""
+    return config.playground and (is_for_local_callers(config) or _knows_callers(config))
+
+
+def _knows_callers(config: FrontendConfig) -> bool:
+    return config.has_keys or config.tls_client_ca is not None
 
 
 def is_loopback(host: str) -> bool:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import sys
 
-from frontend.api.auth import ApiKeys, check_exposure, is_for_local_callers
+from frontend.api.auth import ApiKeys, check_exposure, has_playground, is_for_local_callers
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
 from frontend.api.openai.app import openai_app
 from frontend.api.openengine.servicer import openengine
+from frontend.api.playground.page import playground_routes
 from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.api.vllm.servicer import vllm_engine
 from frontend.config import FrontendConfig
@@ -114,5 +115,6 @@ def _http_server(
         metrics=metrics.render,
         origins=config.cors_origin,
         local_host=config.host if is_for_local_callers(config) else None,
+        pages=playground_routes() if has_playground(config) else (),
     )
     return HttpServer(app, config.host, config.http_port, None if tls is None else ssl_context(tls))

@@ -28,6 +28,7 @@ from frontend.api.openai.generation import BoundJob, Job
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.middleware import (
+    OPEN_PATHS,
     Authenticate,
     Authentication,
     RequestIds,
@@ -64,6 +65,7 @@ def openai_app(
     metrics: Metrics | None = None,
     origins: Sequence[str] = (),
     local_host: str | None = None,
+    pages: Sequence[Route] = (),
 ) -> Starlette:
     """The application.
 
@@ -76,15 +78,20 @@ def openai_app(
         origins: of the web pages that may call, besides the server's own.
         local_host: where a server listens that only programs of this machine and the pages of
             ``origins`` may call; None: keys decide alone.
+        pages: beside the API, which need no key.
     """
     endpoints = _Endpoints(service, model, metrics)
     app = Starlette(
-        routes=endpoints.routes(),
+        routes=[*endpoints.routes(), *pages],
         middleware=[
             Middleware(RequestIds),
             Middleware(TrailingSlashes),
             *for_browsers(origins, local_host),
-            Middleware(Authentication, authenticate=authenticate),
+            Middleware(
+                Authentication,
+                authenticate=authenticate,
+                open_paths=OPEN_PATHS | {page.path for page in pages},
+            ),
         ],
         exception_handlers={
             HTTPException: _on_http_error,

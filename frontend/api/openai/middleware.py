@@ -89,15 +89,20 @@ class TrailingSlashes:
 
 
 class Authentication:
-    """Refuses a request without a valid key before its path is looked at or its body is read."""
+    """Refuses a request without a valid key before its path is looked at or its body is read.
 
-    def __init__(self, app: ASGIApp, authenticate: Authenticate) -> None:
-        self._app = app
-        self._authenticate = authenticate
+    Args:
+        open_paths: need no key.
+    """
+
+    def __init__(
+        self, app: ASGIApp, authenticate: Authenticate, open_paths: frozenset[str]
+    ) -> None:
+        self._app, self._authenticate, self._open_paths = app, authenticate, open_paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI calls it."""
-        if scope["path"] not in OPEN_PATHS:
+        if scope["path"] not in self._open_paths:
             try:
                 key = self._key(scope)
             except ApiError as error:
