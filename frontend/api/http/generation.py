@@ -17,7 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from frontend.api.asgi import FILLER
-from frontend.api.http.long_json import LongJSONResponse, encode
+from frontend.api.http.long_json import LongJSONResponse, encoded
 from frontend.errors import RequestError, internal_error
 from switchyard.v1 import inference_pb2 as pb
 
@@ -61,8 +61,8 @@ class Job(Protocol):
         """What is raised before a response has begun."""
         ...
 
-    def error_event(self, error: RequestError) -> Mapping[str, object]:
-        """The last chunk of a stream that failed."""
+    def error_events(self, error: RequestError) -> Sequence[Mapping[str, object]]:
+        """The last chunks of a stream that failed."""
         ...
 
 
@@ -121,22 +121,22 @@ class GenerationResponse:
         except Exception as error:
             if not is_begun:
                 raise
-            last = self._events([self._error(error)])
+            last = self._events(self._errors(error))
         await send({"type": "http.response.body", "body": last})
 
-    def _error(self, error: Exception) -> Mapping[str, object]:
+    def _errors(self, error: Exception) -> Sequence[Mapping[str, object]]:
         if not isinstance(error, RequestError):
             request_id = uuid.uuid4().hex
             logger.error("request %s failed", request_id, exc_info=error)
             error = internal_error(request_id)
-        return self._job.error_event(error)
+        return self._job.error_events(error)
 
     def _events(self, chunks: Sequence[Mapping[str, object]]) -> bytes:
         events = []
         for chunk in chunks:
             if self._job.names_events:
                 events.append(b"event: %b\n" % str(chunk["type"]).encode())
-            events.append(b"data: %b\n\n" % encode(chunk).encode())
+            events.append(b"data: %b\n\n" % encoded(chunk))
         return b"".join(events)
 
 

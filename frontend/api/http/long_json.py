@@ -63,6 +63,14 @@ class JsonArray:
         self.pieces.append(piece)
 
 
+def encoded(value: object) -> bytes:
+    """JSON of a value that may hold JsonArrays, at once."""
+    try:
+        return encode(value).encode()
+    except TypeError:  # it holds one
+        return b"".join(_parts_of(value))
+
+
 class LongJSONResponse:
     """Sends an object with JsonArrays in pieces, as the client takes them."""
 

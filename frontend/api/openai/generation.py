@@ -75,9 +75,9 @@ class BoundJob:
         """OpenAI's error, with the request's own names."""
         return api_error(error, self._job.names)
 
-    def error_event(self, error: RequestError) -> Mapping[str, object]:
+    def error_events(self, error: RequestError) -> Sequence[Mapping[str, object]]:
         """OpenAI's error object."""
-        return self.refusal(error).body
+        return [self.refusal(error).body]
 
 
 def envelope(prefix: str, request_id: str, model: str) -> Envelope:

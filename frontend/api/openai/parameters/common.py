@@ -7,16 +7,17 @@ ranges. Knows nothing of prompts.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from frontend.api.openai.parameters.models import (
     GenerationBody,
     JsonSchemaFormat,
     ResponseFormat,
+    SamplingBody,
     StructuredOutputs,
 )
-from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Api
+from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Api, Unsupported
 from frontend.api.openai.parameters.values import UINT32_MAX
 from frontend.errors import invalid_field
 from frontend.processing.constraints.grammars import choice_grammar
@@ -48,10 +49,7 @@ def generate_request(
     Raises:
         RequestError: parameters do not fit each other.
     """
-    request = pb.GenerateRequest(model=body.model or "", priority=body.priority or 0)
-    _set_sampling(body, request.sampling)
-    _set_stops(body, request.stop_conditions, max_tokens)
-    request.output.keep_special_tokens = body.skip_special_tokens is False
+    request = sampled_request(body, max_tokens)
     if body.prompt_logprobs is not None:
         if body.stream:
             raise invalid_field("prompt_logprobs", "is not part of a stream; leave one of them out")
@@ -59,13 +57,26 @@ def generate_request(
         request.output.top_logprobs = body.prompt_logprobs
     if body.n is not None:
         request.n = body.n
-    names = _set_constraint(body, request)
+    names = set_language(request, _all_languages(body))
     if body.prompt_logprobs is not None:
         names["output.prompt_logprobs"] = "prompt_logprobs"
     return request, names
 
 
-def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
+def sampled_request(body: SamplingBody, max_tokens: int | None) -> pb.GenerateRequest:
+    """What every API has: how tokens are drawn, and what ends them.
+
+    Raises:
+        RequestError: a value is out of its range.
+    """
+    request = pb.GenerateRequest(model=body.model or "", priority=body.priority or 0)
+    _set_sampling(body, request.sampling)
+    _set_stops(body, request.stop_conditions, max_tokens)
+    request.output.keep_special_tokens = body.skip_special_tokens is False
+    return request
+
+
+def _set_sampling(body: SamplingBody, sampling: pb.SamplingParams) -> None:
     for name in _NUMBERS:
         value = getattr(body, name)
         if value is not None:
@@ -87,7 +98,7 @@ def _set_sampling(body: GenerationBody, sampling: pb.SamplingParams) -> None:
         sampling.logit_bias[int(key)] = bias
 
 
-def _set_stops(body: GenerationBody, stops: pb.StopConditions, max_tokens: int | None) -> None:
+def _set_stops(body: SamplingBody, stops: pb.StopConditions, max_tokens: int | None) -> None:
     if max_tokens is not None:
         stops.max_new_tokens = max_tokens
     if body.min_tokens is not None:
@@ -98,23 +109,31 @@ def _set_stops(body: GenerationBody, stops: pb.StopConditions, max_tokens: int |
     stops.include_stop = bool(body.include_stop_str_in_output)
 
 
-# Each language: the parameter, the field of `switchyard.v1.Constraint`, and its value.
-_Languages = list[tuple[str, str, Any]]
+Languages = list[tuple[str, str, Any]]
+"""Each language: the parameter, the field of `switchyard.v1.Constraint`, and its value."""
 
 
-def _set_constraint(body: GenerationBody, request: pb.GenerateRequest) -> dict[str, str]:
-    """The one language of the output, in any of three spellings; names of its fields."""
+def _all_languages(body: GenerationBody) -> Languages:
+    """The languages that a body names, in any of three spellings."""
     guided = {
         "json": body.guided_json,
         "regex": body.guided_regex,
         "grammar": body.guided_grammar,
         "choice": body.guided_choice,
     }
-    languages = (
+    return (
         _response_format(body.response_format)
         + _languages(guided, "guided_")
         + _structured_outputs(body.structured_outputs)
     )
+
+
+def set_language(request: pb.GenerateRequest, languages: Languages) -> dict[str, str]:
+    """Sets the one language of the output; returns the parameter's name by paths of its fields.
+
+    Raises:
+        RequestError: there are several.
+    """
     if len(languages) > 1:
         also = ", ".join(parameter for parameter, _, _ in languages[1:])
         raise invalid_field(languages[0][0], f"and {also} name a language each; name one")
@@ -125,7 +144,7 @@ def _set_constraint(body: GenerationBody, request: pb.GenerateRequest) -> dict[s
     return names
 
 
-def _response_format(wanted: ResponseFormat | None) -> _Languages:
+def _response_format(wanted: ResponseFormat | None) -> Languages:
     if wanted is None or wanted.type == "text":
         return []
     if wanted.type is None:
@@ -135,14 +154,18 @@ def _response_format(wanted: ResponseFormat | None) -> _Languages:
     named = wanted.json_schema or JsonSchemaFormat()
     schema = wanted.schema_ if named.schema_ is None else named.schema_
     if schema is not None:
-        text = json.dumps(closed(schema) if named.strict else schema)
-        return [("response_format", "json_schema", text)]
+        return [("response_format", "json_schema", schema_text(schema, bool(named.strict)))]
     if wanted.type == "json_schema":
         raise invalid_field("response_format.json_schema", "has no schema; send {name, schema}")
     return [("response_format", "json_object", True)]
 
 
-def _structured_outputs(wanted: StructuredOutputs | None) -> _Languages:
+def schema_text(schema: dict[str, Any], strict: bool) -> str:
+    """A schema as `switchyard.v1.Constraint` has it; strict: see `closed`."""
+    return json.dumps(closed(schema) if strict else schema)
+
+
+def _structured_outputs(wanted: StructuredOutputs | None) -> Languages:
     if wanted is None:
         return []
     given = {
@@ -157,9 +180,9 @@ def _structured_outputs(wanted: StructuredOutputs | None) -> _Languages:
     return languages
 
 
-def _languages(given: dict[str, Any], prefix: str) -> _Languages:
+def _languages(given: dict[str, Any], prefix: str) -> Languages:
     """A JSON schema, a regex, a grammar, choices, as far as they are given."""
-    languages: _Languages = []
+    languages: Languages = []
     if given["json"] is not None:
         schema = given["json"]
         text = schema if isinstance(schema, str) else json.dumps(schema)
@@ -180,17 +203,25 @@ def refuse_unsupported(values: Mapping[str, Any], api: Api) -> None:
     Raises:
         RequestError: INVALID_ARGUMENT with its name, and what would be taken.
     """
-    for row in TABLE:
-        if row.only in (None, api):
-            outer, _, inner = row.name.rpartition(".")
-            place = values.get(outer) if outer else values
-            value = place.get(inner) if isinstance(place, Mapping) else None
-            if value is not None and not _is_neutral(value, row.neutral, values):
-                taken = [each for each in row.neutral if each != SAME_AS_N]
-                instead = row.remedy or " or ".join(
-                    ["leave it out", *(f"send {json.dumps(each)}" for each in taken)]
-                )
-                raise invalid_field(row.name, f"is not supported; {instead}")
+    refuse_rows(values, (row for row in TABLE if row.only in (None, api)))
+
+
+def refuse_rows(values: Mapping[str, Any], rows: Iterable[Unsupported]) -> None:
+    """Refuses the first of some parameters that a body has.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT with its name, and what would be taken.
+    """
+    for row in rows:
+        outer, _, inner = row.name.rpartition(".")
+        place = values.get(outer) if outer else values
+        value = place.get(inner) if isinstance(place, Mapping) else None
+        if value is not None and not _is_neutral(value, row.neutral, values):
+            taken = [each for each in row.neutral if each != SAME_AS_N]
+            instead = row.remedy or " or ".join(
+                ["leave it out", *(f"send {json.dumps(each)}" for each in taken)]
+            )
+            raise invalid_field(row.name, f"is not supported; {instead}")
 
 
 def _is_neutral(value: Any, neutral: tuple[Any, ...], values: Mapping[str, Any]) -> bool:

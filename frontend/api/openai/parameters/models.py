@@ -29,6 +29,9 @@ from frontend.api.openai.parameters.values import (
     content_parts,
 )
 
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+"""How much a model is to think."""
+
 
 class RequestModel(BaseModel):
     """Takes JSON's types as they are: no text is read as a number."""
@@ -73,8 +76,8 @@ class StructuredOutputs(RequestModel):
     json_object: bool | None = None
 
 
-class GenerationBody(RequestModel):
-    """Parameters that chat completions and completions share."""
+class SamplingBody(RequestModel):
+    """Parameters of every API that generates."""
 
     model: str | None = Field(default=None, description="The served model's name, or empty.")
     temperature: Number | None = Field(default=None, description="0 is greedy.")
@@ -98,18 +101,23 @@ class GenerationBody(RequestModel):
     ignore_eos: bool | None = None
     include_stop_str_in_output: bool | None = None
     skip_special_tokens: bool | None = Field(default=None, description="Default: true.")
+    priority: Int32 | None = None
+    stream: bool | None = None
+
+
+class GenerationBody(SamplingBody):
+    """Parameters that chat completions and completions share."""
+
     prompt_logprobs: TopLogprobs | None = Field(
         default=None, description="Of the prompt's tokens, with alternatives; not of a stream."
     )
     n: NumSamples | None = Field(default=None, description="Choices for each prompt; default: 1.")
-    priority: Int32 | None = None
     response_format: ResponseFormat | None = None
     guided_json: Any = Field(default=None, description="A JSON schema, or its text.")
     guided_regex: str | None = None
     guided_grammar: str | None = Field(default=None, description="A Lark grammar.")
     guided_choice: Strings | None = None
     structured_outputs: StructuredOutputs | None = None
-    stream: bool | None = None
     stream_options: StreamOptions | None = None
 
 
@@ -243,8 +251,8 @@ class ChatBody(GenerationBody):
     )
     function_call: FunctionChoice = None
     chat_template_kwargs: dict[str, Any] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = (
-        Field(default=None, description="Told to the chat template; bounds the thoughts.")
+    reasoning_effort: Effort | None = Field(
+        default=None, description="Told to the chat template; bounds the thoughts."
     )
     max_thinking_tokens: ThinkingTokens | None = Field(
         default=None, description="Tokens after which the thoughts are ended."
