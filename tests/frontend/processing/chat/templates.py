@@ -11,7 +11,8 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-# As Qwen3's: thoughts are found in an assistant's content, and kept after the user's last turn.
+# As Qwen3's: thoughts come apart or are found in an assistant's content, and are kept after the
+# user's last turn.
 QWEN = """
 {%- set start, end = '<|im_start|>', '<|im_end|>\\n' %}
 {%- if tools %}
@@ -29,7 +30,9 @@ QWEN = """
 {%- for m in messages %}
     {%- if m.role == 'assistant' %}
         {%- set content, thoughts = m.content, '' %}
-        {%- if '</think>' in content %}
+        {%- if m.reasoning_content is string %}
+            {%- set thoughts = m.reasoning_content.strip('\\n') %}
+        {%- elif '</think>' in content %}
             {%- set thoughts = content.split('</think>')[0].split('<think>')[-1].strip('\\n') %}
             {%- set content = content.split('</think>')[-1].lstrip('\\n') %}
         {%- endif %}
@@ -52,6 +55,41 @@ QWEN = """
 {%- if add_generation_prompt %}
     {{- start + 'assistant\\n' }}{% if thinks %}{{- '<think>\\n' }}{% endif %}
 {%- endif %}
+"""
+# As Qwen3-Coder's: tools and calls are tags, and there are no thoughts.
+CODER = """
+{%- set start, end = '<|im_start|>', '<|im_end|>\\n' %}
+{%- if tools %}
+    {{- start + 'system\\n# Tools' }}
+    {%- for tool in tools %}
+        {%- for name, said in (tool.function or tool) | items %}
+            {{- '\\n<' ~ name ~ '>' }}{{- said if said is string else said | tojson }}
+            {{- '</' ~ name ~ '>' }}
+        {%- endfor %}
+    {%- endfor %}
+    {{- '\\nCall as <tool_call>\\n<function=a>\\n</function>\\n</tool_call>.' + end }}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.role == 'tool' %}
+        {%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}
+            {{- start + 'user\\n' }}
+        {%- endif %}
+        {{- '<tool_response>\\n' + m.content + '\\n</tool_response>\\n' }}
+        {%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- end }}{%- endif %}
+    {%- else %}
+        {{- start + m.role + '\\n' + m.content }}
+        {%- for call in m.tool_calls or [] %}
+            {{- '\\n<tool_call>\\n<function=' + call.function.name + '>\\n' }}
+            {%- for name, value in call.function.arguments | items %}
+                {{- '<parameter=' + name + '>\\n' }}
+                {{- value if value is string else value | tojson }}{{- '\\n</parameter>\\n' }}
+            {%- endfor %}
+            {{- '</function>\\n</tool_call>' }}
+        {%- endfor %}
+        {{- end }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- start + 'assistant\\n' }}{%- endif %}
 """
 # A token put together of pieces, and one from the tokenizer's own.
 PIECES = (

@@ -29,6 +29,7 @@ DEMO = Tokenizer.load(Path(__file__).parents[4] / "demo" / "checkpoint")
 TOKENIZERS = {
     "chatml": templates.tokenizer_of(templates.CHATML),
     "qwen": templates.tokenizer_of(templates.QWEN),
+    "coder": templates.tokenizer_of(templates.CODER),
     "pieces": templates.tokenizer_of(templates.PIECES, "<|user|>", "<|assistant|>", "<|system|>"),
     "demo": DEMO,
 }
@@ -90,8 +91,12 @@ def conversations(parts: list[str]) -> st.SearchStrategy[Conversation]:
     said = st.builds(lambda role, content: {"role": role, "content": content},
                      st.sampled_from(["system", "user", "tool"]), text)  # fmt: skip
     answer = st.builds(
-        lambda content, calls: {"role": "assistant", "content": content, "tool_calls": calls},
-        text, st.lists(call, max_size=2),
+        lambda content, calls, thoughts: {
+            "role": "assistant", "content": content, "tool_calls": calls, **thoughts,
+        },
+        text,
+        st.lists(call, max_size=2),
+        st.fixed_dictionaries({}, optional={"reasoning_content": text}),
     )  # fmt: skip
     tool = st.builds(
         lambda name, description: {"type": "function", "function": {name: description}}, text, text
@@ -110,7 +115,7 @@ def skeleton(conversation: Conversation) -> Conversation:
     """The same turns without words."""
     turns = json.loads(json.dumps(conversation.turns))
     for turn in turns:
-        turn["content"] = "x"
+        turn.update(dict.fromkeys({"content", "reasoning_content"} & turn.keys(), "x"))
         for call in turn.get("tool_calls", ()):
             call["function"] = {"name": "x", "arguments": {"x": ["x"]}}
     tools = conversation.tools and [{"x": "x"}] * len(conversation.tools)
@@ -119,7 +124,7 @@ def skeleton(conversation: Conversation) -> Conversation:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TOKENIZERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(data=st.data())
 def test_words_have_transformers_ids(name: str, data: st.DataObject) -> None:
     tokenizer = TOKENIZERS[name]
