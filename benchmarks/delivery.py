@@ -20,6 +20,7 @@ import random
 import statistics
 import time
 from collections import deque
+from collections.abc import Collection
 from multiprocessing.connection import Connection
 
 import grpc.aio
@@ -35,6 +36,7 @@ from frontend.engine.engine import Engine
 from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.text_decoders import ByteDecoder
+from frontend.processing.tool_calls.format import NO_FORMAT
 from frontend.requests.request import TextDecoder
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
@@ -82,12 +84,19 @@ class MadeUpTokenizer:
     has_chat_template = False
     library_tokenizer = None
     eos_token_id = None
+    thought_tags = None
+    tool_format = NO_FORMAT
 
     def __init__(self) -> None:
         self._pieces = make_pieces(random.Random(0))
 
     def decoder(
-        self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
+        self,
+        stops: tuple[str, ...],
+        include_stop: bool,
+        keep_special: bool,
+        min_tokens: int = 0,
+        kept: Collection[str] = (),
     ) -> TextDecoder:
         return ByteDecoder(self._pieces)
 

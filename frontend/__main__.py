@@ -195,6 +195,7 @@ async def _load_tokenizer(config: FrontendConfig) -> Tokenizer | None:
             config.chat_template,
             vocab_size,
             config.reasoning_parser,
+            config.tool_call_parser,
         )
     except ValueError as error:
         raise _FolderError(str(error)) from error
@@ -291,6 +292,9 @@ def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:
     )
     if http_port is not None:
         lines += f"switchyard: HTTP on {join_address(config.host, http_port)}\n"
+    tool_format = service.model_info().tool_format
+    if tool_format:
+        lines += f"switchyard: tool calls are read as {tool_format}\n"
     sys.stdout.write(lines)
     sys.stdout.flush()
 

@@ -6,6 +6,7 @@ Defines EngineClient and TokenizerLike, so that the service does not import engi
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 from typing import Protocol
 
 import tokenizers
@@ -16,8 +17,7 @@ from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
 from frontend.processing.thoughts.tags import ThoughtTags
-from frontend.processing.tool_calls.format import ToolFormat
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.format import NO_FORMAT, ToolFormat
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
@@ -53,6 +53,9 @@ class TokenizerLike(Protocol):
     @property
     def thought_tags(self) -> ThoughtTags | None: ...
 
+    @property
+    def tool_format(self) -> ToolFormat: ...
+
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]: ...
 
     def decode(self, ids: list[int], keep_special_tokens: bool) -> str: ...
@@ -60,7 +63,12 @@ class TokenizerLike(Protocol):
     def render_chat(self, conversation: Conversation) -> list[int]: ...
 
     def decoder(
-        self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
+        self,
+        stops: tuple[str, ...],
+        include_stop: bool,
+        keep_special: bool,
+        min_tokens: int = 0,
+        kept: Collection[str] = (),
     ) -> TextDecoder: ...
 
 
@@ -82,7 +90,6 @@ class Backend:
         defaults: what unset sampling fields mean for this model.
         max_queued_requests: the engine's bound, for GetServerInfo.
         experts: None for a model without them.
-        tool_format: of the model's calls.
         kv_events: readers of the prefix cache's changes; None: it has none.
         prefix_cache: prompts that begin the same way share their work.
         end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
@@ -96,7 +103,6 @@ class Backend:
     defaults: SamplingDefaults
     max_queued_requests: int
     experts: Experts | None = None
-    tool_format: ToolFormat = HERMES
     kv_events: KvEvents | None = None
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
@@ -105,6 +111,11 @@ class Backend:
     def thought_tags(self) -> ThoughtTags | None:
         """Between which the model's thoughts stand; None: they are not told from its answers."""
         return None if self.tokenizer is None else self.tokenizer.thought_tags
+
+    @property
+    def tool_format(self) -> ToolFormat:
+        """Of the model's calls."""
+        return NO_FORMAT if self.tokenizer is None else self.tokenizer.tool_format
 
     def __post_init__(self) -> None:
         own = None if self.tokenizer is None else self.tokenizer.eos_token_id

@@ -70,6 +70,9 @@ MAX_LOGPROBS_PER_MESSAGE = 1024
 MAX_ANSWER_BYTES = 64 << 20
 """Text and log-probabilities of an HTTP answer that is no stream."""
 
+MAX_KEPT_TOKENS = 64
+"""Special tokens that a text keeps by name."""
+
 # ---- structured output ----
 # A grammar takes long to compile where it has many rules, intersections or long literals; the
 # compiler's own limits do not cover these.

@@ -12,6 +12,7 @@ import re
 from pathlib import Path
 
 from frontend.processing.thoughts.tags import CHOICES as REASONING_PARSERS
+from frontend.processing.tool_calls.names import CHOICES as TOOL_CALL_PARSERS
 from switchyard import flags
 from switchyard.flags import flag
 
@@ -45,6 +46,11 @@ class FrontendConfig:
         "tags of the model's thoughts; auto: those of its chat template",
         "auto",
         choices=REASONING_PARSERS,
+    )
+    tool_call_parser: str = flag(
+        "form of the model's tool calls; auto: that of its chat template; or another's name for it",
+        "auto",
+        choices=TOOL_CALL_PARSERS,
     )
     host: str = flag("address to listen on", DEFAULT_HOST, metavar="HOST")
     port: int = flag(

@@ -17,7 +17,6 @@ _NO_LORA = "adapters are not served; merge it into the model folder"
 _NO_DRAFTS = "there is no speculative decoding; leave it out"
 _TEXT_ONLY = "only text is served; leave it out"
 _GENERATES = "the model generates; there are no other tasks"
-_FORMS = "docs/http.md tells which forms of calls are read; leave it out"
 
 VLLM_FLAGS: Mapping[str, str] = {
     "-tp": "--tp sets it",
@@ -56,7 +55,6 @@ VLLM_FLAGS: Mapping[str, str] = {
     "--speculative-model": _NO_DRAFTS,
     "--limit-mm-per-prompt": _TEXT_ONLY,
     "--enable-auto-tool-choice": _IS_ON,
-    "--tool-call-parser": _FORMS,
     "--guided-decoding-backend": "llguidance is the only one; leave it out",
     "--structured-outputs-config": "llguidance is the only one; leave it out",
     "--max-logprobs": "20 are the most, always",

@@ -16,7 +16,7 @@ import jinja2
 from google.protobuf import duration_pb2
 
 from frontend.backend import Backend, TokenizerLike
-from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_LIBRARY_ERROR_CHARS
+from frontend.bounds import MAX_CHARS_PER_TOKEN, MAX_KEPT_TOKENS, MAX_LIBRARY_ERROR_CHARS
 from frontend.errors import Code, RequestError, invalid_field, too_many
 from frontend.processing import sampling_params
 from frontend.processing.bad_words import Spelling, WordFilter, spellings
@@ -206,11 +206,15 @@ def _decoder_maker(backend: Backend, request: pb.GenerateRequest) -> DecoderOf |
     if request.output.skip_detokenize or (backend.tokenizer is None and not needs):
         return None
     make, stops, keep = tokenizer_of(backend).decoder, request.stop_conditions, request.output
+    if len(keep.kept_tokens) > MAX_KEPT_TOKENS:
+        count = len(keep.kept_tokens)
+        raise too_many("output.kept_tokens", count, MAX_KEPT_TOKENS, "tokens")
     return lambda num_before: make(
         stop,
         stops.include_stop,
         keep.keep_special_tokens,
         max(0, stops.min_new_tokens - num_before),
+        frozenset(keep.kept_tokens),
     )
 
 

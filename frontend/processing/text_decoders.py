@@ -68,6 +68,22 @@ def complete_text(piece: bytes) -> str | bytes:
         return piece
 
 
+class PiecesWith(dict[int, str | bytes]):
+    """Pieces of which some tokens have others.
+
+    Args:
+        pieces: of all tokens.
+        kept: the others.
+    """
+
+    def __init__(self, pieces: Mapping[int, str | bytes], kept: Mapping[int, str]) -> None:
+        super().__init__(kept)
+        self._pieces = pieces
+
+    def __missing__(self, token_id: int) -> str | bytes:
+        return self._pieces[token_id]
+
+
 class ByteDecoder:
     """Detokenizer where each token is a piece of a UTF-8 byte string; exact, O(1) a token.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,11 @@ from frontend.errors import invalid_field
 from frontend.processing.chat.conversation import Conversation
 from frontend.processing.chat.renderer import ChatRenderer
 from frontend.processing.stop_strings import StopDecoder
-from frontend.processing.text_decoders import ByteDecoder, BytePieces, WindowDecoder
+from frontend.processing.text_decoders import ByteDecoder, BytePieces, PiecesWith, WindowDecoder
 from frontend.processing.thoughts.tags import AUTO, ThoughtTags, find_tags
 from frontend.processing.tokenizer_files import VOCABULARIES, check_files
+from frontend.processing.tool_calls.format import ToolFormat
+from frontend.processing.tool_calls.table import find_format
 from frontend.requests.request import TextDecoder
 from switchyard.model_files import read_bytes, shown
 
@@ -45,9 +47,12 @@ class Tokenizer:
 
     Attributes:
         thought_tags: between which the model's thoughts stand; None: they are not looked for.
+        tool_format: of the model's calls.
     """
 
-    def __init__(self, wrapped: Any, reasoning_parser: str = AUTO) -> None:
+    def __init__(
+        self, wrapped: Any, reasoning_parser: str = AUTO, tool_call_parser: str = AUTO
+    ) -> None:
         self._wrapped = wrapped
         self._backend: tokenizers.Tokenizer | None = getattr(wrapped, "backend_tokenizer", None)
         self._chat = ChatRenderer(wrapped, self._backend, lambda text: self.encode(text, False))
@@ -60,6 +65,9 @@ class Tokenizer:
             if isinstance(self._backend.decoder, tokenizers.decoders.ByteLevel):
                 self._pieces = {keep: BytePieces(self._backend, keep) for keep in (False, True)}
         self.thought_tags = self._find_tags(reasoning_parser)
+        self.tool_format: ToolFormat = find_format(
+            tool_call_parser, self._template, self._special_ids
+        )
 
     @classmethod
     def load(
@@ -68,6 +76,7 @@ class Tokenizer:
         chat_template: Path | None = None,
         vocab_size: int | None = None,
         reasoning_parser: str = AUTO,
+        tool_call_parser: str = AUTO,
     ) -> Tokenizer | None:
         """The tokenizer in a model folder, or None when it has no tokenizer files.
 
@@ -75,6 +84,7 @@ class Tokenizer:
             chat_template: a file whose template goes before the folder's.
             vocab_size: of the model, which must have the tokenizer's end token; None: not known.
             reasoning_parser: names the tags of the model's thoughts; see `find_tags`.
+            tool_call_parser: names the form of its calls; see `find_format`.
 
         Raises:
             ValueError: the files cannot be read, the template cannot work, the end token is not
@@ -91,7 +101,7 @@ class Tokenizer:
         if chat_template is not None:
             origin = f"--chat-template {chat_template}"
             wrapped.chat_template = _text_of(chat_template)
-        loaded = cls(wrapped, reasoning_parser)
+        loaded = cls(wrapped, reasoning_parser, tool_call_parser)
         end = loaded.eos_token_id
         if vocab_size is not None and end is not None and end >= vocab_size:
             raise ValueError(
@@ -139,12 +149,16 @@ class Tokenizer:
         """Whether ``render_chat`` works."""
         return self._wrapped.chat_template is not None
 
+    @property
+    def _template(self) -> str:
+        """Source of the chat template, or of all of them; empty without one."""
+        template = self._wrapped.chat_template or ""
+        return template if isinstance(template, str) else "\n".join(template.values())
+
     def _find_tags(self, parser: str) -> ThoughtTags | None:
         """The tags of the model's thoughts, as `find_tags` finds them."""
-        template = self._wrapped.chat_template or ""
-        source = template if isinstance(template, str) else "\n".join(template.values())
         added = {str(token): each for each, token in self._wrapped.added_tokens_decoder.items()}
-        return find_tags(parser, source, added, lambda text: self.encode(text, False))
+        return find_tags(parser, self._template, added, lambda text: self.encode(text, False))
 
     @property
     def library_tokenizer(self) -> tokenizers.Tokenizer | None:
@@ -194,6 +208,7 @@ class Tokenizer:
         include_stop: bool,
         keep_special: bool,
         min_tokens: int = 0,
+        kept: Collection[str] = (),
     ) -> TextDecoder:
         """A fresh incremental detokenizer for one sequence.
 
@@ -202,25 +217,30 @@ class Tokenizer:
             include_stop: the stop string stays in the text.
             keep_special: special tokens stay in the text.
             min_tokens: number of leading tokens whose text is not searched for stop strings.
+            kept: special tokens that stay in the text all the same.
         """
         inner: TextDecoder
+        hidden = {} if keep_special else self._special_ids
+        kept_ids = {hidden[text]: text for text in kept if text in hidden}
         if self._pieces:
-            inner = ByteDecoder(self._pieces[keep_special])
+            pieces = self._pieces[keep_special]
+            inner = ByteDecoder(PiecesWith(pieces, kept_ids) if kept_ids else pieces)
+        elif kept_ids:
+            left_out = {*hidden.values()} - kept_ids.keys()
+            inner = WindowDecoder(
+                lambda ids: self.decode([each for each in ids if each not in left_out], True)
+            )
         else:
-            inner = WindowDecoder(self._decode_with(keep_special))
+            inner = WindowDecoder(lambda ids: self.decode(ids, keep_special))
         if not stops:
             return inner
-        hidden = {} if keep_special else self._special_ids
         return StopDecoder(
             inner,
             stops,
             include_stop=include_stop,
             min_tokens=min_tokens,
-            tokens={hidden[stop]: stop for stop in stops if stop in hidden},
+            tokens={hidden[stop]: stop for stop in stops if stop in hidden and stop not in kept},
         )
-
-    def _decode_with(self, keep_special: bool) -> Callable[[list[int]], str]:
-        return lambda ids: self.decode(ids, keep_special)
 
 
 def _read(folder: Path) -> Any:

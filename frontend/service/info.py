@@ -31,6 +31,7 @@ def model_info(backend: Backend, name: str) -> pb.GetModelInfoResponse:
             **{field: value for field, value in defaults.items() if value is not None}
         ),
         has_chat_template=backend.tokenizer is not None and backend.tokenizer.has_chat_template,
+        tool_format=backend.tool_format.name,
         reasoning_format="" if backend.thought_tags is None else backend.thought_tags.begin,
     )
 

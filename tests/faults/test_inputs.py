@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.processing.tool_calls.events import Text
+from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.processing.tool_calls.held_output import ListOfCalls
-from frontend.processing.tool_calls.hermes import CallsInText
 from frontend.scheduler.step import ReplicaBatch, Step
 from switchyard.worker.v1 import worker_pb2
 from tests.faults.fuzz.calls import METHODS, valid_messages
@@ -33,6 +33,7 @@ from tests.faults.fuzz.oracle import FindingError
 from tests.faults.fuzz.stack import INFO, model_folder
 from tests.faults.fuzz.targets import Targets
 from tests.faults.fuzz.values import Bytes
+from tests.frontend.processing.tool_calls.reading import tools_of
 from tests.workers.steps import decode_step, prefill_step
 from workers.step.batch import BatchBuilder
 
@@ -128,7 +129,7 @@ def test_json_of_any_depth_in_a_body(targets: Targets, body: str) -> None:
 @pytest.mark.parametrize("text", ['{"name": "f", "arguments": "\\ud800"}', '{"name": "\\udfff"}'])
 def test_a_model_that_writes_half_a_character_in_a_call(text: str) -> None:
     for reader, said in (
-        (CallsInText({"f"}), f"<tool_call>{text}</tool_call>"),
+        (HERMES.reader(tools_of("f")), f"<tool_call>{text}</tool_call>"),
         (ListOfCalls({"f"}), text),
     ):
         assert reader.push(said) + reader.flush() == [Text(said)]

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 import grpc.aio
@@ -27,6 +27,8 @@ from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
 from frontend.processing.thoughts.tags import ThoughtTags
+from frontend.processing.tool_calls.format import ToolFormat
+from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.requests.output import FinishReason, TokenLogprobs
 from frontend.requests.request import Matcher, Request
 from frontend.service.service import Service
@@ -212,8 +214,15 @@ class FakeTokenizer:
 
     thought_tags: ThoughtTags | None = None
 
+    tool_format: ToolFormat = HERMES
+
     def decoder(
-        self, stops: tuple[str, ...], include_stop: bool, keep_special: bool, min_tokens: int = 0
+        self,
+        stops: tuple[str, ...],
+        include_stop: bool,
+        keep_special: bool,
+        min_tokens: int = 0,
+        kept: Collection[str] = (),
     ) -> FakeDecoder:
         return FakeDecoder()
 

@@ -17,7 +17,7 @@ from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
 from frontend.processing.text_decoders import ByteDecoder, complete_text
 from frontend.processing.tool_calls.format import ToolFormat
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.records import UNKNOWN_CALLER, Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb

@@ -6,10 +6,11 @@ import json
 from collections.abc import Collection
 
 from frontend.processing.tool_calls.json_objects import is_json_object, members
+from frontend.processing.tool_calls.scan import ParsedCall
 
 
-def read_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
-    """Name and arguments of a call, from its JSON; None when it is none."""
+def read_call(text: str, names: Collection[str]) -> ParsedCall | None:
+    """The call that a JSON text is; None when it is none."""
     text = text.strip(" \t\r\n")
     if not is_json_object(text):
         return None
@@ -20,16 +21,17 @@ def read_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
         arguments = _string(arguments) or ""
     elif arguments == "null":
         arguments = "{}"
-    return (name, arguments) if name in names and is_json_object(arguments) else None
+    return ParsedCall(name, arguments) if name in names and is_json_object(arguments) else None
 
 
-def cut_call(text: str, names: Collection[str]) -> tuple[str, str] | None:
-    """Name and arguments, as far as they came, of a call that was cut off."""
+def cut_call(text: str, names: Collection[str]) -> ParsedCall | None:
+    """A call that was cut off, with its arguments as far as they came; None before the first."""
     found, cut = members(text)
     name = _string(found.get("name", "")) or ""
     if cut is not None and cut[0] == "arguments":
         found["arguments"] = cut[1]
-    return (name, found["arguments"]) if name in names and "arguments" in found else None
+    known = name in names and "arguments" in found
+    return ParsedCall(name, found["arguments"]) if known else None
 
 
 def _string(text: str) -> str | None:

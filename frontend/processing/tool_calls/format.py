@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from frontend.processing.tool_calls.events import Event, content
@@ -35,10 +35,13 @@ class ToolFormat(Protocol):
 
     Attributes:
         name: as --tool-call-parser and GetModelInfo have it.
+        kept_tokens: special tokens that its readers need to see in the text.
     """
 
     @property
     def name(self) -> str: ...
+    @property
+    def kept_tokens(self) -> Sequence[str]: ...
 
     def reader(self, tools: Mapping[str, Tool], max_calls: int | None = None) -> TurnReader:
         """A reader of one turn.
@@ -48,6 +51,20 @@ class ToolFormat(Protocol):
             max_calls: what comes behind as many is content; None: any number.
         """
         ...
+
+
+class NoFormat:
+    """The format of a model whose calls are not known: they are content."""
+
+    name = ""
+    kept_tokens: Sequence[str] = ()
+
+    def reader(self, tools: Mapping[str, Tool], max_calls: int | None = None) -> TurnReader:
+        """A reader that finds none."""
+        return PlainText()
+
+
+NO_FORMAT = NoFormat()
 
 
 class PlainText:

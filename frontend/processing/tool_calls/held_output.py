@@ -7,6 +7,7 @@ from collections.abc import Collection
 from frontend.processing.tool_calls.call_objects import cut_call, read_call
 from frontend.processing.tool_calls.events import Arguments, Event, content, whole_call
 from frontend.processing.tool_calls.json_objects import ObjectScanner
+from frontend.processing.tool_calls.scan import ParsedCall
 
 
 class ListOfCalls:
@@ -50,11 +51,11 @@ class ListOfCalls:
             return content(text)
         return self._call(cut_call(text, self._names))
 
-    def _call(self, call: tuple[str, str] | None) -> list[Event]:
+    def _call(self, call: ParsedCall | None) -> list[Event]:
         if call is None:
             return []
         self.num_calls += 1
-        return whole_call(self.num_calls - 1, *call)
+        return whole_call(self.num_calls - 1, call.name, call.arguments)
 
 
 class NamedCall:

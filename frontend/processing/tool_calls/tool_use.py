@@ -28,18 +28,21 @@ class ToolUse:
         constraint: of the whole output, when the model must call.
         constraint_field: the API's name of what it comes from.
         reader: makes the reader of one turn's text.
+        kept_tokens: special tokens that the reader needs to see.
     """
 
     tools_json: str = ""
     constraint: pb.Constraint | None = None
     constraint_field: str = ""
     reader: Callable[[], TurnReader] = PlainText
+    kept_tokens: Sequence[str] = ()
 
     def apply(self, chat: pb.ChatRequest) -> None:
         """Sets what a chat needs for these tools. It may have no constraint where the model must
         call.
         """
         chat.tools_json = self.tools_json
+        chat.request.output.kept_tokens.extend(self.kept_tokens)
         if self.constraint is not None:
             chat.request.constraint.CopyFrom(self.constraint)
 
@@ -76,7 +79,8 @@ def tool_use(
             reader = functools.partial(ListOfCalls, callable_tools)
         case _:
             reader = functools.partial(tool_format.reader, callable_tools, max_calls)
-            return ToolUse(tools_json=tools_json, reader=reader)
+            kept = tool_format.kept_tokens
+            return ToolUse(tools_json=tools_json, reader=reader, kept_tokens=kept)
     return ToolUse(
         tools_json=tools_json,
         constraint=pb.Constraint(json_schema=json.dumps(without_remarks(schema))),

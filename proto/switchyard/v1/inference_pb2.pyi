@@ -124,7 +124,7 @@ class StopConditions(_message.Message):
     def __init__(self, max_new_tokens: _Optional[int] = ..., min_new_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., include_stop: _Optional[bool] = ...) -> None: ...
 
 class OutputOptions(_message.Message):
-    __slots__ = ("logprobs", "top_logprobs", "prompt_logprobs", "skip_detokenize", "keep_special_tokens", "min_tokens_per_message", "echo")
+    __slots__ = ("logprobs", "top_logprobs", "prompt_logprobs", "skip_detokenize", "keep_special_tokens", "min_tokens_per_message", "echo", "kept_tokens")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
@@ -132,6 +132,7 @@ class OutputOptions(_message.Message):
     KEEP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MIN_TOKENS_PER_MESSAGE_FIELD_NUMBER: _ClassVar[int]
     ECHO_FIELD_NUMBER: _ClassVar[int]
+    KEPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     logprobs: bool
     top_logprobs: int
     prompt_logprobs: bool
@@ -139,7 +140,8 @@ class OutputOptions(_message.Message):
     keep_special_tokens: bool
     min_tokens_per_message: int
     echo: bool
-    def __init__(self, logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., skip_detokenize: _Optional[bool] = ..., keep_special_tokens: _Optional[bool] = ..., min_tokens_per_message: _Optional[int] = ..., echo: _Optional[bool] = ...) -> None: ...
+    kept_tokens: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, logprobs: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., skip_detokenize: _Optional[bool] = ..., keep_special_tokens: _Optional[bool] = ..., min_tokens_per_message: _Optional[int] = ..., echo: _Optional[bool] = ..., kept_tokens: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GeneratedTokens(_message.Message):
     __slots__ = ("index", "token_ids")

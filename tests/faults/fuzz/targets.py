@@ -27,7 +27,8 @@ from frontend.link.rank_channel import GroupLost
 from frontend.processing.tokenizer import Tokenizer
 from frontend.processing.tool_calls.events import Event, Text
 from frontend.processing.tool_calls.held_output import ListOfCalls, NamedCall
-from frontend.processing.tool_calls.hermes import CallsInText
+from frontend.processing.tool_calls.table import FORMATS
+from frontend.processing.tool_calls.tools import Tool
 from switchyard.v1 import inference_pb2 as pb
 from switchyard.v1 import inference_pb2_grpc
 from switchyard.worker.v1 import worker_pb2
@@ -55,6 +56,8 @@ from tests.frontend.fakes import MODEL
 
 ANSWER_SECONDS = 20.0
 """An input that takes longer is a finding."""
+
+FUZZED = {"f": Tool(name="f", parameters={}, sent={}, field="")}
 
 
 class Targets:
@@ -250,7 +253,8 @@ class Targets:
 
     async def _calls(self, data: Bytes) -> None:
         """What a model says, read for calls of tools; every reader's words can be sent on."""
-        reader = data.pick((CallsInText({"f"}), ListOfCalls({"f"}), NamedCall("f")))
+        tool_format = data.pick([*FORMATS.values()])
+        reader = data.pick((tool_format.reader(FUZZED), ListOfCalls({"f"}), NamedCall("f")))
         said: list[Event] = []
         while not data.is_over:
             said += reader.push(messages.model_text(data))

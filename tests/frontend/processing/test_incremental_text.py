@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from frontend.processing.stop_strings import StopDecoder
 from frontend.processing.text_decoders import ByteDecoder, WindowDecoder
 from frontend.processing.tokenizer import Tokenizer
+from tests.frontend.processing import qwen_like
 
 # The session's tokenizer has fewer; ids above are unknown to it.
 ids_strategy = st.lists(st.integers(0, 430), max_size=40)
@@ -99,6 +100,22 @@ def test_other_tokenizers_go_through_a_window(pieces: list[list[int]], keep: boo
     decoder = tokenizer.decoder((), False, keep)
     assert isinstance(decoder, WindowDecoder)
     assert _joined(decoder, ids) == tokenizer.decode(ids, keep)
+
+
+@pytest.mark.parametrize("by_window", [False, True])
+def test_some_special_tokens_are_kept(by_window: bool) -> None:
+    """The others are left out, and both are stops by their names."""
+    library = qwen_like.library_tokenizer()
+    tokenizer = Tokenizer(PreTrainedTokenizerFast(tokenizer_object=library))
+    if by_window:
+        tokenizer._pieces = {}
+    kept, hidden = "<|im_start|>", "<|im_end|>"
+    ids = tokenizer.encode(f"the fox{hidden}{kept} é", False)
+    decoder = tokenizer.decoder((), False, False, kept=[kept, "none"])
+    assert _joined(decoder, ids) == f"the fox{kept} é"
+    for stop in (kept, hidden):
+        decoder = tokenizer.decoder((stop,), False, False, kept=[kept])
+        assert (_joined(decoder, ids), decoder.matched) == ("the fox", stop)
 
 
 def test_broken_bytes_do_not_wait_for_ever() -> None:

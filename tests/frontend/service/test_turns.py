@@ -9,7 +9,7 @@ import pytest
 
 from frontend.processing.tool_calls.events import Arguments, CallBegun, Text
 from frontend.processing.tool_calls.format import PlainText
-from frontend.processing.tool_calls.hermes import CallsInText
+from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.service.turns import (
     Call,
     Ended,
@@ -22,9 +22,10 @@ from frontend.service.turns import (
     turn_events,
 )
 from switchyard.v1 import inference_pb2 as pb
+from tests.frontend.processing.tool_calls.reading import tools_of
 
 CALL = '<tool_call>{"name": "f", "arguments": {"a": 1.10}}</tool_call>'
-READER = functools.partial(CallsInText, {"f"})
+READER = functools.partial(HERMES.reader, tools_of("f"))
 EOS = pb.FINISH_REASON_EOS
 
 

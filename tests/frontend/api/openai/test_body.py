@@ -13,7 +13,7 @@ from frontend.api.http.body import parse_object
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.errors import Code, RequestError
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.formats.hermes import HERMES
 
 NAMES = [
     "model", "messages", "prompt", "temperature", "top_p", "top_k", "min_p", "seed", "stop", "n",

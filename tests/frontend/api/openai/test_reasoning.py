@@ -9,7 +9,7 @@ import pytest
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.errors import RequestError
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.records import UNKNOWN_CALLER
 from tests.frontend.played_service import played_service
 from tests.frontend.processing.thoughts.test_outputs import THOUGHTS, TOKENIZER, Model

@@ -20,7 +20,7 @@ from frontend.api.openai.parameters.models import (
 )
 from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Unsupported
 from frontend.errors import RequestError
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.formats.hermes import HERMES
 
 PAGE = (Path(__file__).parents[4] / "docs" / "http.md").read_text(encoding="utf-8")
 read_chat = functools.partial(read_any_chat, tool_format=HERMES)

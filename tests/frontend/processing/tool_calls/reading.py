@@ -6,6 +6,13 @@ from collections.abc import Callable, Iterable
 
 from frontend.processing.tool_calls.events import Arguments, CallBegun, Event, Text
 from frontend.processing.tool_calls.format import TurnReader
+from frontend.processing.tool_calls.tools import Tool
+
+
+def tools_of(*names: str) -> dict[str, Tool]:
+    """Functions with any arguments."""
+    return {name: Tool(name=name, parameters={}, sent={}, field="") for name in names}
+
 
 Calls = list[tuple[str, str]]
 

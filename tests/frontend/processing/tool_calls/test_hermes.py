@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from frontend.processing.tool_calls.formats.hermes import BEGIN, END, HERMES
 from frontend.processing.tool_calls.held_output import ListOfCalls
-from frontend.processing.tool_calls.hermes import BEGIN, END, CallsInText
 from frontend.processing.tool_calls.json_objects import ObjectScanner
-from tests.frontend.processing.tool_calls.reading import at_every_cut, read
+from tests.frontend.processing.tool_calls.reading import at_every_cut, read, tools_of
 
 NAMES = ("get", "now")
+TOOLS = tools_of(*NAMES)
 
 
 def call(arguments: str, name: str = "get") -> str:
@@ -22,7 +23,7 @@ def call(arguments: str, name: str = "get") -> str:
 
 
 def in_text(text: str) -> tuple[str, list[tuple[str, str]]]:
-    return at_every_cut(lambda: CallsInText(NAMES), text)
+    return at_every_cut(lambda: HERMES.reader(TOOLS), text)
 
 
 ARGUMENTS = [
@@ -41,7 +42,7 @@ ARGUMENTS = [
 def test_arguments_are_the_models_own_text(arguments: str) -> None:
     if len(arguments) < 1000:
         assert in_text(f"Look:\n{call(arguments)}") == ("Look:\n", [("get", arguments)])
-    assert read(CallsInText(NAMES), [call(arguments)]) == ("", [("get", arguments)])
+    assert read(HERMES.reader(TOOLS), [call(arguments)]) == ("", [("get", arguments)])
 
 
 @pytest.mark.parametrize(
@@ -90,7 +91,7 @@ NO_CALLS = [
 def test_what_is_no_call_is_content(text: str) -> None:
     if len(text) < 1000:
         assert in_text(text) == (text, [])
-    assert read(CallsInText(NAMES), [text]) == (text, [])
+    assert read(HERMES.reader(TOOLS), [text]) == (text, [])
 
 
 def test_a_call_behind_what_is_none_is_made() -> None:
@@ -100,7 +101,7 @@ def test_a_call_behind_what_is_none_is_made() -> None:
 
 def test_only_as_many_calls_as_may_be_made() -> None:
     text = call("{}") + call("{}", name="now")
-    found = at_every_cut(lambda: CallsInText(NAMES, max_calls=1), text)
+    found = at_every_cut(lambda: HERMES.reader(TOOLS, max_calls=1), text)
     assert found == (call("{}", name="now"), [("get", "{}")])
 
 

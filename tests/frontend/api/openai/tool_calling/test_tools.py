@@ -15,7 +15,8 @@ from frontend.api.openai.parameters.models import ChatBody
 from frontend.api.openai.tool_calling.tools import chat_tools
 from frontend.errors import Code, RequestError
 from frontend.processing.constraints.structured_output import GrammarMatcher
-from frontend.processing.tool_calls.hermes import HERMES
+from frontend.processing.tool_calls.formats.hermes import HERMES
+from frontend.processing.tool_calls.table import find_format
 from frontend.processing.tool_calls.tool_use import ToolUse
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL
@@ -320,6 +321,20 @@ def test_a_bad_function_call_is_refused(choice: Any) -> None:
 
 
 # ---- through HTTP ----
+
+
+async def test_the_models_own_form_is_read_with_its_tags_and_ids() -> None:
+    said = '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "aB3dE6gH9"}]'
+    service = ScriptedService([pb.Delta(text=said[:20], token_ids=[1]), says(said[20:])])
+    service.tool_format = find_format("mistral", "", {"[TOOL_CALLS]": 5})
+    async with running_http(service) as http:
+        create: Any = http.client.chat.completions.create
+        answer = await create(
+            model=MODEL, messages=[{"role": "user", "content": "a"}], tools=[tool()]
+        )
+    assert service.requests[0].request.output.kept_tokens == ["[TOOL_CALLS]"]
+    [call] = answer.choices[0].message.tool_calls
+    assert (call.id, call.function.name, call.function.arguments) == ("aB3dE6gH9", "f", "{}")
 
 
 @pytest.mark.parametrize("stream", [False, True])
