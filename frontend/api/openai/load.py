@@ -86,14 +86,17 @@ class ExpertLoad(TypedDict):
 def as_json(message: Message) -> dict[str, Any]:
     """A message's fields, those that are zero too. Numbers stay numbers: protobuf's own JSON has
     64-bit ones as text."""
-    return {field.name: _value(getattr(message, field.name)) for field in message.DESCRIPTOR.fields}
+    return {
+        field.name: _value(getattr(message, field.name), of_messages=field.message_type is not None)
+        for field in message.DESCRIPTOR.fields
+    }
 
 
-def _value(value: Any) -> Any:
+def _value(value: Any, *, of_messages: bool) -> Any:
+    if isinstance(value, str | int | float):  # bool is an int
+        return value
     if isinstance(value, Timestamp):
         return value.ToSeconds()
     if isinstance(value, Message):
         return as_json(value)
-    if isinstance(value, str | int | float):  # bool is an int
-        return value
-    return [as_json(each) if isinstance(each, Message) else each for each in value]
+    return [as_json(each) for each in value] if of_messages else list(value)

@@ -86,13 +86,25 @@ async function answer(settings) {
       if (atEnd) requestAnimationFrame(toEnd);
     }
     turn.end();
+    keep(turn, conversation);
   } catch (error) {
-    if (controller.signal.aborted) turn.end("stopped");
-    else turn.fail(error.message);
+    if (controller.signal.aborted) {
+      turn.end("stopped");
+      keep(turn, conversation);
+    } else {
+      turn.fail(error.message, () => {
+        if (running || turn !== latest) return;
+        turn.element.remove();
+        answer(settings);
+      });
+    }
   }
+  if (running === controller) busy(null);
+}
+
+function keep(turn, conversation) {
   const message = turn.message();
   if (message) conversation.push(message);
-  if (running === controller) busy(null);
 }
 
 function busy(controller) {

@@ -5,6 +5,7 @@ import { byId, element } from "./dom.js";
 import { ExpertMap } from "./experts.js";
 
 const POLL_MS = 1000;
+const EXPERTS_EVERY = 2;  // polls
 const HISTORY = 60;
 const percent = (share) => `${Math.round(share * 100)} %`;
 const grouped = (number) => number.toLocaleString("en");
@@ -29,7 +30,7 @@ const floor = (share, info) => (info.bytes_per_second ? percent(share) : "not kn
 export function startServer(model) {
   const bars = METERS.map(([name]) => meter(name)), speeds = [];
   const experts = new ExpertMap();
-  let info = null, started = null;
+  let info = null, started = null, numPolls = 0;
 
   async function poll() {
     if (!document.hidden) {
@@ -41,7 +42,8 @@ export function startServer(model) {
           showFacts(model, info);
         }
         show(load);
-        if (!byId("server").hidden && !load.restarting) experts.take(await json("expert_load"));
+        const isDue = numPolls++ % EXPERTS_EVERY === 0 && !byId("server").hidden;
+        if (isDue && !load.restarting) experts.take(await json("expert_load"));
       } catch (error) {
         showState("lost", error.message);
       }

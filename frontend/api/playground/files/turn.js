@@ -80,9 +80,10 @@ export class AnswerTurn {
     this._about.textContent = [reason || this._finish, ...this._numbers()].filter(Boolean).join(" · ");
   }
 
-  fail(message) {
+  fail(message, again) {
     this.end("failed");
-    this.element.append(element("p", { className: "error", textContent: message }));
+    const button = element("button", { type: "button", textContent: "Try again", onclick: again });
+    this.element.append(element("p", { className: "error", textContent: message }), button);
   }
 
   get calls() {

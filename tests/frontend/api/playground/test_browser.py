@@ -5,31 +5,28 @@ No test leaves an error in the console, breaks the page's policy, or asks anothe
 
 from __future__ import annotations
 
-import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Any
 
 import pytest
 
-from frontend.api.playground.page import playground_routes
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.api.playground.browser import EXECUTABLE, NAMES, Browser, Page
+from tests.frontend.api.playground.browser import Browser
+from tests.frontend.api.playground.shown import (
+    IN_BROWSER,
+    LAST,
+    OVER,
+    READY,
+    Scripted,
+    opened,
+    say,
+    set_to,
+)
 from tests.frontend.fakes import MODEL, FakeEngine, answer_text, backend, group
-from tests.frontend.http_fakes import Http, ScriptedService, only_key, running_http, says
+from tests.frontend.http_fakes import only_key, says
 from tests.waiting import until
 
-pytestmark = [
-    pytest.mark.asyncio(loop_scope="module"),
-    pytest.mark.slow,
-    pytest.mark.skipif(EXECUTABLE is None, reason=f"no browser: none of {', '.join(NAMES)}"),
-]
-
-READY = "document.querySelector('#state').dataset.state === 'ready'"
-OVER = "document.querySelector('#stop').hidden && document.querySelector('.assistant .about')"
-LAST = "[...document.querySelectorAll('.assistant')].at(-1)"
-EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
+pytestmark = IN_BROWSER
 
 
 class Experts:
@@ -45,52 +42,6 @@ class Experts:
             tokens = [self.looks * layer * expert for expert in range(8)]
             answer.layers.add(layer=layer, tokens=tokens, imbalance=1.25)
         return answer
-
-
-class Scripted(ScriptedService):
-    """Says what is written down, and describes itself as a real one."""
-
-    def __init__(self, *deltas: pb.Delta) -> None:
-        super().__init__(deltas)
-        self._real = Service(model=MODEL, version="1.2.3")
-        self._real.open(backend(FakeEngine()))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
-@contextlib.asynccontextmanager
-async def opened(
-    browser: Browser, service: Any = None, refused: bool = False, **options: Any
-) -> AsyncIterator[tuple[Page, Http]]:
-    """The page of a server, and afterwards a look at what it said and asked for.
-
-    Args:
-        refused: calls without a valid key are part of the test, and the console tells of them.
-    """
-    async with running_http(service, pages=playground_routes(), **options) as http:
-        origin = f"http://127.0.0.1:{http.port}/"
-        page = await browser.open(origin)
-        yield page, http
-        complaints = [each for each in page.complaints if not (refused and " 401 " in each)]
-        assert not complaints
-        assert f"{origin}playground/main.js" in page.urls
-        assert [url for url in page.urls if not url.startswith(origin)] == []
-        await page.send("Page.navigate", url="about:blank")  # before there is no server
-
-
-async def set_to(page: Page, name: str, value: str) -> None:
-    """Give a field of the settings a value."""
-    field = f"document.querySelector('#settings-form').elements.{name}"
-    change = "dispatchEvent(new Event('input', {bubbles: true}))"
-    await page.run(f"({field}.value = {json.dumps(value)}, {field}.{change})")
-    await page.run(f"{field}.dispatchEvent(new Event('change', {{bubbles: true}}))")
-
-
-async def say(page: Page, text: str) -> None:
-    await page.click("#prompt")
-    await page.write(text)
-    await page.press("Enter")
 
 
 async def test_an_answer_shows_while_it_comes(browser: Browser) -> None:
@@ -213,87 +164,6 @@ async def test_a_call_is_shown_and_its_result_sent_back(browser: Browser) -> Non
         await page.until(OVER)
 
 
-async def test_thoughts_are_folded(browser: Browser) -> None:
-    async with opened(browser) as (page, _):
-        deltas = [
-            {"choices": [{"index": 0, "delta": delta}]}
-            for delta in ({"reasoning_content": EVIL}, {"content": "42"})
-        ]
-        await page.run(
-            f"""import('/playground/turn.js').then(({{ AnswerTurn }}) => {{
-              const turn = new AnswerTurn({{}});
-              document.querySelector('#turns').append(turn.element);
-              {json.dumps(deltas)}.forEach((chunk) => turn.take(chunk));
-              turn.end();
-              window.said = turn.message();
-            }})"""
-        )
-        assert await page.run(f"{LAST}.querySelector('details').open") is False
-        assert await page.run(f"{LAST}.querySelector('details .said').textContent") == EVIL
-        assert await page.run(f"{LAST}.querySelector('.prose').textContent") == "42"
-        said = {"role": "assistant", "content": "42", "reasoning_content": EVIL}
-        assert await page.run("window.said") == said
-
-
-async def test_what_the_model_says_is_never_html(browser: Browser) -> None:
-    text = f"# {EVIL}\n**{EVIL}**\n\n- {EVIL}\n\n```html\n{EVIL}\n```\n[a](javascript:alert(3))"
-    async with opened(browser, Scripted(says(text))) as (page, _):
-        await say(page, EVIL)
-        await page.until(OVER)
-        made = "document.querySelectorAll('#turns :is(img, script, a, iframe)').length"
-        assert await page.run(made) == 0
-        assert (await page.run("document.querySelector('#turns').textContent")).count(EVIL) == 5
-        with pytest.raises(AssertionError, match="TrustedHTML"):
-            await page.run("document.querySelector('#turns').innerHTML = '<b></b>'")
-        page.complaints.clear()  # the one that this has just made
-
-
-async def test_a_little_markdown_becomes_elements(browser: Browser) -> None:
-    text = (
-        "## Title\nOne *two* **three** `4 * 5 * 6`\n1. a\n2. b\n\n```py\nx = '**'\n```\n2 * 3 * 4"
-    )
-    async with opened(browser, Scripted(says(text))) as (page, _):
-        await say(page, "abc")
-        await page.until(OVER)
-        made = "[...document.querySelectorAll('.prose *')]"
-        assert await page.run(f"{made}.map((e) => e.localName + ':' + e.innerText)") == [
-            "h4:Title", "p:One two three 4 * 5 * 6", "em:two", "strong:three", "code:4 * 5 * 6",
-            "ol:a\nb", "li:a", "li:b", "pre:x = '**'", "code:x = '**'", "p:2 * 3 * 4",
-        ]  # fmt: skip
-
-
-async def test_tokens_have_colours_and_alternatives(browser: Browser) -> None:
-    deltas = [
-        says("a", pb.FINISH_REASON_UNSPECIFIED, logprobs=[-0.01]),
-        pb.Delta(token_ids=[0xC3], logprobs=[-0.5]),
-        says("é", pb.FINISH_REASON_UNSPECIFIED, logprobs=[-3.0]),
-        says("b", logprobs=[-3.0]),
-    ]
-    deltas[2].ClearField("token_ids")
-    deltas[2].token_ids.append(0xA9)
-    for delta in deltas:
-        delta.top_logprobs.add(token_ids=[ord("z")], logprobs=[-0.125])
-    async with opened(browser, Scripted(*deltas)) as (page, _):
-        await page.click("[name=logprobs]")
-        await say(page, "abc")
-        await page.until(OVER)
-        spans = f"[...{LAST}.querySelectorAll('.tokens span')]"
-        shown = await page.run(f"{spans}.map((e) => [e.textContent, e.className])")
-        assert shown == [["a", "likely-0"], ["é", "likely-4"], ["b", "likely-4"]]
-        box = f"{spans}[2].getBoundingClientRect()"
-        await page.point(*await page.run(f"[{box}.x + 2, {box}.y + 5]"))
-        card = "document.querySelector('#token-card')"
-        rows = f"[...{card}.children].map((row) => row.innerText.split(/\\s+/).join(' '))"
-        await page.until(f"!{card}.hidden")
-        assert await page.run(rows) == ["b 5.0 %", "z 88.2 %"]
-        await page.point(1, 1)
-        await page.until(f"{card}.hidden")
-        await page.run("document.querySelector('.tokens:not([hidden])').focus()")
-        await page.press("ArrowRight")
-        await page.press("ArrowRight")
-        assert await page.run(rows) == ["part 1 of 2 60.7 %", "part 2 of 2 5.0 %"]
-
-
 async def test_settings_are_sent_and_bad_ones_are_named(browser: Browser) -> None:
     service = Scripted(says("{}"))
     async with opened(browser, service) as (page, _):
@@ -315,13 +185,19 @@ async def test_settings_are_sent_and_bad_ones_are_named(browser: Browser) -> Non
         assert json.loads(chat.request.constraint.json_schema) == {"type": "object"}
 
 
-async def test_an_error_is_told(browser: Browser) -> None:
+async def test_an_error_is_told_and_the_answer_tried_again(browser: Browser) -> None:
     async with opened(browser) as (page, http):
         await page.until(READY)
         http.engine.refuse = ZeroDivisionError("secret")
         await say(page, "abc")
         await page.until(f"{LAST}?.querySelector('.error')?.textContent.includes('internal')")
         page.complaints.clear()  # the console tells of the status
+        http.engine.refuse = None
+        await page.click(".assistant button:not(.calls button)")
+        await page.until(f"{LAST}?.querySelector('.about').textContent.startsWith('length')")
+        assert await page.run("document.querySelectorAll('.turn').length") == 2
+        [request] = http.engine.requests.values()
+        assert bytes(request.prompt_ids).decode() == "u:abc"
 
 
 async def test_a_phones_width_is_enough(browser: Browser) -> None:
