@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 
+from frontend.api.application import application
 from frontend.api.auth import ApiKeys, check_exposure, has_playground, is_for_local_callers
 from frontend.api.grpc.health import Health
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
-from frontend.api.openai.app import openai_app
 from frontend.api.openengine.servicer import openengine
 from frontend.api.playground.page import playground_routes
 from frontend.api.tls import ServerTls, server_tls, ssl_context
@@ -108,7 +108,7 @@ def _http_server(
     metrics: Metrics,
     tls: ServerTls | None,
 ) -> HttpServer:
-    app = openai_app(
+    app = application(
         service,
         model=config.served_name,
         authenticate=access.authenticate,

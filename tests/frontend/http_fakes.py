@@ -12,8 +12,8 @@ from unittest import mock
 import uvicorn.server
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
+from frontend.api.application import application
 from frontend.api.http.server import HttpServer
-from frontend.api.openai.app import openai_app
 from frontend.errors import Code, RequestError
 from frontend.processing.text_decoders import ByteDecoder, complete_text
 from frontend.processing.tool_calls.format import ToolFormat
@@ -128,7 +128,7 @@ async def running_http(
         service = Service(model=MODEL, version="1.2.3")
         if ready:
             service.open(backend(engine))
-    server = HttpServer(openai_app(service, model=MODEL, **options), "127.0.0.1", 0)
+    server = HttpServer(application(service, model=MODEL, **options), "127.0.0.1", 0)
     with mock.patch.object(uvicorn.server, "asyncio", _ShortSleeps()):
         port = await server.start()
         client = AsyncOpenAI(

@@ -8,10 +8,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
 from frontend.errors import RequestError, invalid_field
+
+
+class RequestModel(BaseModel):
+    """Takes JSON's types as they are: no text is read as a number."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
+
 
 _Model = TypeVar("_Model", bound=BaseModel)
 

@@ -1,50 +1,38 @@
-"""The OpenAI-compatible API as a Starlette application: routes, what is before them, errors.
+"""The OpenAI-compatible API: which path does what, and which error a response is.
 
-Owns which path does what, and which error a response is. `frontend.service` does all work.
+`frontend.service` does all work.
 """
 
 from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import Scope
 
-from frontend.api.http.body import Budget, parse_object, read_body
+from frontend.api.http.app import HttpApi
 from frontend.api.http.errors import HttpError
 from frontend.api.http.generation import GenerationResponse
 from frontend.api.http.long_json import LongJSONResponse
+from frontend.api.http.uploads import Uploads
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error, shaped
 from frontend.api.openai.generation import BoundJob, Job
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
-from frontend.api.openai.middleware import (
-    OPEN_PATHS,
-    Authenticate,
-    Authentication,
-    RequestIds,
-    TrailingSlashes,
-    for_browsers,
-    without_keys,
-)
 from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
 from frontend.api.openai.token_ids import detokenized, tokenized
-from frontend.errors import RequestError, invalid_field
-from frontend.processing.threads import TURN_LENGTH, Turns
+from frontend.errors import RequestError
 from frontend.service.service import Service
 from switchyard.release import release
-
-_R = TypeVar("_R")
 
 Metrics = Callable[[], tuple[bytes, str]]
 
@@ -57,62 +45,36 @@ _NOT_OFFERED = (
 )  # fmt: skip
 
 
-def openai_app(
-    service: Service,
-    *,
-    model: str,
-    authenticate: Authenticate = without_keys,
-    metrics: Metrics | None = None,
-    origins: Sequence[str] = (),
-    local_host: str | None = None,
-    pages: Sequence[Route] = (),
-) -> Starlette:
-    """The application.
+def openai_api(
+    service: Service, *, model: str, uploads: Uploads, metrics: Metrics | None = None
+) -> HttpApi:
+    """The API; every request is meant for it.
 
     Args:
         service: does the work.
         model: served name.
-        authenticate: from the Authorization header to the name of its key; raises
-            UNAUTHENTICATED. `OPEN_PATHS` need no key.
+        uploads: reads the bodies.
         metrics: text for Prometheus and its content type; None: there is no /metrics.
-        origins: of the web pages that may call, besides the server's own.
-        local_host: where a server listens that only programs of this machine and the pages of
-            ``origins`` may call; None: keys decide alone.
-        pages: beside the API, which need no key.
     """
-    endpoints = _Endpoints(service, model, metrics)
-    app = Starlette(
-        routes=[*endpoints.routes(), *pages],
-        middleware=[
-            Middleware(RequestIds),
-            Middleware(TrailingSlashes),
-            *for_browsers(origins, local_host),
-            Middleware(
-                Authentication,
-                authenticate=authenticate,
-                open_paths=OPEN_PATHS | {page.path for page in pages},
-            ),
-        ],
-        exception_handlers={
-            HTTPException: _on_http_error,
-            RequestError: _on_request_error,
-            ClientDisconnect: _on_disconnect,
-        },
+    return HttpApi(
+        routes=_Endpoints(service, model, uploads, metrics).routes(),
+        is_asked=lambda scope: True,
+        not_found=_not_found,
+        error_response=_error_response,
     )
-    app.router.redirect_slashes = False
-    return app
 
 
 class _Endpoints:
     """The functions behind the paths."""
 
-    def __init__(self, service: Service, model: str, metrics: Metrics | None) -> None:
+    def __init__(
+        self, service: Service, model: str, uploads: Uploads, metrics: Metrics | None
+    ) -> None:
         self._service = service
         self._model = model
+        self._uploads = uploads
         self._metrics = metrics
         self._texts = TokenTexts(service)
-        self._uploads = Budget()
-        self._turns = Turns()
         self._started = int(time.time())
         self._openapi = JSONResponse(openapi_document(has_metrics=metrics is not None))
         self._docs = HTMLResponse(docs_page(), headers=DOCS_HEADERS)
@@ -206,75 +168,41 @@ class _Endpoints:
     async def _generation(
         self, request: Request, read: Callable[[Mapping[str, Any], str, str], Job]
     ) -> GenerationResponse:
-        def job_of(body: bytes) -> Job:
-            try:
-                return read(parse_object(body), request.state.request_id, self._model)
-            except RecursionError as error:  # JSON that can just be parsed may be too deep to write
-                raise invalid_field("body", "is nested too deep; send flatter JSON") from error
+        def job_of(values: Mapping[str, Any]) -> Job:
+            return read(values, request.state.request_id, self._model)
 
-        body = await read_body(request, self._uploads)
-        job = await self._in_turn(job_of, body)
+        job = await self._uploads.read(request, job_of)
         return GenerationResponse(BoundJob(job, self._service, self._texts, request.state.caller))
 
     async def _tokenize(self, request: Request) -> LongJSONResponse:
-        values = await self._read(request)
+        values = await self._uploads.read(request, _as_it_is)
         answer = await tokenized(values, self._service, self._texts, self._model)
         return LongJSONResponse(answer)
 
     async def _detokenize(self, request: Request) -> Response:
-        values = await self._read(request)
+        values = await self._uploads.read(request, _as_it_is)
         try:
             return JSONResponse(await detokenized(values, self._service, self._model))
         except RequestError as error:
             raise api_error(error, {"token_ids": "tokens"}) from error
 
-    async def _read(self, request: Request) -> dict[str, Any]:
-        body = await read_body(request, self._uploads)
-        return await self._in_turn(parse_object, body)
 
-    async def _in_turn(self, function: Callable[[bytes], _R], body: bytes) -> _R:
-        """What ``function`` makes of a body, which may hold up the loop where that is long."""
-        if len(body) <= TURN_LENGTH:
-            return function(body)
-        return await self._turns.run(function, body)
+def _as_it_is(values: dict[str, Any]) -> dict[str, Any]:
+    return values
 
 
-async def _on_http_error(request: Request, error: Exception) -> Response:
-    """The response to an error, or to a path or method that Starlette did not find."""
-    assert isinstance(error, HTTPException)
+def _error_response(scope: Scope, error: HTTPException | RequestError) -> Response:
     if isinstance(error, HttpError):
         error = shaped(error)
-    if not isinstance(error, ApiError):
-        path = request.scope["path"]
-        error = _wrong_method(request, error) if error.status_code == 405 else _not_found(path)
+    elif isinstance(error, RequestError):
+        error = api_error(error)
+    assert isinstance(error, ApiError)
     return error.response()
 
 
-async def _on_request_error(request: Request, error: Exception) -> Response:
-    assert isinstance(error, RequestError)
-    return api_error(error).response()
-
-
-async def _on_disconnect(request: Request, error: Exception) -> Response:
-    """The response to a client that has left before its body's end: it is not sent on."""
-    return Response(status_code=499)
-
-
-def _wrong_method(request: Request, error: HTTPException) -> ApiError:
-    allowed = sorted((error.headers or {}).get("Allow", "").split(", "))
-    return ApiError(
-        405,
-        "invalid_request_error",
-        f"{request.scope['path']} takes {allowed[0]}",
-        code="method_not_allowed",
-        headers={"allow": ", ".join(allowed)},
-    )
-
-
-def _not_found(path: str) -> ApiError:
-    message = (
+def _not_found(path: str) -> str:
+    if any(path == each or path.startswith(each.rstrip("/") + "/") for each in _NOT_OFFERED):
+        return "not offered here; use /v1/chat/completions, and see /docs for what there is"
+    return (
         "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health, /docs"
     )
-    if any(path == each or path.startswith(each.rstrip("/") + "/") for each in _NOT_OFFERED):
-        message = "not offered here; use /v1/chat/completions, and see /docs for what there is"
-    return ApiError(404, "invalid_request_error", message, code="not_found")

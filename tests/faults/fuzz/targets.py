@@ -19,9 +19,9 @@ import grpc.aio
 from smg_grpc_proto.generated import vllm_engine_pb2 as vllm
 from smg_grpc_proto.generated import vllm_engine_pb2_grpc
 
+from frontend.api.application import application
 from frontend.api.grpc.interceptor import authenticated_key
 from frontend.api.grpc.server import InferenceServicer
-from frontend.api.openai.app import openai_app
 from frontend.api.vllm.servicer import VllmEngineServicer
 from frontend.link.rank_channel import GroupLost
 from frontend.processing.tokenizer import Tokenizer
@@ -95,7 +95,7 @@ class Targets:
 
     async def _start(self) -> None:
         self._stack = stack = Stack(self._tokenizer)
-        self._app = openai_app(stack.service, model=MODEL)
+        self._app = application(stack.service, model=MODEL)
         registry = Registry()
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(
             InferenceServicer(stack.service), registry

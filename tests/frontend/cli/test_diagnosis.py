@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from frontend.api.application import application
 from frontend.api.grpc.server import GrpcServer
 from frontend.api.http.server import HttpServer
-from frontend.api.openai.app import openai_app
 from frontend.api.tls import ServerTls, ssl_context
 from frontend.cli import main
 from frontend.cli.client_flags import grpc_address
@@ -45,7 +45,7 @@ async def grpc_port(tls: ServerTls | None = None) -> AsyncIterator[str]:
 
 @contextlib.asynccontextmanager
 async def http_port(tls: ServerTls | None = None) -> AsyncIterator[str]:
-    app = openai_app(Service(model="m", version="0"), model="m")
+    app = application(Service(model="m", version="0"), model="m")
     server = HttpServer(app, "127.0.0.1", 0, None if tls is None else ssl_context(tls))
     port = await server.start()
     try:

@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from frontend.api.http.values import UINT32_MAX
 from frontend.api.openai.parameters.models import (
     GenerationBody,
     JsonSchemaFormat,
@@ -18,7 +19,6 @@ from frontend.api.openai.parameters.models import (
     StructuredOutputs,
 )
 from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Api, Unsupported
-from frontend.api.openai.parameters.values import UINT32_MAX
 from frontend.errors import invalid_field
 from frontend.processing.constraints.grammars import choice_grammar
 from frontend.processing.constraints.schema_edit import closed

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainValidator
+from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 
-from frontend.api.openai.parameters.values import (
+from frontend.api.http.validation import RequestModel
+from frontend.api.http.values import (
     Int32,
     MaxTokens,
     MaxTokensOrNone,
@@ -31,12 +32,6 @@ from frontend.api.openai.parameters.values import (
 
 Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
 """How much a model is to think."""
-
-
-class RequestModel(BaseModel):
-    """Takes JSON's types as they are: no text is read as a number."""
-
-    model_config = ConfigDict(strict=True, extra="ignore", frozen=True)
 
 
 class StreamOptions(RequestModel):
@@ -150,7 +145,7 @@ class Message(RequestModel):
     content: Annotated[
         list[ContentPart],
         BeforeValidator(content_parts, json_schema_input_type=str | list[ContentPart] | None),
-    ] = []
+    ] = Field(default=[])
     tool_call_id: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     function_call: CalledFunction | None = Field(

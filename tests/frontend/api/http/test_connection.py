@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 import uvloop
 
+from frontend.api.application import application
 from frontend.api.http import connection
 from frontend.api.http import encrypted as encryption
 from frontend.api.http.connection import MAX_HEADER_BYTES
 from frontend.api.http.server import HttpServer
-from frontend.api.openai.app import openai_app
 from frontend.api.tls import ssl_context
 from frontend.service.service import Service
 from tests.frontend.certificates import Authority
@@ -250,7 +250,7 @@ async def encrypted(authority: Authority) -> AsyncIterator[tuple[HttpServer, int
     service = Service(model=MODEL, version="1")
     service.open(backend(FakeEngine()))
     context = ssl_context(authority.server())
-    server = HttpServer(openai_app(service, model=MODEL), "127.0.0.1", 0, context)
+    server = HttpServer(application(service, model=MODEL), "127.0.0.1", 0, context)
     try:
         yield server, await server.start()
     finally:

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from frontend.api.application import application
 from frontend.api.http.errors import STATUSES
 from frontend.api.openai import response_models
-from frontend.api.openai.app import openai_app
 from frontend.api.openai.openapi import docs_page, openapi_document
 from frontend.api.openai.parameters.models import ChatBody, CompletionBody, GenerationBody
 from frontend.service.service import Service
@@ -46,7 +46,7 @@ def test_every_reference_leads_somewhere() -> None:
 
 
 def test_every_route_and_every_status_is_described() -> None:
-    app = openai_app(
+    app = application(
         Service(model=MODEL, version="1"), model=MODEL, metrics=lambda: (b"", "text/plain")
     )
     routes = {

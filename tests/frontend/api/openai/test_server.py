@@ -10,11 +10,11 @@ from typing import Any
 import openai
 import pytest
 
+from frontend.api.application import application
 from frontend.api.http import body as upload
 from frontend.api.http import connection
 from frontend.api.http.errors import STATUSES
 from frontend.api.http.server import HttpServer
-from frontend.api.openai.app import openai_app
 from frontend.api.openai.errors import KINDS
 from frontend.errors import Code, RequestError
 from frontend.records import RequestRecord
@@ -58,7 +58,7 @@ async def test_models_are_told() -> None:
 async def test_a_models_name_may_have_a_slash(path: str) -> None:
     service = Service(model="lab/model", version="1")
     service.open(backend(FakeEngine()))
-    server = HttpServer(openai_app(service, model="lab/model"), "127.0.0.1", 0)
+    server = HttpServer(application(service, model="lab/model"), "127.0.0.1", 0)
     port = await server.start()
     status, _, body = await get(port, f"/v1/models/{path}")
     await server.stop(0.0)
@@ -310,7 +310,7 @@ async def test_a_taken_port_is_one_line() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        app = openai_app(Service(model=MODEL, version="1"), model=MODEL)
+        app = application(Service(model=MODEL, version="1"), model=MODEL)
         with pytest.raises(OSError, match=f"127.0.0.1:{port}.*in use.*--http-port"):
             await HttpServer(app, "127.0.0.1", port).start()
 

@@ -17,22 +17,26 @@ from collections.abc import Callable, Sequence
 from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from frontend.api.auth import is_loopback
-from frontend.api.openai.errors import ApiError, api_error
+from frontend.api.http.errors import HttpError
 from frontend.errors import RequestError, internal_error
 from frontend.records import Caller
 
 logger = logging.getLogger(__name__)
 
 Authenticate = Callable[[str | None], str]
+Respond = Callable[[Scope, HttpError | RequestError], Response]
+"""Gives an error the shape of the API that a request asks."""
 
 # What orchestrators and browsers read without a key; nothing of it is about the model or a request.
 OPEN_PATHS = frozenset({"/health", "/ping", "/version", "/openapi.json", "/docs"})
 
 _REQUEST_ID = re.compile(r"[\x21-\x7e]{1,128}")
-_EXPOSED = ("x-request-id", "retry-after")
+_ID_HEADERS = (b"x-request-id", b"request-id")  # the second is Anthropic's
+_EXPOSED = ("x-request-id", "request-id", "retry-after")
 
 
 def without_keys(authorization: str | None) -> str:
@@ -47,8 +51,8 @@ class RequestIds:
     Starlette's own answer to a bug knows no request id, and raises the bug again.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+    def __init__(self, app: ASGIApp, respond: Respond) -> None:
+        self._app, self._respond = app, respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI calls it."""
@@ -63,7 +67,7 @@ class RequestIds:
             if message["type"] == "http.response.start":
                 is_begun = True
                 message["headers"] = [
-                    *message["headers"], (b"x-request-id", request_id.encode())
+                    *message["headers"], *((name, request_id.encode()) for name in _ID_HEADERS)
                 ]  # fmt: skip
             await send(message)
 
@@ -72,7 +76,7 @@ class RequestIds:
         except Exception:
             logger.exception("request %s failed", request_id)
             if not is_begun:
-                response = api_error(internal_error(request_id)).response()
+                response = self._respond(scope, internal_error(request_id))
                 await response(scope, receive, send_with_id)
 
 
@@ -96,17 +100,22 @@ class Authentication:
     """
 
     def __init__(
-        self, app: ASGIApp, authenticate: Authenticate, open_paths: frozenset[str]
+        self,
+        app: ASGIApp,
+        authenticate: Authenticate,
+        open_paths: frozenset[str],
+        respond: Respond,
     ) -> None:
         self._app, self._authenticate, self._open_paths = app, authenticate, open_paths
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI calls it."""
         if scope["path"] not in self._open_paths:
             try:
                 key = self._key(scope)
-            except ApiError as error:
-                await error.response()(scope, receive, send)
+            except (HttpError, RequestError) as error:
+                await self._respond(scope, error)(scope, receive, send)
                 return
             client = scope.get("client")
             scope["state"]["caller"] = Caller(
@@ -117,22 +126,21 @@ class Authentication:
         await self._app(scope, receive, send)
 
     def _key(self, scope: Scope) -> str:
-        """The name of the request's key.
+        """The name of the request's key, which it has in either header, or the same in both.
 
         Raises:
-            ApiError: it has none that is valid, or two: which one counts is for nobody to guess.
+            HttpError: it has two: which one counts is for nobody to guess.
+            RequestError: it has none that is valid.
         """
-        if len(_headers(scope, b"authorization")) > 1:
-            raise ApiError(
+        bearers = [value.decode("latin-1") for value in _headers(scope, b"authorization")]
+        keys = [f"Bearer {key.decode('latin-1')}" for key in _headers(scope, b"x-api-key")]
+        if len(bearers) > 1 or len(keys) > 1 or (bearers and keys and bearers != keys):
+            raise HttpError(
                 400,
-                "invalid_request_error",
-                "the request has several Authorization headers; send one",
+                "the request has several keys in Authorization and x-api-key headers; send one",
                 code="several_api_keys",
             )
-        try:
-            return self._authenticate(_header(scope, b"authorization"))
-        except RequestError as error:
-            raise api_error(error) from error
+        return self._authenticate([*bearers, *keys, None][0])
 
 
 def _header(scope: Scope, name: bytes) -> str | None:
@@ -145,7 +153,9 @@ def _headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for key, value in scope["headers"] if key == name]
 
 
-def for_browsers(origins: Sequence[str], local_host: str | None) -> list[Middleware]:
+def for_browsers(
+    origins: Sequence[str], local_host: str | None, respond: Respond
+) -> list[Middleware]:
     """What a request passes before its key is looked at.
 
     Args:
@@ -164,7 +174,9 @@ def for_browsers(origins: Sequence[str], local_host: str | None) -> list[Middlew
             )
         )
     if local_host is not None:
-        passed.append(Middleware(LocalCallers, host=local_host, origins=frozenset(origins)))
+        passed.append(
+            Middleware(LocalCallers, host=local_host, origins=frozenset(origins), respond=respond)
+        )
     return passed
 
 
@@ -176,8 +188,9 @@ class LocalCallers:
         origins: of other pages that may call.
     """
 
-    def __init__(self, app: ASGIApp, host: str, origins: frozenset[str]) -> None:
+    def __init__(self, app: ASGIApp, host: str, origins: frozenset[str], respond: Respond) -> None:
         self._app, self._host, self._origins = app, host.lower(), origins
+        self._respond = respond
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request, as ASGI calls it."""
@@ -188,9 +201,9 @@ class LocalCallers:
         if refusal is None:
             await self._app(scope, receive, send)
         else:
-            await refusal.response()(scope, receive, send)
+            await self._respond(scope, refusal)(scope, receive, send)
 
-    def _refusal(self, host: str, origins: list[str], scheme: str) -> ApiError | None:
+    def _refusal(self, host: str, origins: list[str], scheme: str) -> HttpError | None:
         name = host_name(host)
         if host and not (is_loopback(name) or name == self._host):  # HTTP/1.0 may have none
             return _forbidden(
@@ -216,5 +229,5 @@ def host_name(host: str) -> str:
     return host.partition(":")[0].lower().removesuffix(".")
 
 
-def _forbidden(message: str, code: str) -> ApiError:
-    return ApiError(403, "invalid_request_error", message, code=code)
+def _forbidden(message: str, code: str) -> HttpError:
+    return HttpError(403, message, code=code)
