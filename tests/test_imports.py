@@ -71,6 +71,7 @@ APIS: dict[str, set[str]] = {
     "playground": set(),
     "vllm": {"frontend.api.grpc"},
     "openengine": {"frontend.api.grpc"},
+    "vllm_native": {"frontend.api.grpc"},
 }
 # Who may import the folders at the top.
 ONLY_FROM = {

@@ -12,12 +12,12 @@ FILES = sorted(PROTO.rglob("*.proto"))
 
 @pytest.mark.processes
 def test_stubs_are_fresh(tmp_path: Path) -> None:
-    assert len(FILES) == 3
+    assert len(FILES) == 4
     out = [f"--{kind}={tmp_path}" for kind in ("python_out", "grpc_python_out", "pyi_out")]
     command = [sys.executable, "-m", "grpc_tools.protoc", f"-I{PROTO}", *out]
     subprocess.run([*command, *map(str, FILES)], check=True)
     made = sorted(path.relative_to(tmp_path) for path in tmp_path.rglob("*.py*"))
-    assert len(made) == 9
+    assert len(made) == 12
     for path in made:
         fresh, committed = (tmp_path / path).read_text(), (PROTO / path).read_text()
         assert fresh == committed, f"proto/{path} is stale; run `make protos`"

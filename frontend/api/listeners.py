@@ -17,6 +17,7 @@ from frontend.api.openengine.servicer import openengine
 from frontend.api.playground.page import playground_routes
 from frontend.api.tls import ServerTls, server_tls, ssl_context
 from frontend.api.vllm.servicer import vllm_engine
+from frontend.api.vllm_native.servicer import vllm_native
 from frontend.config import FrontendConfig
 from frontend.observability.metrics import Metrics, Sources
 from frontend.service.service import Service
@@ -49,6 +50,7 @@ class Listeners:
             tls=tls,
             others=[
                 vllm_engine(service, config.model, config.chat_template),
+                vllm_native(service),
                 openengine(service),
             ],
         )
