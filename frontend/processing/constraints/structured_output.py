@@ -25,7 +25,9 @@ from frontend.bounds import (
 from frontend.errors import Code, RequestError, invalid_field
 from frontend.processing.constraints.compile_slots import CompileSlots
 from frontend.processing.constraints.grammars import brief, compiled_form
+from frontend.processing.constraints.triggered import TriggeredMatcher
 from frontend.processing.constraints.vocabulary import Vocabulary
+from frontend.requests.request import Matcher
 from switchyard.v1 import inference_pb2 as pb
 
 # A mask is computed on the event loop: rows of 500 items, as 120 optional properties of one object
@@ -194,7 +196,7 @@ class Compiler:
 
     async def matchers(
         self, constraint: pb.Constraint, count: int, key: str = ""
-    ) -> list[GrammarMatcher]:
+    ) -> Sequence[Matcher]:
         """``count`` matchers of one language, each at its beginning.
 
         Args:
@@ -211,15 +213,19 @@ class Compiler:
             await self._slots.take(key)
             await self._in_thread(key, self._read_vocabulary)
         _, added_ids = self._read_vocabulary()
+        trigger = _trigger(constraint.trigger, added_ids)
         grammar = compiled_form(constraint, field, added_ids)
         await self._slots.take(key)
         try:
             async with asyncio.timeout(COMPILE_SECONDS):
-                return await self._in_thread(key, lambda: self._compile(grammar, count, field))
+                made = await self._in_thread(key, lambda: self._compile(grammar, count, field))
         except TimeoutError as error:
             raise invalid_field(
                 field, f"takes more than {COMPILE_SECONDS:g} s to compile; simplify it"
             ) from error
+        if trigger is None:
+            return made
+        return [TriggeredMatcher(trigger, each.copy) for each in made]
 
     def _compile(self, grammar: str, count: int, field: str) -> list[GrammarMatcher]:
         vocabulary, _ = self._read_vocabulary()
@@ -276,6 +282,15 @@ class Compiler:
         finally:
             threading.stack_size(usual)
         return await done
+
+
+def _trigger(text: str, added_ids: Mapping[str, int]) -> int | None:
+    """The token of a trigger; None without one."""
+    if text and text not in added_ids:
+        raise invalid_field(
+            "constraint.trigger", "is no token of its own in this model's vocabulary; leave it out"
+        )
+    return added_ids[text] if text else None
 
 
 def _failed(complaint: str) -> RequestError:

@@ -39,13 +39,15 @@ class ThoughtPlan:
 
     Attributes:
         start: where the prompt ends; not in the answer.
-        is_constrained: the answer keeps to a language.
+        has_language: the answer keeps to a language, or parts of it do.
+        is_constrained: all of it does.
         vocab_size: of masks.
     """
 
     tags: ThoughtTags
     start: Place
     options: pb.ReasoningOptions
+    has_language: bool
     is_constrained: bool
     vocab_size: int
 
@@ -78,14 +80,15 @@ class ThoughtPlan:
                 "cannot be set beside in_text and a constraint of the whole text; leave one out",
                 mentions={"in_text": "reasoning.in_text", "constraint": "constraint"},
             )
-        is_language = self.is_constrained and not self.options.in_text
-        if has_budget and any(inner) and not is_language:
+        has_words = any(inner) and not self.has_language
+        if has_budget and has_words:
             raise invalid_field(
                 "reasoning.max_tokens",
                 "cannot be set beside bad_words of several tokens; leave one out",
                 mentions={"bad_words": "sampling.bad_words"},
             )
-        if not has_budget and not is_language:
+        keeps_to_answer = self.has_language and not self.options.in_text
+        if not has_budget and not keeps_to_answer:
             return inner
         return [
             ThoughtMatcher(
@@ -125,11 +128,13 @@ def thought_plan(
     start = tags.place_after(prompt_ids, continues=message.continue_final_message)
     if start is Place.ANSWERING:
         return None
+    has_language = message.request.HasField("constraint")
     return ThoughtPlan(
         tags=tags,
         start=start,
         options=message.reasoning,
-        is_constrained=message.request.HasField("constraint"),
+        has_language=has_language,
+        is_constrained=has_language and not message.request.constraint.trigger,
         vocab_size=vocab_size,
     )
 
