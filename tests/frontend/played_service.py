@@ -21,7 +21,7 @@ from tests.frontend.builders import LIMITS
 from tests.frontend.fake_workers import FakeGroup, FakeReplica, FakeWorkers, _Slot
 from tests.frontend.fakes import MODEL, backend, group
 
-PLAYED_LIMITS = dataclasses.replace(LIMITS, max_model_len=128, num_blocks=128)
+PLAYED_LIMITS = dataclasses.replace(LIMITS, max_model_len=256, num_blocks=128)
 
 
 Say = Callable[[list[int]], int]
