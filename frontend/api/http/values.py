@@ -75,13 +75,18 @@ def _prompt(value: Any) -> str | list[int]:
     return value
 
 
-def _text_part(value: Any) -> Any:
-    if value is None or (isinstance(value, str) and value not in ("text", "refusal")):
-        kind = (value or "nothing")[:32]
-        raise PydanticCustomError(
-            "part", "is {kind}; this model reads text parts only", {"kind": kind}
-        )
-    return value
+def text_part(*kinds: str) -> BeforeValidator:
+    """Refuses the type of a message's part that is none of these, which are text."""
+
+    def check(value: Any) -> Any:
+        if value is None or (isinstance(value, str) and value not in kinds):
+            kind = (value or "nothing")[:32]
+            raise PydanticCustomError(
+                "part", "is {kind}; this model reads text parts only", {"kind": kind}
+            )
+        return value
+
+    return BeforeValidator(check)
 
 
 def content_parts(value: Any) -> Any:
@@ -132,5 +137,5 @@ Prompts = Annotated[
         _prompts, json_schema_input_type=str | list[TokenId] | list[str | list[TokenId]]
     ),
 ]
-PartType = Annotated[Literal["text", "refusal"], BeforeValidator(_text_part)]
+PartType = Annotated[Literal["text", "refusal"], text_part("text", "refusal")]
 Strings = Annotated[list[str], PlainValidator(_string_list, json_schema_input_type=str | list[str])]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
@@ -18,27 +18,32 @@ from starlette.types import Scope
 
 from frontend.api.http.app import HttpApi
 from frontend.api.http.errors import HttpError
-from frontend.api.http.generation import GenerationResponse
+from frontend.api.http.generation import GenerationResponse, Job
 from frontend.api.http.long_json import LongJSONResponse
 from frontend.api.http.uploads import Uploads
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error, shaped
-from frontend.api.openai.generation import BoundJob, Job
+from frontend.api.openai.generation import BoundJob
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
+from frontend.api.openai.responses.job import ResponseJob
+from frontend.api.openai.responses.request import read_response
 from frontend.api.openai.token_ids import detokenized, tokenized
 from frontend.errors import RequestError
+from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.release import release
+
+_R = TypeVar("_R")
 
 Metrics = Callable[[], tuple[bytes, str]]
 
 # What other servers have; a client that asks for it here is told what there is instead.
 _NOT_OFFERED = (
-    "/v1/responses", "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/",
+    "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/",
     "/v1/images/", "/v1/videos", "/v1/realtime", "/v1/moderations", "/v1/files", "/v1/uploads",
     "/v1/batches", "/v1/fine_tuning/", "/v1/assistants", "/v1/threads", "/v1/vector_stores",
     "/v1/conversations", "/v1/evals", "/api/chat", "/api/generate", "/api/tags", "/generate",
@@ -98,6 +103,7 @@ class _Endpoints:
         post: list[tuple[str, Any]] = [
             ("/v1/chat/completions", self._chat),
             ("/v1/completions", self._completions),
+            ("/v1/responses", self._responses),
             ("/tokenize", self._tokenize),
             ("/detokenize", self._detokenize),
         ]
@@ -160,19 +166,26 @@ class _Endpoints:
 
     async def _chat(self, request: Request) -> GenerationResponse:
         read = functools.partial(read_chat, tool_format=self._service.tool_format)
-        return await self._generation(request, read)
+        return await self._generation(request, read, BoundJob)
 
     async def _completions(self, request: Request) -> GenerationResponse:
-        return await self._generation(request, read_completion)
+        return await self._generation(request, read_completion, BoundJob)
+
+    async def _responses(self, request: Request) -> GenerationResponse:
+        read = functools.partial(read_response, tool_format=self._service.tool_format)
+        return await self._generation(request, read, ResponseJob)
 
     async def _generation(
-        self, request: Request, read: Callable[[Mapping[str, Any], str, str], Job]
+        self,
+        request: Request,
+        read: Callable[[Mapping[str, Any], str, str], _R],
+        bound: Callable[[_R, Service, TokenTexts, Caller], Job],
     ) -> GenerationResponse:
-        def job_of(values: Mapping[str, Any]) -> Job:
+        def asked(values: Mapping[str, Any]) -> _R:
             return read(values, request.state.request_id, self._model)
 
-        job = await self._uploads.read(request, job_of)
-        return GenerationResponse(BoundJob(job, self._service, self._texts, request.state.caller))
+        job = await self._uploads.read(request, asked)
+        return GenerationResponse(bound(job, self._service, self._texts, request.state.caller))
 
     async def _tokenize(self, request: Request) -> LongJSONResponse:
         values = await self._uploads.read(request, _as_it_is)
@@ -201,8 +214,11 @@ def _error_response(scope: Scope, error: HTTPException | RequestError) -> Respon
 
 
 def _not_found(path: str) -> str:
+    if path.startswith("/v1/responses/"):
+        return "no response is stored here; keep the answer of POST /v1/responses"
     if any(path == each or path.startswith(each.rstrip("/") + "/") for each in _NOT_OFFERED):
         return "not offered here; use /v1/chat/completions, and see /docs for what there is"
     return (
-        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /health, /docs"
+        "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, "
+        "/health, /docs"
     )

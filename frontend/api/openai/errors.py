@@ -112,6 +112,8 @@ def shaped(error: HttpError) -> ApiError:
 
 def _parameter(field: str, names: Mapping[str, str]) -> str:
     """OpenAI's name: ``stop_conditions.stop[1]`` is stop[1]; paths that OpenAI has too stay."""
+    if field in names:
+        return names[field]
     call = _OF_CALL.fullmatch(field)
     if call is not None:
         return f"{call[1]}.function.{call[2].removesuffix('_json')}"

@@ -29,6 +29,8 @@ from frontend.api.openai.response_models import (
     Tokenized,
     Version,
 )
+from frontend.api.openai.responses.models import ResponsesBody
+from frontend.api.openai.responses.objects import Response, ResponseEvent
 from frontend.api.openai.token_ids import DetokenizeBody, TokenizeBody
 from frontend.bounds import MAX_BODY_BYTES
 from switchyard.release import release
@@ -41,10 +43,10 @@ DOCS_HEADERS: Mapping[str, str] = {
     "x-content-type-options": "nosniff",
 }
 
-_REQUESTS = (ChatBody, CompletionBody, TokenizeBody, DetokenizeBody)
+_REQUESTS = (ChatBody, CompletionBody, ResponsesBody, TokenizeBody, DetokenizeBody)
 _RESPONSES = (
     ChatCompletion, ChatChunk, Completion, CompletionChunk, Model, ModelList, Health, ErrorResponse,
-    Version, Tokenized, Detokenized, Load, ServerInfo, ExpertLoad,
+    Response, ResponseEvent, Version, Tokenized, Detokenized, Load, ServerInfo, ExpertLoad,
 )  # fmt: skip
 _ERRORS: Mapping[int, str] = {
     400: "A parameter, named by `param`, is wrong; or the model cannot do what is requested.",
@@ -132,6 +134,15 @@ def _paths(has_metrics: bool) -> Schema:
                 "Continue prompts", "CompletionBody", whole="Completion", chunk="CompletionChunk"
             )
         },
+        "/v1/responses": {
+            "post": _generation(
+                "Answer items with items",
+                "ResponsesBody",
+                whole="Response",
+                chunk="ResponseEvent",
+                last="response.completed, response.incomplete or response.failed",
+            )
+        },
         "/v1/models": {"get": _reading("List the served model", _json("ModelList"))},
         "/v1/models/{model}": {
             "get": {
@@ -175,8 +186,8 @@ def _paths(has_metrics: bool) -> Schema:
 _STRING: Schema = {"type": "string"}
 
 
-def _generation(summary: str, body: str, *, whole: str, chunk: str) -> Schema:
-    ok = _json(whole, f"The whole answer; or, with `stream`, events of {chunk}, then [DONE].")
+def _generation(summary: str, body: str, *, whole: str, chunk: str, last: str = "[DONE]") -> Schema:
+    ok = _json(whole, f"The whole answer; or, with `stream`, events of {chunk}, then {last}.")
     ok["content"]["text/event-stream"] = {"schema": _ref(chunk)}
     return _posted(summary, body, ok)
 

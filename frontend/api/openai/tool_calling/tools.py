@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -48,7 +48,7 @@ def _tools(body: ChatBody, values: Mapping[str, Any]) -> dict[str, Tool]:
         path = f"tools[{index}].function"
         named = _named(tool.function, path, values["tools"][index])
         tools[named.name] = named
-    return _counted("tools", tools, len(body.tools or ()))
+    return counted("tools", tools, len(body.tools or ()))
 
 
 def _older_tools(body: ChatBody, values: Mapping[str, Any]) -> dict[str, Tool]:
@@ -59,7 +59,7 @@ def _older_tools(body: ChatBody, values: Mapping[str, Any]) -> dict[str, Tool]:
         sent = {"type": "function", "function": values["functions"][index]}
         named = _named(function, path, sent)
         tools[named.name] = named
-    return _counted("functions", tools, len(body.functions or ()))
+    return counted("functions", tools, len(body.functions or ()))
 
 
 def _named(function: Function | None, path: str, sent: Any) -> Tool:
@@ -74,7 +74,12 @@ def _named(function: Function | None, path: str, sent: Any) -> Tool:
     )
 
 
-def _counted(field: str, tools: dict[str, Tool], count: int) -> dict[str, Tool]:
+def counted(field: str, tools: dict[str, Tool], count: int) -> dict[str, Tool]:
+    """The tools.
+
+    Raises:
+        RequestError: more than may be were sent.
+    """
     if count > MAX_TOOLS:
         raise invalid_field(field, f"has {count} tools, at most {MAX_TOOLS} are taken")
     return tools
@@ -84,16 +89,25 @@ def _choice(body: ChatBody, tools: Mapping[str, object]) -> ToolChoice:
     match body.tool_choice:
         case dict(chosen):
             return _object_choice(chosen, tools)
-        case None:
-            return ToolChoice(mode="auto", names=tuple(tools))
-        case "none" | "auto" | "required" as mode:
-            if mode == "required" and not tools:
-                raise invalid_field("tool_choice", "is required, and there are no tools")
-            return ToolChoice(mode=mode, names=tuple(tools))
+        case None | "none" | "auto" | "required" as word:
+            return chosen_by_word(word, tools)
         case _:
             raise invalid_field(
                 "tool_choice", "must be none, auto, required, a function of tools or allowed_tools"
             )
+
+
+def chosen_by_word(
+    word: Literal["none", "auto", "required"] | None, tools: Mapping[str, object]
+) -> ToolChoice:
+    """A choice among all tools; None is auto.
+
+    Raises:
+        RequestError: a tool is required, and there is none.
+    """
+    if word == "required" and not tools:
+        raise invalid_field("tool_choice", "is required, and there are no tools")
+    return ToolChoice(mode=word or "auto", names=tuple(tools))
 
 
 def _object_choice(chosen: dict[str, Any], tools: Mapping[str, object]) -> ToolChoice:
@@ -112,7 +126,7 @@ def _object_choice(chosen: dict[str, Any], tools: Mapping[str, object]) -> ToolC
             'must be {"type": "function", "function": {"name": …}} or {"type": "allowed_tools", '
             '"allowed_tools": {"mode": "auto" or "required", "tools": […]}}',
         ) from error
-    return ToolChoice(mode=mode, names=_among(wanted, tools, "tool_choice", "tools"))
+    return ToolChoice(mode=mode, names=among(wanted, tools, "tool_choice", "tools"))
 
 
 def _older_choice(chosen: Any, tools: Mapping[str, object]) -> ToolChoice:
@@ -121,17 +135,22 @@ def _older_choice(chosen: Any, tools: Mapping[str, object]) -> ToolChoice:
     name = chosen.get("name") if isinstance(chosen, dict) else None
     if not isinstance(name, str):
         raise invalid_field("function_call", 'must be none, auto or {"name": …}')
-    return ToolChoice(mode="named", names=_among([name], tools, "function_call", "functions"))
+    return ToolChoice(mode="named", names=among([name], tools, "function_call", "functions"))
 
 
-def _among(
-    wanted: list[str], tools: Mapping[str, object], field: str, among: str
+def among(
+    wanted: list[str], tools: Mapping[str, object], field: str, where: str
 ) -> tuple[str, ...]:
+    """The names that a choice has, in the order of the tools.
+
+    Raises:
+        RequestError: a name is none of the tools', or there is none.
+    """
     if not wanted or not set(wanted) <= tools.keys():
         raise invalid_field(
             field,
-            f"names no function of {among}"
+            f"names no function of {where}"
             if len(wanted) < 2
-            else f"names a function that is none of {among}",
+            else f"names a function that is none of {where}",
         )
     return tuple(name for name in tools if name in wanted)

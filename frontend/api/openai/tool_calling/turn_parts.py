@@ -46,7 +46,7 @@ def _call_delta(event: CallBegun, function: FunctionCallDelta, is_legacy: bool) 
         return {"function_call": function}
     call: ToolCallDelta = {
         "index": event.number,
-        "id": event.id or _new_id(),
+        "id": event.id or new_call_id(),
         "type": "function",
         "function": function,
     }
@@ -59,7 +59,8 @@ def _arguments_delta(number: int, text: str, is_legacy: bool) -> ChatDelta:
     return {"tool_calls": [{"index": number, "function": {"arguments": text}}]}
 
 
-def _new_id() -> str:
+def new_call_id() -> str:
+    """An id for a call that its format gave none."""
     return f"call_{uuid.uuid4().hex[:24]}"
 
 
@@ -80,7 +81,7 @@ def message(turn: WholeTurn, is_legacy: bool) -> ChatMessage:
         told["function_call"] = functions[0]
     elif calls:
         told["tool_calls"] = [
-            {"id": call.id or _new_id(), "type": "function", "function": function}
+            {"id": call.id or new_call_id(), "type": "function", "function": function}
             for call, function in zip(calls, functions, strict=True)
         ]
     return told

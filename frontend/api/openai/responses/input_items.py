@@ -1,0 +1,151 @@
+"""From the items of a request's input to the turns of `switchyard.v1.ChatRequest`.
+
+Owns which items make one turn, and which item a turn's fields came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+
+from frontend.api.openai.responses.custom_input import INPUT
+from frontend.api.openai.responses.models import InputItem, InputPart
+from frontend.api.openai.responses.thoughts import unsealed
+from frontend.errors import invalid_field
+from switchyard.v1 import inference_pb2 as pb
+
+_ROLES: Mapping[str, pb.Role] = {
+    "system": pb.ROLE_SYSTEM,
+    "developer": pb.ROLE_SYSTEM,
+    "user": pb.ROLE_USER,
+    "assistant": pb.ROLE_ASSISTANT,
+}
+_TAKEN = (
+    "message, reasoning, function_call, function_call_output, custom_tool_call and "
+    "custom_tool_call_output"
+)
+# Fields of `switchyard.v1.ToolCall` as items have them; arguments have a name for each type.
+_CALL_FIELDS = {"id": "call_id", "name": "name", "arguments_json": "arguments"}
+_OF_TURN = re.compile(r"messages\[(\d+)\](?:\.tool_calls\[(\d+)\])?\.?(\w*)")
+
+
+class InputTurns:
+    """The turns of a conversation.
+
+    An assistant's thoughts, messages and calls that follow each other are one turn, as the model
+    wrote them; and so are instructions and system messages at the beginning, since many templates
+    know one system turn.
+
+    Args:
+        instructions: of the system, before everything else.
+        items: of the input.
+
+    Raises:
+        RequestError: an item is of another type, lacks something, or is the result of no call.
+
+    Attributes:
+        messages: the turns.
+    """
+
+    def __init__(self, instructions: str, items: Sequence[InputItem]) -> None:
+        self.messages: list[pb.ChatMessage] = []
+        self._places: list[list[str]] = []  # of each turn, the items of its calls or its result
+        self._call_ids: set[str] = set()
+        if instructions:
+            self._begin(pb.ROLE_SYSTEM, content=instructions)
+        for number, item in enumerate(items):
+            self._add(item, f"input[{number}]")
+
+    def names_of(self, field: str) -> dict[str, str]:
+        """The parameter that a field of the turns came from, by the field; {}: another field."""
+        found = _OF_TURN.fullmatch(field)
+        if found is None:
+            return {field: "input"} if field == "messages" else {}
+        turn, call, last = found.groups()
+        places = self._places[int(turn)]
+        if call is not None:
+            return {field: f"{places[int(call)]}.{_CALL_FIELDS.get(last, last)}"}
+        return {field: f"{places[0]}.call_id" if last == "tool_call_id" else "input"}
+
+    def _add(self, item: InputItem, path: str) -> None:
+        match item.type:
+            case "message" | None:
+                self._add_message(item, path)
+            case "reasoning":
+                self._assistant().reasoning += _thoughts(item, path)
+            case "function_call":
+                self._add_call(item, path, item.arguments or "{}")
+            case "custom_tool_call":
+                self._add_call(item, path, json.dumps({INPUT: item.input or ""}))
+            case "function_call_output" | "custom_tool_call_output":
+                self._add_result(item, path)
+            case "item_reference":
+                raise invalid_field(
+                    path,
+                    "is an item_reference, and nothing is stored; send the item itself "
+                    "(store: false makes clients do so)",
+                )
+            case _:
+                raise invalid_field(f"{path}.type", f"is {item.type[:32]}; {_TAKEN} are taken")
+
+    def _add_message(self, item: InputItem, path: str) -> None:
+        if item.role is None:
+            raise invalid_field(f"{path}.role", "is missing; send user, assistant or system")
+        role, text = _ROLES[item.role], _text(item.content)
+        if role == pb.ROLE_ASSISTANT:
+            turn = self._assistant()
+            turn.content += ("\n" if turn.content and text else "") + text
+        elif (
+            role == pb.ROLE_SYSTEM
+            and all(each.role == role for each in self.messages[-1:])
+            and (len(self.messages) == 1)
+        ):
+            self.messages[0].content += f"\n\n{text}"
+        else:
+            self._begin(role, content=text)
+
+    def _add_call(self, item: InputItem, path: str, arguments: str) -> None:
+        if not item.name:
+            raise invalid_field(f"{path}.name", "is missing; send the tool's name")
+        if not item.call_id:
+            raise invalid_field(f"{path}.call_id", "is missing; send the call's")
+        self._call_ids.add(item.call_id)
+        call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=arguments)
+        self._assistant().tool_calls.append(call)
+        self._places[-1].append(path)
+
+    def _add_result(self, item: InputItem, path: str) -> None:
+        if item.call_id not in self._call_ids:
+            raise invalid_field(
+                f"{path}.call_id",
+                "is of no call before it; nothing is stored, so send the calls too",
+            )
+        self._begin(pb.ROLE_TOOL, content=_text(item.output), tool_call_id=item.call_id)
+        self._places[-1].append(path)
+
+    def _assistant(self) -> pb.ChatMessage:
+        """The assistant's turn that goes on."""
+        if not self.messages or self.messages[-1].role != pb.ROLE_ASSISTANT:
+            self._begin(pb.ROLE_ASSISTANT)
+        return self.messages[-1]
+
+    def _begin(self, role: pb.Role, content: str = "", tool_call_id: str = "") -> None:
+        self.messages.append(pb.ChatMessage(role=role, content=content, tool_call_id=tool_call_id))
+        self._places.append([])
+
+
+def _text(parts: Sequence[InputPart]) -> str:
+    return "".join((part.refusal if part.type == "refusal" else part.text) or "" for part in parts)
+
+
+def _thoughts(item: InputItem, path: str) -> str:
+    """The thoughts of an item: what it keeps for the server, else content, else its summary."""
+    if item.encrypted_content:
+        text = unsealed(item.encrypted_content)
+        if text is None:
+            raise invalid_field(
+                f"{path}.encrypted_content", "was not made by this server; send the item without it"
+            )
+        return text
+    return _text(item.content) or "\n".join(part.text or "" for part in item.summary)
