@@ -54,6 +54,7 @@ class Options(TypedDict, total=False):
     prompt_logprobs: bool
     skip_detokenize: bool
     keep_special_tokens: bool
+    kept_tokens: Sequence[str]
     min_tokens_per_message: int
     echo: bool
     # what the output must look like
@@ -62,6 +63,7 @@ class Options(TypedDict, total=False):
     regex: str
     grammar: str
     json_schemas: Mapping[str, str]
+    trigger: str
 
 
 class ChatOptions(Options, total=False):
