@@ -65,6 +65,7 @@ LAYERS = {
 }  # fmt: skip
 # Folder of the API: the others of its folders that it may import.
 APIS: dict[str, set[str]] = {
+    "anthropic": {"frontend.api.http"},
     "http": set(),
     "grpc": set(),
     "openai": {"frontend.api.http"},

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from starlette.applications import Starlette
 from starlette.routing import Route
 
+from frontend.api.anthropic.app import anthropic_api
+from frontend.api.anthropic.openapi import described
 from frontend.api.http.app import http_app
 from frontend.api.http.middleware import Authenticate, without_keys
 from frontend.api.http.uploads import Uploads
@@ -27,7 +29,12 @@ def application(
     """The application of the port; see `http_app` and `openai_api`."""
     uploads = Uploads()
     return http_app(
-        [openai_api(service, model=model, uploads=uploads, metrics=metrics)],
+        [
+            anthropic_api(service, model=model, uploads=uploads),
+            openai_api(
+                service, model=model, uploads=uploads, metrics=metrics, others=[described()]
+            ),
+        ],
         authenticate=authenticate,
         origins=origins,
         local_host=local_host,

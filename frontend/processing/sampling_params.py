@@ -239,7 +239,8 @@ def stop_conditions(
     or of the KV cache where that is smaller (the last token needs no place in it).
 
     Raises:
-        RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context.
+        RequestError: INVALID_ARGUMENT when the prompt and max_new_tokens exceed the context and
+            may not.
     """
     room = max_context - prompt_tokens
     assert room > 0, "refused by check_prompt"
@@ -247,6 +248,8 @@ def stop_conditions(
     max_new_tokens = stops.max_new_tokens if stops.HasField("max_new_tokens") else default
     if max_new_tokens < 1:
         raise invalid_field("stop_conditions.max_new_tokens", "is 0, must be at least 1")
+    if stops.up_to_context:
+        max_new_tokens = min(max_new_tokens, default)
     if max_new_tokens > room:
         raise invalid_field(
             "stop_conditions.max_new_tokens",

@@ -36,6 +36,7 @@ async def started(
         model=model,
         created=now(),
         prompt_tokens=len(first.prompt_ids),
+        cached_prompt_tokens=first.cached_tokens,
         seed=first.sampling.seed,
         generated_tokens=sum(len(sample.generated) for sample in samples),
     )

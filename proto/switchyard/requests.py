@@ -48,13 +48,13 @@ class Options(TypedDict, total=False):
     stop_token_ids: Sequence[int]
     ignore_eos: bool
     include_stop: bool
+    up_to_context: bool
     # what the stream carries
     logprobs: bool
     top_logprobs: int
     prompt_logprobs: bool
     skip_detokenize: bool
     keep_special_tokens: bool
-    kept_tokens: Sequence[str]
     min_tokens_per_message: int
     echo: bool
     # what the output must look like
@@ -63,7 +63,6 @@ class Options(TypedDict, total=False):
     regex: str
     grammar: str
     json_schemas: Mapping[str, str]
-    trigger: str
 
 
 class ChatOptions(Options, total=False):

@@ -57,7 +57,7 @@ class ScriptedService:
             yield event
 
     async def _events(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateResponse]:
-        started = pb.GenerateStarted(model=MODEL, prompt_tokens=3)
+        started = pb.GenerateStarted(model=MODEL, prompt_tokens=3, cached_prompt_tokens=1)
         started.prompt_logprobs.extend(self.prompt_logprobs)
         if request.output.top_logprobs:
             started.prompt_top_logprobs.extend(

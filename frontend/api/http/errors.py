@@ -5,11 +5,12 @@ Owns the one table from `frontend.errors.Code` to HTTP.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 
-from frontend.errors import Code
+from frontend.errors import Code, RequestError
 
 STATUSES: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 400,
@@ -41,3 +42,13 @@ class HttpError(HTTPException):
     ) -> None:
         super().__init__(status, message, headers)
         self.code = code
+
+
+def error_headers(error: RequestError) -> dict[str, str]:
+    """Headers of the response to an error, in whatever shape."""
+    headers = {}
+    if error.retry_after is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after))
+    if error.code is Code.UNAUTHENTICATED:
+        headers["www-authenticate"] = "Bearer"
+    return headers

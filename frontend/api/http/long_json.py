@@ -6,6 +6,7 @@ Knows nothing of what it says.
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -71,6 +72,13 @@ def encoded(value: object) -> bytes:
         return b"".join(_parts_of(value))
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class JsonText:
+    """A value of an answer that is JSON already, and is sent as it is."""
+
+    text: str
+
+
 class LongJSONResponse:
     """Sends an object with JsonArrays in pieces, as the client takes them."""
 
@@ -95,7 +103,7 @@ class LongJSONResponse:
 
 
 def _parts_of(value: object) -> Iterator[bytes]:
-    """JSON of a value that may hold JsonArrays."""
+    """JSON of a value that may hold JsonArrays and JsonTexts."""
     match value:
         case JsonArray():
             yield b"["
@@ -104,6 +112,8 @@ def _parts_of(value: object) -> Iterator[bytes]:
                     yield b","
                 yield piece
             yield b"]"
+        case JsonText():
+            yield value.text.encode()
         case Mapping():
             for number, (key, each) in enumerate(value.items()):
                 yield b"%b%b:" % (b"," if number else b"{", encode(key).encode())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -20,6 +20,7 @@ from frontend.api.http.app import HttpApi
 from frontend.api.http.errors import HttpError
 from frontend.api.http.generation import GenerationResponse, Job
 from frontend.api.http.long_json import LongJSONResponse
+from frontend.api.http.openapi import Described, Schema, openapi_document
 from frontend.api.http.uploads import Uploads
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
@@ -27,7 +28,7 @@ from frontend.api.openai.errors import ApiError, api_error, shaped
 from frontend.api.openai.generation import BoundJob
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
-from frontend.api.openai.openapi import DOCS_HEADERS, docs_page, openapi_document
+from frontend.api.openai.openapi import DOCS_HEADERS, described, docs_page
 from frontend.api.openai.response_models import Health, Model, ModelList, Version
 from frontend.api.openai.responses.job import ResponseJob
 from frontend.api.openai.responses.request import read_response
@@ -43,7 +44,7 @@ Metrics = Callable[[], tuple[bytes, str]]
 
 # What other servers have; a client that asks for it here is told what there is instead.
 _NOT_OFFERED = (
-    "/v1/messages", "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/",
+    "/v1/embeddings", "/v1/rerank", "/v1/score", "/v1/audio/",
     "/v1/images/", "/v1/videos", "/v1/realtime", "/v1/moderations", "/v1/files", "/v1/uploads",
     "/v1/batches", "/v1/fine_tuning/", "/v1/assistants", "/v1/threads", "/v1/vector_stores",
     "/v1/conversations", "/v1/evals", "/api/chat", "/api/generate", "/api/tags", "/generate",
@@ -51,7 +52,12 @@ _NOT_OFFERED = (
 
 
 def openai_api(
-    service: Service, *, model: str, uploads: Uploads, metrics: Metrics | None = None
+    service: Service,
+    *,
+    model: str,
+    uploads: Uploads,
+    metrics: Metrics | None = None,
+    others: Sequence[Described] = (),
 ) -> HttpApi:
     """The API; every request is meant for it.
 
@@ -60,9 +66,11 @@ def openai_api(
         model: served name.
         uploads: reads the bodies.
         metrics: text for Prometheus and its content type; None: there is no /metrics.
+        others: APIs that /openapi.json describes too.
     """
+    document = openapi_document([described(has_metrics=metrics is not None), *others])
     return HttpApi(
-        routes=_Endpoints(service, model, uploads, metrics).routes(),
+        routes=_Endpoints(service, model, uploads, metrics, document).routes(),
         is_asked=lambda scope: True,
         not_found=_not_found,
         error_response=_error_response,
@@ -73,7 +81,12 @@ class _Endpoints:
     """The functions behind the paths."""
 
     def __init__(
-        self, service: Service, model: str, uploads: Uploads, metrics: Metrics | None
+        self,
+        service: Service,
+        model: str,
+        uploads: Uploads,
+        metrics: Metrics | None,
+        document: Schema,
     ) -> None:
         self._service = service
         self._model = model
@@ -81,7 +94,7 @@ class _Endpoints:
         self._metrics = metrics
         self._texts = TokenTexts(service)
         self._started = int(time.time())
-        self._openapi = JSONResponse(openapi_document(has_metrics=metrics is not None))
+        self._openapi = JSONResponse(document)
         self._docs = HTMLResponse(docs_page(), headers=DOCS_HEADERS)
 
     def routes(self) -> list[Route]:

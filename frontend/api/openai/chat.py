@@ -244,7 +244,8 @@ def read_chat(
             raise invalid_field(
                 "tool_choice", f"forces a call, and {names['constraint']} names a language"
             )
-        names |= tools.fields
+        language = f"constraint.{tools.constraint.WhichOneof('language')}"
+        names[language] = names["constraint"] = tools.constraint_field
     _set_logprobs(body, request.output)
     kwargs = body.chat_template_kwargs
     chat = pb.ChatRequest(

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping
 
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from frontend.api.http.errors import STATUSES, HttpError
+from frontend.api.http.errors import STATUSES, HttpError, error_headers
 from frontend.api.openai.response_models import ErrorResponse
 from frontend.errors import Code, RequestError
 
@@ -95,13 +94,8 @@ def api_error(error: RequestError, names: Mapping[str, str] | None = None) -> Ap
     status, kind = STATUSES[error.code], KINDS[error.code]
     param = None if error.field is None else _parameter(error.field, names or {})
     message = error.message_for(lambda field: _parameter(field, names or {}))
-    headers = {}
-    if error.retry_after is not None:
-        headers["retry-after"] = str(math.ceil(error.retry_after))
-    if status == 401:
-        headers["www-authenticate"] = "Bearer"
     code = _CODES.get(error.reason, error.reason.lower())
-    return ApiError(status, kind, message, code=code, param=param, headers=headers)
+    return ApiError(status, kind, message, code=code, param=param, headers=error_headers(error))
 
 
 def shaped(error: HttpError) -> ApiError:

@@ -9,7 +9,11 @@ import pytest
 
 from frontend.errors import Code, RequestError
 from frontend.model_folder import SamplingDefaults
-from frontend.processing.sampling_params import check_prompt_logprobs, sampling_params
+from frontend.processing.sampling_params import (
+    check_prompt_logprobs,
+    sampling_params,
+    stop_conditions,
+)
 from frontend.requests.request import SamplingParams
 from switchyard.v1 import inference_pb2 as pb
 
@@ -136,3 +140,16 @@ def test_the_longest_prompts_log_probabilities_fit_a_message(num_top: int) -> No
         message.prompt_top_logprobs.add(token_ids=[2**32 - 1] * num_top, logprobs=[-1.0] * num_top)
     assert message.ByteSize() * most / 1000 <= 7.5 * 2**20
     check_prompt_logprobs(pb.OutputOptions(), 10**9)
+
+
+@pytest.mark.parametrize(("asked", "given"), [(5, 5), (90, 90), (91, 90), (2**32 - 1, 90)])
+def test_a_limit_up_to_the_context_ends_there(asked: int, given: int) -> None:
+    for cache_tokens, room in ((1000, given), (49, min(given, 40))):
+        stops = stop_conditions(
+            pb.StopConditions(max_new_tokens=asked, up_to_context=True),
+            prompt_tokens=10,
+            max_context=100,
+            cache_tokens=cache_tokens,
+            eos_token_ids=frozenset(),
+        )
+        assert stops.max_new_tokens == room

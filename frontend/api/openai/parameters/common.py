@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from frontend.api.http.sampling import set_numbers
 from frontend.api.http.values import UINT32_MAX
 from frontend.api.openai.parameters.models import (
     GenerationBody,
@@ -22,7 +23,7 @@ from frontend.api.openai.parameters.unsupported import SAME_AS_N, TABLE, Api, Un
 from frontend.errors import invalid_field
 from frontend.processing.constraints.grammars import choice_grammar
 from frontend.processing.constraints.schema_edit import closed
-from frontend.processing.sampling_params import FLOAT32_MAX, check_bias, check_range
+from frontend.processing.sampling_params import check_bias
 from switchyard.v1 import inference_pb2 as pb
 
 _NUMBERS = (
@@ -77,12 +78,7 @@ def sampled_request(body: SamplingBody, max_tokens: int | None) -> pb.GenerateRe
 
 
 def _set_sampling(body: SamplingBody, sampling: pb.SamplingParams) -> None:
-    for name in _NUMBERS:
-        value = getattr(body, name)
-        if value is not None:
-            if abs(value) > FLOAT32_MAX:  # it would be infinite in the message
-                check_range(name, value)
-            setattr(sampling, name, value)
+    set_numbers(body, _NUMBERS, sampling)
     if body.top_k is not None:
         sampling.top_k = max(0, body.top_k)  # -1 is off
     if body.seed is not None:

@@ -11,17 +11,24 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter
 
+from frontend.api.anthropic import openapi as anthropic
 from frontend.api.application import application
 from frontend.api.http.errors import STATUSES
-from frontend.api.openai import response_models
-from frontend.api.openai.openapi import docs_page, openapi_document
+from frontend.api.http.openapi import openapi_document
+from frontend.api.openai import openapi, response_models
+from frontend.api.openai.openapi import docs_page
 from frontend.api.openai.parameters.models import ChatBody, CompletionBody, GenerationBody
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL
 from tests.frontend.http_fakes import ScriptedService, get, only_key, post, running_http, says
 
-DOCUMENT = openapi_document(has_metrics=True)
+
+def document(*, has_metrics: bool) -> dict[str, Any]:
+    return openapi_document([openapi.described(has_metrics=has_metrics), anthropic.described()])
+
+
+DOCUMENT = document(has_metrics=True)
 SCHEMAS: dict[str, Any] = DOCUMENT["components"]["schemas"]
 
 
@@ -39,6 +46,7 @@ def references(value: Any) -> Iterator[str]:
 def test_every_reference_leads_somewhere() -> None:
     found = set(references(DOCUMENT))
     assert len(found) > 20
+    assert not [name for name in SCHEMAS if "__" in name], "several models have one name"
     for reference in found:
         place: Any = DOCUMENT
         for name in reference.removeprefix("#/").split("/"):
@@ -56,9 +64,9 @@ def test_every_route_and_every_status_is_described() -> None:
     }
     described = {(path, method) for path, each in DOCUMENT["paths"].items() for method in each}
     assert described == routes
-    without = openapi_document(has_metrics=False)["paths"]
+    without = document(has_metrics=False)["paths"]
     assert set(DOCUMENT["paths"]) - set(without) == {"/metrics"}
-    for path in ("/v1/chat/completions", "/v1/completions"):
+    for path in ("/v1/chat/completions", "/v1/completions", "/v1/messages"):
         responses = DOCUMENT["paths"][path]["post"]["responses"]
         sent = {str(status) for status in STATUSES.values()} | {
             "200",
@@ -102,7 +110,7 @@ async def test_what_is_described_needs_no_key_and_names_no_model() -> None:
     async with running_http(authenticate=only_key) as http:
         status, headers, body = await get(http.port, "/openapi.json")
         assert (status, headers["content-type"]) == (200, "application/json")
-        assert json.loads(body) == openapi_document(has_metrics=False)
+        assert json.loads(body) == document(has_metrics=False)
         assert f'"{MODEL}"' not in body.decode()
         status, headers, body = await get(http.port, "/docs")
         assert (status, headers["content-type"]) == (200, "text/html; charset=utf-8")
