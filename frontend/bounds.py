@@ -82,6 +82,8 @@ MAX_REGEX_CHARS = 8192
 MAX_GRAMMAR_CHARS = 16_384
 MAX_GRAMMAR_COLONS = 512
 """Colons in a grammar; each rule has one."""
+MAX_GRAMMAR_SCHEMAS = 256
+"""JSON schemas that a grammar uses by name; together they have MAX_SCHEMA_CHARS at most."""
 MAX_GRAMMAR_INTERSECTIONS = 1
 """Signs & in a grammar, wherever they stand. Five expressions at once took the compiler hours."""
 MAX_MERGED_PATTERNS = 4

@@ -55,6 +55,7 @@ class Options(TypedDict, total=False):
     prompt_logprobs: bool
     skip_detokenize: bool
     keep_special_tokens: bool
+    kept_tokens: Sequence[str]
     min_tokens_per_message: int
     echo: bool
     # what the output must look like
@@ -63,6 +64,7 @@ class Options(TypedDict, total=False):
     regex: str
     grammar: str
     json_schemas: Mapping[str, str]
+    trigger: str
 
 
 class ChatOptions(Options, total=False):

@@ -102,7 +102,7 @@ def _prompt(
             raise invalid_field(
                 "tool_choice", f"forces a call, and {names['constraint']} names a language"
             )
-        names = _names_of(tools.constraint_field)
+        names = dict(tools.fields)
     tools.apply(chat)
     return chat, tools, names
 
@@ -149,8 +149,4 @@ def _set_format(body: PromptBody, request: pb.GenerateRequest) -> dict[str, str]
     if wanted is None:
         return {}
     request.constraint.json_schema = json.dumps(wanted.schema_)
-    return _names_of(f"{name}.schema")
-
-
-def _names_of(field: str) -> dict[str, str]:
-    return {"constraint": field, "constraint.json_schema": field}
+    return dict.fromkeys(("constraint", "constraint.json_schema"), f"{name}.schema")

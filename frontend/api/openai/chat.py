@@ -244,8 +244,7 @@ def read_chat(
             raise invalid_field(
                 "tool_choice", f"forces a call, and {names['constraint']} names a language"
             )
-        language = f"constraint.{tools.constraint.WhichOneof('language')}"
-        names[language] = names["constraint"] = tools.constraint_field
+        names |= tools.fields
     _set_logprobs(body, request.output)
     kwargs = body.chat_template_kwargs
     chat = pb.ChatRequest(

@@ -15,6 +15,7 @@ from frontend.bounds import (
     MAX_GRAMMAR_CHARS,
     MAX_GRAMMAR_COLONS,
     MAX_GRAMMAR_INTERSECTIONS,
+    MAX_GRAMMAR_SCHEMAS,
     MAX_LIBRARY_ERROR_CHARS,
     MAX_REGEX_CHARS,
     MAX_SCHEMA_CHARS,
@@ -29,6 +30,8 @@ JSON_OBJECT_SCHEMA = '{"type": "object"}'
 # get to the end. A space, or a line's end and its indentation, is how people and models write it.
 JSON_WHITESPACE = r"\x20|\r?\n[\x20\x09]{0,32}"
 
+_SCHEMAS = "constraint.json_schemas"
+_NAME = re.compile("[a-z][a-z0-9_]{0,63}")
 
 # Parts of Lark's notation that may hold "<", and a token's name, which is none of them.
 _LARK_PARTS = re.compile(r'"(?:\\.|[^"\\])*"|/(?:\\.|[^/\\])+/|(?:#|//)[^\n]*|(<[^<>\s]+>)')
@@ -44,6 +47,8 @@ def compiled_form(constraint: pb.Constraint, field: str, added_ids: Mapping[str,
     Raises:
         RequestError: INVALID_ARGUMENT for what is too long, or no JSON.
     """
+    if constraint.json_schemas and not constraint.HasField("grammar"):
+        raise invalid_field(_SCHEMAS, "is set without a grammar, which alone uses them")
     match constraint.WhichOneof("language"):
         case "json_schema":
             if len(constraint.json_schema) > MAX_SCHEMA_CHARS:
@@ -58,14 +63,35 @@ def compiled_form(constraint: pb.Constraint, field: str, added_ids: Mapping[str,
                 raise too_many(field, len(constraint.regex), MAX_REGEX_CHARS, "characters")
             return str(LLMatcher.grammar_from_regex(constraint.regex))
         case "grammar":
-            return _lark_grammar(constraint.grammar, field, added_ids)
+            lark = _lark_grammar(constraint.grammar, field, added_ids)
+            # Not by grammar_from_lark, which passes on what is JSON, with schemas that nobody has
+            # checked.
+            return json.dumps({"grammars": [lark, *_named_schemas(constraint.json_schemas)]})
         case _:
             raise invalid_field(
                 "constraint", "names no language; set one of them, or no constraint"
             )
 
 
-def _lark_grammar(text: str, field: str, added_ids: Mapping[str, int]) -> str:
+def _named_schemas(schemas: Mapping[str, str]) -> list[dict[str, object]]:
+    """llguidance's form of the schemas that a grammar uses as @name."""
+    if len(schemas) > MAX_GRAMMAR_SCHEMAS:
+        raise too_many(_SCHEMAS, len(schemas), MAX_GRAMMAR_SCHEMAS, "schemas")
+    num_chars = sum(map(len, schemas.values()))
+    if num_chars > MAX_SCHEMA_CHARS:
+        raise too_many(_SCHEMAS, num_chars, MAX_SCHEMA_CHARS, "characters")
+    named = []
+    for name, text in sorted(schemas.items()):
+        if not _NAME.fullmatch(name):
+            raise invalid_field(
+                _SCHEMAS, "has a name that is not of a-z, 0-9 and _, and does not begin with a-z"
+            )
+        form = json.loads(_schema_grammar(text, f"{_SCHEMAS}.{name}"))
+        named.append({"name": name, "json_schema": form["grammars"][0]["json_schema"]})
+    return named
+
+
+def _lark_grammar(text: str, field: str, added_ids: Mapping[str, int]) -> dict[str, str]:
     if len(text) > MAX_GRAMMAR_CHARS:
         raise too_many(field, len(text), MAX_GRAMMAR_CHARS, "characters")
     if text.count(":") > MAX_GRAMMAR_COLONS:
@@ -78,8 +104,7 @@ def _lark_grammar(text: str, field: str, added_ids: Mapping[str, int]) -> str:
     text = _LARK_PARTS.sub(
         lambda part: f"<[{added_ids[part[1]]}]>" if part[1] in added_ids else part[0], text
     )
-    # Not by grammar_from_lark, which passes on what is JSON, with schemas that nobody has checked.
-    return json.dumps({"grammars": [{"lark_grammar": text}]})
+    return {"lark_grammar": text}
 
 
 def _schema_grammar(text: str, field: str) -> str:

@@ -24,14 +24,16 @@ def read_call(text: str, names: Collection[str]) -> ParsedCall | None:
     return ParsedCall(name, arguments) if name in names and is_json_object(arguments) else None
 
 
-def cut_call(text: str, names: Collection[str]) -> ParsedCall | None:
-    """A call that was cut off, with its arguments as far as they came; None before the first."""
+def cut_call(text: str, names: Collection[str]) -> list[ParsedCall]:
+    """A call that was cut off, with its arguments as far as they came; none before they began."""
+    if not text.startswith("{"):
+        return []
     found, cut = members(text)
     name = _string(found.get("name", "")) or ""
-    if cut is not None and cut[0] == "arguments":
-        found["arguments"] = cut[1]
-    known = name in names and "arguments" in found
-    return ParsedCall(name, found["arguments"]) if known else None
+    if cut is not None and cut[0] in ("arguments", "parameters"):
+        found[cut[0]] = cut[1]
+    arguments = found.get("arguments", found.get("parameters"))
+    return [] if name not in names or arguments is None else [ParsedCall(name, arguments)]
 
 
 def _string(text: str) -> str | None:

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from frontend.processing.stop_strings import num_begun
 from frontend.processing.tool_calls.events import Event, content, whole_call
 from frontend.processing.tool_calls.format import TurnReader
+from frontend.processing.tool_calls.grammar import CallLanguage, HeldCalls, fits, held_calls
 from frontend.processing.tool_calls.scan import NoCallError, ParsedCall, Parsing, Scan
 from frontend.processing.tool_calls.tools import Tool
 
@@ -31,6 +32,7 @@ class TaggedFormat:
             it has read is content.
         closers: texts behind a call that belong to it, if they come.
         only_first: calls stand at the turn's beginning, and behind others.
+        language: of calls of some tools, as the model writes them; None: there is no grammar of it.
         tags: texts that may be special tokens.
         token_ids: of the tags that are, in one model.
     """
@@ -40,6 +42,7 @@ class TaggedFormat:
     parse: Callable[[Scan, str, Tools], Parsing[Found]]
     closers: tuple[str, ...] = ()
     only_first: bool = False
+    language: Callable[[Sequence[Tool], Collection[str]], CallLanguage] | None = None
     tags: tuple[str, ...] = ()
     token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
@@ -57,9 +60,27 @@ class TaggedFormat:
         ids = {tag: special[tag] for tag in self.tags if tag in special}
         return dataclasses.replace(self, token_ids=ids)
 
-    def reader(self, tools: Tools, max_calls: int | None = None) -> TurnReader:
+    @property
+    def begin(self) -> str:
+        """The tag with which calls of a language begin."""
+        return self.begins[0]
+
+    def reader(
+        self, tools: Tools, max_calls: int | None = None, *, is_held: bool = False
+    ) -> TurnReader:
         """A reader of one turn; see `ToolFormat`."""
-        return CallReader(self, tools, max_calls)
+        return CallReader(self, tools, max_calls, is_held=is_held)
+
+    def held(
+        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
+    ) -> HeldCalls | None:
+        """The language of calls; see `ToolFormat`."""
+        if self.language is None:
+            return None
+        language = self.language(tools, self.token_ids)
+        behind = self.begin if behind_begin else ""
+        held = held_calls(language, self.token_ids, parallel=parallel, behind=behind)
+        return held if fits(held.constraint) else None
 
 
 class CallReader:
@@ -68,11 +89,21 @@ class CallReader:
     Args:
         tools: that may be called, by name.
         max_calls: what comes behind as many is content.
+        is_held: the output was held to calls: the last is told as far as it came.
     """
 
-    def __init__(self, form: TaggedFormat, tools: Tools, max_calls: int | None = None) -> None:
+    def __init__(
+        self,
+        form: TaggedFormat,
+        tools: Tools,
+        max_calls: int | None = None,
+        *,
+        is_held: bool = False,
+    ) -> None:
+        self._is_held = is_held
         self.num_calls = 0
         self._form, self._tools, self._max_calls = form, tools, max_calls
+        self._firsts = {tag[0] for tag in form.begins}
         self._held = ""  # not told yet; in a call from its first tag on
         self._scan: Scan | None = None  # of the call that is being read
         self._parsing: Parsing[Found] | None = None
@@ -85,6 +116,8 @@ class CallReader:
 
     def push(self, text: str) -> list[Event]:
         """Content up to what may be a call, and complete calls."""
+        if not self._held and self._is_plain(text):
+            return self._content(text)
         held, self._held = self._held, ""  # a string that one variable alone has grows in place
         if self._scan is not None:
             self._scan.text = ""
@@ -100,10 +133,45 @@ class CallReader:
         """A call that lacks nothing but its end tag is one; what else was held back is content."""
         self._is_over = True
         events: list[Event] = []
+        if self._is_held and (self._scan is not None or self._is_in_tag()):
+            return self._cut()
         while self._held and self._read(events):
             pass
         events += self._content(self._held)
         self._held = ""
+        return events
+
+    def _is_plain(self, text: str) -> bool:
+        """Whether a text is content whatever follows, which most are; nothing is held back."""
+        if self._skip_to is not None or self._behind_call or self.num_calls:
+            return False
+        if self._form.only_first:
+            return self._has_content
+        for first in self._firsts:  # noqa: SIM110  # any() would make a generator for each token
+            if first in text:
+                return False
+        return True
+
+    def _is_in_tag(self) -> bool:
+        """Whether what was held back can only be the beginning of a call."""
+        held = self._held.lstrip()
+        return any(tag.startswith(held) for tag in (*self._form.begins, *self._form.closers))
+
+    def _cut(self) -> list[Event]:
+        """The call that the end of a held output cuts off, if it has begun to have arguments."""
+        if self._scan is None:
+            return []
+        events: list[Event] = []
+        try:
+            self._scan.text, self._scan.is_over = self._held, True
+            assert self._parsing is not None
+            next(self._parsing)
+        except StopIteration as stopped:
+            for each in stopped.value:
+                events += self._content(each) if isinstance(each, str) else self._call(each)
+        except NoCallError:
+            for call in self._scan.partial():
+                events += self._call(call)
         return events
 
     def _read(self, events: list[Event]) -> bool:

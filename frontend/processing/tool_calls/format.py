@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Protocol
 
 from frontend.processing.tool_calls.events import Event, content
+from frontend.processing.tool_calls.grammar import HeldCalls
 from frontend.processing.tool_calls.tools import Tool
 
 
@@ -43,12 +44,36 @@ class ToolFormat(Protocol):
     @property
     def kept_tokens(self) -> Sequence[str]: ...
 
-    def reader(self, tools: Mapping[str, Tool], max_calls: int | None = None) -> TurnReader:
+    @property
+    def begin(self) -> str:
+        """The tag with which calls begin; empty where that is not known."""
+        ...
+
+    def reader(
+        self, tools: Mapping[str, Tool], max_calls: int | None = None, *, is_held: bool = False
+    ) -> TurnReader:
         """A reader of one turn.
 
         Args:
             tools: that may be called, by name.
             max_calls: what comes behind as many is content; None: any number.
+            is_held: the output is held to calls; where it is cut off within one, that is told as
+                far as it came.
+        """
+        ...
+
+    def held(
+        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
+    ) -> HeldCalls | None:
+        """What an output is held to that consists of calls as the model writes them; None where no
+        grammar says it.
+
+        Args:
+            parallel: several calls may come.
+            behind_begin: the language begins behind the first call's `begin`.
+
+        Raises:
+            RequestError: a schema refers to itself in a way that cannot be moved.
         """
         ...
 
@@ -56,12 +81,20 @@ class ToolFormat(Protocol):
 class NoFormat:
     """The format of a model whose calls are not known: they are content."""
 
-    name = ""
+    name = begin = ""
     kept_tokens: Sequence[str] = ()
 
-    def reader(self, tools: Mapping[str, Tool], max_calls: int | None = None) -> TurnReader:
+    def reader(
+        self, tools: Mapping[str, Tool], max_calls: int | None = None, *, is_held: bool = False
+    ) -> TurnReader:
         """A reader that finds none."""
         return PlainText()
+
+    def held(
+        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
+    ) -> HeldCalls | None:
+        """No grammar."""
+        return None
 
 
 NO_FORMAT = NoFormat()

@@ -49,7 +49,7 @@ class ListOfCalls:
         text = "".join(self._parts)
         if self._scanner.is_broken:
             return content(text)
-        return self._call(cut_call(text, self._names))
+        return [event for call in cut_call(text, self._names) for event in self._call(call)]
 
     def _call(self, call: ParsedCall | None) -> list[Event]:
         if call is None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from typing import TypeVar
 
 from frontend.processing.tool_calls.json_objects import ObjectScanner, is_json_object
@@ -53,6 +53,8 @@ class Scan:
     Attributes:
         is_over: no more text comes.
         skip_to: see `NoCallError`; of those that the scan itself raises.
+        partial: makes the calls as far as they came, where the output was held to calls and is cut
+            off.
     """
 
     def __init__(self, text: str, place: int) -> None:
@@ -60,6 +62,7 @@ class Scan:
         self.place = place
         self.is_over = False
         self.skip_to: str | None = None
+        self.partial: Callable[[], list[ParsedCall]] = list
 
     def fail(self) -> NoCallError:
         """What is raised for a text that is no call."""

@@ -26,16 +26,21 @@ class ToolUse:
     Attributes:
         tools_json: the tools, for `switchyard.v1.ChatRequest`; empty without tools.
         constraint: of the whole output, when the model must call.
-        constraint_field: the API's name of what it comes from.
+        fields: of the constraint's fields, OpenAI's names: of what they come from.
         reader: makes the reader of one turn's text.
         kept_tokens: special tokens that the reader needs to see.
     """
 
     tools_json: str = ""
     constraint: pb.Constraint | None = None
-    constraint_field: str = ""
+    fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reader: Callable[[], TurnReader] = PlainText
     kept_tokens: Sequence[str] = ()
+
+    @property
+    def constraint_field(self) -> str:
+        """What the constraint comes from."""
+        return self.fields.get("constraint", "")
 
     def apply(self, chat: pb.ChatRequest) -> None:
         """Sets what a chat needs for these tools. It may have no constraint where the model must
@@ -69,22 +74,40 @@ def tool_use(
     shown = tools if choice.mode == "named" else callable_tools.values()
     tools_json = json.dumps([tool.sent for tool in shown])
     max_calls = None if parallel else 1
-    match choice.mode:
-        case "named":
-            tool = callable_tools[choice.names[0]]
-            schema, field = tool.schema, tool.field
-            reader: Callable[[], TurnReader] = functools.partial(NamedCall, tool.name)
-        case "required":
-            schema, field = _calls_schema(callable_tools, max_calls), "tools"
-            reader = functools.partial(ListOfCalls, callable_tools)
-        case _:
-            reader = functools.partial(tool_format.reader, callable_tools, max_calls)
-            kept = tool_format.kept_tokens
-            return ToolUse(tools_json=tools_json, reader=reader, kept_tokens=kept)
+    use = ToolUse(
+        tools_json=tools_json,
+        reader=functools.partial(tool_format.reader, callable_tools, max_calls),
+        kept_tokens=tool_format.kept_tokens,
+    )
+    if choice.mode == "auto":
+        return use
+    is_named = choice.mode == "named"
+    held = tool_format.held([*callable_tools.values()], parallel=parallel and not is_named)
+    if held is None:
+        return _json_use(tools_json, callable_tools, max_calls, is_named=is_named)
+    return dataclasses.replace(
+        use,
+        reader=functools.partial(tool_format.reader, callable_tools, is_held=True),
+        constraint=held.constraint,
+        fields=held.fields,
+    )
+
+
+def _json_use(
+    tools_json: str, tools: Mapping[str, Tool], max_calls: int | None, *, is_named: bool
+) -> ToolUse:
+    """Calls as JSON, of a model in whose own form they cannot be asked for."""
+    if is_named:
+        [tool] = tools.values()
+        schema, field = tool.schema, tool.field
+        reader: Callable[[], TurnReader] = functools.partial(NamedCall, tool.name)
+    else:
+        schema, field = _calls_schema(tools, max_calls), "tools"
+        reader = functools.partial(ListOfCalls, tools)
     return ToolUse(
         tools_json=tools_json,
         constraint=pb.Constraint(json_schema=json.dumps(without_remarks(schema))),
-        constraint_field=field,
+        fields={"constraint": field, "constraint.json_schema": field},
         reader=reader,
     )
 

@@ -32,13 +32,16 @@ class TypedArguments:
 
     def add(self, key: str, text: str) -> None:
         """Go on with an argument."""
-        types = frozenset(_types(self._schema_of(key), self._root))
-        value = _value(text, types or _ALL)
+        value = _value(text, types_of(self._schema_of(key), self._root) or _ALL)
         self._members.append(f"{json.dumps(key, ensure_ascii=False)}: {value}")
 
     def json(self) -> str:
         """All of them, as a JSON object."""
-        return "{" + ", ".join(self._members) + "}"
+        return f"{self.begun()}}}"
+
+    def begun(self) -> str:
+        """The beginning of a JSON object, which more may follow."""
+        return "{" + ", ".join(self._members)
 
     def _schema_of(self, key: str) -> Any:
         for schema in _schemas(self._root, self._root):
@@ -105,6 +108,15 @@ def _target(reference: str, root: Mapping[str, Any]) -> Any:
         name = part.replace("~1", "/").replace("~0", "~")
         value = value.get(name) if isinstance(value, dict) else None
     return value
+
+
+def types_of(schema: Any, root: Mapping[str, Any]) -> frozenset[str]:
+    """Types of the values that a schema may take; none where it does not say.
+
+    Args:
+        root: that references lead into.
+    """
+    return frozenset(_types(schema, root))
 
 
 def _types(schema: Any, root: Mapping[str, Any]) -> Iterator[str]:

@@ -4,9 +4,14 @@
 
 from __future__ import annotations
 
-from frontend.processing.tool_calls.call_objects import read_call
+import json
+from collections.abc import Collection, Sequence
+
+from frontend.processing.tool_calls.call_objects import cut_call, read_call
 from frontend.processing.tool_calls.call_reader import Found, TaggedFormat, Tools
+from frontend.processing.tool_calls.grammar import CallLanguage, json_call
 from frontend.processing.tool_calls.scan import NoCallError, Parsing, Scan
+from frontend.processing.tool_calls.tools import Tool
 
 BEGIN, END = "<tool_call>", "</tool_call>"
 
@@ -20,6 +25,8 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     if scan.text[scan.place : scan.place + 1] not in ("{", "[", '"', "<"):
         raise NoCallError(is_word=True)
     scan.skip_to = END
+    begin = scan.place
+    scan.partial = lambda: cut_call(scan.text[begin:], tools)
     text = yield from scan.object_text()
     call = read_call(text, tools)
     yield from scan.end(END)
@@ -28,4 +35,20 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     return [call]
 
 
-HERMES = TaggedFormat(name="hermes", begins=(BEGIN,), parse=_parse, tags=(BEGIN, END))
+def _language(tools: Sequence[Tool], tags: Collection[str]) -> CallLanguage:
+    return CallLanguage(
+        call=[
+            json_call(
+                tool,
+                f'{BEGIN}\n{{"name": {json.dumps(tool.name)}, "arguments": ',
+                f"}}\n{END}",
+            )
+            for tool in tools
+        ],
+        between="\n",
+    )
+
+
+HERMES = TaggedFormat(
+    name="hermes", begins=(BEGIN,), parse=_parse, language=_language, tags=(BEGIN, END)
+)

@@ -5,9 +5,12 @@ The template shows results under these ids.
 from __future__ import annotations
 
 import re
+from collections.abc import Collection, Sequence
 
 from frontend.processing.tool_calls.call_reader import Found, TaggedFormat, Tools
+from frontend.processing.tool_calls.grammar import CallLanguage, Matching, json_call
 from frontend.processing.tool_calls.scan import NoCallError, ParsedCall, Parsing, Scan
+from frontend.processing.tool_calls.tools import Tool
 from frontend.processing.tool_calls.typed_values import longest_name
 
 SECTION, SECTION_END = "<|tool_calls_section_begin|>", "<|tool_calls_section_end|>"
@@ -30,15 +33,34 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     yield from scan.blanks()
     if (yield from scan.take(END)):
         return [ParsedCall(found[1], "{}", call_id)]
+    begin = scan.place
+    scan.partial = lambda: [ParsedCall(found[1], scan.text[begin:], call_id)]
     arguments = yield from scan.json_object()
+    scan.partial = lambda: [ParsedCall(found[1], arguments, call_id)]
     yield from scan.end(END)
     return [ParsedCall(found[1], arguments, call_id)]
+
+
+def _language(tools: Sequence[Tool], tags: Collection[str]) -> CallLanguage:
+    return CallLanguage(
+        call=[
+            [
+                f"{BEGIN}functions.{tool.name}:",
+                Matching("[0-9]{1,4}"),
+                *json_call(tool, ARGUMENTS, END),
+            ]
+            for tool in tools
+        ],
+        opening=SECTION,
+        closing=SECTION_END,
+    )
 
 
 KIMI_K2 = TaggedFormat(
     name="kimi_k2",
     begins=(SECTION, BEGIN),
     parse=_parse,
+    language=_language,
     closers=(SECTION_END,),
     tags=(SECTION, SECTION_END, BEGIN, ARGUMENTS, END),
 )

@@ -4,9 +4,14 @@ with semicolons between.
 
 from __future__ import annotations
 
-from frontend.processing.tool_calls.call_objects import read_call
+import json
+from collections.abc import Collection, Sequence
+
+from frontend.processing.tool_calls.call_objects import cut_call, read_call
 from frontend.processing.tool_calls.call_reader import Found, TaggedFormat, Tools
+from frontend.processing.tool_calls.grammar import CallLanguage, json_call
 from frontend.processing.tool_calls.scan import Parsing, Scan
+from frontend.processing.tool_calls.tools import Tool
 
 TAG = "<|python_tag|>"
 
@@ -15,6 +20,8 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     if tag == "{":
         scan.place = 0
     yield from scan.blanks()
+    begin = scan.place
+    scan.partial = lambda: cut_call(scan.text[begin:], tools)
     text = yield from scan.object_text()
     call = read_call(text, tools)
     if call is None:
@@ -22,10 +29,21 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     return [call]
 
 
+def _language(tools: Sequence[Tool], tags: Collection[str]) -> CallLanguage:
+    return CallLanguage(
+        call=[
+            json_call(tool, f'{{"name": {json.dumps(tool.name)}, "parameters": ', "}")
+            for tool in tools
+        ],
+        between="; ",
+    )
+
+
 LLAMA_JSON = TaggedFormat(
     name="llama3_json",
     begins=("{", TAG),
     parse=_parse,
+    language=_language,
     closers=(";",),
     only_first=True,
     tags=(TAG,),

@@ -6,8 +6,13 @@ The models leave the outer tags out at times.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Sequence
+
 from frontend.processing.tool_calls.call_reader import Found, TaggedFormat, Tools
+from frontend.processing.tool_calls.grammar import CallLanguage
 from frontend.processing.tool_calls.scan import NoCallError, ParsedCall, Parsing, Scan
+from frontend.processing.tool_calls.tools import Tool
+from frontend.processing.tool_calls.typed_grammar import argument_parts
 from frontend.processing.tool_calls.typed_values import TypedArguments, longest_name
 
 BEGIN, END = "<tool_call>", "</tool_call>"
@@ -25,6 +30,7 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     if name not in tools:
         raise scan.fail()
     arguments = TypedArguments(tools[name])
+    scan.partial = lambda: [ParsedCall(name, arguments.begun())]
     yield from scan.blanks()
     mark = yield from scan.take(PARAMETER, FUNCTION_END)
     while mark == PARAMETER:
@@ -36,10 +42,25 @@ def _parse(scan: Scan, tag: str, tools: Tools) -> Parsing[Found]:
     return [ParsedCall(name, arguments.json())]
 
 
+def _language(tools: Sequence[Tool], tags: Collection[str]) -> CallLanguage:
+    return CallLanguage(
+        call=[
+            [
+                f"{BEGIN}\n{FUNCTION}{tool.name}>\n",
+                *argument_parts(tool, lambda key: [PARAMETER, key, ">\n"], f"\n{PARAMETER_END}\n"),
+                f"{FUNCTION_END}\n{END}",
+            ]
+            for tool in tools
+        ],
+        between="\n",
+    )
+
+
 QWEN3_CODER = TaggedFormat(
     name="qwen3_coder",
     begins=(BEGIN, FUNCTION),
     parse=_parse,
+    language=_language,
     closers=(END,),
     tags=(BEGIN, END),
 )

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from anthropic.types import Message
 
+from frontend.processing.tool_calls.format import NO_FORMAT
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.api.anthropic.asking import (
     CALL,
@@ -157,6 +158,7 @@ async def test_a_call_that_was_cut_has_the_members_that_came(
     said: str, taken: dict[str, Any]
 ) -> None:
     service = ScriptedService([says(said, LENGTH)])
+    service.tool_format = NO_FORMAT
     choice = {"type": "tool", "name": "weather"}
     async with running_http(service) as http, client_of(http) as client:
         answer = await client.messages.create(

@@ -8,6 +8,7 @@ from typing import Any
 import openai
 import pytest
 
+from frontend.processing.tool_calls.format import NO_FORMAT
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL, answer_text
 from tests.frontend.http_fakes import ScriptedService, running_http, says
@@ -295,6 +296,7 @@ async def test_what_is_no_call_is_content(text: str) -> None:
 )
 async def test_a_call_can_be_asked_for(choice: Any, said: str) -> None:
     service = ScriptedService([pb.Delta(text=said[:5], token_ids=[1]), says(said[5:])])
+    service.tool_format = NO_FORMAT
     async with running_http(service) as http:
         create: Any = http.client.chat.completions.create
         answer = await create(model=MODEL, messages=HELLO, tools=[WEATHER], tool_choice=choice)

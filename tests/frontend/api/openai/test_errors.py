@@ -76,7 +76,16 @@ CASES: list[tuple[dict[str, Any], str, str]] = [
         "cannot be set beside guided_regex",
     ),
     ({"guided_regex": "a", "guided_json": {}}, "guided_json", "guided_regex name a language each"),
-    ({"tools": [TOOL], "tool_choice": "required"}, "tools", "tools is refused"),
+    (
+        {"tools": [TOOL], "tool_choice": "required"},
+        "tools[0].function.parameters",
+        "tools[0].function.parameters is refused",
+    ),
+    (
+        {"tools": [TOOL, {**TOOL, "function": {"name": "g"}}], "tool_choice": "required"},
+        "tools",
+        "tools is refused",
+    ),
     (
         {"tools": [TOOL], "tool_choice": {"function": {"name": "f"}}},
         "tools[0].function.parameters",

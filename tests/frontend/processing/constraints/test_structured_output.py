@@ -13,6 +13,7 @@ import sys
 import threading
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -31,6 +32,7 @@ from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import EOS, MODEL, FakeEngine, backend
 from tests.frontend.processing.constraints.languages import allowed, byte_compiler, matcher, takes
+from tests.waiting import until
 
 SCHEMA = {
     "type": "object",
@@ -311,7 +313,7 @@ async def test_compiling_has_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not following.done()
     gate.set()
     assert allowed(await following) == {ord("a")}
-    assert not compiler._slots.num_taken
+    await until(lambda: not compiler._slots.num_taken)
 
 
 async def test_many_languages_of_one_caller_wait_for_each_other() -> None:
@@ -440,3 +442,39 @@ async def test_the_vocabulary_is_read_before_it_is_needed(monkeypatch: pytest.Mo
     await unusable.prepare()
     with pytest.raises(RequestError):
         await matcher(unusable, regex="a")
+
+
+# ---- schemas of a grammar ----
+
+
+async def test_a_grammar_uses_json_schemas_by_name() -> None:
+    schemas = {
+        "number": '{"type": "integer"}',
+        "pair": '{"$ref": "#/$defs/P", "$defs": {"P": {"type": "array", "maxItems": 2}}}',
+    }
+    grammar = 'start: "a" @number "b" (@pair)?'
+    for text, is_right in (("a5b", True), ("a5b[1,\n 2]", True), ("axb", False), ("a5b5", False)):
+        assert takes(await matcher(grammar=grammar, json_schemas=schemas), text) == is_right
+
+
+@pytest.mark.parametrize(
+    ("field", "language"),
+    [
+        ("constraint.json_schemas.a", {"grammar": "start: @a", "json_schemas": {"a": "{"}}),
+        ("constraint.json_schemas", {"grammar": "start: @a", "json_schemas": {"A b": "{}"}}),
+        ("constraint.json_schemas", {"regex": "a", "json_schemas": {"a": "{}"}}),
+        ("constraint.grammar", {"grammar": "start: @b", "json_schemas": {"a": "{}"}}),
+        (
+            "constraint.json_schemas",
+            {"grammar": "start: @a", "json_schemas": {"a": json.dumps({"x": "y" * 70_000})}},
+        ),
+        (
+            "constraint.json_schemas",
+            {"grammar": "start: @a1", "json_schemas": {f"a{n}": "{}" for n in range(257)}},
+        ),
+    ],
+)
+async def test_schemas_of_a_grammar_are_checked(field: str, language: Any) -> None:
+    with pytest.raises(RequestError) as caught:
+        await matcher(**language)
+    assert caught.value.field == field

@@ -15,6 +15,7 @@ from frontend.api.openai.parameters.models import ChatBody
 from frontend.api.openai.tool_calling.tools import chat_tools
 from frontend.errors import Code, RequestError
 from frontend.processing.constraints.structured_output import GrammarMatcher
+from frontend.processing.tool_calls.format import NO_FORMAT, ToolFormat
 from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.processing.tool_calls.table import find_format
 from frontend.processing.tool_calls.tool_use import ToolUse
@@ -37,9 +38,14 @@ def obj(**properties: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def used(*tools: dict[str, Any], choice: Any = "required", **more: Any) -> ToolUse:
+def used(
+    *tools: dict[str, Any],
+    choice: Any = "required",
+    tool_format: ToolFormat = NO_FORMAT,
+    **more: Any,
+) -> ToolUse:
     values = {"messages": [], "tools": list(tools), "tool_choice": choice, **more}
-    return chat_tools(ChatBody.model_validate(values), values, HERMES)[0]
+    return chat_tools(ChatBody.model_validate(values), values, tool_format)[0]
 
 
 def named(name: str = "f") -> dict[str, Any]:
@@ -242,7 +248,7 @@ async def test_allowed_tools_are_the_only_ones() -> None:
     assert json.loads(use.tools_json) == [TOOLS[0], TOOLS[2]]
     assert await is_taken(schema_of(use), call("{}", "h"))
     assert not await is_taken(schema_of(use), call("{}", "g"))
-    use = used(*TOOLS, choice=some("auto", "g"))
+    use = used(*TOOLS, choice=some("auto", "g"), tool_format=HERMES)
     assert (json.loads(use.tools_json), use.constraint) == ([TOOLS[1]], None)
     for name, num_calls in (("g", 1), ("f", 0)):
         reader = use.reader()
@@ -281,6 +287,7 @@ FUNCTIONS = [{"name": "f", "parameters": {"type": "object"}}, {"name": "g"}]
 async def test_functions_are_answered_in_their_own_form(stream: bool, choice: Any) -> None:
     said = '{"a": 1.10}' if isinstance(choice, dict) else CALL
     service = ScriptedService([pb.Delta(text=said[:20], token_ids=[1]), says(said[20:])])
+    service.tool_format = NO_FORMAT if isinstance(choice, dict) else HERMES
     messages: list[Any] = [
         {"role": "assistant", "content": None, "function_call": {"name": "f", "arguments": "{}"}},
         {"role": "function", "name": "f", "content": "2"},
@@ -341,7 +348,9 @@ async def test_the_models_own_form_is_read_with_its_tags_and_ids() -> None:
 async def test_a_cut_list_of_calls_is_calls(stream: bool) -> None:
     said = '[{"name":"f","arguments":{}},\n{"name":"g","arguments":{"a'
     parts = [pb.Delta(text=said[:25], token_ids=[1]), says(said[25:], pb.FINISH_REASON_LENGTH)]
-    async with running_http(ScriptedService(parts)) as http:
+    service = ScriptedService(parts)
+    service.tool_format = NO_FORMAT
+    async with running_http(service) as http:
         create: Any = http.client.chat.completions.create
         answer = await create(
             model=MODEL,
