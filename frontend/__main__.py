@@ -292,7 +292,10 @@ def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:
     )
     if http_port is not None:
         lines += f"switchyard: HTTP on {join_address(config.host, http_port)}\n"
-    tool_format = service.model_info().tool_format
+    info = service.model_info()
+    tool_format = info.tool_format
+    if info.reasoning_format:
+        lines += f"switchyard: thoughts begin with {info.reasoning_format}\n"
     if tool_format:
         lines += f"switchyard: tool calls are read as {tool_format}\n"
     sys.stdout.write(lines)

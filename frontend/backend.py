@@ -95,6 +95,9 @@ class Backend:
         end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
             model has it. A folder's configs and its tokenizer may disagree, and a chat ends by the
             latter's.
+        thought_tags: between which the model's thoughts stand; None: they are not told from its
+            answers.
+        tool_format: of the model's calls.
     """
 
     engine: EngineClient
@@ -106,19 +109,15 @@ class Backend:
     kv_events: KvEvents | None = None
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
-
-    @property
-    def thought_tags(self) -> ThoughtTags | None:
-        """Between which the model's thoughts stand; None: they are not told from its answers."""
-        return None if self.tokenizer is None else self.tokenizer.thought_tags
-
-    @property
-    def tool_format(self) -> ToolFormat:
-        """Of the model's calls."""
-        return NO_FORMAT if self.tokenizer is None else self.tokenizer.tool_format
+    thought_tags: ThoughtTags | None = dataclasses.field(init=False, default=None)
+    tool_format: ToolFormat = dataclasses.field(init=False, default=NO_FORMAT)
 
     def __post_init__(self) -> None:
-        own = None if self.tokenizer is None else self.tokenizer.eos_token_id
+        own = None
+        if self.tokenizer is not None:
+            own = self.tokenizer.eos_token_id
+            object.__setattr__(self, "thought_tags", self.tokenizer.thought_tags)
+            object.__setattr__(self, "tool_format", self.tokenizer.tool_format)
         ids = self.info.eos_token_ids
         is_new = own is not None and own not in ids and own < self.info.vocab_size
         object.__setattr__(self, "end_token_ids", (*ids, own) if is_new else ids)

@@ -104,7 +104,9 @@ async def make_requests(
         cache_tokens=info.num_blocks * info.block_size,
         eos_token_ids=frozenset(backend.end_token_ids),
     )
-    plan = thought_plan(backend.thought_tags, message, ids, info.vocab_size)
+    plan = None
+    if backend.thought_tags is not None and isinstance(message, pb.ChatRequest):
+        plan = thought_plan(backend.thought_tags, message, ids, info.vocab_size)
     long_words = [each for each in bad_words if len(each) > 1]
     matchers: Sequence[Matcher | None] = [None] * num_samples
     if request.HasField("constraint"):

@@ -20,6 +20,7 @@ from frontend.bounds import (
     MAX_TOOLS_CHARS,
 )
 from frontend.errors import invalid_field, too_many
+from frontend.processing.thoughts.tags import BUDGETS
 from switchyard.v1 import inference_pb2 as pb
 
 Turn = dict[str, Any]
@@ -124,6 +125,9 @@ def conversation(chat: pb.ChatRequest) -> Conversation:
     if continues:
         _check_final(chat.messages[-1:], asks)
     own, effort = template_kwargs(chat.template_kwargs_json), chat.reasoning.effort
+    if effort not in BUDGETS:
+        known = ", ".join(filter(None, BUDGETS))
+        raise invalid_field("reasoning.effort", f"is {effort!r:.40}, must be one of {known}")
     told = {"reasoning_effort": effort} if effort else {}
     return Conversation(
         turns=_turns(chat),

@@ -6,28 +6,16 @@ Owns `switchyard.v1.ReasoningOptions`. Knows nothing of how tokens are followed.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 
 from frontend.errors import invalid_field
 from frontend.processing.thoughts.decoder import ThoughtDecoder
 from frontend.processing.thoughts.matcher import ThoughtMatcher
 from frontend.processing.thoughts.progress import ThoughtProgress
-from frontend.processing.thoughts.tags import Place, ThoughtTags
+from frontend.processing.thoughts.tags import BUDGETS, Place, ThoughtTags
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
-
-BUDGETS: Mapping[str, int | None] = {
-    "": None,
-    "none": 0,
-    "minimal": 512,
-    "low": 2048,
-    "medium": 8192,
-    "high": None,
-    "xhigh": None,
-    "max": None,
-}
-"""Tokens of thoughts by effort; None: as many as the model likes."""
 
 DecoderOf = Callable[[int], TextDecoder]
 """Makes a decoder of an answer before which there are as many tokens."""
@@ -105,26 +93,9 @@ class ThoughtPlan:
 
 
 def thought_plan(
-    tags: ThoughtTags | None,
-    message: pb.GenerateRequest | pb.ChatRequest,
-    prompt_ids: Sequence[int],
-    vocab_size: int,
+    tags: ThoughtTags, message: pb.ChatRequest, prompt_ids: Sequence[int], vocab_size: int
 ) -> ThoughtPlan | None:
-    """The plan of a request; None where its whole output is its answer.
-
-    Args:
-        tags: the model's; None: its thoughts have none.
-
-    Raises:
-        RequestError: INVALID_ARGUMENT; there is no such effort.
-    """
-    if isinstance(message, pb.ChatRequest) and message.reasoning.effort not in BUDGETS:
-        efforts = ", ".join(filter(None, BUDGETS))
-        raise invalid_field(
-            "reasoning.effort", f"is {message.reasoning.effort!r:.40}, must be one of {efforts}"
-        )
-    if tags is None or not isinstance(message, pb.ChatRequest):
-        return None
+    """The plan of a chat; None where its whole output is its answer."""
     start = tags.place_after(prompt_ids, continues=message.continue_final_message)
     if start is Place.ANSWERING:
         return None

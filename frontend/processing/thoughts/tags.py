@@ -1,7 +1,7 @@
 """Between which tags a model writes its thoughts, and where among them a prompt ends.
 
-Owns the table of tags. They must be tokens of their own: a model that only spells such a tag does
-not end its thoughts. Knows nothing of outputs.
+Owns the tables of tags and of efforts. Tags must be tokens of their own: a model that only spells
+such a tag does not end its thoughts. Knows nothing of outputs.
 """
 
 from __future__ import annotations
@@ -30,6 +30,18 @@ ALIASES: Mapping[str, str] = {
 """Other servers' names of the same tags."""
 AUTO, NONE = "auto", "none"
 CHOICES = (AUTO, NONE, *TAGS, *ALIASES)
+
+BUDGETS: Mapping[str, int | None] = {
+    "": None,
+    "none": 0,
+    "minimal": 512,
+    "low": 2048,
+    "medium": 8192,
+    "high": None,
+    "xhigh": None,
+    "max": None,
+}
+"""Tokens of thoughts by effort; None: as many as the model likes."""
 
 # What models write between a tag and the text next to it.
 _BLANKS = ("\n", "\n\n", "\n\n\n")
