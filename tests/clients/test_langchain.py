@@ -58,3 +58,42 @@ def test_a_tool_is_called_and_its_result_taken(url: str) -> None:
 def test_an_error_has_its_class(url: str) -> None:
     with pytest.raises(openai.BadRequestError, match="top_p"):
         model(url, top_p=NO_TOP_P).invoke(SUM)
+
+
+@pytest.fixture
+def responses(url: str) -> Any:
+    return model(url, use_responses_api=True, stream_usage=True)
+
+
+@pytest.fixture
+def terse_responses(url: str) -> Any:
+    return model(url, use_responses_api=True, extra_body={"logit_bias": terse()})
+
+
+def test_responses_are_whole_and_streamed(responses: Any) -> None:
+    answer = responses.invoke(SUM)
+    assert answer.text == ANSWER
+    assert answer.usage_metadata["output_tokens"] == 3
+    pieces = list(responses.stream(SUM))
+    assert "".join(piece.text for piece in pieces) == ANSWER
+    assert sum((piece.usage_metadata or {}).get("output_tokens", 0) for piece in pieces) == 3
+
+
+@pytest.mark.parametrize("method", ["json_schema", "function_calling"])
+def test_output_of_responses_is_a_model_of_pydantic(terse_responses: Any, method: str) -> None:
+    chat = terse_responses.with_structured_output(Paint, method=method)
+    assert isinstance(chat.invoke(PAINT), Paint)
+
+
+def test_a_tool_of_responses_is_called_and_its_result_taken(terse_responses: Any) -> None:
+    from langchain_core.messages import HumanMessage, ToolMessage
+
+    chat = terse_responses.bind_tools([Paint])
+    called = chat.bind(tool_choice="required").invoke(PAINT)
+    (call,) = called.tool_calls
+    Paint.model_validate(call["args"])
+    result = ToolMessage("done", tool_call_id=call["id"])
+    end = chat.bind(max_output_tokens=4, extra_body={}).invoke(
+        [HumanMessage(PAINT), called, result]
+    )
+    assert end.usage_metadata["output_tokens"] <= 4

@@ -69,3 +69,56 @@ def test_errors_have_their_classes(client: openai.OpenAI, url: str) -> None:
         client.chat.completions.create(model="none", messages=QUESTION)
     with pytest.raises(openai.AuthenticationError):
         client.with_options(api_key="another").models.list()
+
+
+TERSE: dict[str, Any] = {"extra_body": {"logit_bias": terse()}}
+
+
+def test_responses_are_whole_and_streamed(client: openai.OpenAI) -> None:
+    answer = client.responses.create(model=MODEL, input=SUM)
+    with client.responses.stream(model=MODEL, input=SUM) as stream:
+        told = list(stream)
+        streamed = stream.get_final_response()
+    text = "".join(event.delta for event in told if event.type == "response.output_text.delta")
+    assert answer.output_text == streamed.output_text == text == ANSWER
+    assert answer.usage == streamed.usage
+    assert answer.usage is not None
+    assert answer.usage.output_tokens == 3
+
+
+def test_output_and_arguments_of_responses_are_models_of_pydantic(client: openai.OpenAI) -> None:
+    answer = client.responses.parse(model=MODEL, input=PAINT, text_format=Paint, **TERSE)
+    assert isinstance(answer.output_parsed, Paint)
+    tools: Any = [openai.pydantic_function_tool(Paint, name=name) for name in "ab"]
+    called: Any = client.responses.parse(
+        model=MODEL, input=PAINT, tools=tools, tool_choice="required", **TERSE
+    )
+    (call,) = called.output
+    assert isinstance(call.parsed_arguments, Paint)
+
+
+def test_a_result_is_sent_back_with_all_that_was_before(client: openai.OpenAI) -> None:
+    tools: Any = [
+        {"type": "function", "name": "paint", "parameters": Paint.model_json_schema()},
+        {"type": "custom", "name": "say"},
+    ]
+    items: list[Any] = [{"role": "user", "content": PAINT}]
+    for kind, tool in zip(("function_call", "custom_tool_call"), tools, strict=True):
+        choice: Any = {"type": tool["type"], "name": tool["name"]}
+        answer = client.responses.create(
+            model=MODEL, input=items, tools=tools, tool_choice=choice, max_output_tokens=64, **TERSE
+        )
+        call: Any = answer.output[0]
+        assert (call.type, call.name) == (kind, tool["name"])
+        items += [call, {"type": f"{kind}_output", "call_id": call.call_id, "output": "done"}]
+    end = client.responses.create(model=MODEL, input=items, tools=tools, max_output_tokens=4)
+    assert end.usage is not None
+    assert end.usage.output_tokens <= 4
+
+
+def test_errors_of_responses_have_their_classes(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        client.responses.create(model=MODEL, input=SUM, top_p=NO_TOP_P)
+    assert caught.value.param == "top_p"
+    with pytest.raises(openai.BadRequestError, match="nothing is stored"):
+        client.responses.create(model=MODEL, input=SUM, previous_response_id="resp_1")

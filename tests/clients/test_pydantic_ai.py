@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,17 +12,26 @@ from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint,
 pytestmark = needs("pydantic_ai")
 
 
-def agent(url: str, output: Any = str, **settings: Any) -> Any:
+Make = Callable[..., Any]
+
+
+@pytest.fixture(params=["OpenAIResponsesModel", "OpenAIChatModel"])
+def agent(url: str, request: pytest.FixtureRequest) -> Make:
+    """Makes an agent of its output's type and settings."""
     from pydantic_ai import Agent
-    from pydantic_ai.models.openai import OpenAIChatModel
+    from pydantic_ai.models import openai
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    model = OpenAIChatModel(MODEL, provider=OpenAIProvider(base_url=url, api_key=KEY))
-    return Agent(model, output_type=output, model_settings=settings)
+    def make(output: Any = str, **settings: Any) -> Any:
+        provider = OpenAIProvider(base_url=url, api_key=KEY)
+        model = getattr(openai, request.param)(MODEL, provider=provider)
+        return Agent(model, output_type=output, model_settings=settings)
+
+    return make
 
 
-async def test_it_answers_whole_and_streamed(url: str) -> None:
-    plain = agent(url)
+async def test_it_answers_whole_and_streamed(agent: Make) -> None:
+    plain = agent()
     answer = await plain.run(SUM)
     assert answer.output == ANSWER
     assert answer.usage.output_tokens == 3
@@ -30,17 +40,17 @@ async def test_it_answers_whole_and_streamed(url: str) -> None:
         assert stream.usage.output_tokens == 3
 
 
-async def test_output_is_a_model_of_pydantic(url: str) -> None:
+async def test_output_is_a_model_of_pydantic(agent: Make) -> None:
     from pydantic_ai import NativeOutput
 
     for output in (Paint, NativeOutput(Paint)):
-        answer = await agent(url, output, logit_bias=terse()).run(PAINT)
+        answer = await agent(output, extra_body={"logit_bias": terse()}).run(PAINT)
         assert isinstance(answer.output, Paint)
 
 
-async def test_an_error_has_its_class(url: str) -> None:
+async def test_an_error_has_its_class(agent: Make) -> None:
     from pydantic_ai.exceptions import ModelHTTPError
 
     with pytest.raises(ModelHTTPError, match="top_p") as caught:
-        await agent(url, top_p=NO_TOP_P).run(SUM)
+        await agent(top_p=NO_TOP_P).run(SUM)
     assert caught.value.status_code == 400

@@ -2,7 +2,9 @@
 import assert from "node:assert/strict";
 import { test } from "node:test";
 import OpenAI from "openai";
-import { zodFunction, zodResponseFormat } from "openai/helpers/zod";
+import {
+  zodFunction, zodResponseFormat, zodResponsesFunction, zodTextFormat,
+} from "openai/helpers/zod";
 import { Paint, answer, bias, key, model, noTopP, paint, sum, url } from "./asked.mjs";
 
 const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0 });
@@ -39,4 +41,20 @@ test("errors have their classes", async () => {
   });
   const stranger = client.withOptions({ apiKey: "another" });
   await assert.rejects(stranger.models.list(), OpenAI.AuthenticationError);
+});
+
+test("responses, streamed, parsed and with a tool", async () => {
+  const stream = client.responses.stream({ model, input: sum });
+  const { output, usage } = await stream.finalResponse();
+  assert.equal(output[0].content[0].text, answer);
+  assert.equal(usage.output_tokens, 3);
+  const parsed = await client.responses.parse({
+    model, input: paint, logit_bias: bias, text: { format: zodTextFormat(Paint, "paint") },
+  });
+  Paint.parse(parsed.output_parsed);
+  const called = await client.responses.parse({
+    model, input: paint, logit_bias: bias, tool_choice: "required",
+    tools: [zodResponsesFunction({ name: "paint", parameters: Paint })],
+  });
+  Paint.parse(called.output[0].parsed_arguments);
 });

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from frontend.api.openai.responses.custom_input import INPUT
 from frontend.api.openai.responses.models import InputItem, InputPart
 from frontend.api.openai.responses.thoughts import unsealed
+from frontend.api.openai.responses.tools import shown_name
 from frontend.errors import invalid_field
 from switchyard.v1 import inference_pb2 as pb
 
@@ -111,7 +112,9 @@ class InputTurns:
         if not item.call_id:
             raise invalid_field(f"{path}.call_id", "is missing; send the call's")
         self._call_ids.add(item.call_id)
-        call = pb.ToolCall(id=item.call_id, name=item.name, arguments_json=arguments)
+        call = pb.ToolCall(
+            id=item.call_id, name=shown_name(item.name, item.namespace), arguments_json=arguments
+        )
         self._assistant().tool_calls.append(call)
         self._places[-1].append(path)
 

@@ -59,6 +59,7 @@ class InputItem(RequestModel):
     )
     call_id: str | None = None
     name: str | None = None
+    namespace: str | None = Field(default=None, description="Of the tool that was called.")
     arguments: str | None = Field(default=None, description="Of a function's call: JSON text.")
     input: str | None = Field(default=None, description="Of a custom tool's call.")
     output: _Parts = Field(default_factory=list)
@@ -71,7 +72,7 @@ class ToolFormat(RequestModel):
 
 
 class ResponsesTool(RequestModel):
-    """A function, or a custom tool, whose input is text."""
+    """A function; a custom tool, whose input is text; or a namespace of these."""
 
     type: str
     name: str | None = None
@@ -83,6 +84,9 @@ class ResponsesTool(RequestModel):
         default=None, description="Objects that do not say otherwise have no other properties."
     )
     format: ToolFormat | None = None
+    tools: list[ResponsesTool] | None = Field(
+        default=None, description="Of a namespace: its functions and custom tools."
+    )
 
 
 class ChosenTool(RequestModel):

@@ -67,6 +67,7 @@ class OutputFunctionCall(TypedDict):
     status: ItemStatus
     call_id: str
     name: str
+    namespace: NotRequired[str]
     arguments: str
 
 
@@ -78,6 +79,7 @@ class OutputCustomCall(TypedDict):
     status: ItemStatus
     call_id: str
     name: str
+    namespace: NotRequired[str]
     input: str
 
 

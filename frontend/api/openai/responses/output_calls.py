@@ -9,16 +9,17 @@ from frontend.api.openai.responses.objects import (
     OutputCustomCall,
     OutputFunctionCall,
 )
+from frontend.api.openai.responses.tools import ClientTool
 from frontend.processing.tool_calls.json_objects import is_json_object
 
 
 class FunctionCall:
     """A call of a function."""
 
-    def __init__(self, index: int, name: str, call_id: str) -> None:
+    def __init__(self, index: int, tool: ClientTool, call_id: str) -> None:
         self.index = index
         self._id = new_id("fc")
-        self._name, self._call_id = name, call_id
+        self._tool, self._call_id = tool, call_id
         self._arguments: list[str] = []
 
     def begin(self) -> Events:
@@ -35,28 +36,31 @@ class FunctionCall:
         """All arguments, and the item; it is complete where they are a whole JSON object."""
         arguments = "".join(self._arguments)
         kind = "response.function_call_arguments.done"
-        told = event(kind, self.index, self._id, name=self._name, arguments=arguments)
+        told = event(kind, self.index, self._id, name=self._tool.name, arguments=arguments)
         return [told, done(self, is_cut and not is_json_object(arguments))]
 
     def item(self, status: ItemStatus) -> OutputFunctionCall:
         """The item as it is."""
-        return {
+        item: OutputFunctionCall = {
             "id": self._id,
             "type": "function_call",
             "status": status,
             "call_id": self._call_id,
-            "name": self._name,
+            "name": self._tool.name,
             "arguments": "".join(self._arguments),
         }
+        if self._tool.namespace is not None:
+            item["namespace"] = self._tool.namespace
+        return item
 
 
 class CustomCall:
     """A call of a custom tool, read from the arguments that the model writes."""
 
-    def __init__(self, index: int, name: str, call_id: str) -> None:
+    def __init__(self, index: int, tool: ClientTool, call_id: str) -> None:
         self.index = index
         self._id = new_id("ctc")
-        self._name, self._call_id = name, call_id
+        self._tool, self._call_id = tool, call_id
         self._reader = CustomInput()
         self._input: list[str] = []
 
@@ -77,14 +81,17 @@ class CustomCall:
 
     def item(self, status: ItemStatus) -> OutputCustomCall:
         """The item as it is."""
-        return {
+        item: OutputCustomCall = {
             "id": self._id,
             "type": "custom_tool_call",
             "status": status,
             "call_id": self._call_id,
-            "name": self._name,
+            "name": self._tool.name,
             "input": "".join(self._input),
         }
+        if self._tool.namespace is not None:
+            item["namespace"] = self._tool.namespace
+        return item
 
     def _told(self, text: str) -> Events:
         if not text:

@@ -74,7 +74,7 @@ def read_response(
     refuse_rows(values, RESPONSES_TABLE)
     body = validated(ResponsesBody, values)
     turns = InputTurns(body.instructions or "", body.input)
-    tools, custom_tools = response_tools(body, tool_format)
+    tools, known_tools = response_tools(body, tool_format)
     request = sampled_request(body, body.max_output_tokens)
     request.request_id = request_id
     include, num_top = body.include or (), body.top_logprobs or 0
@@ -96,7 +96,7 @@ def read_response(
         turns=turns,
         tools=tools,
         options=OutputOptions(
-            custom_tools=custom_tools,
+            tools=known_tools,
             has_logprobs=has_logprobs,
             in_summary=(reasoning.summary or reasoning.generate_summary) is not None,
             is_sealed="reasoning.encrypted_content" in include,

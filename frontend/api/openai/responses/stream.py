@@ -7,6 +7,7 @@ same without the events.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import cast
 
 from frontend.api.http.long_json import AnswerSize, JsonArray
@@ -22,6 +23,7 @@ from frontend.api.openai.responses.objects import (
 )
 from frontend.api.openai.responses.output_calls import CustomCall, FunctionCall
 from frontend.api.openai.responses.output_texts import Message, Reasoning
+from frontend.api.openai.responses.tools import ClientTool
 from frontend.api.openai.tool_calling.turn_parts import new_call_id
 from frontend.processing.tool_calls.events import Arguments, CallBegun, Text
 from frontend.service.turns import Ended, TurnDelta
@@ -34,12 +36,12 @@ class OutputOptions:
     """How a request wants its output.
 
     Attributes:
-        custom_tools: names of the tools whose input is text.
+        tools: as the client knows them, by the names that the model is shown.
         has_logprobs: messages have those of their tokens.
         in_summary, is_sealed: see `Reasoning`.
     """
 
-    custom_tools: frozenset[str] = frozenset()
+    tools: Mapping[str, ClientTool] = dataclasses.field(default_factory=dict)
     has_logprobs: bool = False
     in_summary: bool = False
     is_sealed: bool = False
@@ -153,8 +155,9 @@ class ResponseStream:
     def _call(self, begun: CallBegun) -> Events:
         self._blanks = ""
         events = self._close()
-        kind = CustomCall if begun.name in self._options.custom_tools else FunctionCall
-        self._open = call = kind(self._index, begun.name, begun.id or new_call_id())
+        tool = self._options.tools[begun.name]
+        kind = CustomCall if tool.is_custom else FunctionCall
+        self._open = call = kind(self._index, tool, begun.id or new_call_id())
         return events + call.begin()
 
     def _end_turn(self, ended: Ended) -> Events:

@@ -1,11 +1,13 @@
 """``tools``, ``tool_choice`` and ``parallel_tool_calls`` of /v1/responses, as tools and a choice.
 
-Custom tools are shown to the model as functions of one string.
+The model is shown functions alone: a custom tool is one of one string, and what is in a namespace
+has that before its name.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -24,28 +26,63 @@ from frontend.processing.tool_calls.tool_use import NO_TOOLS, ToolUse, tool_use
 from frontend.processing.tool_calls.tools import Mode, Tool, ToolChoice
 
 
-def response_tools(body: ResponsesBody, tool_format: ToolFormat) -> tuple[ToolUse, frozenset[str]]:
-    """How a request uses its tools, and the names of the custom ones.
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class ClientTool:
+    """A tool as the client knows it.
+
+    Attributes:
+        namespace: None: it is in none.
+        is_custom: its input is text.
+    """
+
+    name: str
+    namespace: str | None = None
+    is_custom: bool = False
+
+
+def shown_name(name: str, namespace: str | None) -> str:
+    """The name of a tool that the model is shown, which knows no namespaces."""
+    return name if not namespace else f"{namespace.removesuffix('__')}__{name}"
+
+
+def response_tools(
+    body: ResponsesBody, tool_format: ToolFormat
+) -> tuple[ToolUse, dict[str, ClientTool]]:
+    """How a request uses its tools, and each as the client knows it, by the name that is shown.
 
     Raises:
         RequestError: a tool is of another type or has no name, the choice is none of the tools, or
             a schema cannot stand beside others.
     """
     if body.tools is None and body.tool_choice is None:
-        return NO_TOOLS, frozenset()
-    sent, tools = body.tools or (), {}
-    for index, tool in enumerate(sent):
-        named = _tool(tool, f"tools[{index}]")
+        return NO_TOOLS, {}
+    tools: dict[str, Tool] = {}
+    known: dict[str, ClientTool] = {}
+    count = 0
+    for tool, namespace, path in _flat(body.tools or ()):
+        named = _tool(tool, namespace, path)
         tools[named.name] = named
-    choice = _choice(body.tool_choice, counted("tools", tools, len(sent)))
-    use = tool_use(
-        [*tools.values()], choice, tool_format, parallel=body.parallel_tool_calls is not False
-    )
-    custom = (name for name, tool in tools.items() if tool.parameters is PARAMETERS)
-    return use, frozenset(custom)
+        known[named.name] = ClientTool(
+            name=tool.name or "", namespace=namespace, is_custom=tool.type == "custom"
+        )
+        count += 1
+    choice = _choice(body.tool_choice, counted("tools", tools, count))
+    parallel = body.parallel_tool_calls is not False
+    return tool_use([*tools.values()], choice, tool_format, parallel=parallel), known
 
 
-def _tool(tool: ResponsesTool, path: str) -> Tool:
+def _flat(tools: Sequence[ResponsesTool]) -> Iterator[tuple[ResponsesTool, str | None, str]]:
+    """Every tool with its namespace and its place."""
+    for index, tool in enumerate(tools):
+        path = f"tools[{index}]"
+        if tool.type != "namespace":
+            yield tool, None, path
+            continue
+        for inner, each in enumerate(tool.tools or ()):
+            yield each, tool.name, f"{path}.tools[{inner}]"
+
+
+def _tool(tool: ResponsesTool, namespace: str | None, path: str) -> Tool:
     if tool.type not in ("function", "custom"):
         raise invalid_field(
             f"{path}.type",
@@ -63,11 +100,12 @@ def _tool(tool: ResponsesTool, path: str) -> Tool:
                 "send text, and the grammar in the tool's description",
             )
         parameters = PARAMETERS
-    shown: dict[str, Any] = {"name": tool.name, "parameters": parameters}
+    name = shown_name(tool.name, namespace)
+    shown: dict[str, Any] = {"name": name, "parameters": parameters}
     if tool.description is not None:
         shown["description"] = tool.description
     return Tool(
-        name=tool.name,
+        name=name,
         parameters=parameters,
         strict=bool(tool.strict),
         sent={"type": "function", "function": shown},

@@ -26,6 +26,13 @@ WEATHER: dict[str, Any] = {
 }
 PATCH: dict[str, Any] = {"type": "custom", "name": "patch", "description": "Change files."}
 
+AGENTS: dict[str, Any] = {
+    "type": "namespace",
+    "name": "agents",
+    "description": "Other agents.",
+    "tools": [{"type": "function", "name": "ask", "parameters": {}}, PATCH],
+}
+
 
 def read(input_: Any = "a", **values: Any) -> ResponseRequest:
     """What a body becomes."""

@@ -14,7 +14,7 @@ from frontend.api.openai.parameters.unsupported import Unsupported
 from frontend.api.openai.responses.models import ResponsesBody
 from frontend.api.openai.responses.unsupported import RESPONSES_TABLE
 from frontend.errors import RequestError
-from tests.frontend.api.openai.responses.asking import PATCH, WEATHER, read
+from tests.frontend.api.openai.responses.asking import AGENTS, PATCH, WEATHER, read
 
 PAGE = (Path(__file__).parents[5] / "docs" / "responses.md").read_text(encoding="utf-8")
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}}
@@ -88,6 +88,16 @@ def test_the_template_is_shown_functions() -> None:
     assert shown(tools=[WEATHER], tool_choice="none") is None
 
 
+def test_a_namespace_is_part_of_its_tools_names() -> None:
+    asked: dict[str, Any] = {"tools": [PATCH, AGENTS]}
+    names = [tool["function"]["name"] for tool in shown(**asked)]
+    assert names == ["patch", "agents__ask", "agents__patch"]
+    called = {"type": "function_call", "name": "ask", "call_id": "c", "namespace": "agents"}
+    (turn,) = read([called], **asked).request.messages
+    assert turn.tool_calls[0].name == "agents__ask"
+    assert read(**asked).response["tools"] == [PATCH, AGENTS]
+
+
 @pytest.mark.parametrize(
     ("choice", "names", "is_forced"),
     [
@@ -128,6 +138,10 @@ def test_a_choice_says_what_is_shown_and_what_must_be(
             )
             for kind in ("web_search", "file_search", "computer_use_preview", "mcp",
                          "image_generation", "code_interpreter", "local_shell")
+        ),
+        (
+            {"tools": [{**AGENTS, "tools": [WEATHER, {"type": "mcp"}]}]},
+            "tools[0].tools[1].type is mcp, and this server runs no tools",
         ),
         ({"tools": [{"type": "function"}]}, "tools[0] has no name; send {type, name}"),
         (

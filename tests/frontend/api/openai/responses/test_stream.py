@@ -10,6 +10,7 @@ import pytest
 from frontend.api.openai.responses.thoughts import unsealed
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.api.openai.responses.asking import (
+    AGENTS,
     PATCH,
     WEATHER,
     events,
@@ -121,6 +122,16 @@ async def test_calls_are_items_of_their_own() -> None:
         "response.custom_tool_call_input.done",
         f"{ITEM}.done",
     ]
+
+
+@pytest.mark.parametrize("name", ["ask", "patch"])
+async def test_a_call_has_its_tool_s_namespace(name: str) -> None:
+    call = f'<tool_call>{{"name": "agents__{name}", "arguments": {{"input": "a"}}}}</tool_call>'
+    told = await events([says(call)], tools=[AGENTS])
+    (item,) = told[-1]["response"]["output"]
+    assert (item["namespace"], item["name"]) == ("agents", name)
+    assert item.get("input", "a") == "a"
+    assert told[2]["item"]["namespace"] == "agents"
 
 
 async def test_blanks_before_a_call_are_no_message() -> None:
