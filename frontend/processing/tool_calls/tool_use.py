@@ -37,11 +37,6 @@ class ToolUse:
     reader: Callable[[], TurnReader] = PlainText
     kept_tokens: Sequence[str] = ()
 
-    @property
-    def constraint_field(self) -> str:
-        """What the constraint comes from."""
-        return self.fields.get("constraint", "")
-
     def apply(self, chat: pb.ChatRequest) -> None:
         """Sets what a chat needs for these tools. It may have no constraint where the model must
         call.

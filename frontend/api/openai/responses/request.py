@@ -113,12 +113,9 @@ def _set_language(
 ) -> dict[str, str]:
     """Sets the language that text.format names; returns names of its fields, or of the tools'."""
     names = set_language(request, _languages(body))
-    if tools.constraint is None:
-        return names
-    if names:
+    if names and tools.constraint is not None:
         raise invalid_field("tool_choice", "forces a call, and text.format names a language")
-    language = f"constraint.{tools.constraint.WhichOneof('language')}"
-    return {language: tools.constraint_field, "constraint": tools.constraint_field}
+    return {**names, **tools.fields}
 
 
 def _languages(body: ResponsesBody) -> Languages:

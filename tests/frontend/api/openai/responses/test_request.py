@@ -225,3 +225,8 @@ def test_every_parameter_of_openai_is_taken_refused_or_ignored() -> None:
     for name in ResponseCreateParamsNonStreaming.__annotations__:
         assert name in taken | refused | ignored, name
     assert len(ignored | refused | taken) == len(ignored) + len(refused) + len(taken)
+
+
+def test_errors_of_a_tool_s_schema_name_the_tool() -> None:
+    asked = read(tools=[WEATHER], tool_choice={"type": "function", "name": "weather"})
+    assert "tools[0].parameters" in asked.names.values()
