@@ -6,6 +6,7 @@ The model says thoughts that quote a call, then text, a call and more text.
 from __future__ import annotations
 
 import dataclasses
+import json
 from typing import Any
 
 import pytest
@@ -13,7 +14,8 @@ import pytest
 from frontend.processing.tool_calls.events import Arguments, CallBegun
 from frontend.processing.tool_calls.events import Text as Content
 from frontend.processing.tool_calls.table import FORMATS
-from frontend.processing.tool_calls.tools import Tool
+from frontend.processing.tool_calls.tool_use import tool_use
+from frontend.processing.tool_calls.tools import Tool, ToolChoice
 from frontend.service.service import Service
 from frontend.service.turns import Call, Finished, Reasoning, TurnDelta, WholeTurn, turn_events
 from switchyard.v1 import inference_pb2 as pb
@@ -31,7 +33,11 @@ CALLS = {
     ),
     "glm45": "<tool_call>f\n<arg_key>x</arg_key>\n<arg_value>1</arg_value>\n</tool_call>",
 }
-SCHEMA = {"type": "object", "properties": {"x": {"type": "integer"}}}
+SCHEMA = {
+    "type": "object",
+    "properties": {"x": {"type": "integer"}},
+    "additionalProperties": False,
+}
 TOOLS = {"f": Tool(name="f", parameters=SCHEMA, sent={"name": "f"}, field="tools[0]")}
 
 
@@ -149,3 +155,30 @@ async def test_a_stop_is_one_of_the_answer_alone(name: str) -> None:
         found, _ = await turns(service, script, name, stop_conditions={"stop": ["tool_call>"]})
     assert found[0].reasoning == f"so {CALLS[name]} no"
     assert (found[0].content, found[0].calls) == ("well, <", [])
+
+
+@pytest.mark.parametrize("budget", [None, 1])
+@pytest.mark.parametrize("name", CALLS)
+async def test_a_call_that_is_asked_for_comes_behind_the_thoughts(
+    name: str, budget: int | None
+) -> None:
+    """In the model's own form, though it says something else."""
+    script = Script(CALLS[name], False, budget)
+    use = tool_use(
+        [*TOOLS.values()], ToolChoice(mode="required", names=("f",)), FORMATS[name], parallel=False
+    )
+    chat = pb.ChatRequest(messages=[{"role": pb.ROLE_USER, "content": "hi"}], request={"n": 2})
+    if budget is not None:
+        chat.reasoning.max_tokens = budget
+    use.apply(chat)
+    found: dict[int, WholeTurn] = {}
+    async with played_service(TOKENIZER, script) as (service, _):
+        async for event in turn_events(service.chat(chat), use.reader):
+            if isinstance(event, TurnDelta):
+                found.setdefault(event.index, WholeTurn()).add(event)
+    for turn in found.values():
+        assert turn.reasoning == TOKENIZER.decode(script.thoughts).rstrip("\n")
+        [call] = turn.calls
+        assert turn.content == ""
+        assert call.name == "f"
+        assert all(isinstance(x, int) for x in json.loads(call.arguments).values())
