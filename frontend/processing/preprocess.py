@@ -184,9 +184,10 @@ def _sample_params(params: SamplingParams, output: pb.OutputOptions, index: int)
 def _check_beside_constraint(request: pb.GenerateRequest) -> None:
     """Refuses options that could forbid every token that the grammar allows."""
     stops, params = request.stop_conditions, request.sampling
+    ends = not request.constraint.trigger  # by an end token
     for field, is_set in (
-        ("stop_conditions.ignore_eos", stops.ignore_eos),
-        ("stop_conditions.min_new_tokens", stops.min_new_tokens),
+        ("stop_conditions.ignore_eos", ends and stops.ignore_eos),
+        ("stop_conditions.min_new_tokens", ends and stops.min_new_tokens),
         ("sampling.allowed_token_ids", params.allowed_token_ids),
         ("sampling.bad_token_ids", params.bad_token_ids),
         ("sampling.bad_words", params.bad_words),

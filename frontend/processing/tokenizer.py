@@ -66,7 +66,10 @@ class Tokenizer:
                 self._pieces = {keep: BytePieces(self._backend, keep) for keep in (False, True)}
         self.thought_tags = self._find_tags(reasoning_parser)
         self.tool_format: ToolFormat = find_format(
-            tool_call_parser, self._template, self._special_ids
+            tool_call_parser,
+            self._template,
+            self._special_ids,
+            [str(token) for token in wrapped.added_tokens_decoder.values()],
         )
 
     @classmethod

@@ -249,7 +249,8 @@ def _a_step(data: Bytes) -> worker_pb2.StepRequest:
     ]
     for _ in range(data.below(4)):
         column = getattr(step, data.pick(columns).name)
-        value = data.integer(0, 2**32 - 1)
+        lowest = -(2**31) if column is step.mask_triggers else 0
+        value = data.integer(lowest, lowest + 2**32 - 1)
         if len(column) and data.below(2):
             column[data.below(len(column))] = value if column is not step.draws else bool(value & 1)
         elif len(column) and data.below(2):

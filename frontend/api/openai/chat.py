@@ -239,12 +239,11 @@ def read_chat(
     request.request_id = request_id
     tools, is_legacy = chat_tools(body, values, tool_format)
     names["stop_conditions.max_new_tokens"] = limit
-    if tools.constraint is not None:
-        if request.HasField("constraint"):
-            raise invalid_field(
-                "tool_choice", f"forces a call, and {names['constraint']} names a language"
-            )
-        names |= tools.fields
+    if tools.constraint is not None and request.HasField("constraint"):
+        raise invalid_field(
+            "tool_choice", f"forces a call, and {names['constraint']} names a language"
+        )
+    names = {**tools.fields, **names}
     _set_logprobs(body, request.output)
     kwargs = body.chat_template_kwargs
     chat = pb.ChatRequest(

@@ -35,6 +35,7 @@ class TaggedFormat:
         language: of calls of some tools, as the model writes them; None: there is no grammar of it.
         tags: texts that may be special tokens.
         token_ids: of the tags that are, in one model.
+        begins_with_token: the first of `begins` is a token of its own, special or not.
     """
 
     name: str
@@ -45,25 +46,23 @@ class TaggedFormat:
     language: Callable[[Sequence[Tool], Collection[str]], CallLanguage] | None = None
     tags: tuple[str, ...] = ()
     token_ids: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    begins_with_token: bool = False
 
     @property
     def kept_tokens(self) -> tuple[str, ...]:
         """Special tokens that readers need to see in the text."""
         return tuple(self.token_ids)
 
-    def with_tokens(self, special: Mapping[str, int]) -> TaggedFormat:
+    def with_tokens(self, special: Mapping[str, int], added: Collection[str]) -> TaggedFormat:
         """The format for one model.
 
         Args:
             special: ids of the tokenizer's special tokens by their text.
+            added: texts of all its added tokens.
         """
         ids = {tag: special[tag] for tag in self.tags if tag in special}
-        return dataclasses.replace(self, token_ids=ids)
-
-    @property
-    def begin(self) -> str:
-        """The tag with which calls of a language begin."""
-        return self.begins[0]
+        begins_with_token = self.begins[0] in added
+        return dataclasses.replace(self, token_ids=ids, begins_with_token=begins_with_token)
 
     def reader(
         self, tools: Tools, max_calls: int | None = None, *, is_held: bool = False
@@ -71,15 +70,23 @@ class TaggedFormat:
         """A reader of one turn; see `ToolFormat`."""
         return CallReader(self, tools, max_calls, is_held=is_held)
 
-    def held(
-        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
-    ) -> HeldCalls | None:
+    def held(self, tools: Sequence[Tool], *, parallel: bool = True) -> HeldCalls | None:
         """The language of calls; see `ToolFormat`."""
         if self.language is None:
             return None
         language = self.language(tools, self.token_ids)
-        behind = self.begin if behind_begin else ""
-        held = held_calls(language, self.token_ids, parallel=parallel, behind=behind)
+        held = held_calls(language, self.token_ids, parallel=parallel)
+        return held if fits(held.constraint) else None
+
+    def held_where_begun(self, tools: Sequence[Tool], *, parallel: bool = True) -> HeldCalls | None:
+        """The language of a call that was begun; see `ToolFormat`."""
+        if self.language is None or not self.begins_with_token:
+            return None
+        language, begin = self.language(tools, self.token_ids), self.begins[0]
+        # Several calls begin several times, unless they stand in a section that begins once.
+        parallel = parallel and language.opening.startswith(begin)
+        held = held_calls(language, self.token_ids, parallel=parallel, behind=begin)
+        held.constraint.trigger = begin
         return held if fits(held.constraint) else None
 
 

@@ -44,11 +44,6 @@ class ToolFormat(Protocol):
     @property
     def kept_tokens(self) -> Sequence[str]: ...
 
-    @property
-    def begin(self) -> str:
-        """The tag with which calls begin; empty where that is not known."""
-        ...
-
     def reader(
         self, tools: Mapping[str, Tool], max_calls: int | None = None, *, is_held: bool = False
     ) -> TurnReader:
@@ -62,18 +57,21 @@ class ToolFormat(Protocol):
         """
         ...
 
-    def held(
-        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
-    ) -> HeldCalls | None:
+    def held(self, tools: Sequence[Tool], *, parallel: bool = True) -> HeldCalls | None:
         """What an output is held to that consists of calls as the model writes them; None where no
         grammar says it.
 
         Args:
             parallel: several calls may come.
-            behind_begin: the language begins behind the first call's `begin`.
 
         Raises:
             RequestError: a schema refers to itself in a way that cannot be moved.
+        """
+        ...
+
+    def held_where_begun(self, tools: Sequence[Tool], *, parallel: bool = True) -> HeldCalls | None:
+        """The same of free text that may have calls: what is held is a call from its first tag on;
+        None where that is no token of this model, too.
         """
         ...
 
@@ -81,7 +79,7 @@ class ToolFormat(Protocol):
 class NoFormat:
     """The format of a model whose calls are not known: they are content."""
 
-    name = begin = ""
+    name = ""
     kept_tokens: Sequence[str] = ()
 
     def reader(
@@ -90,11 +88,11 @@ class NoFormat:
         """A reader that finds none."""
         return PlainText()
 
-    def held(
-        self, tools: Sequence[Tool], *, parallel: bool = True, behind_begin: bool = False
-    ) -> HeldCalls | None:
+    def held(self, tools: Sequence[Tool], *, parallel: bool = True) -> HeldCalls | None:
         """No grammar."""
         return None
+
+    held_where_begun = held
 
 
 NO_FORMAT = NoFormat()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from frontend.processing.tool_calls.call_reader import TaggedFormat
 from frontend.processing.tool_calls.format import NO_FORMAT, ToolFormat
@@ -56,21 +56,24 @@ _SIGNS: tuple[tuple[TaggedFormat, tuple[str, ...]], ...] = (
 _TOOLS = re.compile(r"\btools\b")
 
 
-def find_format(parser: str, template: str, special: Mapping[str, int]) -> ToolFormat:
+def find_format(
+    parser: str, template: str, special: Mapping[str, int], added: Collection[str]
+) -> ToolFormat:
     """The format of a model's calls; warns where a template shows tools, and it is not known.
 
     Args:
         parser: one of `names.CHOICES`.
         template: the chat template's source.
         special: ids of the tokenizer's special tokens by their text.
+        added: texts of all its added tokens.
     """
     if parser == NONE:
         return NO_FORMAT
     if parser != AUTO:
-        return FORMATS[ALIASES.get(parser, parser)].with_tokens(special)
+        return FORMATS[ALIASES.get(parser, parser)].with_tokens(special, added)
     for each, signs in _SIGNS:
         if all(sign in template for sign in signs):
-            return each.with_tokens(special)
+            return each.with_tokens(special, added)
     if _TOOLS.search(template):
         logger.warning(
             "the chat template shows tools, and the form of the calls that it teaches is not "

@@ -26,6 +26,7 @@ class ToolUse:
     Attributes:
         tools_json: the tools, for `switchyard.v1.ChatRequest`; empty without tools.
         constraint: of the whole output, when the model must call.
+        strict: what calls keep to, when the model may call and a tool is strict.
         fields: of the constraint's fields, OpenAI's names: of what they come from.
         reader: makes the reader of one turn's text.
         kept_tokens: special tokens that the reader needs to see.
@@ -33,6 +34,7 @@ class ToolUse:
 
     tools_json: str = ""
     constraint: pb.Constraint | None = None
+    strict: pb.Constraint | None = None
     fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
     reader: Callable[[], TurnReader] = PlainText
     kept_tokens: Sequence[str] = ()
@@ -45,6 +47,8 @@ class ToolUse:
         chat.request.output.kept_tokens.extend(self.kept_tokens)
         if self.constraint is not None:
             chat.request.constraint.CopyFrom(self.constraint)
+        elif self.strict is not None and _is_free(chat.request):
+            chat.request.constraint.CopyFrom(self.strict)
 
 
 NO_TOOLS = ToolUse()
@@ -75,7 +79,12 @@ def tool_use(
         kept_tokens=tool_format.kept_tokens,
     )
     if choice.mode == "auto":
-        return use
+        begun = None
+        if any(tool.strict for tool in callable_tools.values()):
+            begun = tool_format.held_where_begun([*callable_tools.values()], parallel=parallel)
+        if begun is None:
+            return use
+        return dataclasses.replace(use, strict=begun.constraint, fields=begun.fields)
     is_named = choice.mode == "named"
     held = tool_format.held([*callable_tools.values()], parallel=parallel and not is_named)
     if held is None:
@@ -86,6 +95,13 @@ def tool_use(
         constraint=held.constraint,
         fields=held.fields,
     )
+
+
+def _is_free(request: pb.GenerateRequest) -> bool:
+    """Whether nothing else narrows the output, which could leave no token of a call."""
+    sampling = request.sampling
+    others = (sampling.allowed_token_ids, sampling.bad_token_ids, sampling.bad_words)
+    return not request.HasField("constraint") and not any(others)
 
 
 def _json_use(

@@ -182,3 +182,38 @@ async def test_a_call_that_is_asked_for_comes_behind_the_thoughts(
         assert turn.content == ""
         assert call.name == "f"
         assert all(isinstance(x, int) for x in json.loads(call.arguments).values())
+
+
+@pytest.mark.parametrize("opens", [False, True])
+async def test_calls_of_strict_tools_keep_to_their_schemas(opens: bool) -> None:
+    """What the thoughts quote does not, and the model need not call."""
+    wrong = CALLS["hermes"].replace("1", '"no"')
+    script = Script(wrong, opens)
+    strict = dataclasses.replace(TOOLS["f"], strict=True)
+    form = FORMATS["hermes"].with_tokens({}, ["<tool_call>"])
+    use = tool_use([strict], ToolChoice(mode="auto", names=("f",)), form)
+    chat = pb.ChatRequest(
+        messages=[{"role": pb.ROLE_USER, "content": "hi"}],
+        template_kwargs_json='{"opens": true}' if opens else "",
+    )
+    use.apply(chat)
+    turn = WholeTurn()
+    async with played_service(TOKENIZER, script) as (service, engine):
+        async for event in turn_events(service.chat(chat), use.reader):
+            if isinstance(event, TurnDelta):
+                turn.add(event)
+        assert engine._group.workers.num_triggered == 1, "no draw waited for the tag"
+    assert turn.reasoning == f"so {wrong} no"
+    assert turn.content.startswith("well,")
+    [call] = turn.calls
+    assert isinstance(json.loads(call.arguments)["x"], int)
+
+
+def test_strict_tools_beside_another_language_are_as_others() -> None:
+    strict = dataclasses.replace(TOOLS["f"], strict=True)
+    form = FORMATS["hermes"].with_tokens({}, ["<tool_call>"])
+    use = tool_use([strict], ToolChoice(mode="auto", names=("f",)), form)
+    for request in ({"constraint": {"regex": "a"}}, {"sampling": {"bad_words": ["x"]}}):
+        chat = pb.ChatRequest(request=request)
+        use.apply(chat)
+        assert chat.request.constraint == pb.GenerateRequest(**request).constraint

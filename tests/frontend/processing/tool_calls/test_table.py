@@ -27,14 +27,14 @@ def test_every_format_has_its_names() -> None:
     assert set(FORMATS) == set(NAMES) == set(TEMPLATES)
     assert set(ALIASES.values()) <= set(NAMES)
     for name in CHOICES[2:]:
-        assert find_format(name, "", {}).name == ALIASES.get(name, name)
+        assert find_format(name, "", {}, []).name == ALIASES.get(name, name)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_template_tells_its_format(name: str, caplog: pytest.LogCaptureFixture) -> None:
     source = f"{{% for tool in tools %}}{{% endfor %}}{TEMPLATES[name]}"
-    assert find_format("auto", source, {}).name == name
-    assert find_format("none", source, {}) is NO_FORMAT
+    assert find_format("auto", source, {}, []).name == name
+    assert find_format("none", source, {}, []) is NO_FORMAT
     assert not caplog.records
 
 
@@ -42,14 +42,14 @@ def test_a_template_tells_its_format(name: str, caplog: pytest.LogCaptureFixture
 def test_a_format_that_is_not_known_is_warned_of(
     source: str, warns: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert find_format("auto", source, {}) is NO_FORMAT
+    assert find_format("auto", source, {}, []) is NO_FORMAT
     assert ["--tool-call-parser" in each.message for each in caplog.records] == [True] * warns
 
 
 def test_tags_that_are_special_tokens_are_kept() -> None:
     special = {"[TOOL_CALLS]": 5, "[ARGS]": 9, "</s>": 2}
-    assert find_format("mistral", "", special).kept_tokens == ("[TOOL_CALLS]", "[ARGS]")
-    assert find_format("hermes", "", special).kept_tokens == ()
+    assert find_format("mistral", "", special, special).kept_tokens == ("[TOOL_CALLS]", "[ARGS]")
+    assert find_format("hermes", "", special, special).kept_tokens == ()
 
 
 def test_without_a_format_all_is_content() -> None:

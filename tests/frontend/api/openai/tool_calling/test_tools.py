@@ -333,7 +333,7 @@ def test_a_bad_function_call_is_refused(choice: Any) -> None:
 async def test_the_models_own_form_is_read_with_its_tags_and_ids() -> None:
     said = '[TOOL_CALLS] [{"name": "f", "arguments": {}, "id": "aB3dE6gH9"}]'
     service = ScriptedService([pb.Delta(text=said[:20], token_ids=[1]), says(said[20:])])
-    service.tool_format = find_format("mistral", "", {"[TOOL_CALLS]": 5})
+    service.tool_format = find_format("mistral", "", {"[TOOL_CALLS]": 5}, [])
     async with running_http(service) as http:
         create: Any = http.client.chat.completions.create
         answer = await create(
