@@ -22,7 +22,7 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("name", ["openai", "ai_sdk"])
+@pytest.mark.parametrize("name", ["openai", "ai_sdk", "anthropic"])
 def test_what_node_is_asked_it_gets(url: str, name: str) -> None:
     asked = {"url": url, "key": KEY, "model": MODEL, "sum": SUM, "answer": ANSWER, "paint": PAINT}
     asked |= {"noTopP": NO_TOP_P, "bias": terse()}
