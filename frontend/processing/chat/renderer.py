@@ -17,6 +17,7 @@ import tokenizers
 
 from frontend.processing.chat.control_tokens import MARK, ControlTokenError, ControlTokens
 from frontend.processing.chat.conversation import Conversation, Turn
+from frontend.processing.chat.later_system import has_later_system, with_reminders
 from frontend.processing.respelled import RespelledTokenizer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,8 @@ _CALLS: Turn = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT: Turn = {"role": "tool", "content": "c", "tool_call_id": "1"}
 _ANSWER: Turn = {"role": "assistant", "content": "d"}
 _WORD = Conversation(turns=[_USER])
+_LATER = "later instructions"
+_LATER_SYSTEM = Conversation(turns=[_SYSTEM, _USER, {"role": "system", "content": _LATER}])
 # With all that most templates know.
 _SAMPLES = (
     Conversation(turns=[_SYSTEM, _USER, _ANSWER, _USER]),
@@ -78,6 +81,7 @@ class ChatRenderer:
         self._library = library
         self._encode = encode
         self._markings: dict[str, _Marking] = {}
+        self._shows_later: dict[str, bool] = {}
 
     def ids(self, conversation: Conversation) -> list[int]:
         """Token ids of a conversation's prompt.
@@ -88,6 +92,8 @@ class ChatRenderer:
             ValueError: there is no template.
             TypeError: an argument of the template may not be set.
         """
+        if has_later_system(conversation) and not self._shows_later_system(conversation):
+            conversation = with_reminders(conversation)
         text = self._text(conversation, conversation.turns)
         if conversation.parses_special_tokens:
             return self._encode(text)
@@ -115,6 +121,17 @@ class ChatRenderer:
                 "conversations that spell one are refused"
             )
         self.ids(_WORD)
+
+    def _shows_later_system(self, conversation: Conversation) -> bool:
+        """Whether the conversation's template writes system turns behind others."""
+        source = self._wrapped.get_chat_template(None, conversation.tools)
+        if source not in self._shows_later:
+            try:
+                text = self._text(_LATER_SYSTEM, _LATER_SYSTEM.turns, chat_template=source)
+            except Exception:  # a template may refuse anything
+                text = ""
+            self._shows_later[source] = _LATER in text
+        return self._shows_later[source]
 
     def _marking(self, conversation: Conversation) -> _Marking:
         source = self._wrapped.get_chat_template(None, conversation.tools)
