@@ -185,16 +185,63 @@ _FITTING: Mapping[str, Callable[[Bytes], Any]] = {
 }
 
 
-def http_body(data: Bytes, chat: bool) -> bytes:
-    """A body for chat completions, or for completions."""
+HTTP_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+
+
+def http_body(data: Bytes, path: str) -> bytes:
+    """A body for a path."""
     body: dict[str, Any] = {}
     if data.below(16):
-        body["messages" if chat else "prompt"] = _turns(data) if chat else _prompts(data)
+        match path:
+            case "/v1/completions":
+                body["prompt"] = _prompts(data)
+            case "/v1/responses":
+                body |= _response(data)
+            case _:
+                body["messages"] = _turns(data)
     for _ in range(data.below(6)):
         name = data.pick(_FIELDS)
         fitting = _FITTING.get(name)
         body[name] = data.json(2) if fitting is None or data.below(4) == 0 else fitting(data)
     return data.json_text(body).encode(errors="surrogatepass")
+
+
+def _response(data: Bytes) -> dict[str, Any]:
+    """What is /v1/responses' alone."""
+    tools = [
+        {"type": data.pick(("function", "custom", "namespace", "mcp")), "name": data.text(),
+         "tools": [{"type": "function", "name": "f"}]}
+        for _ in range(data.below(3))
+    ]  # fmt: skip
+    text = {"type": "json_schema", "schema": languages.schema_object(data)}
+    body = {
+        "input": [_item(data) for _ in range(data.below(5))] if data.below(4) else data.json(2),
+        "instructions": data.text(),
+        "tools": tools,
+        "text": {"format": text if data.chance(60) else {"type": "text"}},
+        "reasoning": {"effort": data.pick(("low", "none")), "summary": data.pick((None, "auto"))},
+        "include": ["reasoning.encrypted_content", "message.output_text.logprobs"],
+        "max_output_tokens": 1 + data.below(8),
+        "stream": bool(data.below(2)),
+    }
+    return {name: value for name, value in body.items() if name == "input" or data.below(4)}
+
+
+def _item(data: Bytes) -> Any:
+    parts = [{"type": data.pick(("input_text", "output_text", "input_image")), "text": data.text()}]
+    called = {"call_id": data.pick(("c", "d")), "name": data.text()}
+    return data.pick(
+        (
+            {"role": data.pick(("user", "assistant", "developer", "tool")), "content": data.text()},
+            {"type": "message", "role": "user", "content": parts},
+            {"type": "reasoning", "summary": [], "content": parts},
+            {"type": "reasoning", "encrypted_content": data.pick(("switchyard-YQ==", data.text()))},
+            {"type": "function_call", "arguments": data.json_text(), **called},
+            {"type": "custom_tool_call", "input": data.text(), **called},
+            {"type": "function_call_output", "call_id": "c", "output": data.text()},
+            data.json(2),
+        )
+    )
 
 
 def _turns(data: Bytes) -> list[Any]:

@@ -236,8 +236,7 @@ class Targets:
 
     async def _http(self, data: Bytes) -> None:
         """HTTP bodies, good and bad, and some headers."""
-        chat = bool(data.below(2))
-        path = "/v1/chat/completions" if chat else "/v1/completions"
+        path = data.pick(messages.HTTP_PATHS)
         headers: list[tuple[bytes, bytes]] = []
         if data.chance(20):
             path = data.pick(
@@ -247,7 +246,7 @@ class Targets:
             if data.chance(20):
                 headers.append((name, data.take(data.below(40))))
         method = data.pick(("GET", "PUT", "HEAD", "\0")) if data.chance(10) else "POST"
-        body = data.rest() if data.chance(60) else messages.http_body(data, chat)
+        body = data.rest() if data.chance(60) else messages.http_body(data, path)
         scope = {"type": "http", "method": method, "path": path, "headers": headers, "client": None}
         check_http(await asgi(self._app, scope, body))
 

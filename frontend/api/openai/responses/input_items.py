@@ -5,6 +5,7 @@ Owns which items make one turn, and which item a turn's fields came from.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -26,9 +27,36 @@ _TAKEN = (
     "message, reasoning, function_call, function_call_output, custom_tool_call and "
     "custom_tool_call_output"
 )
-# Fields of `switchyard.v1.ToolCall` as items have them; arguments have a name for each type.
-_CALL_FIELDS = {"id": "call_id", "name": "name", "arguments_json": "arguments"}
+# Fields of `switchyard.v1.ToolCall` as items have them, but arguments.
+_CALL_FIELDS = {"id": "call_id", "name": "name"}
 _OF_TURN = re.compile(r"messages\[(\d+)\](?:\.tool_calls\[(\d+)\])?\.?(\w*)")
+
+
+@dataclasses.dataclass(slots=True)
+class _Turn:
+    """One turn as it grows; texts are put together once, however many there are.
+
+    Attributes:
+        places: the items of its calls, each with its name of the arguments; or of its result.
+    """
+
+    role: pb.Role
+    texts: list[str] = dataclasses.field(default_factory=list)
+    thoughts: list[str] = dataclasses.field(default_factory=list)
+    calls: list[pb.ToolCall] = dataclasses.field(default_factory=list)
+    tool_call_id: str = ""
+    places: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+    def message(self) -> pb.ChatMessage:
+        """The turn."""
+        between = "\n\n" if self.role == pb.ROLE_SYSTEM else "\n"
+        return pb.ChatMessage(
+            role=self.role,
+            content=between.join(filter(None, self.texts)),
+            reasoning="\n".join(filter(None, self.thoughts)),
+            tool_calls=self.calls,
+            tool_call_id=self.tool_call_id,
+        )
 
 
 class InputTurns:
@@ -44,19 +72,19 @@ class InputTurns:
 
     Raises:
         RequestError: an item is of another type, lacks something, or is the result of no call.
-
-    Attributes:
-        messages: the turns.
     """
 
     def __init__(self, instructions: str, items: Sequence[InputItem]) -> None:
-        self.messages: list[pb.ChatMessage] = []
-        self._places: list[list[str]] = []  # of each turn, the items of its calls or its result
+        self._turns: list[_Turn] = []
         self._call_ids: set[str] = set()
         if instructions:
-            self._begin(pb.ROLE_SYSTEM, content=instructions)
+            self._turns.append(_Turn(pb.ROLE_SYSTEM, [instructions]))
         for number, item in enumerate(items):
             self._add(item, f"input[{number}]")
+
+    def messages(self) -> list[pb.ChatMessage]:
+        """The turns."""
+        return [turn.message() for turn in self._turns]
 
     def names_of(self, field: str) -> dict[str, str]:
         """The parameter that a field of the turns came from, by the field; {}: another field."""
@@ -64,21 +92,22 @@ class InputTurns:
         if found is None:
             return {field: "input"} if field == "messages" else {}
         turn, call, last = found.groups()
-        places = self._places[int(turn)]
+        places = self._turns[int(turn)].places
         if call is not None:
-            return {field: f"{places[int(call)]}.{_CALL_FIELDS.get(last, last)}"}
-        return {field: f"{places[0]}.call_id" if last == "tool_call_id" else "input"}
+            path, arguments = places[int(call)]
+            return {field: f"{path}.{_CALL_FIELDS.get(last, arguments)}"}
+        return {field: f"{places[0][0]}.call_id" if last == "tool_call_id" else "input"}
 
     def _add(self, item: InputItem, path: str) -> None:
         match item.type:
             case "message" | None:
                 self._add_message(item, path)
             case "reasoning":
-                self._assistant().reasoning += _thoughts(item, path)
+                self._assistant().thoughts.append(_thoughts(item, path))
             case "function_call":
-                self._add_call(item, path, item.arguments or "{}")
+                self._add_call(item, item.arguments or "{}", (path, "arguments"))
             case "custom_tool_call":
-                self._add_call(item, path, json.dumps({INPUT: item.input or ""}))
+                self._add_call(item, json.dumps({INPUT: item.input or ""}), (path, "input"))
             case "function_call_output" | "custom_tool_call_output":
                 self._add_result(item, path)
             case "item_reference":
@@ -94,19 +123,16 @@ class InputTurns:
         if item.role is None:
             raise invalid_field(f"{path}.role", "is missing; send user, assistant or system")
         role, text = _ROLES[item.role], _text(item.content)
+        begins = role == pb.ROLE_SYSTEM and len(self._turns) == 1
         if role == pb.ROLE_ASSISTANT:
-            turn = self._assistant()
-            turn.content += ("\n" if turn.content and text else "") + text
-        elif (
-            role == pb.ROLE_SYSTEM
-            and all(each.role == role for each in self.messages[-1:])
-            and (len(self.messages) == 1)
-        ):
-            self.messages[0].content += f"\n\n{text}"
+            self._assistant().texts.append(text)
+        elif begins and self._turns[0].role == role:
+            self._turns[0].texts.append(text)
         else:
-            self._begin(role, content=text)
+            self._turns.append(_Turn(role, [text]))
 
-    def _add_call(self, item: InputItem, path: str, arguments: str) -> None:
+    def _add_call(self, item: InputItem, arguments: str, place: tuple[str, str]) -> None:
+        path, _ = place
         if not item.name:
             raise invalid_field(f"{path}.name", "is missing; send the tool's name")
         if not item.call_id:
@@ -115,8 +141,9 @@ class InputTurns:
         call = pb.ToolCall(
             id=item.call_id, name=shown_name(item.name, item.namespace), arguments_json=arguments
         )
-        self._assistant().tool_calls.append(call)
-        self._places[-1].append(path)
+        turn = self._assistant()
+        turn.calls.append(call)
+        turn.places.append(place)
 
     def _add_result(self, item: InputItem, path: str) -> None:
         if item.call_id not in self._call_ids:
@@ -124,18 +151,20 @@ class InputTurns:
                 f"{path}.call_id",
                 "is of no call before it; nothing is stored, so send the calls too",
             )
-        self._begin(pb.ROLE_TOOL, content=_text(item.output), tool_call_id=item.call_id)
-        self._places[-1].append(path)
+        self._turns.append(
+            _Turn(
+                pb.ROLE_TOOL,
+                [_text(item.output)],
+                tool_call_id=item.call_id or "",
+                places=[(path, "output")],
+            )
+        )
 
-    def _assistant(self) -> pb.ChatMessage:
+    def _assistant(self) -> _Turn:
         """The assistant's turn that goes on."""
-        if not self.messages or self.messages[-1].role != pb.ROLE_ASSISTANT:
-            self._begin(pb.ROLE_ASSISTANT)
-        return self.messages[-1]
-
-    def _begin(self, role: pb.Role, content: str = "", tool_call_id: str = "") -> None:
-        self.messages.append(pb.ChatMessage(role=role, content=content, tool_call_id=tool_call_id))
-        self._places.append([])
+        if not self._turns or self._turns[-1].role != pb.ROLE_ASSISTANT:
+            self._turns.append(_Turn(pb.ROLE_ASSISTANT))
+        return self._turns[-1]
 
 
 def _text(parts: Sequence[InputPart]) -> str:

@@ -84,7 +84,7 @@ def read_response(
     reasoning = body.reasoning or ReasoningParameters()
     kwargs = body.chat_template_kwargs
     chat = pb.ChatRequest(
-        messages=turns.messages,
+        messages=turns.messages(),
         request=request,
         template_kwargs_json="" if kwargs is None else json.dumps(kwargs),
         parse_special_tokens=bool(body.parse_special_tokens),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 from typing import Any
 
 import pytest
@@ -146,12 +147,24 @@ def test_what_is_no_turn_is_refused_by_its_place(items: Any, complaint: str) -> 
         ("messages[1].tool_calls[0].name", "input[1].name"),
         ("messages[1].tool_calls[1].id", "input[3].call_id"),
         ("messages[1].tool_calls[1].arguments_json", "input[3].arguments"),
-        ("messages[2].tool_call_id", "input[4].call_id"),
+        ("messages[1].tool_calls[2].arguments_json", "input[4].input"),
+        ("messages[2].tool_call_id", "input[5].call_id"),
         ("messages[1].tool_calls", "input"),
     ],
 )
 def test_errors_of_turns_name_the_item(field: str, name: str) -> None:
     said = {"role": "assistant", "content": "x"}
-    asked = read([ASKED, CALL, said, {**CALL, "call_id": "c2"}, RESULT])
+    custom = {"type": "custom_tool_call", "call_id": "c3", "name": "patch", "input": "x"}
+    asked = read([ASKED, CALL, said, {**CALL, "call_id": "c2"}, custom, RESULT])
     assert asked.turns.names_of(field) == {field: name}
     assert asked.turns.names_of("sampling.top_p") == {}
+
+
+def test_a_turn_of_many_messages_is_put_together_once() -> None:
+    """A message keeps every text that was ever set: 3 GB, where each adds to the last."""
+    count = 4_000
+    items = [{"role": "assistant", "content": "x" * 400}] * count
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    (turn,) = turns(items)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 500 << 10
+    assert len(turn.content) == 401 * count - 1
