@@ -115,7 +115,7 @@ def _set_language(
     names = set_language(request, _languages(body))
     if names and tools.constraint is not None:
         raise invalid_field("tool_choice", "forces a call, and text.format names a language")
-    return {**names, **tools.fields}
+    return {**tools.fields, **names}
 
 
 def _languages(body: ResponsesBody) -> Languages:

@@ -230,3 +230,10 @@ def test_every_parameter_of_openai_is_taken_refused_or_ignored() -> None:
 def test_errors_of_a_tool_s_schema_name_the_tool() -> None:
     asked = read(tools=[WEATHER], tool_choice={"type": "function", "name": "weather"})
     assert "tools[0].parameters" in asked.names.values()
+
+
+def test_a_format_goes_before_strict_tools_that_need_not_be_called() -> None:
+    form = {"type": "json_schema", "name": "n", "schema": SCHEMA}
+    asked = read(tools=[{**WEATHER, "strict": True}], text={"format": form})
+    assert json.loads(asked.request.request.constraint.json_schema) == SCHEMA
+    assert asked.names["constraint"] == "text.format.schema"
