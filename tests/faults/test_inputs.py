@@ -117,11 +117,18 @@ def test_numbers_of_any_size_in_a_body(targets: Targets, name: str, number: str)
         '{"messages": [{"role": "user", "content": "a"}], "tool_choice": "required",'
         ' "tools": [{"type": "function", "function": {"name": "f", "parameters": {"a": %s}}}]}',
         '{"messages": [{"role": "user", "content": "a"}], "chat_template_kwargs": {"a": %s}}',
+        '{"max_tokens": 1, "messages": [{"role": "user", "content": "a"}, {"role": "assistant",'
+        ' "content": [{"type": "tool_use", "name": "f", "input": %s}]}, {"role": "user",'
+        ' "content": [{"type": "tool_result", "tool_use_id": "a"}]}]}',
+        '{"max_tokens": 1, "messages": [{"role": "user", "content": "a"}],'
+        ' "output_config": {"format": {"type": "json_schema", "schema": {"a": %s}}}}',
     ],
 )
 def test_json_of_any_depth_in_a_body(targets: Targets, body: str) -> None:
     """Some depth can just be read, and not be written again."""
     path = "/v1/completions" if "prompt" in body else "/v1/chat/completions"
+    if "max_tokens" in body:
+        path = "/v1/messages"
     for depth in range(840, 1000, 2):
         targets.post(path, body % ('{"items":' * depth + "true" + "}" * depth))
 

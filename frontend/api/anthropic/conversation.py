@@ -6,8 +6,9 @@ turn, thoughts and calls are fields of the assistant's, and turns of one role af
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from frontend.api.anthropic.request_models import Block, MessageParam
 from frontend.errors import invalid_field
@@ -19,79 +20,101 @@ _ATTRIBUTION = "x-anthropic-billing-header:"
 _FAILED = "error"
 
 
+@dataclasses.dataclass(slots=True)
+class _Turn:
+    """A turn as it grows; a message of protobuf would keep every text that it ever had."""
+
+    role: pb.Role
+    texts: list[str] = dataclasses.field(default_factory=list)
+    thoughts: list[str] = dataclasses.field(default_factory=list)
+    calls: list[pb.ToolCall] = dataclasses.field(default_factory=list)
+    tool_call_id: str = ""
+
+    def goes_on_with(self, other: _Turn) -> bool:
+        """Whether ``other`` is part of this one, which a result of a tool never is."""
+        return self.role == other.role != pb.ROLE_TOOL
+
+    def add(self, other: _Turn) -> None:
+        """Go on with a turn of the same role."""
+        self.texts += other.texts
+        self.thoughts += other.thoughts
+        self.calls += other.calls
+
+    def message(self) -> pb.ChatMessage:
+        """The whole turn. An assistant's texts follow each other, those of others are lines."""
+        between = "" if self.role == pb.ROLE_ASSISTANT else "\n"
+        return pb.ChatMessage(
+            role=self.role,
+            content=between.join(self.texts),
+            reasoning="".join(self.thoughts),
+            tool_calls=self.calls,
+            tool_call_id=self.tool_call_id,
+        )
+
+
 def turns(system: Sequence[Block], messages: Sequence[MessageParam]) -> list[pb.ChatMessage]:
     """The turns of a conversation.
 
     Raises:
         RequestError: a block does not belong where it is, or lacks something.
     """
-    found: list[pb.ChatMessage] = []
+    found: list[_Turn] = []
     said = [block for block in system if not (block.text or "").startswith(_ATTRIBUTION)]
     if said:
-        found.append(pb.ChatMessage(role=pb.ROLE_SYSTEM, content=_text(said, "system")))
+        found.append(_Turn(pb.ROLE_SYSTEM, _texts(said, "system")))
     for index, message in enumerate(messages):
-        path = f"messages[{index}].content"
-        match message.role:
-            case "user":
-                new = _user(message.content, path)
-            case "assistant":
-                new = [_assistant(message.content, path)]
-            case "system":
-                text = _text(message.content, path)
-                new = [pb.ChatMessage(role=pb.ROLE_SYSTEM, content=text)]
-        for turn in new:
-            if not found or not _joined(found[-1], turn):
+        for turn in _turns_of(message, f"messages[{index}].content"):
+            if found and found[-1].goes_on_with(turn):
+                found[-1].add(turn)
+            else:
                 found.append(turn)
-    return found
+    return [turn.message() for turn in found]
 
 
-def _joined(turn: pb.ChatMessage, following: pb.ChatMessage) -> bool:
-    """Whether ``following`` went into ``turn``, which is of the same role."""
-    if turn.role != following.role or turn.role == pb.ROLE_TOOL:
-        return False
-    between = "" if turn.role == pb.ROLE_ASSISTANT else "\n"
-    turn.content = between.join(filter(None, (turn.content, following.content)))
-    turn.reasoning += following.reasoning
-    turn.tool_calls.extend(following.tool_calls)
-    return True
+def _turns_of(message: MessageParam, path: str) -> Iterator[_Turn]:
+    match message.role:
+        case "user":
+            yield from _user(message.content, path)
+        case "assistant":
+            yield _assistant(message.content, path)
+        case "system":
+            yield _Turn(pb.ROLE_SYSTEM, _texts(message.content, path))
 
 
-def _user(blocks: Sequence[Block], path: str) -> list[pb.ChatMessage]:
+def _user(blocks: Sequence[Block], path: str) -> Iterator[_Turn]:
     """A turn for each result of a tool, and one for what else the user says."""
-    found, said = [], []
+    said, has_result = _Turn(pb.ROLE_USER), False
     for number, block in enumerate(blocks):
         if block.type == "tool_result":
-            found.append(_result(block, f"{path}[{number}]"))
+            has_result = True
+            yield _result(block, f"{path}[{number}]")
         else:
-            said.append(_text([block], path, number))
-    if said or not found:
-        found.append(pb.ChatMessage(role=pb.ROLE_USER, content="\n".join(said)))
-    return found
+            said.texts.append(_text(block, f"{path}[{number}]"))
+    if said.texts or not has_result:
+        yield said
 
 
-def _result(block: Block, path: str) -> pb.ChatMessage:
+def _result(block: Block, path: str) -> _Turn:
     if not block.tool_use_id:
         raise invalid_field(f"{path}.tool_use_id", "is missing; send the tool_use's id")
-    text = _text(block.content, f"{path}.content")
-    return pb.ChatMessage(
-        role=pb.ROLE_TOOL,
-        content=text or (_FAILED if block.is_error else ""),
-        tool_call_id=block.tool_use_id,
-    )
+    texts = _texts(block.content, f"{path}.content")
+    if block.is_error and not any(texts):
+        texts = [_FAILED]
+    return _Turn(pb.ROLE_TOOL, texts, tool_call_id=block.tool_use_id)
 
 
-def _assistant(blocks: Sequence[Block], path: str) -> pb.ChatMessage:
-    turn = pb.ChatMessage(role=pb.ROLE_ASSISTANT)
+def _assistant(blocks: Sequence[Block], path: str) -> _Turn:
+    turn = _Turn(pb.ROLE_ASSISTANT)
     for number, block in enumerate(blocks):
         match block.type:
             case "thinking":
-                turn.reasoning += block.thinking or ""
+                turn.thoughts.append(block.thinking or "")
             case "redacted_thinking":  # nobody here can read it
                 pass
             case "tool_use":
-                turn.tool_calls.append(_call(block, f"{path}[{number}]"))
+                turn.calls.append(_call(block, f"{path}[{number}]"))
             case _:
-                turn.content += _text([block], path, number)
+                turn.texts.append(_text(block, f"{path}[{number}]"))
     return turn
 
 
@@ -102,15 +125,14 @@ def _call(block: Block, path: str) -> pb.ToolCall:
     return pb.ToolCall(id=block.id or "", name=block.name, arguments_json=arguments)
 
 
-def _text(blocks: Sequence[Block], path: str, first: int = 0) -> str:
-    """Blocks that must be text, a line or more each.
+def _texts(blocks: Sequence[Block], path: str) -> list[str]:
+    return [_text(block, f"{path}[{number}]") for number, block in enumerate(blocks)]
 
-    Args:
-        first: number of the first block under ``path``.
-    """
-    for number, block in enumerate(blocks, first):
-        if block.type != "text":
-            raise invalid_field(f"{path}[{number}].type", f"is {block.type}, must be text here")
-        if block.text is None:
-            raise invalid_field(f"{path}[{number}].text", "is missing; send it")
-    return "\n".join(block.text or "" for block in blocks)
+
+def _text(block: Block, path: str) -> str:
+    """The text of a block that must be one."""
+    if block.type != "text":
+        raise invalid_field(f"{path}.type", f"is {block.type}, must be text here")
+    if block.text is None:
+        raise invalid_field(f"{path}.text", "is missing; send it")
+    return block.text

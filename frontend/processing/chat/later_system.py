@@ -22,20 +22,22 @@ def with_reminders(conversation: Conversation) -> Conversation:
 
     Those that begin the conversation are joined; those behind it are part of a user's turn.
     """
-    turns: list[Turn] = []
-    holds_reminder = False  # the last turn does
+    gathered: list[tuple[Turn, list[str]]] = []  # each turn with its contents
+    is_begun = holds_reminder = False  # a turn that is no system's came; the last turn has one
     for turn in conversation.turns:
-        is_later = turn["role"] == "system" and any(each["role"] != "system" for each in turns)
-        new: Turn = turn
+        role, content = turn["role"], turn["content"]
+        is_later = role == "system" and is_begun
         if is_later:
-            new = {"role": "user", "content": _reminder(turn["content"])}
-        joins = turn["role"] == "system" or holds_reminder
-        if turns and joins and turns[-1]["role"] == new["role"]:
-            turns[-1] = {**turns[-1], "content": f"{turns[-1]['content']}\n{new['content']}"}
+            role, content = "user", _reminder(content)
+        joins = holds_reminder or turn["role"] == "system"
+        if gathered and joins and gathered[-1][0]["role"] == role:
+            gathered[-1][1].append(content)
         else:
-            turns.append(new)
+            gathered.append(({**turn, "role": role}, [content]))
             holds_reminder = False
         holds_reminder = holds_reminder or is_later
+        is_begun = is_begun or role != "system"
+    turns = [{**turn, "content": "\n".join(contents)} for turn, contents in gathered]
     return dataclasses.replace(conversation, turns=turns)
 
 

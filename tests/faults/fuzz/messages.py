@@ -185,7 +185,10 @@ _FITTING: Mapping[str, Callable[[Bytes], Any]] = {
 }
 
 
-HTTP_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/responses")
+HTTP_PATHS = (
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages",
+    "/v1/messages/count_tokens",
+)  # fmt: skip
 
 
 def http_body(data: Bytes, path: str) -> bytes:
@@ -197,6 +200,8 @@ def http_body(data: Bytes, path: str) -> bytes:
                 body["prompt"] = _prompts(data)
             case "/v1/responses":
                 body |= _response(data)
+            case "/v1/messages" | "/v1/messages/count_tokens":
+                body |= _anthropic(data)
             case _:
                 body["messages"] = _turns(data)
     for _ in range(data.below(6)):
@@ -239,6 +244,44 @@ def _item(data: Bytes) -> Any:
             {"type": "function_call", "arguments": data.json_text(), **called},
             {"type": "custom_tool_call", "input": data.text(), **called},
             {"type": "function_call_output", "call_id": "c", "output": data.text()},
+            data.json(2),
+        )
+    )
+
+
+def _anthropic(data: Bytes) -> dict[str, Any]:
+    """What is /v1/messages' alone."""
+    tool = {"name": data.text() or "f", "input_schema": languages.schema_object(data)}
+    format_ = {"type": "json_schema", "schema": languages.schema_object(data)}
+    body = {
+        "messages": [
+            {
+                "role": data.pick(("user", "assistant", "system", "tool")),
+                "content": [_block(data) for _ in range(data.below(4))] or data.text(),
+            }
+            for _ in range(1 + data.below(4))
+        ],
+        "system": [_block(data)] if data.below(2) else data.text(),
+        "tools": [tool] if data.below(2) else data.json(2),
+        "tool_choice": {"type": data.pick(("auto", "any", "tool", "none")), "name": "f"},
+        "thinking": {"type": data.pick(("enabled", "adaptive", "disabled")), "budget_tokens": 2},
+        "output_config": {"effort": "low", "format": format_ if data.chance(60) else None},
+        "max_tokens": 1 + data.below(8),
+        "stream": bool(data.below(2)),
+    }
+    needed = ("messages", "max_tokens")
+    return {name: value for name, value in body.items() if name in needed or data.below(3) == 0}
+
+
+def _block(data: Bytes) -> Any:
+    text = {"type": "text", "text": data.text()}
+    return data.pick(
+        (
+            text,
+            {"type": "thinking", "thinking": data.text(), "signature": ""},
+            {"type": "tool_use", "id": "t", "name": data.text(), "input": data.json(2)},
+            {"type": "tool_result", "tool_use_id": "t", "content": [text], "is_error": True},
+            {"type": data.pick(("image", "redacted_thinking", "document"))},
             data.json(2),
         )
     )

@@ -9,6 +9,7 @@ import anthropic
 import pytest
 from anthropic.types.shared import ErrorResponse
 
+from frontend.api.http import long_json
 from frontend.errors import Code, RequestError
 from frontend.records import UNKNOWN_CALLER
 from switchyard.v1 import inference_pb2 as pb
@@ -163,6 +164,16 @@ async def test_the_context_bounds_the_output_and_not_the_request() -> None:
         long = [{"role": "user", "content": "a" * 5000}]
         with pytest.raises(anthropic.BadRequestError, match="prompt is too long: "):
             await client.messages.create(**body(messages=long))
+
+
+async def test_a_whole_answer_has_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(long_json, "MAX_ANSWER_BYTES", 100)
+    service = ScriptedService([pb.Delta(text="a" * 60, token_ids=[1]), says("a" * 60)])
+    async with running_http(service) as http, client_of(http) as client:
+        with pytest.raises(anthropic.BadRequestError, match="does not fit 100 bytes"):
+            await client.messages.create(**body())
+        async with client.messages.stream(**body()) as stream:
+            assert await stream.get_final_text() == "a" * 120
 
 
 async def test_errors_have_the_names_that_were_sent() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from typing import Any
 
 import pytest
@@ -251,3 +252,12 @@ def test_what_is_refused(parameters: dict[str, Any], complaint: str) -> None:
 )
 def test_what_changes_no_answer_is_taken(parameters: dict[str, Any]) -> None:
     assert read(**parameters).chat == read().chat
+
+
+def test_many_messages_of_one_role_take_the_memory_of_one() -> None:
+    """A message of protobuf keeps every text that was ever set."""
+    for role in ("user", "assistant"):
+        messages = [{"role": role, "content": "a" * 1000}] * 2000
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        read(messages=[{"role": "system", "content": "s"}, *messages])
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200 << 10
