@@ -10,8 +10,8 @@ from starlette.routing import Route
 from frontend.api.anthropic.app import anthropic_api
 from frontend.api.anthropic.openapi import described
 from frontend.api.http.app import http_app
+from frontend.api.http.body import Uploads
 from frontend.api.http.middleware import Authenticate, without_keys
-from frontend.api.http.uploads import Uploads
 from frontend.api.openai.app import Metrics, openai_api
 from frontend.service.service import Service
 

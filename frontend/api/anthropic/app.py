@@ -20,9 +20,9 @@ from frontend.api.anthropic.job import MessagesJob
 from frontend.api.anthropic.parameters import Asked, read_messages, read_prompt
 from frontend.api.anthropic.response_models import ModelInfo, ModelPage, TokenCount
 from frontend.api.http.app import HttpApi
+from frontend.api.http.body import Uploads
 from frontend.api.http.errors import HttpError
 from frontend.api.http.generation import GenerationResponse
-from frontend.api.http.uploads import Uploads
 from frontend.errors import RequestError
 from frontend.service.service import Service
 

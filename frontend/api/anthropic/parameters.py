@@ -13,8 +13,7 @@ from typing import Any
 from frontend.api.anthropic.conversation import turns
 from frontend.api.anthropic.request_models import MessagesBody, PromptBody
 from frontend.api.anthropic.tools import messages_tools
-from frontend.api.http.sampling import set_numbers
-from frontend.api.http.validation import validated
+from frontend.api.http.values import set_numbers, validated
 from frontend.errors import invalid_field
 from frontend.processing.tool_calls.format import ToolFormat
 from frontend.processing.tool_calls.tool_use import ToolUse

@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 from pydantic_core import PydanticCustomError
 
-from frontend.api.http.validation import RequestModel
-from frontend.api.http.values import MaxTokens, Number, Strings, TopK, content_parts
+from frontend.api.http.values import MaxTokens, Number, RequestModel, Strings, TopK, content_parts
 
 _KINDS = ("text", "thinking", "redacted_thinking", "tool_use", "tool_result")
 

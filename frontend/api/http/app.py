@@ -7,6 +7,7 @@ API's paths.
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable, Sequence
 
 from starlette.applications import Starlette
@@ -76,8 +77,11 @@ def http_app(
         assert isinstance(error, HTTPException | RequestError)
         return respond(request.scope, error)
 
+    routes = [route for api in apis for route in api.routes]
+    num_apis = Counter(route.path for route in routes)
     app = Starlette(
-        routes=[*(route for api in apis for route in api.routes), *pages],
+        # Paths that several APIs have come last: each of these looks at more than the path.
+        routes=[*sorted(routes, key=lambda route: num_apis[route.path] > 1), *pages],
         middleware=[
             Middleware(RequestIds, respond=respond),
             Middleware(TrailingSlashes),

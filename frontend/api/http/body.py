@@ -1,6 +1,6 @@
-"""A request's body: read within its bounds, and parsed.
+"""Requests' bodies: read within their bounds, and parsed, long ones in turns.
 
-Owns which types and encodings are taken, the bounds of each body and of all together, which bodies
+Owns which types are taken, the bounds of each body and of all together, which bodies
 a web page could have sent behind its user's back, and what JSON is taken. Knows no parameter.
 
 The parser holds up every stream while it runs, 0.1 µs for a number and 0.4 µs for an empty list, so
@@ -11,12 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import zlib
-from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 
+from frontend.api.http.content_encoding import PIECE_BYTES, Inflater, inflater
 from frontend.api.http.errors import HttpError
 from frontend.bounds import (
     MAX_BODIES_BYTES,
@@ -27,18 +27,20 @@ from frontend.bounds import (
     UNCOUNTED_BODY_BYTES,
 )
 from frontend.errors import invalid_field
+from frontend.processing.threads import TURN_LENGTH, Turns
 
 # A body that is not complete after this is refused.
 BODY_SECONDS = 30.0
 RETRY_SECONDS = 1
-# Counted and decoded at once; other tasks run before the next piece.
-_PIECE_BYTES = 64 << 10
 
 _CLOSE = {"connection": "close"}
 # What `curl -d` says of JSON, and what clients written by hand say.
 _CARELESS_TYPES = frozenset({"", "application/x-www-form-urlencoded"})
 # Browsers set them, and let no page change them.
 _BROWSERS_HEADERS = ("origin", "sec-fetch-site")
+
+
+_R = TypeVar("_R")
 
 
 class Budget:
@@ -76,6 +78,33 @@ class _Share:
         self._counted = 0
 
 
+class Uploads:
+    """Reads bodies; every API of the port has the same."""
+
+    def __init__(self) -> None:
+        self._budget, self._turns = Budget(), Turns()
+
+    async def read(self, request: Request, function: Callable[[dict[str, Any]], _R]) -> _R:
+        """What ``function`` makes of a body's JSON object, which may hold up the loop where that
+        is long.
+
+        Raises:
+            HttpError, ClientDisconnect: see `read_body`.
+            RequestError: the body is no JSON object, or ``function`` refuses it.
+        """
+        body = await read_body(request, self._budget)
+
+        def made(body: bytes) -> _R:
+            try:
+                return function(parse_object(body))
+            except RecursionError as error:  # JSON that can just be parsed may be too deep to write
+                raise invalid_field("body", "is nested too deep; send flatter JSON") from error
+
+        if len(body) <= TURN_LENGTH:
+            return made(body)
+        return await self._turns.run(made, body)
+
+
 async def read_body(request: Request, budget: Budget) -> bytes:
     """The body, decoded.
 
@@ -86,7 +115,8 @@ async def read_body(request: Request, budget: Budget) -> bytes:
         ClientDisconnect: the client left before the body's end.
     """
     _check_type(request.headers)
-    decoder = _decoder(request)
+    encoding = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
+    decoder = None if encoding in ("", "identity") else inflater(encoding)
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > MAX_BODY_BYTES:
         raise _too_large(f"is larger than {MAX_BODY_BYTES} bytes")
@@ -105,21 +135,26 @@ async def read_body(request: Request, budget: Budget) -> bytes:
         share.free()
 
 
-async def _read(request: Request, decoder: _Decoder, share: _Share) -> bytes:
+async def _read(request: Request, decoder: Inflater | None, share: _Share) -> bytes:
     pieces, num_sent, size, values = [], 0, 0, _ValueCounter()
     async for chunk in request.stream():
         num_sent += len(chunk)
-        for piece in decoder.decode(chunk):
+        for piece in _pieces(chunk) if decoder is None else decoder.decode(chunk):
             size += len(piece)
             if max(num_sent, size) > MAX_BODY_BYTES:
                 raise _too_large(f"is larger than {MAX_BODY_BYTES} bytes")
             share.grow(size)
             values.add(piece)
             pieces.append(piece)
-            if len(piece) == _PIECE_BYTES:
+            if len(piece) == PIECE_BYTES:
                 await asyncio.sleep(0)
-    decoder.finish()
+    if decoder is not None:
+        decoder.finish()
     return b"".join(pieces)
+
+
+def _pieces(data: bytes) -> Iterator[bytes]:
+    return (data[start : start + PIECE_BYTES] for start in range(0, len(data), PIECE_BYTES))
 
 
 class _ValueCounter:
@@ -156,81 +191,6 @@ class _ValueCounter:
 
 _DIGITS_AS_ZEROS = bytes(ord("0") if chr(byte).isdecimal() else byte for byte in range(256))
 _LONG_NUMBER = b"0" * (MAX_NUMBER_CHARS + 1)
-
-
-class _Decoder(Protocol):
-    def decode(self, data: bytes) -> Iterator[bytes]:
-        """What follows, in pieces of `_PIECE_BYTES` at most."""
-        ...
-
-    def finish(self) -> None:
-        """Check that nothing is missing."""
-        ...
-
-
-class _Identity:
-    """Bytes that are what they are."""
-
-    def decode(self, data: bytes) -> Iterator[bytes]:
-        return (data[start : start + _PIECE_BYTES] for start in range(0, len(data), _PIECE_BYTES))
-
-    def finish(self) -> None:
-        pass
-
-
-class _Inflater:
-    """One stream of zlib's, which holds one decoded piece at a time."""
-
-    def __init__(self, name: str, window_bits: int) -> None:
-        self._name, self._stream = name, zlib.decompressobj(window_bits)
-
-    def decode(self, data: bytes) -> Iterator[bytes]:
-        if data and self._stream.eof:
-            raise self._invalid()
-        decoded = data
-        while decoded:
-            try:
-                decoded = self._stream.decompress(data, _PIECE_BYTES)
-            except zlib.error as error:
-                raise self._invalid() from error
-            yield decoded
-            data = self._stream.unconsumed_tail
-        if self._stream.unused_data:
-            raise self._invalid()
-
-    def finish(self) -> None:
-        if not self._stream.eof:
-            raise self._invalid()
-
-    def _invalid(self) -> HttpError:
-        return _refusal(400, f"the body is not one whole {self._name} stream", "invalid_encoding")
-
-
-# The window bits say which header zlib expects: gzip's or its own.
-_WINDOW_BITS: Mapping[str, int] = {
-    "gzip": 16 + zlib.MAX_WBITS,
-    "x-gzip": 16 + zlib.MAX_WBITS,
-    "deflate": zlib.MAX_WBITS,
-}
-
-
-def _decoder(request: Request) -> _Decoder:
-    """Of the request's Content-Encoding.
-
-    Raises:
-        HttpError: 415; it is none that is taken.
-    """
-    name = ", ".join(request.headers.getlist("content-encoding")).strip().lower()
-    if name in ("", "identity"):
-        return _Identity()
-    if name not in _WINDOW_BITS:
-        raise _refusal(
-            415,
-            "the body's Content-Encoding is not taken; send it as it is, or by gzip or deflate",
-            "unsupported_encoding",
-            {"accept-encoding": "gzip, deflate"},
-        )
-    return _Inflater(name, _WINDOW_BITS[name])
 
 
 def _check_type(headers: Mapping[str, str]) -> None:

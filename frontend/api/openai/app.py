@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from starlette.exceptions import HTTPException
@@ -17,15 +17,15 @@ from starlette.routing import Route
 from starlette.types import Scope
 
 from frontend.api.http.app import HttpApi
+from frontend.api.http.body import Uploads
 from frontend.api.http.errors import HttpError
 from frontend.api.http.generation import GenerationResponse, Job
 from frontend.api.http.long_json import LongJSONResponse
 from frontend.api.http.openapi import Described, Schema, openapi_document
-from frontend.api.http.uploads import Uploads
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.completions import read_completion
 from frontend.api.openai.errors import ApiError, api_error, shaped
-from frontend.api.openai.generation import BoundJob
+from frontend.api.openai.generation import Job as OpenAIJob
 from frontend.api.openai.load import as_json
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.openapi import DOCS_HEADERS, described, docs_page
@@ -235,3 +235,31 @@ def _not_found(path: str) -> str:
         "no such path here; see /v1/models, /v1/chat/completions, /v1/completions, /v1/responses, "
         "/health, /docs"
     )
+
+
+class BoundJob:
+    """A job with what it works on: a `frontend.api.http.generation.Job`."""
+
+    names_events = False
+    last_event = b"data: [DONE]\n\n"
+
+    def __init__(self, job: OpenAIJob, service: Service, texts: TokenTexts, caller: Caller) -> None:
+        self.stream = job.stream
+        self._job = job
+        self._parts = service, texts, caller
+
+    def chunks(self) -> AsyncGenerator[Sequence[Mapping[str, object]], None]:
+        """Chunks as they come."""
+        return self._job.chunks(*self._parts)
+
+    async def answer(self) -> Mapping[str, object]:
+        """The whole answer."""
+        return await self._job.answer(*self._parts)
+
+    def refusal(self, error: RequestError) -> ApiError:
+        """OpenAI's error, with the request's own names."""
+        return api_error(error, self._job.names)
+
+    def error_events(self, error: RequestError) -> Sequence[Mapping[str, object]]:
+        """OpenAI's error object."""
+        return [self.refusal(error).body]

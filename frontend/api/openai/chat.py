@@ -13,12 +13,12 @@ from typing import Any, cast
 
 from frontend.api.http.generation import with_free_id
 from frontend.api.http.long_json import AnswerSize, JsonArray
-from frontend.api.http.validation import validated
+from frontend.api.http.values import validated
 from frontend.api.openai.generation import FINISH_REASONS, envelope, usage_of
 from frontend.api.openai.logprobs import TokenTexts, chat_logprobs, token_ids
 from frontend.api.openai.parameters.common import generate_request, refuse_unsupported
 from frontend.api.openai.parameters.models import CalledFunction, ChatBody, Message
-from frontend.api.openai.parameters.reasoning import set_reasoning
+from frontend.api.openai.parameters.reasoning import REASONING_PARAMETERS, set_reasoning
 from frontend.api.openai.prompt_logprobs import prompt_logprobs
 from frontend.api.openai.response_models import (
     ChatChoice,
@@ -33,11 +33,11 @@ from frontend.api.openai.response_models import (
     TokenLogprob,
     Usage,
 )
-from frontend.api.openai.tool_calling.tools import chat_tools
+from frontend.api.openai.tool_calling.tools import TOOL_PARAMETERS, chat_tools
 from frontend.api.openai.tool_calling.turn_parts import deltas, message
 from frontend.errors import invalid_field
 from frontend.processing.tool_calls.format import ToolFormat
-from frontend.processing.tool_calls.tool_use import ToolUse
+from frontend.processing.tool_calls.tool_use import NO_TOOLS, ToolUse
 from frontend.records import Caller
 from frontend.service.service import Service
 from frontend.service.turns import (
@@ -79,7 +79,8 @@ class ChatJob:
     stream: bool
     include_usage: bool
     names: Mapping[str, str]
-    envelope: Envelope
+    answer_id: str
+    model: str
 
     async def answer(self, service: Service, texts: TokenTexts, caller: Caller) -> ChatCompletion:
         """The whole answer."""
@@ -97,7 +98,7 @@ class ChatJob:
                     case Finished(usage):
                         pass
         answer: ChatCompletion = {
-            **self.envelope,  # type: ignore[typeddict-item]  # it has no prompt_logprobs
+            **self._envelope(),  # type: ignore[typeddict-item]  # it has no prompt_logprobs
             "object": "chat.completion",
             "choices": [self._choice(index, choices[index]) for index in sorted(choices)],
             "usage": usage_of([usage]),
@@ -113,13 +114,18 @@ class ChatJob:
         async with contextlib.aclosing(self._events(service, caller)) as events:
             async for event in events:
                 match event:
+                    case Started():
+                        head = self._envelope()
                     case TurnDelta(index, is_first):
                         choices = [_chunk_choice(index, _ROLE)] if is_first else []
                         choices += await self._new_of(event, texts)
                         if choices:
-                            yield [self._chunk([choice]) for choice in choices]
+                            yield [self._chunk(head, [choice]) for choice in choices]
                     case Finished(usage) if self.include_usage:
-                        yield [self._chunk([], usage_of([usage]))]
+                        yield [self._chunk(head, [], usage_of([usage]))]
+
+    def _envelope(self) -> Envelope:
+        return envelope("chatcmpl", self.answer_id, self.model)
 
     def _events(self, service: Service, caller: Caller) -> AsyncGenerator[TurnEvent, None]:
         stream = with_free_id(
@@ -170,9 +176,11 @@ class ChatJob:
             return reason
         return "function_call" if self.is_legacy else "tool_calls"
 
-    def _chunk(self, choices: list[ChatChunkChoice], usage: Usage | None = None) -> ChatChunk:
+    def _chunk(
+        self, head: Envelope, choices: list[ChatChunkChoice], usage: Usage | None = None
+    ) -> ChatChunk:
         chunk: ChatChunk = {
-            **self.envelope,  # type: ignore[typeddict-item]  # it has no usage
+            **head,  # type: ignore[typeddict-item]  # it has no usage
             "object": "chat.completion.chunk",
             "choices": choices,
         }
@@ -237,7 +245,9 @@ def read_chat(
     limit = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     request, names = generate_request(body, getattr(body, limit))
     request.request_id = request_id
-    tools, is_legacy = chat_tools(body, values, tool_format)
+    tools, is_legacy = NO_TOOLS, False
+    if not body.model_fields_set.isdisjoint(TOOL_PARAMETERS):
+        tools, is_legacy = chat_tools(body, values, tool_format)
     names["stop_conditions.max_new_tokens"] = limit
     if tools.constraint is not None and request.HasField("constraint"):
         raise invalid_field(
@@ -254,8 +264,10 @@ def read_chat(
         continue_final_message=bool(body.continue_final_message),
         add_generation_prompt=body.add_generation_prompt,
     )
-    names |= set_reasoning(body, chat.reasoning)
-    tools.apply(chat)
+    if not body.model_fields_set.isdisjoint(REASONING_PARAMETERS):
+        names |= set_reasoning(body, chat.reasoning)
+    if tools is not NO_TOOLS:
+        tools.apply(chat)
     return ChatJob(
         request=chat,
         num_top=body.top_logprobs or 0,
@@ -265,7 +277,8 @@ def read_chat(
         stream=bool(body.stream),
         include_usage=bool(body.stream_options and body.stream_options.include_usage),
         names=names,
-        envelope=envelope("chatcmpl", request_id, model),
+        answer_id=request_id,
+        model=model,
     )
 
 

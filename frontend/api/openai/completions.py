@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Any
 
 from frontend.api.http.long_json import AnswerSize
-from frontend.api.http.validation import validated
+from frontend.api.http.values import validated
 from frontend.api.openai.completion_choices import ChoiceParts, PromptChoices
 from frontend.api.openai.generation import envelope, usage_of
 from frontend.api.openai.logprobs import (

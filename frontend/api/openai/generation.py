@@ -9,10 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
-from frontend.api.openai.errors import ApiError, api_error
 from frontend.api.openai.logprobs import TokenTexts
 from frontend.api.openai.response_models import Envelope, FinishReason, Usage
-from frontend.errors import RequestError
 from frontend.records import Caller
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
@@ -50,34 +48,6 @@ class Job(Protocol):
     ) -> Mapping[str, object]:
         """The whole answer. Cancelling it aborts the request."""
         ...
-
-
-class BoundJob:
-    """A job with what it works on: a `frontend.api.http.generation.Job`."""
-
-    names_events = False
-    last_event = b"data: [DONE]\n\n"
-
-    def __init__(self, job: Job, service: Service, texts: TokenTexts, caller: Caller) -> None:
-        self.stream = job.stream
-        self._job = job
-        self._parts = service, texts, caller
-
-    def chunks(self) -> AsyncGenerator[Sequence[Mapping[str, object]], None]:
-        """Chunks as they come."""
-        return self._job.chunks(*self._parts)
-
-    async def answer(self) -> Mapping[str, object]:
-        """The whole answer."""
-        return await self._job.answer(*self._parts)
-
-    def refusal(self, error: RequestError) -> ApiError:
-        """OpenAI's error, with the request's own names."""
-        return api_error(error, self._job.names)
-
-    def error_events(self, error: RequestError) -> Sequence[Mapping[str, object]]:
-        """OpenAI's error object."""
-        return [self.refusal(error).body]
 
 
 def envelope(prefix: str, request_id: str, model: str) -> Envelope:

@@ -12,7 +12,7 @@ from typing import Any, cast
 from pydantic import BaseModel, ConfigDict, Field
 
 from frontend.api.http.long_json import AnswerSize, JsonArray
-from frontend.api.http.validation import validated
+from frontend.api.http.values import validated
 from frontend.api.openai.chat import read_chat
 from frontend.api.openai.errors import ApiError
 from frontend.api.openai.logprobs import TokenTexts

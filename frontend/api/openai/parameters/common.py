@@ -10,8 +10,7 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from frontend.api.http.sampling import set_numbers
-from frontend.api.http.values import UINT32_MAX
+from frontend.api.http.values import UINT32_MAX, set_numbers
 from frontend.api.openai.parameters.models import (
     GenerationBody,
     JsonSchemaFormat,

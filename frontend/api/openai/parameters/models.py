@@ -11,7 +11,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 
-from frontend.api.http.validation import RequestModel
 from frontend.api.http.values import (
     Int32,
     MaxTokens,
@@ -20,6 +19,7 @@ from frontend.api.http.values import (
     NumSamples,
     PartType,
     Prompts,
+    RequestModel,
     Seed,
     Strings,
     ThinkingTokens,

@@ -7,6 +7,8 @@ from frontend.errors import invalid_field
 from switchyard.v1 import inference_pb2 as pb
 
 _BUDGET_NAMES = ("max_thinking_tokens", "thinking_budget", "thinking_token_budget")
+REASONING_PARAMETERS = {"include_reasoning", "reasoning_effort", *_BUDGET_NAMES}
+"""A body without these says nothing of thoughts."""
 
 
 def set_reasoning(body: ChatBody, reasoning: pb.ReasoningOptions) -> dict[str, str]:

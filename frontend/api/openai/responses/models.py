@@ -11,8 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, PlainValidator
 from pydantic_core import PydanticCustomError
 
-from frontend.api.http.validation import RequestModel
-from frontend.api.http.values import MaxTokens, TopLogprobs, text_part
+from frontend.api.http.values import MaxTokens, RequestModel, TopLogprobs, text_part
 from frontend.api.openai.parameters.models import Effort, SamplingBody
 
 _PART_TYPES = (

@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from frontend.api.http.validation import validated
+from frontend.api.http.values import validated
 from frontend.api.openai.parameters.common import (
     Languages,
     refuse_rows,

@@ -16,6 +16,9 @@ from frontend.processing.tool_calls.format import ToolFormat
 from frontend.processing.tool_calls.tool_use import NO_TOOLS, ToolUse, tool_use
 from frontend.processing.tool_calls.tools import Mode, Tool, ToolChoice
 
+TOOL_PARAMETERS = {"tools", "tool_choice", "functions", "function_call"}
+"""A body without these has no tools."""
+
 
 def chat_tools(
     body: ChatBody, values: Mapping[str, Any], tool_format: ToolFormat
