@@ -7,8 +7,10 @@ of stop strings.
 from __future__ import annotations
 
 import codecs
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from typing import ClassVar
 
 import tokenizers
 
@@ -84,6 +86,7 @@ class PiecesWith(dict[int, str | bytes]):
         return self._pieces[token_id]
 
 
+@dataclasses.dataclass(slots=True)
 class ByteDecoder:
     """Detokenizer where each token is a piece of a UTF-8 byte string; exact, O(1) a token.
 
@@ -91,14 +94,10 @@ class ByteDecoder:
         pieces: what each token id adds, as `complete_text` gives it; "" for what adds no text.
     """
 
-    __slots__ = ("_pending", "_pieces")
-
-    matched: str | None = None
-    num_thought_tokens = 0
-
-    def __init__(self, pieces: Mapping[int, str | bytes]) -> None:
-        self._pieces = pieces
-        self._pending = b""
+    _pieces: Mapping[int, str | bytes]
+    _pending: bytes = b""
+    matched: ClassVar[str | None] = None
+    num_thought_tokens: ClassVar[int] = 0
 
     def push(self, token_id: int) -> str:
         """The characters this token completed."""

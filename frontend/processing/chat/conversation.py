@@ -60,6 +60,11 @@ class Conversation:
             for turn in self.turns
         )
 
+    @property
+    def has_later_system(self) -> bool:
+        """Whether a system turn stands behind another turn."""
+        return any(turn["role"] == "system" for turn in self.turns[1:])
+
     def with_objects(self) -> Conversation:
         """The same with {} for arguments of calls that are no JSON object."""
         turns = [

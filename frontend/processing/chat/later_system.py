@@ -12,11 +12,6 @@ import dataclasses
 from frontend.processing.chat.conversation import Conversation, Turn
 
 
-def has_later_system(conversation: Conversation) -> bool:
-    """Whether a system turn stands behind another turn."""
-    return any(turn["role"] == "system" for turn in conversation.turns[1:])
-
-
 def with_reminders(conversation: Conversation) -> Conversation:
     """The same with one system turn at most, which is the first.
 

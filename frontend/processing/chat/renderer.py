@@ -17,7 +17,7 @@ import tokenizers
 
 from frontend.processing.chat.control_tokens import MARK, ControlTokenError, ControlTokens
 from frontend.processing.chat.conversation import Conversation, Turn
-from frontend.processing.chat.later_system import has_later_system, with_reminders
+from frontend.processing.chat.later_system import with_reminders
 from frontend.processing.respelled import RespelledTokenizer
 
 logger = logging.getLogger(__name__)
@@ -92,7 +92,7 @@ class ChatRenderer:
             ValueError: there is no template.
             TypeError: an argument of the template may not be set.
         """
-        if has_later_system(conversation) and not self._shows_later_system(conversation):
+        if conversation.has_later_system and not self._shows_later_system(conversation):
             conversation = with_reminders(conversation)
         text = self._text(conversation, conversation.turns)
         if conversation.parses_special_tokens:

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from frontend.api.http import body as upload
-from frontend.api.http import uploads
 from frontend.bounds import MAX_BODY_BYTES
 from tests.frontend.fakes import answer_text
 from tests.frontend.http_fakes import post, raw, running_http
@@ -117,7 +116,7 @@ async def test_bodies_under_way_share_a_bound(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(upload, "MAX_BODIES_BYTES", 100_000)
     monkeypatch.setattr(upload, "UNCOUNTED_BODY_BYTES", 1000)
     budget = upload.Budget()
-    monkeypatch.setattr(uploads, "Budget", lambda: budget)
+    monkeypatch.setattr(upload, "Budget", lambda: budget)
     large = BODY[:-1] + b" " * 60_000 + b"}"
     head = b"POST /v1/completions HTTP/1.1\r\nhost: x\r\ncontent-length: %d\r\n\r\n" % len(large)
     async with running_http() as http, asyncio.timeout(30):
@@ -159,7 +158,7 @@ async def test_bodies_under_way_share_a_bound(monkeypatch: pytest.MonkeyPatch) -
 async def test_values_are_counted_before_they_are_parsed(
     value: str, complaint: str, encoding: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(uploads, "parse_object", lambda body: pytest.fail("it was parsed"))
+    monkeypatch.setattr(upload, "parse_object", lambda body: pytest.fail("it was parsed"))
     body = b'{"prompt": "abc", "ignored": ' + value.encode() + b"}"
     packed = gzip.compress(body, 1) if encoding == "gzip" else body
     async with running_http() as http:
