@@ -15,7 +15,7 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.fakes import MODEL
 from tests.frontend.http_fakes import ScriptedService, running_http, says
 
-CLAUDE = Path(__file__).parents[1] / "node" / "node_modules" / ".bin" / "claude"
+CLAUDE = Path(__file__).parent / "node_modules" / ".bin" / "claude"
 COMMAND = "echo all well"
 
 pytestmark = [

@@ -15,7 +15,7 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.clients.cases import MODEL
 from tests.frontend.http_fakes import ScriptedService, running_http, says
 
-CODEX = Path(__file__).parent / "node" / "node_modules" / ".bin" / "codex"
+CODEX = Path(__file__).parent / "node_modules" / ".bin" / "codex"
 # web_search is a tool that a server would have to run.
 CONFIG = """
 model = "{model}"
@@ -31,7 +31,7 @@ COMMAND = "echo hello > written.txt; echo all well"
 
 pytestmark = [
     pytest.mark.processes,
-    pytest.mark.skipif(not CODEX.exists(), reason="codex is not installed (docs/http.md)"),
+    pytest.mark.skipif(not CODEX.exists(), reason="codex is not installed (docs/responses.md)"),
 ]
 
 
