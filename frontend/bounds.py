@@ -7,6 +7,8 @@ size of a message.
 
 from __future__ import annotations
 
+import os
+
 MAX_MESSAGE_BYTES = 8 << 20
 """Size of any message, in and out; the transports enforce it for incoming ones."""
 MAX_BODY_BYTES = MAX_MESSAGE_BYTES
@@ -92,8 +94,9 @@ COMPILE_SECONDS = 5.0
 COMPILE_STACK_BYTES = 256 << 20
 """Stack of the compiler, which recurses through references: the deepest schema within these bounds
 needs more than the usual 8 MiB, beyond which the process would crash, and less than 32."""
-MAX_COMPILES = 4
-"""Compilations at once; one that takes too long goes on after its request was refused."""
+MAX_COMPILES = max(2, min(4, (os.cpu_count() or 1) // 2))
+"""Compilations at once, each on a core; one that takes too long goes on after its request was
+refused."""
 MAX_WAITING_COMPILES = 256
 COMPILE_WAIT_SECONDS = 30.0
 """How many wait for these, and how long."""

@@ -243,7 +243,8 @@ def parse_object(body: bytes) -> dict[str, Any]:
     try:
         # `json.loads` would guess at UTF-16, in which values are not counted, and take surrogates.
         values = json.loads(body.decode("utf-8-sig"), parse_constant=_refuse_constant)
-        if b"\\ud" in body or b"\\uD" in body:
+        # One byte is found ten times faster than three.
+        if b"\\" in body and (b"\\ud" in body or b"\\uD" in body):
             json.dumps(values, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except (ValueError, RecursionError) as error:
         raise invalid_field("body", "is not valid JSON; send one object, in UTF-8") from error

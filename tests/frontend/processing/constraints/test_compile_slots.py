@@ -6,10 +6,17 @@ import asyncio
 
 import pytest
 
-from frontend.bounds import MAX_COMPILES, MAX_WAITING_COMPILES
+from frontend.bounds import MAX_WAITING_COMPILES
 from frontend.errors import Code, RequestError
 from frontend.processing.constraints import compile_slots
 from frontend.processing.constraints.compile_slots import CompileSlots
+
+MAX_COMPILES = 4
+
+
+@pytest.fixture(autouse=True)
+def slots_of_many_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compile_slots, "MAX_COMPILES", MAX_COMPILES)
 
 
 async def taking(slots: CompileSlots, key: str, count: int) -> list[asyncio.Task[None]]:
