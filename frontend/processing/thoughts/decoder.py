@@ -54,11 +54,11 @@ class ThoughtDecoder:
 
     def push(self, token_id: int) -> str:
         """Text of the answer that is certain after this token."""
+        if self._answer is not None:
+            return self._answer.push(token_id)
         part = self._progress.push(token_id)
         if part is Part.ANSWER:
-            if self._answer is None:
-                return self._begin_answer() + self._begun().push(token_id)
-            return self._answer.push(token_id)
+            return self._begin_answer() + self._begun().push(token_id)
         if part is Part.THOUGHT:
             self._tell_thought(self._thoughts.push(token_id))
         elif part is Part.HELD:
