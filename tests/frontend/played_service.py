@@ -103,6 +103,7 @@ class PlayedWorkers(FakeWorkers):
         return sum(replica.num_triggered for replica in self._played)
 
     def run(self, step: Step) -> list[Drawn]:
+        self.steps.append(step)
         columns = zip(self._played, step.batches, strict=True)
         return [replica.drawn(batch) for replica, batch in columns]
 

@@ -72,6 +72,7 @@ async def test_the_workers_may_be_lost_after_any_step(kind: str) -> None:
     async with played_service(TOKENIZER, model) as (service, engine):
         whole = await told(service, chat(kind))
         num_steps = len(engine._group.workers.steps)
+    assert num_steps >= len(whole[0].token_ids)
     for num_sent in range(1, num_steps):
         async with played_service(TOKENIZER, model) as (service, engine):
             group = engine._group
@@ -87,5 +88,6 @@ async def test_the_workers_may_be_lost_after_any_step(kind: str) -> None:
             engine.resume_on(other, PLAYED_LIMITS)
             again = asyncio.create_task(engine.run())
             assert await asked == whole, f"lost after step {num_sent}"
+            assert engine.load().replayed_requests == 1
             again.cancel()
             await asyncio.wait([again])
