@@ -86,9 +86,11 @@ class Answer:
         self.token_ids.setdefault(index, []).extend(delta.token_ids)
         self.text[index] = self.text.get(index, "") + delta.text
         logprobs = self.logprobs.setdefault(index, Near())
-        logprobs.extend(delta.logprobs)
-        for alternatives in delta.top_logprobs:
-            logprobs.extend(alternatives.logprobs)
+        # Token by token: how many a message holds depends on what happens meanwhile.
+        for place, logprob in enumerate(delta.logprobs):
+            logprobs.append(logprob)
+            if delta.top_logprobs:
+                logprobs.extend(delta.top_logprobs[place].logprobs)
         if delta.finish_reason:
             self.finish_reasons[index] = delta.finish_reason
 
