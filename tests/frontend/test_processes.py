@@ -315,7 +315,7 @@ class Family:
     def alive(self, name: str) -> bool:
         try:
             state = Path(f"/proc/{self.pid(name)}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
+        except (FileNotFoundError, ProcessLookupError):  # the latter where it ends meanwhile
             return False
         return state != "Z"
 
