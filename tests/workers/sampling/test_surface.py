@@ -17,9 +17,8 @@ from tests.workers.sampling.sampled import (
 )
 
 
-@pytest.mark.parametrize(
-    "seed", [0, 1, 2, 3, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(4, 8))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(8))
 def test_every_token_and_logprob_is_the_defined_one(
     seed: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

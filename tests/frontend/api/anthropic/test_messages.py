@@ -50,6 +50,7 @@ async def test_the_client_gets_the_same_whole_and_streamed() -> None:
     assert "".join(texts) == text
 
 
+@pytest.mark.slow
 async def test_however_a_turn_is_cut_whole_and_stream_agree() -> None:
     service = ScriptedService([])
     cuts = [[TEXT[:place], TEXT[place:]] for place in range(len(TEXT) + 1)] + [list(TEXT)]

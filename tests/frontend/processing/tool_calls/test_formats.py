@@ -77,6 +77,7 @@ def test_a_call_that_is_cut_off_is_a_call_or_content_whole(name: str) -> None:
         assert (content, calls) == (text[:end], []) or (content, calls) == ("", BOTH[:1])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FORMATS)
 @settings(max_examples=60, deadline=None)
 @given(data=st.data())

@@ -158,6 +158,7 @@ def joined(told: Sequence[dict[str, Any]]) -> list[str]:
     return [texts[index] for index in sorted(texts)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("reason", [pb.FINISH_REASON_EOS, pb.FINISH_REASON_LENGTH])
 @pytest.mark.parametrize("summary", [None, "auto"])
 async def test_streamed_and_whole_agree_wherever_the_text_is_cut(
