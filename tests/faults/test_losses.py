@@ -110,7 +110,7 @@ async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
         log = server.log
     assert caught.value.code.name == "UNAVAILABLE"
     assert log.count("the frontend was killed by SIGKILL; starting it again") == 2, log
-    assert "switchyard: stopping: " in log
+    assert "switchyard: stopping: no request is open\n" in log
 
 
 async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
