@@ -108,6 +108,23 @@ class PlayedWorkers(FakeWorkers):
         return [replica.drawn(batch) for replica, batch in columns]
 
 
+async def lose_workers(
+    engine: Engine, num_sent: int, tokenizer: Tokenizer, say: Say
+) -> asyncio.Task[None]:
+    """Lose the workers of a played service after so many steps; returns its run with others."""
+    group = engine._group
+    while len(group.workers.steps) < num_sent:
+        await asyncio.sleep(0)
+    group.lose("rank 0: gone")
+    while not engine.load().restarting:
+        await asyncio.sleep(0)
+    other = FakeGroup(PLAYED_LIMITS)
+    other.workers = PlayedWorkers(PLAYED_LIMITS, tokenizer.vocab_size, say)
+    other.workers.last_step = engine._scheduler._scheduled_step
+    engine.resume_on(other, PLAYED_LIMITS)
+    return asyncio.create_task(engine.run())
+
+
 @contextlib.asynccontextmanager
 async def played_service(
     tokenizer: Tokenizer, say: Say | None = None

@@ -10,10 +10,8 @@ from typing import Any
 
 import pytest
 
-from frontend.engine.engine import Engine
-from tests.frontend.fake_workers import FakeGroup
 from tests.frontend.http_fakes import Http, post, running_http
-from tests.frontend.played_service import PLAYED_LIMITS, PlayedWorkers, played_service
+from tests.frontend.played_service import lose_workers, played_service
 from tests.frontend.processing.chat import templates
 from tests.frontend.service.test_thinking_turns import CALLS, Script
 
@@ -77,21 +75,6 @@ def told(path: str, text: str) -> list[str]:
     return [f"{kind}: {said}" for kind, said in words.items()]
 
 
-async def lose(engine: Engine, num_sent: int) -> asyncio.Task[None]:
-    """Lose the workers after so many steps, and go on with others."""
-    group = engine._group
-    while len(group.workers.steps) < num_sent:
-        await asyncio.sleep(0)
-    group.lose("rank 0: gone")
-    while not engine.load().restarting:
-        await asyncio.sleep(0)
-    other = FakeGroup(PLAYED_LIMITS)
-    other.workers = PlayedWorkers(PLAYED_LIMITS, TOKENIZER.vocab_size, SCRIPT)
-    other.workers.last_step = engine._scheduler._scheduled_step
-    engine.resume_on(other, PLAYED_LIMITS)
-    return asyncio.create_task(engine.run())
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("path", APIS)
 async def test_a_loss_after_any_step_changes_nothing(path: str) -> None:
@@ -113,7 +96,7 @@ async def test_a_loss_after_any_step_changes_nothing(path: str) -> None:
                 running_http(service) as http,
             ):
                 answer = asyncio.create_task(asked(http, path, stream=stream))
-                running = await lose(engine, num_sent)
+                running = await lose_workers(engine, num_sent, TOKENIZER, SCRIPT)
                 text = await answer
                 assert engine.load().replayed_requests == 1
                 if stream:

@@ -11,8 +11,7 @@ from frontend.errors import RequestError
 from frontend.service import responses
 from frontend.service.service import Service
 from switchyard.v1 import inference_pb2 as pb
-from tests.frontend.fake_workers import FakeGroup
-from tests.frontend.played_service import PLAYED_LIMITS, PlayedWorkers, played_service
+from tests.frontend.played_service import lose_workers, played_service
 from tests.frontend.processing.thoughts.test_outputs import TAGS, TOKENIZER, Model
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -75,18 +74,8 @@ async def test_the_workers_may_be_lost_after_any_step(kind: str) -> None:
     assert num_steps >= len(whole[0].token_ids)
     for num_sent in range(1, num_steps):
         async with played_service(TOKENIZER, model) as (service, engine):
-            group = engine._group
             asked = asyncio.create_task(told(service, chat(kind)))
-            while len(group.workers.steps) < num_sent:
-                await asyncio.sleep(0)
-            group.lose("rank 0: gone")
-            while not engine.load().restarting:
-                await asyncio.sleep(0)
-            other = FakeGroup(PLAYED_LIMITS)
-            other.workers = PlayedWorkers(PLAYED_LIMITS, TOKENIZER.vocab_size, model)
-            other.workers.last_step = engine._scheduler._scheduled_step
-            engine.resume_on(other, PLAYED_LIMITS)
-            again = asyncio.create_task(engine.run())
+            again = await lose_workers(engine, num_sent, TOKENIZER, model)
             assert await asked == whole, f"lost after step {num_sent}"
             assert engine.load().replayed_requests == 1
             again.cancel()
