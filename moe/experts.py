@@ -15,6 +15,7 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice, part, unread
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.weight import Weight, held_weight
 from moe.config import MoEConfig
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
@@ -52,8 +53,8 @@ class FusedMoeExperts(nn.Module):
         count, hidden = placement.num_local, config.hidden_size
         w13 = torch.empty(count, 2 * self.width, hidden, dtype=dtype, device=device)
         w2 = torch.empty(count, hidden, self.width, dtype=dtype, device=device)
-        self.w13 = nn.Parameter(w13, requires_grad=False)
-        self.w2 = nn.Parameter(w2, requires_grad=False)
+        self.w13 = held_weight(self, "w13", Weight(w13))
+        self.w2 = held_weight(self, "w2", Weight(w2))
         every = count == config.num_experts
         expert_map = None if every else placement.expert_map(device)
         self.register_buffer("expert_map", expert_map, persistent=False)
@@ -82,9 +83,9 @@ class FusedMoeExperts(nn.Module):
         if not 0 <= local < self.placement.num_local:
             yield from map(unread, names, shapes)
             return
-        gate, up = torch.split(self.w13[local], self.width)
+        gate, up = torch.split(self.w13.values[local], self.width)
         for name, shape, dim, target in zip(
-            names, shapes, (0, 0, 1), (gate, up, self.w2[local]), strict=True
+            names, shapes, (0, 0, 1), (gate, up, self.w2.values[local]), strict=True
         ):
             yield part(name, shape, dim, self.first_column, target)
 
@@ -98,8 +99,10 @@ class FusedMoeExperts(nn.Module):
             return
         local = slice(self.placement.start, self.placement.stop)
         columns = slice(self.first_column, self.first_column + self.width)
-        gate, up = torch.split(self.w13, self.width, dim=1)
+        gate, up = torch.split(self.w13.values, self.width, dim=1)
         for first_row, target in ((0, gate), (width, up)):
             rows = slice(first_row + columns.start, first_row + columns.stop)
             yield CheckpointSlice(names[0], w13_shape, (local, rows, slice(0, hidden)), target)
-        yield CheckpointSlice(names[1], w2_shape, (local, slice(0, hidden), columns), self.w2)
+        yield CheckpointSlice(
+            names[1], w2_shape, (local, slice(0, hidden), columns), self.w2.values
+        )

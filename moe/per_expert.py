@@ -12,14 +12,15 @@ from torch.nn import functional as F
 
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.weight import Weight
 from moe.routes import TopK, local_ids
 
 
 def legacy_experts(
     hidden_TH: torch.Tensor,
     topk: TopK,
-    w13: torch.Tensor,
-    w2: torch.Tensor,
+    w13: Weight,
+    w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
 ) -> DeferredSum:
@@ -34,7 +35,8 @@ def legacy_experts(
     return DeferredSum(routes_TKH, weights_TK)
 
 
-def mlp(hidden_TH: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+def mlp(hidden_TH: torch.Tensor, w13: Weight, w2: Weight) -> torch.Tensor:
     """down(silu(gate(x)) · up(x)), with gate and up [I,H] stacked in `w13`, down [H,I] in `w2`."""
-    gate, up = F.linear(hidden_TH, w13).float().chunk(2, dim=-1)
-    return F.linear((F.silu(gate) * up).to(hidden_TH.dtype), w2)
+    dtype = hidden_TH.dtype
+    gate, up = F.linear(hidden_TH, w13.plain(dtype)).float().chunk(2, dim=-1)
+    return F.linear((F.silu(gate) * up).to(dtype), w2.plain(dtype))

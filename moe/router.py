@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.gemm import linear_parts
+from moe.base.weight import Weight
 from moe.config import MoEConfig
 from moe.kernels.topk import TopKRule, select_experts
 from moe.routes import TopK
@@ -85,7 +86,7 @@ class TopKRouter(nn.Module):
         ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
         dtype = torch.float32 if self.config.router in _FP32_LOGITS else hidden_TH.dtype
         weights, ids = select_experts(
-            linear_parts(hidden_TH, self.weight, context, "router", dtype=dtype),
+            linear_parts(hidden_TH, Weight(self.weight), context, "router", dtype=dtype),
             self.rule,
             self.e_score_correction_bias,
             num_valid,

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.weight import Weight
 from moe.kernels.experts import expert_routes
 from moe.per_expert import legacy_experts
 from moe.routes import TopK, local_ids
@@ -23,8 +24,8 @@ ExpertRunner = Callable[
     [
         torch.Tensor,
         TopK,
-        torch.Tensor,
-        torch.Tensor,
+        Weight,
+        Weight,
         torch.Tensor | None,
         KernelContext | None,
     ],
@@ -35,8 +36,8 @@ ExpertRunner = Callable[
 def fused_experts(
     hidden_TH: torch.Tensor,
     topk: TopK,
-    w13: torch.Tensor,
-    w2: torch.Tensor,
+    w13: Weight,
+    w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
 ) -> DeferredSum:
@@ -72,26 +73,26 @@ def swiglu(gate_up: torch.Tensor) -> torch.Tensor:
 
 
 def _vector_routes(
-    hidden_TH: torch.Tensor, local_P: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+    hidden_TH: torch.Tensor, local_P: torch.Tensor, w13: Weight, w2: Weight
 ) -> torch.Tensor:
     """Outputs [P,H] of routes, 0 for expert −1: one matrix-vector product a route."""
-    K = local_P.numel() // hidden_TH.shape[0]
+    K, dtype = local_P.numel() // hidden_TH.shape[0], hidden_TH.dtype
     held = [(route, expert) for route, expert in enumerate(local_P.tolist()) if expert >= 0]
     gate_up = hidden_TH.new_empty(len(held), w13.shape[1])
     for row, (route, expert) in enumerate(held):
-        torch.mv(w13[expert], hidden_TH[route // K], out=gate_up[row])
+        torch.mv(w13[expert].plain(dtype), hidden_TH[route // K], out=gate_up[row])
     inner = swiglu(gate_up)
     routes_PH = hidden_TH.new_zeros(local_P.numel(), w2.shape[1])
     for row, (route, expert) in enumerate(held):
-        torch.mv(w2[expert], inner[row], out=routes_PH[route])
+        torch.mv(w2[expert].plain(dtype), inner[row], out=routes_PH[route])
     return routes_PH
 
 
 def _sorted_routes(
-    hidden_TH: torch.Tensor, local_P: torch.Tensor, w13: torch.Tensor, w2: torch.Tensor
+    hidden_TH: torch.Tensor, local_P: torch.Tensor, w13: Weight, w2: Weight
 ) -> torch.Tensor:
     """As `_vector_routes`: one GEMM for each expert hit, over routes sorted by expert."""
-    K = local_P.numel() // hidden_TH.shape[0]
+    K, dtype = local_P.numel() // hidden_TH.shape[0], hidden_TH.dtype
     counts = torch.bincount(local_P + 1, minlength=w13.shape[0] + 1).tolist()
     order = local_P.argsort(stable=True)[counts[0] :]
     hits = [(expert, count) for expert, count in enumerate(counts[1:]) if count]
@@ -101,12 +102,12 @@ def _sorted_routes(
     for (expert, _), rows, out in zip(
         hits, torch.split(gathered, sizes), torch.split(gate_up, sizes), strict=True
     ):
-        torch.mm(rows, w13[expert].t(), out=out)
+        torch.mm(rows, w13[expert].plain(dtype).t(), out=out)
     inner = swiglu(gate_up)
     for (expert, _), rows, out in zip(
         hits, torch.split(inner, sizes), torch.split(gathered, sizes), strict=True
     ):
-        torch.mm(rows, w2[expert].t(), out=out)
+        torch.mm(rows, w2[expert].plain(dtype).t(), out=out)
     routes_PH = hidden_TH.new_zeros(local_P.numel(), w2.shape[1])
     routes_PH[order] = gathered
     return routes_PH

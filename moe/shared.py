@@ -18,6 +18,7 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
 from moe.base.swiglu import swiglu as swiglu_kernel
+from moe.base.weight import Weight, held_weight
 from moe.config import MoEConfig
 from moe.runner import swiglu
 
@@ -48,8 +49,8 @@ class SharedExperts(nn.Module):
         hidden = config.hidden_size
         w13 = torch.empty(2 * self.width, hidden, dtype=dtype, device=device)
         w2 = torch.empty(hidden, self.width, dtype=dtype, device=device)
-        self.w13 = nn.Parameter(w13, requires_grad=False)
-        self.w2 = nn.Parameter(w2, requires_grad=False)
+        self.w13 = held_weight(self, "w13", Weight(w13))
+        self.w2 = held_weight(self, "w2", Weight(w2))
         self.gate: nn.Parameter | None = None
         if config.shared_expert_gated:
             gate = torch.empty(1, hidden, dtype=dtype, device=device)
@@ -59,7 +60,9 @@ class SharedExperts(nn.Module):
         """A sum to [T,H], without weights."""
         if self.context is not None:
             return self._kernels(hidden_TH, self.context)
-        out_TH = F.linear(swiglu(F.linear(hidden_TH, self.w13)), self.w2)
+        dtype = hidden_TH.dtype
+        inner_TI = swiglu(F.linear(hidden_TH, self.w13.plain(dtype)))
+        out_TH = F.linear(inner_TI, self.w2.plain(dtype))
         if self.gate is not None:
             out_TH = torch.sigmoid(F.linear(hidden_TH, self.gate)) * out_TH
         return DeferredSum.of(out_TH)
@@ -82,11 +85,11 @@ class SharedExperts(nn.Module):
         """`{prefix}shared_experts.*`, or `shared_expert.*` and `shared_expert_gate` where gated."""
         name = "shared_experts" if self.gate is None else "shared_expert"
         shape = (self.config.shared_expert_size, self.config.hidden_size)
-        gate, up = torch.split(self.w13, self.width)
+        gate, up = torch.split(self.w13.values, self.width)
         for which, target in (("gate", gate), ("up", up)):
             weight = f"{prefix}{name}.{which}_proj.weight"
             yield part(weight, shape, 0, self.first_column, target)
         down = f"{prefix}{name}.down_proj.weight"
-        yield part(down, shape[::-1], 1, self.first_column, self.w2)
+        yield part(down, shape[::-1], 1, self.first_column, self.w2.values)
         if self.gate is not None:
             yield whole(f"{prefix}shared_expert_gate.weight", self.gate)

@@ -21,6 +21,7 @@ from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.base.context import KernelContext
 from moe.base.gemm import linear_parts
 from moe.base.tiles import ExpertTiles, Tiles, TileTable
+from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
@@ -93,7 +94,14 @@ class ExpertProblem:
         context = _with_tables(self.context, experts={key: {len(self.x_TH): entry}})
         return [
             functools.partial(
-                expert_routes, self.x_TH, self.weights_TK, ids_TK, w13, w2, self.map_E, context
+                expert_routes,
+                self.x_TH,
+                self.weights_TK,
+                ids_TK,
+                Weight(w13),
+                Weight(w2),
+                self.map_E,
+                context,
             )
             for ids_TK, w13, w2 in zip(self.ids_CTK, self.w13, self.w2, strict=True)
         ]
@@ -162,7 +170,7 @@ class ExpertProblem:
         return out
 
     def _gate_up(self, tiles: Tiles, copy: int) -> None:
-        x, w13, out, pdl = self.x_TH, self.w13[copy], self.inner_PI, self.context.pdl
+        x, w13, out, pdl = self.x_TH, Weight(self.w13[copy]), self.inner_PI, self.context.pdl
         if tiles.block_m == 1:
             gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
         else:
@@ -170,7 +178,7 @@ class ExpertProblem:
             gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)
 
     def _down(self, tiles: Tiles, copy: int) -> None:
-        inner, w2, out, pdl = self.inner_PI, self.w2[copy], self.out_PH, self.context.pdl
+        inner, w2, out, pdl = self.inner_PI, Weight(self.w2[copy]), self.out_PH, self.context.pdl
         if tiles.block_m == 1:
             down_vector(inner, w2, self.ids_CTK[copy], self.map_E, tiles, out_PH=out, pdl=pdl)
         else:
@@ -193,7 +201,9 @@ class LinearProblem:
         """One launch a copy of the weights."""
         key = self.shape.key(self.context.tiles.dtype)
         context = _with_tables(self.context, linear={key: {self.tokens: tiles}})
-        return [functools.partial(linear_parts, self.x, w, context, "timed") for w in self.w]
+        return [
+            functools.partial(linear_parts, self.x, Weight(w), context, "timed") for w in self.w
+        ]
 
     def floor_us(self, op: str, device: Device | None) -> float:
         """Least time of one launch; 0 where the ceilings are not known."""

@@ -17,6 +17,7 @@ from moe.base.context import KernelContext
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
 from moe.base.tiles import Tiles
+from moe.base.weight import Weight
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
 _PREFETCH_BYTES = 32 << 20
@@ -84,7 +85,7 @@ def _linear_vector_kernel(
 
 def linear_parts(
     x_MK: torch.Tensor,
-    w_NK: torch.Tensor,
+    weight_NK: Weight,
     context: KernelContext,
     name: str,
     *,
@@ -97,6 +98,8 @@ def linear_parts(
         dtype: that of ``x_MK`` where it is not given. Products and sums are those of fp32 anyway.
     """
     dtype = dtype or x_MK.dtype
+    assert weight_NK.scales is None
+    w_NK = weight_NK.values
     M, K = x_MK.shape
     N = w_NK.shape[0]
     assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()

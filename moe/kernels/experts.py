@@ -11,6 +11,7 @@ import torch
 
 from moe.base.context import KernelContext
 from moe.base.tiles import ExpertTiles
+from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align, max_tiles, scratch_size
 from moe.kernels.foreign import drop_foreign
 from moe.kernels.grouped import down, gate_up
@@ -23,8 +24,8 @@ def expert_routes(
     hidden_TH: torch.Tensor,
     weights_TK: torch.Tensor,
     ids_TK: torch.Tensor,
-    w13: torch.Tensor,
-    w2: torch.Tensor,
+    w13: Weight,
+    w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext,
 ) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,6 +14,7 @@ import triton.language as tl
 from moe.base.add_dot import add_dot
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.tiles import Tiles
+from moe.base.weight import Weight
 from moe.kernels.align import Alignment
 from moe.kernels.locate import locate
 from moe.kernels.wide import down_wide, fits, gate_up_wide
@@ -109,7 +110,7 @@ def _down_kernel(
 
 def gate_up(
     x_TH: torch.Tensor,
-    w13: torch.Tensor,
+    w13: Weight,
     aligned: Alignment,
     num_routes_per_token: int,
     tiles: Tiles,
@@ -123,14 +124,16 @@ def gate_up(
     """
     E, double, H = w13.shape
     width = double // 2
-    assert w13.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
+    assert w13.scales is None
+    assert w13.values.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape[1] == width
-    if fits(tiles, w13):
+    if fits(tiles, w13.values):
         gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
         return
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
     _gate_up_kernel[grid](
-        x_TH, w13, out_PI, aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
+        x_TH, w13.values, out_PI, aligned.order, aligned.offsets,
+        aligned.tile_expert, aligned.tile_start,
         K=num_routes_per_token, H=H, I=width,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_TH.dtype), SWAP=tiles.swap,
@@ -140,7 +143,7 @@ def gate_up(
 
 def down(
     inner_PI: torch.Tensor,
-    w2: torch.Tensor,
+    w2: Weight,
     aligned: Alignment,
     tiles: Tiles,
     *,
@@ -150,14 +153,15 @@ def down(
     """down·inner of every local route, at the route's own row: rows of other routes stay as they
     are. w2 [E,H,I]; `inner_PI` is what `gate_up` wrote."""
     E, H, width = w2.shape
-    assert w2.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
+    assert w2.scales is None
+    assert w2.values.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
-    if fits(tiles, w2, inner_PI):
+    if fits(tiles, w2.values, inner_PI):
         down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
         return
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
     _down_kernel[grid](
-        inner_PI, w2, out_PH, aligned.order, aligned.offsets,
+        inner_PI, w2.values, out_PH, aligned.order, aligned.offsets,
         aligned.tile_expert, aligned.tile_start,
         H=H, I=width, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(inner_PI.dtype), SWAP=tiles.swap,

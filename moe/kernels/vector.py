@@ -12,6 +12,7 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.tiles import Tiles
+from moe.base.weight import Weight
 
 
 @triton.jit
@@ -101,7 +102,7 @@ def _down_vector_kernel(
 
 def gate_up_vector(
     x_TH: torch.Tensor,
-    w13: torch.Tensor,
+    w13: Weight,
     ids_TK: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     tiles: Tiles,
@@ -116,11 +117,12 @@ def gate_up_vector(
     """
     E, double, H = w13.shape
     width = double // 2
-    assert w13.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
+    assert w13.scales is None
+    assert w13.values.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
     grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
     _gate_up_vector_kernel[grid](
-        x_TH, w13, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        x_TH, w13.values, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
         K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **launch_options(pdl),
@@ -129,7 +131,7 @@ def gate_up_vector(
 
 def down_vector(
     inner_PI: torch.Tensor,
-    w2: torch.Tensor,
+    w2: Weight,
     ids_TK: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     tiles: Tiles,
@@ -139,11 +141,12 @@ def down_vector(
 ) -> None:
     """down·inner of every local route, at the route's own row. w2 [E,H,I]."""
     E, H, width = w2.shape
-    assert w2.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
+    assert w2.scales is None
+    assert w2.values.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
     assert inner_PI.shape == (ids_TK.numel(), width) and out_PH.shape == (ids_TK.numel(), H)
     grid = (ids_TK.numel() * triton.cdiv(H, tiles.block_n),)
     _down_vector_kernel[grid](
-        inner_PI, w2, out_PH, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        inner_PI, w2.values, out_PH, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
         H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **launch_options(pdl),

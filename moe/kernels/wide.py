@@ -14,6 +14,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from moe.base.launch import launch_options, precision
 from moe.base.tiles import Tiles
+from moe.base.weight import Weight
 from moe.kernels.align import Alignment
 from moe.kernels.locate import locate
 
@@ -130,7 +131,7 @@ def _down_kernel(
 
 def gate_up_wide(
     x_TH: torch.Tensor,
-    w13: torch.Tensor,
+    w13: Weight,
     aligned: Alignment,
     num_routes_per_token: int,
     tiles: Tiles,
@@ -138,13 +139,13 @@ def gate_up_wide(
     out_PI: torch.Tensor,
     pdl: bool,
 ) -> None:
-    """`grouped.gate_up`, which has checked the shapes, where `fits(tiles, w13)`."""
+    """`grouped.gate_up`, which has checked the shapes, where `fits(tiles, w13.values)`."""
     E, double, H = w13.shape
     width = double // 2
-    assert fits(tiles, w13)
+    assert w13.scales is None and fits(tiles, w13.values)
     # [E, gate or up, I, H]: one box holds the same columns of both.
     w13_desc = TensorDescriptor.from_tensor(
-        w13.view(E, 2, width, H), [1, 2, tiles.block_n, tiles.block_k]
+        w13.values.view(E, 2, width, H), [1, 2, tiles.block_n, tiles.block_k]
     )
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
     _gate_up_kernel[grid](
@@ -159,21 +160,22 @@ def gate_up_wide(
 
 def down_wide(
     inner_PI: torch.Tensor,
-    w2: torch.Tensor,
+    w2: Weight,
     aligned: Alignment,
     tiles: Tiles,
     *,
     out_PH: torch.Tensor,
     pdl: bool,
 ) -> None:
-    """`grouped.down`, which has checked the shapes, where `fits(tiles, w2, inner_PI)`."""
+    """`grouped.down`, which has checked the shapes, where `fits(tiles, w2.values,
+    inner_PI)`."""
     E, H, width = w2.shape
-    assert fits(tiles, w2, inner_PI)
+    assert w2.scales is None and fits(tiles, w2.values, inner_PI)
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
     _down_kernel[grid](
         TensorDescriptor.from_tensor(inner_PI, [tiles.block_m, tiles.block_k]),
         TensorDescriptor.from_tensor(inner_PI, [_few(tiles), tiles.block_k]),
-        TensorDescriptor.from_tensor(w2, [1, tiles.block_n, tiles.block_k]),
+        TensorDescriptor.from_tensor(w2.values, [1, tiles.block_n, tiles.block_k]),
         out_PH, aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
         H=H, I=width, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         FEW=_few(tiles), PRECISION=precision(inner_PI.dtype),

@@ -10,6 +10,7 @@ import torch
 
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import resolve_parallel
+from moe.base.weight import Weight
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
@@ -71,7 +72,9 @@ def test_runner(name: str, num_tokens: int, dtype: torch.dtype, width: int) -> N
     context = context_for(dtype)
     w13, w2 = make_experts(dtype, width)
     hidden, topk = torch.randn(num_tokens, H, device="cuda").to(dtype), make_routes(num_tokens)
-    out = RUNNERS[name](hidden, topk, w13, w2, expert_map(), context).total(dtype, context)
+    out = RUNNERS[name](hidden, topk, Weight(w13), Weight(w2), expert_map(), context).total(
+        dtype, context
+    )
     ids = torch.where(topk.ids >= E // 2, topk.ids - E // 2, -1)
     reference = reference_experts(hidden, topk.weights, ids, *w13.chunk(2, dim=1), w2)
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype]}
@@ -90,7 +93,9 @@ def test_qwen3_30b(num_tokens: int, num_ranks: int, dtype: torch.dtype) -> None:
     topk = make_routes(num_tokens, 0, 128, 8)
     index = None if num_ranks == 1 else expert_map(128)
     with no_synchronisation():
-        out = fused_experts(hidden, topk, w13, w2, index, context).total(dtype, context)
+        out = fused_experts(hidden, topk, Weight(w13), Weight(w2), index, context).total(
+            dtype, context
+        )
     routes = expected_routes(hidden, local_ids(topk.ids, index), w13, w2)[1]
     routes_TKH = routes.nan_to_num(0.0).view(num_tokens, 8, 2048)
     reference = (routes_TKH * topk.weights.double().unsqueeze(2)).sum(1)
@@ -109,7 +114,9 @@ def test_replay_equals_eager_without_a_sync(num_tokens: int, dtype: torch.dtype)
     topk = make_routes(num_tokens)
 
     def run() -> torch.Tensor:
-        return fused_experts(hidden, topk, w13, w2, index, context).total(dtype, context)
+        return fused_experts(hidden, topk, Weight(w13), Weight(w2), index, context).total(
+            dtype, context
+        )
 
     run()
     context.workspace.freeze()

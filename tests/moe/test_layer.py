@@ -152,8 +152,8 @@ def test_names_are_those_that_save_pretrained_writes(tmp_path: Any) -> None:
     layer = make_layer(make_config(), make_weights(make_config()))
     assert fill(layer.checkpoint_slices(prefix), saved) == set(saved)
     theirs = model.model.layers[0].mlp.experts
-    assert torch.equal(layer.experts.w13, theirs.gate_up_proj)
-    assert torch.equal(layer.experts.w2, theirs.down_proj)
+    assert torch.equal(layer.experts.w13.values, theirs.gate_up_proj)
+    assert torch.equal(layer.experts.w2.values, theirs.down_proj)
 
 
 def make_experts(config: MoEConfig, rank: int, ranks: int, slices: int) -> FusedMoeExperts:
@@ -190,14 +190,14 @@ def test_ranks_read_every_element_once(packed: bool, ranks: int, slices: int) ->
         for piece in pieces:
             if piece.index is not None:
                 reads[piece.name][piece.index] += 1
-        parts["gate"].append(experts.w13[:, : experts.width])
-        parts["up"].append(experts.w13[:, experts.width :])
-        parts["down"].append(experts.w2)
+        parts["gate"].append(experts.w13.values[:, : experts.width])
+        parts["up"].append(experts.w13.values[:, experts.width :])
+        parts["down"].append(experts.w2.values)
     assert all(count.eq(1).all() for count in reads.values())
     dim = {"gate": 1, "up": 1, "down": 2} if slices > 1 else defaultdict(int)
     gate, up, down = (torch.cat(parts[name], dim[name]) for name in ("gate", "up", "down"))
-    assert torch.equal(torch.cat((gate, up), 1), whole.w13)
-    assert torch.equal(down, whole.w2)
+    assert torch.equal(torch.cat((gate, up), 1), whole.w13.values)
+    assert torch.equal(down, whole.w2.values)
 
 
 @pytest.mark.parametrize("gated", [False, True])

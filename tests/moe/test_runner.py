@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from moe import runner as runner_module
 from moe.base.deferred_sum import weighted_sum
+from moe.base.weight import Weight
 from moe.placement import ExpertPlacement
 from moe.reference import reference_experts
 from moe.routes import TopK
@@ -77,7 +78,9 @@ def test_random_shapes(name: str, dtype: torch.dtype, shape: dict[str, int]) -> 
     w13, w2 = make_experts(placement.num_local, shape["hidden"], shape["width"], dtype)
     hidden = torch.randn(num_tokens, shape["hidden"]).to(dtype)
     topk = make_routes(num_tokens, num_experts, shape["k"], padding=0.2)
-    out = RUNNERS[name](hidden, topk, w13, w2, placement.expert_map("cpu"), None).total(dtype)
+    out = RUNNERS[name](
+        hidden, topk, Weight(w13), Weight(w2), placement.expert_map("cpu"), None
+    ).total(dtype)
     assert (out.shape, out.dtype) == (hidden.shape, dtype)
     assert_close(out, expected(hidden, topk, w13, w2, placement.start))
 
@@ -86,7 +89,7 @@ def test_random_shapes(name: str, dtype: torch.dtype, shape: dict[str, int]) -> 
 def test_without_a_map_every_expert_is_local(name: str) -> None:
     w13, w2 = make_experts(5, 16, 24, torch.float32)
     hidden, topk = torch.randn(7, 16), make_routes(7, 5, 3, padding=0.3)
-    out = RUNNERS[name](hidden, topk, w13, w2, None, None).total(torch.float32)
+    out = RUNNERS[name](hidden, topk, Weight(w13), Weight(w2), None, None).total(torch.float32)
     assert_close(out, expected(hidden, topk, w13, w2))
 
 
@@ -96,7 +99,7 @@ def test_one_expert_takes_all(name: str, num_tokens: int) -> None:
     w13, w2 = make_experts(7, 16, 24, torch.float32)
     hidden = torch.randn(num_tokens, 16)
     topk = TopK(torch.rand(num_tokens, 1), torch.full((num_tokens, 1), 4, dtype=torch.int32))
-    out = RUNNERS[name](hidden, topk, w13, w2, None, None).total(torch.float32)
+    out = RUNNERS[name](hidden, topk, Weight(w13), Weight(w2), None, None).total(torch.float32)
     assert_close(out, expected(hidden, topk, w13, w2))
 
 
@@ -108,7 +111,7 @@ def test_each_way(way: str, dtype: torch.dtype, num_tokens: int) -> None:
     hidden = torch.randn(num_tokens, 16).to(dtype)
     topk = make_routes(num_tokens, 6, 3)
     local = torch.where(topk.ids == 2, -1, topk.ids)
-    routes = getattr(runner_module, way)(hidden, local.flatten(), w13, w2)
+    routes = getattr(runner_module, way)(hidden, local.flatten(), Weight(w13), Weight(w2))
     out = weighted_sum(routes.view(num_tokens, 3, 16), topk.weights, dtype)
     assert_close(out, expected(hidden, TopK(topk.weights, local), w13, w2))
     assert routes[local.flatten() < 0].eq(0).all()
@@ -124,7 +127,7 @@ def test_foreign_routes_are_exactly_zero(name: str) -> None:
     hidden = torch.randn(15, 16)
     hidden[2::3] = torch.inf
     expert_map = placement.expert_map("cpu")
-    out = RUNNERS[name](hidden, TopK(weights, ids), w13, w2, expert_map, None)
+    out = RUNNERS[name](hidden, TopK(weights, ids), Weight(w13), Weight(w2), expert_map, None)
     assert out.total(torch.float32).eq(0).all()
 
 

@@ -15,6 +15,7 @@ from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
+from moe.base.weight import Weight
 from workers.distributed import Groups
 from workers.layers.kernels.embed import embed
 
@@ -97,7 +98,7 @@ class LMHead(nn.Module):
 
     def _kernels(self, hidden_DH: torch.Tensor, context: KernelContext) -> torch.Tensor:
         """Logits in the dtype of the model."""
-        partials_SDV = linear_parts(hidden_DH, self.weight, context, "head")
+        partials_SDV = linear_parts(hidden_DH, Weight(self.weight), context, "head")
         own_DV = DeferredSum(partials_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
         if self.groups.tp_size == 1:
             return own_DV

@@ -16,6 +16,7 @@ from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
+from moe.base.weight import Weight, held_weight
 from workers.distributed import Groups
 
 
@@ -57,19 +58,17 @@ class ColumnParallelLinear(nn.Module):
         self.context = context
         self.shards = shards
         self.splits = [rows.stop - rows.start for rows in shards.values()]
-        self.weight = nn.Parameter(
-            torch.empty(sum(self.splits), in_features, dtype=dtype, device=device),
-            requires_grad=False,
-        )
+        values = torch.empty(sum(self.splits), in_features, dtype=dtype, device=device)
+        self.weight = held_weight(self, "weight", Weight(values))
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
         if self.context is None:
-            return F.linear(x_TI, self.weight).unsqueeze(0)
+            return F.linear(x_TI, self.weight.plain(x_TI.dtype)).unsqueeze(0)
         return linear_parts(x_TI, self.weight, self.context, "column_parallel")
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
-        targets = self.weight.split(self.splits)
+        targets = self.weight.values.split(self.splits)
         for (name, rows), target in zip(self.shards.items(), targets, strict=True):
             shape = (rows.total, self.weight.shape[1])
             yield part(f"{prefix}{name}.weight", shape, 0, rows.start, target)
@@ -92,13 +91,13 @@ class RowParallelLinear(nn.Module):
         self.context = context
         self.columns = ShardRows.shard(in_features, groups.tp_rank, groups.tp_size)
         local = self.columns.stop - self.columns.start
-        self.weight = nn.Parameter(
-            torch.empty(out_features, local, dtype=dtype, device=device), requires_grad=False
-        )
+        values = torch.empty(out_features, local, dtype=dtype, device=device)
+        self.weight = held_weight(self, "weight", Weight(values))
 
     def forward(self, x_TI: torch.Tensor) -> DeferredSum:
         if self.context is None:
-            return DeferredSum.of(self.groups.all_reduce(F.linear(x_TI, self.weight)))
+            out_TO = F.linear(x_TI, self.weight.plain(x_TI.dtype))
+            return DeferredSum.of(self.groups.all_reduce(out_TO))
         partials_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
         update = DeferredSum(partials_STO.transpose(0, 1))
         if self.groups.tp_size == 1:
@@ -109,4 +108,4 @@ class RowParallelLinear(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
         shape = (self.weight.shape[0], self.columns.total)
-        yield part(f"{prefix}weight", shape, 1, self.columns.start, self.weight)
+        yield part(f"{prefix}weight", shape, 1, self.columns.start, self.weight.values)

@@ -10,6 +10,7 @@ import torch
 from moe.base.context import KernelContext, make_context
 from moe.base.gemm import linear_parts
 from moe.base.tiles import Tiles, TileTable, linear_key
+from moe.base.weight import Weight
 from moe.base.workspace import Workspace
 
 pytestmark = pytest.mark.interpreter
@@ -46,7 +47,7 @@ def check(
     w_NK = (torch.randn(N, K, device=device) * K**-0.5).to(dtype)
     # What an earlier step left must not show.
     context.workspace.take("parts", (8 * M * N,), torch.float32).fill_(torch.nan)
-    parts = linear_parts(x_MK, w_NK, context, "parts", dtype=out)
+    parts = linear_parts(x_MK, Weight(w_NK), context, "parts", dtype=out)
     buffer = context.workspace.take("parts", (8 * M * N,), torch.float32)
     assert M == 0 or parts.data_ptr() == buffer.data_ptr()
     assert parts.shape[1:] == (M, N)

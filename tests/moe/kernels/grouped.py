@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from moe.base.tiles import Tiles
+from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.vector import down_vector, gate_up_vector
@@ -80,13 +81,13 @@ def check(
     out_PH = torch.full((T * K, H), torch.nan, dtype=dtype, device=device)
     expected_PI, expected_PH = expected_routes(x_TH, local_ids(ids_TK, expert_map_E), w13, w2)
     if tiles[0].block_m == 1:
-        gate_up_vector(x_TH, w13, ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
-        down_vector(inner_PI, w2, ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
+        gate_up_vector(x_TH, Weight(w13), ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
+        down_vector(inner_PI, Weight(w2), ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
     else:
         aligned = align(ids_TK.view(-1), expert_map_E, E, tiles[0].block_m)
         aligned = spread(aligned) if gaps else aligned
-        gate_up(x_TH, w13, aligned, K, tiles[0], out_PI=inner_PI, pdl=pdl)
-        down(inner_PI, w2, aligned, tiles[1], out_PH=out_PH, pdl=pdl)
+        gate_up(x_TH, Weight(w13), aligned, K, tiles[0], out_PI=inner_PI, pdl=pdl)
+        down(inner_PI, Weight(w2), aligned, tiles[1], out_PH=out_PH, pdl=pdl)
         order_R = aligned.order[: int(aligned.offsets[-1])].long()
         nothing_PI = torch.full_like(expected_PI, torch.nan)
         expected_PI = torch.cat((expected_PI[order_R], nothing_PI[len(order_R) :]))

@@ -1,0 +1,51 @@
+"""Weights with scales against the product of a value and its scale, one by one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from moe.base.weight import Weight, held_weight
+
+FP8 = torch.float8_e4m3fn
+
+
+@pytest.mark.parametrize("leading", [(), (3,)])
+@pytest.mark.parametrize("block", [(4, 2), (1, 6), (8, 6)])
+def test_a_value_counts_times_the_scale_of_its_block(
+    leading: tuple[int, ...], block: tuple[int, int]
+) -> None:
+    torch.manual_seed(0)
+    values = torch.randn(*leading, 8, 6).to(FP8)
+    scales = torch.rand(*leading, 8 // block[0], 6 // block[1]) + 0.5
+    plain = Weight(values, scales, block).plain(torch.float32)
+    for index in torch.cartesian_prod(*map(torch.arange, values.shape)).tolist():
+        *expert, row, column = index
+        scale = scales[(*expert, row // block[0], column // block[1])]
+        assert plain[tuple(index)] == values.float()[tuple(index)] * scale
+
+
+def test_a_plain_weight_is_its_values() -> None:
+    values = torch.randn(2, 4, 4)
+    assert Weight(values).plain(torch.float32) is values
+    assert torch.equal(Weight(values)[1].plain(torch.float32), values[1])
+
+
+def test_an_expert_has_its_own_scales() -> None:
+    weight = Weight(torch.randn(3, 4, 4).to(FP8), torch.rand(3, 2, 2), (2, 2))
+    assert torch.equal(weight[2].plain(torch.float32), weight.plain(torch.float32)[2])
+
+
+def test_scales_belong_to_whole_blocks() -> None:
+    with pytest.raises(AssertionError):
+        Weight(torch.zeros(4, 4).to(FP8), torch.ones(1, 2), (2, 2))
+
+
+def test_a_held_weight_is_among_the_modules_parameters() -> None:
+    module = nn.Module()
+    weight = held_weight(module, "w", Weight(torch.zeros(4, 4).to(FP8), torch.ones(2, 2), (2, 2)))
+    assert [name for name, _ in module.named_parameters()] == ["w_values", "w_scales"]
+    module.get_parameter("w_scales").fill_(3.0)
+    assert weight.scales is not None
+    assert weight.scales.eq(3.0).all()
