@@ -39,7 +39,8 @@ from benchmarks.tiles.timing import (
 )
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import ExpertTiles, shipped_file, user_file, write_tables
+from moe.base.tile_files import shipped_file, user_file, write_tables
+from moe.base.tiles import ExpertTiles
 from moe.config import check_widths
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device, device_ceilings

@@ -128,7 +128,7 @@ def choose(times: dict[Any, float], is_right: Callable[[Any], bool]) -> Any:
 
 
 def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> dict[str, Any]:
-    """Entries as `moe.base.tiles.write_tables` takes them. Numbers of tokens that were not
+    """Entries as `moe.base.tile_files.write_tables` takes them. Numbers of tokens that were not
     reached keep what is used now; a shape of which nothing was reached is left out."""
     found: dict[str, Any] = {"experts": {}, "linear": {}}
     tasks = list(tasks)

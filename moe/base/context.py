@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 import triton
 
-from moe.base.tiles import TileTable, load_book
+from moe.base.tile_files import load_book
+from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 
 

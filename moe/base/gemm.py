@@ -12,10 +12,17 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.base.add_dot import add_dot
 from moe.base.context import KernelContext
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
+from moe.base.scaled_dot import (
+    add_scaled_dot,
+    block_scale,
+    products,
+    scale_options,
+    scale_rows,
+    within_blocks,
+)
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 
@@ -27,7 +34,9 @@ _PREFETCH_ROWS = 2048
 
 @triton.jit(do_not_specialize=["M"])
 def _linear_kernel(
-    x_ptr, w_ptr, out_ptr, M, N: tl.constexpr, K: tl.constexpr, K_PART: tl.constexpr,
+    x_ptr, w_ptr, scales_ptr, out_ptr,
+    M, N: tl.constexpr, K: tl.constexpr, K_PART: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PREFETCH: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -44,7 +53,9 @@ def _linear_kernel(
     if PREFETCH:
         prefetch_tile(w_ptr, tl.program_id(0) * BLOCK_N, part * K_PART, N, K, BLOCK_N, K_PART)
     wait_for_previous(PDL)
+    row = tl.program_id(0) * BLOCK_N
     for k in range(0, K_PART, BLOCK_K):
+        scale = block_scale(scales_ptr, 0, row, part * K_PART + k, N, K, SCALES, BN, BK)
         if even:
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
             w = tl.load(w_ptrs + k)
@@ -52,7 +63,8 @@ def _linear_kernel(
             is_k = (ks[None, :] + k < K) & (tl.arange(0, BLOCK_K)[None, :] + k < K_PART)
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        total = add_dot(total, x, w, PRECISION, SWAP)
+        total = add_scaled_dot(total, x, w, scale, SCALES, PRECISION, SWAP)
+    total = scale_rows(total, scales_ptr, 0, columns_N, is_column_N, N, SCALES, SWAP)
     if SWAP:
         total = total.T
     out_ptrs = out_ptr + part.to(tl.int64) * M * N + rows_M[:, None] * N + columns_N[None, :]
@@ -63,7 +75,8 @@ def _linear_kernel(
 
 @triton.jit(do_not_specialize=["N"])
 def _linear_vector_kernel(
-    x_ptr, w_ptr, out_ptr, N, K: tl.constexpr,
+    x_ptr, w_ptr, scales_ptr, out_ptr, N, K: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[n] = Σ_k w[n, k] x[k]: the weights' tile is on its way before the input is there."""
@@ -79,7 +92,9 @@ def _linear_vector_kernel(
     )
     wait_for_previous(PDL)
     x = tl.load(x_ptr + ks, mask=is_k, other=0.0).to(tl.float32)
-    total_N = tl.sum(w.to(tl.float32) * x[None, :], axis=1)
+    row = tl.program_id(0) * BLOCK_N
+    total_N = tl.sum(products(w, x, scales_ptr, 0, row, 0, N, K, SCALES, BN, BK), axis=1)
+    total_N = scale_rows(total_N, scales_ptr, 0, rows_N, is_row_N, N, SCALES, False)
     tl.store(out_ptr + rows_N, total_N.to(out_ptr.dtype.element_ty), mask=is_row_N)
 
 
@@ -98,43 +113,53 @@ def linear_parts(
         dtype: that of ``x_MK`` where it is not given. Products and sums are those of fp32 anyway.
     """
     dtype = dtype or x_MK.dtype
-    assert weight_NK.scales is None
-    w_NK = weight_NK.values
     M, K = x_MK.shape
-    N = w_NK.shape[0]
-    assert w_NK.shape[1] == K and w_NK.is_contiguous() and x_MK.is_contiguous()
+    N = weight_NK.shape[0]
+    assert weight_NK.shape[1] == K
+    assert weight_NK.values.is_contiguous() and x_MK.is_contiguous()
     if M == 0:
         return x_MK.new_empty((1, 0, N), dtype=dtype)
-    # The library's GEMM gives what it was given.
-    may_be_library = dtype == x_MK.dtype
-    tiles = context.tiles.linear(N, K, M, library=may_be_library)
-    depth = K if tiles is None else triton.cdiv(K, tiles.splits)
+    # The library's GEMM gives what it was given, and knows no scales.
+    may_be_library = dtype == x_MK.dtype and weight_NK.scales is None
+    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind, library=may_be_library)
+    tiles = tiles and within_blocks(tiles, weight_NK)
+    depth = _part_depth(tiles, weight_NK)
     splits = triton.cdiv(K, depth)
     part_dtype = dtype if splits == 1 else torch.float32
     out_SMN = context.workspace.take(name, (splits, M, N), part_dtype)
     if tiles is None:
-        torch.mm(x_MK, w_NK.t(), out=out_SMN[0])
+        torch.mm(x_MK, weight_NK.values.t(), out=out_SMN[0])
     elif tiles.block_m == 1:
         assert M == 1
-        _vector(x_MK, w_NK, out_SMN, tiles, context.pdl)
+        _vector(x_MK, weight_NK, out_SMN, tiles, context.pdl)
     else:
-        _tiled(x_MK, w_NK, out_SMN, depth, tiles, context.pdl)
+        _tiled(x_MK, weight_NK, out_SMN, depth, tiles, context.pdl)
     return out_SMN
 
 
+def _part_depth(tiles: Tiles | None, weight_NK: Weight) -> int:
+    """Inputs of a part; where blocks have scales, whole tiles of them."""
+    splits, step = (1, 1) if tiles is None else (tiles.splits, tiles.block_k)
+    depth: int = triton.cdiv(weight_NK.shape[1], splits)
+    if weight_NK.scales is not None and splits > 1:
+        depth = step * triton.cdiv(depth, step)
+    return depth
+
+
 def _vector(
-    x_1K: torch.Tensor, w_NK: torch.Tensor, out: torch.Tensor, tiles: Tiles, pdl: bool
+    x_1K: torch.Tensor, weight_NK: Weight, out: torch.Tensor, tiles: Tiles, pdl: bool
 ) -> None:
-    N, K = w_NK.shape
+    N, K = weight_NK.shape
     _linear_vector_kernel[(triton.cdiv(N, tiles.block_n),)](
-        x_1K, w_NK, out, N, K=K, BLOCK_N=tiles.block_n, BLOCK_K=triton.next_power_of_2(K),
-        num_warps=tiles.warps, **launch_options(pdl),
+        x_1K, weight_NK.values, weight_NK.scales, out, N, K=K,
+        BLOCK_N=tiles.block_n, BLOCK_K=triton.next_power_of_2(K),
+        num_warps=tiles.warps, **scale_options(weight_NK), **launch_options(pdl),
     )  # fmt: skip
 
 
 def _tiled(
     x_MK: torch.Tensor,
-    w_NK: torch.Tensor,
+    weight_NK: Weight,
     out_SMN: torch.Tensor,
     depth: int,
     tiles: Tiles,
@@ -144,11 +169,13 @@ def _tiled(
     S, M, N = out_SMN.shape
     grid = (triton.cdiv(N, tiles.block_n), S, triton.cdiv(M, tiles.block_m))
     _linear_kernel[grid](
-        x_MK, w_NK, out_SMN, M, N=N, K=w_NK.shape[1], K_PART=depth,
+        x_MK, weight_NK.values, weight_NK.scales, out_SMN,
+        M, N=N, K=weight_NK.shape[1], K_PART=depth,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
-        PREFETCH=pdl and M <= _PREFETCH_ROWS and _fits_cache(w_NK, depth),
-        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+        PREFETCH=pdl and M <= _PREFETCH_ROWS and _fits_cache(weight_NK.values, depth),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+        **scale_options(weight_NK), **launch_options(pdl),
     )  # fmt: skip
 
 

@@ -1,28 +1,26 @@
-"""Tile sizes of GEMM launches: measured ones from a file, or a guess from the roofline.
+"""Tile sizes of GEMM launches: measured ones from a table, or a guess from the roofline.
 
-Owns `Tiles`, the files' format and the guess. Does not know kernels or how tiles were measured
-(`benchmarks.tune` does). E local experts, I their width, H hidden, N outputs, K inputs.
+Owns `Tiles`, the table and the guess. Does not know kernels, files (`tile_files`) or how tiles were
+measured (`benchmarks.tune`). E local experts, I their width, H hidden, N outputs, K inputs.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
-import os
 from bisect import bisect_left
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 log = logging.getLogger(__name__)
 
 _Entry = TypeVar("_Entry")
 
-_SHIPPED = Path(__file__).parent / "tuned"
 _VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles
 _MIN_BLOCK = 16  # tl.dot takes no less
 _BARRIER_BYTES = 1024  # beside a kernel's tiles
 _MANY_PROGRAMS = 128  # fill a device
+
+FP8_NAME = "float8_e4m3fn"  # of weights of eight bits
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -93,23 +91,42 @@ class TileTable:
         self._logged: set[str] = set()
 
     def experts(
-        self, num_experts: int, width: int, hidden: int, tokens: int, routes: int
+        self,
+        num_experts: int,
+        width: int,
+        hidden: int,
+        tokens: int,
+        routes: int,
+        *,
+        weights: str | None = None,
     ) -> ExpertTiles:
-        """For `tokens` with `routes` routes in all."""
-        key = experts_key(num_experts, width, hidden, self.dtype)
+        """For `tokens` with `routes` routes in all; `weights` names their type where it is not the
+        model's."""
+        key = experts_key(num_experts, width, hidden, weights or self.dtype)
         table = self.experts_tables.get(key)
         if table is None:
             self._log_untuned(key)
+            if weights == FP8_NAME:
+                return self._guess_fp8_experts(num_experts, width, hidden, routes)
             return self._guess_experts(num_experts, width, hidden, routes)
         return _entry(table, tokens)
 
     def linear(
-        self, outputs: int, inputs: int, tokens: int, *, library: bool = True
+        self,
+        outputs: int,
+        inputs: int,
+        tokens: int,
+        *,
+        weights: str | None = None,
+        library: bool = True,
     ) -> Tiles | None:
-        """None: the library's GEMM, where `library` allows it."""
-        table = self.linear_tables.get(linear_key(outputs, inputs, self.dtype))
+        """None: the library's GEMM, where `library` allows it. `weights` as in `experts`."""
+        key = linear_key(outputs, inputs, weights or self.dtype)
+        table = self.linear_tables.get(key)
         if table is None:
-            self._log_untuned(linear_key(outputs, inputs, self.dtype))
+            self._log_untuned(key)
+            if weights == FP8_NAME:
+                return self._guess_fp8_linear(outputs, inputs, tokens)
             tiles = self._guess_linear(outputs, inputs, tokens)
         else:
             tiles = _entry(table, tokens)
@@ -140,7 +157,9 @@ class TileTable:
             block_n=block_n,
             block_k=block_k,
             warps=8 if wide else 4,
-            stages=self._stages(block_m + matrices * block_n, block_k, 4 if wide else 3),
+            stages=self._stages(
+                self.item_size * (block_m + matrices * block_n) * block_k, 4 if wide else 3
+            ),
         )
 
     def _guess_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles | None:
@@ -153,7 +172,7 @@ class TileTable:
         while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
             splits *= 2
         block_m, block_k = 16 if tokens <= 16 else 64, min(128, power_of_2(inputs))
-        stages = self._stages(block_m + 64, block_k, 3)
+        stages = self._stages(self.item_size * (block_m + 64) * block_k, 3)
         return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
 
     def _guess_without_library(self, outputs: int, inputs: int, tokens: int) -> Tiles:
@@ -175,14 +194,51 @@ class TileTable:
             block_n=block,
             block_k=block_k,
             warps=8 if block == 128 else 4,
-            stages=self._stages(2 * block, block_k, 4),
+            stages=self._stages(self.item_size * 2 * block * block_k, 4),
             splits=splits,
         )
 
-    def _stages(self, rows: int, block_k: int, most: int) -> int:
-        """As many stages of `rows` × `block_k` as shared memory holds, one to `most`."""
-        room = (self.shared_bytes - _BARRIER_BYTES) // (rows * block_k * self.item_size)
-        return max(1, min(most, room))
+    def _guess_fp8_experts(
+        self, num_experts: int, width: int, hidden: int, routes: int
+    ) -> ExpertTiles:
+        """As for wider weights, the same bytes in flight."""
+        extents = (width, hidden), (hidden, width)
+        if routes <= _VECTOR_ROUTES:
+            gate_up, down = (
+                Tiles(block_m=1, block_n=block_n, block_k=min(2048, power_of_2(depth)))
+                for block_n, (_, depth) in zip((4, 8), extents, strict=True)
+            )
+            return ExpertTiles(gate_up=gate_up, down=down)
+        mean = routes / num_experts
+        block_m = 16 if mean <= 12 else 32 if mean <= 24 else 64
+        gate_up, down = (
+            self._fit_fp8(block_m, columns, depth, matrices)
+            for matrices, (columns, depth) in zip((2, 1), extents, strict=True)
+        )
+        return ExpertTiles(gate_up=gate_up, down=down)
+
+    def _guess_fp8_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles:
+        """There is no library's GEMM."""
+        if tokens == 1 and power_of_2(inputs) <= 8192:
+            return Tiles(block_m=1, block_n=4, block_k=power_of_2(inputs))
+        splits = 1
+        while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
+            splits *= 2
+        block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
+        tiles = self._fit_fp8(block_m, outputs, inputs, 1)
+        return dataclasses.replace(tiles, splits=splits if tokens <= 64 else 1)
+
+    def _fit_fp8(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
+        """Inputs of the model's type beside weights of a byte."""
+        block_n, block_k = min(64, power_of_2(columns)), min(128, power_of_2(depth))
+        stage = (self.item_size * block_m + matrices * block_n) * block_k
+        return Tiles(
+            block_m=block_m, block_n=block_n, block_k=block_k, stages=self._stages(stage, 4)
+        )
+
+    def _stages(self, stage_bytes: int, most: int) -> int:
+        """As many stages as shared memory holds, one to `most`."""
+        return max(1, min(most, (self.shared_bytes - _BARRIER_BYTES) // stage_bytes))
 
     def _log_untuned(self, key: str) -> None:
         if key not in self._logged:
@@ -192,89 +248,6 @@ class TileTable:
                 "`python -m benchmarks.tune` measures and keeps them",
                 key,
             )
-
-
-def load_book(
-    *, device_name: str, triton_version: str, dtype: str, item_size: int, shared_bytes: int
-) -> TileTable:
-    """The book for a device: for each shape the user's own measurements, else those the project
-    ships.
-
-    Raises ValueError naming a file that cannot be read.
-    """
-    tables: dict[str, Any] = {"experts": {}, "linear": {}}
-    for path in (
-        _find_shipped(device_name, triton_version),
-        user_file(device_name, triton_version),
-    ):
-        if path is None or not path.exists():
-            continue
-        if triton_version not in path.name:
-            log.info("tiles of %s are used with Triton %s", path.name, triton_version)
-        for kind, entries in read_tables(path).items():
-            tables[kind].update(entries)
-    return TileTable(dtype=dtype, item_size=item_size, shared_bytes=shared_bytes, **tables)
-
-
-def user_file(device_name: str, triton_version: str) -> Path:
-    """Where `benchmarks.tune` keeps what it measured on this machine."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "switchyard" / "tiles" / _file_name(device_name, triton_version)
-
-
-def shipped_file(device_name: str, triton_version: str) -> Path:
-    """Where the project keeps what it measured."""
-    return _SHIPPED / _file_name(device_name, triton_version)
-
-
-def _find_shipped(device_name: str, triton_version: str) -> Path | None:
-    exact = shipped_file(device_name, triton_version)
-    others = sorted(_SHIPPED.glob(_file_name(device_name, "*")), reverse=True)
-    return next((path for path in (exact, *others) if path.exists()), None)
-
-
-def read_tables(path: Path) -> dict[str, Any]:
-    """`experts` and `linear` tables of a file."""
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        experts = {
-            key: {
-                int(tokens): ExpertTiles(**{name: Tiles(**tiles) for name, tiles in entry.items()})
-                for tokens, entry in table.items()
-            }
-            for key, table in raw["experts"].items()
-        }
-        linear = {
-            key: {int(tokens): entry and Tiles(**entry) for tokens, entry in table.items()}
-            for key, table in raw["linear"].items()
-        }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, AssertionError) as error:
-        raise ValueError(f"{path}: not a file of tiles: {error!r}; delete it") from None
-    if not all((*experts.values(), *linear.values())):
-        raise ValueError(f"{path}: not a file of tiles: an empty table; delete it")
-    return {"experts": experts, "linear": linear}
-
-
-def write_tables(path: Path, tables: dict[str, Any]) -> None:
-    """Add `tables`, as `read_tables` gives them, to a file."""
-    merged = read_tables(path) if path.exists() else {"experts": {}, "linear": {}}
-    raw: dict[str, Any] = {}
-    for kind, entries in merged.items():
-        entries.update(tables.get(kind, {}))
-        raw[kind] = {
-            key: {str(n): _plain(entry) for n, entry in sorted(table.items())}
-            for key, table in sorted(entries.items())
-        }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(raw, indent=1) + "\n", encoding="utf-8")
-
-
-def _plain(entry: Any) -> Any:
-    return None if entry is None else dataclasses.asdict(entry)
-
-
-def _file_name(device_name: str, triton_version: str) -> str:
-    return f"{device_name.replace(' ', '-')}--triton-{triton_version}.json"
 
 
 def _entry(table: dict[int, _Entry], tokens: int) -> _Entry:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from moe.base.tiles import FP8_NAME
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
@@ -35,6 +37,11 @@ class Weight:
         """One expert's part of a weight of several."""
         scales = None if self.scales is None else self.scales[index]
         return Weight(self.values[index], scales, self.block)
+
+    @property
+    def kind(self) -> str | None:
+        """The name of the values' type where it is not the model's."""
+        return None if self.scales is None else FP8_NAME
 
     @property
     def shape(self) -> torch.Size:

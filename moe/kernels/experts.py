@@ -36,7 +36,7 @@ def expert_routes(
     """
     T, K = ids_TK.shape
     E, H, width = w2.shape
-    tiles = context.tiles.experts(E, width, H, T, T * K)
+    tiles = context.tiles.experts(E, width, H, T, T * K, weights=w2.kind)
     inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
     routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
     if tiles.gate_up.block_m == 1:

@@ -11,8 +11,14 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.base.add_dot import add_dot
 from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.scaled_dot import (
+    add_scaled_dot,
+    block_scale,
+    scale_options,
+    scale_rows,
+    within_blocks,
+)
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
@@ -22,8 +28,9 @@ from moe.kernels.wide import down_wide, fits, gate_up_wide
 
 @triton.jit
 def _gate_up_kernel(
-    x_ptr, w13_ptr, inner_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
+    x_ptr, w13_ptr, scales_ptr, inner_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
     K: tl.constexpr, H: tl.constexpr, I: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -42,7 +49,10 @@ def _gate_up_kernel(
     even: tl.constexpr = (I % BLOCK_N == 0) and (H % BLOCK_K == 0)
     shape: tl.constexpr = (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N)
     gate, up = tl.zeros(shape, dtype=tl.float32), tl.zeros(shape, dtype=tl.float32)
+    row = n * BLOCK_N
     for k in range(0, H, BLOCK_K):
+        gate_scale = block_scale(scales_ptr, 2 * expert, row, k, I, H, SCALES, BN, BK)
+        up_scale = block_scale(scales_ptr, 2 * expert + 1, row, k, I, H, SCALES, BN, BK)
         if even:
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
             w_gate = tl.load(gate_ptrs + k, eviction_policy="evict_first")
@@ -52,8 +62,10 @@ def _gate_up_kernel(
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w_gate = tl.load(gate_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        gate = add_dot(gate, x, w_gate, PRECISION, SWAP)
-        up = add_dot(up, x, w_up, PRECISION, SWAP)
+        gate = add_scaled_dot(gate, x, w_gate, gate_scale, SCALES, PRECISION, SWAP)
+        up = add_scaled_dot(up, x, w_up, up_scale, SCALES, PRECISION, SWAP)
+    gate = scale_rows(gate, scales_ptr, 2 * expert, columns_N, is_column_N, I, SCALES, SWAP)
+    up = scale_rows(up, scales_ptr, 2 * expert + 1, columns_N, is_column_N, I, SCALES, SWAP)
     inner = (gate / (1.0 + tl.exp(-gate))) * up
     if SWAP:
         inner = inner.T
@@ -67,8 +79,9 @@ def _gate_up_kernel(
 
 @triton.jit
 def _down_kernel(
-    inner_ptr, w2_ptr, out_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
+    inner_ptr, w2_ptr, scales_ptr, out_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
     H: tl.constexpr, I: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -91,6 +104,7 @@ def _down_kernel(
     shape: tl.constexpr = (BLOCK_N, BLOCK_M) if SWAP else (BLOCK_M, BLOCK_N)
     total = tl.zeros(shape, dtype=tl.float32)
     for k in range(0, I, BLOCK_K):
+        scale = block_scale(scales_ptr, expert, n * BLOCK_N, k, H, I, SCALES, BN, BK)
         if even:
             inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None], other=0.0)
             w = tl.load(w_ptrs + k, eviction_policy="evict_first")
@@ -98,7 +112,8 @@ def _down_kernel(
             is_k = ks[None, :] + k < I
             inner = tl.load(inner_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        total = add_dot(total, inner, w, PRECISION, SWAP)
+        total = add_scaled_dot(total, inner, w, scale, SCALES, PRECISION, SWAP)
+    total = scale_rows(total, scales_ptr, expert, columns_N, is_column_N, H, SCALES, SWAP)
     if SWAP:
         total = total.T
     routes_M = tl.load(order_ptr + rows_M, mask=is_row_M, other=0)
@@ -124,20 +139,21 @@ def gate_up(
     """
     E, double, H = w13.shape
     width = double // 2
-    assert w13.scales is None
     assert w13.values.is_contiguous() and x_TH.is_contiguous() and out_PI.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape[1] == width
-    if fits(tiles, w13.values):
+    if w13.scales is None and fits(tiles, w13.values):
         gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
         return
+    tiles = within_blocks(tiles, w13)
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
     _gate_up_kernel[grid](
-        x_TH, w13.values, out_PI, aligned.order, aligned.offsets,
+        x_TH, w13.values, w13.scales, out_PI, aligned.order, aligned.offsets,
         aligned.tile_expert, aligned.tile_start,
         K=num_routes_per_token, H=H, I=width,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_TH.dtype), SWAP=tiles.swap,
-        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+        **scale_options(w13), **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -153,17 +169,18 @@ def down(
     """down·inner of every local route, at the route's own row: rows of other routes stay as they
     are. w2 [E,H,I]; `inner_PI` is what `gate_up` wrote."""
     E, H, width = w2.shape
-    assert w2.scales is None
     assert w2.values.is_contiguous() and inner_PI.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
-    if fits(tiles, w2.values, inner_PI):
+    if w2.scales is None and fits(tiles, w2.values, inner_PI):
         down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
         return
+    tiles = within_blocks(tiles, w2)
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)
     _down_kernel[grid](
-        inner_PI, w2.values, out_PH, aligned.order, aligned.offsets,
+        inner_PI, w2.values, w2.scales, out_PH, aligned.order, aligned.offsets,
         aligned.tile_expert, aligned.tile_start,
         H=H, I=width, BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(inner_PI.dtype), SWAP=tiles.swap,
-        num_warps=tiles.warps, num_stages=tiles.stages, **launch_options(pdl),
+        num_warps=tiles.warps, num_stages=tiles.stages,
+        **scale_options(w2), **launch_options(pdl),
     )  # fmt: skip

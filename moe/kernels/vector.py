@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
+from moe.base.scaled_dot import num_sums, products, scale_options, scale_rows, within_blocks
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 
@@ -26,8 +27,9 @@ def _local(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
 
 @triton.jit
 def _gate_up_vector_kernel(
-    x_ptr, w13_ptr, inner_ptr, ids_ptr, map_ptr,
+    x_ptr, w13_ptr, scales_ptr, inner_ptr, ids_ptr, map_ptr,
     K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
@@ -41,8 +43,9 @@ def _gate_up_vector_kernel(
     ks = tl.arange(0, BLOCK_K)
     gate_ptrs = w13_ptr + expert.to(tl.int64) * (2 * I * H) + columns_N[:, None] * H + ks[None, :]
     x_ptrs = x_ptr + (route // K) * H + ks
-    gate = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
-    up = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    row = n * BLOCK_N
+    sums: tl.constexpr = (BLOCK_N, num_sums(BLOCK_K, SCALES, BK))
+    gate, up = tl.zeros(sums, dtype=tl.float32), tl.zeros(sums, dtype=tl.float32)
     for k in tl.static_range(0, H, BLOCK_K):
         if H % BLOCK_K == 0 and I % BLOCK_N == 0:
             x = tl.load(x_ptrs + k).to(tl.float32)
@@ -54,9 +57,11 @@ def _gate_up_vector_kernel(
             x = tl.load(x_ptrs + k, mask=is_k, other=0.0).to(tl.float32)
             w_gate = tl.load(gate_ptrs + k, mask=is_w, other=0.0)
             w_up = tl.load(gate_ptrs + I * H + k, mask=is_w, other=0.0)
-        gate += w_gate.to(tl.float32) * x[None, :]
-        up += w_up.to(tl.float32) * x[None, :]
+        gate += products(w_gate, x, scales_ptr, 2 * expert, row, k, I, H, SCALES, BN, BK)
+        up += products(w_up, x, scales_ptr, 2 * expert + 1, row, k, I, H, SCALES, BN, BK)
     gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
+    gate_N = scale_rows(gate_N, scales_ptr, 2 * expert, columns_N, is_column_N, I, SCALES, False)
+    up_N = scale_rows(up_N, scales_ptr, 2 * expert + 1, columns_N, is_column_N, I, SCALES, False)
     inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
     tl.store(
         inner_ptr + route * I + columns_N,
@@ -67,8 +72,9 @@ def _gate_up_vector_kernel(
 
 @triton.jit
 def _down_vector_kernel(
-    inner_ptr, w2_ptr, out_ptr, ids_ptr, map_ptr,
+    inner_ptr, w2_ptr, scales_ptr, out_ptr, ids_ptr, map_ptr,
     H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     num_n: tl.constexpr = (H + BLOCK_N - 1) // BLOCK_N
@@ -84,7 +90,7 @@ def _down_vector_kernel(
         return
     w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
     wait_for_previous(PDL)
-    total = tl.zeros((BLOCK_N, BLOCK_K), dtype=tl.float32)
+    total = tl.zeros((BLOCK_N, num_sums(BLOCK_K, SCALES, BK)), dtype=tl.float32)
     for k in tl.static_range(0, I, BLOCK_K):
         if I % BLOCK_K == 0 and H % BLOCK_N == 0:
             inner = tl.load(inner_ptr + route * I + k + ks).to(tl.float32)
@@ -93,8 +99,9 @@ def _down_vector_kernel(
             is_k = ks + k < I
             inner = tl.load(inner_ptr + route * I + k + ks, mask=is_k, other=0.0).to(tl.float32)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k[None, :], other=0.0)
-        total += w.to(tl.float32) * inner[None, :]
+        total += products(w, inner, scales_ptr, expert, n * BLOCK_N, k, H, I, SCALES, BN, BK)
     total_N = tl.sum(total, axis=1)
+    total_N = scale_rows(total_N, scales_ptr, expert, columns_N, is_column_N, H, SCALES, False)
     tl.store(
         out_ptr + route * H + columns_N, total_N.to(out_ptr.dtype.element_ty), mask=is_column_N
     )
@@ -117,15 +124,16 @@ def gate_up_vector(
     """
     E, double, H = w13.shape
     width = double // 2
-    assert w13.scales is None
+    tiles = within_blocks(tiles, w13)
     assert w13.values.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
     grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
     _gate_up_vector_kernel[grid](
-        x_TH, w13.values, out_PI, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        x_TH, w13.values, w13.scales, out_PI, ids_TK,
+        ids_TK if expert_map_E is None else expert_map_E,
         K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-        num_warps=tiles.warps, **launch_options(pdl),
+        num_warps=tiles.warps, **scale_options(w13), **launch_options(pdl),
     )  # fmt: skip
 
 
@@ -141,13 +149,14 @@ def down_vector(
 ) -> None:
     """down·inner of every local route, at the route's own row. w2 [E,H,I]."""
     E, H, width = w2.shape
-    assert w2.scales is None
+    tiles = within_blocks(tiles, w2)
     assert w2.values.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
     assert inner_PI.shape == (ids_TK.numel(), width) and out_PH.shape == (ids_TK.numel(), H)
     grid = (ids_TK.numel() * triton.cdiv(H, tiles.block_n),)
     _down_vector_kernel[grid](
-        inner_PI, w2.values, out_PH, ids_TK, ids_TK if expert_map_E is None else expert_map_E,
+        inner_PI, w2.values, w2.scales, out_PH, ids_TK,
+        ids_TK if expert_map_E is None else expert_map_E,
         H=H, I=width, HAS_MAP=expert_map_E is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
-        num_warps=tiles.warps, **launch_options(pdl),
+        num_warps=tiles.warps, **scale_options(w2), **launch_options(pdl),
     )  # fmt: skip

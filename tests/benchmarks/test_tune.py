@@ -30,7 +30,8 @@ from benchmarks.tiles.tasks import (
 from benchmarks.tiles.timing import ExpertProblem, LinearProblem, make_weights, num_copies
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
-from moe.base.tiles import ExpertTiles, Tiles, TileTable, read_tables, user_file, write_tables
+from moe.base.tile_files import read_tables, user_file, write_tables
+from moe.base.tiles import ExpertTiles, Tiles, TileTable
 from moe.base.workspace import Workspace
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device

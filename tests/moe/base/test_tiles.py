@@ -12,16 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.base import tiles as tiles_module
+from moe.base.tile_files import load_book, read_tables, user_file, write_tables
 from moe.base.tiles import (
+    FP8_NAME,
     ExpertTiles,
     Tiles,
     TileTable,
     experts_key,
     linear_key,
-    load_book,
-    read_tables,
-    user_file,
-    write_tables,
 )
 
 H200 = {"device_name": "NVIDIA H200", "triton_version": "3.6.0"}
@@ -35,12 +33,15 @@ def pair(block_m: int, **changes: Any) -> ExpertTiles:
     return ExpertTiles(gate_up=tiles, down=tiles)
 
 
-def shared_bytes(tiles: Tiles | None, matrices: int, item_size: int) -> int:
+def shared_bytes(
+    tiles: Tiles | None, matrices: int, item_size: int, weight_size: int | None = None
+) -> int:
     """Of the stages in flight: rows and `matrices` tiles of weights each."""
     if tiles is None or tiles.block_m == 1:  # these use none for their tiles
         return 0
-    rows = tiles.block_m + matrices * tiles.block_n
-    return tiles.stages * rows * tiles.block_k * item_size
+    weight_size = weight_size or item_size
+    row = item_size * tiles.block_m + weight_size * matrices * tiles.block_n
+    return tiles.stages * row * tiles.block_k
 
 
 @pytest.fixture(autouse=True)
@@ -119,17 +120,21 @@ def test_what_is_guessed_runs(
     """Powers of two that tl.dot takes, within shared memory, for any shape."""
     book = TileTable(dtype="some", item_size=item_size, shared_bytes=shared)
     experts = book.experts(num_experts, width, hidden, tokens, tokens * k)
+    narrow = book.experts(num_experts, width, hidden, tokens, tokens * k, weights=FP8_NAME)
     guesses = [
-        (experts.gate_up, 2),
-        (experts.down, 1),
-        (book.linear(width, hidden, tokens), 1),
-        (book.linear(width, hidden, tokens, library=False), 1),
+        (experts.gate_up, 2, item_size),
+        (experts.down, 1, item_size),
+        (book.linear(width, hidden, tokens), 1, item_size),
+        (book.linear(width, hidden, tokens, library=False), 1, item_size),
+        (narrow.gate_up, 2, 1),
+        (narrow.down, 1, 1),
+        (book.linear(width, hidden, tokens, weights=FP8_NAME), 1, 1),
     ]
-    assert guesses[-1][0] is not None
-    for tiles, matrices in guesses:
+    assert all(tiles is not None for tiles, _, _ in guesses[-4:])
+    for tiles, matrices, weight_size in guesses:
         if tiles is None:
             continue
-        assert shared_bytes(tiles, matrices, item_size) <= shared
+        assert shared_bytes(tiles, matrices, item_size, weight_size) <= shared
         for block in (tiles.block_m, tiles.block_n, tiles.block_k):
             assert block & (block - 1) == 0
         if tiles.block_m > 1:
@@ -142,22 +147,36 @@ def test_what_is_guessed_runs(
         assert tokens == 1
 
 
+@pytest.mark.parametrize("weights", [None, FP8_NAME])
 @given(outputs=st.integers(1, 512), inputs=SIZES, tokens=st.integers(1, 20000))
 @settings(max_examples=300, deadline=None)
 def test_a_warm_up_of_powers_of_two_sees_the_most_parts(
-    outputs: int, inputs: int, tokens: int
+    weights: str | None, outputs: int, inputs: int, tokens: int
 ) -> None:
     """A router's buffer, grown by them and the largest step, holds the parts of all others."""
     book = make_book()
 
     def rows(count: int) -> int:
-        tiles = book.linear(outputs, inputs, count, library=False)
+        tiles = book.linear(outputs, inputs, count, weights=weights, library=False)
         assert tiles is not None
         return tiles.splits * count
 
     powers = [1 << n for n in range(tokens.bit_length())]
     room = max(map(rows, [*powers, tokens]))
     assert all(rows(count) <= room for count in range(1, tokens, max(1, tokens // 50)))
+
+
+def test_weights_of_another_type_have_tables_of_their_own() -> None:
+    own, other = pair(16), pair(32)
+    tiles = Tiles(block_m=16, block_n=16, block_k=32)
+    book = make_book(
+        experts={"E=8 I=24 H=64 bfloat16": {1: own}, f"E=8 I=24 H=64 {FP8_NAME}": {1: other}},
+        linear={"N=8 K=64 bfloat16": {1: None}, f"N=8 K=64 {FP8_NAME}": {1: tiles}},
+    )
+    assert book.experts(8, 24, 64, 5, 10) == own
+    assert book.experts(8, 24, 64, 5, 10, weights=FP8_NAME) == other
+    assert book.linear(8, 64, 5) is None
+    assert book.linear(8, 64, 5, weights=FP8_NAME) == tiles
 
 
 def test_tables_come_back_as_they_were_written(tmp_path: Path) -> None:
@@ -253,7 +272,12 @@ def test_what_is_shipped_parses_and_fits(path: Path) -> None:
                 if isinstance(entry, ExpertTiles):
                     cuts = [(entry.gate_up, 2), (entry.down, 1)]
                 for tiles, matrices in cuts:
-                    size = shared_bytes(tiles, matrices, item_size[key.rpartition(" ")[2]])
+                    dtype = key.rpartition(" ")[2]
+                    size = (
+                        shared_bytes(tiles, matrices, 2, 1)
+                        if dtype == FP8_NAME
+                        else shared_bytes(tiles, matrices, item_size[dtype])
+                    )
                     assert size <= H200_SHARED, (key, tokens)
 
 

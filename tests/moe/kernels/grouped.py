@@ -11,6 +11,7 @@ from moe.kernels.grouped import down, gate_up
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.reference import reference_mlp
 from moe.routes import local_ids
+from tests.moe.fp8 import exact, make_fp8
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -18,10 +19,18 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
 
 def make_experts(
     E: int, H: int, width: int, dtype: torch.dtype, device: str
-) -> tuple[torch.Tensor, torch.Tensor]:
+) -> tuple[Weight, Weight]:
     w13 = torch.randn(E, 2 * width, H, device=device) * H**-0.5
     w2 = torch.randn(E, H, width, device=device) * width**-0.5
-    return w13.to(dtype), w2.to(dtype)
+    return Weight(w13.to(dtype)), Weight(w2.to(dtype))
+
+
+def make_fp8_experts(
+    E: int, H: int, width: int, block: tuple[int, int], device: str
+) -> tuple[Weight, Weight]:
+    w13 = make_fp8((E, 2 * width, H), block, size=H**-0.5, device=device)
+    w2 = make_fp8((E, H, width), block, size=width**-0.5, device=device)
+    return w13, w2
 
 
 def make_ids(T: int, E: int, K: int, device: str) -> torch.Tensor:
@@ -72,22 +81,30 @@ def check(
     gaps: bool = False,
     device: str = DEVICE,
     pdl: bool = False,
+    block: tuple[int, int] | None = None,
 ) -> None:
-    """The kernels that the tiles ask for get the rows of local routes right, and write no other."""
+    """The kernels that the tiles ask for get the rows of local routes right, and write no other.
+
+    Given a `block`, weights have eight bits and scales.
+    """
     T, K = ids_TK.shape
     x_TH = torch.randn(T, H, device=device).to(dtype)
-    w13, w2 = make_experts(E, H, width, dtype, device)
+    if block is None:
+        w13, w2 = make_experts(E, H, width, dtype, device)
+    else:
+        w13, w2 = make_fp8_experts(E, H, width, block, device)
     inner_PI = torch.full((T * K, width), torch.nan, dtype=dtype, device=device)
     out_PH = torch.full((T * K, H), torch.nan, dtype=dtype, device=device)
-    expected_PI, expected_PH = expected_routes(x_TH, local_ids(ids_TK, expert_map_E), w13, w2)
+    matrices = exact(w13), exact(w2)
+    expected_PI, expected_PH = expected_routes(x_TH, local_ids(ids_TK, expert_map_E), *matrices)
     if tiles[0].block_m == 1:
-        gate_up_vector(x_TH, Weight(w13), ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
-        down_vector(inner_PI, Weight(w2), ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
+        gate_up_vector(x_TH, w13, ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
+        down_vector(inner_PI, w2, ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
     else:
         aligned = align(ids_TK.view(-1), expert_map_E, E, tiles[0].block_m)
         aligned = spread(aligned) if gaps else aligned
-        gate_up(x_TH, Weight(w13), aligned, K, tiles[0], out_PI=inner_PI, pdl=pdl)
-        down(inner_PI, Weight(w2), aligned, tiles[1], out_PH=out_PH, pdl=pdl)
+        gate_up(x_TH, w13, aligned, K, tiles[0], out_PI=inner_PI, pdl=pdl)
+        down(inner_PI, w2, aligned, tiles[1], out_PH=out_PH, pdl=pdl)
         order_R = aligned.order[: int(aligned.offsets[-1])].long()
         nothing_PI = torch.full_like(expected_PI, torch.nan)
         expected_PI = torch.cat((expected_PI[order_R], nothing_PI[len(order_R) :]))

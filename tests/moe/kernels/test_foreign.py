@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileTable
-from moe.base.weight import Weight
 from moe.base.workspace import Workspace
 from moe.config import MoEConfig
 from moe.groups import ExpertGroups
@@ -83,10 +82,8 @@ def test_experts_equal_plain_torch(shape: dict[str, int], num_ranks: int, data: 
     topk = TopK(torch.rand(T, K, device=DEVICE), ids)
     context = make_kernels({"inner": T * K * width, "routes": T * K * H})
     index = place.expert_map(DEVICE)
-    ours = fused_experts(hidden, topk, Weight(w13), Weight(w2), index, context).total(
-        torch.float32, context
-    )
-    plain = fused_experts(hidden, topk, Weight(w13), Weight(w2), index).total(torch.float32)
+    ours = fused_experts(hidden, topk, w13, w2, index, context).total(torch.float32, context)
+    plain = fused_experts(hidden, topk, w13, w2, index).total(torch.float32)
     torch.testing.assert_close(ours, plain, rtol=1e-5, atol=1e-5)
 
 

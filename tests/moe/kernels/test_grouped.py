@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import random
+
 import pytest
 import torch
 
 from moe.base.context import make_context
-from moe.base.tiles import Tiles
+from moe.base.tiles import FP8_NAME, Tiles
 from moe.placement import ExpertPlacement
+from tests.moe.fp8 import ROWS
 from tests.moe.kernels.grouped import DEVICE, check, make_ids
 
 pytestmark = pytest.mark.interpreter
@@ -80,6 +84,34 @@ def test_many_routes() -> None:
     check(ids, E=3, H=24, width=17, tiles=(tile(), tile()))
 
 
+@pytest.mark.parametrize(
+    ("block", "H", "width", "swap", "dtype"),
+    [
+        ((16, 16), 48, 32, False, torch.float16),
+        ((32, 64), 128, 64, True, torch.float32),
+        ((48, 96), 96, 96, False, torch.float32),
+        ((128, 128), 128, 128, True, torch.float16),
+        (ROWS, 40, 24, False, torch.float32),
+        (ROWS, 64, 17, True, torch.float16),
+    ],
+    ids=str,
+)
+def test_weights_of_eight_bits(
+    block: tuple[int, int], H: int, width: int, swap: bool, dtype: torch.dtype
+) -> None:
+    """Tiles that lie within a block of scales, that fill one, and that must be cut to one."""
+    tiles = tile(16, 32, 32, swap), tile(16, 128, 64, swap)
+    check(make_ids(7, 3, 2, DEVICE), E=3, H=H, width=width, tiles=tiles, dtype=dtype, block=block)
+
+
+def test_weights_of_eight_bits_of_other_ranks_and_tiles_of_no_expert() -> None:
+    place = ExpertPlacement(num_experts=8, num_ranks=3, rank=1)
+    ids, index = make_ids(11, 8, 4, DEVICE), place.expert_map(DEVICE)
+    tiles = tile(64, 16, 16), tile(64, 16, 16)
+    check(ids, E=place.num_local, H=64, width=32, tiles=tiles, expert_map_E=index,
+          gaps=True, block=(32, 32))  # fmt: skip
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 8, 64, 256, 1000])
@@ -93,4 +125,50 @@ def test_real_shapes(T: int, num_ranks: int, dtype: torch.dtype) -> None:
         make_ids(T, 128, 8, "cuda"), E=place.num_local, H=2048, width=768,
         tiles=(tiles.gate_up, tiles.down), dtype=dtype, device="cuda", pdl=context.pdl,
         expert_map_E=None if num_ranks == 1 else place.expert_map("cuda"),
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [(128, 128), (64, 32), ROWS], ids=str)
+@pytest.mark.parametrize("T", [1, 2, 3, 4, 8, 16, 64, 256, 1000])
+def test_real_shapes_of_eight_bits(T: int, block: tuple[int, int]) -> None:
+    """As above; all of a batch and half of it."""
+    context = make_context(torch.device("cuda"), torch.bfloat16)
+    for num_ranks in (1, 2):
+        place = ExpertPlacement(num_experts=128, num_ranks=num_ranks, rank=num_ranks - 1)
+        tiles = context.tiles.experts(place.num_local, 768, 2048, T, T * 8, weights=FP8_NAME)
+        check(
+            make_ids(T, 128, 8, "cuda"), E=place.num_local, H=2048, width=768,
+            tiles=(tiles.gate_up, tiles.down), dtype=torch.bfloat16, device="cuda",
+            pdl=context.pdl, block=block,
+            expert_map_E=None if num_ranks == 1 else place.expert_map("cuda"),
+        )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(60))
+def test_random_shapes_of_eight_bits(seed: int) -> None:
+    """Of sizes, blocks and tiles that a model, a layout or a tune may ask for."""
+    draw = random.Random(seed)
+    block = draw.choice([(128, 128), (128, 128), (64, 128), (32, 64), (16, 16), (96, 48), ROWS])
+    unit = draw.choice([17, 64, 96]) if block == ROWS else math.lcm(*block)
+    H, width = draw.randint(1, 12) * unit, draw.randint(1, 8) * unit
+    E, T = draw.randint(1, 9), draw.randint(1, 90)
+    block_m = draw.choice([1, 16, 16, 32, 64, 128])
+    gate_up, down = (
+        Tiles(
+            block_m=block_m,
+            block_n=draw.choice([4, 8, 16] if block_m == 1 else [16, 32, 64, 128]),
+            block_k=draw.choice([64, 256, 1024] if block_m == 1 else [32, 64, 128]),
+            warps=draw.choice([4, 8]),
+            stages=draw.choice([2, 3]),
+            swap=draw.choice([False, True]),
+        )
+        for _ in range(2)
+    )
+    ids = make_ids(T, E, min(E, draw.randint(1, 8)), "cuda")
+    torch.manual_seed(seed)
+    check(
+        ids, E=E, H=H, width=width, tiles=(gate_up, down), dtype=torch.bfloat16,
+        device="cuda", pdl=draw.choice([False, True]), block=block,
     )  # fmt: skip

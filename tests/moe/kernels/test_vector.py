@@ -10,6 +10,7 @@ import torch
 
 from moe.base.tiles import Tiles
 from moe.placement import ExpertPlacement
+from tests.moe.fp8 import ROWS
 from tests.moe.kernels.grouped import DEVICE, check, make_ids
 
 pytestmark = pytest.mark.interpreter
@@ -48,3 +49,31 @@ def test_no_route_writes_nothing(with_map: bool) -> None:
     if with_map:
         ids[0] = torch.tensor([0, 3, 2])
     check(ids, E=4, H=24, width=17, tiles=TILES, expert_map_E=index)
+
+
+@pytest.mark.parametrize(
+    ("block", "size", "depth", "dtype"),
+    [
+        ((16, 16), 32, 64, torch.float16),
+        ((32, 64), 64, 16, torch.float32),
+        ((48, 96), 192, 256, torch.float32),
+        ((128, 128), 128, 64, torch.float16),
+        ((128, 128), 256, 512, torch.float32),
+        (ROWS, 24, 16, torch.float16),
+    ],
+    ids=str,
+)
+def test_weights_of_eight_bits(
+    block: tuple[int, int], size: int, depth: int, dtype: torch.dtype
+) -> None:
+    """Depths of less than a block of scales, of one and of several, and more than there is."""
+    tiles = Tiles(block_m=1, block_n=8, block_k=depth), Tiles(block_m=1, block_n=32, block_k=depth)
+    ids = make_ids(2, 3, 2, DEVICE)
+    check(ids, E=3, H=size, width=size, tiles=tiles, dtype=dtype, block=block)
+
+
+def test_weights_of_eight_bits_of_other_ranks() -> None:
+    place = ExpertPlacement(num_experts=8, num_ranks=3, rank=1)
+    index = place.expert_map(DEVICE)
+    check(make_ids(4, 8, 4, DEVICE), E=place.num_local, H=64, width=32, tiles=TILES,
+          expert_map_E=index, block=(32, 32))  # fmt: skip
