@@ -18,6 +18,7 @@ import tokenizers
 from frontend.processing.chat.control_tokens import MARK, ControlTokenError, ControlTokens
 from frontend.processing.chat.conversation import Conversation, Turn
 from frontend.processing.chat.later_system import with_reminders
+from frontend.processing.chat.thinking_turns import THINKING, THOUGHTS, as_thinking
 from frontend.processing.respelled import RespelledTokenizer
 
 logger = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ _USER: Turn = {"role": "user", "content": "a"}
 _SYSTEM: Turn = {"role": "system", "content": "b"}
 _FUNCTION = {"name": "f", "description": "d", "parameters": {"type": "object", "properties": {}}}
 _CALL = {"id": "1", "type": "function", "function": {"name": "f", "arguments": {"x": 1}}}
-_SAID = ("content", "reasoning_content")  # an assistant's own texts
+_SAID = ("content", THOUGHTS, THINKING)  # an assistant's own texts
 _CALLS: Turn = {"role": "assistant", "content": "", "tool_calls": [_CALL]}
 _RESULT: Turn = {"role": "tool", "content": "c", "tool_call_id": "1"}
 _ANSWER: Turn = {"role": "assistant", "content": "d"}
@@ -94,6 +95,8 @@ class ChatRenderer:
         """
         if conversation.has_later_system and not self._shows_later_system(conversation):
             conversation = with_reminders(conversation)
+        source = self._wrapped.get_chat_template(None, conversation.tools)
+        conversation = as_thinking(conversation, source)
         text = self._text(conversation, conversation.turns)
         if conversation.parses_special_tokens:
             return self._encode(text)

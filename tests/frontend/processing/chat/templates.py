@@ -91,6 +91,43 @@ CODER = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- start + 'assistant\\n' }}{%- endif %}
 """
+# As those of gpt-oss: messages of channels, thoughts as 'thinking', one call a turn.
+HARMONY = """
+{%- set ns = namespace(called='') %}
+{{- '<|start|>system<|message|>Reasoning: ' ~ (reasoning_effort or 'medium') ~ '<|end|>' }}
+{%- if tools %}
+    {{- '<|start|>developer<|message|># Tools\\nnamespace functions {' }}
+    {%- for tool in tools %}{{- '\\n' ~ ((tool.function or tool) | tojson) }}{% endfor %}
+    {{- '\\n}<|end|>' }}
+{%- endif %}
+{%- for m in messages %}
+    {%- if m.tool_calls %}
+        {%- set call = m.tool_calls[0].function %}
+        {%- set ns.called = call.name %}
+        {%- if m.content and m.thinking %}
+            {{- raise_exception('content beside thinking') }}
+        {%- endif %}
+        {%- if m.content or m.thinking %}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' ~ (m.content or m.thinking) }}
+            {{- '<|end|>' }}
+        {%- endif %}
+        {{- '<|start|>assistant to=functions.' ~ call.name }}
+        {{- '<|channel|>commentary json<|message|>' ~ (call.arguments | tojson) ~ '<|call|>' }}
+    {%- elif m.role == 'assistant' %}
+        {{- '<|start|>assistant<|channel|>final<|message|>' ~ m.content }}
+        {{- '<|return|>' if loop.last else '<|end|>' }}
+    {%- elif m.role == 'tool' %}
+        {{- '<|start|>functions.' ~ ns.called ~ ' to=assistant<|channel|>commentary<|message|>' }}
+        {{- (m.content | tojson) ~ '<|end|>' }}
+    {%- else %}
+        {{- '<|start|>' ~ m.role ~ '<|message|>' ~ m.content ~ '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}
+"""
+HARMONY_TOKENS = (
+    "<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>", "<|call|>", "<|return|>",
+)  # fmt: skip
 # A token put together of pieces, and one from the tokenizer's own.
 PIECES = (
     "{{ bos_token }}{% for m in messages %}<|{{ m['role'] }}|>{{ m.content }}{{ eos_token }}"
