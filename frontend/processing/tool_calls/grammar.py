@@ -73,12 +73,14 @@ class CallLanguage:
     Attributes:
         call: the parts of one.
         opening, between, closing: text before the first, between two, and behind the last.
+        others: what begins as a call does and is none, in texts where calls may come.
     """
 
     call: Sequence[Sequence[Part]]
     opening: str = ""
     between: str = ""
     closing: str = ""
+    others: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -119,6 +121,7 @@ def held_calls(
             assert isinstance(text, str), "a call begins with a tag"
             writer.add(f"rest{index}", writer.expression([text.removeprefix(behind), *others]))
             rules.append(f"rest{index}")
+        rules += [writer.expression([text.removeprefix(behind)]) for text in language.others]
         writer.add("rest", " | ".join(rules))
         first = "rest"
     more = f"({writer.expression([language.between])} call)*" if parallel else ""

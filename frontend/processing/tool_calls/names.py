@@ -15,6 +15,7 @@ NAMES = (
     "llama3_json",
     "pythonic",
     "minimax_m2",
+    "harmony",
 )
 ALIASES: Mapping[str, str] = {
     "qwen3_xml": "qwen3_coder",
@@ -22,6 +23,9 @@ ALIASES: Mapping[str, str] = {
     "glm47": "glm45",
     "llama4_json": "llama3_json",
     "llama4_pythonic": "pythonic",
+    "openai": "harmony",
+    "gpt-oss": "harmony",
+    "gpt_oss": "harmony",
 }
 AUTO, NONE = "auto", "none"
 CHOICES = (AUTO, NONE, *NAMES, *ALIASES)

@@ -13,6 +13,7 @@ from frontend.processing.tool_calls.call_reader import TaggedFormat
 from frontend.processing.tool_calls.format import NO_FORMAT, ToolFormat
 from frontend.processing.tool_calls.formats.deepseek import DEEPSEEK_V3, DEEPSEEK_V31
 from frontend.processing.tool_calls.formats.glm45 import GLM45
+from frontend.processing.tool_calls.formats.harmony import HARMONY
 from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.processing.tool_calls.formats.kimi_k2 import KIMI_K2
 from frontend.processing.tool_calls.formats.llama_json import LLAMA_JSON
@@ -37,11 +38,13 @@ FORMATS: Mapping[str, TaggedFormat] = {
         LLAMA_JSON,
         PYTHONIC,
         MINIMAX_M2,
+        HARMONY,
     )
 }
 
 # What templates of a format have, all of it; the first format counts that a template fits.
 _SIGNS: tuple[tuple[TaggedFormat, tuple[str, ...]], ...] = (
+    (HARMONY, ("<|channel|>", "<|message|>")),
     (KIMI_K2, ("<|tool_calls_section_begin|>",)),
     (MINIMAX_M2, ("<minimax:tool_call>", "<invoke name=")),
     (DEEPSEEK_V3, ("<｜tool▁call▁begin｜>", "```json")),

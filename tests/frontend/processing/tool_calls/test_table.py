@@ -19,6 +19,7 @@ TEMPLATES = {
     "mistral": "{{- '[TOOL_CALLS][' }}",
     "llama3_json": """{{ '{"name": "' + c.name + '", ' }}{{ '"parameters": ' }}<|python_tag|>""",
     "pythonic": "Use exact format: [func_name1(param1=value1), func_name2(...)]",
+    "harmony": "{{ '<|start|>assistant<|channel|>commentary<|message|>' }}",
     "minimax_m2": "{{ '<minimax:tool_call>' }}{{ '<invoke name=' + quoted }}",
 }
 

@@ -72,6 +72,11 @@ def _hermes(name: str, arguments: str) -> str:
     return f'<tool_call>\n{{"name": "{name}", "arguments": {arguments}}}\n</tool_call>'
 
 
+def _harmony(name: str, arguments: str) -> str:
+    header = f"<|channel|>commentary to=functions.{name} <|constrain|>json<|message|>"
+    return f"{header}{arguments}<|call|>"
+
+
 _GLM = (
     "<tool_call>weather\n<arg_key>city</arg_key>\n<arg_value>Rome</arg_value>\n"
     "<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>"
@@ -139,6 +144,15 @@ WRITTEN = {
         several="[weather(city='Rome', days=3),\n now()]<|python_end|>",
         parts=("[", "]", "(", ")", "now", "other", "a=", '"', "'", "\\", "<|python_start|>", "{"),
         before="",
+    ),
+    "harmony": Written(
+        one=_harmony("weather", ROME),
+        several=f"{_harmony('weather', ROME)}<|start|>assistant{_harmony('now', '{}')}",
+        parts=(
+            "<|channel|>", "<|message|>", "<|constrain|>", "<|call|>", "<|end|>",
+            "<|start|>assistant", "commentary", " to=functions.now", " to=functions.other", " json",
+            *_JSON,
+        ),
     ),
     "minimax_m2": Written(
         one=f"<minimax:tool_call>\n{_MINIMAX}</minimax:tool_call>",
