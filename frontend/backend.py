@@ -16,7 +16,7 @@ from frontend.engine.load import EngineLoad
 from frontend.group_info import GroupInfo
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
-from frontend.processing.thoughts.tags import ThoughtTags
+from frontend.processing.thoughts.tags import ThoughtForm
 from frontend.processing.tool_calls.format import NO_FORMAT, ToolFormat
 from frontend.requests.request import Request, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
@@ -51,7 +51,7 @@ class TokenizerLike(Protocol):
     def eos_token_id(self) -> int | None: ...
 
     @property
-    def thought_tags(self) -> ThoughtTags | None: ...
+    def thought_tags(self) -> ThoughtForm | None: ...
 
     @property
     def tool_format(self) -> ToolFormat: ...
@@ -95,8 +95,8 @@ class Backend:
         end_token_ids: what ends a sequence: the model's end tokens, and the tokenizer's own if the
             model has it. A folder's configs and its tokenizer may disagree, and a chat ends by the
             latter's.
-        thought_tags: between which the model's thoughts stand; None: they are not told from its
-            answers.
+        thought_tags: between which the model's thoughts stand, or their envelope; None: they are
+            not told from its answers.
         tool_format: of the model's calls.
     """
 
@@ -109,7 +109,7 @@ class Backend:
     kv_events: KvEvents | None = None
     prefix_cache: bool = True
     end_token_ids: tuple[int, ...] = dataclasses.field(init=False)
-    thought_tags: ThoughtTags | None = dataclasses.field(init=False, default=None)
+    thought_tags: ThoughtForm | None = dataclasses.field(init=False, default=None)
     tool_format: ToolFormat = dataclasses.field(init=False, default=NO_FORMAT)
 
     def __post_init__(self) -> None:

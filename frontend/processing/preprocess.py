@@ -231,8 +231,8 @@ def _decoder(
     """The decoder of one sample."""
     if decoder_of is None or plan is None:
         return None if decoder_of is None else decoder_of(0)
-    thoughts = tokenizer_of(backend).decoder((), False, options.keep_special_tokens)
-    return plan.decoder(decoder_of, thoughts, output)
+    make = tokenizer_of(backend).decoder
+    return plan.decoder(decoder_of, lambda: make((), False, options.keep_special_tokens), output)
 
 
 async def echo_text(backend: Backend, request: pb.GenerateRequest, ids: list[int]) -> str:

@@ -23,7 +23,7 @@ from frontend.processing.chat.conversation import Conversation
 from frontend.processing.chat.renderer import ChatRenderer
 from frontend.processing.stop_strings import StopDecoder
 from frontend.processing.text_decoders import ByteDecoder, BytePieces, PiecesWith, WindowDecoder
-from frontend.processing.thoughts.tags import AUTO, ThoughtTags, find_tags
+from frontend.processing.thoughts.tags import AUTO, ThoughtForm, find_form
 from frontend.processing.tokenizer_files import VOCABULARIES, check_files
 from frontend.processing.tool_calls.format import ToolFormat
 from frontend.processing.tool_calls.table import find_format
@@ -46,7 +46,8 @@ class Tokenizer:
     """Encodes and decodes for one model; ``load`` makes one.
 
     Attributes:
-        thought_tags: between which the model's thoughts stand; None: they are not looked for.
+        thought_tags: between which the model's thoughts stand, or their envelope; None: they are
+            not looked for.
         tool_format: of the model's calls.
     """
 
@@ -86,7 +87,7 @@ class Tokenizer:
         Args:
             chat_template: a file whose template goes before the folder's.
             vocab_size: of the model, which must have the tokenizer's end token; None: not known.
-            reasoning_parser: names the tags of the model's thoughts; see `find_tags`.
+            reasoning_parser: names the tags of the model's thoughts; see `find_form`.
             tool_call_parser: names the form of its calls; see `find_format`.
 
         Raises:
@@ -158,10 +159,16 @@ class Tokenizer:
         template = self._wrapped.chat_template or ""
         return template if isinstance(template, str) else "\n".join(template.values())
 
-    def _find_tags(self, parser: str) -> ThoughtTags | None:
-        """The tags of the model's thoughts, as `find_tags` finds them."""
+    def _find_tags(self, parser: str) -> ThoughtForm | None:
+        """The form of the model's thoughts, as `find_form` finds it."""
         added = {str(token): each for each, token in self._wrapped.added_tokens_decoder.items()}
-        return find_tags(parser, self._template, added, lambda text: self.encode(text, False))
+        return find_form(
+            parser,
+            self._template,
+            added,
+            lambda text: self.encode(text, False),
+            lambda ids: self.decode(ids, True),
+        )
 
     @property
     def library_tokenizer(self) -> tokenizers.Tokenizer | None:

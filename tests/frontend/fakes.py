@@ -26,7 +26,7 @@ from frontend.group_info import GroupInfo
 from frontend.link.group_check import group_info
 from frontend.model_folder import SamplingDefaults
 from frontend.processing.chat.conversation import Conversation
-from frontend.processing.thoughts.tags import ThoughtTags
+from frontend.processing.thoughts.tags import ThoughtForm
 from frontend.processing.tool_calls.format import ToolFormat
 from frontend.processing.tool_calls.formats.hermes import HERMES
 from frontend.requests.output import FinishReason, TokenLogprobs
@@ -212,7 +212,7 @@ class FakeTokenizer:
         text = "".join(f"{turn['role'][0]}:{turn['content']}" for turn in turns)
         return self.encode(text + "".join(f"+{tool['name']}" for tool in conversation.tools or ()))
 
-    thought_tags: ThoughtTags | None = None
+    thought_tags: ThoughtForm | None = None
 
     tool_format: ToolFormat = HERMES
 

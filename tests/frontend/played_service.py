@@ -127,18 +127,20 @@ async def lose_workers(
 
 @contextlib.asynccontextmanager
 async def played_service(
-    tokenizer: Tokenizer, say: Say | None = None
+    tokenizer: Tokenizer, say: Say | None = None, end_ids: tuple[int, ...] = ()
 ) -> AsyncIterator[tuple[Service, Engine]]:
     """A service that takes requests, and its engine; the model's end token is the tokenizer's 0.
 
     Args:
         say: what the model says; None: anything.
+        end_ids: the model's end tokens, if others.
     """
     workers = FakeGroup(PLAYED_LIMITS)
     workers.workers = PlayedWorkers(PLAYED_LIMITS, tokenizer.vocab_size, say)
     engine, service = Engine(Scheduler(PLAYED_LIMITS), workers), Service(model=MODEL, version="1")
     info = dataclasses.replace(
         group(),
+        eos_token_ids=end_ids or group().eos_token_ids,
         vocab_size=tokenizer.vocab_size,
         max_model_len=PLAYED_LIMITS.max_model_len,
         num_blocks=PLAYED_LIMITS.num_blocks,

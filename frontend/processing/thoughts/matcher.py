@@ -6,8 +6,9 @@ that no draw waits to learn whether they ended. Knows nothing of text.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
+from frontend.processing.thoughts.masks import mask_of, union
 from frontend.processing.thoughts.progress import Part, ThoughtProgress
 from frontend.processing.thoughts.tags import Place
 from frontend.requests.request import FREE, Matcher, TriggeredMask
@@ -37,11 +38,11 @@ class ThoughtMatcher:
         self._progress = progress
         self._inner = inner
         self._budget = budget
-        self._begin = _bits([tags.begin_id], num_bytes)
-        self._end = _bits([tags.end_id], num_bytes)
-        self._blanks = _bits(tags.blank_ids, num_bytes)
+        self._begin = mask_of([tags.begin_id], num_bytes)
+        self._end = mask_of([tags.end_id], num_bytes)
+        self._blanks = mask_of(tags.blank_ids, num_bytes)
         first = b"" if inner is None else inner.mask()
-        self._opening = TriggeredMask(_union(first, self._blanks), tags.end_id)
+        self._opening = TriggeredMask(union(first, self._blanks), tags.end_id)
 
     def mask(self) -> bytes:
         """Tokens that may come next; no bytes: any."""
@@ -50,8 +51,8 @@ class ThoughtMatcher:
             return self._end if self._is_spent(0) else b""
         own = b"" if self._inner is None else self._inner.mask()
         if place is Place.BEHIND:
-            return _union(own, self._blanks)
-        return _union(own, self._begin) if place is Place.OPEN else own
+            return union(own, self._blanks)
+        return union(own, self._begin) if place is Place.OPEN else own
 
     def mask_ahead(self, num_unknown: int) -> TriggeredMask | None:
         """What narrows a draw behind tokens that are not known yet; None: it must wait."""
@@ -101,21 +102,3 @@ class ThoughtMatcher:
 
 
 _ANSWERS = {Part.ANSWER, Part.HELD}
-
-
-def _bits(token_ids: Iterable[int], num_bytes: int) -> bytes:
-    """A mask of some tokens; those beyond the vocabulary are left out."""
-    bits = bytearray(num_bytes)
-    for token in token_ids:
-        if token >> 3 < num_bytes:
-            bits[token >> 3] |= 1 << (token & 7)
-    return bytes(bits)
-
-
-def _union(own: bytes, others: bytes) -> bytes:
-    """Tokens of either mask; no bytes are any token."""
-    if not own:
-        return b""
-    return (int.from_bytes(own, "little") | int.from_bytes(others, "little")).to_bytes(
-        len(own), "little"
-    )

@@ -10,15 +10,20 @@ from collections.abc import Callable, Sequence
 
 from frontend.errors import invalid_field
 from frontend.processing.thoughts.decoder import ThoughtDecoder
+from frontend.processing.thoughts.envelope import Envelope
 from frontend.processing.thoughts.matcher import ThoughtMatcher
-from frontend.processing.thoughts.progress import ThoughtProgress
-from frontend.processing.thoughts.tags import BUDGETS, Place, ThoughtTags
+from frontend.processing.thoughts.message_matcher import MessageMatcher
+from frontend.processing.thoughts.messages import MessageProgress
+from frontend.processing.thoughts.progress import Progress, ThoughtProgress
+from frontend.processing.thoughts.tags import BUDGETS, Place, ThoughtForm
 from frontend.requests.output import Output
 from frontend.requests.request import Matcher, TextDecoder
 from switchyard.v1 import inference_pb2 as pb
 
 DecoderOf = Callable[[int], TextDecoder]
 """Makes a decoder of an answer before which there are as many tokens."""
+MatcherOf = Callable[[Matcher | None, int | None, int], Matcher]
+"""Makes a matcher around an answer's, of a budget and of masks of as many bytes."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -26,31 +31,32 @@ class ThoughtPlan:
     """How the outputs of one chat are followed.
 
     Attributes:
-        start: where the prompt ends; not in the answer.
+        new_progress: makes what follows one output, from where the prompt ends.
+        matcher_of: makes what holds one output.
         has_language: the answer keeps to a language, or parts of it do.
-        is_constrained: all of it does.
         vocab_size: of masks.
     """
 
-    tags: ThoughtTags
-    start: Place
+    new_progress: Callable[[], Progress]
+    matcher_of: MatcherOf
     options: pb.ReasoningOptions
     has_language: bool
-    is_constrained: bool
     vocab_size: int
 
-    def decoder(self, answer: DecoderOf, thoughts: TextDecoder, output: Output) -> TextDecoder:
+    def decoder(
+        self, answer: DecoderOf, thoughts: Callable[[], TextDecoder], output: Output
+    ) -> TextDecoder:
         """The decoder of one output.
 
         Args:
             answer: makes the answer's.
-            thoughts: the thoughts' own.
+            thoughts: makes the thoughts'.
             output: takes their text.
         """
         if self.options.in_text:
             return answer(0)
         tell = _drop if self.options.leave_out else output.add_reasoning
-        return ThoughtDecoder(self._progress(), thoughts, answer, tell)
+        return ThoughtDecoder(self.new_progress(), thoughts, answer, tell)
 
     def matchers(self, inner: Sequence[Matcher | None]) -> Sequence[Matcher | None]:
         """What the outputs keep to, given what their answers keep to.
@@ -78,35 +84,54 @@ class ThoughtPlan:
         keeps_to_answer = self.has_language and not self.options.in_text
         if not has_budget and not keeps_to_answer:
             return inner
-        return [
-            ThoughtMatcher(
-                self._progress(),
-                each,
-                budget=budget,
-                num_bytes=(self.vocab_size + 31) // 32 * 4,
-            )
-            for each in inner
-        ]
-
-    def _progress(self) -> ThoughtProgress:
-        return ThoughtProgress(self.tags, self.start, is_constrained=self.is_constrained)
+        num_bytes = (self.vocab_size + 31) // 32 * 4
+        return [self.matcher_of(each, budget, num_bytes) for each in inner]
 
 
 def thought_plan(
-    tags: ThoughtTags, message: pb.ChatRequest, prompt_ids: Sequence[int], vocab_size: int
+    form: ThoughtForm, message: pb.ChatRequest, prompt_ids: Sequence[int], vocab_size: int
 ) -> ThoughtPlan | None:
-    """The plan of a chat; None where its whole output is its answer."""
-    start = tags.place_after(prompt_ids, continues=message.continue_final_message)
+    """The plan of a chat; None where its whole output is its answer.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT; an option that the model's form of thoughts has not.
+    """
+    has_language = message.request.HasField("constraint")
+    is_constrained = has_language and not message.request.constraint.trigger
+
+    def plan(new_progress: Callable[[], Progress], matcher_of: MatcherOf) -> ThoughtPlan:
+        return ThoughtPlan(new_progress, matcher_of, message.reasoning, has_language, vocab_size)
+
+    if isinstance(form, Envelope):
+        if message.reasoning.in_text:
+            raise invalid_field(
+                "reasoning.in_text",
+                "cannot be set for this model, whose thoughts are messages of their own; leave it "
+                "out",
+            )
+        opened = form.opened(prompt_ids)
+        return plan(
+            lambda: MessageProgress(form, opened),
+            lambda inner, budget, num_bytes: MessageMatcher(
+                MessageProgress(form, opened),
+                inner,
+                is_whole=is_constrained,
+                budget=budget,
+                num_bytes=num_bytes,
+            ),
+        )
+    start = form.place_after(prompt_ids, continues=message.continue_final_message)
     if start is Place.ANSWERING:
         return None
-    has_language = message.request.HasField("constraint")
-    return ThoughtPlan(
-        tags=tags,
-        start=start,
-        options=message.reasoning,
-        has_language=has_language,
-        is_constrained=has_language and not message.request.constraint.trigger,
-        vocab_size=vocab_size,
+
+    def followed() -> ThoughtProgress:
+        return ThoughtProgress(form, start, is_constrained=is_constrained)
+
+    return plan(
+        followed,
+        lambda inner, budget, num_bytes: ThoughtMatcher(
+            followed(), inner, budget=budget, num_bytes=num_bytes
+        ),
     )
 
 

@@ -7,6 +7,7 @@ masks.
 from __future__ import annotations
 
 import enum
+from typing import Protocol
 
 from frontend.processing.thoughts.tags import Place, ThoughtTags
 
@@ -19,28 +20,44 @@ class Part(enum.Enum):
     THOUGHT = enum.auto()
     ANSWER = enum.auto()
     HELD = enum.auto()
-    """Line ends at the beginning: the answer's, if it comes next."""
+    """The answer's, if that comes next, as line ends at the beginning are."""
+
+
+class Progress(Protocol):
+    """What decoders need to know of where an output is.
+
+    Attributes:
+        place: behind the last token.
+        held: tokens that are the answer's, if its part comes next.
+        num_tokens: of the thoughts, without tags.
+        num_tags: that the output has.
+    """
+
+    place: Place
+    held: list[int]
+    num_tokens: int
+    num_tags: int
+
+    def push(self, token_id: int) -> Part:
+        """Go on past a token."""
+        ...
 
 
 class ThoughtProgress:
-    """Where one output is.
+    """Where one output is, as tags say it; a `Progress`.
 
     Args:
         start: where its prompt ended.
         is_constrained: the answer keeps to a language, to which no line ends before it belong: one
             token of them may stand behind the thoughts, none before.
-
-    Attributes:
-        place: behind the last token.
-        num_tokens: of the thoughts, without tags.
-        num_tags: that the output has.
     """
 
-    __slots__ = ("_is_constrained", "num_tags", "num_tokens", "place", "tags")
+    __slots__ = ("_is_constrained", "held", "num_tags", "num_tokens", "place", "tags")
 
     def __init__(self, tags: ThoughtTags, start: Place, *, is_constrained: bool) -> None:
         self.tags = tags
         self.place = start
+        self.held: list[int] = []
         self.num_tokens = 0
         self.num_tags = 0
         self._is_constrained = is_constrained
@@ -65,8 +82,10 @@ class ThoughtProgress:
         if token_id == tags.begin_id:
             self.num_tags += 1
             self.place = Place.THINKING
+            self.held.clear()
             return Part.TAG
         if token_id in tags.blank_ids and not self._is_constrained:
+            self.held.append(token_id)
             return Part.HELD
         self.place = Place.ANSWERING
         return Part.ANSWER
