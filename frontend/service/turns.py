@@ -24,7 +24,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reasoning:
-    """Text of the thoughts, which goes on from the last; it comes before what the turn says."""
+    """Text of the thoughts, which goes on from the last; in one delta it comes before the rest."""
 
     text: str
 
