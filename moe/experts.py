@@ -12,20 +12,26 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice, part, unread
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.fp8_format import Fp8Format
+from moe.base.quantize import empty_weight
 from moe.base.weight import Weight, held_weight
+from moe.base.weight_slices import Index, scales_slice, values_slice
 from moe.config import MoEConfig
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
 from moe.runner import RUNNERS
 
+Part = tuple[str, tuple[int, ...], Index | None, Weight | None]
+
 
 class FusedMoeExperts(nn.Module):
     """w13 [E_local, 2·I_part, H] with gate rows first, and w2 [E_local, H, I_part].
 
-    `placement` says which experts; `slice_rank` of `num_slices` says which I_part columns of each.
+    `placement` says which experts; `slice_rank` of `num_slices` says which I_part columns of each;
+    `fp8`, which 8-bit format they have, if any.
     """
 
     expert_map: torch.Tensor | None
@@ -41,8 +47,10 @@ class FusedMoeExperts(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         context: KernelContext | None = None,
+        fp8: Fp8Format | None = None,
     ) -> None:
         super().__init__()
+        self.fp8 = fp8
         self.context = context
         self.config = config
         self.placement = placement
@@ -51,10 +59,10 @@ class FusedMoeExperts(nn.Module):
         self.first_column = slice_rank * self.width
         self.run = RUNNERS[runner]
         count, hidden = placement.num_local, config.hidden_size
-        w13 = torch.empty(count, 2 * self.width, hidden, dtype=dtype, device=device)
-        w2 = torch.empty(count, hidden, self.width, dtype=dtype, device=device)
-        self.w13 = held_weight(self, "w13", Weight(w13))
-        self.w2 = held_weight(self, "w2", Weight(w2))
+        w13 = empty_weight((count, 2 * self.width, hidden), fp8, dtype=dtype, device=device)
+        w2 = empty_weight((count, hidden, self.width), fp8, dtype=dtype, device=device)
+        self.w13 = held_weight(self, "w13", w13)
+        self.w2 = held_weight(self, "w2", w2)
         every = count == config.num_experts
         expert_map = None if every else placement.expert_map(device)
         self.register_buffer("expert_map", expert_map, persistent=False)
@@ -63,46 +71,62 @@ class FusedMoeExperts(nn.Module):
         """What this rank's experts add for `topk`, whose ids are global: a sum to [T,H]."""
         return self.run(hidden_TH, topk, self.w13, self.w2, self.expert_map, self.context)
 
-    def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
+    def checkpoint_slices(
+        self, prefix: str, packed: bool = False, packed_scales: bool = False
+    ) -> Iterator[CheckpointSlice]:
         """`prefix` ends in `experts.`.
 
         Per expert (the Hub's names, which save_pretrained writes too): `{g}.gate_proj.weight` and
         `{g}.up_proj.weight` [I,H], `{g}.down_proj.weight` [H,I]. Packed (transformers 5's own
-        modules): `gate_up_proj` [E,2I,H], `down_proj` [E,H,I].
+        modules): `gate_up_proj` [E,2I,H], `down_proj` [E,H,I]. Scales stand as the values do, or
+        packed beside values per expert (save_pretrained of transformers 5).
         """
+        for part in self._parts(prefix, packed):
+            yield values_slice(*part, self.fp8)
+        if self.fp8 is not None and self.fp8.stored != "plain":
+            for part in self._parts(prefix, packed or packed_scales):
+                yield scales_slice(*part, self.fp8)
+
+    def _parts(self, prefix: str, packed: bool) -> Iterator[Part]:
+        """Of each tensor its name, its shape, and what this rank reads into which view."""
         if packed:
-            yield from self._packed_slices(prefix)
+            yield from self._packed_parts(prefix)
             return
         for expert in range(self.config.num_experts):
-            yield from self._expert_slices(f"{prefix}{expert}.", expert - self.placement.start)
+            yield from self._expert_parts(f"{prefix}{expert}.", expert - self.placement.start)
 
-    def _expert_slices(self, prefix: str, local: int) -> Iterator[CheckpointSlice]:
+    def _expert_parts(self, prefix: str, local: int) -> Iterator[Part]:
         width, hidden = self.config.intermediate_size, self.config.hidden_size
         names = [f"{prefix}{name}_proj.weight" for name in ("gate", "up", "down")]
         shapes = [(width, hidden), (width, hidden), (hidden, width)]
         if not 0 <= local < self.placement.num_local:
-            yield from map(unread, names, shapes)
+            for name, shape in zip(names, shapes, strict=True):
+                yield name, shape, None, None
             return
-        gate, up = torch.split(self.w13.values[local], self.width)
-        for name, shape, dim, target in zip(
-            names, shapes, (0, 0, 1), (gate, up, self.w2.values[local]), strict=True
+        columns, whole = slice(self.first_column, self.first_column + self.width), slice(0, hidden)
+        gate, up = self.w13[local].split([self.width, self.width])
+        for name, shape, index, target in zip(
+            names,
+            shapes,
+            ((columns, whole), (columns, whole), (whole, columns)),
+            (gate, up, self.w2[local]),
+            strict=True,
         ):
-            yield part(name, shape, dim, self.first_column, target)
+            yield name, shape, index, target
 
-    def _packed_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+    def _packed_parts(self, prefix: str) -> Iterator[Part]:
         config = self.config
         experts, width, hidden = config.num_experts, config.intermediate_size, config.hidden_size
         w13_shape, w2_shape = (experts, 2 * width, hidden), (experts, hidden, width)
         names = f"{prefix}gate_up_proj", f"{prefix}down_proj"
         if not self.placement.num_local:
-            yield from map(unread, names, (w13_shape, w2_shape))
+            yield names[0], w13_shape, None, None
+            yield names[1], w2_shape, None, None
             return
         local = slice(self.placement.start, self.placement.stop)
-        columns = slice(self.first_column, self.first_column + self.width)
-        gate, up = torch.split(self.w13.values, self.width, dim=1)
+        columns, whole = slice(self.first_column, self.first_column + self.width), slice(0, hidden)
+        gate, up = self.w13.split([self.width, self.width])
         for first_row, target in ((0, gate), (width, up)):
             rows = slice(first_row + columns.start, first_row + columns.stop)
-            yield CheckpointSlice(names[0], w13_shape, (local, rows, slice(0, hidden)), target)
-        yield CheckpointSlice(
-            names[1], w2_shape, (local, slice(0, hidden), columns), self.w2.values
-        )
+            yield names[0], w13_shape, (local, rows, whole), target
+        yield names[1], w2_shape, (local, whole, columns), self.w2

@@ -14,6 +14,7 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import DISPATCHERS
@@ -34,6 +35,7 @@ class SparseMoeBlock(nn.Module):
     it.
 
     `out_ids_P`, int32, takes the ids of the routes that this rank computes in each step.
+    `experts_fp8` and `shared_fp8` are the formats of weights that have 8 bits; a router's have not.
     """
 
     def __init__(
@@ -47,6 +49,8 @@ class SparseMoeBlock(nn.Module):
         device: torch.device | str,
         context: KernelContext | None = None,
         out_ids_P: torch.Tensor | None = None,
+        experts_fp8: Fp8Format | None = None,
+        shared_fp8: Fp8Format | None = None,
     ) -> None:
         super().__init__()
         assert (parallel.tp, parallel.dp, parallel.ep) == (
@@ -69,6 +73,7 @@ class SparseMoeBlock(nn.Module):
             dtype=dtype,
             device=device,
             context=context,
+            fp8=experts_fp8,
         )
         self.shared_experts: SharedExperts | None = None
         if config.shared_expert_size:
@@ -80,6 +85,7 @@ class SparseMoeBlock(nn.Module):
                 dtype=dtype,
                 device=device,
                 context=context,
+                fp8=shared_fp8,
             )
         self.dispatcher = DISPATCHERS[parallel.backend](groups, placement, device, context)
         self.context = context
@@ -129,9 +135,11 @@ class SparseMoeBlock(nn.Module):
             self.out_ids_P.fill_(-1)
         self.out_ids_P[: topk.ids.numel()].copy_(topk.ids.flatten())
 
-    def checkpoint_slices(self, prefix: str, packed: bool = False) -> Iterator[CheckpointSlice]:
-        """Every tensor of the block; `prefix` ends in `mlp.`, `packed` as in `FusedMoeExperts`."""
+    def checkpoint_slices(
+        self, prefix: str, packed: bool = False, packed_scales: bool = False
+    ) -> Iterator[CheckpointSlice]:
+        """Every tensor of the block; `prefix` ends in `mlp.`, the rest as in `FusedMoeExperts`."""
         yield from self.gate.checkpoint_slices(f"{prefix}gate.")
-        yield from self.experts.checkpoint_slices(f"{prefix}experts.", packed)
+        yield from self.experts.checkpoint_slices(f"{prefix}experts.", packed, packed_scales)
         if self.shared_experts is not None:
             yield from self.shared_experts.checkpoint_slices(prefix)

@@ -13,12 +13,15 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from moe.base.checkpoint_slice import CheckpointSlice, part, whole
+from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts
+from moe.base.quantize import empty_weight
 from moe.base.swiglu import swiglu as swiglu_kernel
-from moe.base.weight import Weight, held_weight
+from moe.base.weight import held_weight
+from moe.base.weight_slices import weight_part
 from moe.config import MoEConfig
 from moe.runner import swiglu
 
@@ -27,7 +30,7 @@ class SharedExperts(nn.Module):
     """down(silu(gate) · up), times sigmoid(x · w) where gated.
 
     transformers' `Qwen3NextSparseMoeBlock` (gated) and `DeepseekV2Moe` (not). With a `context` the
-    work is done by Triton kernels.
+    work is done by Triton kernels. `fp8` is the format of all matrices but the gate's.
     """
 
     def __init__(
@@ -39,18 +42,20 @@ class SharedExperts(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         context: KernelContext | None = None,
+        fp8: Fp8Format | None = None,
     ) -> None:
         super().__init__()
+        self.fp8 = fp8
         self.context = context
         self.config = config
         self.width = config.shared_expert_size // num_slices
         assert self.width * num_slices == config.shared_expert_size
         self.first_column = slice_rank * self.width
         hidden = config.hidden_size
-        w13 = torch.empty(2 * self.width, hidden, dtype=dtype, device=device)
-        w2 = torch.empty(hidden, self.width, dtype=dtype, device=device)
-        self.w13 = held_weight(self, "w13", Weight(w13))
-        self.w2 = held_weight(self, "w2", Weight(w2))
+        w13 = empty_weight((2 * self.width, hidden), fp8, dtype=dtype, device=device)
+        w2 = empty_weight((hidden, self.width), fp8, dtype=dtype, device=device)
+        self.w13 = held_weight(self, "w13", w13)
+        self.w2 = held_weight(self, "w2", w2)
         self.gate: nn.Parameter | None = None
         if config.shared_expert_gated:
             gate = torch.empty(1, hidden, dtype=dtype, device=device)
@@ -85,11 +90,11 @@ class SharedExperts(nn.Module):
         """`{prefix}shared_experts.*`, or `shared_expert.*` and `shared_expert_gate` where gated."""
         name = "shared_experts" if self.gate is None else "shared_expert"
         shape = (self.config.shared_expert_size, self.config.hidden_size)
-        gate, up = torch.split(self.w13.values, self.width)
+        gate, up = self.w13.split([self.width, self.width])
         for which, target in (("gate", gate), ("up", up)):
             weight = f"{prefix}{name}.{which}_proj.weight"
-            yield part(weight, shape, 0, self.first_column, target)
+            yield from weight_part(weight, shape, 0, self.first_column, target, self.fp8)
         down = f"{prefix}{name}.down_proj.weight"
-        yield part(down, shape[::-1], 1, self.first_column, self.w2.values)
+        yield from weight_part(down, shape[::-1], 1, self.first_column, self.w2, self.fp8)
         if self.gate is not None:
             yield whole(f"{prefix}shared_expert_gate.weight", self.gate)

@@ -49,6 +49,7 @@ LAYERS = {
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
+        "workers.quantization",
     },
     "workers/step": {
         "workers.attention", "workers.model_config", "workers.models", "workers.rows",
@@ -57,7 +58,7 @@ LAYERS = {
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",
         "workers.launcher", "workers.model_config", "workers.models", "workers.sampling",
-        "workers.step", "workers.weight_loading",
+        "workers.scale_blocks", "workers.step", "workers.weight_loading",
     },
     "moe/base": set(),
     "moe/kernels": {"moe.base"},
@@ -221,7 +222,8 @@ def test_moe_config_is_torch_free() -> None:
     for name in (
         "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
         "workers/config.py", "workers/model_config.py",
-        "workers/model_types.py", "proto/switchyard/flags.py",
+        "workers/model_types.py", "workers/quantization.py", "workers/scale_blocks.py",
+        "moe/base/fp8_format.py", "proto/switchyard/flags.py",
     ):  # fmt: skip
         assert "torch" not in set(imported(ROOT / name)), name
 

@@ -24,6 +24,7 @@ from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
 from workers.model_config import ModelConfig
+from workers.scale_blocks import with_quantization
 
 _MAX_NAMES = 5  # of unknown keys, in one line
 
@@ -58,6 +59,7 @@ def configure(
         has_experts=model.moe is not None and any(model.moe_layers),
     )
     model.check_tensor_parallel(parallel.tp)
+    model = with_quantization(model, config.quantization, parallel, made_up=config.makes_up_weights)
     return config, parallel, read(LauncherConfig, flags), model
 
 
@@ -69,7 +71,9 @@ def main() -> int:
         config, parallel, launch, model = configure(flags)
         secret = read_secret(config.link_secret_file)
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
-        checkpoint = None if config.load_format == "dummy" else Checkpoint(config.model)
+        checkpoint = None
+        if not config.makes_up_weights:
+            checkpoint = Checkpoint(config.model, fp8=model.reads_fp8)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED

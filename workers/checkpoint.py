@@ -17,8 +17,9 @@ from switchyard.model_files import file_size, named, parse_object, read_object, 
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-VALUE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
-"""Of the types of weights that are read."""
+FP8 = "F8_E4M3"
+VALUE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, FP8: 1}
+"""Of the types of weights that are read, the last one only where config.json asks for it."""
 
 _MAX_INDEX_BYTES = 128 << 20
 _MAX_HEADER_BYTES = 32 << 20
@@ -43,14 +44,16 @@ class Checkpoint:
 
     Args:
         folder: holds model.safetensors, or the files model.safetensors.index.json names.
+        fp8: weights may be 8-bit floats, as config.json says.
 
     Raises:
         ValueError: one line naming the file, and what is wrong: it is missing, truncated, malformed
             or outside the folder, or holds weights of a type that is not read.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, fp8: bool = False) -> None:
         self.folder = folder
+        self.types = {name: size for name, size in VALUE_BYTES.items() if fp8 or name != FP8}
         self.tensors: dict[str, TensorInfo] = {}
         mapping = self._mapping()
         for name in [SINGLE] if mapping is None else sorted(set(mapping.values())):
@@ -61,6 +64,11 @@ class Checkpoint:
     def packed_experts(self) -> bool:
         """Whether a layer's experts stand in two tensors, ``[E, …]``, not in three an expert."""
         return any(name.endswith(".experts.gate_up_proj") for name in self.tensors)
+
+    @property
+    def packed_scales(self) -> bool:
+        """Whether the scales of a layer's experts stand in two tensors, ``[E, …]``."""
+        return any(name.endswith(".experts.gate_up_proj_scale_inv") for name in self.tensors)
 
     def sha256(self) -> str:
         """A digest of every tensor's name, type, shape and file, not of the values."""
@@ -98,7 +106,7 @@ class Checkpoint:
             raise ValueError(
                 f"{path}: links to {path.resolve()}, outside the folder; copy or move the file here"
             )
-        for tensor, info in _read_header(path, size).items():
+        for tensor, info in _read_header(path, size, self.types).items():
             if tensor in self.tensors:
                 first = self.tensors[tensor].file.name
                 raise ValueError(f"{path}: tensor {named(tensor)} is also in {first}")
@@ -130,13 +138,13 @@ def _is_hub_blob(path: Path) -> bool:
     )
 
 
-def _read_header(path: Path, size: int) -> dict[str, TensorInfo]:
+def _read_header(path: Path, size: int, types: dict[str, int]) -> dict[str, TensorInfo]:
     """The tensors of a safetensors file of ``size`` bytes: 8 bytes of length, then JSON, then their
     values in a row, without holes, to the file's end."""
     data = _header_bytes(path, size)
     header = parse_object(f"{path}: its safetensors header", data)
     header.pop("__metadata__", None)
-    places = sorted((*_place(path, name, entry), name) for name, entry in header.items())
+    places = sorted((*_place(path, name, entry, types), name) for name, entry in header.items())
     values_at = at = 8 + len(data)
     for begin, end, name in places:
         if values_at + begin != at:
@@ -177,7 +185,7 @@ def _header_bytes(path: Path, size: int) -> bytes:
         raise ValueError(f"{path}: {error.strerror}") from None
 
 
-def _place(path: Path, name: str, entry: Any) -> tuple[int, int]:
+def _place(path: Path, name: str, entry: Any, types: dict[str, int]) -> tuple[int, int]:
     """Where a tensor's values begin and end, which must be as far apart as they take."""
     fields = entry if isinstance(entry, dict) else {}
     shape, offsets = _sizes(fields.get("shape")), _sizes(fields.get("data_offsets"))
@@ -189,12 +197,12 @@ def _place(path: Path, name: str, entry: Any) -> tuple[int, int]:
     begin, end = offsets
     if is_derived(name):
         return begin, end
-    if dtype not in VALUE_BYTES:
+    if dtype not in types:
         raise ValueError(
             f"{path}: tensor {named(name)} has type {named(dtype)}, supported are "
-            f"{', '.join(VALUE_BYTES)}; serve the model's checkpoint in one of them"
+            f"{', '.join(types)}; serve the model's checkpoint in one of them"
         )
-    needed = math.prod(shape) * VALUE_BYTES[dtype]
+    needed = math.prod(shape) * types[dtype]
     if end - begin != needed:
         raise ValueError(
             f"{path}: tensor {named(name)} of shape {shape} and type {dtype} takes {needed} bytes, "

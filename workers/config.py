@@ -62,6 +62,10 @@ class WorkerConfig:
         choices=("auto", "safetensors", "dummy"),
         seldom=True,
     )
+    quantization: str = flag(
+        "fp8 makes 8-bit weights of those that have more; auto: as the checkpoint has them",
+        "auto", choices=("auto", "fp8"),
+    )  # fmt: skip
     load_progress: str = flag(
         "how reading weights is shown; auto: a bar on a terminal, else lines",
         "auto", choices=("auto", "bar", "lines"), seldom=True,
@@ -103,6 +107,11 @@ class WorkerConfig:
         "wait of the ranks for the next frontend after one that died", 60.0, unit="seconds",
         at_least=0, seldom=True,
     )  # fmt: skip
+
+    @property
+    def makes_up_weights(self) -> bool:
+        """Whether no checkpoint is read."""
+        return self.load_format == "dummy"
 
     def __post_init__(self) -> None:
         flags.check(self)

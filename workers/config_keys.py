@@ -102,7 +102,7 @@ _READ_ELSEWHERE = frozenset(
     {
         "dtype", "eos_token_id", "layer_types", "rope_parameters", "rope_scaling", "rope_theta",
         "torch_dtype", "use_sliding_window",
-        # An empty one, for `refuse_quantized` has passed.
+        # By `workers.quantization`.
         "quantization_config", "compression_config",
     }
 )  # fmt: skip
@@ -133,22 +133,6 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
         elif key not in _WITHOUT_EFFECT and key not in _READ_ELSEWHERE:
             unknown.append(key)
     return values, tuple(unknown)
-
-
-def refuse_quantized(raw: Values) -> None:
-    """Raise ValueError, naming the method, where the weights are quantized: none is built."""
-    for key in ("quantization_config", "compression_config"):
-        if not (said := raw.get(key)):
-            continue
-        method = "a method without a name"
-        if isinstance(said, dict) and said.get("quant_method"):
-            method = shown(said["quant_method"])
-        elif key == "compression_config":
-            method = "'compressed-tensors'"
-        raise ValueError(
-            f"{key} asks for weights quantized by {method}, which are not built; serve the "
-            "model's checkpoint in bfloat16, float16 or float32"
-        )
 
 
 def _check(key: str, value: Any, default: Any) -> None:

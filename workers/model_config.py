@@ -7,13 +7,17 @@ nothing of processes, devices or weights.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
-from workers.config_keys import read_keys, refuse_quantized
+from workers.config_keys import read_keys
 from workers.model_types import MODEL_TYPES, MoEKeys
+from workers.quantization import Quantization, read_modelopt_file, read_quantization
+
+_Meaning = TypeVar("_Meaning")
 
 _DEFAULT_ROPE_THETA = 10000.0
 _ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -31,6 +35,7 @@ class ModelConfig:
         moe_layers: for each layer, whether its MLP is a mixture.
         eos_token_ids: of both files, those of generation_config.json first.
         dtype: the checkpoint's own, a torch dtype's name.
+        quantization: of weights that have 8 bits; None where none have.
         unknown_keys: of config.json; nothing here knows what they mean.
     """
 
@@ -50,6 +55,7 @@ class ModelConfig:
     dtype: str
     moe: MoEConfig | None
     moe_layers: tuple[bool, ...]
+    quantization: Quantization | None = None
     unknown_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -60,6 +66,11 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
+
+    @property
+    def reads_fp8(self) -> bool:
+        """Whether the checkpoint holds 8-bit weights."""
+        return self.quantization is not None and self.quantization.fp8.stored != "plain"
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise ValueError unless attention and dense MLPs divide over ``tp`` ranks."""
@@ -77,25 +88,20 @@ class ModelConfig:
 
     @classmethod
     def from_folder(cls, folder: Path) -> ModelConfig:
-        """Read ``config.json`` and, for the end tokens, ``generation_config.json``.
+        """Read ``config.json`` and, for the end tokens, ``generation_config.json``; for what
+        config.json does not say of weights, ModelOpt's ``hf_quant_config.json``.
 
         Raises:
             ValueError: one line naming the file and what is wrong or not built.
         """
-        path = folder / "config.json"
-        raw = read_object(path)
-        try:
-            config = cls.from_hf(raw)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        config = _read(folder / "config.json", cls.from_hf)
+        path = folder / "hf_quant_config.json"
+        if config.quantization is None and path.exists():
+            config = dataclasses.replace(config, quantization=_read(path, read_modelopt_file))
         path = folder / "generation_config.json"
         if not path.exists():
             return config
-        raw = read_object(path)
-        try:
-            ids = _end_tokens(raw, config.vocab_size)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        ids = _read(path, lambda raw: _end_tokens(raw, config.vocab_size))
         both = tuple(dict.fromkeys((*ids, *config.eos_token_ids)))
         return dataclasses.replace(config, eos_token_ids=both)
 
@@ -107,7 +113,7 @@ class ModelConfig:
         if entry is None:
             known = ", ".join(sorted(MODEL_TYPES))
             raise ValueError(f"model_type {shown(model_type)} is not supported; known: {known}")
-        refuse_quantized(raw)
+        quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
         _refuse_other_attention(raw, values["num_hidden_layers"])
         theta, unknown_of_rope = _rope(raw)
@@ -131,8 +137,18 @@ class ModelConfig:
             dtype=_dtype(raw),
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
+            quantization=quantization,
             unknown_keys=(*unknown, *unknown_of_rope),
         )
+
+
+def _read(path: Path, meaning: Callable[[dict[str, Any]], _Meaning]) -> _Meaning:
+    """What a file's object means; a ValueError about it names the file."""
+    raw = read_object(path)
+    try:
+        return meaning(raw)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:

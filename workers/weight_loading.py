@@ -11,13 +11,18 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from switchyard.model_files import named
-from workers.checkpoint import VALUE_BYTES, Checkpoint
+from workers.checkpoint import FP8, VALUE_BYTES, Checkpoint
+
+# What stands beside 8-bit weights and is not needed: scales of activations, which are taken from
+# the activations themselves, and of keys and values.
+_UNUSED = ("input_scale", "activation_scale", "k_scale", "v_scale")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -40,6 +45,7 @@ def check_tensors(
         ValueError: one line naming a tensor that is missing, unexpected or of the wrong shape.
     """
     unexpected = checkpoint.tensors.keys() - ignore
+    quantized: set[str] = set()
     for piece in slices:
         info = checkpoint.tensors.get(piece.name)
         if info is None:
@@ -49,7 +55,17 @@ def check_tensors(
                 f"{info.file}: tensor {piece.name} has shape {list(info.shape)}, "
                 f"config.json asks for {list(piece.shape)}"
             )
+        if (info.dtype == FP8) != piece.is_fp8:
+            asked = FP8 if piece.is_fp8 else "BF16, F16 or F32"
+            raise ValueError(
+                f"{info.file}: tensor {piece.name} has type {info.dtype}, "
+                f"config.json asks for {asked}"
+            )
         unexpected.discard(piece.name)
+        if piece.is_fp8:
+            module = piece.name.rpartition(".")[0]
+            quantized.update((module, module.rpartition(".")[0]))
+    unexpected -= {f"{module}.{name}" for module in quantized for name in _UNUSED}
     if unexpected:
         name = min(unexpected)
         more = f" (and {len(unexpected) - 1} more)" if len(unexpected) > 1 else ""
@@ -102,23 +118,29 @@ def make_up_weights(slices: Iterable[CheckpointSlice], seed: int) -> None:
         if piece.target is None:
             continue
         if piece.name.endswith("norm.weight"):
-            piece.target.fill_(1.0)
+            piece.fill(torch.ones(()))
             continue
         name = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
         device = piece.target.device
         generator = torch.Generator(device=device).manual_seed(int.from_bytes(name[:7], "big"))
         whole = torch.empty(piece.shape, device=device, dtype=torch.float32)
         whole.normal_(0.0, 0.02, generator=generator)
-        piece.target.copy_(whole[piece.index])
+        piece.fill(whole[piece.index])
 
 
 def expected_bytes(slices: Iterable[CheckpointSlice], checkpoint: Checkpoint) -> int:
     """Bytes the given slices occupy in the checkpoint: what a rank has to read, no more."""
     return sum(
-        piece.target.numel() * VALUE_BYTES[checkpoint.tensors[piece.name].dtype]
-        for piece in slices
-        if piece.target is not None
+        piece.num_values * VALUE_BYTES[checkpoint.tensors[piece.name].dtype] for piece in slices
     )
+
+
+def _values(file: Any, piece: CheckpointSlice) -> torch.Tensor:
+    """A piece's values, from the opened file that holds it."""
+    values: torch.Tensor = (
+        file.get_slice(piece.name)[piece.index] if piece.shape else file.get_tensor(piece.name)
+    )
+    return values
 
 
 def _load_file(path: Path, pieces: list[CheckpointSlice]) -> Iterator[int]:
@@ -126,9 +148,8 @@ def _load_file(path: Path, pieces: list[CheckpointSlice]) -> Iterator[int]:
     try:
         with safe_open(path, framework="pt") as file:
             for piece in pieces:
-                assert piece.target is not None
-                values = file.get_slice(piece.name)[piece.index]
-                piece.target.copy_(values)
+                values = _values(file, piece)
+                piece.fill(values)
                 yield values.numel() * values.element_size()
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: {error}") from None

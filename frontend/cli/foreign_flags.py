@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 _IS_ON = "that is how it is here; leave it out"
-_UNQUANTIZED = "weights are served unquantized, in --dtype; leave it out"
 _NO_OFFLOAD = "nothing is moved to the host's memory; leave it out"
 _ONE_FOLDER = "MODEL is one folder or Hub id, with its tokenizer and configs"
 _OF_THE_HUB = "huggingface_hub reads it from the environment (HF_TOKEN, HF_HOME)"
@@ -32,8 +31,7 @@ VLLM_FLAGS: Mapping[str, str] = {
     "--enforce-eager": "--cuda-graphs off does so",
     "--compilation-config": "--cuda-graphs is all there is to set",
     "--num-gpu-blocks-override": "--num-blocks sets it",
-    "--quantization": _UNQUANTIZED,
-    "-q": _UNQUANTIZED,
+    "-q": "--quantization sets it",
     "--kv-cache-dtype": "the KV cache is of --dtype; leave it out",
     "--swap-space": _NO_OFFLOAD,
     "--cpu-offload-gb": _NO_OFFLOAD,

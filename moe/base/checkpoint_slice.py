@@ -6,9 +6,13 @@ loader reads, this only describes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
+
+from moe.base.quantize import quantize
+from moe.base.weight import Weight
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -16,23 +20,45 @@ class CheckpointSlice:
     """One tensor of a checkpoint, and the part of it that fills a view of a parameter.
 
     `shape` is the tensor's full shape in the file; `index` has one slice a dimension; `target` has
-    the shape of the indexed part. Both are None for a tensor that must exist but is another
-    rank's: it is not read. A name may come up several times with different parts.
+    the shape of the indexed part, or any shape where that is one value, which then fills it. Both
+    are None for a tensor that must exist but is another rank's: it is not read. A name may come up
+    several times with different parts.
+
+    `is_fp8` says that the file has 8-bit floats, it must have others where not. Plain values whose
+    target is a `Weight` are quantized into it.
     """
 
     name: str
     shape: tuple[int, ...]
     index: tuple[slice, ...] | None
-    target: torch.Tensor | None
+    target: torch.Tensor | Weight | None
+    is_fp8: bool = False
 
     def __post_init__(self) -> None:
         assert (self.index is None) == (self.target is None), self.name
         if self.index is None or self.target is None:
             return
         assert len(self.index) == len(self.shape), self.name
+        wanted, held = self._part, tuple(self.target.shape)
+        assert wanted in (held, (), (1,)), (self.name, wanted, held)
+
+    @property
+    def num_values(self) -> int:
+        """Of the part: those that this rank reads."""
+        return 0 if self.index is None else math.prod(self._part)
+
+    def fill(self, values: torch.Tensor) -> None:
+        """Write the part's values into the target."""
+        if isinstance(self.target, Weight):
+            quantize(values, self.target)
+        elif self.target is not None:
+            self.target.copy_(values)
+
+    @property
+    def _part(self) -> tuple[int, ...]:
+        assert self.index is not None
         spans = zip(self.index, self.shape, strict=True)
-        wanted = tuple(len(range(*span.indices(size))) for span, size in spans)
-        assert wanted == tuple(self.target.shape), (self.name, wanted, tuple(self.target.shape))
+        return tuple(len(range(*span.indices(size))) for span, size in spans)
 
 
 def whole(name: str, target: torch.Tensor) -> CheckpointSlice:

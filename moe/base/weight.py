@@ -38,6 +38,20 @@ class Weight:
         scales = None if self.scales is None else self.scales[index]
         return Weight(self.values[index], scales, self.block)
 
+    def split(self, sizes: list[int]) -> tuple[Weight, ...]:
+        """Views of so many rows each, which must be whole blocks."""
+        values = self.values.split(sizes, dim=-2)
+        if self.scales is None or self.block is None:
+            return tuple(Weight(each) for each in values)
+        blocks = [size // self.block[0] for size in sizes]
+        scales = self.scales.split(blocks, dim=-2)
+        return tuple(Weight(v, s, self.block) for v, s in zip(values, scales, strict=True))
+
+    @property
+    def device(self) -> torch.device:
+        """That of the values."""
+        return self.values.device
+
     @property
     def kind(self) -> str | None:
         """The name of the values' type where it is not the model's."""

@@ -18,6 +18,7 @@ from workers.distributed import Groups
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext
+from workers.scale_blocks import with_quantization
 from workers.weight_loading import expected_bytes, load_weights, make_up_weights
 
 SHARDED = "model-00002-of-00002.safetensors"
@@ -60,9 +61,10 @@ def write_index(path: Path, mapping: dict[str, str]) -> None:
 
 
 def model_of(
-    path: Path, parallel: ParallelConfig, rank: int, device: str = "cpu"
+    path: Path, parallel: ParallelConfig, rank: int, device: str = "cpu", *, quantize: str = "auto"
 ) -> torch.nn.Module:
     """One rank's share of the model; its process groups are never used."""
+    config = with_quantization(ModelConfig.from_folder(path), quantize, parallel, made_up=False)
     tp, spread = parallel.tp, parallel.ep > 1
     group: Any = object()
     groups = Groups(
@@ -95,8 +97,8 @@ def model_of(
         max_positions=64,
         dtype=torch.float32,
         device=torch.device(device),
+        quantization=config.quantization,
     )
-    config = ModelConfig.from_folder(path)
     return MODELS[config.architecture](config, build)
 
 

@@ -12,11 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice, part
+from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts
-from moe.base.weight import Weight, held_weight
+from moe.base.quantize import empty_weight
+from moe.base.weight import held_weight
+from moe.base.weight_slices import weight_part
 from workers.distributed import Groups
 
 
@@ -44,6 +47,7 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
+        fp8: the format of the weights, all of them, where they have 8 bits.
     """
 
     def __init__(
@@ -53,13 +57,16 @@ class ColumnParallelLinear(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
+        fp8: Fp8Format | None = None,
     ) -> None:
         super().__init__()
+        self.fp8 = fp8
         self.context = context
         self.shards = shards
         self.splits = [rows.stop - rows.start for rows in shards.values()]
-        values = torch.empty(sum(self.splits), in_features, dtype=dtype, device=device)
-        self.weight = held_weight(self, "weight", Weight(values))
+        shape = (sum(self.splits), in_features)
+        weight = empty_weight(shape, fp8, dtype=dtype, device=device)
+        self.weight = held_weight(self, "weight", weight)
 
     def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
         if self.context is None:
@@ -68,14 +75,16 @@ class ColumnParallelLinear(nn.Module):
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
-        targets = self.weight.values.split(self.splits)
+        targets = self.weight.split(self.splits)
         for (name, rows), target in zip(self.shards.items(), targets, strict=True):
             shape = (rows.total, self.weight.shape[1])
-            yield part(f"{prefix}{name}.weight", shape, 0, rows.start, target)
+            weight = f"{prefix}{name}.weight"
+            yield from weight_part(weight, shape, 0, rows.start, target, self.fp8)
 
 
 class RowParallelLinear(nn.Module):
-    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ)``; W holds this rank's columns."""
+    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ)``; W holds this rank's columns, in the format
+    ``fp8`` where they have 8 bits."""
 
     def __init__(
         self,
@@ -85,14 +94,16 @@ class RowParallelLinear(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
+        fp8: Fp8Format | None = None,
     ) -> None:
         super().__init__()
+        self.fp8 = fp8
         self.groups = groups
         self.context = context
         self.columns = ShardRows.shard(in_features, groups.tp_rank, groups.tp_size)
         local = self.columns.stop - self.columns.start
-        values = torch.empty(out_features, local, dtype=dtype, device=device)
-        self.weight = held_weight(self, "weight", Weight(values))
+        weight = empty_weight((out_features, local), fp8, dtype=dtype, device=device)
+        self.weight = held_weight(self, "weight", weight)
 
     def forward(self, x_TI: torch.Tensor) -> DeferredSum:
         if self.context is None:
@@ -108,4 +119,5 @@ class RowParallelLinear(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
         shape = (self.weight.shape[0], self.columns.total)
-        yield part(f"{prefix}weight", shape, 1, self.columns.start, self.weight.values)
+        weight = f"{prefix}weight"
+        yield from weight_part(weight, shape, 1, self.columns.start, self.weight, self.fp8)

@@ -7,7 +7,7 @@ Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Protocol
 
 import torch
@@ -15,12 +15,14 @@ import torch
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.dispatch import ExpertGroups
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
+from workers.quantization import Quantization
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,6 +36,8 @@ class BuildContext:
         moe_runner: key of moe.runner.RUNNERS.
         packed_experts: the checkpoint holds a layer's experts in two tensors, as transformers 5's
             own modules do, not in three tensors an expert.
+        packed_scales: the same of their scales, where they have any.
+        quantization: which weights have 8 bits; None: none.
     """
 
     groups: Groups
@@ -46,6 +50,16 @@ class BuildContext:
     dtype: torch.dtype
     device: torch.device
     packed_experts: bool = False
+    packed_scales: bool = False
+    quantization: Quantization | None = None
+
+    def fp8_of(self, modules: Iterable[str]) -> Fp8Format | None:
+        """The 8-bit format of modules that are computed as one matrix; None: ``dtype``.
+
+        Raises:
+            ValueError: some of them have it and others not.
+        """
+        return None if self.quantization is None else self.quantization.format_of(modules)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -33,9 +33,9 @@ MakeMLP = Callable[[int], MLP]
 
 class Qwen3Attention(nn.Module):
     """Grouped-query attention with RMSNorm on each head of q and k. KV heads are replicated when
-    there are fewer than ranks: head = rank // (tp / kv)."""
+    there are fewer than ranks: head = rank // (tp / kv). ``prefix`` ends in ``self_attn.``."""
 
-    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext, prefix: str) -> None:
         super().__init__()
         groups, dtype, device = build.groups, build.dtype, build.device
         self.context = context = build.context
@@ -47,11 +47,12 @@ class Qwen3Attention(nn.Module):
         kv_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
         self.num_heads = config.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
-        self.qkv_proj = ColumnParallelLinear(
-            size, {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}, dtype, device, context
-        )
+        shards = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
+        fp8 = build.fp8_of(f"{prefix}{name}" for name in shards)
+        self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, fp8)
+        fp8 = build.fp8_of([f"{prefix}o_proj"])
         self.o_proj = RowParallelLinear(
-            config.num_heads * head_dim, size, groups, dtype, device, context
+            config.num_heads * head_dim, size, groups, dtype, device, context, fp8
         )
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
@@ -121,18 +122,21 @@ class Qwen3Attention(nn.Module):
 
 
 class Qwen3MLP(nn.Module):
-    """``down(silu(gate x) * up x)``, I / tp wide on each rank."""
+    """``down(silu(gate x) * up x)``, I / tp wide on each rank. ``prefix`` ends in ``mlp.``."""
 
-    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext, prefix: str) -> None:
         super().__init__()
         groups, dtype, device = build.groups, build.dtype, build.device
         self.context = context = build.context
         rows = ShardRows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
+        shards = {"gate_proj": rows, "up_proj": rows}
+        fp8 = build.fp8_of(f"{prefix}{name}" for name in shards)
         self.gate_up_proj = ColumnParallelLinear(
-            config.hidden_size, {"gate_proj": rows, "up_proj": rows}, dtype, device, context
+            config.hidden_size, shards, dtype, device, context, fp8
         )
+        fp8 = build.fp8_of([f"{prefix}down_proj"])
         self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, groups, dtype, device, context
+            config.intermediate_size, config.hidden_size, groups, dtype, device, context, fp8
         )
 
     def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
@@ -156,7 +160,7 @@ class Qwen3MLP(nn.Module):
 class Qwen3DecoderLayer(nn.Module):
     """Pre-norm attention and MLP. What either makes is added to the residual by the next norm."""
 
-    def __init__(self, config: ModelConfig, build: BuildContext, mlp: MLP) -> None:
+    def __init__(self, config: ModelConfig, build: BuildContext, mlp: MLP, prefix: str) -> None:
         super().__init__()
         norm = (
             config.hidden_size,
@@ -165,7 +169,7 @@ class Qwen3DecoderLayer(nn.Module):
             build.device,
             build.context,
         )
-        self.self_attn = Qwen3Attention(config, build)
+        self.self_attn = Qwen3Attention(config, build, f"{prefix}self_attn.")
         self.mlp = mlp
         self.input_layernorm = RMSNorm(*norm)
         self.post_attention_layernorm = RMSNorm(*norm)
@@ -214,10 +218,12 @@ class Qwen3ForCausalLM(nn.Module):
     ) -> None:
         super().__init__()
         dtype, device, context = build.dtype, build.device, build.context
-        make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, build))
+        prefixes = [f"model.layers.{index}." for index in range(config.num_layers)]
+        make_mlp = make_mlp or (lambda layer: Qwen3MLP(config, build, f"{prefixes[layer]}mlp."))
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
         layers = nn.ModuleList(
-            Qwen3DecoderLayer(config, build, make_mlp(layer)) for layer in range(config.num_layers)
+            Qwen3DecoderLayer(config, build, make_mlp(index), prefix)
+            for index, prefix in enumerate(prefixes)
         )
         self.layers = cast(Sequence[Qwen3DecoderLayer], layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)

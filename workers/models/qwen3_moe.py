@@ -15,8 +15,10 @@ class Qwen3MoeForCausalLM(Qwen3ForCausalLM):
         load = make_expert_load(config, build)
 
         def make_mlp(layer: int) -> MLP:
+            prefix = f"model.layers.{layer}.mlp."
             if config.moe is None or load is None or not config.moe_layers[layer]:
-                return Qwen3MLP(config, build)
-            return SparseMLP(config.moe, build, load.ids_LP[sum(config.moe_layers[:layer])])
+                return Qwen3MLP(config, build, prefix)
+            ids_P = load.ids_LP[sum(config.moe_layers[:layer])]
+            return SparseMLP(config.moe, build, ids_P, prefix)
 
         super().__init__(config, build, make_mlp, load)

@@ -26,11 +26,16 @@ class SparseMLP(nn.Module):
 
     Args:
         out_ids_P: int32, takes the routes of each step: a row of `ExpertCounters.ids_LP`.
+        prefix: of the module's name, ending in ``mlp.``.
     """
 
-    def __init__(self, config: MoEConfig, build: BuildContext, out_ids_P: torch.Tensor) -> None:
+    def __init__(
+        self, config: MoEConfig, build: BuildContext, out_ids_P: torch.Tensor, prefix: str
+    ) -> None:
         super().__init__()
-        self.packed_experts = build.packed_experts
+        self.packed_experts, self.packed_scales = build.packed_experts, build.packed_scales
+        experts = [f"{prefix}experts.{expert}" for expert in range(config.num_experts)]
+        shared = f"{prefix}shared_expert{'' if config.shared_expert_gated else 's'}"
         self.block = SparseMoeBlock(
             config,
             build.parallel,
@@ -40,6 +45,8 @@ class SparseMLP(nn.Module):
             device=build.device,
             context=build.context,
             out_ids_P=out_ids_P,
+            experts_fp8=build.fp8_of(_matrices(*experts)),
+            shared_fp8=build.fp8_of(_matrices(shared)),
         )
 
     def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
@@ -48,7 +55,12 @@ class SparseMLP(nn.Module):
         return update
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
-        return self.block.checkpoint_slices(prefix, self.packed_experts)
+        return self.block.checkpoint_slices(prefix, self.packed_experts, self.packed_scales)
+
+
+def _matrices(*mlps: str) -> list[str]:
+    """The names of the matrices of some MLPs."""
+    return [f"{mlp}.{name}_proj" for mlp in mlps for name in ("gate", "up", "down")]
 
 
 def make_expert_load(config: ModelConfig, build: BuildContext) -> ExpertCounters | None:

@@ -43,6 +43,8 @@ def check_checkpoint(config: ModelConfig, checkpoint: Checkpoint) -> None:
         dtype=torch.float32,
         device=_NOWHERE,
         packed_experts=checkpoint.packed_experts,
+        packed_scales=checkpoint.packed_scales,
+        quantization=config.quantization,
     )
     model = MODELS[config.architecture](config, build)
     check_tensors(model.checkpoint_slices(), checkpoint, ignore=model.tied_weights)

@@ -27,6 +27,7 @@ from workers.rank import graph_capture, kv_sizing
 from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
 from workers.rank.runner_factory import RunnerFactory, device_name
+from workers.scale_blocks import with_quantization
 from workers.step.graphs import NO_GRAPHS
 from workers.step.runner import Runner
 from workers.weight_loading import LoadedWeights, load_weights, make_up_weights
@@ -87,8 +88,13 @@ def start(
     _set_up(device)
     model_config = ModelConfig.from_folder(config.model)
     model_config.check_tensor_parallel(parallel.tp)
+    model_config = with_quantization(
+        model_config, config.quantization, parallel, made_up=config.makes_up_weights
+    )
     settings = _settings(config, model_config, device)
-    checkpoint = None if config.load_format == "dummy" else Checkpoint(config.model)
+    checkpoint = (
+        None if config.makes_up_weights else Checkpoint(config.model, fp8=model_config.reads_fp8)
+    )
     if context is None and device.type == "cuda":
         context = make_context(device, settings.dtype)
     groups = join(parallel, device)
@@ -103,6 +109,8 @@ def start(
         dtype=settings.dtype,
         device=device,
         packed_experts=checkpoint is not None and checkpoint.packed_experts,
+        packed_scales=checkpoint is not None and checkpoint.packed_scales,
+        quantization=model_config.quantization,
     )
     check_plan(model_config, build, unused_bytes=unused_bytes(device, ranks_here()))
     model = MODELS[model_config.architecture](model_config, build)

@@ -105,7 +105,7 @@ def test_what_is_told_of_vllms_other_flags_is_true(capsys) -> None:
     told = {flag for hint in VLLM_FLAGS.values() for flag in re.findall(r"--[a-z][a-z-]+", hint)}
     assert len(told) > 10
     assert told <= existing
-    for words in (["--quantization", "awq"], ["--enable-prefix-caching"], ["m", "-tp", "2"]):
+    for words in (["-q", "fp8"], ["--enable-prefix-caching"], ["m", "-tp", "2"]):
         with pytest.raises(SystemExit):
             main.main(["serve", *words])
         [flag] = (word for word in words if word.startswith("-"))

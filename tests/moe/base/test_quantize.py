@@ -1,0 +1,68 @@
+"""Quantized weights against a quantizer that goes value by value."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from moe.base.fp8_format import Fp8Format
+from moe.base.quantize import FP8, empty_weight, quantize
+
+# Every number that e4m3 can hold.
+NUMBERS = torch.arange(256, dtype=torch.uint8).view(FP8).double()
+NUMBERS = NUMBERS[NUMBERS.isfinite()].unique()
+
+
+def make(shape: tuple[int, ...], block: tuple[int, int] | None) -> torch.Tensor:
+    fp8 = Fp8Format(block=block, stored="plain")
+    return empty_weight(shape, fp8, dtype=torch.float32, device="cpu")
+
+
+@pytest.mark.parametrize("shape", [(8, 12), (3, 8, 12)])
+@pytest.mark.parametrize("block", [(4, 6), (8, 2), None])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_each_value_is_the_nearest_of_its_block(
+    shape: tuple[int, ...], block: tuple[int, int] | None, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    plain = (torch.randn(shape) * torch.rand(shape).exp2()).to(dtype)
+    weight = make(shape, block)
+    quantize(plain, weight)
+    assert weight.scales is not None
+    rows, columns = block or (1, shape[-1])
+    assert weight.block == (rows, columns)
+    for expert, matrix in enumerate(plain.double().view(-1, *shape[-2:])):
+        scales = weight.scales.view(-1, *weight.scales.shape[-2:])[expert]
+        values = weight.values.view(-1, *shape[-2:])[expert].double()
+        for n in range(scales.shape[0]):
+            for k in range(scales.shape[1]):
+                where = slice(n * rows, (n + 1) * rows), slice(k * columns, (k + 1) * columns)
+                scale = matrix[where].abs().max() / 448
+                assert abs(float(scales[n, k] / scale) - 1) < 1e-6
+                wanted = (matrix[where] / scale)[..., None]
+                nearest = (wanted - NUMBERS).abs().min(dim=-1).values
+                distance = (wanted[..., 0] - values[where]).abs()
+                torch.testing.assert_close(distance, nearest, rtol=0, atol=1e-4)
+
+
+def test_zeros_stay_zeros_and_the_largest_is_exact() -> None:
+    plain = torch.zeros(4, 4)
+    plain[0, 0], plain[3, 3] = -3.0, 1e-30
+    weight = make((4, 4), (2, 2))
+    quantize(plain, weight)
+    result = weight.plain(torch.float32)
+    torch.testing.assert_close(result, plain, rtol=1e-6, atol=0)
+    assert weight.scales is not None
+    assert weight.scales[0, 1] == 1.0
+
+
+def test_a_part_of_a_weight_is_filled_in_its_place() -> None:
+    weight = make((2, 8, 4), (2, 2))
+    weight.values.zero_()
+    gate, up = weight.split([4, 4])
+    plain = torch.randn(2, 4, 4)
+    quantize(plain, up)
+    assert weight.values[:, :4].float().eq(0).all()
+    assert torch.equal(weight.plain(torch.float32)[:, 4:], up.plain(torch.float32))
+    torch.testing.assert_close(up.plain(torch.float32), plain, rtol=0.07, atol=0.02)
+    assert gate.shape == (2, 4, 4)

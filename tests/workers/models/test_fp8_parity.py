@@ -1,0 +1,104 @@
+"""Models of 8-bit weights against transformers with the same weights dequantized, in fp32."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import FineGrainedFP8Config, Qwen3MoeForCausalLM
+
+from tests.workers.fp8_models import FP8, SIZES, fp8_config, save_block_fp8
+from tests.workers.steps import decode_step, prefill_step, relative_error, start_rank, step_logits
+from tests.workers.tiny_models import save_model
+from workers.rank.startup import LoadedRank
+
+
+def check(rank: LoadedRank, oracle: torch.nn.Module, tolerance: float = 1e-4) -> None:
+    """A prompt in chunks, then a decode."""
+    tokens = torch.randint(SIZES["vocab_size"], (21,), generator=torch.manual_seed(3)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    chunks = [(0, 1, [3, 9]), (1, 4, []), (4, 20, [])]
+    steps = [
+        prefill_step(number, 5, tokens[a:b], blocks, position=a, draw=False)
+        for number, (a, b, blocks) in enumerate(chunks)
+    ]
+    parts = [step_logits(rank, step).clone() for step in steps]
+    rank.runner.builder.last_token[5] = tokens[20]
+    parts.append(step_logits(rank, decode_step(3, [5], [20], [[]])))
+    assert relative_error(torch.cat(parts), expected) <= tolerance
+
+
+def held_bytes(rank: LoadedRank) -> int:
+    return sum(each.nbytes for each in rank.model.parameters())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("moe_runner", ["fused", "legacy"])
+@pytest.mark.parametrize("form", ["hub", "saved", "packed"])
+def test_each_form_of_block_fp8(form: str, moe_runner: str, tmp_path: Path) -> None:
+    oracle = save_block_fp8(fp8_config(), tmp_path, form=form)
+    rank = start_rank(tmp_path, moe_runner=moe_runner)
+    check(rank, oracle)
+    assert rank.loaded.bytes_read == held_bytes(rank)
+
+
+@pytest.mark.parametrize("block", [(32, 16), (16, 32), (8, 4)])
+def test_blocks_of_other_sides(block: tuple[int, int], tmp_path: Path) -> None:
+    oracle = save_block_fp8(fp8_config(moe=False), tmp_path, block=block)
+    check(start_rank(tmp_path), oracle)
+
+
+def test_modules_that_are_not_converted(tmp_path: Path) -> None:
+    """A part of a layer, experts of one layer, and all of another."""
+    skipped = (
+        "lm_head",
+        "model.layers.0.self_attn",
+        "model.layers.2.mlp.experts",
+        "model.layers.1",
+    )
+    oracle = save_block_fp8(fp8_config(), tmp_path, skipped=skipped)
+    rank = start_rank(tmp_path)
+    check(rank, oracle)
+    # Of three layers' attention and MLPs.
+    fp8 = [each for each in rank.model.parameters() if each.dtype == FP8]  # type: ignore[attr-defined]
+    assert len(fp8) == 4
+    assert rank.loaded.bytes_read == held_bytes(rank)
+
+
+def test_what_is_saved_by_transformers_itself(tmp_path: Path) -> None:
+    """The folder's names, shapes and types are those of its own quantized model, as it saves it."""
+    save_block_fp8(fp8_config(), tmp_path / "ours", form="saved")
+    folder = tmp_path / "plain"
+    save_model(fp8_config(), folder)
+    with patch_cuda():
+        quantized = Qwen3MoeForCausalLM.from_pretrained(
+            folder,
+            quantization_config=FineGrainedFP8Config(
+                weight_block_size=(32, 32), modules_to_not_convert=["lm_head"]
+            ),
+            device_map="cpu",
+        )
+    quantized.save_pretrained(tmp_path / "theirs")
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "theirs"))
+    assert ours.keys() == theirs.keys()
+    for name, value in theirs.items():
+        assert torch.equal(ours[name].float(), value.float()), name
+    said = [
+        json.loads((tmp_path / name / "config.json").read_text())["quantization_config"]
+        for name in ("ours", "theirs")
+    ]
+    assert said[0] == said[1]
+
+
+@contextlib.contextmanager
+def patch_cuda() -> Iterator[None]:
+    """transformers quantizes where there is a GPU that could run it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torch.cuda.is_available", lambda: True)
+        patch.setattr("torch.cuda.get_device_capability", lambda: (9, 0))
+        yield

@@ -1,0 +1,161 @@
+"""Whether each rank's share of every 8-bit matrix is whole blocks of its scales.
+
+Owns that check, and the size of blocks that are made at load. Torch-free, so that a launcher can
+refuse a layout before anything heavy starts. Knows nothing of tensors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import NamedTuple
+
+from moe.base.parallel import ParallelConfig
+from workers.model_config import ModelConfig
+from workers.quantization import MADE, Quantization
+
+_MADE_SIZES = (128, 64, 32)  # of blocks: the first that all shares are multiples of
+_MOST_TP = 64  # of those that are looked at for a remedy
+
+
+class _Layout(NamedTuple):
+    """Ranks that attention and dense MLPs, routed experts, and shared ones are sliced over."""
+
+    tp: int
+    experts: int
+    shared: int
+
+
+class _Side(NamedTuple):
+    """One side of a matrix, cut in equal shares."""
+
+    name: str
+    total: int
+    shares: int
+
+
+class _Matrix(NamedTuple):
+    """One of each layer of its kind: all, dense or sparse ones."""
+
+    layers: list[bool]
+    module: str
+    rows: _Side
+    columns: _Side
+
+
+def with_quantization(
+    config: ModelConfig, flag: str, parallel: ParallelConfig, *, made_up: bool
+) -> ModelConfig:
+    """The model as it is served: 8-bit as its folder or ``flag`` says, in whole blocks.
+
+    Args:
+        flag: --quantization.
+        made_up: there is no checkpoint: what would be read with its scales is quantized at load.
+
+    Raises:
+        ValueError: one line with the numbers of a share that cuts a block, and what to do.
+    """
+    said = config.quantization
+    if said is None:
+        return config if flag == "auto" else _with_made(config, flag, parallel)
+    if problem := _problem(config, said, _layout(parallel)):
+        raise ValueError(f"{problem}; {_remedy(config, said, parallel)}")
+    if made_up:
+        said = dataclasses.replace(said, fp8=dataclasses.replace(said.fp8, stored="plain"))
+    return dataclasses.replace(config, quantization=said)
+
+
+def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
+    for size in _MADE_SIZES:
+        fp8 = dataclasses.replace(MADE, block=(size, size))
+        made = Quantization(method=flag, fp8=fp8)
+        problem = _problem(config, made, _layout(parallel))
+        if problem is None:
+            return dataclasses.replace(config, quantization=made)
+    raise ValueError(f"--quantization {flag}: {problem}; {_remedy(config, made, parallel)}")
+
+
+def _layout(parallel: ParallelConfig) -> _Layout:
+    tp = parallel.tp
+    return _Layout(
+        tp=tp,
+        experts=tp if parallel.ep == 1 else 1,
+        shared=tp if parallel.tokens_replicated else 1,
+    )
+
+
+def _problem(config: ModelConfig, quantization: Quantization, layout: _Layout) -> str | None:
+    """The numbers of a share that is not whole blocks; None where there is none."""
+    block = quantization.fp8.block
+    if block is None:
+        return None
+    for matrix in _matrices(config, layout):
+        if not _has_scales(matrix, quantization):
+            continue
+        for side, size in ((matrix.rows, block[0]), (matrix.columns, block[1])):
+            share = side.total // side.shares
+            if share % size:
+                shares = f" over {side.shares} ranks, {share} each," if side.shares > 1 else ""
+                return (
+                    f"{side.name} {side.total}{shares} is no multiple of {size}, and scales "
+                    f"belong to whole blocks of {block[0]} × {block[1]} weights"
+                )
+    return None
+
+
+def _remedy(config: ModelConfig, quantization: Quantization, parallel: ParallelConfig) -> str:
+    """Layouts that have whole blocks."""
+    layout = _layout(parallel)
+    if layout.experts > 1 and not _problem(config, quantization, layout._replace(experts=1)):
+        return f"pass --ep {parallel.world_size}, which leaves experts whole"
+    good = []
+    for tp in range(1, _MOST_TP + 1):
+        other = _Layout(tp, *(tp if sliced > 1 else 1 for sliced in layout[1:]))
+        if _divides(config, other) and not _problem(config, quantization, other):
+            good.append(str(tp))
+    if good:
+        return f"choose --tp {' or '.join(good)}"
+    return "serve the model's checkpoint in bfloat16"
+
+
+def _divides(config: ModelConfig, layout: _Layout) -> bool:
+    try:
+        config.check_tensor_parallel(layout.tp)
+    except ValueError:
+        return False
+    return all(
+        side.total % side.shares == 0 for each in _matrices(config, layout) for side in each[2:]
+    )
+
+
+def _has_scales(matrix: _Matrix, quantization: Quantization) -> bool:
+    return any(
+        f"model.layers.{layer}.{matrix.module}" not in quantization.skipped
+        for layer, is_there in enumerate(matrix.layers)
+        if is_there
+    )
+
+
+def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
+    """All that may have scales, those of one shape once."""
+    hidden = _Side("hidden_size", config.hidden_size, 1)
+    queries = _Side("num_attention_heads × head_dim", config.num_heads * config.head_dim, layout.tp)
+    kv_ranks = min(layout.tp, config.num_kv_heads)
+    keys = _Side("num_key_value_heads × head_dim", config.num_kv_heads * config.head_dim, kv_ranks)
+    every = [True] * config.num_layers
+    yield _Matrix(every, "self_attn.q_proj", queries, hidden)
+    yield _Matrix(every, "self_attn.k_proj", keys, hidden)
+    yield _Matrix(every, "self_attn.o_proj", hidden, queries)
+    sparse, moe = list(config.moe_layers), config.moe
+    dense = [not is_sparse for is_sparse in sparse]
+    mlps = [(dense, "mlp", _Side("intermediate_size", config.intermediate_size, layout.tp))]
+    if moe is not None:
+        width = _Side("moe_intermediate_size", moe.intermediate_size, layout.experts)
+        mlps.append((sparse, "mlp.experts.0", width))
+    if moe is not None and moe.shared_expert_size:
+        width = _Side("the shared experts' width", moe.shared_expert_size, layout.shared)
+        name = "mlp.shared_expert" if moe.shared_expert_gated else "mlp.shared_experts"
+        mlps.append((sparse, name, width))
+    for layers, name, width in mlps:
+        yield _Matrix(layers, f"{name}.gate_proj", width, hidden)
+        yield _Matrix(layers, f"{name}.down_proj", hidden, width)
