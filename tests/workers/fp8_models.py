@@ -93,6 +93,40 @@ def save_block_fp8(
     return oracle
 
 
+def save_scaled_fp8(
+    config: Any,
+    folder: Path,
+    said: dict[str, Any],
+    *,
+    scale_shape: tuple[int, ...],
+    beside: tuple[str, ...] = (),
+    seed: int = 0,
+) -> torch.nn.Module:
+    """A model with ``weight_scale`` beside its weights, and its dequantized weights in fp32.
+
+    Args:
+        said: of config.json.
+        scale_shape: (-1, 1) is a scale a row; else one for the tensor.
+        beside: further tensors that each module has, which say nothing of its weights.
+    """
+    save_model(config, folder, seed)
+    tensors, dequantized = {}, {}
+    for name, value in load_file(folder / "model.safetensors").items():
+        tensors[name] = dequantized[name] = value
+        if not name.endswith(PROJECTIONS):
+            continue
+        largest = value.abs().amax(dim=1, keepdim=True) if -1 in scale_shape else value.abs().max()
+        scale = largest / torch.finfo(FP8).max
+        tensors[name] = (value / scale).to(FP8)
+        tensors[f"{name}_scale"] = scale.reshape(scale_shape)
+        dequantized[name] = tensors[name].float() * scale
+        for other in beside:
+            tensors[name.replace("weight", other)] = torch.full((), 7.0)
+    oracle = load_oracle(config, folder, dequantized)
+    write(folder, tensors, said)
+    return oracle
+
+
 def load_oracle(config: Any, folder: Path, tensors: Tensors) -> torch.nn.Module:
     """transformers' model in fp32 with these weights, by the Hub's names."""
     write(folder, tensors, None)

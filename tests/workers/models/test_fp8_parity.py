@@ -6,14 +6,23 @@ import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 from transformers import FineGrainedFP8Config, Qwen3MoeForCausalLM
 
-from tests.workers.fp8_models import FP8, SIZES, fp8_config, save_block_fp8
-from tests.workers.steps import decode_step, prefill_step, relative_error, start_rank, step_logits
+from tests.workers.fp8_models import FP8, SIZES, fp8_config, save_block_fp8, save_scaled_fp8
+from tests.workers.steps import (
+    decode_step,
+    interpreted,
+    prefill_step,
+    relative_error,
+    start_rank,
+    step_logits,
+)
+from tests.workers.test_quantization import COMPRESSED, MODELOPT, compressed
 from tests.workers.tiny_models import save_model
 from workers.rank.startup import LoadedRank
 
@@ -68,6 +77,45 @@ def test_modules_that_are_not_converted(tmp_path: Path) -> None:
     fp8 = [each for each in rank.model.parameters() if each.dtype == FP8]  # type: ignore[attr-defined]
     assert len(fp8) == 4
     assert rank.loaded.bytes_read == held_bytes(rank)
+
+
+@pytest.mark.parametrize("moe", [True, False])
+@pytest.mark.parametrize(
+    ("said", "scale_shape", "beside"),
+    [
+        (COMPRESSED, (-1, 1), ()),
+        (compressed(strategy="tensor"), (1,), ("input_scale",)),
+        (MODELOPT, (), ("input_scale",)),
+    ],
+    ids=["channel", "tensor", "modelopt"],
+)
+def test_scales_of_rows_and_of_tensors(
+    said: dict[str, Any],
+    scale_shape: tuple[int, ...],
+    beside: tuple[str, ...],
+    moe: bool,
+    tmp_path: Path,
+) -> None:
+    """Widths that no block divides: 72 and 40."""
+    config = fp8_config(moe=moe, hidden_size=72, intermediate_size=40)
+    oracle = save_scaled_fp8(config, tmp_path, said, scale_shape=scale_shape, beside=beside)
+    check(start_rank(tmp_path), oracle)
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("moe", [True, False])
+@pytest.mark.parametrize("form", ["block", "row"])
+def test_kernels_compute_the_same(
+    form: str, moe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted, in fp32."""
+    monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
+    config = fp8_config(moe=moe, num_hidden_layers=2)
+    if form == "block":
+        oracle = save_block_fp8(config, tmp_path)
+    else:
+        oracle = save_scaled_fp8(config, tmp_path, COMPRESSED, scale_shape=(-1, 1))
+    check(start_rank(tmp_path, interpreted()), oracle)
 
 
 def test_what_is_saved_by_transformers_itself(tmp_path: Path) -> None:
