@@ -1,6 +1,7 @@
-"""The paged KV cache of one rank: its memory, and how much of it there may be.
+"""The paged KV cache of one rank: its memory, its two formats, and how much of it there may be.
 
-The frontend decides which sequence holds which block.
+The frontend decides which sequence holds which block. Shapes: T tokens, K key/value heads, D
+head_dim.
 """
 
 from __future__ import annotations
@@ -15,32 +16,78 @@ from workers.zeros import zeros
 
 GRAPH_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
 
+FP8 = torch.float8_e4m3fn
+SCALE_DTYPE = torch.bfloat16  # holds any power of two that fp32 has
+
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class LayerCache:
-    """Keys and values of one layer, each ``[num_blocks, block_size, kv_heads, head_dim]``."""
+    """Keys and values of one layer.
+
+    Attributes:
+        keys, values: ``[num_blocks, block_size, kv_heads, head_dim]``, in the model's dtype or FP8.
+        scales: of FP8 alone, ``[num_blocks, kv_heads, block_size, 2]``: the powers of two that a
+            head's key and its value of one token are multiplied by. Apart from `keys`, so that the
+            scales of a head's tokens are neighbours.
+    """
 
     keys: torch.Tensor
     values: torch.Tensor
+    scales: torch.Tensor | None = None
 
     @property
     def block_size(self) -> int:
         """Tokens in a block."""
         return int(self.keys.shape[1])
 
-    def write(self, cache_rows_T: torch.Tensor, k_TND: torch.Tensor, v_TND: torch.Tensor) -> None:
+    def write(self, cache_rows_T: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
         """Store tokens; row = block * block_size + offset.
 
         Values that are not finite are stored as 0. Attention reads whole blocks and masks the
         places of other rows; a masked NaN would still spread to the next sequence with the block.
         """
-        self.keys.flatten(0, 1).index_copy_(0, cache_rows_T, k_TND.nan_to_num(0.0, 0.0, 0.0))
-        self.values.flatten(0, 1).index_copy_(0, cache_rows_T, v_TND.nan_to_num(0.0, 0.0, 0.0))
+        for part, (cache, x_TKD) in enumerate(((self.keys, k_TKD), (self.values, v_TKD))):
+            entries_TKD = x_TKD.nan_to_num(0.0, 0.0, 0.0)
+            if self.scales is not None:
+                entries_TKD, scales_TK = quantize(entries_TKD)
+                block_T, offset_T = cache_rows_T // self.block_size, cache_rows_T % self.block_size
+                self.scales[block_T, :, offset_T, part] = scales_TK
+            _bytes(cache).flatten(0, 1).index_copy_(0, cache_rows_T, _bytes(entries_TKD))
+
+    def read(self, blocks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of some blocks ``[*blocks.shape, block_size, K, D]``, in ``dtype``."""
+        k, v = self.keys[blocks], self.values[blocks]
+        if self.scales is None:
+            return k, v
+        k_scale, v_scale = self.scales[blocks].transpose(-3, -2).to(dtype).unbind(-1)
+        return k.to(dtype) * k_scale[..., None], v.to(dtype) * v_scale[..., None]
+
+
+def quantize(x_TKD: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finite values in FP8, and a scale a token and head ``[T, K]``: the least power of two, from
+    2^-63 on, with which the largest of a head's values is at most 448, which is FP8's.
+
+    FP8 has an exponent of its own, so another factor than a power of two would be no more exact.
+    """
+    top_TK = x_TKD.float().abs().amax(-1)
+    # Exponent and mantissa, the former one more where the latter is above 1.75 = 448 / 256.
+    exponent_TK = ((top_TK.view(torch.int32) + 0x1FFFFF) >> 23) - 8
+    scales_TK = (exponent_TK.clamp(min=64) << 23).view(torch.float32)
+    return (x_TKD.float() / scales_TK[..., None]).to(FP8), scales_TK.to(SCALE_DTYPE)
+
+
+def _bytes(values: torch.Tensor) -> torch.Tensor:
+    """FP8 as bytes, which torch can index on any device; other types as they are."""
+    return values.view(torch.uint8) if values.dtype == FP8 else values
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class CacheSizes:
-    """What one block of a rank's cache holds: the same numbers for any number of blocks."""
+    """What one block of a rank's cache holds: the same numbers for any number of blocks.
+
+    Attributes:
+        dtype: of an entry's numbers; FP8 has scales besides.
+    """
 
     num_layers: int
     block_size: int
@@ -51,21 +98,28 @@ class CacheSizes:
     @property
     def bytes_per_block(self) -> int:
         """Bytes one block takes on one rank over all layers: keys and values."""
-        values = self.num_layers * self.block_size * self.num_kv_heads * self.head_dim
-        return 2 * values * self.dtype.itemsize
+        scale = SCALE_DTYPE.itemsize if self.dtype == FP8 else 0
+        entries = 2 * self.num_layers * self.block_size * self.num_kv_heads
+        return entries * (self.head_dim * self.dtype.itemsize + scale)
 
 
 class KVCache:
     """One LayerCache a layer, allocated once."""
 
     def __init__(self, sizes: CacheSizes, num_blocks: int, device: torch.device) -> None:
-        shape = (num_blocks, sizes.block_size, sizes.num_kv_heads, sizes.head_dim)
         self.num_blocks = num_blocks
         self.block_size = sizes.block_size
-        self.layers = [
-            LayerCache(zeros(shape, sizes.dtype, device), zeros(shape, sizes.dtype, device))
-            for _ in range(sizes.num_layers)
-        ]
+        self.layers = [_layer(sizes, num_blocks, device) for _ in range(sizes.num_layers)]
+
+
+def _layer(sizes: CacheSizes, num_blocks: int, device: torch.device) -> LayerCache:
+    block_size, kv_heads = sizes.block_size, sizes.num_kv_heads
+    shape = (num_blocks, block_size, kv_heads, sizes.head_dim)
+    scales = None
+    if sizes.dtype == FP8:
+        scales = zeros((num_blocks, kv_heads, block_size, 2), SCALE_DTYPE, device)
+    keys, values = (zeros(shape, sizes.dtype, device) for _ in range(2))
+    return LayerCache(keys, values, scales)
 
 
 def free_bytes(

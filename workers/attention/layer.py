@@ -101,8 +101,7 @@ def kernel_attention(
         )
         decode_attention(
             q_TND[:decodes],
-            cache.keys,
-            cache.values,
+            cache,
             batch.tables,
             batch.chunks,
             out=out_TND[:decodes],
@@ -112,8 +111,7 @@ def kernel_attention(
     if batch.tiles is not None:
         prefill_attention(
             q_TND,
-            cache.keys,
-            cache.values,
+            cache,
             batch.tables,
             batch.tiles,
             out=out_TND,
@@ -157,8 +155,8 @@ def _decode(
     longest = max(batch.lengths[first:last])
     num_blocks = -(-longest // cache.block_size)
     tables_SB = batch.tables[batch.slots[first:last], :num_blocks]
-    k_SLKD = cache.keys[tables_SB].flatten(1, 2)[:, :longest]
-    v_SLKD = cache.values[tables_SB].flatten(1, 2)[:, :longest]
+    gathered = cache.read(tables_SB, q_SND.dtype)
+    k_SLKD, v_SLKD = (each.flatten(1, 2)[:, :longest] for each in gathered)
     mask = None
     if last - first > 1:
         positions_L = torch.arange(longest, device=q_SND.device)
@@ -178,8 +176,8 @@ def _prefill(
     length, num_tokens = batch.lengths[row], batch.num_tokens[row]
     num_blocks = -(-length // cache.block_size)
     table_B = batch.tables[batch.slots[row], :num_blocks]
-    k_LKD = cache.keys[table_B].flatten(0, 1)[:length]
-    v_LKD = cache.values[table_B].flatten(0, 1)[:length]
+    gathered = cache.read(table_B, q_TND.dtype)
+    k_LKD, v_LKD = (each.flatten(0, 1)[:length] for each in gathered)
     out_NTD = F.scaled_dot_product_attention(
         q_TND.transpose(0, 1)[None],
         k_LKD.transpose(0, 1)[None],

@@ -68,19 +68,26 @@ class PrefillTiles:
     unit: int | None = None
 
 
-def decode_tiles(num_rows: int) -> DecodeTiles:
-    """For a batch of so many decodes, padding included: the fastest of a sweep on an H200."""
+def decode_tiles(num_rows: int, *, fp8: bool = False) -> DecodeTiles:
+    """For a batch of so many decodes, padding included: the fastest of a sweep on an H200.
+
+    Args:
+        fp8: the cache is; contexts are cut by the same unit, since a plan knows no cache.
+    """
     if num_rows <= _FEW_ROWS:
         return DecodeTiles(join=0)
     if num_rows <= 64:
-        return DecodeTiles()
-    return DecodeTiles(join=8, num_stages=2, max_registers=128)
+        return DecodeTiles(tile=128 if fp8 else 64)
+    return DecodeTiles(join=8, num_stages=3 if fp8 else 2, max_registers=128)
 
 
-def prefill_tiles(num_tokens: int) -> PrefillTiles:
-    """For a step of so many tokens, decodes and padding included: as above."""
+def prefill_tiles(num_tokens: int, *, fp8: bool = False) -> PrefillTiles:
+    """For a step of so many tokens, decodes and padding included: as above, with the same block_m
+    and unit for any cache."""
     if num_tokens <= 4096:
         return PrefillTiles(block_m=64, num_warps=4, unit=256)
+    if fp8:
+        return PrefillTiles(block_n=128, num_stages=2)
     return PrefillTiles(num_stages=2, max_registers=128)
 
 

@@ -108,8 +108,7 @@ class Qwen3Attention(nn.Module):
             batch.positions_T,
             batch.slots_T,
             batch.tables,
-            cache.keys,
-            cache.values,
+            cache,
             out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
             pdl=context.pdl,
         )

@@ -10,6 +10,7 @@ import torch
 
 from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_attention
 from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefill_attention
+from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
 from workers.attention.plan import (
     CHUNK_FIELDS,
     CHUNK_ROW,
@@ -55,28 +56,38 @@ REAL = Heads(num=32, kv=4, dim=128, block_size=16)
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Paged:
-    """A cache with the contexts of some rows, and those contexts in one piece."""
+    """A cache with the contexts of some rows, and what it holds of those, in one piece."""
 
-    keys: torch.Tensor
-    values: torch.Tensor
+    layer: LayerCache
     tables: torch.Tensor
     slots: np.ndarray
     k_LKD: list[torch.Tensor]
     v_LKD: list[torch.Tensor]
 
 
+def nowhere(num_blocks: int, heads: Heads, dtype: torch.dtype, device: str) -> LayerCache:
+    """A cache of NaN."""
+    shape = (num_blocks, heads.block_size, heads.kv, heads.dim)
+    keys, values = (
+        torch.full(shape, torch.nan, dtype=torch.float32, device=device).to(dtype) for _ in "kv"
+    )
+    scales = None
+    if dtype == FP8:
+        shape = (num_blocks, heads.kv, heads.block_size, 2)
+        scales = torch.full(shape, torch.nan, dtype=SCALE_DTYPE, device=device)
+    return LayerCache(keys, values, scales)
+
+
 def paged(
     lengths: list[int], heads: Heads, dtype: torch.dtype, device: str, seed: int = 0
 ) -> Paged:
     """Rows in shuffled slots and blocks; NaN in all other blocks and behind each length; table
-    entries behind a row's own name blocks of NaN."""
+    entries behind a row's own name blocks of NaN. What FP8 holds is of any size."""
     generator = torch.Generator(device).manual_seed(seed)
     rng = np.random.default_rng(seed)
     counts = [-(-length // heads.block_size) for length in lengths]
     num_blocks = sum(counts) + 3
-    shape = (num_blocks, heads.block_size, heads.kv, heads.dim)
-    keys = torch.full(shape, torch.nan, dtype=dtype, device=device)
-    values = keys.clone()
+    layer = nowhere(num_blocks, heads, dtype, device)
     blocks = rng.permutation(num_blocks)
     slots = rng.permutation(len(lengths) + 2)[: len(lengths)]
     foreign = blocks[sum(counts) :]
@@ -89,14 +100,20 @@ def paged(
         tables[slot, :count] = own
         at = torch.arange(length, device=device)
         at_block = torch.from_numpy(own).to(device)[at // heads.block_size]
-        size = (length, heads.kv, heads.dim)
-        for cache, pieces in ((keys, k_LKD), (values, v_LKD)):
-            piece = torch.randn(size, generator=generator, device=device).to(dtype)
-            cache[at_block, at % heads.block_size] = piece
-            pieces.append(piece)
+        size = (2, length, heads.kv, heads.dim)
+        pieces = torch.randn(size, generator=generator, device=device)
+        if dtype == FP8:
+            size = (length, heads.kv, 1)
+            pieces[1] *= (4 * torch.randn(size, generator=generator, device=device)).exp2()
+        else:
+            pieces = pieces.to(dtype)
+        layer.write(at_block * heads.block_size + at % heads.block_size, *pieces)
+        held_dtype = torch.float64 if dtype == FP8 else dtype
+        k, v = layer.read(torch.from_numpy(own).to(device), held_dtype)
+        k_LKD.append(k.flatten(0, 1)[:length])
+        v_LKD.append(v.flatten(0, 1)[:length])
     return Paged(
-        keys=keys,
-        values=values,
+        layer=layer,
         tables=torch.from_numpy(tables).to(device),
         slots=slots,
         k_LKD=k_LKD,
@@ -115,13 +132,15 @@ def queries(num_tokens: int, heads: Heads, dtype: torch.dtype, device: str) -> t
 
 
 def oracle(q_TND: torch.Tensor, k_LKD: torch.Tensor, v_LKD: torch.Tensor) -> torch.Tensor:
-    """Causal attention in fp32 of the last T tokens of a context: ``[T, N, D]``."""
+    """Causal attention of the last T tokens of a context ``[T, N, D]``, in fp32, or in fp64 where
+    keys and values are."""
+    dtype = torch.promote_types(k_LKD.dtype, torch.float32)
     num_tokens, num_heads, head_dim = q_TND.shape
     length, kv_heads, _ = k_LKD.shape
     group = num_heads // kv_heads
-    k_LND = k_LKD.float().repeat_interleave(group, 1)
-    v_LND = v_LKD.float().repeat_interleave(group, 1)
-    scores_NTL = torch.einsum("tnd,lnd->ntl", q_TND.float(), k_LND) / math.sqrt(head_dim)
+    k_LND = k_LKD.to(dtype).repeat_interleave(group, 1)
+    v_LND = v_LKD.to(dtype).repeat_interleave(group, 1)
+    scores_NTL = torch.einsum("tnd,lnd->ntl", q_TND.to(dtype), k_LND) / math.sqrt(head_dim)
     ahead = torch.ones(num_tokens, length, dtype=torch.bool, device=q_TND.device)
     scores_NTL = scores_NTL.masked_fill(ahead.triu(length - num_tokens + 1), -math.inf)
     return torch.einsum("ntl,lnd->tnd", scores_NTL.softmax(-1), v_LND)
@@ -141,9 +160,10 @@ def check_decode(
     *,
     capacity: int,
     tiles: DecodeTiles,
+    cache_dtype: torch.dtype | None = None,
 ) -> np.ndarray:
     """Attend, compare, attend again, and give the number of chunks of each row."""
-    cache = paged(lengths, heads, dtype, device)
+    cache = paged(lengths, heads, cache_dtype or dtype, device)
     q_SND = queries(len(lengths), heads, dtype, device)
     plan = plan_decode(np.array(lengths), cache.slots, capacity, tiles.unit)
     workspace = DecodeWorkspace.allocate(
@@ -152,7 +172,7 @@ def check_decode(
     workspace.partials_CND.fill_(torch.nan)
     workspace.lse_CN.fill_(torch.nan)
     out = torch.full(q_SND.shape, torch.nan, dtype=dtype, device=device)
-    arguments = (q_SND, cache.keys, cache.values, cache.tables, torch.from_numpy(plan).to(device))
+    arguments = (q_SND, cache.layer, cache.tables, torch.from_numpy(plan).to(device))
     ours = decode_attention(*arguments, out=out, workspace=workspace, tiles=tiles)
     assert ours is out
     assert not workspace.finished_SK.any()
@@ -220,11 +240,12 @@ def check_prefill(
     tiles: PrefillTiles,
     first_token: int = 2,
     fill: int = 0,
+    cache_dtype: torch.dtype | None = None,
 ) -> int:
     """Rows of (position, tokens), behind ``first_token`` tokens that are none of prefill's; with
     ``fill`` again with split tiles and padding. Gives the most parts of a tile."""
     lengths = [position + tokens for position, tokens in rows]
-    cache = paged(lengths, heads, dtype, device)
+    cache = paged(lengths, heads, cache_dtype or dtype, device)
     num_tokens = np.array([tokens for _, tokens in rows])
     firsts = first_token + np.cumsum(num_tokens) - num_tokens
     q_TND = queries(first_token + int(num_tokens.sum()), heads, dtype, device)
@@ -236,7 +257,7 @@ def check_prefill(
         prefill_tile_tokens(tiles.block_m, heads.num, heads.kv),
     )
     out = torch.full(q_TND.shape, 7.0, dtype=dtype, device=device)
-    arguments = (q_TND, cache.keys, cache.values, cache.tables, torch.from_numpy(plan).to(device))
+    arguments = (q_TND, cache.layer, cache.tables, torch.from_numpy(plan).to(device))
     assert prefill_attention(*arguments, out=out, tiles=tiles) is out
     assert bool((out[:first_token] == 7).all())
     for row, (first, tokens) in enumerate(zip(firsts, num_tokens, strict=True)):
@@ -267,7 +288,7 @@ def check_split(
     for _ in range(2):
         out = torch.full_like(whole_TND, 7.0)
         prefill_attention(
-            *arguments[:4],
+            *arguments[:3],
             torch.from_numpy(padded).to(device),
             out=out,
             workspace=workspace,
@@ -325,7 +346,7 @@ def test_prefill_of_nothing_launches_nothing() -> None:
     q_TND = queries(3, heads, torch.float32, "cpu")
     out = torch.full(q_TND.shape, 7.0)
     plan = torch.zeros((0, 4), dtype=torch.int32)
-    prefill_attention(q_TND, cache.keys, cache.values, cache.tables, plan, out=out)
+    prefill_attention(q_TND, cache.layer, cache.tables, plan, out=out)
     assert bool((out == 7).all())
 
 
@@ -363,7 +384,7 @@ def test_decodes_in_a_graph_of_chained_launches() -> None:
     def launch() -> None:
         for out in out_LSND:
             decode_attention(
-                q_SND, cache.keys, cache.values, cache.tables, chunks,
+                q_SND, cache.layer, cache.tables, chunks,
                 out=out, workspace=workspace, pdl=True, tiles=tiles,
             )  # fmt: skip
 

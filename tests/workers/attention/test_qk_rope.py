@@ -9,7 +9,7 @@ import torch
 
 from workers.attention.kernels import qk_rope as module
 from workers.attention.kernels.qk_rope import qk_rope
-from workers.attention.kv_cache import LayerCache
+from workers.attention.kv_cache import FP8, CacheSizes, KVCache, LayerCache
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
 
@@ -47,17 +47,40 @@ class Case:
         self.caches = [torch.randn(shape, device=device).to(self.dtype) for _ in range(2)]
         self.width = (self.N + 2 * self.K) * self.D
 
+    def cache(self, dtype: torch.dtype) -> LayerCache:
+        """With other tokens' entries everywhere."""
+        if dtype != FP8:
+            return LayerCache(*(cache.clone() for cache in self.caches))
+        num_blocks = len(self.caches[0])
+        sizes = CacheSizes(
+            num_layers=1, block_size=BLOCK, num_kv_heads=self.K, head_dim=self.D, dtype=FP8
+        )
+        layer = KVCache(sizes, num_blocks, torch.device(self.device)).layers[0]
+        rows = torch.arange(num_blocks * BLOCK, device=self.device)
+        layer.write(rows, *(cache.flatten(0, 1) for cache in self.caches))
+        return layer
+
     def run(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        keys, values = (cache.clone() for cache in self.caches)
+        q, cache = self.launch(qkv, self.dtype)
+        return q, cache.keys, cache.values
+
+    def launch(
+        self, qkv: torch.Tensor, cache_dtype: torch.dtype
+    ) -> tuple[torch.Tensor, LayerCache]:
+        cache = self.cache(cache_dtype)
         out = torch.empty(self.T, self.N, self.D, dtype=self.dtype, device=self.device)
         q_norm, k_norm = self.norms
         qk_rope(
             qkv, q_norm.weight, k_norm.weight, EPS, self.rotary.cos, self.rotary.sin,
-            self.positions, self.slots, self.tables, keys, values, out_q_TND=out,
+            self.positions, self.slots, self.tables, cache, out_q_TND=out,
         )  # fmt: skip
-        return out, keys, values
+        return out, cache
 
     def expected(self, qkv: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q, cache = self.plain(qkv, self.dtype)
+        return q, cache.keys, cache.values
+
+    def plain(self, qkv: torch.Tensor, cache_dtype: torch.dtype) -> tuple[torch.Tensor, LayerCache]:
         total = qkv[0].float()
         for part in qkv[1:]:
             total = total + part.float()
@@ -65,12 +88,12 @@ class Case:
         q, k, v = heads.split([self.N, self.K, self.K], dim=1)
         turn = self.rotary(torch.where(self.slots < 0, 0, self.positions))
         q, k = (rotate(norm(x), *turn) for norm, x in zip(self.norms, (q, k), strict=True))
-        cache = LayerCache(*(cache.clone() for cache in self.caches))
+        cache = self.cache(cache_dtype)
         real = self.slots >= 0
         slots, positions = self.slots[real].long(), self.positions[real].long()
         blocks = self.tables[slots, positions // BLOCK].long()
         cache.write(blocks * BLOCK + positions % BLOCK, k[real], v[real])
-        return q, cache.keys, cache.values
+        return q, cache
 
     def assert_as_plain_torch(self, qkv: torch.Tensor) -> None:
         small = SMALL[self.dtype]

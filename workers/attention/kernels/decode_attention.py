@@ -24,7 +24,14 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, precision, wait_for_previous
 from workers.attention.kernels.join_chunks import join_apart, join_chunks
-from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
+from workers.attention.kernels.key_tiles import (
+    check_operands,
+    load_blocks,
+    load_scales,
+    places,
+    soften,
+)
+from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 
 
@@ -60,10 +67,24 @@ class DecodeWorkspace:
 
 
 @triton.jit
+def _add_fourth(
+    weights_GT, words_TW, NUMBER: tl.constexpr, acc_GW, DTYPE: tl.constexpr, PRECISION: tl.constexpr
+):
+    """The weighted values that stand at one place of FP8's words.
+
+    A tensor core wants two tokens' values side by side, the cache has a token's: by words it takes
+    a fourth of the loads that it takes by bytes.
+    """
+    values_TW = (words_TW >> (8 * NUMBER)).to(tl.int8).to(tl.float8e4nv, bitcast=True)
+    return tl.dot(weights_GT.to(DTYPE), values_TW.to(DTYPE), acc_GW, input_precision=PRECISION)
+
+
+@triton.jit
 def _chunk_kernel(
     q_ptr,
     keys_ptr,
-    values_ptr,
+    values_ptr,  # of an FP8 cache words of four
+    scales_ptr,  # None but for an FP8 cache
     tables_ptr,
     chunks_ptr,
     out_ptr,
@@ -101,8 +122,11 @@ def _chunk_kernel(
     tokens = start.to(tl.uint32) + tl.arange(0, TILE).to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
     keys_ptr += kv_head * HEAD_DIM
-    values_ptr += kv_head * HEAD_DIM
+    FP8: tl.constexpr = scales_ptr is not None
+    values_ptr += kv_head * (HEAD_DIM // 4 if FP8 else HEAD_DIM)
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    if FP8:
+        scales_ptr += 2 * kv_head * BLOCK_SIZE
     blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
     wait_for_previous(PDL)
     if row < 0:
@@ -117,26 +141,53 @@ def _chunk_kernel(
     q_ptr += row.to(tl.int64) * q_stride + head * HEAD_DIM
     q = tl.load(q_ptr + gd, mask=real_gd, other=0.0)
 
+    COMPUTE: tl.constexpr = tl.float16 if FP8 and q.dtype == tl.bfloat16 else q.dtype
+    q = q.to(COMPUTE)
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     # Summed over tokens at the end alone: in every tile it would cost barriers between warps.
     totals = tl.zeros([BLOCK_G, TILE], tl.float32)
     acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    if FP8:
+        word = tl.arange(0, BLOCK_D // 4)
+        acc = tl.zeros([BLOCK_G, BLOCK_D // 4], tl.float32)
+        acc_1, acc_2, acc_3 = acc, acc, acc
     for _ in range(start, stop, TILE):
         live = tokens < end
         live_td = live[:, None] & real_d[None, :]
         at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
+        if FP8:
+            words = places(blocks, tokens, BLOCK_SIZE, STRIDE // 4)[:, None] + word[None, :]
+            live_tw = live[:, None] & (word < HEAD_DIM // 4)[None, :]
+            k_scales, v_exponents, v_inverses = load_scales(
+                scales_ptr, blocks, tokens, live, BLOCK_SIZE, KV_HEADS
+            )
         # The ids of the next tile are under way while this one is at work.
         tokens += TILE
         blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_td, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision=PRECISION)
+        if FP8:
+            scores = scores * (k_scales * SCALE)[None, :] + v_exponents[None, :]
         scores = tl.where(live[None, :], scores, float("-inf"))
-        p, top, fade = soften(scores, top, SCALE)
-        v = tl.load(values_ptr + at, mask=live_td, other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        if FP8:
+            p, top, fade = soften(scores, top, 1.0, 15)
+        else:
+            p, top, fade = soften(scores, top, SCALE)
+        if FP8:
+            v = tl.load(values_ptr + words, mask=live_tw, other=0)
+            acc = _add_fourth(p, v, 0, acc * fade[:, None], COMPUTE, PRECISION)
+            acc_1 = _add_fourth(p, v, 1, acc_1 * fade[:, None], COMPUTE, PRECISION)
+            acc_2 = _add_fourth(p, v, 2, acc_2 * fade[:, None], COMPUTE, PRECISION)
+            acc_3 = _add_fourth(p, v, 3, acc_3 * fade[:, None], COMPUTE, PRECISION)
+            p = p * v_inverses[None, :]
+        else:
+            v = tl.load(values_ptr + at, mask=live_td, other=0.0)
+            acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         totals = totals * fade[:, None] + p
 
+    if FP8:
+        acc = tl.join(tl.join(acc, acc_2), tl.join(acc_1, acc_3)).reshape(BLOCK_G, BLOCK_D)
     total = tl.sum(totals, 1)
     # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
     acc = acc / tl.where(stop > start, total, 1.0)[:, None]
@@ -165,8 +216,7 @@ def _chunk_kernel(
 
 def decode_attention(
     q_SND: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: LayerCache,
     tables: torch.Tensor,
     chunks: torch.Tensor,
     *,
@@ -181,7 +231,7 @@ def decode_attention(
 
     Args:
         q_SND: ``[S, N, D]``, rows any distance apart.
-        keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
+        cache: of the queries' dtype or FP8.
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
         chunks: int32 ``[C, 8]`` on the device, of plan_decode.
         out: ``[S, N, D]``; padding rows become zeros.
@@ -193,7 +243,7 @@ def decode_attention(
         ``out``.
     """
     num_rows, num_heads, head_dim = q_SND.shape
-    _, block_size, kv_heads, _ = keys.shape
+    _, block_size, kv_heads, _ = cache.keys.shape
     capacity = len(chunks)
     if out is None:
         out = torch.empty_like(q_SND, memory_format=torch.contiguous_format)
@@ -202,15 +252,16 @@ def decode_attention(
             num_rows, capacity, num_heads, kv_heads, head_dim, q_SND.device
         )
     if tiles is None:
-        tiles = decode_tiles(num_rows)
-    check_operands(q_SND, keys, values, tables, out)
+        tiles = decode_tiles(num_rows, fp8=cache.scales is not None)
+    check_operands(q_SND, cache, tables, out)
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
     _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
-        keys,
-        values,
+        cache.keys,
+        cache.values if cache.scales is None else cache.values.view(torch.int32),
+        cache.scales,
         tables,
         chunks,
         out,
@@ -229,7 +280,7 @@ def decode_attention(
         JOIN=tiles.join,
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        PRECISION=precision(keys.dtype),
+        PRECISION=precision(q_SND.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),

@@ -3,6 +3,12 @@
 Owns the way from a token to its place in the cache, one step of the softmax to base 2, and the
 check of what both are given. Knows nothing of rows, chunks or plans. K key heads, D head_dim, rows
 of any number M, N keys of a tile.
+
+An FP8 cache's numbers meet queries and weights as they are, in fp16 in place of bf16: fp16 has
+them all, is one instruction away (bf16 is three), and holds the weights more exactly. A query
+beyond 65,504 is infinite there. The scales, powers of two, go elsewhere: a key's multiplies its
+scores, a value's adds to their exponents. So a weight is what its value counts for, at most 2^15
+whatever the scale, and what it adds to the sum of weights is divided by the scale again.
 """
 
 from __future__ import annotations
@@ -10,6 +16,8 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+
+from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
 
 
 @triton.jit
@@ -25,27 +33,54 @@ def places(blocks_N, tokens_N, BLOCK_SIZE: tl.constexpr, STRIDE: tl.constexpr):
 
 
 @triton.jit
-def soften(scores_MN, top_M, SCALE: tl.constexpr):
-    """Weights of a tile's keys below the highest score so far, that score, and by how much the
-    weights before it fade."""
-    new_top_M = tl.maximum(top_M, tl.max(scores_MN, 1) * SCALE)
+def load_scales(
+    scales_ptr, blocks_N, tokens_N, live_N, BLOCK_SIZE: tl.constexpr, KV_HEADS: tl.constexpr
+):
+    """Of each token its key's scale, the exponent of its value's scale, and the inverse of that."""
+    at = blocks_N.to(tl.int64) * (BLOCK_SIZE * KV_HEADS) + tokens_N % BLOCK_SIZE
+    # Both at once: four bytes are the least that is copied asynchronously.
+    ptrs = scales_ptr + 2 * at[:, None] + tl.arange(0, 2)[None, :]
+    k_scales_N, v_scales_N = tl.split(tl.load(ptrs, mask=live_N[:, None], other=0.0))
+    v_bits_N = v_scales_N.to(tl.float32).to(tl.int32, bitcast=True)
+    v_inverses_N = ((254 << 23) - v_bits_N).to(tl.float32, bitcast=True)
+    return k_scales_N.to(tl.float32), ((v_bits_N >> 23) - 127).to(tl.float32), v_inverses_N
+
+
+@triton.jit
+def soften(scores_MN, top_M, SCALE: tl.constexpr, ROOM: tl.constexpr = 0):
+    """Weights of a tile's keys, at most 2^ROOM; the exponent of a weight of 1, which is ROOM below
+    the highest score so far; and by how much the weights before it fade."""
+    highest_M = tl.max(scores_MN, 1) * SCALE
+    if ROOM:
+        highest_M -= ROOM
+    new_top_M = tl.maximum(top_M, highest_M)
     weights_MN = tl.exp2(scores_MN * SCALE - new_top_M[:, None])
     return weights_MN, new_top_M, tl.exp2(top_M - new_top_M)
 
 
 def check_operands(
     q_TND: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: LayerCache,
     tables: torch.Tensor,
     out: torch.Tensor,
 ) -> None:
     """Assert the shapes, types and strides that `decode_attention` and `prefill_attention` say."""
     _, num_heads, head_dim = q_TND.shape
-    assert keys.shape == values.shape and keys.shape[3] == head_dim
-    assert keys.is_contiguous() and values.is_contiguous()
-    assert keys.dtype == values.dtype == q_TND.dtype == out.dtype
-    assert num_heads % keys.shape[2] == 0
+    check_cache(cache, head_dim, q_TND.dtype)
+    assert q_TND.dtype == out.dtype
+    assert num_heads % cache.keys.shape[2] == 0
     assert q_TND.stride()[1:] == (head_dim, 1)
     assert tables.dtype == torch.int32 and tables.stride(1) == 1
     assert out.shape == q_TND.shape and out.is_contiguous()
+
+
+def check_cache(cache: LayerCache, head_dim: int, dtype: torch.dtype) -> None:
+    """Assert that a cache is of ``dtype``, or FP8 with scales, and as `LayerCache` says."""
+    keys, values, scales = cache.keys, cache.values, cache.scales
+    assert keys.shape == values.shape and keys.shape[3] == head_dim
+    assert keys.is_contiguous() and values.is_contiguous()
+    assert keys.dtype == values.dtype == (dtype if scales is None else FP8)
+    if scales is not None:
+        num_blocks, block_size, kv_heads, _ = keys.shape
+        assert scales.shape == (num_blocks, kv_heads, block_size, 2) and scales.is_contiguous()
+        assert scales.dtype == SCALE_DTYPE and head_dim % 4 == 0

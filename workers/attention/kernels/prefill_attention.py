@@ -25,7 +25,14 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, precision, wait_for_previous
-from workers.attention.kernels.key_tiles import check_operands, load_blocks, places, soften
+from workers.attention.kernels.key_tiles import (
+    check_operands,
+    load_blocks,
+    load_scales,
+    places,
+    soften,
+)
+from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
 from workers.attention.prefill_split import SPLIT_FIELDS
 
@@ -78,6 +85,7 @@ def _tile_kernel(
     q_ptr,
     keys_ptr,
     values_ptr,
+    scales_ptr,  # None but for an FP8 cache
     tables_ptr,
     tiles_ptr,
     out_ptr,
@@ -140,25 +148,42 @@ def _tile_kernel(
     keys_ptr += kv_head * HEAD_DIM
     values_ptr += kv_head * HEAD_DIM
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    FP8: tl.constexpr = scales_ptr is not None
+    if FP8:
+        scales_ptr += 2 * kv_head * BLOCK_SIZE
 
+    COMPUTE: tl.constexpr = tl.float16 if FP8 and q.dtype == tl.bfloat16 else q.dtype
+    q = q.to(COMPUTE)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     for start in range(begin, stop, BLOCK_N):
-        live_nd = (tokens < end)[:, None] & real_d[None, :]
+        live = tokens < end
+        live_nd = live[:, None] & real_d[None, :]
         at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
+        if FP8:
+            k_scales, v_exponents, v_inverses = load_scales(
+                scales_ptr, blocks, tokens, live, BLOCK_SIZE, KV_HEADS
+            )
         # The ids of the next tile are under way while this one is at work.
         tokens += BLOCK_N
         blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
         # Behind the length a block may hold anything: zeros stand there instead.
         k = tl.load(keys_ptr + at, mask=live_nd, other=0.0)
-        scores = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        scores = tl.dot(q, tl.trans(k.to(COMPUTE)), input_precision=PRECISION)
+        if FP8:
+            scores = scores * (k_scales * SCALE)[None, :] + v_exponents[None, :]
         if start + BLOCK_N > position + 1:
             seen = (position + query)[:, None] >= (start + tl.arange(0, BLOCK_N))[None, :]
             scores = tl.where(seen, scores, float("-inf"))
-        p, top, fade = soften(scores, top, SCALE)
+        if FP8:
+            p, top, fade = soften(scores, top, 1.0, 15)
+        else:
+            p, top, fade = soften(scores, top, SCALE)
         v = tl.load(values_ptr + at, mask=live_nd, other=0.0)
-        acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
+        acc = tl.dot(p.to(COMPUTE), v.to(COMPUTE), acc * fade[:, None], input_precision=PRECISION)
+        if FP8:
+            p = p * v_inverses[None, :]
         total = total * fade + tl.sum(p, 1)
 
     acc = acc / total[:, None]
@@ -195,8 +220,7 @@ def _tile_kernel(
 
 def prefill_attention(
     q_TND: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: LayerCache,
     tables: torch.Tensor,
     plan: torch.Tensor,
     *,
@@ -209,7 +233,7 @@ def prefill_attention(
 
     Args:
         q_TND: ``[T, N, D]``, tokens any distance apart.
-        keys: ``[num_blocks, block_size, K, D]``; ``values`` alike.
+        cache: of the queries' dtype or FP8.
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
         plan: int32 ``[P, 4]`` on the device, of plan_prefill with
             ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
@@ -223,12 +247,12 @@ def prefill_attention(
         ``out``.
     """
     num_tokens, num_heads, head_dim = q_TND.shape
-    _, block_size, kv_heads, _ = keys.shape
+    _, block_size, kv_heads, _ = cache.keys.shape
     if out is None:
         out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
     if tiles is None:
-        tiles = prefill_tiles(num_tokens)
-    check_operands(q_TND, keys, values, tables, out)
+        tiles = prefill_tiles(num_tokens, fp8=cache.scales is not None)
+    check_operands(q_TND, cache, tables, out)
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
     split = plan.shape[1] == SPLIT_FIELDS
     assert split or plan.shape[1] == _FIELDS, f"a plan of {plan.shape[1]} columns"
@@ -241,8 +265,9 @@ def prefill_attention(
     block_d = max(16, triton.next_power_of_2(head_dim))
     _tile_kernel[(kv_heads, len(plan))](
         q_TND,
-        keys,
-        values,
+        cache.keys,
+        cache.values,
+        cache.scales,
         tables,
         plan,
         out,
@@ -259,9 +284,9 @@ def prefill_attention(
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
-        PRECISION=precision(keys.dtype),
+        PRECISION=precision(q_TND.dtype),
         num_warps=tiles.num_warps,
-        num_stages=_fitting_stages(tiles, block_d * keys.element_size()),
+        num_stages=_fitting_stages(tiles, cache, block_d * q_TND.element_size()),
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
         **launch_options(pdl),
     )
@@ -283,7 +308,13 @@ def _check_workspace(
     return parts
 
 
-def _fitting_stages(tiles: PrefillTiles, row_bytes: int) -> int:
-    """As many as shared memory holds, ``tiles.num_stages`` at most."""
-    fit = (_SHARED_BYTES - tiles.block_m * row_bytes) // (2 * tiles.block_n * row_bytes)
-    return max(1, min(tiles.num_stages, fit))
+def _fitting_stages(tiles: PrefillTiles, cache: LayerCache, row_bytes: int) -> int:
+    """As many as shared memory holds, ``tiles.num_stages`` at most.
+
+    Args:
+        row_bytes: of a query, or of a key or value as queries meet it.
+    """
+    left, keys = _SHARED_BYTES - tiles.block_m * row_bytes, 2 * tiles.block_n * row_bytes
+    if cache.scales is None:
+        return max(1, min(tiles.num_stages, left // keys))
+    return max(1, min(tiles.num_stages, (left - keys) // (keys // 2)))

@@ -13,6 +13,8 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.sum_norm import MAX_REGISTERS, add_parts, load_parts
+from workers.attention.kernels.key_tiles import check_cache
+from workers.attention.kv_cache import LayerCache
 
 # Up to so many tokens, many small programs are quicker than few that load wide.
 _FEW_TOKENS = 32
@@ -49,10 +51,41 @@ def _finite(x):
     return tl.where(tl.abs(x.to(tl.float32)) < float("inf"), x, 0.0)
 
 
+@triton.jit
+def _power(exponent):
+    """2 to the power of ``exponent - 127``, as fp32 holds it."""
+    return (exponent << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit
+def _store_entry(ptrs, scales_ptr, scale_at, first, second, mask, is_head, HALF: tl.constexpr):
+    """Both halves [heads, D/2] of some heads' keys or values; in FP8 with a scale for each head, as
+    workers.attention.kv_cache.quantize makes them."""
+    if scales_ptr is None:
+        tl.store(ptrs, _finite(first), mask=mask)
+        tl.store(ptrs + HALF, _finite(second), mask=mask)
+    else:
+        first, second = _finite(first).to(tl.float32), _finite(second).to(tl.float32)
+        top = tl.max(tl.maximum(tl.abs(first), tl.abs(second)), axis=1, keep_dims=True)
+        exponent = ((top.to(tl.int32, bitcast=True) + 0x1FFFFF) >> 23) - 8
+        exponent = tl.maximum(exponent, 64)
+        first, second = first * _power(254 - exponent), second * _power(254 - exponent)
+        scale = _power(exponent).to(scales_ptr.dtype.element_ty)
+        tl.store(scales_ptr + scale_at, scale, mask=is_head)
+        tl.store(ptrs, first.to(ptrs.dtype.element_ty), mask=mask)
+        tl.store(ptrs + HALF, second.to(ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _scale_places(heads, block, offset, K: tl.constexpr, BLOCK_SIZE: tl.constexpr):
+    """Of some heads' keys at one place in a block; their values' are the next."""
+    return 2 * ((block.to(tl.int64) * K + heads) * BLOCK_SIZE + offset)
+
+
 @triton.jit(do_not_specialize=["max_blocks"])
 def _qk_rope_kernel(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
-    keys_ptr, values_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
+    keys_ptr, values_ptr, scales_ptr, q_ptr, stride_s, stride_t, max_blocks, EPS: tl.constexpr,
     S: tl.constexpr, N: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
     BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -68,7 +101,8 @@ def _qk_rope_kernel(
     heads = (group - first_group) * HEADS + tl.arange(0, HEADS)
     # What all heads share is loaded for each of them: the cache serves it, no barrier is needed.
     halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
-    mask = (heads < tl.where(is_q, N, K))[:, None] & (halves < HALF)
+    is_head = (heads < tl.where(is_q, N, K))[:, None]
+    mask = is_head & (halves < HALF)
     inner = heads[:, None] * D + halves
     if is_q:
         weight_1 = tl.load(q_norm_ptr + halves, mask=mask, other=0.0)
@@ -92,10 +126,14 @@ def _qk_rope_kernel(
     second_parts = load_parts(qkv_ptrs + HALF, mask, stride_s, S)
     # Rounded as F.linear rounds.
     first, second = add_parts(first_parts, S).to(dtype), add_parts(second_parts, S).to(dtype)
-    cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D) + inner
+    offset = position % BLOCK_SIZE
+    cache = (block.to(tl.int64) * BLOCK_SIZE + offset) * (K * D) + inner
+    scale_at = _scale_places(heads[:, None], block, offset, K, BLOCK_SIZE)
     if is_v:
-        tl.store(values_ptr + cache, _finite(first), mask=mask & is_token)
-        tl.store(values_ptr + cache + HALF, _finite(second), mask=mask & is_token)
+        _store_entry(
+            values_ptr + cache, scales_ptr, scale_at + 1, first, second,
+            mask & is_token, is_head & is_token, HALF,
+        )  # fmt: skip
     else:
         first, second = _norm_rotate(first, second, weight_1, weight_2, cos, sin, EPS, D, dtype)
         if is_q:
@@ -103,8 +141,10 @@ def _qk_rope_kernel(
             tl.store(q_ptrs, first, mask=mask)
             tl.store(q_ptrs + HALF, second, mask=mask)
         else:
-            tl.store(keys_ptr + cache, _finite(first), mask=mask & is_token)
-            tl.store(keys_ptr + cache + HALF, _finite(second), mask=mask & is_token)
+            _store_entry(
+                keys_ptr + cache, scales_ptr, scale_at, first, second,
+                mask & is_token, is_head & is_token, HALF,
+            )  # fmt: skip
 
 
 @triton.jit
@@ -158,11 +198,10 @@ def _rope_queries(
 @triton.jit
 def _rope_keys_values(
     qkv_ptr, norm_ptr, cos_ptr, sin_ptr, slot_ptr, position_ptr, tables_ptr, keys_ptr, values_ptr,
-    max_blocks, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
-    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
+    scales_ptr, max_blocks, EPS: tl.constexpr, K: tl.constexpr, D: tl.constexpr,
+    BLOCK_SIZE: tl.constexpr, HEADS: tl.constexpr, BLOCK_D: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """All heads of k and v of one token, HEADS or fewer."""
-    dtype: tl.constexpr = keys_ptr.dtype.element_ty
     heads = tl.arange(0, HEADS)[:, None]
     halves = tl.broadcast_to(tl.arange(0, BLOCK_D)[None, :], (HEADS, BLOCK_D))
     mask = (heads < 2 * K) & (halves < D // 2)
@@ -176,22 +215,23 @@ def _rope_keys_values(
     weight_1, weight_2, cos, sin = _load_shared(
         norm_ptr, cos_ptr, sin_ptr, position, halves, mask, D
     )
-    v_1, v_2 = v_1.to(dtype), v_2.to(dtype)
+    v_1, v_2 = v_1.to(DTYPE), v_2.to(DTYPE)
     # For every head, of which k's are stored; of those left as they are, v's.
-    k_1, k_2 = _norm_rotate(v_1, v_2, weight_1, weight_2, cos, sin, EPS, D, dtype)
-    cache = (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (K * D)
+    k_1, k_2 = _norm_rotate(v_1, v_2, weight_1, weight_2, cos, sin, EPS, D, DTYPE)
+    offset = position % BLOCK_SIZE
+    cache = (block.to(tl.int64) * BLOCK_SIZE + offset) * (K * D)
     key_ptrs, value_ptrs = keys_ptr + cache + inner, values_ptr + (cache - K * D) + inner
-    is_k, is_v = mask & is_token & (heads < K), mask & is_token & (heads >= K)
-    tl.store(key_ptrs, _finite(k_1), mask=is_k)
-    tl.store(key_ptrs + D // 2, _finite(k_2), mask=is_k)
-    tl.store(value_ptrs, _finite(v_1), mask=is_v)
-    tl.store(value_ptrs + D // 2, _finite(v_2), mask=is_v)
+    k_at = _scale_places(heads, block, offset, K, BLOCK_SIZE)
+    v_at = _scale_places(heads - K, block, offset, K, BLOCK_SIZE) + 1
+    is_k, is_v = is_token & (heads < K), is_token & (heads >= K) & (heads < 2 * K)
+    _store_entry(key_ptrs, scales_ptr, k_at, k_1, k_2, mask & is_k, is_k, D // 2)
+    _store_entry(value_ptrs, scales_ptr, v_at, v_1, v_2, mask & is_v, is_v, D // 2)
 
 
 @triton.jit(do_not_specialize=["max_blocks"])
 def _qk_rope_wide_kernel(
     qkv_ptr, q_norm_ptr, k_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
-    keys_ptr, values_ptr, q_ptr, stride_t, max_blocks, EPS: tl.constexpr,
+    keys_ptr, values_ptr, scales_ptr, q_ptr, stride_t, max_blocks, EPS: tl.constexpr,
     N: tl.constexpr, K: tl.constexpr, D: tl.constexpr, BLOCK_SIZE: tl.constexpr,
     HEADS: tl.constexpr, REPEAT: tl.constexpr, KV_HEADS: tl.constexpr, BLOCK_D: tl.constexpr,
     PDL: tl.constexpr,
@@ -213,7 +253,8 @@ def _qk_rope_wide_kernel(
     else:
         _rope_keys_values(
             qkv_ptr + N * D, k_norm_ptr, cos_ptr, sin_ptr, slots_ptr, positions_ptr,
-            tables_ptr, keys_ptr, values_ptr, max_blocks, EPS, K, D, BLOCK_SIZE, KV_HEADS, BLOCK_D,
+            tables_ptr, keys_ptr, values_ptr, scales_ptr, max_blocks, EPS, K, D, BLOCK_SIZE,
+            KV_HEADS, BLOCK_D, q_ptr.dtype.element_ty,
         )  # fmt: skip
 
 
@@ -227,8 +268,7 @@ def qk_rope(
     positions_T: torch.Tensor,
     slots_T: torch.Tensor,
     tables: torch.Tensor,
-    keys: torch.Tensor,
-    values: torch.Tensor,
+    cache: LayerCache,
     *,
     out_q_TND: torch.Tensor,
     pdl: bool = False,
@@ -243,46 +283,54 @@ def qk_rope(
         positions_T: int32.
         slots_T: int32, sequence of each token; −1 is padding, of which nothing is stored.
         tables: int32 ``[num_slots, max_blocks]``: blocks of each sequence.
-        keys, values: ``[num_blocks, block_size, K, D]``.
+        cache: of the model's dtype or FP8, whose scales are made here.
         out_q_TND: in the model's dtype, to which the sum of the parts is rounded.
     """
     S, T, W = qkv_STW.shape
     N, D = out_q_TND.shape[1:]
-    block_size, K = keys.shape[1:3]
+    K = cache.keys.shape[2]
     assert W == (N + 2 * K) * D
     assert D % 2 == 0
     assert qkv_STW.stride(2) == 1
     assert out_q_TND.shape[0] == T
-    assert keys.shape == values.shape
-    assert keys.shape[3] == q_norm_D.shape[0] == k_norm_D.shape[0] == D
-    assert keys.dtype == values.dtype == out_q_TND.dtype
+    assert q_norm_D.shape[0] == k_norm_D.shape[0] == D
+    check_cache(cache, D, out_q_TND.dtype)
     assert cos_PD.shape == sin_PD.shape
     assert cos_PD.shape[1] == D
     assert cos_PD.dtype == sin_PD.dtype == torch.float32
     assert positions_T.shape == slots_T.shape == (T,)
     assert positions_T.dtype == slots_T.dtype == tables.dtype == torch.int32
-    tensors = (q_norm_D, k_norm_D, cos_PD, sin_PD, positions_T, slots_T, tables, keys, values)
-    assert all(tensor.is_contiguous() for tensor in (*tensors, out_q_TND))
+    inputs = (q_norm_D, k_norm_D, cos_PD, sin_PD, positions_T, slots_T, tables)
+    assert all(tensor.is_contiguous() for tensor in (*inputs, out_q_TND))
     if T == 0:
         return out_q_TND
-    args = (*tensors, out_q_TND)
     if T > _ONE_WAVE_TOKENS and S == 1:
-        _launch_wide(qkv_STW[0], *args, eps=eps, pdl=pdl)
+        _launch_wide(qkv_STW[0], inputs, cache, out_q_TND, eps=eps, pdl=pdl)
     else:
-        _launch(qkv_STW, *args, eps=eps, pdl=pdl)
+        _launch(qkv_STW, inputs, cache, out_q_TND, eps=eps, pdl=pdl)
     return out_q_TND
 
 
-def _launch(qkv_STW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
-    """``args`` as the kernel names them."""
-    S, T, _ = qkv_STW.shape
-    N, K, D = args[-1].shape[1], args[-2].shape[2], args[-1].shape[2]
+def _launch(
+    qkv_STW: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    cache: LayerCache,
+    out_q_TND: torch.Tensor,
+    *,
+    eps: float,
+    pdl: bool,
+) -> None:
+    """``inputs`` as the kernel names them, the tables last."""
+    S = len(qkv_STW)
+    T, N, D = out_q_TND.shape
+    block_size, K = cache.keys.shape[1:3]
     heads = min(2 if T <= _FEW_TOKENS else 8, triton.next_power_of_2(max(N, K)))
     groups = triton.cdiv(N, heads) + 2 * triton.cdiv(K, heads)
     block_d = triton.next_power_of_2(D // 2)
     _qk_rope_kernel[(groups, T)](
-        qkv_STW, *args, qkv_STW.stride(0), qkv_STW.stride(1), args[6].shape[1],
-        EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, BLOCK_D=block_d,
+        qkv_STW, *inputs, cache.keys, cache.values, cache.scales, out_q_TND,
+        qkv_STW.stride(0), qkv_STW.stride(1), inputs[-1].shape[1],
+        EPS=eps, S=S, N=N, K=K, D=D, BLOCK_SIZE=block_size, HEADS=heads, BLOCK_D=block_d,
         num_warps=max(1, heads * block_d // 256),
         maxnreg=MAX_REGISTERS,
         enable_fp_fusion=False,  # multiply, then add: the bits of workers.layers.rotary.rotate
@@ -290,15 +338,24 @@ def _launch(qkv_STW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -
     )  # fmt: skip
 
 
-def _launch_wide(qkv_TW: torch.Tensor, *args: torch.Tensor, eps: float, pdl: bool) -> None:
-    """``args`` as the kernel names them."""
-    T, N, D = args[-1].shape
-    K = args[-2].shape[2]
+def _launch_wide(
+    qkv_TW: torch.Tensor,
+    inputs: tuple[torch.Tensor, ...],
+    cache: LayerCache,
+    out_q_TND: torch.Tensor,
+    *,
+    eps: float,
+    pdl: bool,
+) -> None:
+    """As `_launch`."""
+    T, N, D = out_q_TND.shape
+    block_size, K = cache.keys.shape[1:3]
     heads = min(_WIDE_HEADS, triton.next_power_of_2(N))
     block_d = triton.next_power_of_2(D // 2)
     _qk_rope_wide_kernel[(triton.cdiv(N, heads * _WIDE_REPEAT) + 1, T)](
-        qkv_TW, *args, qkv_TW.stride(0), args[6].shape[1],
-        EPS=eps, N=N, K=K, D=D, BLOCK_SIZE=args[-2].shape[1], HEADS=heads, REPEAT=_WIDE_REPEAT,
+        qkv_TW, *inputs, cache.keys, cache.values, cache.scales, out_q_TND,
+        qkv_TW.stride(0), inputs[-1].shape[1],
+        EPS=eps, N=N, K=K, D=D, BLOCK_SIZE=block_size, HEADS=heads, REPEAT=_WIDE_REPEAT,
         KV_HEADS=triton.next_power_of_2(2 * K), BLOCK_D=block_d,
         num_warps=max(1, heads * block_d // 256),
         maxnreg=MAX_REGISTERS,
