@@ -1,15 +1,20 @@
 """StepStats which tiles the GEMMs of a model want on this GPU, and keeps them.
 
 ``python -m benchmarks.tune MODEL [--tp N] [--dp N] [--ep N] [--moe-ep-backend B] [--dtype D]
-[--seconds 300] [--ship]``
+[--weights fp8] [--gemms experts qkv] [--tokens 1 64] [--known] [--seconds 300] [--ship]``
 
 For each GEMM of a rank and a few numbers of tokens: kernels of all candidates are compiled in
 processes side by side, then timed in CUDA graphs over several copies of made-up weights, so that
 the L2 cache is no help, with routes drawn at random. The fastest whose result is right is kept. The
 two expert GEMMs share the rows of tiles: their best pairs are timed together, with the sorting of
 routes. Dense GEMMs pay for the parts that the next kernel must read, and the library's GEMM is one
-of the candidates. When the time is spent, what was not reached stays as it is. Servers on this
-machine read the result at their next start; with --ship it goes to the files the project ships.
+of the candidates, but for FP8 weights. When the time is spent, what was not reached stays as it is.
+Servers on this machine read the result at their next start; with --ship it goes to the files the
+project ships.
+
+With --weights fp8: weights of eight bits under scales of blocks of 128 × 128, whose entries stand
+beside the others'; router and head have none. --gemms and --tokens name a part of the work. With
+--known only what is in use is timed, and nothing is written.
 """
 
 from __future__ import annotations
@@ -33,6 +38,7 @@ from benchmarks.tiles.timing import (
     Call,
     ExpertProblem,
     LinearProblem,
+    fp8_block,
     make_weights,
     num_copies,
     time_us,
@@ -40,7 +46,8 @@ from benchmarks.tiles.timing import (
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import shipped_file, user_file, write_tables
-from moe.base.tiles import ExpertTiles
+from moe.base.tiles import FP8_NAME, ExpertTiles
+from moe.base.weight import Weight
 from moe.config import check_widths
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device, device_ceilings
@@ -48,16 +55,20 @@ from workers.step.roofline import Device, device_ceilings
 Shape = ExpertShape | LinearShape
 
 _COMPILE_SHARE = 0.6  # of the time
+_BLOCK = (128, 128)  # of scales of FP8 weights
+_NEVER_FP8 = ("router", "head")
 
 
 class Tuning:
     """One run: the device, what was measured, chosen and left out."""
 
-    def __init__(self, context: KernelContext, dtype: torch.dtype, deadline: Deadline) -> None:
-        self.context, self.dtype, self.deadline = context, dtype, deadline
+    def __init__(
+        self, context: KernelContext, dtype: torch.dtype, deadline: Deadline, *, fp8: bool = False
+    ) -> None:
+        self.context, self.dtype, self.deadline, self.fp8 = context, dtype, deadline, fp8
         self.torch_device = context.workspace.device
         self.device: Device | None = device_ceilings(torch.cuda.get_device_name())
-        self.weights: dict[Shape, tuple[torch.Tensor, ...]] = {}
+        self.weights: dict[Shape, tuple[Weight, ...]] = {}
         self.chosen: dict[Task, Entry] = {}
         self.rows: list[report.Row] = []
         self.counts = dict.fromkeys(("timed", "refused", "wrong"), 0)
@@ -65,7 +76,7 @@ class Tuning:
     def run(self, tasks: list[Task]) -> None:
         """Compile, then time and choose task by task, until the time is spent."""
         timeout = self.deadline.left(_COMPILE_SHARE)
-        ready, refused = compile_jobs(jobs(tasks), self.dtype, timeout)
+        ready, refused = compile_jobs(jobs(tasks), self.dtype, timeout, fp8=self.fp8)
         self.counts["refused"] += len(refused)
         with report.progress() as bar:
             progress = bar.add_task("measure", total=len(tasks))
@@ -143,7 +154,7 @@ class Tuning:
             return ExpertProblem(shape, task.tokens, w13, w2, self.context)
         return LinearProblem(shape, task.tokens, self.weights[shape][0], self.context)
 
-    def _make(self, shape: Shape) -> tuple[torch.Tensor, ...]:
+    def _make(self, shape: Shape) -> tuple[Weight, ...]:
         """As many copies as the L2 cache cannot hold of what one token reads."""
         if isinstance(shape, ExpertShape):
             E, width, hidden = shape.num_local, shape.width, shape.hidden
@@ -152,10 +163,13 @@ class Tuning:
         else:
             sizes, read = ((shape.outputs, shape.inputs),), 1.0
         numbers = sum(torch.Size(size).numel() for size in sizes)
-        whole = numbers * self.dtype.itemsize
+        whole = numbers * (1 if self.fp8 else self.dtype.itemsize)
         l2 = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
         copies = num_copies(read * whole, whole, l2, torch.cuda.mem_get_info()[0])
-        return tuple(make_weights(size, copies, self.dtype, self.torch_device) for size in sizes)
+        block = fp8_block(shape) if self.fp8 else None
+        return tuple(
+            make_weights(size, copies, self.dtype, self.torch_device, block) for size in sizes
+        )
 
     def _rows(
         self,
@@ -211,22 +225,40 @@ def main(arguments: list[str] | None = None) -> None:
         context = make_context(torch.device("cuda", torch.cuda.current_device()), dtype)
     except ValueError as error:
         parser.error(str(error))
-    book = context.tiles
-    limits = DeviceLimits(shared_bytes=book.shared_bytes, item_size=book.item_size)
-    tasks = plan(expert_shape(config, parallel), linear_shapes(config, parallel), book, limits)
-    tuning = Tuning(context, dtype, Deadline(flags.seconds))
-    tuning.run(tasks)
-    where = shipped_file if flags.ship else user_file
-    path = where(torch.cuda.get_device_name(), triton.__version__)
-    write_tables(path, tables(tasks, tuning.chosen, book.dtype))
-    _report(flags, tuning, len(tasks), path)
+    book, fp8 = context.tiles, flags.weights == "fp8"
+    limits = DeviceLimits(
+        shared_bytes=book.shared_bytes, item_size=book.item_size, block=_BLOCK if fp8 else None
+    )
+    experts, linears = expert_shape(config, parallel), linear_shapes(config, parallel)
+    if fp8:
+        linears = [shape for shape in linears if shape.name not in _NEVER_FP8]
+    tasks = plan(experts, linears, book, limits, FP8_NAME if fp8 else None)
+    asked = [task for task in tasks if _is_asked(task, flags)]
+    if flags.known:
+        asked = [task.of_known() for task in asked]
+    tuning = Tuning(context, dtype, Deadline(flags.seconds), fp8=fp8)
+    tuning.run(asked)
+    path = None
+    if not flags.known:
+        where = shipped_file if flags.ship else user_file
+        path = where(torch.cuda.get_device_name(), triton.__version__)
+        write_tables(path, tables(tasks, tuning.chosen, FP8_NAME if fp8 else book.dtype))
+    _report(flags, tuning, len(asked), path)
 
 
-def _report(flags: argparse.Namespace, tuning: Tuning, num_tasks: int, path: Path) -> None:
-    layout = f"TP={flags.tp} DP={flags.dp}"
-    title = f"Tiles: {flags.model.name}, {layout}, {torch.cuda.get_device_name()}, {flags.dtype}"
-    seconds = tuning.deadline.spent
-    report.show(title, tuning.rows, flags.json, seconds=seconds, **tuning.counts, file=str(path))
+def _is_asked(task: Task, flags: argparse.Namespace) -> bool:
+    """Whether --gemms and --tokens, where they are given, have it."""
+    gemm = getattr(task.shape, "name", "experts")
+    return (flags.gemms is None or gemm in flags.gemms) and (
+        flags.tokens is None or task.tokens in flags.tokens
+    )
+
+
+def _report(flags: argparse.Namespace, tuning: Tuning, num_tasks: int, path: Path | None) -> None:
+    layout, kind = f"TP={flags.tp} DP={flags.dp}", flags.weights or flags.dtype
+    title = f"Tiles: {flags.model.name}, {layout}, {torch.cuda.get_device_name()}, {kind}"
+    seconds, file = tuning.deadline.spent, "none" if path is None else str(path)
+    report.show(title, tuning.rows, flags.json, seconds=seconds, **tuning.counts, file=file)
     if len(tuning.chosen) < num_tasks:
         print(
             f"{num_tasks - len(tuning.chosen)} of {num_tasks} GEMMs were not reached in "
@@ -242,6 +274,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ep", type=int, help="default: all ranks, as `switchyard serve`")
     parser.add_argument("--moe-ep-backend", default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--weights", choices=("fp8",), help="default: of the model's type")
+    parser.add_argument("--gemms", nargs="+", help="experts, qkv, o_proj, …; default: all")
+    parser.add_argument("--tokens", type=int, nargs="+", help="default: all")
+    parser.add_argument("--known", action="store_true", help="time what is in use, write nothing")
     parser.add_argument("--seconds", type=float, default=300, help="bound of the whole run")
     parser.add_argument("--ship", action="store_true", help="write the file the project ships")
     report.add_flags(parser)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from benchmarks.tiles.cuts import FP8, PLAIN, Cuts
 from moe.base.tiles import ExpertTiles, Tiles, power_of_2
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
@@ -21,65 +22,27 @@ _MOST_PROGRAMS = 384  # about three a core: a deeper cut only makes more parts
 _MOST_STAGES = 8
 _FASTEST, _PAIRS = 3, 8  # of an op with the same rows; of pairs that are timed together
 
-# Columns, depth, warps, stages, swap: what won on an H200, and what came close to it.
-_Cut = tuple[int, int, int, int, bool]
-_FEW_ROWS: dict[str, tuple[_Cut, ...]] = {
-    "gate_up": (
-        (32, 128, 4, 3, False), (32, 256, 4, 2, False), (32, 256, 4, 3, False),
-        (64, 64, 4, 4, False), (64, 128, 4, 2, False), (64, 128, 4, 3, False),
-        (128, 64, 8, 3, False), (16, 256, 4, 3, False), (64, 64, 4, 4, True),
-        (64, 64, 4, 6, True), (64, 128, 4, 2, True), (64, 128, 4, 3, True),
-        (64, 128, 8, 3, True), (128, 64, 8, 3, True),
-    ),
-    "down": (
-        (32, 128, 4, 4, False), (32, 256, 4, 3, False), (64, 64, 4, 5, False),
-        (64, 128, 4, 3, False), (64, 128, 4, 4, False), (64, 256, 4, 2, False),
-        (128, 64, 4, 4, False), (128, 128, 4, 2, False), (128, 128, 8, 3, False),
-        (64, 64, 4, 5, True), (64, 128, 4, 3, True), (64, 128, 4, 4, True),
-        (64, 256, 4, 2, True), (128, 64, 4, 4, True), (128, 128, 8, 3, True),
-    ),
-    "linear": (
-        (32, 128, 4, 4, False), (32, 256, 4, 3, False), (64, 64, 4, 5, False),
-        (64, 128, 4, 4, False), (128, 64, 4, 4, False), (64, 64, 4, 6, True),
-        (64, 128, 4, 4, True),
-    ),
-}  # fmt: skip
-_MANY_ROWS: dict[str, tuple[_Cut, ...]] = {
-    "gate_up": (
-        (64, 64, 4, 4, False), (64, 64, 8, 4, False), (64, 128, 4, 3, True),
-        (128, 64, 4, 3, False), (128, 64, 4, 4, False), (128, 64, 8, 3, False),
-        (128, 64, 8, 4, False),
-    ),
-    "down": (
-        (64, 128, 4, 3, True), (128, 64, 4, 4, False), (128, 64, 8, 4, False),
-        (128, 128, 8, 3, False), (256, 64, 8, 3, False), (256, 64, 8, 4, False),
-    ),
-    "linear": (
-        (32, 128, 4, 4, False), (64, 64, 4, 5, False), (64, 128, 4, 4, False),
-        (128, 64, 4, 4, False), (64, 64, 4, 6, True), (128, 64, 8, 4, False),
-    ),
-}  # fmt: skip
-# Columns, depth (0: all of it), warps of matrix-vector kernels; linear ones know only all of it.
-_VECTORS = {
-    "gate_up": (
-        (2, 0, 4), (2, 0, 8), (4, 0, 8), (2, 1024, 2), (4, 512, 4), (4, 1024, 4), (8, 256, 4),
-        (8, 512, 4), (8, 1024, 8), (16, 128, 4),
-    ),
-    "down": (
-        (4, 0, 4), (8, 0, 4), (8, 0, 8), (16, 0, 8), (4, 256, 2), (8, 256, 4), (16, 128, 4),
-        (16, 256, 4), (32, 128, 4), (32, 256, 4),
-    ),
-    "linear": ((2, 0, 4), (4, 0, 4), (4, 0, 8), (8, 0, 4), (8, 0, 8), (16, 0, 8), (16, 0, 16)),
-}  # fmt: skip
 _MATRICES = {"gate_up": 2, "down": 1, "linear": 1}
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLimits:
-    """What a device lets tiles be: shared memory of a program, and the size of a number."""
+    """What a device and weights let tiles be: shared memory of a program, the size of a number, and
+    for FP8 weights the block of a scale."""
 
     shared_bytes: int
     item_size: int
+    block: tuple[int, int] | None = None
+
+    @property
+    def weight_size(self) -> int:
+        """Bytes of a weight."""
+        return self.item_size if self.block is None else 1
+
+    @property
+    def cuts(self) -> Cuts:
+        """What is known to be good."""
+        return PLAIN if self.block is None else FP8
 
 
 def expert_candidates(
@@ -96,14 +59,14 @@ def expert_candidates(
         winners: of the same op elsewhere; those with as many rows as seem right here are tried.
     """
     routes = tokens * shape.top_k
-    vectors = _vectors(op, shape) if routes <= _VECTOR_ROUTES else []
+    vectors = _vectors(op, shape, limits) if routes <= _VECTOR_ROUTES else []
     rows = [] if routes <= _TILE_ROUTES else _block_ms(routes / shape.num_experts, limits, reach=4)
     first = list(known)
     found = [near for tiles in first[-1:] for near in neighbours(tiles, _unread(op, tiles))]
     seen = {*rows, 1} if vectors else set(rows)
     found += [tiles for tiles in winners if tiles.block_m in seen]
     found += vectors
-    found += [tiles for block_m in rows for tiles in _tiled(op, block_m)]
+    found += [tiles for block_m in rows for tiles in _tiled(op, block_m, limits)]
     return _fitting(first, found, op, shape, limits)
 
 
@@ -111,19 +74,20 @@ def linear_candidates(
     shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: DeviceLimits
 ) -> list[Tiles | None]:
     """Tiles of a dense GEMM: the `known` ones, the last one's neighbours and the lists'; None is
-    the library's GEMM."""
+    the library's GEMM, which takes no FP8 weights."""
     first = list(known)
     own = [tiles for tiles in first if tiles is not None]
     found = [near for tiles in own[-1:] for near in neighbours(tiles, _unread("linear", tiles))]
     if tokens == 1:
-        found += _vectors("linear", shape)
+        found += _vectors("linear", shape, limits)
     for block_m in [] if tokens == 1 else _block_ms(tokens, limits, reach=1):
         found += [
             dataclasses.replace(tiles, splits=splits)
-            for tiles in _tiled("linear", block_m)
+            for tiles in _tiled("linear", block_m, limits)
             for splits in _splits(shape, tokens, tiles)
         ]
-    return list(dict.fromkeys([*first, None, *_fitting(own, found, "linear", shape, limits)]))
+    library = [None] if limits.block is None else []
+    return list(dict.fromkeys([*first, *library, *_fitting(own, found, "linear", shape, limits)]))
 
 
 def neighbours(tiles: Tiles, fixed: Iterable[str] = ()) -> Iterator[Tiles]:
@@ -149,18 +113,26 @@ def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits) -
     matrices, (columns, depth) = _MATRICES[op], extent
     wide, deep = power_of_2(columns), power_of_2(depth)
     if tiles.block_m == 1:
-        held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * _MAX_SUMS
+        # FP8 weights are a quarter of their fp32 products, of which only sums of blocks are kept.
+        most = _MAX_SUMS if limits.block is None else 2 * _MAX_SUMS
+        held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * most
         return held and tiles.block_n <= wide and tiles.block_k <= deep and tiles.warps <= 16
-    stage = (tiles.block_m + matrices * tiles.block_n) * tiles.block_k * limits.item_size
+    row = limits.item_size * tiles.block_m + limits.weight_size * matrices * tiles.block_n
     return (
-        16 <= tiles.block_n <= max(16, wide)
+        _within(tiles, limits.block)
+        and 16 <= tiles.block_n <= max(16, wide)
         and 16 <= tiles.block_k <= max(16, deep)
         and tiles.warps in (2, 4, 8)
         and 2 <= tiles.stages <= _MOST_STAGES
         and matrices * tiles.block_m * tiles.block_n <= tiles.warps * 32 * _MAX_SUMS
-        and (tiles.stages - 1) * stage <= limits.shared_bytes
+        and (tiles.stages - 1) * row * tiles.block_k <= limits.shared_bytes
         and depth // tiles.splits >= min(depth, 128)
     )
+
+
+def _within(tiles: Tiles, block: tuple[int, int] | None) -> bool:
+    """Whether a step of tiles has one scale; a launch would make others smaller."""
+    return block is None or (tiles.block_n <= block[0] and tiles.block_k <= block[1])
 
 
 def shortlist(
@@ -202,19 +174,19 @@ def _fastest(times: Mapping[Tiles, float], block_m: int) -> list[Tiles]:
     return sorted(mine, key=times.__getitem__)[:_FASTEST]
 
 
-def _tiled(op: str, block_m: int) -> list[Tiles]:
-    lists = _FEW_ROWS if block_m <= 32 else _MANY_ROWS
+def _tiled(op: str, block_m: int, limits: DeviceLimits) -> list[Tiles]:
+    lists = limits.cuts.few_rows if block_m <= 32 else limits.cuts.many_rows
     return [
         Tiles(block_m=block_m, block_n=bn, block_k=bk, warps=warps, stages=stages, swap=swap)
         for bn, bk, warps, stages, swap in lists[op]
     ]
 
 
-def _vectors(op: str, shape: ExpertShape | LinearShape) -> list[Tiles]:
+def _vectors(op: str, shape: ExpertShape | LinearShape, limits: DeviceLimits) -> list[Tiles]:
     whole = power_of_2(shape.extent(op)[1])
     return [
         Tiles(block_m=1, block_n=bn, block_k=bk or whole, warps=warps, stages=1)
-        for bn, bk, warps in _VECTORS[op]
+        for bn, bk, warps in limits.cuts.vectors[op]
     ]
 
 

@@ -18,7 +18,13 @@ import torch
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from benchmarks.tiles.tasks import Job
-from benchmarks.tiles.timing import REFUSALS, ExpertProblem, LinearProblem, make_weights
+from benchmarks.tiles.timing import (
+    REFUSALS,
+    ExpertProblem,
+    LinearProblem,
+    fp8_block,
+    make_weights,
+)
 from moe.base.context import KernelContext, make_context
 
 _MOST_PROCESSES = 14
@@ -26,9 +32,10 @@ _PROCESS_BYTES = 4 << 30  # of the device's memory that one may need
 
 
 def compile_jobs(
-    wanted: list[Job], dtype: torch.dtype, timeout: float
+    wanted: list[Job], dtype: torch.dtype, timeout: float, *, fp8: bool = False
 ) -> tuple[set[Job], dict[Job, str]]:
-    """Those that compile and fit within `timeout` seconds, and what the others say."""
+    """Those that compile and fit within `timeout` seconds, and what the others say; with `fp8` for
+    weights of that type."""
     free, _ = torch.cuda.mem_get_info()
     cores = len(os.sched_getaffinity(0)) - 1
     processes = max(1, min(_MOST_PROCESSES, cores, free // _PROCESS_BYTES, len(wanted)))
@@ -38,7 +45,7 @@ def compile_jobs(
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         report.progress() as bar,
     ):
-        futures = {pool.submit(compile_job, job, dtype): job for job in wanted}
+        futures = {pool.submit(compile_job, job, dtype, fp8=fp8): job for job in wanted}
         task = bar.add_task("compile", total=len(wanted))
         try:
             for future in as_completed(futures, timeout=timeout):
@@ -55,13 +62,15 @@ def compile_jobs(
     return ready, refused
 
 
-def compile_job(job: Job, dtype: torch.dtype, context: KernelContext | None = None) -> str | None:
+def compile_job(
+    job: Job, dtype: torch.dtype, context: KernelContext | None = None, *, fp8: bool = False
+) -> str | None:
     """Compile a kernel into Triton's cache on disk by running it on a small problem: what it says
     where it cannot be. For processes of their own, which make their `context`."""
     device = torch.device("cuda") if context is None else context.workspace.device
     context = context or make_context(device, dtype)
     try:
-        _small(job.shape, dtype, device, context).calls(job.op, job.tiles)[0]()
+        _small(job.shape, dtype, device, context, fp8).calls(job.op, job.tiles)[0]()
         if device.type == "cuda":
             torch.cuda.synchronize()
     except REFUSALS as error:
@@ -74,14 +83,16 @@ def _small(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext,
+    fp8: bool,
 ) -> ExpertProblem | LinearProblem:
     """One token, and no more experts than it goes to: kernels do not know how many there are."""
+    block = fp8_block(shape) if fp8 else None
     if isinstance(shape, LinearShape):
-        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device)
+        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device, block)
         return LinearProblem(shape, 1, w, context)
     num_ranks = 1 if shape.num_local == shape.num_experts else 2
     E, width, hidden = shape.top_k, shape.width, shape.hidden
     small = dataclasses.replace(shape, num_experts=num_ranks * E, num_local=E)
-    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device)
-    w2 = make_weights((E, hidden, width), 1, dtype, device)
+    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device, block)
+    w2 = make_weights((E, hidden, width), 1, dtype, device, block)
     return ExpertProblem(small, 1, w13, w2, context)

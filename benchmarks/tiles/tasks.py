@@ -17,9 +17,9 @@ from benchmarks.tiles.candidates import (
     expert_candidates,
     linear_candidates,
 )
-from moe.base.tiles import ExpertTiles, Tiles, TileTable
+from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, TileTable
 
-EXPERT_TOKENS = (1, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
+EXPERT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
 _LIBRARY_FROM = 8192  # tokens of a dense GEMM that are left to the library unmeasured
 
@@ -70,6 +70,10 @@ class Task:
         """What is in use."""
         return list(dict.fromkeys((self.guess, self.current)))
 
+    def of_known(self) -> Task:
+        """The same with no candidates but what is in use."""
+        return dataclasses.replace(self, candidates={})
+
     def order(self) -> list[tuple[str, Tiles | None]]:
         """Ops and tiles: of each op first those in use, so that any part of it is of use."""
         known = [op for entry in self.known() for op in by_op(entry).items()]
@@ -89,16 +93,18 @@ def plan(
     linears: Iterable[LinearShape],
     book: TileTable,
     limits: DeviceLimits,
+    weights: str | None = None,
 ) -> list[Task]:
-    """All tasks, those of few tokens first: `book` has what is used now."""
+    """All tasks, those of few tokens first: `book` has what is used now; `weights` names their type
+    where it is not the model's."""
     bare = TileTable(dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes)
     tasks = []
     shapes = list(linears)
     for tokens in sorted({*EXPERT_TOKENS, *LINEAR_TOKENS}):
         if experts is not None and tokens in EXPERT_TOKENS:
-            tasks.append(_expert_task(experts, tokens, bare, book, limits))
+            tasks.append(_expert_task(experts, tokens, bare, book, limits, weights))
         if tokens in LINEAR_TOKENS:
-            tasks += [_linear_task(shape, tokens, bare, book, limits) for shape in shapes]
+            tasks += [_linear_task(shape, tokens, bare, book, limits, weights) for shape in shapes]
     return tasks
 
 
@@ -128,8 +134,9 @@ def choose(times: dict[Any, float], is_right: Callable[[Any], bool]) -> Any:
 
 
 def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> dict[str, Any]:
-    """Entries as `moe.base.tile_files.write_tables` takes them. Numbers of tokens that were not
-    reached keep what is used now; a shape of which nothing was reached is left out."""
+    """Entries as `moe.base.tile_files.write_tables` takes them, for weights of `dtype`. Numbers of
+    tokens that were not reached keep what is used now; a shape of which nothing was reached is left
+    out."""
     found: dict[str, Any] = {"experts": {}, "linear": {}}
     tasks = list(tasks)
     reached = {task.shape for task in chosen}
@@ -137,18 +144,23 @@ def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> d
         if task.shape not in reached:
             continue
         kind = "experts" if isinstance(task.shape, ExpertShape) else "linear"
-        start = {} if kind == "experts" else {_LIBRARY_FROM: None}
+        start = {} if kind == "experts" or dtype == FP8_NAME else {_LIBRARY_FROM: None}
         table = found[kind].setdefault(task.shape.key(dtype), start)
         table[task.tokens] = chosen.get(task, task.current)
     return found
 
 
 def _expert_task(
-    shape: ExpertShape, tokens: int, bare: TileTable, book: TileTable, limits: DeviceLimits
+    shape: ExpertShape,
+    tokens: int,
+    bare: TileTable,
+    book: TileTable,
+    limits: DeviceLimits,
+    weights: str | None,
 ) -> Task:
     routes = tokens * shape.top_k
     guess, current = (
-        which.experts(shape.num_local, shape.width, shape.hidden, tokens, routes)
+        which.experts(shape.num_local, shape.width, shape.hidden, tokens, routes, weights=weights)
         for which in (bare, book)
     )
     entries = [entry for table in book.experts_tables.values() for entry in table.values()]
@@ -161,9 +173,16 @@ def _expert_task(
 
 
 def _linear_task(
-    shape: LinearShape, tokens: int, bare: TileTable, book: TileTable, limits: DeviceLimits
+    shape: LinearShape,
+    tokens: int,
+    bare: TileTable,
+    book: TileTable,
+    limits: DeviceLimits,
+    weights: str | None,
 ) -> Task:
-    guess, current = (which.linear(shape.outputs, shape.inputs, tokens) for which in (bare, book))
+    guess, current = (
+        which.linear(shape.outputs, shape.inputs, tokens, weights=weights) for which in (bare, book)
+    )
     known = dict.fromkeys((guess, current))
     candidates = {"linear": linear_candidates(shape, tokens, known, limits)}
     return Task(shape=shape, tokens=tokens, guess=guess, current=current, candidates=candidates)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import statistics
 from collections.abc import Callable
 from typing import Any
@@ -59,16 +60,16 @@ class ExpertProblem:
         self,
         shape: ExpertShape,
         tokens: int,
-        w13: torch.Tensor,
-        w2: torch.Tensor,
+        w13: Weight,
+        w2: Weight,
         context: KernelContext,
     ) -> None:
         self.shape, self.w13, self.w2, self.context = shape, w13, w2, context
-        device, dtype, routes = w13.device, w13.dtype, tokens * shape.top_k
+        device, dtype, routes = w13.values.device, _dtype(context), tokens * shape.top_k
         self.x_TH = torch.randn(tokens, shape.hidden, device=device, dtype=dtype)
         self.inner_PI = torch.randn(routes, shape.width, device=device, dtype=dtype)
         self.out_PH = torch.empty(routes, shape.hidden, device=device, dtype=dtype)
-        scores = torch.rand(len(w13), tokens, shape.num_experts, device=device)
+        scores = torch.rand(w13.shape[0], tokens, shape.num_experts, device=device)
         self.ids_CTK = scores.argsort(dim=-1)[..., : shape.top_k].int().contiguous()
         placement = ExpertPlacement(
             num_experts=shape.num_experts,
@@ -86,11 +87,11 @@ class ExpertProblem:
         launch = self._gate_up if op == "gate_up" else self._down
         if tiles.block_m > 1:
             self.align_calls(tiles.block_m)
-        return [functools.partial(launch, tiles, copy) for copy in range(len(self.w13))]
+        return [functools.partial(launch, tiles, copy) for copy in range(self.w13.shape[0])]
 
     def entry_calls(self, entry: ExpertTiles) -> list[Call]:
         """All that the experts of a layer launch, a copy of the weights."""
-        key = self.shape.key(self.context.tiles.dtype)
+        key = self.shape.key(self.w2.kind or self.context.tiles.dtype)
         context = _with_tables(self.context, experts={key: {len(self.x_TH): entry}})
         return [
             functools.partial(
@@ -98,12 +99,12 @@ class ExpertProblem:
                 self.x_TH,
                 self.weights_TK,
                 ids_TK,
-                Weight(w13),
-                Weight(w2),
+                self.w13[copy],
+                self.w2[copy],
                 self.map_E,
                 context,
             )
-            for ids_TK, w13, w2 in zip(self.ids_CTK, self.w13, self.w2, strict=True)
+            for copy, ids_TK in enumerate(self.ids_CTK)
         ]
 
     def align_calls(self, block_m: int) -> list[Call]:
@@ -127,7 +128,7 @@ class ExpertProblem:
         hits = statistics.mean(len(ids.unique()) - int((ids < 0).any()) for ids in local_CP)
         routes = float((local_CP >= 0).sum()) / len(local_CP)
         weights = (2 if op == "gate_up" else 1) * self.shape.width * self.shape.hidden
-        moved = hits * weights * self.w13.dtype.itemsize
+        moved = hits * weights * self.w13.values.itemsize
         return 1e6 * device.least_seconds(moved, 2 * routes * weights)
 
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
@@ -156,7 +157,7 @@ class ExpertProblem:
         for expert in range(self.shape.num_local):
             mine = local_P[routes] == expert
             x = self.x_TH[routes[mine] // self.shape.top_k].float()
-            gate, up = (x @ self.w13[0, expert].float().t()).chunk(2, dim=1)
+            gate, up = (x @ _matrix(self.w13[0][expert]).t()).chunk(2, dim=1)
             out[mine] = F.silu(gate) * up
         return out
 
@@ -166,11 +167,11 @@ class ExpertProblem:
         out = torch.empty(len(routes), self.shape.hidden, device=routes.device)
         for expert in range(self.shape.num_local):
             mine = local_P[routes] == expert
-            out[mine] = self.inner_PI[rows[mine]].float() @ self.w2[0, expert].float().t()
+            out[mine] = self.inner_PI[rows[mine]].float() @ _matrix(self.w2[0][expert]).t()
         return out
 
     def _gate_up(self, tiles: Tiles, copy: int) -> None:
-        x, w13, out, pdl = self.x_TH, Weight(self.w13[copy]), self.inner_PI, self.context.pdl
+        x, w13, out, pdl = self.x_TH, self.w13[copy], self.inner_PI, self.context.pdl
         if tiles.block_m == 1:
             gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
         else:
@@ -178,7 +179,7 @@ class ExpertProblem:
             gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)
 
     def _down(self, tiles: Tiles, copy: int) -> None:
-        inner, w2, out, pdl = self.inner_PI, Weight(self.w2[copy]), self.out_PH, self.context.pdl
+        inner, w2, out, pdl = self.inner_PI, self.w2[copy], self.out_PH, self.context.pdl
         if tiles.block_m == 1:
             down_vector(inner, w2, self.ids_CTK[copy], self.map_E, tiles, out_PH=out, pdl=pdl)
         else:
@@ -191,18 +192,18 @@ class LinearProblem:
 
     ops = ("linear",)
 
-    def __init__(
-        self, shape: LinearShape, tokens: int, w: torch.Tensor, context: KernelContext
-    ) -> None:
+    def __init__(self, shape: LinearShape, tokens: int, w: Weight, context: KernelContext) -> None:
         self.shape, self.tokens, self.w, self.context = shape, tokens, w, context
-        self.x = torch.randn(tokens, shape.inputs, device=w.device, dtype=w.dtype)
+        device, dtype = w.values.device, _dtype(context)
+        self.x = torch.randn(tokens, shape.inputs, device=device, dtype=dtype)
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch a copy of the weights."""
-        key = self.shape.key(self.context.tiles.dtype)
+        key = self.shape.key(self.w.kind or self.context.tiles.dtype)
         context = _with_tables(self.context, linear={key: {self.tokens: tiles}})
         return [
-            functools.partial(linear_parts, self.x, Weight(w), context, "timed") for w in self.w
+            functools.partial(linear_parts, self.x, self.w[copy], context, "timed")
+            for copy in range(self.w.shape[0])
         ]
 
     def floor_us(self, op: str, device: Device | None) -> float:
@@ -210,19 +211,19 @@ class LinearProblem:
         if device is None:
             return 0.0
         size = self.shape.outputs * self.shape.inputs
-        return 1e6 * device.least_seconds(size * self.w.dtype.itemsize, 2 * self.tokens * size)
+        return 1e6 * device.least_seconds(size * self.w.values.itemsize, 2 * self.tokens * size)
 
     def charge_us(self, tiles: Tiles | None, device: Device | None) -> float:
         """What the next kernel pays for reading several fp32 parts in place of one result."""
         if device is None or tiles is None or tiles.splits == 1:
             return 0.0
-        more = 4 * tiles.splits - self.w.dtype.itemsize
+        more = 4 * tiles.splits - self.x.itemsize
         return 1e6 * more * self.tokens * self.shape.outputs / device.bytes_per_second
 
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
         """Whether the first copy's result is that of plain torch in fp32."""
         result = self.calls(op, tiles)[0]()
-        return _close(result.float().sum(dim=0), self.x.float() @ self.w[0].float().t())
+        return _close(result.float().sum(dim=0), self.x.float() @ _matrix(self.w[0]).t())
 
 
 def time_us(calls: list[Call], floor_us: float) -> float:
@@ -254,10 +255,39 @@ def time_us(calls: list[Call], floor_us: float) -> float:
 
 
 def make_weights(
-    shape: tuple[int, ...], copies: int, dtype: torch.dtype, device: torch.device
-) -> torch.Tensor:
-    """Made-up weights [C, …] as benchmarks have them."""
-    return torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02)
+    shape: tuple[int, ...],
+    copies: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    block: tuple[int, int] | None = None,
+) -> Weight:
+    """Made-up weights [C, …] as benchmarks have them; given a `block`, in FP8 with a scale each."""
+    if block is None:
+        return Weight(torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02))
+    values = torch.empty(copies, *shape, dtype=torch.float8_e4m3fn, device=device)
+    for part in values.flatten(0, -3):  # a copy or an expert at a time: wider ones are large
+        part.copy_(torch.empty(part.shape, dtype=dtype, device=device).normal_(0, 100))
+    blocks = *shape[:-2], shape[-2] // block[0], shape[-1] // block[1]
+    scales = 2e-4 * (0.5 + torch.rand(copies, *blocks, device=device))
+    return Weight(values, scales, block)
+
+
+def fp8_block(shape: ExpertShape | LinearShape) -> tuple[int, int]:
+    """The largest square block of scales, of 128 at most, that divides the matrices of a shape."""
+    ops = ("gate_up", "down") if isinstance(shape, ExpertShape) else ("linear",)
+    size = math.gcd(128, *(extent for op in ops for extent in shape.extent(op)))
+    return size, size
+
+
+def _dtype(context: KernelContext) -> torch.dtype:
+    """Of activations."""
+    dtype: torch.dtype = getattr(torch, context.tiles.dtype)
+    return dtype
+
+
+def _matrix(weight: Weight) -> torch.Tensor:
+    """In fp32."""
+    return weight.plain(torch.float32).float()
 
 
 def _with_tables(context: KernelContext, **tables: Any) -> KernelContext:

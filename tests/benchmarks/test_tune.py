@@ -27,11 +27,17 @@ from benchmarks.tiles.tasks import (
     plan,
     tables,
 )
-from benchmarks.tiles.timing import ExpertProblem, LinearProblem, make_weights, num_copies
+from benchmarks.tiles.timing import (
+    ExpertProblem,
+    LinearProblem,
+    fp8_block,
+    make_weights,
+    num_copies,
+)
 from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import read_tables, user_file, write_tables
-from moe.base.tiles import ExpertTiles, Tiles, TileTable
+from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, TileTable
 from moe.base.workspace import Workspace
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device
@@ -210,7 +216,8 @@ def test_what_was_not_reached_stays_as_it_is(tmp_path: Path) -> None:
     experts = [task for task in tasks if isinstance(task.shape, ExpertShape)]
     qkv = [task for task in tasks if getattr(task.shape, "name", "") == "qkv"]
     pair = ExpertTiles(gate_up=TILES, down=dataclasses.replace(TILES, swap=True))
-    found = tables(tasks, {experts[2]: pair, qkv[0]: None, qkv[1]: TILES}, "bfloat16")
+    eight = next(task for task in experts if task.tokens == 8)
+    found = tables(tasks, {eight: pair, qkv[0]: None, qkv[1]: TILES}, "bfloat16")
     path = tmp_path / "tiles.json"
     write_tables(path, found)
     own = book(**read_tables(path))
@@ -224,6 +231,40 @@ def test_what_was_not_reached_stays_as_it_is(tmp_path: Path) -> None:
     assert own.linear(5120, 2048, 16) == qkv[2].current
     assert own.linear(5120, 2048, 8192) is None
     assert list(found["linear"]) == ["N=5120 K=2048 bfloat16"]
+
+
+FP8 = DeviceLimits(shared_bytes=232448, item_size=2, block=(128, 128))
+
+
+def fp8_plan(own: TileTable) -> list[Task]:
+    experts = ExpertShape(num_experts=128, num_local=128, top_k=8, width=768, hidden=2048)
+    qkv = LinearShape(name="qkv", outputs=5120, inputs=2048)
+    return plan(experts, [qkv], own, FP8, FP8_NAME)
+
+
+def test_tiles_of_fp8_weights_lie_within_a_block_of_scales() -> None:
+    """And need half the bytes, so that more of them fit; the library takes no such weights."""
+    tasks = fp8_plan(book())
+    for task in tasks:
+        for _, tiles in task.order():
+            assert tiles is not None
+            assert tiles.block_m == 1 or max(tiles.block_n, tiles.block_k) <= 128
+    assert 100 < len(jobs(tasks)) < 500
+    deep = dataclasses.replace(TILES, block_n=128, stages=8)  # 7 × 20 or 7 × 36 KB
+    assert fits(deep, "down", (2048, 768), FP8)
+    assert not fits(deep, "down", (2048, 768), H200)
+
+
+def test_fp8_weights_have_entries_of_their_own() -> None:
+    tasks = fp8_plan(book(linear={"N=5120 K=2048 bfloat16": {1: TILES}}))
+    qkv = next(task for task in tasks if isinstance(task.shape, LinearShape))
+    assert qkv.current != TILES
+    found = tables(tasks, {qkv: TILES}, FP8_NAME)
+    assert list(found["linear"]) == ["N=5120 K=2048 float8_e4m3fn"]
+    assert sorted(found["linear"]["N=5120 K=2048 float8_e4m3fn"]) == [*LINEAR_TOKENS]
+    own = book(linear=found["linear"])
+    assert own.linear(5120, 2048, 1, weights=FP8_NAME) == TILES
+    assert own.linear(5120, 2048, 9999, weights=FP8_NAME) is not None
 
 
 def test_names_say_what_is_unusual() -> None:
@@ -252,22 +293,23 @@ SMALL = Tiles(block_m=16, block_n=16, block_k=16, stages=2)
 VECTOR = Tiles(block_m=1, block_n=4, block_k=16)
 
 
-def small_experts(num_local: int, tokens: int = 5) -> ExpertProblem:
+def small_experts(num_local: int, tokens: int = 5, fp8: bool = False) -> ExpertProblem:
     torch.manual_seed(tokens)
-    shape = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=24, hidden=40)
-    cpu = torch.device("cpu")
-    w13 = make_weights((num_local, 48, 40), 2, torch.float32, cpu)
-    w2 = make_weights((num_local, 40, 24), 2, torch.float32, cpu)
+    width, hidden = (32, 48) if fp8 else (24, 40)
+    shape = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=width, hidden=hidden)
+    cpu, block = torch.device("cpu"), fp8_block(shape) if fp8 else None
+    w13 = make_weights((num_local, 2 * width, hidden), 2, torch.float32, cpu, block)
+    w2 = make_weights((num_local, hidden, width), 2, torch.float32, cpu, block)
     return ExpertProblem(shape, tokens, w13, w2, context())
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("tiles", [SMALL, VECTOR], ids=["tiles", "vectors"])
-@pytest.mark.parametrize("num_local", [6, 3])
+@pytest.mark.parametrize(("num_local", "fp8"), [(6, False), (3, False), (3, True)])
 def test_expert_launches_are_right_and_mistakes_are_seen(
-    tiles: Tiles, num_local: int, monkeypatch: pytest.MonkeyPatch
+    tiles: Tiles, num_local: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = small_experts(num_local)
+    problem = small_experts(num_local, fp8=fp8)
     assert len(problem.calls("gate_up", tiles)) == 2
     assert problem.is_right("gate_up", tiles)
     assert problem.is_right("down", tiles)
@@ -292,6 +334,9 @@ def test_floors_of_experts_count_what_is_hit_here() -> None:
     device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
     assert problem.floor_us("down", device) == pytest.approx(1.5 * 24 * 40 * 4)
     assert problem.floor_us("gate_up", device) == pytest.approx(2 * 1.5 * 24 * 40 * 4)
+    narrow = small_experts(num_local=3, tokens=1, fp8=True)
+    narrow.ids_CTK = problem.ids_CTK
+    assert narrow.floor_us("down", device) == pytest.approx(1.5 * 32 * 48)
     slow = Device(name="", bytes_per_second=1e12, flops_per_second=1e6)
     assert problem.floor_us("down", slow) == pytest.approx(2 * 1.5 * 24 * 40)
     assert problem.floor_us("down", None) == 0.0
@@ -310,9 +355,22 @@ def test_dense_launches_are_right_and_parts_are_charged() -> None:
     assert problem.charge_us(SMALL, device) == problem.charge_us(None, device) == 0.0
     assert problem.charge_us(split, device) == pytest.approx((2 - 1) * 3 * 24 * 4)
     result = problem.calls("linear", split)[1]()
-    torch.testing.assert_close(result.sum(0), problem.x @ w[1].t())
+    torch.testing.assert_close(result.sum(0), problem.x @ w.values[1].t())
     problem.calls = lambda op, tiles: [lambda: 1.05 * result]  # type: ignore[method-assign]
     assert not problem.is_right("linear", SMALL)
+
+
+@pytest.mark.interpreter
+def test_dense_launches_of_fp8_weights_are_right() -> None:
+    shape = LinearShape(name="qkv", outputs=48, inputs=64)
+    assert fp8_block(shape) == (16, 16)
+    assert fp8_block(LinearShape(name="qkv", outputs=5120, inputs=2048)) == (128, 128)
+    w = make_weights((48, 64), 2, torch.float32, torch.device("cpu"), fp8_block(shape))
+    problem = LinearProblem(shape, 3, w, context())
+    for tiles in (SMALL, dataclasses.replace(SMALL, splits=2)):
+        assert problem.is_right("linear", tiles)
+    device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
+    assert problem.floor_us("linear", device) == pytest.approx(48 * 64)
 
 
 @pytest.mark.interpreter
@@ -326,6 +384,9 @@ def test_a_kernel_is_compiled_by_running_something_small(num_local: int) -> None
         Job(op="linear", shape=dense, tiles=dataclasses.replace(VECTOR, block_k=32)),
     ):
         assert compile_job(job, torch.float32, context()) is None
+    even = LinearShape(name="qkv", outputs=32, inputs=32)
+    job = Job(op="linear", shape=even, tiles=SMALL)
+    assert compile_job(job, torch.float32, context(), fp8=True) is None
     wrong = Job(op="linear", shape=dense, tiles=dataclasses.replace(SMALL, block_n=24))
     assert compile_job(wrong, torch.float32, context())
 
@@ -355,7 +416,7 @@ def on_a_fake_device(
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(tune, "make_context", lambda device, dtype: context())
-    monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout: (set(wanted), {}))
+    monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout, fp8: (set(wanted), {}))
     monkeypatch.setattr(tune, "Deadline", lambda s: Deadline(s, clock=lambda: now[0]))
     for name in ("EXPERT_TOKENS", "LINEAR_TOKENS"):
         monkeypatch.setattr(f"benchmarks.tiles.tasks.{name}", (1, 16))
@@ -387,6 +448,35 @@ def test_a_whole_tune(
     assert "experts gate_up" in printed
     assert "guess µs" in printed
     assert "not reached" not in printed
+
+
+@pytest.mark.interpreter
+def test_a_part_of_a_tune_of_fp8_weights(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its entries stand beside the others', and have all numbers of tokens."""
+    before = {1: TILES, 16: dataclasses.replace(TILES, warps=8)}
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    path = user_file("NVIDIA H200", triton.__version__)
+    write_tables(path, {"linear": {"N=64 K=32 float32": before}})
+    flags = ("--weights", "fp8", "--gemms", "qkv", "experts", "--tokens", "16")
+    found = on_a_fake_device(monkeypatch, tmp_path, [0.0], "--seconds", "100000", *flags)
+    assert set(found["experts"]) == {"E=4 I=16 H=32 float8_e4m3fn"}
+    assert set(found["linear"]) == {"N=64 K=32 float8_e4m3fn", "N=64 K=32 float32"}
+    assert set(found["linear"]["N=64 K=32 float8_e4m3fn"]) == {1, 16}
+    assert found["linear"]["N=64 K=32 float32"] == before
+    assert "o_proj" not in capsys.readouterr().out
+
+
+@pytest.mark.interpreter
+def test_what_is_in_use_is_timed_without_a_trace(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = [0.0]
+    with pytest.raises(ValueError, match="No such file"):
+        on_a_fake_device(monkeypatch, tmp_path, now, "--known", "--tokens", "1", "--gemms", "qkv")
+    assert now == [1.0]
+    assert "file: none" in capsys.readouterr().out
 
 
 @pytest.mark.interpreter
