@@ -1,6 +1,7 @@
 """Where a step's time goes: each kernel's part of it, beside the kernel's own floor.
 
-``python -m benchmarks.kernels MODEL [--batch-sizes 1 64] [--context 1088] [--prefill 1024 8192]``
+``python -m benchmarks.kernels MODEL [--weights fp8] [--batch-sizes 1 64] [--context 1088]
+[--prefill 1024 8192]``
 
 Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI
 (through torch.profiler) say when kernels run. A kernel's part is the time from the end of the one
@@ -82,19 +83,22 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("model", type=Path, help="a folder with config.json")
+    parser.add_argument("--weights", choices=("fp8",), help="default: as the model's folder says")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 64])
     parser.add_argument("--context", type=int, default=1088, help="of each decoding sequence")
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8192], help="tokens")
     report.add_flags(parser)
     flags = parser.parse_args()
     prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
-    rank = _start(flags.model, max([1, *flags.batch_sizes, *prompts]))
+    rank = _start(flags.model, flags.weights or "auto", max([1, *flags.batch_sizes, *prompts]))
     size, vocab = rank.runner.builder.block_size, rank.model_config.vocab_size
     decodes = {f"decode B={B}": decode_steps(B, flags.context, size) for B in flags.batch_sizes}
     prefills = {f"prefill {T}": prefill_steps(T, size, vocab) for T in flags.prefill}
     cases = decodes | prefills
     rows = [row for what, steps in cases.items() for row in _measure(rank, what, list(steps))]
     dtype = str(rank.dtype).removeprefix("torch.")
+    if rank.model_config.quantization is not None:
+        dtype += ", FP8 weights"
     report.show(f"Kernels: {flags.model.name}, {rank.device_name}, {dtype}", rows, flags.json)
 
 
@@ -174,34 +178,38 @@ def floors(
     config: ModelConfig, work: StepWork, experts_hit: int, value_bytes: int, device: Device | None
 ) -> dict[str, float]:
     """Microseconds that kernels need at least, by label, over all layers of a step; none for a
-    device of unknown ceilings. Experts hit are pairs of a layer and an expert."""
+    device of unknown ceilings. Experts hit are pairs of a layer and an expert. Of FP8 weights all
+    are counted as such that may be, at the rate of products of the model's type."""
     if device is None:
         return {}
+    weight_bytes = value_bytes if config.quantization is None else 1
 
     def least(values: float, products: float) -> float:
         """For values read once and products added up."""
         return 1e6 * device.least_seconds(value_bytes * values, 2 * products)
 
-    def gemm(weights: int, rows: int) -> float:
-        return least(weights, weights * rows)
+    def gemm(weights: float, products: float) -> float:
+        return least(weights * weight_bytes / value_bytes, products)
 
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sparse_layers = sum(config.moe_layers)
+    qkv, o_proj = layers * hidden * (queries + 2 * keys), layers * hidden * queries
     dense = (layers - sparse_layers) * hidden * config.intermediate_size
+    head = hidden * config.vocab_size
     found = {
-        "qkv": gemm(layers * hidden * (queries + 2 * keys), tokens),
+        "qkv": gemm(qkv, qkv * tokens),
         "attention": least(layers * 2 * keys * work.cached, layers * 2 * queries * work.attended),
-        "o_proj": gemm(layers * hidden * queries, tokens),
-        "dense gate·up": gemm(2 * dense, tokens),
-        "dense down": gemm(dense, tokens),
-        "head": gemm(hidden * config.vocab_size, work.draws),
+        "o_proj": gemm(o_proj, o_proj * tokens),
+        "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
+        "dense down": gemm(dense, dense * tokens),
+        "head": least(head, head * work.draws),
     }
     if config.moe is not None:
         matrix = hidden * config.moe.intermediate_size
         routes = sparse_layers * tokens * config.moe.num_experts_per_tok
-        found["experts gate·up"] = least(2 * matrix * experts_hit, 2 * matrix * routes)
-        found["experts down"] = least(matrix * experts_hit, matrix * routes)
+        found["experts gate·up"] = gemm(2 * matrix * experts_hit, 2 * matrix * routes)
+        found["experts down"] = gemm(matrix * experts_hit, matrix * routes)
     return found
 
 
@@ -229,10 +237,11 @@ def table(
     ]
 
 
-def _start(model: Path, max_batch_size: int) -> LoadedRank:
+def _start(model: Path, quantization: str, max_batch_size: int) -> LoadedRank:
     config = WorkerConfig(
-        model=model, listen="unix:", load_format="dummy", max_batch_size=max_batch_size
-    )
+        model=model, listen="unix:", load_format="dummy", quantization=quantization,
+        max_batch_size=max_batch_size,
+    )  # fmt: skip
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return start(config, parallel)
 

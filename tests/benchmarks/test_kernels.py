@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import types
@@ -20,6 +21,7 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import interpreted, start_rank
 from tests.workers.tiny_models import random_config, save_model
 from workers.model_config import ModelConfig
+from workers.quantization import MADE, Quantization
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import Device, Roofline, StepWork
 from workers.step.runner import Measure
@@ -201,6 +203,14 @@ def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
     assert few["experts gate·up"] == pytest.approx(2 * few["experts down"])
     assert many["head"] == pytest.approx(1e6 * 2 * 2048 * 151936 / 4.3e12)
     assert kernels.floors(config, WORKS["decode"], 5000, 2, None) == {}
+    quantization = Quantization(method="fp8", fp8=MADE)
+    narrow = dataclasses.replace(config, quantization=quantization)
+    halved = kernels.floors(narrow, WORKS["decode"], 5000, 2, device)
+    assert halved["head"] == few["head"]
+    assert halved["attention"] == few["attention"]
+    for name in ("qkv", "o_proj", "experts gate·up", "experts down"):
+        assert halved[name] == pytest.approx(few[name] / 2)
+    assert kernels.floors(narrow, WORKS["prefill"], 6144, 2, device)["qkv"] == many["qkv"]
 
 
 def test_rows_are_medians_and_the_last_is_the_device_s_own() -> None:
@@ -275,7 +285,14 @@ def test_a_run_but_for_the_device(
     device = Device(name="cpu", bytes_per_second=1e9, flops_per_second=1e12)
     rank.runner.measure = Measure(rank.runner.measure.roofline, device)
     started: list[int] = []
-    monkeypatch.setattr(kernels, "_start", lambda model, size: started.append(size) or rank)
+    asked: list[str] = []
+
+    def start(model: Path, quantization: str, size: int) -> Any:
+        asked.append(quantization)
+        started.append(size)
+        return rank
+
+    monkeypatch.setattr(kernels, "_start", start)
     launches = [
         Launch(COPY_IN, 0.0, 1.0),
         Launch("_embed_kernel", 900.0, 902.0),
@@ -291,6 +308,7 @@ def test_a_run_but_for_the_device(
     monkeypatch.setattr(sys, "argv", ["kernels", str(tmp_path), *flags])
     kernels.main()
     written = json.loads(capsys.readouterr().out)
+    assert asked == ["auto"]
     assert started == [3]  # the prompts of a prefill need as many slots
     assert written["title"] == f"Kernels: {tmp_path.name}, cpu, float32"
     rows = {(row["step"], row["kernel"]): row for row in written["rows"]}
