@@ -20,7 +20,7 @@ from moe.routes import TopK, local_ids
 from moe.runner import RUNNERS, fused_experts
 from tests.moe.builders import fill, make_weights, oracle
 from tests.moe.configs import AG_RS, DEEPSEEK, QWEN3, QWEN3_NEXT
-from tests.moe.kernels.grouped import expected_routes
+from tests.moe.kernels.grouped import expected_routes, make_fp8_experts
 from tests.moe.ranks import Case, RankPool, check
 
 pytestmark = pytest.mark.gpu
@@ -103,20 +103,27 @@ def test_qwen3_30b(num_tokens: int, num_ranks: int, dtype: torch.dtype) -> None:
     torch.testing.assert_close(out.double(), reference, **close)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("dtype", "block"),
+    [(torch.bfloat16, None), (torch.float32, None), (torch.bfloat16, (16, 32))],
+    ids=str,
+)
 @pytest.mark.parametrize("num_tokens", [1, 24, 300])
-def test_replay_equals_eager_without_a_sync(num_tokens: int, dtype: torch.dtype) -> None:
+def test_replay_equals_eager_without_a_sync(
+    num_tokens: int, dtype: torch.dtype, block: tuple[int, int] | None
+) -> None:
     """Over changing routes, also when all are foreign, all local, or all one expert's."""
     context = context_for(dtype)
-    w13, w2 = make_experts(dtype)
+    if block is None:
+        w13, w2 = map(Weight, make_experts(dtype))
+    else:
+        w13, w2 = make_fp8_experts(E // 2, H, I, block, "cuda")
     index = expert_map()
     hidden = torch.randn(num_tokens, H, device="cuda").to(dtype)
     topk = make_routes(num_tokens)
 
     def run() -> torch.Tensor:
-        return fused_experts(hidden, topk, Weight(w13), Weight(w2), index, context).total(
-            dtype, context
-        )
+        return fused_experts(hidden, topk, w13, w2, index, context).total(dtype, context)
 
     run()
     context.workspace.freeze()

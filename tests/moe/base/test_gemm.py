@@ -184,7 +184,7 @@ def test_real_shapes_of_eight_bits(N: int, K: int, M: int, block: tuple[int, int
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_shapes_of_eight_bits(seed: int) -> None:
     """Of sizes, blocks and tiles that a model, a layout or a tune may ask for."""
     draw = random.Random(seed)

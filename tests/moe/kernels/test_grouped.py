@@ -146,7 +146,7 @@ def test_real_shapes_of_eight_bits(T: int, block: tuple[int, int]) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("seed", range(60))
+@pytest.mark.parametrize("seed", range(30))
 def test_random_shapes_of_eight_bits(seed: int) -> None:
     """Of sizes, blocks and tiles that a model, a layout or a tune may ask for."""
     draw = random.Random(seed)
