@@ -33,6 +33,7 @@ from moe.base.parallel import ParallelConfig
 from switchyard.client import AsyncClient
 from switchyard.v1 import inference_pb2 as pb
 from workers.model_config import ModelConfig
+from workers.scale_blocks import with_quantization
 from workers.step.roofline import Roofline, device_ceilings
 
 
@@ -122,6 +123,8 @@ def _roofline(model: str | None, info: pb.GetServerInfoResponse) -> Roofline | N
         backend=info.moe_ep_backend,
         reason="the server says so",
     )
+    quantize = "fp8" if info.quantization else "auto"
+    config = with_quantization(config, quantize, parallel, made_up=False)
     return Roofline.of_layout(config, parallel, dtype=info.dtype)
 
 

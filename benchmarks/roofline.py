@@ -1,8 +1,8 @@
 """Floors of a model on a device: decode steps by batch, prefill by length.
 
 ``python -m benchmarks.roofline [--config NAME|FOLDER] [--device "NVIDIA H200"] [--tp N] [--dp N]
-[--ep N] [--dtype bfloat16] [--batch-sizes 1 8 …] [--context 1024] [--input-lens 512 1024 …]
-[--prompts 1]``
+[--ep N] [--dtype bfloat16] [--quantization fp8] [--batch-sizes 1 8 …] [--context 1024]
+[--input-lens 512 1024 …] [--prompts 1]``
 
 Computed, not measured, by the arithmetic of `workers.step.roofline`. Bytes are of one rank, the one
 with most; routing is taken to be even. A device nobody measured takes --bytes-per-second and
@@ -17,6 +17,7 @@ from pathlib import Path
 from benchmarks import report
 from moe.base.parallel import resolve_parallel
 from workers.model_config import ModelConfig
+from workers.scale_blocks import with_quantization
 from workers.step.roofline import Device, Roofline, StepCost, device_ceilings
 
 CONFIGS = Path(__file__).parent / "configs"
@@ -35,14 +36,16 @@ def main(arguments: list[str] | None = None) -> None:
             backend="auto",
             has_experts=config.moe is not None,
         )
+        config = with_quantization(config, flags.quantization, parallel, made_up=False)
         device = _device(flags)
     except ValueError as error:
         parser.error(str(error))
     roofline = Roofline.of_layout(config, parallel, dtype=flags.dtype)
+    types = _types(config, flags.dtype)
     title = (
         f"{flags.config}, {parallel.world_size} × {device.name} at "
         f"{device.bytes_per_second / 1e12:.3g} TB/s and {device.flops_per_second / 1e12:.3g} "
-        f"TFLOP/s, {flags.dtype}, TP={parallel.tp} DP={parallel.dp} EP={parallel.ep}"
+        f"TFLOP/s, {types}, TP={parallel.tp} DP={parallel.dp} EP={parallel.ep}"
     )
     rows = []
     for batch in flags.batch_sizes:
@@ -57,6 +60,10 @@ def main(arguments: list[str] | None = None) -> None:
         for length in flags.input_lens
     ]
     report.show(f"Prefill, {prompts} prompts in one step: {title}", rows, None)
+
+
+def _types(config: ModelConfig, dtype: str) -> str:
+    return dtype if config.quantization is None else f"{dtype} {config.quantization.fp8.label}"
 
 
 def _distinct(roofline: Roofline, cost: StepCost) -> float | None:
@@ -98,6 +105,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dp", type=int, default=1)
     parser.add_argument("--ep", type=int, help="default: all ranks, as `switchyard serve`")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument(
+        "--quantization", default="auto", choices=("auto", "fp8"), help="as `switchyard serve`"
+    )
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256]
     )

@@ -43,8 +43,9 @@ class Server:
     def describe(self) -> str:
         """One line for a report's title."""
         info = self.info
+        types = f"{info.dtype} {info.quantization}".strip()
         return (
-            f"{self.model.model}, {info.world_size} × {info.device}, {info.dtype}, "
+            f"{self.model.model}, {info.world_size} × {info.device}, {types}, "
             f"TP={info.tensor_parallel_size} DP={info.data_parallel_size} "
             f"EP={info.expert_parallel_size} {info.moe_ep_backend}"
         )

@@ -37,3 +37,4 @@ class GroupInfo:
     flops_per_second: float = 0.0
     timed_tokens: int = 0
     timed_seconds: float = 0.0
+    quantization: str = ""

@@ -52,8 +52,8 @@ LAYERS = {
         "workers.quantization",
     },
     "workers/step": {
-        "workers.attention", "workers.model_config", "workers.models", "workers.rows",
-        "workers.sampling", "workers.staging", "workers.zeros",
+        "workers.attention", "workers.model_config", "workers.models", "workers.quantization",
+        "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
     },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",

@@ -94,7 +94,8 @@ def _title(view: View) -> Text:
         layout += f" ep {info.expert_parallel_size} {info.moe_ep_backend}"
     facts = [view.address]
     if info.world_size:
-        facts += [f"{info.world_size} × {info.device}", info.dtype, layout, info.version]
+        types = f"{info.dtype} {info.quantization}".strip()
+        facts += [f"{info.world_size} × {info.device}", types, layout, info.version]
     text = Text(no_wrap=True, overflow="ellipsis")
     text.append(f"{view.model or 'switchyard'} ", style="bold").append(*state)
     return text.append(f"  {' · '.join(fact for fact in facts if fact)}", style="dim")

@@ -107,4 +107,5 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         flops_per_second=first.flops_per_second,
         timed_tokens=first.timed_tokens,
         timed_seconds=first.timed_seconds,
+        quantization=first.quantization,
     )

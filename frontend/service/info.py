@@ -60,6 +60,7 @@ def server_info(
         bytes_per_second=info.bytes_per_second,
         flops_per_second=info.flops_per_second,
         graph_batch_sizes=info.graph_batch_sizes,
+        quantization=info.quantization,
     )
 
 

@@ -31,6 +31,11 @@ class Fp8Format:
         assert self.stored in STORED
         assert self.block is None or self.stored in ("blocks", "plain")
 
+    @property
+    def label(self) -> str:
+        """For people: how it stands in memory."""
+        return "fp8 by row" if self.block is None else f"fp8 {self.block[0]}x{self.block[1]}"
+
     def block_of(self, num_columns: int) -> tuple[int, int]:
         """The values that share a scale, in a matrix of so many columns."""
         return self.block or (1, num_columns)

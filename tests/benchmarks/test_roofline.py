@@ -37,6 +37,24 @@ def test_one_h200(capsys: pytest.CaptureFixture[str]) -> None:
     assert float(prefill["tok/s"].replace(",", "")) == pytest.approx(134e3, rel=0.01)
 
 
+def test_8_bit_weights(capsys: pytest.CaptureFixture[str]) -> None:
+    """Half the bytes of what has them, and scales; head and router keep theirs."""
+    flags = ["--batch-sizes", "64", "--input-lens", "1024", "--prompts", "64"]
+    printed = []
+    for more in ([], ["--quantization", "fp8"]):
+        roofline.main([*flags, *more])
+        printed.append(capsys.readouterr().out)
+    assert "bfloat16 fp8 128x128, TP=1" in printed[1]
+    ([plain], [slow]), ([small], [fast]) = map(tables, printed)
+    assert float(small["expert GB"]) / float(plain["expert GB"]) == pytest.approx(
+        0.5 + 2 / 128**2, rel=1e-3
+    )
+    assert 0.5 < float(small["dense GB"]) / float(plain["dense GB"]) < 0.52
+    for name in ("head GB", "KV GB"):
+        assert small[name] == plain[name]
+    assert float(fast["TFLOP"]) < 0.6 * float(slow["TFLOP"])
+
+
 def test_another_device_takes_its_ceilings(capsys: pytest.CaptureFixture[str]) -> None:
     config = str(roofline.CONFIGS / "qwen3-8b" / "config.json")
     which = ["--config", config, "--batch-sizes", "1", "--input-lens", "8", "--device", "Abacus"]

@@ -50,6 +50,7 @@ def describe(
         graph_batch_sizes=ready.runner.graphs.decodes,
         timed_tokens=ready.timed_tokens,
         timed_seconds=ready.timed_seconds,
+        quantization=_quantization(ready),
     )
 
 
@@ -58,9 +59,15 @@ def summary(ready: LoadedRank, parallel: ParallelConfig) -> str:
     tokens = ready.num_blocks * ready.runner.builder.block_size * parallel.dp
     return (
         f"{ready.model_config.architecture} on {ready.groups.world_size} × {ready.device_name}, "
-        f"{_dtype(ready)}, KV cache of {tokens} tokens"
+        f"{' '.join(filter(None, (_dtype(ready), _quantization(ready))))}, "
+        f"KV cache of {tokens} tokens"
     )
 
 
 def _dtype(ready: LoadedRank) -> str:
     return str(ready.dtype).removeprefix("torch.")
+
+
+def _quantization(ready: LoadedRank) -> str:
+    quantization = ready.model_config.quantization
+    return "" if quantization is None else quantization.fp8.label

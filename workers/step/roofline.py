@@ -5,8 +5,10 @@ Owns the arithmetic and the measured ceilings of known devices. Imports no torch
 how steps are run or measured.
 
 Counted: the matrices of attention, router, head and MLPs, those of experts when they are hit, and
-keys and values, each read or written once. Neglected: activations, embedding rows, norms, and what
-ranks say to each other. So it is less than any device can need, by about 1 % in decodes.
+keys and values, each read or written once; 8-bit matrices with their scales. Neglected:
+activations, embedding rows, norms, and what ranks say to each other. So it is less than any device
+can need, by about 1 % in decodes. An operation on 8-bit weights counts half: tensor cores do two in
+the time of one.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 
 from moe.base.parallel import ParallelConfig
 from workers.model_config import ModelConfig
+from workers.step.weight_counts import dense_weights, expert_weights
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -104,11 +107,15 @@ class Roofline:
     """One rank's share of a model in numbers; ``of_rank`` makes one, once.
 
     Attributes:
-        value_bytes: of a weight, and of a cached key's or value's element.
+        value_bytes: of a weight that has not 8 bits, and of a cached key's or value's element.
         dense: parameters that every token passes, without the head: attention, routers, dense MLPs,
             shared experts.
+        dense_fp8: those of them that have 8 bits.
+        dense_bytes: bytes of all of them, scales included.
         head: parameters of the head.
-        expert: parameters of one expert, or of the slice of it that is here.
+        expert: parameters of one expert, or of the slice of it that is here; in the mean of layers.
+        expert_fp8: those of them that have 8 bits.
+        expert_bytes: bytes of all of them, scales included.
         experts_per_layer: experts a token may choose from, over all ranks.
         experts_per_token: of which it chooses.
         local_share: share of a layer's experts that is here.
@@ -121,8 +128,12 @@ class Roofline:
 
     value_bytes: int
     dense: int
+    dense_fp8: int
+    dense_bytes: int
     head: int
     expert: int
+    expert_fp8: int
+    expert_bytes: int
     experts_per_layer: int
     experts_per_token: int
     local_share: float
@@ -132,11 +143,6 @@ class Roofline:
     cache_values: int
     pair_flops: int
 
-    @property
-    def expert_bytes(self) -> int:
-        """Of one expert, or of the slice of it that is here."""
-        return self.value_bytes * self.expert
-
     @classmethod
     def of_rank(
         cls, config: ModelConfig, parallel: ParallelConfig, *, num_local_experts: int, dtype: str
@@ -145,11 +151,17 @@ class Roofline:
         tp, moe = parallel.tp, config.moe
         heads, kv_heads = config.num_heads / tp, max(1.0, config.num_kv_heads / tp)
         num_experts = moe.num_experts if moe else 0
+        dense = dense_weights(config, parallel, _BYTES[dtype])
+        expert = expert_weights(config, tp if parallel.ep == 1 else 1, _BYTES[dtype])
         return cls(
             value_bytes=_BYTES[dtype],
-            dense=_dense_parameters(config, parallel),
+            dense=dense.parameters,
+            dense_fp8=dense.fp8,
+            dense_bytes=dense.num_bytes,
             head=round(config.vocab_size * config.hidden_size / tp),
-            expert=_expert_parameters(config, tp if parallel.ep == 1 else 1),
+            expert=expert.parameters,
+            expert_fp8=expert.fp8,
+            expert_bytes=expert.num_bytes,
             experts_per_layer=num_experts,
             experts_per_token=moe.num_experts_per_tok if moe else 0,
             local_share=num_local_experts / num_experts if num_experts else 0.0,
@@ -176,14 +188,14 @@ class Roofline:
                 replica. Operations are counted as if routing were even and replicas equally busy.
         """
         routes = work.tokens * self.expert_replicas * self.experts_per_token * self.local_share
-        dense = work.tokens * self.dense + work.draws * self.head
-        active = dense + routes * self.moe_layers * self.expert
+        dense = work.tokens * (2 * self.dense - self.dense_fp8) + work.draws * 2 * self.head
+        experts = routes * self.moe_layers * (2 * self.expert - self.expert_fp8)
         return StepCost(
-            dense_bytes=self.value_bytes * self.dense if work.tokens else 0,
+            dense_bytes=self.dense_bytes if work.tokens else 0,
             head_bytes=self.value_bytes * self.head if work.draws else 0,
             expert_bytes=self.expert_bytes * experts_hit,
             cache_bytes=self.value_bytes * self.cache_values * work.cached,
-            flops=2 * active + self.pair_flops * work.attended,
+            flops=dense + experts + self.pair_flops * work.attended,
         )
 
     def expected_hits(self, tokens: int) -> float:
@@ -211,24 +223,3 @@ class Roofline:
         work = StepWork(tokens=tokens, draws=here, cached=tokens, attended=pairs)
         reached = min(prompts, here * self.expert_replicas) * length
         return self.cost(work, self.expected_hits(reached))
-
-
-def _dense_parameters(config: ModelConfig, parallel: ParallelConfig) -> int:
-    """Sliced over tp, but for KV heads fewer than ranks, routers, gates, and shared experts of a
-    backend that shares tokens out."""
-    tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
-    width = (config.num_heads / tp + max(1.0, config.num_kv_heads / tp)) * config.head_dim
-    total = config.num_layers * hidden * 2 * width
-    for is_moe in config.moe_layers:
-        if is_moe and moe is not None:
-            shared = 3 * moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
-            total += hidden * (moe.num_experts + shared + moe.shared_expert_gated)
-        else:
-            total += hidden * 3 * config.intermediate_size / tp
-    return round(total)
-
-
-def _expert_parameters(config: ModelConfig, num_slices: int) -> int:
-    if config.moe is None:
-        return 0
-    return 3 * config.hidden_size * config.moe.intermediate_size // num_slices

@@ -67,6 +67,7 @@ class ServerInfo(TypedDict):
     bytes_per_second: float
     flops_per_second: float
     graph_batch_sizes: list[int]
+    quantization: str
 
 
 class LayerExpertLoad(TypedDict):

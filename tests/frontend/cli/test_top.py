@@ -23,7 +23,7 @@ from tests.waiting import until
 INFO = pb.GetServerInfoResponse(
     version="1.2.3", world_size=8, max_running_requests=64, tensor_parallel_size=2,
     data_parallel_size=4, expert_parallel_size=8, moe_ep_backend="all_to_all", device="H200",
-    dtype="bfloat16", kv_cache_tokens=100_000, bytes_per_second=4e12,
+    dtype="bfloat16", quantization="fp8 128x128", kv_cache_tokens=100_000, bytes_per_second=4e12,
 )  # fmt: skip
 LOAD = pb.GetLoadResponse(
     running_requests=16, queued_requests=3, queued_prompt_tokens=4567, kv_cache_usage=0.5,
@@ -55,7 +55,14 @@ def view(**changes: Any) -> View:
 def test_a_frame_says_what_the_server_says() -> None:
     text = text_of(frame(view(), 120, 40), 120)
     title = text.splitlines()[0]
-    for word in ("demo", "ready", "8 × H200", "bfloat16", "tp 2 dp 4 ep 8 all_to_all", "1.2.3"):
+    for word in (
+        "demo",
+        "ready",
+        "8 × H200",
+        "bfloat16 fp8 128x128",
+        "tp 2 dp 4 ep 8 all_to_all",
+        "1.2.3",
+    ):
         assert word in title
     for word in (
         "16 of 64", "3 waiting", "4567 prompt tokens", "25%", "50%", "75%", "100%", "12345 tok/s",

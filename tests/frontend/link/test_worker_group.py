@@ -426,6 +426,7 @@ async def test_ranks_that_never_come_are_named(tmp_path: Path) -> None:
         (info(1, tp=2, num_blocks=63), "rank 1 at .* has num_blocks 63, rank 0 has 64"),
         (info(1, tp=2, protocol=PROTOCOL + 1), "rank 1 at .* has protocol"),
         (info(1, tp=2, graph_batch_sizes=[1, 2]), r"rank 1 at .* has graph_batch_sizes \[1, 2\]"),
+        (info(1, tp=2, quantization="fp8"), "rank 1 at .* has quantization fp8, rank 0 has ;"),
         (info(0, tp=2), "says it is rank 0"),
     ],
 )

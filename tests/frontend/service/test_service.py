@@ -671,6 +671,7 @@ async def test_facts() -> None:
             bytes_per_second=4.3e12,
             flops_per_second=790e12,
             graph_batch_sizes=[1, 2, 4],
+            quantization="fp8 128x128",
         ),
         defaults=SamplingDefaults(temperature=0.5),
     )
@@ -686,6 +687,7 @@ async def test_facts() -> None:
     assert server.max_prompt_tokens == MAX_CONTEXT - 1
     assert (server.bytes_per_second, server.flops_per_second) == (4.3e12, 790e12)
     assert server.graph_batch_sizes == [1, 2, 4]
+    assert server.quantization == "fp8 128x128"
     load = service.load()
     assert (load.queued_requests, load.kv_cache_usage, load.prefix_hit_tokens) == (2, 0.5, 7)
     assert load.generated_tokens_per_second == 3.0

@@ -23,7 +23,9 @@ from tests.workers.steps import (
     step_logits,
 )
 from tests.workers.test_quantization import COMPRESSED, MODELOPT, compressed
+from tests.workers.test_weight_loading import layout
 from tests.workers.tiny_models import save_model
+from workers.rank.description import describe, summary
 from workers.rank.startup import LoadedRank
 
 
@@ -100,6 +102,33 @@ def test_scales_of_rows_and_of_tensors(
     config = fp8_config(moe=moe, hidden_size=72, intermediate_size=40)
     oracle = save_scaled_fp8(config, tmp_path, said, scale_shape=scale_shape, beside=beside)
     check(start_rank(tmp_path), oracle)
+
+
+@pytest.mark.parametrize(
+    ("said", "label"), [(None, "fp8 32x32"), (COMPRESSED, "fp8 by row")], ids=["block", "row"]
+)
+def test_its_roofline_counts_every_byte(
+    said: dict[str, Any] | None, label: str, tmp_path: Path
+) -> None:
+    """Of all matrices and their scales, as the rank holds them."""
+    skipped = ("lm_head", "model.layers.2.self_attn.o_proj", "model.layers.1.mlp")
+    if said is None:
+        save_block_fp8(fp8_config(), tmp_path, skipped=skipped)
+    else:
+        save_scaled_fp8(fp8_config(), tmp_path, said, scale_shape=(-1, 1))
+    rank = start_rank(tmp_path)
+    assert describe(rank, layout(1, 1, None), 0.0).quantization == label
+    assert f"float32 {label}, KV cache" in summary(rank, layout(1, 1, None))
+    named = rank.model.named_parameters()  # type: ignore[attr-defined]
+    sizes = {"experts": 0, "dense": 0}
+    for name, each in named:
+        if not ("norm" in name or "embed_tokens" in name or "lm_head" in name):
+            sizes["experts" if ".experts." in name else "dense"] += each.nbytes
+    roofline = rank.runner.measure.roofline
+    assert roofline.dense_bytes == sizes["dense"]
+    assert roofline.expert_bytes * 6 * roofline.moe_layers == sizes["experts"]
+    assert 0 < roofline.dense_fp8 < roofline.dense
+    assert roofline.expert_fp8 == roofline.expert
 
 
 @pytest.mark.interpreter

@@ -1,0 +1,98 @@
+"""How many weights a rank's matrices have, how many of them have 8 bits, and their bytes.
+
+Owns the shapes of a rank's matrices. Imports no torch. Knows nothing of devices or steps. Matrices
+that `ModelConfig` does not tell of are not counted.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from moe.base.parallel import ParallelConfig
+from workers.model_config import ModelConfig
+from workers.quantization import Quantization
+
+_SCALE_BYTES = 4
+
+
+class _Matrix(NamedTuple):
+    """One matrix of a rank; one that is never quantized has no name."""
+
+    module: str
+    rows: float
+    columns: float
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class WeightCount:
+    """Parameters, those of them that have 8 bits, and the bytes of all, scales included."""
+
+    parameters: int
+    fp8: int
+    num_bytes: int
+
+
+def dense_weights(config: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> WeightCount:
+    """What every token passes, without the head: sliced over tp, but for KV heads fewer than ranks,
+    routers, gates, and shared experts of a backend that shares tokens out."""
+    return _count(_dense_matrices(config, parallel), config.quantization, value_bytes)
+
+
+def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> WeightCount:
+    """One expert, or one of ``num_slices`` of it: the mean over the layers that have any."""
+    layers = [layer for layer, is_moe in enumerate(config.moe_layers) if is_moe]
+    if config.moe is None or not layers:
+        return WeightCount(0, 0, 0)
+    width, hidden = config.moe.intermediate_size / num_slices, config.hidden_size
+    mlps = [_mlp(f"model.layers.{layer}.mlp.experts.0", width, hidden) for layer in layers]
+    total = _count((each for mlp in mlps for each in mlp), config.quantization, value_bytes)
+    return WeightCount(
+        parameters=round(total.parameters / len(layers)),
+        fp8=round(total.fp8 / len(layers)),
+        num_bytes=round(total.num_bytes / len(layers)),
+    )
+
+
+def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_Matrix]:
+    tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
+    queries = config.num_heads / tp * config.head_dim
+    keys = max(1.0, config.num_kv_heads / tp) * config.head_dim
+    for layer, is_moe in enumerate(config.moe_layers):
+        prefix = f"model.layers.{layer}"
+        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
+            yield _Matrix(f"{prefix}.self_attn.{name}_proj", rows, hidden)
+        yield _Matrix(f"{prefix}.self_attn.o_proj", hidden, queries)
+        if moe is None or not is_moe:
+            yield from _mlp(f"{prefix}.mlp", config.intermediate_size / tp, hidden)
+            continue
+        yield _Matrix("", moe.num_experts + moe.shared_expert_gated, hidden)
+        if moe.shared_expert_size:
+            shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
+            name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
+            yield from _mlp(f"{prefix}.mlp.{name}", shared, hidden)
+
+
+def _mlp(prefix: str, width: float, hidden: int) -> list[_Matrix]:
+    return [
+        _Matrix(f"{prefix}.gate_proj", width, hidden),
+        _Matrix(f"{prefix}.up_proj", width, hidden),
+        _Matrix(f"{prefix}.down_proj", hidden, width),
+    ]
+
+
+def _count(
+    matrices: Iterable[_Matrix], quantization: Quantization | None, value_bytes: int
+) -> WeightCount:
+    parameters = fp8 = num_bytes = 0.0
+    for module, rows, columns in matrices:
+        size = rows * columns
+        parameters += size
+        if quantization is None or not module or module in quantization.skipped:
+            num_bytes += value_bytes * size
+            continue
+        block = quantization.fp8.block
+        fp8 += size
+        num_bytes += size + _SCALE_BYTES * (size / (block[0] * block[1]) if block else rows)
+    return WeightCount(round(parameters), round(fp8), round(num_bytes))
