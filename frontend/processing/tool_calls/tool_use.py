@@ -98,10 +98,12 @@ def tool_use(
 
 
 def _is_free(request: pb.GenerateRequest) -> bool:
-    """Whether nothing else narrows the output, which could leave no token of a call."""
-    sampling = request.sampling
+    """Whether nothing else narrows the output, which could leave no token of a call. Its last one
+    may be an end token.
+    """
+    sampling, stops = request.sampling, request.stop_conditions
     others = (sampling.allowed_token_ids, sampling.bad_token_ids, sampling.bad_words)
-    return not request.HasField("constraint") and not any(others)
+    return not request.HasField("constraint") and not any((*others, stops.min_new_tokens))
 
 
 def _json_use(

@@ -193,6 +193,8 @@ WRONG = {
     "to a name that is none": TURN.replace("functions.f", "functions.g"),
     "its recipient before its channel": f"{THOUGHTS}so{NEXT}{RECIPIENT_FIRST}",
     "the same at once": RECIPIENT_FIRST,
+    "without a type": f"{THOUGHTS}so{NEXT}{RECIPIENT_FIRST}".replace(" json", ""),
+    "the same without thoughts": RECIPIENT_FIRST.replace(" json", ""),
     "in the channel of thoughts": f"{THOUGHTS}so{NEXT}{CALL}".replace("commentary", "analysis"),
     "without a start": f"{THOUGHTS}so<|end|>{CALL}".replace("1", '"no"'),
     "within an answer": f"{FINAL}so{CALL}".replace("1", '"no"'),
@@ -213,12 +215,13 @@ async def test_calls_of_strict_tools_keep_to_their_schemas(name: str, budget: in
     for call in found[0].calls:
         assert call.name == "f"
         assert isinstance(json.loads(call.arguments)["x"], int), text
-    assert '"no"' not in text
+    assert '"no"' not in text or "to=functions.f" not in text
 
 
 async def test_strict_tools_leave_answers_as_they_are() -> None:
     use = use_of("auto", dataclasses.replace(F, strict=True))
-    for says in (ANSWER, f"{THOUGHTS}a{NEXT}{PREAMBLE}b{NEXT}{FINAL}c<|return|>", TURN):
+    stray = f"{THOUGHTS}a <|channel|>b{NEXT}{PREAMBLE}c{NEXT}{FINAL}d<|return|>"
+    for says in (ANSWER, stray, TURN):
         async with played_service(TOKENIZER, Model(says), END_IDS) as (service, _):
             _, _, tokens = await turns(service, use)
         assert written(tokens[0]) == says

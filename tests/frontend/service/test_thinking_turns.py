@@ -213,7 +213,11 @@ def test_strict_tools_beside_another_language_are_as_others() -> None:
     strict = dataclasses.replace(TOOLS["f"], strict=True)
     form = FORMATS["hermes"].with_tokens({}, ["<tool_call>"])
     use = tool_use([strict], ToolChoice(mode="auto", names=("f",)), form)
-    for request in ({"constraint": {"regex": "a"}}, {"sampling": {"bad_words": ["x"]}}):
+    for request in (
+        {"constraint": {"regex": "a"}},
+        {"sampling": {"bad_words": ["x"]}},
+        {"stop_conditions": {"min_new_tokens": 9}},
+    ):
         chat = pb.ChatRequest(request=request)
         use.apply(chat)
         assert chat.request.constraint == pb.GenerateRequest(**request).constraint
