@@ -65,6 +65,7 @@ class Output:
         "_admitted",
         "_begun",
         "_delta",
+        "_earlier",
         "_error",
         "_last_take",
         "_ready",
@@ -77,6 +78,7 @@ class Output:
         self.pacer = pacer
         self._last_take = 0.0
         self._delta = Delta()
+        self._earlier: list[Delta] = []  # before it: their text comes before its reasoning
         self._ready = asyncio.Event()
         self._admitted = asyncio.Event()
         self._begun = asyncio.Event()
@@ -92,6 +94,9 @@ class Output:
 
     def add_reasoning(self, text: str) -> None:
         """Add text of the thoughts, whose token is added next or was the last."""
+        if self._delta.text:
+            self._earlier.append(self._delta)
+            self._delta = Delta()
         self._delta.reasoning += text
 
     def add(self, token_id: int, text: str, logprobs: TokenLogprobs | None = None) -> None:
@@ -159,7 +164,7 @@ class Output:
             raise self._error
 
     async def take(self) -> Delta:
-        """Wait for new output and take all of it.
+        """Wait for new output and take all of it, or all before thoughts that came behind text.
 
         Raises:
             RequestError: the request failed.
@@ -167,6 +172,8 @@ class Output:
         await self._ready.wait()
         if self._error is not None:
             raise self._error
+        if self._earlier:
+            return self._earlier.pop(0)
         delta, self._delta = self._delta, Delta()
         if self.pacer is not None:
             self._last_take = self.pacer.stamp(is_first=self._last_take == 0.0)

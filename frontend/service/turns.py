@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import NamedTuple
 
 from frontend.processing.tool_calls.events import Arguments, CallBegun, Event, Text
 from frontend.processing.tool_calls.format import TurnReader
@@ -24,7 +25,7 @@ class Started:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Reasoning:
-    """Text of the thoughts, which goes on from the last; in one delta it comes before the rest."""
+    """Text of the thoughts, which goes on from the last; of a delta it is the first."""
 
     text: str
 
@@ -125,6 +126,13 @@ class Call:
     arguments: str
 
 
+class _Texts(NamedTuple):
+    """Pieces of what is one text."""
+
+    kind: type[Reasoning | Text]
+    texts: list[str]
+
+
 class WholeTurn:
     """One sample's turn, put together from its deltas; it keeps no tokens.
 
@@ -134,8 +142,7 @@ class WholeTurn:
 
     def __init__(self) -> None:
         self.ended: Ended | None = None
-        self._thoughts: list[str] = []
-        self._parts: list[list[str] | CallBegun] = []  # content in pieces, and calls
+        self._parts: list[_Texts | CallBegun] = []  # thoughts and content in pieces, and calls
         self._arguments: dict[int, list[str]] = {}
 
     def add(self, delta: TurnDelta) -> None:
@@ -143,14 +150,12 @@ class WholeTurn:
         self.ended = delta.ended
         for event in delta.events:
             match event:
-                case Reasoning(text):
-                    self._thoughts.append(text)
-                case Text(text):
-                    if not self._parts or isinstance(self._parts[-1], CallBegun):
-                        self._parts.append([])
-                    last = self._parts[-1]
-                    assert isinstance(last, list)
-                    last.append(text)
+                case Reasoning(text) | Text(text):
+                    last = self._parts[-1] if self._parts else None
+                    if not isinstance(last, _Texts) or last.kind is not type(event):
+                        last = _Texts(type(event), [])
+                        self._parts.append(last)
+                    last.texts.append(text)
                 case CallBegun(number):
                     self._parts.append(event)
                     self._arguments[number] = []
@@ -160,13 +165,18 @@ class WholeTurn:
     @property
     def reasoning(self) -> str:
         """All of its thoughts."""
-        return "".join(self._thoughts)
+        return "".join(part.text for part in self.pieces if isinstance(part, Reasoning))
 
     @property
     def parts(self) -> list[Text | Call]:
-        """What it says and calls, in order; texts beside each other are one."""
+        """What it says and calls, in order."""
+        return [part for part in self.pieces if not isinstance(part, Reasoning)]
+
+    @property
+    def pieces(self) -> list[Reasoning | Text | Call]:
+        """What it thinks, says and calls, in order; texts of a kind beside each other are one."""
         return [
-            Text("".join(part)) if isinstance(part, list) else self._call(part)
+            part.kind("".join(part.texts)) if isinstance(part, _Texts) else self._call(part)
             for part in self._parts
         ]
 

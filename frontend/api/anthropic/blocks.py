@@ -84,15 +84,16 @@ class BlockWriter:
 def blocks(turn: WholeTurn) -> list[ContentBlock]:
     """The content of a whole message."""
     told: list[ContentBlock] = []
-    if turn.reasoning:
-        told.append({"type": "thinking", "thinking": turn.reasoning, "signature": SIGNATURE})
-    for part in turn.parts:
-        if isinstance(part, Text):
-            told.append({"type": "text", "text": part.text})
-        else:
-            told.append(
-                {"type": "tool_use", "id": _id(part), "name": part.name, "input": _input(part)}
-            )
+    for part in turn.pieces:
+        match part:
+            case Reasoning(text):
+                told.append({"type": "thinking", "thinking": text, "signature": SIGNATURE})
+            case Text(text):
+                told.append({"type": "text", "text": text})
+            case Call(name):
+                told.append(
+                    {"type": "tool_use", "id": _id(part), "name": name, "input": _input(part)}
+                )
     return told
 
 

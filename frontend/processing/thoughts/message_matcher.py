@@ -134,21 +134,32 @@ class MessageMatcher:
             own: what the inner matcher allows.
         """
         envelope, header = self._progress.envelope, self._progress.header
-        is_held = self._is_whole or self._follows_headers
         if envelope.channel_id not in header:
-            lead = [envelope.start_id, *envelope.role_ids, envelope.channel_id]
-            is_lead = len(header) < len(lead) and header == lead[: len(header)]
-            # Behind <|start|> alone a draw may have been sent before that was known.
-            is_forced = self._is_whole or (self._follows_headers and len(header) > 1)
-            return self._bits(lead[len(header)]) if is_lead and is_forced else b""
+            return self._lead_mask(header)
         named = header[header.index(envelope.channel_id) + 1 :]
-        may_think = not (self._progress.has_thought and (self._is_whole or self._is_spent(0)))
-        if not self._is_whole:
-            own = own if is_held else b""
-            return own if may_think or named else without(own, self._thoughts[0], self._num_bytes)
-        ways = [way for way in (self._thoughts * may_think, self._final) if way]
-        nexts = [way[len(named)] for way in ways if [*way[: len(named)]] == named]
-        return union(self._bits(*nexts), own if not self._final else bytes(self._num_bytes))
+        if self._is_whole:
+            return self._channel_mask(named, own)
+        own = own if self._follows_headers else b""
+        if named or not (self._progress.has_thought and self._is_spent(0)):
+            return own
+        return without(own, self._thoughts[0], self._num_bytes)
+
+    def _lead_mask(self, header: list[int]) -> bytes:
+        """Tokens that go on with a header before its channel."""
+        envelope = self._progress.envelope
+        lead = [envelope.start_id, *envelope.role_ids, envelope.channel_id]
+        is_lead = len(header) < len(lead) and header == lead[: len(header)]
+        # Behind <|start|> alone a draw may have been sent before that was known.
+        is_forced = self._is_whole or (self._follows_headers and len(header) > 1)
+        return self._bits(lead[len(header)]) if is_lead and is_forced else b""
+
+    def _channel_mask(self, named: list[int], own: bytes) -> bytes:
+        """Tokens that go on with a channel, of an answer that keeps to a language."""
+        ways = [self._final] if self._progress.has_thought else [self._thoughts, self._final]
+        nexts = [way[len(named)] for way in ways if way and [*way[: len(named)]] == named]
+        if not self._final and not named:
+            return union(own, self._bits(*nexts))
+        return self._bits(*nexts or [self._progress.envelope.message_id])
 
     def _leaves_thoughts(self, token_id: int) -> bool:
         """Whether a token in a header makes its channel another than that of the thoughts."""

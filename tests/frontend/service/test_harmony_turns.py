@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import random
 from typing import Any
 
 import pytest
 
+from frontend.processing.tool_calls.events import Text
 from frontend.processing.tool_calls.tool_use import NO_TOOLS, ToolUse, tool_use
 from frontend.processing.tool_calls.tools import Mode, Tool, ToolChoice
 from frontend.service.service import Service
-from frontend.service.turns import Call, Finished, TurnDelta, WholeTurn, turn_events
+from frontend.service.turns import Call, Finished, Reasoning, TurnDelta, WholeTurn, turn_events
 from switchyard.v1 import inference_pb2 as pb
 from tests.frontend.played_service import played_service
+from tests.frontend.processing.chat import templates
 from tests.frontend.processing.thoughts.harmony import (
     END_IDS,
     FINAL,
@@ -89,7 +92,9 @@ async def test_a_turn_with_all() -> None:
     for index, turn in found.items():
         assert turn.reasoning == "so, f\nand"
         assert turn.content == "Let me see."
-        assert turn.calls == [Call("f", "", '{"x": 1}')]
+        call = Call("f", "", '{"x": 1}')
+        thoughts = Reasoning("so, f"), Reasoning("\nand")
+        assert turn.pieces == [thoughts[0], Text("Let me see."), thoughts[1], call]
         assert turn.ended is not None
         assert turn.ended.reason == pb.FINISH_REASON_EOS, "the call's end is an end token"
         assert written(tokens[index]) == TURN
@@ -282,3 +287,61 @@ async def test_a_stream_goes_on_from_any_token(kind: str, mode: str) -> None:
             assert rest[0].parts == whole[0].parts
             assert rest_usage.reasoning_tokens == usage.reasoning_tokens
     assert IDS["<|end|>"] in tokens[0]
+
+
+PIECES = [
+    THOUGHTS, FINAL, PREAMBLE, NEXT, CALL, header("f"), *templates.HARMONY_TOKENS, "assistant",
+    " to=functions.f", "a", "yes, ", '{"x": 1}', "json", "<think>",
+]  # fmt: skip
+STRICT = use_of("auto", dataclasses.replace(F, strict=True))
+ANY: dict[str, tuple[ToolUse, dict[str, Any]]] = {
+    "free": (use_of("auto", F), {}),
+    "a language": (NO_TOOLS, {"constraint": {"json_schema": '{"enum": ["a", 7]}'}}),
+    "required": (use_of("required", F), {}),
+    "strict": (STRICT, {}),
+    "a trigger": (use_of("auto", F), {"constraint": {"regex": "12?", "trigger": "<think>"}}),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Babbler:
+    """Says pieces of envelopes, in any order, many to their end."""
+
+    seed: int
+
+    def __call__(self, output: list[int]) -> int:
+        choose = random.Random(f"{self.seed} {output}")
+        begun = [
+            (length, tokens[length])
+            for tokens in map(TOKENIZER.encode, PIECES)
+            for length in range(1, len(tokens))
+            if output[-length:] == tokens[:length]
+        ]
+        if begun and choose.random() < 0.85:
+            return max(begun)[1] if choose.random() < 0.8 else choose.choice(begun)[1]
+        return TOKENIZER.encode(choose.choice(PIECES))[0]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("budget", [None, 3])
+@pytest.mark.parametrize("kind", ANY)
+async def test_anything_a_model_says_has_a_turn(kind: str, budget: int | None) -> None:
+    """No error, calls that keep to what they are held to, and a stream that can be gone on with."""
+    use, fields = ANY[kind]
+    more = {**fields, "reasoning": {} if budget is None else {"max_tokens": budget}}
+    more["stop_conditions"] = {"max_new_tokens": 70}
+    for seed in range(20):
+        async with played_service(TOKENIZER, Babbler(seed), END_IDS) as (service, _):
+            whole, _, tokens = await turns(service, use, **more)
+            cut = random.Random(seed).randrange(len(tokens[0]))
+            begun = [{"token_ids": tokens[0][:cut]}]
+            rest, _, others = await turns(service, use, generated=begun, **more)
+        assert others.get(0, []) == tokens[0][cut:]
+        assert (rest[0].reasoning, rest[0].parts) == (whole[0].reasoning, whole[0].parts)
+        if kind == "strict":
+            for call in whole[0].calls:
+                assert isinstance(json.loads(call.arguments)["x"], int)
+        if kind == "a language":
+            assert whole[0].content in ("", '"', '"a', '"a"', "7")
+        if kind == "required":
+            assert whole[0].content == ""

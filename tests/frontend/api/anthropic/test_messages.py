@@ -78,6 +78,18 @@ async def test_however_a_turn_is_cut_whole_and_stream_agree() -> None:
                 assert events[-2]["delta"]["stop_reason"] == whole["stop_reason"] == "tool_use"
 
 
+async def test_thoughts_may_come_again_behind_text() -> None:
+    deltas = [pb.Delta(reasoning="h", token_ids=[1]), says("a")]
+    service = ScriptedService([*deltas, pb.Delta(reasoning="m", token_ids=[1]), says("b")])
+    async with running_http(service) as http:
+        _, _, whole = await asked(http, thinking=ENABLED)
+        events = await events_of(http, thinking=ENABLED)
+        check_order(events)
+        assert without_ids(content_of(events)) == without_ids(whole["content"])
+    types = [block["type"] for block in whole["content"]]
+    assert types == ["thinking", "text", "thinking", "text"]
+
+
 async def test_thoughts_are_a_signed_block_that_is_taken_back() -> None:
     service = ScriptedService([pb.Delta(reasoning="hm", token_ids=[1]), says("42")])
     service.reasoning_tokens = 1

@@ -75,6 +75,15 @@ async def test_thoughts_are_an_item_before_the_message() -> None:
     assert message["content"][0]["text"] == "yes"
 
 
+async def test_thoughts_may_come_again_behind_a_message() -> None:
+    deltas = [thinks("h"), says("a"), thinks("m"), says(CALL)]
+    told, answer = await events(deltas, tools=TOOLS), await whole(deltas, tools=TOOLS)
+    output = told[-1]["response"]["output"]
+    types = [item["type"] for item in output]
+    assert types == ["reasoning", "message", "reasoning", "function_call"]
+    assert without_ids(answer["output"]) == without_ids(output)
+
+
 async def test_a_summary_that_was_asked_for_is_the_thoughts() -> None:
     asked: dict[str, Any] = {
         "reasoning": {"summary": "auto"},
