@@ -27,8 +27,8 @@ class ThoughtDecoder:
     """
 
     __slots__ = (
-        "_answer", "_answer_of", "_blanks", "_gap", "_has_said", "_num_pushed", "_progress",
-        "_tell", "_thoughts", "_thoughts_of",
+        "_answer", "_answer_of", "_blanks", "_gap", "_has_said", "_last", "_num_pushed",
+        "_progress", "_tell", "_thoughts", "_thoughts_of",
     )  # fmt: skip
 
     def __init__(
@@ -43,6 +43,7 @@ class ThoughtDecoder:
         self._thoughts = thoughts()
         self._answer_of = answer
         self._answer: TextDecoder | None = None
+        self._last: TextDecoder | None = None  # the answer's, to the output's end
         self._tell = tell
         self._blanks: str | None = None  # line ends that may be the thoughts' last; None: none told
         self._gap = ""  # before the answer's next text
@@ -61,12 +62,16 @@ class ThoughtDecoder:
 
     def push(self, token_id: int) -> str:
         """Text of the answer that is certain after this token."""
+        if self._last is not None:  # as for most tokens
+            return self._last.push(token_id)
         progress = self._progress
         before = progress.place
         part = progress.push(token_id)
         self._num_pushed += 1
         if part is Part.ANSWER:
-            return self._said(self._answer_text(token_id))
+            text = self._said(self._answer_text(token_id))
+            self._last = self._answer if progress.ends_with_answer else None
+            return text
         if part is Part.THOUGHT:
             self._tell_thought(self._thoughts.push(token_id))
         elif part is Part.TAG:

@@ -7,6 +7,7 @@ message, are the answer's with their headers. Knows nothing of text or masks.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import ClassVar
 
 from frontend.processing.thoughts.envelope import THOUGHTS, Envelope
 from frontend.processing.thoughts.progress import Part
@@ -28,6 +29,7 @@ class MessageProgress:
         num_tags: tokens of these.
     """
 
+    ends_with_answer: ClassVar[bool] = False
     __slots__ = (
         "_is_bare", "_num_new", "envelope", "has_thought", "header", "held", "num_tags",
         "num_tokens", "place",

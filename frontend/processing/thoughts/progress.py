@@ -7,7 +7,7 @@ masks.
 from __future__ import annotations
 
 import enum
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from frontend.processing.thoughts.tags import Place, ThoughtTags
 
@@ -31,8 +31,10 @@ class Progress(Protocol):
         held: tokens that are the answer's, if its part comes next.
         num_tokens: of the thoughts, without tags.
         num_tags: that the output has.
+        ends_with_answer: nothing comes behind the answer's first token but more of it.
     """
 
+    ends_with_answer: ClassVar[bool]
     place: Place
     held: list[int]
     num_tokens: int
@@ -52,6 +54,7 @@ class ThoughtProgress:
             token of them may stand behind the thoughts, none before.
     """
 
+    ends_with_answer: ClassVar[bool] = True
     __slots__ = ("_is_constrained", "held", "num_tags", "num_tokens", "place", "tags")
 
     def __init__(self, tags: ThoughtTags, start: Place, *, is_constrained: bool) -> None:
