@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import re
 import statistics
+import sys
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -92,10 +93,14 @@ def main() -> None:
     prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
     rank = _start(flags.model, flags.weights or "auto", max([1, *flags.batch_sizes, *prompts]))
     size, vocab = rank.runner.builder.block_size, rank.model_config.vocab_size
-    decodes = {f"decode B={B}": decode_steps(B, flags.context, size) for B in flags.batch_sizes}
-    prefills = {f"prefill {T}": prefill_steps(T, size, vocab) for T in flags.prefill}
+    decodes = {
+        f"decode B={B}": list(decode_steps(B, flags.context, size)) for B in flags.batch_sizes
+    }
+    prefills = {f"prefill {T}": list(prefill_steps(T, size, vocab)) for T in flags.prefill}
     cases = decodes | prefills
-    rows = [row for what, steps in cases.items() for row in _measure(rank, what, list(steps))]
+    for what, steps in cases.items():
+        _check_fits(rank, what, steps[0])
+    rows = [row for what, steps in cases.items() for row in _measure(rank, what, steps)]
     dtype = str(rank.dtype).removeprefix("torch.")
     if rank.model_config.quantization is not None:
         dtype += ", FP8 weights"
@@ -244,6 +249,16 @@ def _start(model: Path, quantization: str, max_batch_size: int) -> LoadedRank:
     )  # fmt: skip
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return start(config, parallel)
+
+
+def _check_fits(rank: LoadedRank, what: str, step: worker_pb2.StepRequest) -> None:
+    """Exit where a case asks for more blocks than there are."""
+    needed = max(step.new_blocks) + 1
+    if needed > rank.num_blocks:
+        sys.exit(
+            f"{what} needs {needed} blocks, the cache has {rank.num_blocks}; lower --batch-sizes, "
+            "--context or --prefill"
+        )
 
 
 def _measure(

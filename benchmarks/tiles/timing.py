@@ -266,7 +266,8 @@ def make_weights(
         return Weight(torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02))
     values = torch.empty(copies, *shape, dtype=torch.float8_e4m3fn, device=device)
     for part in values.flatten(0, -3):  # a copy or an expert at a time: wider ones are large
-        part.copy_(torch.empty(part.shape, dtype=dtype, device=device).normal_(0, 100))
+        made = torch.empty(part.shape, dtype=dtype, device=device).normal_(0, 100)
+        part.copy_(made.clamp_(-448, 448))  # beyond, e4m3 has no number
     blocks = *shape[:-2], shape[-2] // block[0], shape[-1] // block[1]
     scales = 2e-4 * (0.5 + torch.rand(copies, *blocks, device=device))
     return Weight(values, scales, block)

@@ -95,8 +95,9 @@ def check(
         w13, w2 = make_fp8_experts(E, H, width, block, device)
     inner_PI = torch.full((T * K, width), torch.nan, dtype=dtype, device=device)
     out_PH = torch.full((T * K, H), torch.nan, dtype=dtype, device=device)
-    matrices = exact(w13), exact(w2)
-    expected_PI, expected_PH = expected_routes(x_TH, local_ids(ids_TK, expert_map_E), *matrices)
+    local_TK = local_ids(ids_TK, expert_map_E)
+    expected_PI, _ = expected_routes(x_TH, local_TK, exact(w13), exact(w2))
+    order_R = torch.arange(T * K, device=device)
     if tiles[0].block_m == 1:
         gate_up_vector(x_TH, w13, ids_TK, expert_map_E, tiles[0], out_PI=inner_PI, pdl=pdl)
         down_vector(inner_PI, w2, ids_TK, expert_map_E, tiles[1], out_PH=out_PH, pdl=pdl)
@@ -110,4 +111,19 @@ def check(
         expected_PI = torch.cat((expected_PI[order_R], nothing_PI[len(order_R) :]))
     close = {"rtol": TOLERANCE[dtype], "atol": TOLERANCE[dtype], "equal_nan": True}
     torch.testing.assert_close(inner_PI.double(), expected_PI, **close)
+    given_PI = torch.full_like(expected_PI, torch.nan)
+    given_PI[order_R] = inner_PI[: len(order_R)].double()
+    expected_PH = expected_down(given_PI, local_TK, exact(w2))
     torch.testing.assert_close(out_PH.double(), expected_PH, **close)
+
+
+def expected_down(inner_PI: torch.Tensor, local_TK: torch.Tensor, w2: torch.Tensor) -> torch.Tensor:
+    """fp64 outputs [P,H] of the inner values that the second kernel was given, which are rounded;
+    NaN for routes without an expert."""
+    local_P = local_TK.flatten()
+    out_PH = inner_PI.new_full((len(local_P), w2.shape[1]), torch.nan)
+    for expert in local_P.unique().tolist():
+        if expert >= 0:
+            routes = local_P == expert
+            out_PH[routes] = inner_PI[routes] @ w2[expert].double().T
+    return out_PH
