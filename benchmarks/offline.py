@@ -125,7 +125,9 @@ def _roofline(model: str | None, info: pb.GetServerInfoResponse) -> Roofline | N
     )
     quantize = "fp8" if info.quantization else "auto"
     config = with_quantization(config, quantize, parallel, made_up=False)
-    return Roofline.of_layout(config, parallel, dtype=info.dtype)
+    return Roofline.of_layout(
+        config, parallel, dtype=info.dtype, kv_cache_dtype=info.kv_cache_dtype
+    )
 
 
 def _model_config(model: str | None) -> ModelConfig | None:

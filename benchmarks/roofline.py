@@ -40,7 +40,9 @@ def main(arguments: list[str] | None = None) -> None:
         device = _device(flags)
     except ValueError as error:
         parser.error(str(error))
-    roofline = Roofline.of_layout(config, parallel, dtype=flags.dtype)
+    roofline = Roofline.of_layout(
+        config, parallel, dtype=flags.dtype, kv_cache_dtype=flags.kv_cache_dtype
+    )
     types = _types(config, flags.dtype)
     title = (
         f"{flags.config}, {parallel.world_size} × {device.name} at "
@@ -105,6 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dp", type=int, default=1)
     parser.add_argument("--ep", type=int, help="default: all ranks, as `switchyard serve`")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
+    parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8_e4m3"))
     parser.add_argument(
         "--quantization", default="auto", choices=("auto", "fp8"), help="as `switchyard serve`"
     )

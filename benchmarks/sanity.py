@@ -1,11 +1,13 @@
 """Sanity: greedy accuracy of the demo model on its held-out tasks, for every runner and EP backend,
 beside transformers.
 
-``python -m benchmarks.sanity [--ranks 1 2] [--count 20] [--device auto] [--dtype auto]``
+``python -m benchmarks.sanity [--ranks 1 2] [--count 20] [--device auto] [--dtype auto]
+[-- SERVE_FLAGS]``
 
 In fp32 the answers must be transformers' own; a first difference where the oracle's margin between
-its two best tokens is below 1e-4 is a tie, which is counted. In bf16 the accuracy must be within
-0.5 points, and what differs is listed. Exits non-zero beyond that.
+its two best tokens is below 1e-4 is a tie, which is counted. In bf16, and with flags of the server
+that may round, the accuracy must be within 0.5 points, and what differs is listed. Exits non-zero
+beyond that.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from demo.evaluate import MAX_NEW_TOKENS
 from switchyard.client import AsyncClient
 
 _TIE = 1e-4
-_BF16_POINTS = 0.5
+_POINTS = 0.5
 
 # By the number of ranks: flags of `switchyard serve`.
 LAYOUTS: dict[int, tuple[str, ...]] = {
@@ -121,21 +123,27 @@ def main() -> None:
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
     parser.add_argument("--dtype", default="auto", choices=["auto", "bfloat16", "float32"])
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "serve_args",
+        nargs="*",
+        metavar="-- SERVE_FLAG",
+        help="flags of `switchyard serve` in every layout, behind --",
+    )
     report.add_flags(parser)
     flags = parser.parse_args()
     on_cuda = flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available())
     bf16 = flags.dtype == "bfloat16" or (flags.dtype == "auto" and on_cuda)
     oracle = Oracle("cuda" if on_cuda else "cpu", torch.bfloat16 if bf16 else torch.float32)
-    rows, differing = _compare(flags, oracle, bf16)
+    rows, differing = _compare(flags, oracle, rounds=bf16 or bool(flags.serve_args))
     report.show(
-        f"Sanity: greedy accuracy, {'bf16' if bf16 else 'fp32'}", rows, flags.json,
-        differing=differing,
+        " ".join(["Sanity: greedy accuracy,", "bf16" if bf16 else "fp32", *flags.serve_args]), rows,
+        flags.json, differing=differing,
     )  # fmt: skip
     sys.exit(any(row["verdict"] != "ok" for row in rows))
 
 
 def _compare(
-    flags: argparse.Namespace, oracle: Oracle, bf16: bool
+    flags: argparse.Namespace, oracle: Oracle, *, rounds: bool
 ) -> tuple[list[report.Row], list[str]]:
     questions = oracle.questions(flags.count, flags.seed)
     layouts = [layout for ranks in flags.ranks for layout in LAYOUTS[ranks]]
@@ -151,9 +159,10 @@ def _compare(
         task = bar.add_task("layouts", total=len(layouts))
         for layout in layouts:
             extra = [*layout.split(), "--device", flags.device, "--dtype", flags.dtype]
+            extra += flags.serve_args
             with started(str(CHECKPOINT), extra) as server:
                 answers = asyncio.run(_ask(server, questions.prompts))
-            row, named = _judge(oracle, questions, reference, answers, bf16)
+            row, named = _judge(oracle, questions, reference, answers, rounds)
             rows.append({"layout": layout or "--tp 1", **row})
             differing += [f"{layout or '--tp 1'}: {name}" for name in named]
             bar.advance(task)
@@ -181,7 +190,7 @@ def _judge(
     questions: Questions,
     reference: Sequence[Tokens],
     answers: Sequence[Tokens],
-    bf16: bool,
+    rounds: bool,
 ) -> tuple[report.Row, list[str]]:
     ties, differing = 0, []
     for prompt, ours, theirs in zip(questions.prompts, answers, reference, strict=True):
@@ -195,7 +204,7 @@ def _judge(
             differing.append(f"{oracle.text(theirs)!r} became {oracle.text(ours)!r}")
     row = _accuracy(oracle, questions, answers)
     away = abs(row["accuracy %"] - _accuracy(oracle, questions, reference)["accuracy %"])
-    good = away <= _BF16_POINTS if bf16 else not differing
+    good = away <= _POINTS if rounds else not differing
     row |= {"ties": ties, "differ": len(differing), "verdict": "ok" if good else "WRONG"}
     return row, differing
 

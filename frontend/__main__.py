@@ -284,11 +284,12 @@ def _say_draining(num_live: int, timeout: float) -> None:
 def _say_ready(config: FrontendConfig, ports: Ports, service: Service) -> None:
     facts = service.server_info()
     ranks = f"{facts.world_size} rank{'s' if facts.world_size > 1 else ''} on {facts.device}"
+    kv_type = "" if facts.kv_cache_dtype == facts.dtype else f" in {facts.kv_cache_dtype}"
     port, http_port = ports
     lines = (
         f"switchyard: serving {config.served_name} on {join_address(config.host, port)} ({ranks}, "
         f"{facts.dtype}, context {facts.max_prompt_tokens + 1}, "
-        f"KV cache {facts.kv_cache_tokens} tokens)\n"
+        f"KV cache {facts.kv_cache_tokens} tokens{kv_type})\n"
     )
     if http_port is not None:
         lines += f"switchyard: HTTP on {join_address(config.host, http_port)}\n"

@@ -32,6 +32,7 @@ class GroupInfo:
     data_parallel_size: int
     expert_parallel_size: int
     moe_ep_backend: str
+    kv_cache_dtype: str
     graph_batch_sizes: tuple[int, ...] = ()
     bytes_per_second: float = 0.0
     flops_per_second: float = 0.0

@@ -56,6 +56,10 @@ class WorkerConfig:
         "of weights and activations", "auto", choices=("auto", "bfloat16", "float32"),
         spellings=(("bf16", "bfloat16"), ("fp32", "float32"), ("float", "float32")),
     )  # fmt: skip
+    kv_cache_dtype: str = flag(
+        "of keys and values; fp8_e4m3 holds twice the tokens, auto is that of activations", "auto",
+        choices=("auto", "fp8_e4m3"), spellings=(("fp8", "fp8_e4m3"),),
+    )  # fmt: skip
     load_format: str = flag(
         "dummy makes weights up",
         "auto",

@@ -32,7 +32,6 @@ VLLM_FLAGS: Mapping[str, str] = {
     "--compilation-config": "--cuda-graphs is all there is to set",
     "--num-gpu-blocks-override": "--num-blocks sets it",
     "-q": "--quantization sets it",
-    "--kv-cache-dtype": "the KV cache is of --dtype; leave it out",
     "--swap-space": _NO_OFFLOAD,
     "--cpu-offload-gb": _NO_OFFLOAD,
     "--trust-remote-code": "no code of a model folder is run; leave it out",

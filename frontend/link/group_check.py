@@ -102,6 +102,7 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         data_parallel_size=first.data_parallel_size,
         expert_parallel_size=first.expert_parallel_size,
         moe_ep_backend=first.moe_ep_backend,
+        kv_cache_dtype=first.kv_cache_dtype,
         graph_batch_sizes=tuple(first.graph_batch_sizes),
         bytes_per_second=first.bytes_per_second,
         flops_per_second=first.flops_per_second,

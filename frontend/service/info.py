@@ -61,6 +61,7 @@ def server_info(
         flops_per_second=info.flops_per_second,
         graph_batch_sizes=info.graph_batch_sizes,
         quantization=info.quantization,
+        kv_cache_dtype=info.kv_cache_dtype,
     )
 
 

@@ -51,16 +51,18 @@ def describe(
         timed_tokens=ready.timed_tokens,
         timed_seconds=ready.timed_seconds,
         quantization=_quantization(ready),
+        kv_cache_dtype=ready.kv_cache_dtype,
     )
 
 
 def summary(ready: LoadedRank, parallel: ParallelConfig) -> str:
-    """The group in a line: architecture, devices, dtype, tokens that its KV caches hold."""
+    """The group in a line: architecture, devices, dtype, what its KV caches hold."""
     tokens = ready.num_blocks * ready.runner.builder.block_size * parallel.dp
+    kv_type = "" if ready.kv_cache_dtype == _dtype(ready) else f" in {ready.kv_cache_dtype}"
     return (
         f"{ready.model_config.architecture} on {ready.groups.world_size} × {ready.device_name}, "
         f"{' '.join(filter(None, (_dtype(ready), _quantization(ready))))}, "
-        f"KV cache of {tokens} tokens"
+        f"KV cache of {tokens} tokens{kv_type}"
     )
 
 

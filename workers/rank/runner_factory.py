@@ -32,7 +32,12 @@ class RunnerFactory:
     """
 
     def __init__(
-        self, model: Model, config: WorkerConfig, model_config: ModelConfig, build: BuildContext
+        self,
+        model: Model,
+        config: WorkerConfig,
+        model_config: ModelConfig,
+        build: BuildContext,
+        kv_cache_dtype: str,
     ) -> None:
         self.model = model
         self.device = build.device
@@ -58,7 +63,7 @@ class RunnerFactory:
             reports=build.groups.tp_rank == 0,
             triton=_triton_sampler(config, model_config, build),
         )
-        self.measure = _measure(model_config, build)
+        self.measure = _measure(model_config, build, kv_cache_dtype)
 
     def forward(self, cache: KVCache) -> StepForward:
         """What a runner on this cache runs, and what its graphs capture."""
@@ -100,10 +105,14 @@ def _triton_sampler(
     )
 
 
-def _measure(config: ModelConfig, build: BuildContext) -> Measure:
+def _measure(config: ModelConfig, build: BuildContext, kv_cache_dtype: str) -> Measure:
     dtype = str(build.dtype).removeprefix("torch.")
     roofline = Roofline.of_rank(
-        config, build.parallel, num_local_experts=_num_local(config, build), dtype=dtype
+        config,
+        build.parallel,
+        num_local_experts=_num_local(config, build),
+        dtype=dtype,
+        kv_cache_dtype=kv_cache_dtype,
     )
     return Measure(roofline, device_ceilings(device_name(build.device), dtype))
 

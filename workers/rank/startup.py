@@ -16,7 +16,7 @@ import torch
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
-from workers.attention.kv_cache import CacheSizes, KVCache, unused_bytes
+from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
@@ -37,6 +37,8 @@ log = logging.getLogger(__name__)
 _CUDA_STEP_TOKENS = 8192  # prefills below 2k tokens waste reads of expert weights
 _CPU_STEP_TOKENS = 1024
 
+_CACHE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "fp8_e4m3": FP8}
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class LoadedRank:
@@ -54,6 +56,7 @@ class LoadedRank:
     timed_seconds: float
     device_name: str
     dtype: torch.dtype
+    kv_cache_dtype: str
 
 
 def choose_device(name: str) -> torch.device:
@@ -116,7 +119,9 @@ def start(
     model = MODELS[model_config.architecture](model_config, build)
     loaded = _load(model, checkpoint, config)
     log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
-    runner, timed_tokens, timed_seconds = _make_runner(model, config, model_config, build)
+    runner, timed_tokens, timed_seconds = _make_runner(
+        model, config, model_config, build, settings.kv_cache_dtype
+    )
     return LoadedRank(
         runner=runner,
         model=model,
@@ -130,21 +135,26 @@ def start(
         timed_seconds=timed_seconds,
         device_name=device_name(device),
         dtype=settings.dtype,
+        kv_cache_dtype=settings.kv_cache_dtype,
     )
 
 
 def _make_runner(
-    model: Model, config: WorkerConfig, model_config: ModelConfig, build: BuildContext
+    model: Model,
+    config: WorkerConfig,
+    model_config: ModelConfig,
+    build: BuildContext,
+    kv_cache_dtype: str,
 ) -> tuple[Runner, int, float]:
     """The runner that serves, on a cache of all memory that is left; and the tokens and seconds of
     a timed prefill."""
-    factory = RunnerFactory(model, config, model_config, build)
+    factory = RunnerFactory(model, config, model_config, build, kv_cache_dtype)
     sizes = CacheSizes(
         num_layers=model_config.num_layers,
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
-        dtype=build.dtype,
+        dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
     num_blocks = kv_sizing.num_cache_blocks(factory, sizes, config, build)
     forward = factory.forward(KVCache(sizes, num_blocks, build.device))
@@ -173,6 +183,7 @@ class _Settings(NamedTuple):
     """What flags, model and device decide before anything is built."""
 
     dtype: torch.dtype
+    kv_cache_dtype: str
     max_model_len: int
     step_tokens: int
 
@@ -186,8 +197,10 @@ def _settings(config: WorkerConfig, model: ModelConfig, device: torch.device) ->
             f"--max-num-batched-tokens {step_tokens} is below --max-batch-size "
             f"{config.max_batch_size}; each running sequence needs a token a step"
         )
+    dtype = _dtype(config.dtype, model.dtype, device)
     return _Settings(
-        _dtype(config.dtype, model.dtype, device),
+        dtype,
+        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.head_dim, device),
         _max_model_len(config.max_model_len, model.max_position_embeddings),
         step_tokens,
     )
@@ -198,6 +211,23 @@ def _dtype(flag: str, checkpoint: str, device: torch.device) -> torch.dtype:
     if flag == "auto":
         flag = "bfloat16" if device.type == "cuda" and checkpoint != "float32" else "float32"
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[flag]
+
+
+def _kv_cache_dtype(flag: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
+    """A key of _CACHE_DTYPES."""
+    if flag == "auto":
+        return str(dtype).removeprefix("torch.")
+    if head_dim % 4:
+        raise ValueError(
+            f"--kv-cache-dtype {flag} stores four numbers a word, and head_dim is {head_dim}; "
+            "leave it out"
+        )
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
+        raise ValueError(
+            f"--kv-cache-dtype {flag} needs a card of compute capability 8.9 or above, this one "
+            f"has {capability[0]}.{capability[1]}; leave it out"
+        )
+    return flag
 
 
 def _max_model_len(flag: int | None, limit: int) -> int:

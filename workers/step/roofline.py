@@ -107,7 +107,7 @@ class Roofline:
     """One rank's share of a model in numbers; ``of_rank`` makes one, once.
 
     Attributes:
-        value_bytes: of a weight that has not 8 bits, and of a cached key's or value's element.
+        value_bytes: of a weight that has not 8 bits.
         dense: parameters that every token passes, without the head: attention, routers, dense MLPs,
             shared experts.
         dense_fp8: those of them that have 8 bits.
@@ -122,7 +122,7 @@ class Roofline:
         replicas: attention replicas.
         expert_replicas: of these, the ones whose tokens come to the experts here.
         moe_layers: layers with experts.
-        cache_values: elements one token has in this rank's cache.
+        cache_bytes: of one token's keys and values in this rank's cache.
         pair_flops: operations of one query-key pair, over all layers and this rank's heads.
     """
 
@@ -140,14 +140,24 @@ class Roofline:
     replicas: int
     expert_replicas: int
     moe_layers: int
-    cache_values: int
+    cache_bytes: int
     pair_flops: int
 
     @classmethod
     def of_rank(
-        cls, config: ModelConfig, parallel: ParallelConfig, *, num_local_experts: int, dtype: str
+        cls,
+        config: ModelConfig,
+        parallel: ParallelConfig,
+        *,
+        num_local_experts: int,
+        dtype: str,
+        kv_cache_dtype: str = "auto",
     ) -> Roofline:
-        """The share of a rank with ``num_local_experts``, whole or sliced, in each sparse layer."""
+        """The share of a rank with ``num_local_experts``, whole or sliced, in each sparse layer.
+
+        Args:
+            kv_cache_dtype: ``fp8_e4m3``, or any other for ``dtype``.
+        """
         tp, moe = parallel.tp, config.moe
         heads, kv_heads = config.num_heads / tp, max(1.0, config.num_kv_heads / tp)
         num_experts = moe.num_experts if moe else 0
@@ -168,16 +178,27 @@ class Roofline:
             replicas=parallel.dp,
             expert_replicas=parallel.dp if parallel.ep > 1 else 1,
             moe_layers=sum(config.moe_layers) if moe else 0,
-            cache_values=round(2 * config.num_layers * kv_heads * config.head_dim),
+            cache_bytes=round(
+                2 * config.num_layers * kv_heads * _entry_bytes(config, dtype, kv_cache_dtype)
+            ),
             pair_flops=round(4 * config.num_layers * heads * config.head_dim),
         )
 
     @classmethod
-    def of_layout(cls, config: ModelConfig, parallel: ParallelConfig, *, dtype: str) -> Roofline:
+    def of_layout(
+        cls,
+        config: ModelConfig,
+        parallel: ParallelConfig,
+        *,
+        dtype: str,
+        kv_cache_dtype: str = "auto",
+    ) -> Roofline:
         """The largest share that any rank of a layout has: for floors of the whole."""
         num_experts = config.moe.num_experts if config.moe else 0
         each = -(-num_experts // parallel.ep)
-        return cls.of_rank(config, parallel, num_local_experts=each, dtype=dtype)
+        return cls.of_rank(
+            config, parallel, num_local_experts=each, dtype=dtype, kv_cache_dtype=kv_cache_dtype
+        )
 
     def cost(self, work: StepWork, experts_hit: float) -> StepCost:
         """What a step moves and does here.
@@ -194,7 +215,7 @@ class Roofline:
             dense_bytes=self.dense_bytes if work.tokens else 0,
             head_bytes=self.value_bytes * self.head if work.draws else 0,
             expert_bytes=self.expert_bytes * experts_hit,
-            cache_bytes=self.value_bytes * self.cache_values * work.cached,
+            cache_bytes=self.cache_bytes * work.cached,
             flops=dense + experts + self.pair_flops * work.attended,
         )
 
@@ -223,3 +244,10 @@ class Roofline:
         work = StepWork(tokens=tokens, draws=here, cached=tokens, attended=pairs)
         reached = min(prompts, here * self.expert_replicas) * length
         return self.cost(work, self.expected_hits(reached))
+
+
+def _entry_bytes(config: ModelConfig, dtype: str, kv_cache_dtype: str) -> int:
+    """Of a head's key or value; see workers.attention.kv_cache.CacheSizes."""
+    if kv_cache_dtype == "fp8_e4m3":
+        return config.head_dim + 2
+    return config.head_dim * _BYTES[dtype]

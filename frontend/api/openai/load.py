@@ -68,6 +68,7 @@ class ServerInfo(TypedDict):
     flops_per_second: float
     graph_batch_sizes: list[int]
     quantization: str
+    kv_cache_dtype: str
 
 
 class LayerExpertLoad(TypedDict):

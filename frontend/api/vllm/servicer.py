@@ -132,7 +132,7 @@ class VllmEngineServicer(vllm_engine_pb2_grpc.VllmEngineServicer):  # type: igno
             uptime_seconds=time.monotonic() - self._started,
             server_type=SERVER_TYPE,
             data_parallel_size=1,
-            kv_cache_dtype="auto",
+            kv_cache_dtype="auto" if info.kv_cache_dtype == info.dtype else info.kv_cache_dtype,
             block_size=info.block_size,
             model_dtype=f"torch.{info.dtype}",
             max_num_seqs=info.max_running_requests,

@@ -418,7 +418,7 @@ class GetServerInfoRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class GetServerInfoResponse(_message.Message):
-    __slots__ = ("version", "started", "world_size", "max_running_requests", "max_queued_requests", "max_prompt_tokens", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "device", "dtype", "kv_cache_tokens", "block_size", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "quantization")
+    __slots__ = ("version", "started", "world_size", "max_running_requests", "max_queued_requests", "max_prompt_tokens", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "device", "dtype", "kv_cache_tokens", "block_size", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "quantization", "kv_cache_dtype")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STARTED_FIELD_NUMBER: _ClassVar[int]
     WORLD_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -437,6 +437,7 @@ class GetServerInfoResponse(_message.Message):
     FLOPS_PER_SECOND_FIELD_NUMBER: _ClassVar[int]
     GRAPH_BATCH_SIZES_FIELD_NUMBER: _ClassVar[int]
     QUANTIZATION_FIELD_NUMBER: _ClassVar[int]
+    KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     version: str
     started: _timestamp_pb2.Timestamp
     world_size: int
@@ -455,7 +456,8 @@ class GetServerInfoResponse(_message.Message):
     flops_per_second: float
     graph_batch_sizes: _containers.RepeatedScalarFieldContainer[int]
     quantization: str
-    def __init__(self, version: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., world_size: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., kv_cache_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., quantization: _Optional[str] = ...) -> None: ...
+    kv_cache_dtype: str
+    def __init__(self, version: _Optional[str] = ..., started: _Optional[_Union[datetime.datetime, _timestamp_pb2.Timestamp, _Mapping]] = ..., world_size: _Optional[int] = ..., max_running_requests: _Optional[int] = ..., max_queued_requests: _Optional[int] = ..., max_prompt_tokens: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., kv_cache_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ...) -> None: ...
 
 class GetLoadRequest(_message.Message):
     __slots__ = ()

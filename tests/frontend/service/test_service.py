@@ -672,6 +672,7 @@ async def test_facts() -> None:
             flops_per_second=790e12,
             graph_batch_sizes=[1, 2, 4],
             quantization="fp8 128x128",
+            kv_cache_dtype="fp8_e4m3",
         ),
         defaults=SamplingDefaults(temperature=0.5),
     )
@@ -688,6 +689,7 @@ async def test_facts() -> None:
     assert (server.bytes_per_second, server.flops_per_second) == (4.3e12, 790e12)
     assert server.graph_batch_sizes == [1, 2, 4]
     assert server.quantization == "fp8 128x128"
+    assert (server.dtype, server.kv_cache_dtype) == ("float32", "fp8_e4m3")
     load = service.load()
     assert (load.queued_requests, load.kv_cache_usage, load.prefix_hit_tokens) == (2, 0.5, 7)
     assert load.generated_tokens_per_second == 3.0

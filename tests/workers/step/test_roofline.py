@@ -14,6 +14,7 @@ import pytest
 from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import MoEConfig
 from tests.workers.tiny_models import random_config
+from workers.attention.kv_cache import FP8, CacheSizes
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device, Roofline, StepWork, device_ceilings
 
@@ -140,6 +141,21 @@ def test_a_step_costs_what_its_rows_ask_for(
     routes = tokens * 3 * (dp / ep if ep > 1 else 1)
     products = tokens * dense + 5 * (256 // tp) * 64 + 2 * routes * expert
     assert cost.flops == pytest.approx(2 * products + 4 * pairs * 4 * (8 // tp) * 16)
+
+
+@pytest.mark.parametrize(("tp", "kv_heads"), [(1, 2), (2, 1), (4, 1)])
+def test_an_fp8_cache_moves_a_byte_a_number_and_two_of_scale(tp: int, kv_heads: int) -> None:
+    """And all else as before. 4 layers, head_dim 16; measured by the cache itself."""
+    work = StepWork(tokens=3, draws=3, cached=100, attended=100)
+    plain, fp8 = (
+        Roofline.of_layout(CONFIG, layout(tp), dtype="bfloat16", kv_cache_dtype=name).cost(work, 5)
+        for name in ("bfloat16", "fp8_e4m3")
+    )
+    assert plain.cache_bytes == 100 * 4 * 2 * kv_heads * 16 * 2
+    assert fp8.cache_bytes == 100 * 4 * 2 * kv_heads * (16 + 2)
+    sizes = CacheSizes(num_layers=4, block_size=1, num_kv_heads=kv_heads, head_dim=16, dtype=FP8)
+    assert fp8.cache_bytes == 100 * sizes.bytes_per_block
+    assert dataclasses.replace(fp8, cache_bytes=plain.cache_bytes) == plain
 
 
 def test_long_contexts_do_not_overflow_the_columns_of_a_step() -> None:
