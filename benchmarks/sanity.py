@@ -1,13 +1,13 @@
 """Sanity: greedy accuracy of the demo model on its held-out tasks, for every runner and EP backend,
 beside transformers.
 
-``python -m benchmarks.sanity [--ranks 1 2] [--count 20] [--device auto] [--dtype auto]
-[-- SERVE_FLAGS]``
+``python -m benchmarks.sanity [--model FOLDER] [--ranks 1 2] [--count 20] [--device auto]
+[--dtype auto] [-- SERVE_FLAGS]``
 
 In fp32 the answers must be transformers' own; a first difference where the oracle's margin between
 its two best tokens is below 1e-4 is a tie, which is counted. In bf16, and with flags of the server
 that may round, the accuracy must be within 0.5 points, and what differs is listed. Exits non-zero
-beyond that.
+beyond that. --model serves the demo in another format; transformers computes the demo itself.
 """
 
 from __future__ import annotations
@@ -118,6 +118,7 @@ class Oracle:
 def main() -> None:
     """Compare every layout with the oracle; one row each."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.sanity", description=__doc__)
+    parser.add_argument("--model", default=str(CHECKPOINT), help="the demo in another format")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2], choices=sorted(LAYOUTS))
     parser.add_argument("--count", type=int, default=20, help="questions a task")
     parser.add_argument("--device", default="auto", choices=["auto", "cpu", "cuda"])
@@ -134,7 +135,8 @@ def main() -> None:
     on_cuda = flags.device == "cuda" or (flags.device == "auto" and torch.cuda.is_available())
     bf16 = flags.dtype == "bfloat16" or (flags.dtype == "auto" and on_cuda)
     oracle = Oracle("cuda" if on_cuda else "cpu", torch.bfloat16 if bf16 else torch.float32)
-    rows, differing = _compare(flags, oracle, rounds=bf16 or bool(flags.serve_args))
+    rounds = bf16 or bool(flags.serve_args) or flags.model != str(CHECKPOINT)
+    rows, differing = _compare(flags, oracle, rounds=rounds)
     report.show(
         " ".join(["Sanity: greedy accuracy,", "bf16" if bf16 else "fp32", *flags.serve_args]), rows,
         flags.json, differing=differing,
@@ -160,7 +162,7 @@ def _compare(
         for layout in layouts:
             extra = [*layout.split(), "--device", flags.device, "--dtype", flags.dtype]
             extra += flags.serve_args
-            with started(str(CHECKPOINT), extra) as server:
+            with started(flags.model, extra) as server:
                 answers = asyncio.run(_ask(server, questions.prompts))
             row, named = _judge(oracle, questions, reference, answers, rounds)
             rows.append({"layout": layout or "--tp 1", **row})

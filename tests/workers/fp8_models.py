@@ -9,13 +9,7 @@ from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    FineGrainedFP8Config,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-    Qwen3MoeForCausalLM,
-)
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config, Qwen3Config, Qwen3MoeConfig
 from transformers.integrations.finegrained_fp8 import Fp8Dequantize, Fp8Quantize
 from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQuantizer
 
@@ -68,6 +62,17 @@ def save_block_fp8(
             saves them; "packed": both packed, as its modules have them.
     """
     save_model(config, folder, seed)
+    return quantize_folder(folder, block=block, skipped=skipped, form=form)
+
+
+def quantize_folder(
+    folder: Path,
+    *,
+    block: tuple[int, int],
+    skipped: tuple[str, ...] = ("lm_head",),
+    form: str = "hub",
+) -> torch.nn.Module:
+    """Quantize a folder of plain weights; arguments and result as of `save_block_fp8`."""
     quantizer = FineGrainedFP8HfQuantizer(
         FineGrainedFP8Config(weight_block_size=block, modules_to_not_convert=list(skipped))
     )
@@ -84,11 +89,11 @@ def save_block_fp8(
         for name, value in tensors.items()
         if not name.endswith("_scale_inv")
     }
-    oracle = load_oracle(config, folder, dequantized)
+    oracle = load_oracle(folder, dequantized)
     if form != "hub":
-        tensors = packed(tensors, config, "weight_scale_inv")
+        tensors = packed(tensors, "weight_scale_inv")
     if form == "packed":
-        tensors = packed(tensors, config, "weight")
+        tensors = packed(tensors, "weight")
     write(folder, tensors, quantizer.quantization_config.to_dict())
     return oracle
 
@@ -122,34 +127,27 @@ def save_scaled_fp8(
         dequantized[name] = tensors[name].float() * scale
         for other in beside:
             tensors[name.replace("weight", other)] = torch.full((), 7.0)
-    oracle = load_oracle(config, folder, dequantized)
+    oracle = load_oracle(folder, dequantized)
     write(folder, tensors, said)
     return oracle
 
 
-def load_oracle(config: Any, folder: Path, tensors: Tensors) -> torch.nn.Module:
-    """transformers' model in fp32 with these weights, by the Hub's names."""
+def load_oracle(folder: Path, tensors: Tensors) -> torch.nn.Module:
+    """transformers' model of the folder in fp32 with these weights, by the Hub's names."""
     write(folder, tensors, None)
-    kind = Qwen3MoeForCausalLM if isinstance(config, Qwen3MoeConfig) else Qwen3ForCausalLM
-    model: torch.nn.Module = kind.from_pretrained(folder, dtype=torch.float32)
+    model: torch.nn.Module = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     return model.eval()
 
 
-def packed(tensors: Tensors, config: Any, ending: str) -> Tensors:
+def packed(tensors: Tensors, ending: str) -> Tensors:
     """The same with all experts' tensors of one ending in two tensors a layer."""
     out = dict(tensors)
     suffix = ending.removeprefix("weight")
-    for layer in range(config.num_hidden_layers):
-        prefix = f"model.layers.{layer}.mlp.experts."
-        if f"{prefix}0.gate_proj.{ending}" not in out:
-            continue
+    layers = [name for name in tensors if name.endswith(f".mlp.experts.0.gate_proj.{ending}")]
+    for prefix in (name.partition("0.gate_proj")[0] for name in layers):
+        count = sum(n.startswith(prefix) and n.endswith(f"gate_proj.{ending}") for n in tensors)
         gate, up, down = (
-            stacked(
-                [
-                    out.pop(f"{prefix}{expert}.{name}_proj.{ending}")
-                    for expert in range(config.num_experts)
-                ]
-            )
+            stacked([out.pop(f"{prefix}{expert}.{name}_proj.{ending}") for expert in range(count)])
             for name in ("gate", "up", "down")
         )
         out[f"{prefix}gate_up_proj{suffix}"] = stacked([gate, up], dim=1)
