@@ -1,7 +1,7 @@
 """Where a step's time goes: each kernel's part of it, beside the kernel's own floor.
 
-``python -m benchmarks.kernels MODEL [--weights fp8] [--batch-sizes 1 64] [--context 1088]
-[--prefill 1024 8192]``
+``python -m benchmarks.kernels MODEL [--weights fp8] [--kv-cache-dtype fp8_e4m3]
+[--batch-sizes 1 64] [--context 1088] [--prefill 1024 8192]``
 
 Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI
 (through torch.profiler) say when kernels run. A kernel's part is the time from the end of the one
@@ -85,13 +85,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("model", type=Path, help="a folder with config.json")
     parser.add_argument("--weights", choices=("fp8",), help="default: as the model's folder says")
+    parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 64])
     parser.add_argument("--context", type=int, default=1088, help="of each decoding sequence")
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8192], help="tokens")
     report.add_flags(parser)
     flags = parser.parse_args()
     prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
-    rank = _start(flags.model, flags.weights or "auto", max([1, *flags.batch_sizes, *prompts]))
+    rank = _start(
+        flags.model,
+        max_batch_size=max([1, *flags.batch_sizes, *prompts]),
+        quantization=flags.weights or "auto",
+        kv_cache_dtype=flags.kv_cache_dtype,
+    )
     size, vocab = rank.runner.builder.block_size, rank.model_config.vocab_size
     decodes = {
         f"decode B={B}": list(decode_steps(B, flags.context, size)) for B in flags.batch_sizes
@@ -104,6 +110,8 @@ def main() -> None:
     dtype = str(rank.dtype).removeprefix("torch.")
     if rank.model_config.quantization is not None:
         dtype += ", FP8 weights"
+    if flags.kv_cache_dtype != "auto":
+        dtype += ", FP8 cache"
     report.show(f"Kernels: {flags.model.name}, {rank.device_name}, {dtype}", rows, flags.json)
 
 
@@ -180,11 +188,20 @@ def parts(launches: Sequence[Launch]) -> Parts:
 
 
 def floors(
-    config: ModelConfig, work: StepWork, experts_hit: int, value_bytes: int, device: Device | None
+    config: ModelConfig,
+    work: StepWork,
+    experts_hit: int,
+    value_bytes: int,
+    device: Device | None,
+    cache_bytes: int | None = None,
 ) -> dict[str, float]:
     """Microseconds that kernels need at least, by label, over all layers of a step; none for a
     device of unknown ceilings. Experts hit are pairs of a layer and an expert. Of FP8 weights all
-    are counted as such that may be, at the rate of products of the model's type."""
+    are counted as such that may be, at the rate of products of the model's type.
+
+    Args:
+        cache_bytes: of a token in the cache; by default its keys and values are as weights are.
+    """
     if device is None:
         return {}
     weight_bytes = value_bytes if config.quantization is None else 1
@@ -201,10 +218,11 @@ def floors(
     sparse_layers = sum(config.moe_layers)
     qkv, o_proj = layers * hidden * (queries + 2 * keys), layers * hidden * queries
     dense = (layers - sparse_layers) * hidden * config.intermediate_size
+    cached = layers * 2 * keys if cache_bytes is None else cache_bytes / value_bytes
     head = hidden * config.vocab_size
     found = {
         "qkv": gemm(qkv, qkv * tokens),
-        "attention": least(layers * 2 * keys * work.cached, layers * 2 * queries * work.attended),
+        "attention": least(cached * work.cached, layers * 2 * queries * work.attended),
         "o_proj": gemm(o_proj, o_proj * tokens),
         "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
         "dense down": gemm(dense, dense * tokens),
@@ -242,10 +260,12 @@ def table(
     ]
 
 
-def _start(model: Path, quantization: str, max_batch_size: int) -> LoadedRank:
+def _start(
+    model: Path, *, max_batch_size: int, quantization: str, kv_cache_dtype: str
+) -> LoadedRank:
     config = WorkerConfig(
-        model=model, listen="unix:", load_format="dummy", quantization=quantization,
-        max_batch_size=max_batch_size,
+        model=model, listen="unix:", load_format="dummy", max_batch_size=max_batch_size,
+        quantization=quantization, kv_cache_dtype=kv_cache_dtype,
     )  # fmt: skip
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     return start(config, parallel)
@@ -276,7 +296,8 @@ def _measure(
         found.append(parts(_launches(profiler)))
     experts_hit = int(handle.results[handle.hits_at :].sum())
     device, value_bytes = rank.runner.measure.device, rank.dtype.itemsize
-    least = floors(rank.model_config, handle.work, experts_hit, value_bytes, device)
+    cache_bytes = rank.runner.measure.roofline.cache_bytes
+    least = floors(rank.model_config, handle.work, experts_hit, value_bytes, device, cache_bytes)
     return table(what, found, least, results)
 
 

@@ -203,6 +203,9 @@ def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
     assert few["experts gate·up"] == pytest.approx(2 * few["experts down"])
     assert many["head"] == pytest.approx(1e6 * 2 * 2048 * 151936 / 4.3e12)
     assert kernels.floors(config, WORKS["decode"], 5000, 2, None) == {}
+    small = kernels.floors(config, WORKS["decode"], 5000, 2, device, 48 * 2 * 4 * 130)
+    assert small["attention"] == pytest.approx(few["attention"] * 130 / 256)
+    assert {**small, "attention": few["attention"]} == few
     quantization = Quantization(method="fp8", fp8=MADE)
     narrow = dataclasses.replace(config, quantization=quantization)
     halved = kernels.floors(narrow, WORKS["decode"], 5000, 2, device)
@@ -287,9 +290,10 @@ def test_a_run_but_for_the_device(
     started: list[int] = []
     asked: list[str] = []
 
-    def start(model: Path, quantization: str, size: int) -> Any:
+    def start(model: Path, *, max_batch_size: int, quantization: str, kv_cache_dtype: str) -> Any:
         asked.append(quantization)
-        started.append(size)
+        started.append(max_batch_size)
+        assert kv_cache_dtype == "auto"
         return rank
 
     monkeypatch.setattr(kernels, "_start", start)
