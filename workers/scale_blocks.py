@@ -114,7 +114,7 @@ def _remedy(config: ModelConfig, quantization: Quantization, parallel: ParallelC
         if _divides(config, other) and not _problem(config, quantization, other):
             good.append(str(tp))
     if good:
-        return f"choose --tp {' or '.join(good)}"
+        return f"choose --tp {' or '.join(good)}, and --dp for more ranks"
     return "serve the model's checkpoint in bfloat16"
 
 

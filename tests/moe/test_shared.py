@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.fp8_format import Fp8Format
 from moe.config import MoEConfig
 from moe.shared import SharedExperts
 from tests.moe.builders import fill, interpreted, make_weights
@@ -68,6 +69,33 @@ def test_slices_in_kernels_add_up(gated: bool) -> None:
         added += part(hidden).total(torch.float32, context)
     whole = make_shared(config, torch.float32, None)(hidden).total(torch.float32)
     torch.testing.assert_close(added, whole, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize(("kernels", "block"), [(False, (8, 8)), (False, None), (True, None)])
+@torch.no_grad()
+def test_8_bit_slices_add_up(kernels: bool, block: tuple[int, int] | None, gated: bool) -> None:
+    """Each made of its part of plain weights, against all of them dequantized."""
+    config, hidden = make_config(24, gated), torch.randn(5, H)
+    fp8 = Fp8Format(block=block, stored="plain")
+    weights = make_weights(config)
+    added = torch.zeros(5, H)
+    plain = make_shared(config, torch.float32, None)
+    for rank in range(3):
+        context = interpreted() if kernels else None
+        part = SharedExperts(
+            config, slice_rank=rank, num_slices=3, dtype=torch.float32, device="cpu",
+            context=context, fp8=fp8,
+        )  # fmt: skip
+        for piece in part.checkpoint_slices(""):
+            piece.fill(weights[piece.name][piece.index])
+        rows = slice(8 * rank, 8 * rank + 8)
+        gate, up = part.w13.plain(torch.float32).split(8)
+        plain.w13.values[rows], plain.w13.values[24:][rows] = gate, up
+        plain.w2.values[:, rows] = part.w2.plain(torch.float32)
+        added += part(hidden).total(torch.float32, context)
+    assert not torch.equal(plain.w2.values, make_shared(config, torch.float32, None).w2.values)
+    torch.testing.assert_close(added, plain(hidden).total(torch.float32), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("gated", [False, True])

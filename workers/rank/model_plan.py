@@ -64,9 +64,10 @@ def check_plan(config: ModelConfig, build: BuildContext, *, unused_bytes: int) -
     weights = sum(each.nbytes for each in module.parameters())
     tables = sum(each.nbytes for each in module.buffers())
     if weights + tables > unused_bytes:
+        smaller = "" if build.quantization else "pass --quantization fp8, "
         raise ValueError(
             f"a rank's weights take {weights / 2**30:.1f} GiB and its tables of "
             f"{build.max_positions} positions {tables / 2**30:.1f} GiB, and {build.device} has "
-            f"{unused_bytes / 2**30:.1f} GiB to spare; raise --tp, lower --max-model-len, or serve "
-            "a smaller model"
+            f"{unused_bytes / 2**30:.1f} GiB to spare; {smaller}raise --tp, lower --max-model-len, "
+            "or serve a smaller model"
         )

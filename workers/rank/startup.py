@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 
 _CUDA_STEP_TOKENS = 8192  # prefills below 2k tokens waste reads of expert weights
 _CPU_STEP_TOKENS = 1024
+_TILE = 16  # sides of scales' blocks are multiples
 
 _CACHE_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "fp8_e4m3": FP8}
 
@@ -100,6 +101,8 @@ def start(
     )
     if context is None and device.type == "cuda":
         context = make_context(device, settings.dtype)
+    if context is not None:
+        _check_blocks(model_config)
     groups = join(parallel, device)
     build = BuildContext(
         groups=groups,
@@ -177,6 +180,16 @@ def _set_up(device: torch.device) -> None:
     elif "OMP_NUM_THREADS" not in os.environ:
         # One core is left to the frontend.
         torch.set_num_threads(max(1, (len(os.sched_getaffinity(0)) - 1) // ranks_here()))
+
+
+def _check_blocks(config: ModelConfig) -> None:
+    """Refuse blocks that kernels' tiles would cut."""
+    block = None if config.quantization is None else config.quantization.fp8.block
+    if block is not None and any(side % _TILE for side in block):
+        raise ValueError(
+            f"weight_block_size is {list(block)}; a GPU computes blocks with sides that are "
+            f"multiples of {_TILE}: serve the model's checkpoint in bfloat16"
+        )
 
 
 class _Settings(NamedTuple):

@@ -59,11 +59,12 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
             check(step, BatchShape(size, decodes=False))
 
 
+@pytest.mark.parametrize("quantization", ["auto", "fp8"])
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_graphs_of_the_demo_equal_single_launches(dtype: str) -> None:
+def test_graphs_of_the_demo_equal_single_launches(dtype: str, quantization: str) -> None:
     rank = start_rank(
-        CHECKPOINT, dtype=dtype, max_batch_size=256, max_num_batched_tokens=768,
-        num_blocks=4096, **CUDA,
+        CHECKPOINT, dtype=dtype, quantization=quantization, max_batch_size=256,
+        max_num_batched_tokens=768, num_blocks=4096, **CUDA,
     )  # fmt: skip
     check_graphs(rank, 1000)
 
@@ -94,7 +95,8 @@ def test_graphs_of_known_parts_equal_single_launches(
     assert rank.runner.graphs.num_allocations == 0
 
 
-def test_capturing_allocates_nothing() -> None:
+@pytest.mark.parametrize("quantization", ["auto", "fp8"])
+def test_capturing_allocates_nothing(quantization: str) -> None:
     """Every buffer that a graph holds is a workspace's."""
-    rank = start_rank(CHECKPOINT, dtype="bfloat16", **CUDA)
+    rank = start_rank(CHECKPOINT, dtype="bfloat16", quantization=quantization, **CUDA)
     assert rank.runner.graphs.num_allocations == 0

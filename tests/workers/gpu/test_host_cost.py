@@ -29,12 +29,15 @@ def num_allocations() -> int:
     return int(torch.cuda.memory_stats()["allocation.all.allocated"])
 
 
-@pytest.mark.parametrize("cuda_graphs", ["on", "off"])
-def test_no_step_after_start_up_compiles(cuda_graphs: str) -> None:
+@pytest.mark.parametrize(
+    ("cuda_graphs", "quantization"),
+    [("on", "auto"), ("off", "auto"), ("on", "fp8"), ("off", "fp8")],
+)
+def test_no_step_after_start_up_compiles(cuda_graphs: str, quantization: str) -> None:
     """Prompts of any length, decodes of any number of rows and both, with all that rows may ask."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=40, max_num_batched_tokens=512,
-        num_blocks=4096, cuda_graphs=cuda_graphs, **CUDA,
+        num_blocks=4096, cuda_graphs=cuda_graphs, quantization=quantization, **CUDA,
     )  # fmt: skip
     frontend, rng = Frontend(rank), random.Random(2)
     with compilations() as names:
@@ -56,12 +59,21 @@ def test_a_compilation_would_be_counted() -> None:
     assert names
 
 
-@pytest.mark.parametrize("kinds", [PARAMS[:1], PARAMS[:2], PARAMS[1:4], PARAMS])
-def test_decodes_neither_allocate_nor_wait(kinds: list[Params]) -> None:
+@pytest.mark.parametrize(
+    ("kinds", "quantization"),
+    [
+        (PARAMS[:1], "auto"),
+        (PARAMS[:2], "auto"),
+        (PARAMS[1:4], "auto"),
+        (PARAMS, "auto"),
+        (PARAMS, "fp8"),
+    ],
+)
+def test_decodes_neither_allocate_nor_wait(kinds: list[Params], quantization: str) -> None:
     """Fifty steps of growing contexts and new blocks, rows joining and leaving."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=24, max_num_batched_tokens=512,
-        num_blocks=1024, **CUDA,
+        num_blocks=1024, quantization=quantization, **CUDA,
     )  # fmt: skip
     frontend, rng = Frontend(rank), random.Random(6)
     for slot, prompt in random_prompts(24, 1000, 60, 7).items():

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from demo import CHECKPOINT
+from tests.workers.fp8_models import fp8_config, save_block_fp8, save_scaled_fp8
 from tests.workers.gpu.driver import (
     CUDA,
     Frontend,
@@ -16,6 +17,7 @@ from tests.workers.gpu.driver import (
     in_flight,
 )
 from tests.workers.steps import prefill_step, relative_error, start_rank, step_logits
+from tests.workers.test_quantization import COMPRESSED
 from tests.workers.tiny_models import random_config, save_model
 
 pytestmark = pytest.mark.gpu
@@ -27,6 +29,23 @@ def test_fp32_logits_equal_transformers(seed: int, tmp_path: Path) -> None:
     oracle = save_model(config, tmp_path, seed)
     rank = start_rank(tmp_path, cuda_graphs="off", **CUDA)
     tokens = torch.randint(config.vocab_size, (37,), generator=torch.manual_seed(seed)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    ours = step_logits(rank, prefill_step(0, 2, tokens, [7, 3, 5, 1]))
+    assert relative_error(ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("moe", [True, False])
+@pytest.mark.parametrize("form", ["block", "row"])
+def test_fp32_logits_of_8_bit_weights(form: str, moe: bool, tmp_path: Path) -> None:
+    """Against the same weights dequantized."""
+    config = fp8_config(moe=moe)
+    if form == "block":
+        oracle = save_block_fp8(config, tmp_path)
+    else:
+        oracle = save_scaled_fp8(config, tmp_path, COMPRESSED, scale_shape=(-1, 1))
+    rank = start_rank(tmp_path, cuda_graphs="off", **CUDA)
+    tokens = torch.randint(config.vocab_size, (37,), generator=torch.manual_seed(2)).tolist()
     with torch.inference_mode():
         expected = oracle(torch.tensor([tokens])).logits[0]
     ours = step_logits(rank, prefill_step(0, 2, tokens, [7, 3, 5, 1]))

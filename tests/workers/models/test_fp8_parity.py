@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import FineGrainedFP8Config, Qwen3MoeForCausalLM
 
+from tests.refusals import refusal
 from tests.workers.fp8_models import FP8, SIZES, fp8_config, save_block_fp8, save_scaled_fp8
 from tests.workers.steps import (
     decode_step,
@@ -62,6 +63,13 @@ def test_each_form_of_block_fp8(form: str, moe_runner: str, tmp_path: Path) -> N
 def test_blocks_of_other_sides(block: tuple[int, int], tmp_path: Path) -> None:
     oracle = save_block_fp8(fp8_config(moe=False), tmp_path, block=block)
     check(start_rank(tmp_path), oracle)
+
+
+def test_blocks_that_kernels_would_cut_are_refused(tmp_path: Path) -> None:
+    save_block_fp8(fp8_config(moe=False), tmp_path, block=(8, 16))
+    line = refusal(lambda: start_rank(tmp_path, interpreted()))
+    assert "weight_block_size is [8, 16]" in line
+    assert "multiples of 16" in line
 
 
 def test_modules_that_are_not_converted(tmp_path: Path) -> None:

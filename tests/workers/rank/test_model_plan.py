@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from tests.workers.fp8_models import fp8_config, save_block_fp8
 from tests.workers.memory import resident_bytes
 from tests.workers.steps import prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
@@ -65,8 +66,20 @@ def test_what_is_counted_is_what_is_then_held(
     spare(monkeypatch, held)
     start_rank(folder)
     spare(monkeypatch, held - 1)
-    with pytest.raises(ValueError, match=r"a rank's weights take 0\.0 GiB"):
+    with pytest.raises(ValueError, match=r"a rank's weights take 0\.0 GiB .* --quantization fp8"):
         start_rank(folder)
+
+
+def test_8_bit_weights_are_counted_with_their_scales(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_block_fp8(fp8_config(), tmp_path)
+    rank = start_rank(tmp_path)
+    assert isinstance(rank.model, torch.nn.Module)
+    parts = (*rank.model.parameters(), *rank.model.buffers())
+    spare(monkeypatch, sum(each.nbytes for each in parts) - 1)
+    with pytest.raises(ValueError, match=r"to spare; raise --tp"):
+        start_rank(tmp_path)
 
 
 def test_a_model_beyond_the_memory_is_told_before_it_is_made(
