@@ -28,7 +28,11 @@ def greedy(model: torch.nn.Module, prompt: Sequence[int], num_tokens: int) -> li
 
 @torch.inference_mode()
 def check_tokens(
-    model: torch.nn.Module, prompt: Sequence[int], ours: Sequence[int], theirs: Sequence[int]
+    model: torch.nn.Module,
+    prompt: Sequence[int],
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    tie: float = TIE,
 ) -> int:
     """Assert that the tokens are the same up to a tie; the number of ties, 0 or 1."""
     assert len(ours) == len(theirs)
@@ -36,7 +40,7 @@ def check_tokens(
         if mine != other:
             logits = model(torch.tensor([[*prompt, *theirs[:index]]])).logits[0, -1]
             best, second = logits.topk(2).values.tolist()
-            assert best - second < TIE, (
+            assert best - second < tie, (
                 f"token {index} is {mine}, the oracle's is {other} by a margin of {best - second}"
             )
             warnings.warn(f"tie at token {index}: margin {best - second:.2g}", stacklevel=2)

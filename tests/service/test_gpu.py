@@ -10,16 +10,17 @@ import torch
 
 pytestmark = pytest.mark.gpu
 
-# The layouts of `python -m benchmarks.sanity`, and one rank that launches kernel by kernel.
+# The layouts of `python -m benchmarks.sanity`, one rank that launches kernel by kernel, and one
+# whose cache has 8 bits.
 SANITY = """
 from benchmarks import sanity
-sanity.LAYOUTS[1] += ("--cuda-graphs off",)
+sanity.LAYOUTS[1] += ("--cuda-graphs off", "--kv-cache-dtype fp8_e4m3")
 sanity.main()
 """
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("ranks", "layouts"), [(1, 3), (2, 8)])
+@pytest.mark.parametrize(("ranks", "layouts"), [(1, 4), (2, 8)])
 def test_the_demo_is_as_accurate_in_every_layout(ranks: int, layouts: int, tmp_path: Path) -> None:
     if torch.cuda.device_count() < ranks:
         pytest.skip(f"needs {ranks} GPUs")

@@ -59,12 +59,17 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
             check(step, BatchShape(size, decodes=False))
 
 
-@pytest.mark.parametrize("quantization", ["auto", "fp8"])
+@pytest.mark.parametrize(
+    ("quantization", "kv_cache_dtype"),
+    [("auto", "auto"), ("fp8", "auto"), ("auto", "fp8_e4m3"), ("fp8", "fp8_e4m3")],
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
-def test_graphs_of_the_demo_equal_single_launches(dtype: str, quantization: str) -> None:
+def test_graphs_of_the_demo_equal_single_launches(
+    dtype: str, quantization: str, kv_cache_dtype: str
+) -> None:
     rank = start_rank(
-        CHECKPOINT, dtype=dtype, quantization=quantization, max_batch_size=256,
-        max_num_batched_tokens=768, num_blocks=4096, **CUDA,
+        CHECKPOINT, dtype=dtype, quantization=quantization, kv_cache_dtype=kv_cache_dtype,
+        max_batch_size=256, max_num_batched_tokens=768, num_blocks=4096, **CUDA,
     )  # fmt: skip
     check_graphs(rank, 1000)
 

@@ -30,14 +30,24 @@ def num_allocations() -> int:
 
 
 @pytest.mark.parametrize(
-    ("cuda_graphs", "quantization"),
-    [("on", "auto"), ("off", "auto"), ("on", "fp8"), ("off", "fp8")],
+    ("cuda_graphs", "quantization", "kv_cache_dtype"),
+    [
+        ("on", "auto", "auto"),
+        ("off", "auto", "auto"),
+        ("on", "fp8", "auto"),
+        ("off", "fp8", "auto"),
+        ("off", "fp8", "fp8_e4m3"),
+        ("on", "auto", "fp8_e4m3"),
+    ],
 )
-def test_no_step_after_start_up_compiles(cuda_graphs: str, quantization: str) -> None:
+def test_no_step_after_start_up_compiles(
+    cuda_graphs: str, quantization: str, kv_cache_dtype: str
+) -> None:
     """Prompts of any length, decodes of any number of rows and both, with all that rows may ask."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=40, max_num_batched_tokens=512,
-        num_blocks=4096, cuda_graphs=cuda_graphs, quantization=quantization, **CUDA,
+        num_blocks=4096, cuda_graphs=cuda_graphs, quantization=quantization,
+        kv_cache_dtype=kv_cache_dtype, **CUDA,
     )  # fmt: skip
     frontend, rng = Frontend(rank), random.Random(2)
     with compilations() as names:
@@ -60,20 +70,24 @@ def test_a_compilation_would_be_counted() -> None:
 
 
 @pytest.mark.parametrize(
-    ("kinds", "quantization"),
+    ("kinds", "quantization", "kv_cache_dtype"),
     [
-        (PARAMS[:1], "auto"),
-        (PARAMS[:2], "auto"),
-        (PARAMS[1:4], "auto"),
-        (PARAMS, "auto"),
-        (PARAMS, "fp8"),
+        (PARAMS[:1], "auto", "auto"),
+        (PARAMS[:2], "auto", "auto"),
+        (PARAMS[1:4], "auto", "auto"),
+        (PARAMS, "auto", "auto"),
+        (PARAMS, "fp8", "auto"),
+        (PARAMS, "auto", "fp8_e4m3"),
+        (PARAMS[:1], "fp8", "fp8_e4m3"),
     ],
 )
-def test_decodes_neither_allocate_nor_wait(kinds: list[Params], quantization: str) -> None:
+def test_decodes_neither_allocate_nor_wait(
+    kinds: list[Params], quantization: str, kv_cache_dtype: str
+) -> None:
     """Fifty steps of growing contexts and new blocks, rows joining and leaving."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=24, max_num_batched_tokens=512,
-        num_blocks=1024, quantization=quantization, **CUDA,
+        num_blocks=1024, quantization=quantization, kv_cache_dtype=kv_cache_dtype, **CUDA,
     )  # fmt: skip
     frontend, rng = Frontend(rank), random.Random(6)
     for slot, prompt in random_prompts(24, 1000, 60, 7).items():
