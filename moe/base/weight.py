@@ -13,6 +13,9 @@ from torch import nn
 
 from moe.base.tiles import FP8_NAME
 
+# Every number of e4m3, by its bits.
+_NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float()
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Weight:
@@ -67,8 +70,16 @@ class Weight:
         if self.scales is None or self.block is None:
             return self.values
         *leading, rows, columns = self.scales.shape
-        blocks = self.values.float().view(*leading, rows, self.block[0], columns, self.block[1])
+        blocks = _floats(self.values).view(*leading, rows, self.block[0], columns, self.block[1])
         return blocks.mul_(self.scales[..., :, None, :, None]).view(self.shape).to(dtype)
+
+
+def _floats(values: torch.Tensor) -> torch.Tensor:
+    """The values in fp32. A CPU looks them up in a quarter of the time of converting them."""
+    if values.device.type != "cpu":
+        return values.float()
+    bits = values.view(torch.uint8).reshape(-1).int()
+    return _NUMBERS.index_select(0, bits).view(values.shape)
 
 
 def held_weight(module: nn.Module, name: str, weight: Weight) -> Weight:

@@ -26,6 +26,16 @@ def test_a_value_counts_times_the_scale_of_its_block(
         assert plain[tuple(index)] == values.float()[tuple(index)] * scale
 
 
+def test_every_number_there_is() -> None:
+    """Zeros keep their signs, and what is no number stays none."""
+    values = torch.arange(256, dtype=torch.uint8).view(FP8).view(16, 16)
+    plain = Weight(values, torch.ones(1, 1), (16, 16)).plain(torch.float32)
+    assert torch.equal(plain.view(torch.int32), values.float().view(torch.int32))
+    assert plain.isnan().sum() == 2
+    halves = Weight(values, torch.ones(1, 1), (16, 16)).plain(torch.bfloat16)
+    assert torch.equal(halves.nan_to_num(0.0), values.bfloat16().nan_to_num(0.0))
+
+
 def test_a_plain_weight_is_its_values() -> None:
     values = torch.randn(2, 4, 4)
     assert Weight(values).plain(torch.float32) is values
