@@ -70,12 +70,10 @@ class Quantization:
     """Which of a model's matrices have 8-bit floats, and how they stand.
 
     Attributes:
-        method: its name in config.json, or that of the flag.
         fp8: the format of all of them.
         skipped: modules whose weights have the model's type.
     """
 
-    method: str
     fp8: Fp8Format
     skipped: ModuleNames = ModuleNames()
 
@@ -141,7 +139,6 @@ def _read_fp8(key: str, said: dict[str, Any]) -> Quantization:
         (name for name in ("modules_to_not_convert", "ignored_layers") if said.get(name)), "ignore"
     )
     return Quantization(
-        method="fp8",
         fp8=Fp8Format(block=_block(f"{key}.weight_block_size", block), suffix="_scale_inv"),
         skipped=ModuleNames.read(f"{key}.{skipped}", said.get(skipped)),
     )
@@ -173,7 +170,7 @@ def _read_compressed(key: str, said: dict[str, Any]) -> Quantization:
         name = f"{where}.block_structure"
         fp8 = Fp8Format(block=_block(name, weights.get("block_structure")))
     skipped = ModuleNames.read(f"{key}.ignore", said.get("ignore"))
-    return Quantization(method=method, fp8=fp8, skipped=skipped)
+    return Quantization(fp8=fp8, skipped=skipped)
 
 
 def _read_modelopt(key: str, said: dict[str, Any]) -> Quantization:
@@ -181,7 +178,6 @@ def _read_modelopt(key: str, said: dict[str, Any]) -> Quantization:
     _only(key, "modelopt", said, "quant_algo", ("FP8",))
     skipped = "ignore" if said.get("ignore") else "exclude_modules"
     return Quantization(
-        method="modelopt",
         fp8=Fp8Format(stored="scalar"),
         skipped=ModuleNames.read(f"{key}.{skipped}", said.get(skipped)),
     )

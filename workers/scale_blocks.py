@@ -68,7 +68,7 @@ def with_quantization(
 def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
     for size in _MADE_SIZES:
         fp8 = dataclasses.replace(MADE, block=(size, size))
-        made = Quantization(method=flag, fp8=fp8)
+        made = Quantization(fp8=fp8)
         problem = _problem(config, made, _layout(parallel))
         if problem is None:
             return dataclasses.replace(config, quantization=made)

@@ -206,7 +206,7 @@ def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
     small = kernels.floors(config, WORKS["decode"], 5000, 2, device, 48 * 2 * 4 * 130)
     assert small["attention"] == pytest.approx(few["attention"] * 130 / 256)
     assert {**small, "attention": few["attention"]} == few
-    quantization = Quantization(method="fp8", fp8=MADE)
+    quantization = Quantization(fp8=MADE)
     narrow = dataclasses.replace(config, quantization=quantization)
     halved = kernels.floors(narrow, WORKS["decode"], 5000, 2, device)
     assert halved["head"] == few["head"]

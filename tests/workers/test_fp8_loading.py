@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from moe.base.weight import Weight
 from tests.refusals import refusal
 from tests.workers.fp8_models import FP8, fp8_config, save_block_fp8, write
+from tests.workers.steps import prefill_step, start_rank, step_logits
 from tests.workers.test_weight_loading import layout, model_of
 from tests.workers.tiny_models import save_model
 from workers.checkpoint import Checkpoint
@@ -155,6 +156,19 @@ def test_scales_of_activations_and_of_a_cache_are_not_needed(folder: Path, tmp_p
     model = model_of(copy, layout(1, 1, None), 0)
     loaded = load_weights(model.checkpoint_slices(), Checkpoint(copy, fp8=True))
     assert loaded.bytes_read == sum(each.nbytes for each in model.parameters())
+
+
+def test_an_fp8_folder_without_its_weights_is_made_up(folder: Path) -> None:
+    """In the format that its config.json tells of."""
+    rank = start_rank(folder, load_format="dummy")
+    read = start_rank(folder)
+    ours, theirs = (
+        {name: (each.shape, each.dtype) for name, each in one.model.named_parameters()}  # type: ignore[attr-defined]
+        for one in (rank, read)
+    )
+    assert ours == theirs
+    assert rank.loaded.bytes_read == 0
+    assert step_logits(rank, prefill_step(0, 0, [5, 7, 9], [1])).isfinite().all()
 
 
 def test_8_bit_weights_that_config_json_does_not_tell_of(folder: Path) -> None:
