@@ -44,6 +44,8 @@ class Server:
         """One line for a report's title."""
         info = self.info
         types = f"{info.dtype} {info.quantization}".strip()
+        if info.kv_cache_dtype not in ("", info.dtype):  # "": a server of an older release
+            types += f", KV cache {info.kv_cache_dtype}"
         return (
             f"{self.model.model}, {info.world_size} × {info.device}, {types}, "
             f"TP={info.tensor_parallel_size} DP={info.data_parallel_size} "

@@ -67,6 +67,10 @@ def compressed(**changes: Any) -> dict[str, Any]:
         ({**QWEN, "weight_block_size": [64, 128]}, Fp8Format(block=(64, 128), suffix="_scale_inv")),
         ({**QWEN, "activation_scheme": "static"}, Fp8Format(block=(128, 128), suffix="_scale_inv")),
         (COMPRESSED, Fp8Format(block=None, stored="blocks", suffix="_scale")),
+        (
+            {**COMPRESSED, "kv_cache_scheme": {"num_bits": 8, "type": "float", "dynamic": False}},
+            Fp8Format(block=None, stored="blocks", suffix="_scale"),
+        ),
         (compressed(strategy="tensor"), Fp8Format(stored="vector")),
         (compressed(strategy="block", block_structure=[128, 128]), Fp8Format(block=(128, 128))),
         (MODELOPT, Fp8Format(stored="scalar")),
