@@ -1,8 +1,8 @@
 """Words that never come: a token of its own is banned, the last token of several where the others
 were drawn before it.
 
-Owns which tokens spell a word, as vLLM has it: alone, and behind a space where that begins with
-another token. Knows nothing of steps.
+Owns which tokens spell a word: those it is cut into alone, and behind a space. Knows nothing of
+steps.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def _spellings(encode: Encode, words: Sequence[str]) -> dict[Spelling, None]:
         bare = word.lstrip() or word
         alone, spaced = (tuple(encode(before + bare, False)) for before in ("", " "))
         found[alone] = None
-        if len(spaced) == len(alone) and spaced[0] != alone[0]:
+        if spaced[-len(alone) :] != alone:  # else there is no way to it but past the other
             found[spaced] = None
     found.pop((), None)
     return found

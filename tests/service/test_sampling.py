@@ -68,13 +68,17 @@ def eos_token_ids(server: Server) -> list[int]:
         return list(client.model_info().eos_token_ids)
 
 
-def prompt_ids(server: Server) -> list[int]:
+def token_ids(server: Server, text: str) -> list[int]:
     async def ids() -> list[int]:
         async with AsyncClient(server.address) as client:
-            answer = await client.stub.Tokenize(pb.TokenizeRequest(text=PROMPT))
+            answer = await client.stub.Tokenize(pb.TokenizeRequest(text=text))
             return list(answer.token_ids)
 
     return asyncio.run(ids())
+
+
+def prompt_ids(server: Server) -> list[int]:
+    return token_ids(server, PROMPT)
 
 
 @torch.inference_mode()
@@ -107,7 +111,7 @@ def penalised(
 
 @pytest.mark.parametrize(
     ("repetition", "presence", "frequency"),
-    [(1.3, 0.0, 0.0), (0.8, 0.0, 0.0), (1.0, 1.5, 0.0), (1.0, 0.0, 0.75), (1.2, -0.5, 0.5)],
+    [(1.3, 0.0, 0.0), (0.5, 0.0, 0.0), (1.0, 1.5, 0.0), (1.0, 0.0, 0.75), (1.2, -0.5, 0.5)],
 )
 def test_greedy_tokens_keep_to_the_penalties(
     server: Server, oracle: torch.nn.Module, repetition: float, presence: float, frequency: float
@@ -188,14 +192,20 @@ def test_lists_of_tokens_are_kept_to(server: Server) -> None:
 
 
 def test_words_of_one_and_of_several_tokens_do_not_come(server: Server) -> None:
-    """A greedy output has each word until it is banned; then it goes on without it."""
+    """A greedy output has each word until it is banned; then it goes on without it, in the tokens
+    that a tokenizer cuts it into."""
     words: list[str] = []
+    banned: list[list[int]] = []
     for _ in range(4):
         [answer] = ask(server, Options(temperature=0, max_new_tokens=9, bad_words=words))
-        text = answer.outputs[0].text
-        assert not any(word in text for word in words)
+        text, drawn = answer.outputs[0].text, tokens(answer)
+        for spelling in banned:
+            places = range(len(drawn) - len(spelling) + 1)
+            assert spelling not in [drawn[at : at + len(spelling)] for at in places], text
         words.append(" ".join(text.split()[:2]))
+        banned += [token_ids(server, words[-1]), token_ids(server, f" {words[-1]}")]
     assert any(" " in word for word in words)
+    assert len(set(words)) > 1
 
 
 def test_samples_are_single_requests_with_an_index(server: Server) -> None:

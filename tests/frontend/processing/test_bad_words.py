@@ -50,6 +50,12 @@ async def test_a_word_is_banned_alone_and_behind_a_space() -> None:
     assert await spelled() == []
 
 
+async def test_behind_a_space_a_word_may_be_cut_otherwise() -> None:
+    cuts = {"turtle": [1, 2, 3], " turtle": [4], "a b": [5, 6], " a b": [7, 5, 6]}
+    found = await spellings(lambda text, _: cuts[text], ["turtle", "a b"], VOCAB_SIZE)
+    assert found == [(1, 2, 3), (4,), (5, 6)]  # the last word comes in no other way
+
+
 async def test_tokens_that_the_model_does_not_know_cannot_come() -> None:
     assert await spelled("é") == [(ord("é"),)]  # behind a space it is beyond the vocabulary
 
