@@ -81,12 +81,10 @@ class Oracle:
         """``count`` of each task."""
         items = heldout(count, seed)
         prompts = [
-            self.tokenizer.apply_chat_template(
-                [{"role": "user", "content": question}], add_generation_prompt=True
-            )["input_ids"]
-            for _, question, _ in items
+            self.tokenizer.apply_chat_template(item.messages, **item.template_kwargs())["input_ids"]
+            for item in items
         ]
-        return Questions(prompts=prompts, expected=[expected for _, _, expected in items])
+        return Questions(prompts=prompts, expected=[item.expected for item in items])
 
     @torch.inference_mode()
     def answers(self, prompts: Sequence[list[int]]) -> Iterator[Tokens]:

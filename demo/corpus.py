@@ -17,13 +17,17 @@ from random import Random
 import numpy as np
 from tokenizers import Tokenizer
 
+from demo.chat import Chat
 from demo.data import Example, draw
 from demo.tasks import TASKS
-from demo.tokenizer import END_OF_TEXT, SYSTEM_PROMPTS, TURN_END, header
+from demo.tokenizer import END_OF_TEXT, SYSTEM_PROMPTS
+from demo.tool_tasks import covered, toolbox
 
 TURNS, TURN_WEIGHTS = (1, 2, 3, 5), (70, 15, 10, 5)
-SYSTEM_SHARE = 0.1
+SYSTEM_SHARE = 0.15
 CASUAL_SHARE = 0.1
+TOOLS_SHARE = 0.05  # of chats whose first question needs no tool: some are there all the same
+THINKING, THINKING_WEIGHTS = (None, True, False), (80, 12, 8)
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,33 +53,53 @@ def _casual(question: str, rng: Random) -> str:
     return question
 
 
-def _training_example(rng: Random) -> Example:
+def _training_example(rng: Random, kinds: set[str]) -> Example:
+    """Beside tools of ``kinds``: of a task that needs no tool, and that none of these answers.
+    Without kinds: of any task."""
     tasks = list(TASKS.values())
+    weights = [task.weight for task in tasks]
+    answered = covered(kinds)
     while True:
-        (task,) = rng.choices(tasks, weights=[task.weight for task in tasks])
-        if (example := draw(task, "train", rng)) is not None:
+        (task,) = rng.choices(tasks, weights=weights)
+        if task.name in answered or (example := draw(task, "train", rng)) is None:
+            continue
+        if not (kinds and example.exchange.rounds):
             return example
 
 
-def conversation(tokenizer: Tokenizer, rng: Random) -> tuple[list[int], list[bool]]:
-    """One chat of a few turns as the template renders it: its ids, and which are learnt."""
+def draw_chat(rng: Random) -> Chat:
+    """A chat of a few turns; its tools are those of its first question."""
+    first = _training_example(rng, set())
+    tools = dict(first.tools)
+    if not tools and rng.random() < TOOLS_SHARE:
+        tools = toolbox(rng)
+        while first.task in covered(set(tools)):
+            tools = toolbox(rng)
+    exchanges = [first.exchange]
+    for _ in range(rng.choices(TURNS, weights=TURN_WEIGHTS)[0] - 1):
+        exchanges.append(_training_example(rng, set(tools)).exchange)
+    rng.shuffle(exchanges)
+    (thinking,) = rng.choices(THINKING, weights=THINKING_WEIGHTS)
+    return Chat(
+        exchanges=tuple(
+            dataclasses.replace(each, question=_casual(each.question, rng)) for each in exchanges
+        ),
+        system=rng.choice(SYSTEM_PROMPTS) if rng.random() < SYSTEM_SHARE else "",
+        tools=tuple(tools.values()),
+        thinking=thinking,
+    )
+
+
+def encode(tokenizer: Tokenizer, chat: Chat) -> tuple[list[int], list[bool]]:
+    """A chat as the template renders it, without the end of its last line: its ids, and which are
+    learnt."""
     ids: list[int] = []
     learnt: list[bool] = []
-
-    def add(text: str, *, learn: bool) -> None:
-        new = tokenizer.encode(text).ids
-        ids.extend(new)
-        learnt.extend([learn] * len(new))
-
-    prefix = ""
-    if rng.random() < SYSTEM_SHARE:
-        prefix = f"{header('system')}{rng.choice(SYSTEM_PROMPTS)}{TURN_END}\n"
-    for _ in range(rng.choices(TURNS, weights=TURN_WEIGHTS)[0]):
-        example = _training_example(rng)
-        question = _casual(example.question, rng)
-        add(f"{prefix}{header('user')}{question}{TURN_END}\n{header('assistant')}", learn=False)
-        add(f"{example.answer}{TURN_END}", learn=True)
-        prefix = "\n"
+    pieces = [piece for piece in chat.pieces() if piece[0]]
+    encoded = tokenizer.encode_batch_fast([text for text, _ in pieces], add_special_tokens=False)
+    for (_, is_said), new in zip(pieces, encoded, strict=True):
+        ids.extend(new.ids)
+        learnt.extend([is_said] * len(new.ids))
     return ids, learnt
 
 
@@ -87,7 +111,7 @@ def build_rows(tokenizer: Tokenizer, *, num_rows: int, row_tokens: int, seed: in
     positions, learnt = np.zeros(shape, np.int16), np.zeros(shape, np.bool_)
     row, used = 0, 0
     while row < num_rows:
-        ids, answers = conversation(tokenizer, rng)
+        ids, answers = encode(tokenizer, draw_chat(rng))
         if len(ids) > row_tokens:
             continue
         if used + len(ids) > row_tokens:

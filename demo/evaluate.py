@@ -14,21 +14,20 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from demo import CHECKPOINT
-from demo.data import heldout, is_right
+from demo.data import Item, heldout, is_right
 
-Answerer = Callable[[Sequence[str]], list[str]]
-MAX_NEW_TOKENS = 64  # the longest exact answer, eleven numbers, is under 55 with its end
+Answerer = Callable[[Sequence[Item]], list[str]]
+MAX_NEW_TOKENS = 160  # the longest, two calls of a tool, are under 150 with their end
 
 
 def score(answer: Answerer, count_per_task: int, seed: int = 0) -> dict[str, float]:
     """The share of right answers per task, and over all questions under ``"all"``."""
     items = heldout(count_per_task, seed)
-    answers = answer([question for _, question, _ in items])
     right: dict[str, list[bool]] = {"all": []}
-    for (task, _, expected), given in zip(items, answers, strict=True):
-        hit = is_right(expected, given)
+    for item, given in zip(items, answer(items), strict=True):
+        hit = is_right(item.expected, given)
         right["all"].append(hit)
-        right.setdefault(task, []).append(hit)
+        right.setdefault(item.task, []).append(hit)
     return {task: sum(hits) / len(hits) for task, hits in right.items()}
 
 
@@ -39,7 +38,7 @@ def transformers_answerer(
     dtype: torch.dtype = torch.float32,
     batch_size: int = 256,
 ) -> Answerer:
-    """Greedy answers of the checkpoint in ``folder``, ``batch_size`` questions at a time."""
+    """Greedy answers of the checkpoint in ``folder``, ``batch_size`` items at a time."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, experts_implementation="eager"
@@ -47,19 +46,26 @@ def transformers_answerer(
     model = model.to(device).eval()
 
     @torch.inference_mode()
-    def answer_batch(questions: Sequence[str]) -> list[str]:
-        chats = [[{"role": "user", "content": question}] for question in questions]
-        batch = tokenizer.apply_chat_template(
-            chats, add_generation_prompt=True, padding=True, return_tensors="pt", return_dict=True
-        ).to(device)
+    def answer_batch(prompts: Sequence[str]) -> list[str]:
+        batch = tokenizer(list(prompts), padding=True, return_tensors="pt").to(device)
         out = model.generate(**batch, do_sample=False, max_new_tokens=MAX_NEW_TOKENS)
         new = out[:, batch["input_ids"].shape[1] :]
         return tokenizer.batch_decode(new, skip_special_tokens=True)
 
-    def answer(questions: Sequence[str]) -> list[str]:
-        answers: list[str] = []
-        for first in range(0, len(questions), batch_size):
-            answers += answer_batch(questions[first : first + batch_size])
+    def answer(items: Sequence[Item]) -> list[str]:
+        prompts = [
+            tokenizer.apply_chat_template(item.messages, tokenize=False, **item.template_kwargs())
+            for item in items
+        ]
+        # Alike in length, answers end at about the same time, and little of a batch is padding.
+        order = sorted(range(len(items)), key=lambda place: (items[place].task, prompts[place]))
+        answers = [""] * len(items)
+        for first in range(0, len(items), batch_size):
+            places = order[first : first + batch_size]
+            for place, text in zip(
+                places, answer_batch([prompts[place] for place in places]), strict=True
+            ):
+                answers[place] = text
         return answers
 
     return answer

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from random import Random
 from typing import Literal
 
+from demo import json_tasks, thinking_tasks, tool_tasks
 from demo import language_tasks as language
 from demo import numbers_tasks as numbers
 from demo.fact import Fact
@@ -19,13 +20,15 @@ from demo.fact import Fact
 class Task:
     """A kind of question.
 
-    ``by`` says what the split is on (demo/data.py), ``weight`` is the relative share of training,
+    ``by`` says what the split is on (demo/data.py), ``split_as`` is the task whose split it is
+    where questions are those of another one, ``weight`` is the relative share of training,
     ``exact`` says the answer is scored.
     """
 
     name: str
     draw: Callable[[Random], Fact]
     by: Literal["fact", "question"] = "fact"
+    split_as: str = ""
     weight: float = 1.0
     exact: bool = True
 
@@ -52,5 +55,19 @@ TASKS: dict[str, Task] = {
         Task(name="facts", draw=language.table, by="question", weight=1.5),
         Task(name="story", draw=language.story, by="question", weight=1.5, exact=False),
         Task(name="small_talk", draw=language.small_talk, by="question", weight=0.5, exact=False),
+        Task(name="chain", draw=thinking_tasks.chain, weight=2.5),
+        Task(name="word_problem", draw=thinking_tasks.word_problem, weight=1.5),
+        Task(name="letter_count", draw=thinking_tasks.letter_count, weight=1.5),
+        Task(name="sum_parity", draw=thinking_tasks.sum_parity, weight=0.5),
+        Task(name="calculator", draw=tool_tasks.calculation, weight=2),
+        Task(name="two_numbers", draw=tool_tasks.of_two_numbers),
+        Task(name="lookup", draw=tool_tasks.look_up, by="question", split_as="facts", weight=1.5),
+        Task(name="errand", draw=tool_tasks.errand, weight=2),
+        Task(name="two_calls", draw=tool_tasks.two_calls, weight=0.5),
+        Task(name="two_rounds", draw=tool_tasks.two_rounds, weight=1),
+        Task(name="json_person", draw=json_tasks.person, weight=1.5),
+        Task(name="json_thing", draw=json_tasks.thing),
+        Task(name="json_fact", draw=json_tasks.json_fact, by="question"),
+        Task(name="json_list", draw=json_tasks.json_list),
     )
 }

@@ -1,4 +1,4 @@
-"""The demo model's tokenizer: byte-level BPE of 1,024 tokens with a ChatML template.
+"""The demo model's tokenizer: byte-level BPE of 1,024 tokens.
 
 Owns how text is cut up before merging: a digit, a letter and a sign stand alone, and only whole
 words that follow a space, or a capitalised word or chat role that begins a line, may merge. So
@@ -15,33 +15,27 @@ from pathlib import Path
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from demo import chat
 from demo.data import examples
 from demo.tasks import TASKS
 
 VOCAB_SIZE = 1024
-END_OF_TEXT, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
+END_OF_TEXT = "<|endoftext|>"
 SYSTEM_PROMPTS = (
     "You are a helpful assistant.",
     "Answer the question.",
     "You are a small model. Give short answers.",
+    "You are a helpful assistant with tools.",
+    "Use the tools to answer.",
+    "Think before you answer.",
+    "Be brief.",
 )
 PIECES = (
     r"(?<![^\n])(?:user|assistant|system|\p{Lu}\p{Ll}+)"  # role or capitalised word, line start
     r"| \p{L}+"  # a word after a space, with the space
     r"|\p{L}|\p{N}| ?[^\s\p{L}\p{N}]|\s"  # all else, one character at a time
 )
-CHAT_TEMPLATE = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 CORPUS_PER_TASK, CORPUS_SEED = 2000, 0
-
-
-def header(role: str) -> str:
-    """What stands before a turn's text."""
-    return f"{TURN_START}{role}\n"
 
 
 def _ascii_corpus() -> list[str]:
@@ -49,7 +43,7 @@ def _ascii_corpus() -> list[str]:
     texts = ["user", "assistant", "system"] * CORPUS_PER_TASK + list(SYSTEM_PROMPTS) * 100
     for task in TASKS:
         for example in examples(task, "train", CORPUS_PER_TASK, CORPUS_SEED):
-            texts += [example.question, example.answer]
+            texts += [example.question, example.exchange.thought, example.answer]
     return [text.encode("ascii", "ignore").decode() for text in texts]
 
 
@@ -67,15 +61,18 @@ def build() -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE - len(chat.MARKUP),
         special_tokens=[
             AddedToken(token, special=True, normalized=False)
-            for token in (END_OF_TEXT, TURN_START, TURN_END)
+            for token in (END_OF_TEXT, chat.TURN_START, chat.TURN_END)
         ],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(_ascii_corpus(), trainer)
+    tokenizer.add_tokens(
+        [AddedToken(text, special=False, normalized=False) for text in chat.MARKUP]
+    )
     if tokenizer.get_vocab_size() != VOCAB_SIZE:
         raise RuntimeError(
             f"the corpus gives {tokenizer.get_vocab_size()} tokens, not {VOCAB_SIZE}: "
@@ -83,11 +80,11 @@ def build() -> PreTrainedTokenizerFast:
         )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        eos_token=TURN_END,
+        eos_token=chat.TURN_END,
         pad_token=END_OF_TEXT,
         model_max_length=1024,
         clean_up_tokenization_spaces=False,
-        chat_template=CHAT_TEMPLATE,
+        chat_template=chat.TEMPLATE.strip(),
     )
 
 

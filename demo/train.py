@@ -41,11 +41,11 @@ class Recipe:
     """
 
     seed: int = 0
-    steps: int = 12_000
-    minutes: float = 4.5
-    rows_per_step: int = 128
-    row_tokens: int = 256
-    num_rows: int = 400_000
+    steps: int = 13_000
+    minutes: float = 7.5
+    rows_per_step: int = 64
+    row_tokens: int = 512
+    num_rows: int = 250_000
     learning_rate: float = 2e-3
     warmup_steps: int = 300
     weight_decay: float = 0.1

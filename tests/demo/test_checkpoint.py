@@ -10,7 +10,7 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from demo import CHECKPOINT
-from demo.data import heldout
+from demo.data import Item, heldout
 from demo.evaluate import Answerer, score, transformers_answerer
 
 MAX_PARAMETERS, MAX_BYTES = 8_000_000, 16_000_000
@@ -35,15 +35,18 @@ def test_size() -> None:
 
 @pytest.mark.slow
 def test_held_out_answers(answer: Answerer) -> None:
-    assert score(answer, count_per_task=8, seed=1)["all"] >= 0.95
+    shares = score(answer, count_per_task=6, seed=1)
+    assert shares["all"] >= 0.97
+    assert {task for task, share in shares.items() if share < 0.8} == set()
 
 
 def test_the_questions_of_the_readme(answer: Answerer) -> None:
-    assert answer(["What is 17 + 25?", 'Reverse the word "planet".', "17 + 25 ="]) == [
-        "42",
-        "tenalp",
-        "42",
+    questions = ["What is 17 + 25?", 'Reverse the word "planet".', "17 + 25 ="]
+    items = [
+        Item(task="", messages=[{"role": "user", "content": question}], expected="")
+        for question in questions
     ]
+    assert answer(items) == ["42", "tenalp", "42"]
 
 
 def test_recorded_accuracies() -> None:
@@ -56,7 +59,7 @@ def test_tokens_choose_their_experts() -> None:
     """Every expert is used, and tokens differ in the set they choose: routing is no formality."""
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    text = " ".join(question for _, question, _ in heldout(5))
+    text = " ".join(item.messages[0]["content"] for item in heldout(5))
     tokens = torch.tensor([tokenizer.encode(text)[:512]])
     for logits_TE in model(tokens, output_router_logits=True).router_logits:
         chosen = logits_TE.topk(4).indices.sort().values
@@ -67,7 +70,7 @@ def test_tokens_choose_their_experts() -> None:
 @pytest.mark.slow
 def test_tokenizer_is_the_one_the_code_builds(tokenizer: PreTrainedTokenizerFast) -> None:
     stored = AutoTokenizer.from_pretrained(CHECKPOINT)
-    for _, question, expected in heldout(5, seed=2):
-        text = f"{question}\n{expected}"
+    for item in heldout(5, seed=2):
+        text = f"{item.messages[0]['content']}\n{item.expected}"
         assert stored(text).input_ids == tokenizer(text).input_ids
     assert stored.chat_template == tokenizer.chat_template

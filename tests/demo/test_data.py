@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 from collections import Counter
 from random import Random
 
 import pytest
 
+from demo.chat import CALL
 from demo.data import examples, heldout, is_right, split_of
 from demo.tasks import TASKS
 
 EXACT = [task.name for task in TASKS.values() if task.exact]
+BESIDE = ["after_call", "tool_unused", "thinking", "no_thinking"]
 
 
 def numbers(text: str) -> list[int]:
@@ -32,7 +36,18 @@ ORACLES = {
     "spell": lambda q: "-".join(quoted(q)),
     "length": lambda q: str(len(quoted(q))),
     "count_up": lambda q: ", ".join(map(str, range(numbers(q)[0], numbers(q)[1] + 1))),
+    "chain": lambda q: str(eval(re.search(r"[\d+ -]*\d", q)[0])),
+    "letter_count": lambda q: str(q.split('"')[3].count(q.split('"')[1])),
+    "sum_parity": lambda q: ("even", "odd")[sum(numbers(q)) % 2],
+    "json_list": lambda q: json.dumps({q.rstrip(".").split()[-1]: listed(q)}),
 }
+
+
+def listed(question: str) -> list[int] | list[str]:
+    """What a question of json_list lists."""
+    text = re.search(r"(?:Write|me|List) (.*?) as ", question)[1]
+    words = re.split(", | and ", text)
+    return [int(word) for word in words] if words[0].isdigit() else words
 
 
 @pytest.mark.parametrize("task", ORACLES)
@@ -74,6 +89,63 @@ def test_no_question_is_on_both_sides(task: str) -> None:
     assert not train & held
 
 
+def test_thoughts_are_steps_to_the_answer() -> None:
+    for task in ("chain", "word_problem", "sum_parity"):
+        for example in examples(task, "train", 200, seed=3):
+            *_, last = lines = example.exchange.thought.splitlines()
+            for line in lines:
+                worked, result = line.split(" = ")
+                assert eval(worked) == int(result)
+            total = int(last.split(" = ")[1])
+            expected = ("even", "odd")[total % 2] if task == "sum_parity" else str(total)
+            assert example.answer == expected
+
+
+def test_calls_are_of_tools_that_are_there_and_answers_repeat_results() -> None:
+    for task in ("calculator", "two_numbers", "lookup", "errand", "two_calls", "two_rounds"):
+        for example in examples(task, "train", 200, seed=4):
+            tools = {tool.name: tool for tool in example.tools.values()}
+            assert len(tools) == len(example.tools)
+            for calls in example.exchange.rounds:
+                for call in calls:
+                    parameters = tools[call.name].parameters
+                    assert list(call.arguments) == [name for name, _ in parameters]
+            last = example.exchange.rounds[-1]
+            assert example.answer == " and ".join(call.result for call in last)
+
+
+def test_a_second_call_takes_what_the_first_gave() -> None:
+    for example in examples("two_rounds", "train", 100, seed=0):
+        (first,), (second,) = example.exchange.rounds
+        assert str(next(iter(second.arguments.values()))) == first.result
+        multiplies = example.tools["multiply"].name == first.name
+        a, b = first.arguments.values()
+        assert int(first.result) == (a * b if multiplies else a + b)
+
+
+def test_what_shows_a_held_out_sum_is_held_out() -> None:
+    def sums(text: str) -> set[tuple[int, int]]:
+        pairs = re.findall(r"(?<![+*/-] )(?<!\d)(\d\d?) \+ (\d\d?)(?!\d)", text)
+        return {(int(a), int(b)) for a, b in pairs}
+
+    held = {
+        pair
+        for example in examples("addition", "heldout", 5_000, seed=0)
+        for pair in itertools.permutations(numbers(example.question))
+    }
+    for task in ("chain", "word_problem", "sum_parity", "calculator", "two_numbers"):
+        for example in examples(task, "train", 2_000, seed=0):
+            first_of = example.exchange.thought or "".join(map(str, example.exchange.rounds))
+            assert not sums(first_of.splitlines()[0]) & held, example
+
+
+def test_look_ups_share_the_split_of_facts() -> None:
+    held = {example.question for example in examples("facts", "heldout", 3_000, seed=0)}
+    asked = {example.question for example in examples("lookup", "train", 10_000, seed=0)}
+    assert len(held) > 50
+    assert not held & asked
+
+
 @pytest.mark.slow
 def test_a_held_out_sum_is_held_out_in_either_order() -> None:
     def pairs(split: str) -> set[frozenset[int]]:
@@ -106,12 +178,34 @@ def test_a_task_without_held_out_questions_is_an_error() -> None:
 def test_heldout_items_are_distinct_and_cover_the_exact_tasks() -> None:
     items = heldout(40, seed=0)
     assert items == heldout(40, seed=0)
-    assert len({question for _, question, _ in items}) == len(items)
-    assert Counter(task for task, _, _ in items) == dict.fromkeys(EXACT, 40)
+    own = [(item.task, item.messages[0]["content"]) for item in items if item.task in EXACT]
+    assert len(set(own)) == len(own)
+    counts = Counter(item.task for item in items)
+    assert counts.pop("json_fact") == 38  # all there are
+    assert counts == dict.fromkeys({*EXACT, *BESIDE} - {"json_fact"}, 40)
+
+
+def test_items_beside_the_tasks_are_what_they_say() -> None:
+    items = [item for item in heldout(20, seed=3) if item.task in BESIDE]
+    for item in items:
+        assert (item.messages[-1]["role"] == "tool") is (item.task == "after_call")
+        assert (CALL in item.expected) <= (item.task in ("after_call", "thinking"))
+        assert bool(item.tools) or item.task in ("thinking", "no_thinking")
+        wanted = {"thinking": True, "no_thinking": False}.get(item.task)
+        assert item.thinking is wanted
 
 
 @pytest.mark.parametrize(
-    ("answer", "right"), [("42", True), (" 42\n", True), ("42.", False), ("4", False), ("", False)]
+    ("answer", "right"),
+    [
+        ("42", True),
+        (" 42\n", True),
+        ("<think>\n17 + 25 = 42\n</think>\n\n42", True),
+        ("<think>\n42", False),
+        ("42.", False),
+        ("4", False),
+        ("", False),
+    ],
 )
 def test_is_right(answer: str, right: bool) -> None:
     assert is_right("42", answer) is right

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from demo import tokenizer as demo_tokenizer
-from demo.corpus import conversation
+from demo.chat import Chat, Tool
+from demo.corpus import draw_chat, encode
 from demo.data import examples
 from demo.model import Shape
 from demo.tasks import TASKS
@@ -82,19 +85,84 @@ def test_template_renders_chatml(tokenizer: PreTrainedTokenizerFast) -> None:
     assert text == RENDERED
 
 
+def said_to_the_template(chat: Chat) -> list[dict[str, Any]]:
+    """A chat's messages, with the thoughts of its last exchange."""
+    messages = [{"role": "system", "content": chat.system}] if chat.system else []
+    for exchange in chat.exchanges:
+        told = exchange.messages(len(exchange.rounds))
+        told.append({"role": "assistant", "content": exchange.answer})
+        messages += told
+    turns = [message for message in told if message["role"] == "assistant"]
+    thinks = chat.thinking or (chat.thinking is None and exchange.thinks and not exchange.rounds)
+    for turn, thought in zip(turns, exchange.thoughts(), strict=True):
+        if thinks:
+            turn["reasoning_content"] = thought
+    return messages
+
+
 def test_training_conversations_are_what_the_template_gives(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:
     rng = Random(0)
-    for _ in range(200):
-        ids, _ = conversation(tokenizer.backend_tokenizer, rng)
-        turns = tokenizer.decode(ids).split("<|im_start|>")[1:]
-        messages = [
-            dict(zip(("role", "content"), turn.split("<|im_end|>")[0].split("\n", 1), strict=True))
-            for turn in turns
-        ]
-        rendered = tokenizer.apply_chat_template(messages, return_dict=False)
-        assert ids == rendered[:-1]  # the newline after the last turn is never generated
+    seen = Counter()
+    for _ in range(400):
+        chat = draw_chat(rng)
+        ids, _ = encode(tokenizer.backend_tokenizer, chat)
+        tools = [tool.schema() for tool in chat.tools] or None
+        messages = said_to_the_template(chat)
+        seen[chat.thinking, bool(tools)] += 1
+        if chat.thinking is not False:
+            rendered = tokenizer.apply_chat_template(messages, tools=tools, return_dict=False)
+            assert ids == rendered[:-1]  # the newline after the last turn is never generated
+            continue
+        asked = tokenizer.apply_chat_template(
+            messages[:-1],
+            tools=tools,
+            return_dict=False,
+            add_generation_prompt=True,
+            enable_thinking=False,
+        )
+        answer = f"{messages[-1]['content']}<|im_end|>"
+        assert ids == [*asked, *tokenizer(answer).input_ids]
+    assert len(seen) == 6
+
+
+def test_template_opens_or_closes_thoughts_as_it_is_told(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    def end(**told: object) -> str:
+        text = tokenizer.apply_chat_template(
+            CHAT, tokenize=False, add_generation_prompt=True, **told
+        )
+        return text.removeprefix(RENDERED)
+
+    assert end(enable_thinking=True) == "<think>\n"
+    assert end(enable_thinking=False) == "<think>\n\n</think>\n\n"
+
+
+def test_template_shows_tools_by_name_and_leaves_old_thoughts_out(
+    tokenizer: PreTrainedTokenizerFast,
+) -> None:
+    weather = Tool("get_weather", (("city", "string"), ("unit", "string")))
+    call = {"function": {"name": "get_weather", "arguments": {"city": "Rome"}}}
+    messages = [
+        CHAT[0],
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hi!", "reasoning_content": "old"},
+        {"role": "user", "content": "What is the weather in Rome?"},
+        {"role": "assistant", "content": "", "reasoning_content": "new", "tool_calls": [call]},
+        {"role": "tool", "content": "sunny"},
+        {"role": "tool", "content": "21"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tools=[weather.schema()], tokenize=False)
+    assert text == (
+        '<|im_start|>system\nAnswer the question.\nTools:\n"get_weather" ("city", "unit")'
+        "<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHi!<|im_end|>\n"
+        "<|im_start|>user\nWhat is the weather in Rome?<|im_end|>\n<|im_start|>assistant\n"
+        '<think>\nnew\n</think>\n\n<tool_call>\n{"name": "get_weather", "arguments": '
+        '{"city": "Rome"}}\n</tool_call><|im_end|>\n<|im_start|>user\n<tool_response>\nsunny\n'
+        "</tool_response>\n<tool_response>\n21\n</tool_response><|im_end|>\n"
+    )
 
 
 def test_is_the_committed_one_and_reloads_beside_a_qwen3_moe_config(

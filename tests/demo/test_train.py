@@ -55,5 +55,5 @@ def test_a_run_learns_and_records_itself(tmp_path: Path) -> None:
 
 
 def test_a_corpus_smaller_than_a_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="num_rows 8 is less than rows_per_step 128"):
+    with pytest.raises(ValueError, match="num_rows 8 is less than rows_per_step 64"):
         Recipe(num_rows=8)

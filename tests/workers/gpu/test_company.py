@@ -30,13 +30,11 @@ def asked_prompts() -> dict[int, Prompt]:
     """Eight held-out questions, each greedy and seeded, at slots among those of 240 others. The
     answers may not end, since they are short."""
     tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    questions = [question for _, question, _ in heldout(2, 5)][:8]
-    assert len(questions) == 8
+    items = heldout(2, 5)[:8]
+    assert len(items) == 8
     asked = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True
-        )["input_ids"]
-        for question in questions
+        tokenizer.apply_chat_template(item.messages, **item.template_kwargs())["input_ids"]
+        for item in items
     ]
     endless = {"suppressed_token_ids": [tokenizer.eos_token_id], "suppress_until": 1000}
     params = ({"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.95, "seed": 21})
