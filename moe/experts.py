@@ -17,6 +17,7 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
 from moe.base.quantize import empty_weight
+from moe.base.quantized import Quantized
 from moe.base.weight import Weight, held_weight
 from moe.base.weight_slices import Index, scales_slice, values_slice
 from moe.config import MoEConfig
@@ -67,9 +68,15 @@ class FusedMoeExperts(nn.Module):
         expert_map = None if every else placement.expert_map(device)
         self.register_buffer("expert_map", expert_map, persistent=False)
 
-    def forward(self, hidden_TH: torch.Tensor, topk: TopK) -> DeferredSum:
-        """What this rank's experts add for `topk`, whose ids are global: a sum to [T,H]."""
-        return self.run(hidden_TH, topk, self.w13, self.w2, self.expert_map, self.context)
+    def forward(
+        self, hidden_TH: torch.Tensor, topk: TopK, quantized_TH: Quantized | None = None
+    ) -> DeferredSum:
+        """What this rank's experts add for `topk`, whose ids are global: a sum to [T,H].
+
+        `quantized_TH` is `hidden_TH` in eight bits, if anyone made it.
+        """
+        weights = self.w13, self.w2
+        return self.run(hidden_TH, topk, *weights, self.expert_map, self.context, quantized_TH)
 
     def checkpoint_slices(
         self, prefix: str, packed: bool = False, packed_scales: bool = False

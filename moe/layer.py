@@ -16,6 +16,7 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
+from moe.base.quantized import Quantized
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import DISPATCHERS
 from moe.dispatch.base import TokenShare
@@ -94,11 +95,16 @@ class SparseMoeBlock(nn.Module):
         self.out_ids_P = out_ids_P
 
     def forward(
-        self, hidden_TH: torch.Tensor, max_tokens: int, num_valid: torch.Tensor | None = None
+        self,
+        hidden_TH: torch.Tensor,
+        max_tokens: int,
+        num_valid: torch.Tensor | None = None,
+        quantized_TH: Quantized | None = None,
     ) -> DeferredSum:
         """`max_tokens` is the largest T of any replica in this step, a host number.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding, which no expert computes.
+        `quantized_TH` is `hidden_TH` in eight bits, if anyone made it.
         Every rank calls it in every step, also with T = 0: the other ranks wait for it.
         """
         if max_tokens == 0:
@@ -108,8 +114,12 @@ class SparseMoeBlock(nn.Module):
         topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden))
         dispatched = self.dispatcher.dispatch(share, topk)
         self._keep(dispatched.topk)
-        expert_out = self.experts(dispatched.hidden, dispatched.topk)
-        shared = None if self.shared_experts is None else self.shared_experts(share.hidden)
+        if not self.tokens_replicated:  # a share and what is exchanged are other rows
+            quantized_TH = None
+        expert_out = self.experts(dispatched.hidden, dispatched.topk, quantized_TH)
+        shared = None
+        if self.shared_experts is not None:
+            shared = self.shared_experts(share.hidden, quantized_TH)
         return self.dispatcher.combine(expert_out, dispatched, shared)
 
     def _valid_of(self, share: TokenShare, num_valid: torch.Tensor | None) -> torch.Tensor | None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import Quantized
 from moe.base.weight import Weight
 from moe.routes import TopK, local_ids
 
@@ -23,6 +24,7 @@ def legacy_experts(
     w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
+    quantized_TH: Quantized | None = None,
 ) -> DeferredSum:
     """As `moe.runner.fused_experts`: one expert after the other, each over its tokens."""
     T, K = topk.ids.shape

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import Quantized
 from moe.base.weight import Weight
 from moe.kernels.experts import expert_routes
 from moe.per_expert import legacy_experts
@@ -28,6 +29,7 @@ ExpertRunner = Callable[
         Weight,
         torch.Tensor | None,
         KernelContext | None,
+        Quantized | None,
     ],
     DeferredSum,
 ]
@@ -40,20 +42,22 @@ def fused_experts(
     w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext | None = None,
+    quantized_TH: Quantized | None = None,
 ) -> DeferredSum:
     """Outputs of the routes and their weights: the layer's [T,H] is their sum over k.
 
     w13 [E,2I,H] has gate rows first, w2 is [E,H,I]. `expert_map_E` maps global ids to local
     indices, −1 where foreign; None when all are local. A foreign route has the weight 0; one with
     an id of −1 (padding) must have it already where `expert_map_E` is None. With a `context`: no
-    host sync, static shapes.
+    host sync, static shapes; `quantized_TH` as in `expert_routes`.
     """
     T, K = topk.ids.shape
     if T == 0 or w13.shape[0] == 0:
         return DeferredSum.of(torch.zeros_like(hidden_TH))
     if context is not None:
+        routing = topk.weights, topk.ids
         return DeferredSum(
-            *expert_routes(hidden_TH, topk.weights, topk.ids, w13, w2, expert_map_E, context)
+            *expert_routes(hidden_TH, *routing, w13, w2, expert_map_E, context, quantized_TH)
         )
     local_P = local_ids(topk.ids, expert_map_E).flatten()
     # Below two routes an expert a matrix-vector product each beats sorting them.

@@ -17,8 +17,9 @@ from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
-from moe.base.gemm import linear_parts
+from moe.base.gemm import linear_parts, rows_for
 from moe.base.quantize import empty_weight
+from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu as swiglu_kernel
 from moe.base.weight import held_weight
 from moe.base.weight_slices import weight_part
@@ -61,10 +62,13 @@ class SharedExperts(nn.Module):
             gate = torch.empty(1, hidden, dtype=dtype, device=device)
             self.gate = nn.Parameter(gate, requires_grad=False)
 
-    def forward(self, hidden_TH: torch.Tensor) -> DeferredSum:
-        """A sum to [T,H], without weights."""
+    def forward(
+        self, hidden_TH: torch.Tensor, quantized_TH: Quantized | None = None
+    ) -> DeferredSum:
+        """A sum to [T,H], without weights; `quantized_TH` is `hidden_TH` in eight bits, if anyone
+        made it."""
         if self.context is not None:
-            return self._kernels(hidden_TH, self.context)
+            return self._kernels(hidden_TH, quantized_TH, self.context)
         dtype = hidden_TH.dtype
         inner_TI = swiglu(F.linear(hidden_TH, self.w13.plain(dtype)))
         out_TH = F.linear(inner_TI, self.w2.plain(dtype))
@@ -72,13 +76,14 @@ class SharedExperts(nn.Module):
             out_TH = torch.sigmoid(F.linear(hidden_TH, self.gate)) * out_TH
         return DeferredSum.of(out_TH)
 
-    def _kernels(self, hidden_TH: torch.Tensor, context: KernelContext) -> DeferredSum:
+    def _kernels(
+        self, hidden_TH: torch.Tensor, quantized_TH: Quantized | None, context: KernelContext
+    ) -> DeferredSum:
         """The gate weighs what goes into `down`, which is linear: a launch less."""
-        inner_TI = swiglu_kernel(
-            linear_parts(hidden_TH, self.w13, context, "shared_gate_up"),
-            out_TI=context.workspace.take(
-                "shared_inner", (len(hidden_TH), self.width), hidden_TH.dtype
-            ),
+        inner_TI = rows_for(self.w2, len(hidden_TH), context, "shared_inner")
+        swiglu_kernel(
+            linear_parts(hidden_TH, self.w13, context, "shared_gate_up", quantized_MK=quantized_TH),
+            out_TI=inner_TI,
             pdl=context.pdl,
             hidden_TH=None if self.gate is None else hidden_TH,
             scale_1H=self.gate,

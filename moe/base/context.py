@@ -24,6 +24,12 @@ class KernelContext:
     pdl: bool
     num_cores: int
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The model's."""
+        dtype: torch.dtype = getattr(torch, self.tiles.dtype)
+        return dtype
+
 
 def make_context(device: torch.device, dtype: torch.dtype) -> KernelContext:
     """The context of a CUDA device. Raises ValueError for a file of tiles that cannot be read."""

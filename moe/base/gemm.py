@@ -1,7 +1,8 @@
-"""y = x Wᵀ for few rows x: a stream of weights, cut along the depth where columns are too few to
+"""y = x Wᵀ: for few rows x a stream of weights, cut along the depth where columns are too few to
 fill the device.
 
-Owns the kernels and the choice between them and the library's GEMM. Where the depth is cut, the
+Owns those kernels and the choice between them, the library's GEMM and, for many rows and weights of
+eight bits, `gemm_fp8`. Where the depth is cut, the
 result is fp32 parts, which the next kernel sums in fixed order. M rows, N outputs, K inputs, S
 parts.
 """
@@ -13,8 +14,12 @@ import triton
 import triton.language as tl
 
 from moe.base.context import KernelContext
+from moe.base.gemm_fp8 import linear_fp8
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
+from moe.base.promoted_dot import fits
+from moe.base.quantize_rows import quantize_rows
+from moe.base.quantized import Quantized, take_quantized
 from moe.base.scaled_dot import (
     add_scaled_dot,
     block_scale,
@@ -23,7 +28,7 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
-from moe.base.tiles import Tiles
+from moe.base.tiles import MANY_ROWS, Tiles
 from moe.base.weight import Weight
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
@@ -99,21 +104,29 @@ def _linear_vector_kernel(
 
 
 def linear_parts(
-    x_MK: torch.Tensor,
+    x_MK: torch.Tensor | Quantized,
     weight_NK: Weight,
     context: KernelContext,
     name: str,
     *,
     dtype: torch.dtype | None = None,
+    quantized_MK: Quantized | None = None,
 ) -> torch.Tensor:
     """Parts ``[S, M, N]`` whose sum is x Wᵀ: fp32, or one part in ``dtype``.
 
     Args:
+        x_MK: of eight bits only where `rows_for` gives such.
         name: of the workspace buffer that holds them.
-        dtype: that of ``x_MK`` where it is not given. Products and sums are those of fp32 anyway.
+        dtype: that of plain ``x_MK``, else the model's, where it is not given. Products and sums
+            are those of fp32 anyway.
+        quantized_MK: plain ``x_MK`` in eight bits, if anyone made it: a launch less where it is
+            used.
     """
-    dtype = dtype or x_MK.dtype
     M, K = x_MK.shape
+    if _takes_quantized(M, weight_NK, context):
+        return _quantized(quantized_MK or x_MK, weight_NK, context, name, dtype or context.dtype)
+    assert isinstance(x_MK, torch.Tensor)
+    dtype = dtype or x_MK.dtype
     N = weight_NK.shape[0]
     assert weight_NK.shape[1] == K
     assert weight_NK.values.is_contiguous() and x_MK.is_contiguous()
@@ -135,6 +148,44 @@ def linear_parts(
     else:
         _tiled(x_MK, weight_NK, out_SMN, depth, tiles, context.pdl)
     return out_SMN
+
+
+def rows_for(
+    weight_NK: Weight, num_rows: int, context: KernelContext, name: str
+) -> torch.Tensor | Quantized:
+    """Memory for rows [M, K] that are made to be multiplied with this weight alone, of eight bits
+    where its GEMM takes such; it belongs to ``name``."""
+    shape = (num_rows, weight_NK.shape[1])
+    if _takes_quantized(num_rows, weight_NK, context):
+        return take_quantized(context.workspace, name, shape)
+    return context.workspace.take(name, shape, context.dtype)
+
+
+def _takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
+    """Whether so many rows and this weight are multiplied in eight bits."""
+    if num_rows < MANY_ROWS or weight_NK.scales is None or context.tiles.item_size == 4:
+        return False
+    N, K = weight_NK.shape
+    tiles = context.tiles.linear(N, K, num_rows, weights=weight_NK.kind)
+    return tiles is not None and fits(tiles, weight_NK)
+
+
+def _quantized(
+    x_MK: torch.Tensor | Quantized,
+    weight_NK: Weight,
+    context: KernelContext,
+    name: str,
+    dtype: torch.dtype,
+) -> torch.Tensor:
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind)
+    assert tiles is not None
+    out_1MN = context.workspace.take(name, (1, M, N), dtype)
+    if not isinstance(x_MK, Quantized):
+        own = take_quantized(context.workspace, "quantized", (M, K))
+        x_MK = quantize_rows(x_MK, out=own, pdl=context.pdl)
+    linear_fp8(x_MK, weight_NK, tiles, out_MN=out_1MN[0], pdl=context.pdl)
+    return out_1MN
 
 
 def _part_depth(tiles: Tiles | None, weight_NK: Weight) -> int:

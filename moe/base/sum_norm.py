@@ -1,4 +1,4 @@
-"""Sum of parts + residual + RMSNorm, one launch.
+"""Sum of parts + residual + RMSNorm, one launch, which may give the norm in eight bits too.
 
 Owns the sum of whatever kernels before it left in parts (split-K partials, routes of a token) and
 the norm that follows. Does not know what the parts are.
@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
+from moe.base.quantize_rows import store_quantized
+from moe.base.quantized import Quantized, split_quantized
 
 # From so many tokens on, memory traffic counts more than one more round trip.
 _MANY_TOKENS = 256
@@ -73,8 +75,8 @@ def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constex
 @triton.jit
 def _sum_norm_kernel(
     parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr,
-    out_residual_ptr, stride_t, stride_s, more_stride_t, more_stride_s,
-    EPS: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
+    out_residual_ptr, values_ptr, scales_ptr, stride_t, stride_s, more_stride_t, more_stride_s,
+    EPS: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr,
     BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -110,6 +112,8 @@ def _sum_norm_kernel(
     if HAS_NORM:
         normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
         tl.store(out_normed_ptr + token * H + columns, normed, mask=is_column)
+        if GROUP > 0:
+            store_quantized(normed, values_ptr, scales_ptr, token, columns, H, GROUP)
 
 
 def row_warps(block: int, itemsize: int) -> int:
@@ -127,6 +131,7 @@ def sum_norm(
     more_TMH: torch.Tensor | None = None,
     out_normed: torch.Tensor | None = None,
     out_residual: torch.Tensor | None = None,
+    out_quantized: Quantized | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more, + residual, then RMSNorm.
@@ -139,6 +144,7 @@ def sum_norm(
         parts_TSH: any strides over tokens and parts; H contiguous.
         weights_TS: fp32; None for ones.
         more_TMH: further parts, of another buffer and of weight 1.
+        out_quantized: takes the norm as `out_normed` does, in eight bits.
 
     Returns:
         Normed rows (None without a norm) and the new residual, both ``[T, H]``.
@@ -162,17 +168,25 @@ def sum_norm(
     if norm_weight_H is not None:
         assert norm_weight_H.shape == (H,)
         assert norm_weight_H.is_contiguous()
+    if out_quantized is not None:
+        assert norm_weight_H is not None and out_quantized.shape == (T, H)
     if T == 0:
         return out_normed, out_residual
+    values = scales = None
+    group = 0
+    if out_quantized is not None:
+        values, scales, group = split_quantized(out_quantized)
     block = triton.next_power_of_2(H)
     if norm_weight_H is None:  # programs may share a row
         block = min(block, _MAX_COLUMNS)
     _sum_norm_kernel[(T, triton.cdiv(H, block))](
         parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, out_normed, out_residual,
+        values, scales,
         parts_TSH.stride(0), parts_TSH.stride(1),
         None if more_TMH is None else more_TMH.stride(0),
         None if more_TMH is None else more_TMH.stride(1),
         EPS=eps, S=S, M=0 if more_TMH is None else more_TMH.shape[1], H=H, BLOCK=block,
+GROUP=group,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
         num_warps=row_warps(block, parts_TSH.itemsize),

@@ -21,6 +21,9 @@ _BARRIER_BYTES = 1024  # beside a kernel's tiles
 _MANY_PROGRAMS = 128  # fill a device
 
 FP8_NAME = "float8_e4m3fn"  # of weights of eight bits
+# From so many rows on a step is bound by products, and activations meet 8-bit weights in eight bits
+# too, whatever tiles these kernels fit; below, they stay as they are.
+MANY_ROWS = 512
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +110,7 @@ class TileTable:
         if table is None:
             self._log_untuned(key)
             if weights == FP8_NAME:
-                return self._guess_fp8_experts(num_experts, width, hidden, routes)
+                return self._guess_fp8_experts(num_experts, width, hidden, tokens, routes)
             return self._guess_experts(num_experts, width, hidden, routes)
         return _entry(table, tokens)
 
@@ -199,9 +202,9 @@ class TileTable:
         )
 
     def _guess_fp8_experts(
-        self, num_experts: int, width: int, hidden: int, routes: int
+        self, num_experts: int, width: int, hidden: int, tokens: int, routes: int
     ) -> ExpertTiles:
-        """As for wider weights, the same bytes in flight."""
+        """As for wider weights, the same bytes in flight; of many tokens what registers hold."""
         extents = (width, hidden), (hidden, width)
         if routes <= _VECTOR_ROUTES:
             gate_up, down = (
@@ -210,6 +213,12 @@ class TileTable:
             )
             return ExpertTiles(gate_up=gate_up, down=down)
         mean = routes / num_experts
+        if tokens >= MANY_ROWS and self.item_size == 2:
+            block_m = 64 if mean <= 48 else 128
+            return ExpertTiles(
+                gate_up=self._fit_both_fp8(block_m, width, hidden, 2),
+                down=self._fit_both_fp8(block_m, hidden, width, 1),
+            )
         block_m = 16 if mean <= 12 else 32 if mean <= 24 else 64
         gate_up, down = (
             self._fit_fp8(block_m, columns, depth, matrices)
@@ -221,6 +230,9 @@ class TileTable:
         """There is no library's GEMM."""
         if tokens == 1 and power_of_2(inputs) <= 8192:
             return Tiles(block_m=1, block_n=4, block_k=power_of_2(inputs))
+        if tokens >= MANY_ROWS and self.item_size == 2:
+            wide = tokens * outputs >= 2 * _MANY_PROGRAMS * 128 * 128
+            return self._fit_both_fp8(128 if wide else 64, outputs, inputs, 1)
         splits = 1
         while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
             splits *= 2
@@ -234,6 +246,25 @@ class TileTable:
         stage = (self.item_size * block_m + matrices * block_n) * block_k
         return Tiles(
             block_m=block_m, block_n=block_n, block_k=block_k, stages=self._stages(stage, 4)
+        )
+
+    def _fit_both_fp8(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
+        """Inputs and weights of a byte, but room for inputs of the model's type, which weights get
+        whose blocks do not suit these tiles. A tile of gate and up has columns that divide all,
+        since they get one scale."""
+        wide = block_m >= 128
+        block_n = 128 if wide else 64 * (3 - matrices)
+        if matrices == 2:
+            block_n = max(_MIN_BLOCK, min(block_n, columns & -columns))
+        elif wide and columns % 256 == 0:
+            block_n = 256
+        stage = (self.item_size * block_m + matrices * block_n) * 128
+        return Tiles(
+            block_m=block_m,
+            block_n=block_n,
+            block_k=min(128, power_of_2(depth)),
+            warps=8 if wide else 4,
+            stages=self._stages(stage, 4),
         )
 
     def _stages(self, stage_bytes: int, most: int) -> int:

@@ -1,6 +1,7 @@
 """The routed experts of a step in Triton: which kernels run, and in which buffers.
 
-Owns the order align → gate/up → down; for few routes two matrix-vector kernels instead. Whoever
+Owns the order align → gate/up → down; for few routes two matrix-vector kernels instead; and where
+activations have eight bits. Whoever
 reads the routes' outputs sums them (`moe.base.sum_norm`). Does not know how routes were chosen.
 T tokens, K experts per token, P = T·K routes, E local experts, H hidden, I expert width.
 """
@@ -10,12 +11,15 @@ from __future__ import annotations
 import torch
 
 from moe.base.context import KernelContext
-from moe.base.tiles import ExpertTiles
+from moe.base.quantize_rows import quantize_rows
+from moe.base.quantized import Quantized, take_quantized
+from moe.base.tiles import MANY_ROWS, ExpertTiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align, max_tiles, scratch_size
 from moe.kernels.foreign import drop_foreign
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.vector import down_vector, gate_up_vector
+from moe.kernels.wide_fp8 import down_fp8, experts_fit, gate_up_fp8
 
 _SMALLEST_BLOCK = 16  # rows of a tile
 
@@ -28,39 +32,64 @@ def expert_routes(
     w2: Weight,
     expert_map_E: torch.Tensor | None,
     context: KernelContext,
+    quantized_TH: Quantized | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of routes [T,K,H] and their weights [T,K], 0 for foreign routes, whose output is
     undefined.
 
-    w13 [E,2I,H] has gate rows first, w2 is [E,H,I]; ids are global, −1 for none.
+    w13 [E,2I,H] has gate rows first, w2 is [E,H,I]; ids are global, −1 for none. `quantized_TH` is
+    `hidden_TH` in eight bits, if anyone made it: a launch less where it is used.
     """
     T, K = ids_TK.shape
     E, H, width = w2.shape
     tiles = context.tiles.experts(E, width, H, T, T * K, weights=w2.kind)
-    inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
     routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
     if tiles.gate_up.block_m == 1:
-        gate_up_vector(
-            hidden_TH,
-            w13,
-            ids_TK,
-            expert_map_E,
-            tiles.gate_up,
-            out_PI=inner_PI,
-            pdl=context.pdl,
-        )
-        down_vector(
-            inner_PI, w2, ids_TK, expert_map_E, tiles.down, out_PH=routes_PH, pdl=context.pdl
-        )
+        inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
+        routing, pdl = (ids_TK, expert_map_E), context.pdl
+        gate_up_vector(hidden_TH, w13, *routing, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
+        down_vector(inner_PI, w2, *routing, tiles.down, out_PH=routes_PH, pdl=pdl)
     else:
         aligned = _align(ids_TK, expert_map_E, E, tiles, context)
-        gate_up(hidden_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl)
-        down(inner_PI, w2, aligned, tiles.down, out_PH=routes_PH, pdl=context.pdl)
+        if T >= MANY_ROWS and hidden_TH.itemsize == 2 and experts_fit(tiles, w13, w2):
+            if quantized_TH is None:
+                quantized_TH = take_quantized(context.workspace, "quantized", (T, H))
+                quantize_rows(hidden_TH, out=quantized_TH, pdl=context.pdl)
+            _quantized_routes(quantized_TH, w13, w2, aligned, K, tiles, context, routes_PH)
+        else:
+            inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
+            gate_up(hidden_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl)
+            down(inner_PI, w2, aligned, tiles.down, out_PH=routes_PH, pdl=context.pdl)
     if expert_map_E is not None:
         out_TK = context.workspace.take("local_weights", (T, K), torch.float32)
         drop_foreign(weights_TK, ids_TK, expert_map_E, out_TK=out_TK, pdl=context.pdl)
         weights_TK = out_TK
     return routes_PH.view(T, K, H), weights_TK
+
+
+def _quantized_routes(
+    x_TH: Quantized,
+    w13: Weight,
+    w2: Weight,
+    aligned: Alignment,
+    num_routes_per_token: int,
+    tiles: ExpertTiles,
+    context: KernelContext,
+    out_PH: torch.Tensor,
+) -> None:
+    """Activations of eight bits, between the GEMMs too."""
+    shape = (out_PH.shape[0], w2.shape[2])
+    inner_PI = take_quantized(context.workspace, "inner", shape, tiles.gate_up.block_n)
+    gate_up_fp8(
+        x_TH,
+        w13,
+        aligned,
+        num_routes_per_token,
+        tiles.gate_up,
+        out_PI=inner_PI,
+        pdl=context.pdl,
+    )
+    down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=context.pdl)
 
 
 def _align(

@@ -6,6 +6,7 @@ import math
 
 import torch
 
+from moe.base.quantized import Quantized
 from moe.base.weight import Weight
 
 FP8 = torch.float8_e4m3fn
@@ -36,3 +37,27 @@ def exact(weight: Weight) -> torch.Tensor:
     for dim, size in zip((-2, -1), weight.block, strict=True):
         scales = scales.repeat_interleave(size, dim)
     return weight.values.float().double() * scales
+
+
+def check_quantized(rows: Quantized, plain: torch.Tensor) -> None:
+    """Each value is the nearest that its group's scale lets it be, the largest fills the range."""
+    groups = plain.double().view(*rows.scales.shape, rows.group)
+    largest = groups.abs().amax(-1)
+    torch.testing.assert_close(
+        rows.scales.double(), (largest / 448).clamp(min=1e-23), rtol=1e-6, atol=0.0
+    )
+    scales = rows.scales.double()[..., None]
+    error = (rows.plain().double().view(groups.shape) - groups).abs()
+    # Half of the last of three bits, or half a subnormal step; a tie may fall on either side.
+    assert (error <= torch.maximum(groups.abs() / 16, scales * 2.0**-10) * (1 + 1e-5)).all()
+
+
+def check_product(out_MN: torch.Tensor, x_MK: torch.Tensor, w_NK: torch.Tensor) -> None:
+    """Within what tensor cores lose of a sum of products of eight bits, in fp64 otherwise: 2^-13 of
+    the largest of them, and the rounding of the result."""
+    expected_MN = x_MK @ w_NK.T
+    bound_MN = 2.0**-10 * (x_MK.abs() @ w_NK.abs().T) + 2.0**-7 * expected_MN.abs()
+    if out_MN.dtype == torch.float32 and not out_MN.is_cuda:
+        bound_MN = 2.0**-20 * (x_MK.abs() @ w_NK.abs().T)
+    error_MN = (out_MN.double() - expected_MN).abs()
+    assert (error_MN <= bound_MN).all(), float((error_MN / bound_MN).max())

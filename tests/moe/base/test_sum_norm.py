@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from moe.base.deferred_sum import DeferredSum, weighted_sum
+from moe.base.quantized import take_quantized
 from moe.base.sum_norm import sum_norm
+from moe.base.workspace import Workspace
 from tests.moe.builders import interpreted
+from tests.moe.fp8 import check_quantized
 from workers.layers.norm import RMSNorm
 
 pytestmark = pytest.mark.interpreter
@@ -176,3 +179,29 @@ def test_real_shapes(
             T, S, H, torch.bfloat16, part_dtype, "cuda",
             weighted=weighted, s_first=s_first, normed=normed,
         )  # fmt: skip
+
+
+def check_quantized_norm(T: int, S: int, H: int, dtype: torch.dtype) -> None:
+    """The norm in eight bits beside the norm, which is what it is without."""
+    parts, residual = torch.randn(T, S, H, device=DEVICE), torch.randn(T, H, device=DEVICE)
+    norm = make_norm(H, dtype, DEVICE)
+    arguments = parts.to(dtype), None, residual.to(dtype), norm.weight, EPS
+    out = take_quantized(Workspace(DEVICE), "rows", (T, H))
+    normed, total = sum_norm(*arguments, out_quantized=out)
+    alone = sum_norm(*arguments)
+    assert normed is not None
+    assert torch.equal(normed, alone[0])
+    assert torch.equal(total, alone[1])
+    check_quantized(out, normed)
+
+
+@pytest.mark.parametrize(("T", "S", "H"), [(1, 1, 128), (3, 2, 384), (2, 8, 256)])
+def test_the_norm_in_eight_bits(T: int, S: int, H: int) -> None:
+    check_quantized_norm(T, S, H, torch.float16)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("S", [1, 8])
+@pytest.mark.parametrize("H", [2048, 4096])
+def test_real_norms_in_eight_bits(S: int, H: int) -> None:
+    check_quantized_norm(1000, S, H, torch.bfloat16)

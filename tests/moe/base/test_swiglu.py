@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from moe.base.quantized import take_quantized
 from moe.base.swiglu import swiglu
+from moe.base.workspace import Workspace
+from tests.moe.fp8 import check_quantized
 
 pytestmark = pytest.mark.interpreter
 
@@ -86,3 +89,24 @@ def test_real_shapes(S: int, T: int) -> None:
     """Qwen3-8B: I = 12,288."""
     parts = torch.randn(S, T, 2 * 12288, device="cuda")
     check(parts.bfloat16() if S == 1 else parts, torch.bfloat16, pdl=True)
+
+
+def check_quantized_result(S: int, T: int, width: int, dtype: torch.dtype, *, pdl: bool) -> None:
+    """What a plain result would be, in eight bits; rounded to the model's type in between."""
+    parts = torch.randn(S, T, 2 * width, device=DEVICE).to(dtype)
+    plain = torch.empty(T, width, dtype=dtype, device=DEVICE)
+    swiglu(parts, out_TI=plain, pdl=pdl)
+    out = take_quantized(Workspace(DEVICE), "inner", (T, width))
+    assert swiglu(parts, out_TI=out, pdl=pdl) is out
+    check_quantized(out, plain)
+
+
+@pytest.mark.parametrize(("T", "width"), [(1, 128), (3, 384), (2, 2176)])
+def test_a_result_of_eight_bits(T: int, width: int) -> None:
+    check_quantized_result(1, T, width, torch.float16, pdl=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("width", [512, 12288])
+def test_real_results_of_eight_bits(width: int) -> None:
+    check_quantized_result(1, 1024, width, torch.bfloat16, pdl=True)

@@ -1,0 +1,55 @@
+"""Products of eight-bit activations and weights: one step of a GEMM, and which tiles may take it.
+
+Owns a device function and the choice of tiles. A step is a dot of its own, whose fp32 sums are
+multiplied by the scales of its rows and of its block of weights before they are added up: tensor
+cores keep fewer bits of sums of FP8 than fp32 has. N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from moe.base.quantized import GROUP
+from moe.base.tiles import Tiles
+from moe.base.weight import Weight
+
+_MIN_ROWS = 64  # of a tile: one wgmma
+_MIN_DEPTH = 32
+_MAX_COLUMNS = 128  # of one dot; a tile has one or two
+_TMA_BYTES = 16  # strides and addresses of a descriptor are multiples
+
+
+@triton.jit
+def add_promoted_dot(total, x, w, row_scales_M, weight_scale):
+    """total + x·wᵀ, times the scales: one a row and one for all weights."""
+    return total + tl.dot(x, w.T) * (row_scales_M * weight_scale)[:, None]
+
+
+def dot_columns(tiles: Tiles) -> int:
+    """Columns of one dot."""
+    return min(tiles.block_n, _MAX_COLUMNS)
+
+
+def step_depth(tiles: Tiles, weight: Weight, group: int) -> int:
+    """Inputs of one step, which have one scale a row and one a block of weights."""
+    assert weight.block is not None
+    depth = min(tiles.block_k, group)
+    return depth if weight.block[0] == 1 else min(depth, weight.block[1])
+
+
+def fits(tiles: Tiles, weight: Weight, group: int = GROUP) -> bool:
+    """Whether a launch with these tiles may multiply activations of eight bits with a weight."""
+    if weight.block is None or tiles.block_m < _MIN_ROWS or tiles.swap or tiles.splits > 1:
+        return False
+    columns, depth, inputs = dot_columns(tiles), step_depth(tiles, weight, group), weight.shape[-1]
+    bn, bk = weight.block
+    return (
+        tiles.block_n in (columns, 2 * columns)
+        and (bn == 1 or (bn % columns == 0 and bk % depth == 0))
+        and depth >= _MIN_DEPTH
+        and inputs % group == 0
+        and group % depth == 0
+        and inputs % _TMA_BYTES == 0
+        and weight.values.data_ptr() % _TMA_BYTES == 0
+    )
