@@ -16,8 +16,9 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
-from moe.base.gemm import linear_parts
+from moe.base.gemm import linear_parts, rows_for
 from moe.base.quantize import empty_weight
+from moe.base.quantized import Quantized
 from moe.base.weight import held_weight
 from moe.base.weight_slices import weight_part
 from workers.distributed import Groups
@@ -68,10 +69,13 @@ class ColumnParallelLinear(nn.Module):
         weight = empty_weight(shape, fp8, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
 
-    def forward(self, x_TI: torch.Tensor) -> torch.Tensor:
+    def forward(self, x_TI: torch.Tensor, quantized_TI: Quantized | None = None) -> torch.Tensor:
+        """``quantized_TI`` is ``x_TI`` in eight bits, if anyone made it."""
         if self.context is None:
             return F.linear(x_TI, self.weight.plain(x_TI.dtype)).unsqueeze(0)
-        return linear_parts(x_TI, self.weight, self.context, "column_parallel")
+        return linear_parts(
+            x_TI, self.weight, self.context, "column_parallel", quantized_MK=quantized_TI
+        )
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
@@ -105,15 +109,21 @@ class RowParallelLinear(nn.Module):
         weight = empty_weight((out_features, local), fp8, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
 
-    def forward(self, x_TI: torch.Tensor) -> DeferredSum:
+    def rows(self, num_tokens: int, name: str) -> torch.Tensor | Quantized:
+        """Workspace of that name for an input, in the form that the layer's kernel takes."""
+        assert self.context is not None
+        return rows_for(self.weight, num_tokens, self.context, name)
+
+    def forward(self, x_TI: torch.Tensor | Quantized) -> DeferredSum:
         if self.context is None:
+            assert isinstance(x_TI, torch.Tensor)
             out_TO = F.linear(x_TI, self.weight.plain(x_TI.dtype))
             return DeferredSum.of(self.groups.all_reduce(out_TO))
         partials_STO = linear_parts(x_TI, self.weight, self.context, "row_parallel")
         update = DeferredSum(partials_STO.transpose(0, 1))
         if self.groups.tp_size == 1:
             return update
-        total_TO = update.total(x_TI.dtype, self.context)
+        total_TO = update.total(self.context.dtype, self.context)
         return DeferredSum.of(self.groups.all_reduce(total_TO))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:

@@ -10,12 +10,18 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import GROUP, Quantized, take_quantized
 from moe.base.sum_norm import sum_norm
+from moe.base.tiles import MANY_ROWS
 
 
 class RMSNorm(nn.Module):
     """``x / sqrt(mean(x²) + eps) · w`` over the last dimension, in fp32, cast before the weight
-    (Zhang & Sennrich, 2019; the order of casts is transformers')."""
+    (Zhang & Sennrich, 2019; the order of casts is transformers').
+
+    Args:
+        quantize: readers multiply the norm with weights of eight bits.
+    """
 
     def __init__(
         self,
@@ -24,8 +30,10 @@ class RMSNorm(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
+        quantize: bool = False,
     ) -> None:
         super().__init__()
+        self.quantize = quantize and size % GROUP == 0 and dtype.itemsize == 2
         self.eps = eps
         self.context = context
         self.weight = nn.Parameter(
@@ -34,7 +42,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
-            return self._normed(x, DeferredSum.of(x), None)
+            return self._normed(x, DeferredSum.of(x), None, None)
         if x.dtype == torch.float32:
             return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
         scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
@@ -47,10 +55,29 @@ class RMSNorm(nn.Module):
         if self.context is None:
             residual_TH = residual_TH + update.total(residual_TH.dtype)
             return residual_TH, self(residual_TH)
-        return residual_TH, self._normed(residual_TH, update, residual_TH)
+        return residual_TH, self._normed(residual_TH, update, residual_TH, None)
+
+    def add_quantized(
+        self, residual_TH: torch.Tensor, update: DeferredSum | None
+    ) -> tuple[torch.Tensor, torch.Tensor, Quantized | None]:
+        """As ``add``, or with nothing to add as ``forward``; and the norm in eight bits where
+        readers may take it, as they do in steps of many tokens."""
+        T, H = residual_TH.shape
+        if self.context is None or not self.quantize or T < MANY_ROWS:
+            if update is None:
+                return residual_TH, self(residual_TH), None
+            return *self.add(residual_TH, update), None
+        quantized_TH = take_quantized(self.context.workspace, "normed_quantized", (T, H))
+        residual = None if update is None else residual_TH
+        update = update or DeferredSum.of(residual_TH)
+        return residual_TH, self._normed(residual_TH, update, residual, quantized_TH), quantized_TH
 
     def _normed(
-        self, out_residual_TH: torch.Tensor, update: DeferredSum, residual_TH: torch.Tensor | None
+        self,
+        out_residual_TH: torch.Tensor,
+        update: DeferredSum,
+        residual_TH: torch.Tensor | None,
+        quantized_TH: Quantized | None,
     ) -> torch.Tensor:
         assert self.context is not None
         shape = tuple(out_residual_TH.shape)
@@ -64,6 +91,7 @@ class RMSNorm(nn.Module):
             more_TMH=update.unweighted,
             out_normed=out_TH,
             out_residual=out_residual_TH,
+            out_quantized=quantized_TH,
             pdl=self.context.pdl,
         )
         return out_TH

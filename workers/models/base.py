@@ -17,6 +17,7 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
+from moe.base.quantized import Quantized
 from moe.dispatch import ExpertGroups
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
@@ -115,8 +116,11 @@ class Model(Protocol):
 class MLP(Protocol):
     """What stands behind attention in a decoder layer, dense or sparse."""
 
-    def __call__(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
-        """What it adds to the residual, a sum to ``[T, H]``."""
+    def __call__(
+        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+    ) -> DeferredSum:
+        """What it adds to the residual, a sum to ``[T, H]``; ``quantized_TH`` is ``hidden_TH`` in
+        eight bits, if the norm made it."""
         ...
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:

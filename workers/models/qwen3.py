@@ -16,6 +16,7 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
 from moe.expert_load import ExpertCounters
 from workers.attention.kernels.qk_rope import qk_rope
@@ -63,8 +64,10 @@ class Qwen3Attention(nn.Module):
         rotary: RotaryEmbedding,
         cache: LayerCache,
         batch: AttentionBatch,
+        quantized_TH: Quantized | None = None,
     ) -> DeferredSum:
-        qkv_STW = self.qkv_proj(hidden_TH)
+        """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
+        qkv_STW = self.qkv_proj(hidden_TH, quantized_TH)
         if self.context is None:
             attended = self._plain(qkv_STW[0], rotary, cache, batch)
         else:
@@ -138,15 +141,17 @@ class Qwen3MLP(nn.Module):
             config.intermediate_size, config.hidden_size, groups, dtype, device, context, fp8
         )
 
-    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
+    def forward(
+        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+    ) -> DeferredSum:
         """Each token by itself, padding too: nothing of the batch is read."""
-        partials_STW: torch.Tensor = self.gate_up_proj(hidden_TH)
+        partials_STW: torch.Tensor = self.gate_up_proj(hidden_TH, quantized_TH)
+        inner_TI: torch.Tensor | Quantized
         if self.context is None:
             gate, up = partials_STW[0].chunk(2, dim=-1)
             inner_TI = F.silu(gate) * up
         else:
-            shape = (len(hidden_TH), partials_STW.shape[2] // 2)
-            inner_TI = self.context.workspace.take("inner", shape, hidden_TH.dtype)
+            inner_TI = self.down_proj.rows(len(hidden_TH), "inner")
             swiglu(partials_STW, out_TI=inner_TI, pdl=self.context.pdl)
         update: DeferredSum = self.down_proj(inner_TI)
         return update
@@ -167,6 +172,7 @@ class Qwen3DecoderLayer(nn.Module):
             build.dtype,
             build.device,
             build.context,
+            build.quantization is not None,
         )
         self.self_attn = Qwen3Attention(config, build, f"{prefix}self_attn.")
         self.mlp = mlp
@@ -183,13 +189,12 @@ class Qwen3DecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor, DeferredSum]:
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
         before."""
-        if update is None:
-            hidden_TH = self.input_layernorm(residual_TH)
-        else:
-            residual_TH, hidden_TH = self.input_layernorm.add(residual_TH, update)
-        update = self.self_attn(hidden_TH, rotary, cache, batch.attention)
-        residual_TH, hidden_TH = self.post_attention_layernorm.add(residual_TH, update)
-        return residual_TH, self.mlp(hidden_TH, batch)
+        norm = self.input_layernorm.add_quantized
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        update = self.self_attn(hidden_TH, rotary, cache, batch.attention, quantized_TH)
+        norm = self.post_attention_layernorm.add_quantized
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        return residual_TH, self.mlp(hidden_TH, batch, quantized_TH)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.self_attn.checkpoint_slices(f"{prefix}self_attn.")

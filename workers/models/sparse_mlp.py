@@ -13,6 +13,7 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import Quantized
 from moe.config import MoEConfig
 from moe.expert_load import ExpertCounters
 from moe.layer import SparseMoeBlock
@@ -49,9 +50,11 @@ class SparseMLP(nn.Module):
             shared_fp8=build.fp8_of(_matrices(shared)),
         )
 
-    def forward(self, hidden_TH: torch.Tensor, batch: ForwardBatch) -> DeferredSum:
+    def forward(
+        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+    ) -> DeferredSum:
         """All ranks call it in every step: they exchange tokens; padding is not computed."""
-        update: DeferredSum = self.block(hidden_TH, batch.max_tokens, batch.num_valid)
+        update: DeferredSum = self.block(hidden_TH, batch.max_tokens, batch.num_valid, quantized_TH)
         return update
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
