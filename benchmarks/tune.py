@@ -13,7 +13,8 @@ Servers on this machine read the result at their next start; with --ship it goes
 project ships.
 
 With --weights fp8: weights of eight bits under scales of blocks of 128 × 128, whose entries stand
-beside the others'; router and head have none. --gemms and --tokens name a part of the work. With
+beside the others'; router and head have none. Many tokens are then of eight bits too, made before
+the first launch, as the norm makes them. --gemms and --tokens name a part of the work. With
 --known only what is in use is timed, and nothing is written.
 """
 
@@ -91,7 +92,7 @@ class Tuning:
         times: dict[str, dict[Any, float]] = {op: {} for op in problem.ops}
         known = {item for entry in task.known() for item in by_op(entry).items()}
         for op, tiles in task.order():
-            compiled = tiles is None or Job(op=op, shape=task.shape, tiles=tiles) in ready
+            compiled = tiles is None or task.job(op, tiles) in ready
             if compiled or (op, tiles) in known:
                 self._time(times[op], tiles, partial(problem.calls, op, tiles), floors[op])
         if isinstance(problem, ExpertProblem):

@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from benchmarks.tiles.cuts import FP8, PLAIN, Cuts
-from moe.base.tiles import ExpertTiles, Tiles, power_of_2
+from benchmarks.tiles.cuts import BOTH_FP8, FP8, PLAIN, Cuts
+from moe.base.tiles import MANY_ROWS, ExpertTiles, Tiles, power_of_2
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
 _TILE_ROUTES = 16  # up to so many, tiles are all but empty and not tried
@@ -39,10 +39,15 @@ class DeviceLimits:
         """Bytes of a weight."""
         return self.item_size if self.block is None else 1
 
-    @property
-    def cuts(self) -> Cuts:
+    def many(self, tokens: int) -> bool:
+        """Whether kernels may take activations of eight bits too."""
+        return self.block is not None and self.item_size == 2 and tokens >= MANY_ROWS
+
+    def cuts(self, tokens: int) -> Cuts:
         """What is known to be good."""
-        return PLAIN if self.block is None else FP8
+        if self.block is None:
+            return PLAIN
+        return BOTH_FP8 if self.many(tokens) else FP8
 
 
 def expert_candidates(
@@ -66,8 +71,8 @@ def expert_candidates(
     seen = {*rows, 1} if vectors else set(rows)
     found += [tiles for tiles in winners if tiles.block_m in seen]
     found += vectors
-    found += [tiles for block_m in rows for tiles in _tiled(op, block_m, limits)]
-    return _fitting(first, found, op, shape, limits)
+    found += [tiles for block_m in rows for tiles in _tiled(op, tokens, block_m, limits)]
+    return _fitting(first, found, op, shape, tokens, limits)
 
 
 def linear_candidates(
@@ -83,11 +88,12 @@ def linear_candidates(
     for block_m in [] if tokens == 1 else _block_ms(tokens, limits, reach=1):
         found += [
             dataclasses.replace(tiles, splits=splits)
-            for tiles in _tiled("linear", block_m, limits)
+            for tiles in _tiled("linear", tokens, block_m, limits)
             for splits in _splits(shape, tokens, tiles)
         ]
     library = [None] if limits.block is None else []
-    return list(dict.fromkeys([*first, *library, *_fitting(own, found, "linear", shape, limits)]))
+    fitting = _fitting(own, found, "linear", shape, tokens, limits)
+    return list(dict.fromkeys([*first, *library, *fitting]))
 
 
 def neighbours(tiles: Tiles, fixed: Iterable[str] = ()) -> Iterator[Tiles]:
@@ -107,7 +113,9 @@ def neighbours(tiles: Tiles, fixed: Iterable[str] = ()) -> Iterator[Tiles]:
                 yield dataclasses.replace(tiles, **{field.name: other})
 
 
-def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits) -> bool:
+def fits(
+    tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits, tokens: int = 1
+) -> bool:
     """Whether tiles make sense for a matrix of `extent` columns and depth; a compiler may still
     find that they need too much."""
     matrices, (columns, depth) = _MATRICES[op], extent
@@ -117,9 +125,11 @@ def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits) -
         most = _MAX_SUMS if limits.block is None else 2 * _MAX_SUMS
         held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * most
         return held and tiles.block_n <= wide and tiles.block_k <= deep and tiles.warps <= 16
-    row = limits.item_size * tiles.block_m + limits.weight_size * matrices * tiles.block_n
+    both_fp8 = limits.many(tokens) and tiles.block_m >= 64 and not tiles.swap and tiles.splits == 1
+    input_size = 1 if both_fp8 else limits.item_size
+    row = input_size * tiles.block_m + limits.weight_size * matrices * tiles.block_n
     return (
-        _within(tiles, limits.block)
+        _within(tiles, limits.block, 2 if both_fp8 and op != "gate_up" else 1)
         and 16 <= tiles.block_n <= max(16, wide)
         and 16 <= tiles.block_k <= max(16, deep)
         and tiles.warps in (2, 4, 8)
@@ -130,9 +140,9 @@ def fits(tiles: Tiles, op: str, extent: tuple[int, int], limits: DeviceLimits) -
     )
 
 
-def _within(tiles: Tiles, block: tuple[int, int] | None) -> bool:
-    """Whether a step of tiles has one scale; a launch would make others smaller."""
-    return block is None or (tiles.block_n <= block[0] and tiles.block_k <= block[1])
+def _within(tiles: Tiles, block: tuple[int, int] | None, dots: int) -> bool:
+    """Whether each dot of a step has one scale; a launch would make other tiles smaller."""
+    return block is None or (tiles.block_n <= dots * block[0] and tiles.block_k <= block[1])
 
 
 def shortlist(
@@ -174,8 +184,9 @@ def _fastest(times: Mapping[Tiles, float], block_m: int) -> list[Tiles]:
     return sorted(mine, key=times.__getitem__)[:_FASTEST]
 
 
-def _tiled(op: str, block_m: int, limits: DeviceLimits) -> list[Tiles]:
-    lists = limits.cuts.few_rows if block_m <= 32 else limits.cuts.many_rows
+def _tiled(op: str, tokens: int, block_m: int, limits: DeviceLimits) -> list[Tiles]:
+    cuts = limits.cuts(tokens)
+    lists = cuts.few_rows if block_m <= 32 else cuts.many_rows
     return [
         Tiles(block_m=block_m, block_n=bn, block_k=bk, warps=warps, stages=stages, swap=swap)
         for bn, bk, warps, stages, swap in lists[op]
@@ -186,7 +197,7 @@ def _vectors(op: str, shape: ExpertShape | LinearShape, limits: DeviceLimits) ->
     whole = power_of_2(shape.extent(op)[1])
     return [
         Tiles(block_m=1, block_n=bn, block_k=bk or whole, warps=warps, stages=1)
-        for bn, bk, warps in limits.cuts.vectors[op]
+        for bn, bk, warps in limits.cuts(1).vectors[op]
     ]
 
 
@@ -220,10 +231,10 @@ def _fitting(
     found: list[Tiles],
     op: str,
     shape: ExpertShape | LinearShape,
+    tokens: int,
     limits: DeviceLimits,
 ) -> list[Tiles]:
     """Those that fit, each once; the `first` whether or not."""
     extent = shape.extent(op)
-    return list(
-        dict.fromkeys([*first, *(tiles for tiles in found if fits(tiles, op, extent, limits))])
-    )
+    fitting = [tiles for tiles in found if fits(tiles, op, extent, limits, tokens)]
+    return list(dict.fromkeys([*first, *fitting]))

@@ -26,6 +26,7 @@ from benchmarks.tiles.timing import (
     make_weights,
 )
 from moe.base.context import KernelContext, make_context
+from moe.base.tiles import MANY_ROWS
 
 _MOST_PROCESSES = 14
 _PROCESS_BYTES = 4 << 30  # of the device's memory that one may need
@@ -70,7 +71,9 @@ def compile_job(
     device = torch.device("cuda") if context is None else context.workspace.device
     context = context or make_context(device, dtype)
     try:
-        _small(job.shape, dtype, device, context, fp8).calls(job.op, job.tiles)[0]()
+        _small(job.shape, 1 + job.many * (MANY_ROWS - 1), dtype, device, context, fp8).calls(
+            job.op, job.tiles
+        )[0]()
         if device.type == "cuda":
             torch.cuda.synchronize()
     except REFUSALS as error:
@@ -80,19 +83,20 @@ def compile_job(
 
 def _small(
     shape: ExpertShape | LinearShape,
+    tokens: int,
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext,
     fp8: bool,
 ) -> ExpertProblem | LinearProblem:
-    """One token, and no more experts than it goes to: kernels do not know how many there are."""
+    """Few tokens, and no more experts than it goes to: kernels do not know how many there are."""
     block = fp8_block(shape) if fp8 else None
     if isinstance(shape, LinearShape):
         w = make_weights((shape.outputs, shape.inputs), 1, dtype, device, block)
-        return LinearProblem(shape, 1, w, context)
+        return LinearProblem(shape, tokens, w, context)
     num_ranks = 1 if shape.num_local == shape.num_experts else 2
     E, width, hidden = shape.top_k, shape.width, shape.hidden
     small = dataclasses.replace(shape, num_experts=num_ranks * E, num_local=E)
     w13 = make_weights((E, 2 * width, hidden), 1, dtype, device, block)
     w2 = make_weights((E, hidden, width), 1, dtype, device, block)
-    return ExpertProblem(small, 1, w13, w2, context)
+    return ExpertProblem(small, tokens, w13, w2, context)

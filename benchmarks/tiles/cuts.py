@@ -124,3 +124,29 @@ FP8 = Cuts(
         ),
     },
 )  # fmt: skip
+
+# Of FP8 weights and activations: two sums of 128 columns a tile and the one of a step beside them
+# fill the registers of eight warps; smaller tiles leave room for a second program. The swapped ones
+# are for activations of the model's type.
+BOTH_FP8 = Cuts(
+    few_rows=FP8.few_rows,
+    many_rows={
+        "gate_up": (
+            (128, 128, 8, 3, False), (128, 128, 8, 4, False), (128, 128, 4, 4, False),
+            (64, 128, 8, 3, False), (64, 128, 8, 4, False), (64, 128, 4, 3, False),
+            (64, 128, 4, 4, False), (128, 128, 8, 3, True),
+        ),
+        "down": (
+            (256, 128, 8, 3, False), (256, 128, 8, 4, False), (256, 128, 8, 2, False),
+            (256, 64, 8, 4, False), (128, 128, 8, 3, False), (128, 128, 8, 4, False),
+            (128, 128, 4, 3, False), (128, 128, 4, 4, False), (64, 128, 4, 4, False),
+            (128, 128, 8, 4, True),
+        ),
+        "linear": (
+            (256, 128, 8, 3, False), (256, 128, 8, 4, False), (256, 128, 8, 2, False),
+            (128, 128, 8, 3, False), (128, 128, 8, 4, False), (128, 128, 8, 5, False),
+            (128, 128, 4, 3, False), (128, 128, 4, 4, False), (128, 128, 8, 3, True),
+        ),
+    },
+    vectors=FP8.vectors,
+)  # fmt: skip

@@ -21,6 +21,8 @@ from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, TileTable
 
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
+# Of FP8 weights, which have no library's GEMM, both are measured at all of these.
+MANY_TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 _LIBRARY_FROM = 8192  # tokens of a dense GEMM that are left to the library unmeasured
 
 Entry = ExpertTiles | Tiles | None  # of a file; None is the library's GEMM
@@ -44,11 +46,12 @@ class Deadline:
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
-    """One kernel to compile."""
+    """One kernel to compile: `many`, that for activations of eight bits if the tiles have one."""
 
     op: str
     shape: ExpertShape | LinearShape
     tiles: Tiles
+    many: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -58,6 +61,7 @@ class Task:
     Attributes:
         guess: what is used where nobody measured; current: what is used now.
         candidates: by op; the guess and the current ones first.
+        many: weights and, where kernels take them, activations have eight bits.
     """
 
     shape: ExpertShape | LinearShape
@@ -65,6 +69,11 @@ class Task:
     guess: Entry
     current: Entry
     candidates: dict[str, list[Tiles | None]]
+    many: bool = False
+
+    def job(self, op: str, tiles: Tiles) -> Job:
+        """What is to be compiled for it."""
+        return Job(op=op, shape=self.shape, tiles=tiles, many=self.many)
 
     def known(self) -> list[Entry]:
         """What is in use."""
@@ -100,10 +109,11 @@ def plan(
     bare = TileTable(dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes)
     tasks = []
     shapes = list(linears)
-    for tokens in sorted({*EXPERT_TOKENS, *LINEAR_TOKENS}):
-        if experts is not None and tokens in EXPERT_TOKENS:
+    more = set() if weights is None else {*MANY_TOKENS}
+    for tokens in sorted({*EXPERT_TOKENS, *LINEAR_TOKENS, *more}):
+        if experts is not None and tokens in {*EXPERT_TOKENS, *more}:
             tasks.append(_expert_task(experts, tokens, bare, book, limits, weights))
-        if tokens in LINEAR_TOKENS:
+        if tokens in {*LINEAR_TOKENS, *more}:
             tasks += [_linear_task(shape, tokens, bare, book, limits, weights) for shape in shapes]
     return tasks
 
@@ -112,10 +122,7 @@ def jobs(tasks: Iterable[Task]) -> list[Job]:
     """Kernels of all tasks, each once, in the order in which they are needed."""
     return list(
         dict.fromkeys(
-            Job(op=op, shape=task.shape, tiles=tiles)
-            for task in tasks
-            for op, tiles in task.order()
-            if tiles is not None
+            task.job(op, tiles) for task in tasks for op, tiles in task.order() if tiles is not None
         )
     )
 
@@ -169,7 +176,14 @@ def _expert_task(
         known = dict.fromkeys(getattr(entry, op) for entry in (guess, current))
         winners = [getattr(entry, op) for entry in entries]
         candidates[op] = [*expert_candidates(op, shape, tokens, known, limits, winners)]
-    return Task(shape=shape, tokens=tokens, guess=guess, current=current, candidates=candidates)
+    return Task(
+        shape=shape,
+        tokens=tokens,
+        guess=guess,
+        current=current,
+        candidates=candidates,
+        many=limits.many(tokens),
+    )
 
 
 def _linear_task(
@@ -184,5 +198,11 @@ def _linear_task(
         which.linear(shape.outputs, shape.inputs, tokens, weights=weights) for which in (bare, book)
     )
     known = dict.fromkeys((guess, current))
-    candidates = {"linear": linear_candidates(shape, tokens, known, limits)}
-    return Task(shape=shape, tokens=tokens, guess=guess, current=current, candidates=candidates)
+    return Task(
+        shape=shape,
+        tokens=tokens,
+        guess=guess,
+        current=current,
+        candidates={"linear": linear_candidates(shape, tokens, known, limits)},
+        many=limits.many(tokens),
+    )

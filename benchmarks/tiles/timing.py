@@ -21,12 +21,17 @@ from triton.errors import TritonError
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.base.context import KernelContext
 from moe.base.gemm import linear_parts
-from moe.base.tiles import ExpertTiles, Tiles, TileTable
+from moe.base.promoted_dot import fits
+from moe.base.quantize_rows import quantize_rows
+from moe.base.quantized import GROUP, Quantized, take_quantized
+from moe.base.tiles import MANY_ROWS, ExpertTiles, Tiles, TileTable
 from moe.base.weight import Weight
+from moe.base.workspace import Workspace
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.vector import down_vector, gate_up_vector
+from moe.kernels.wide_fp8 import down_fp8, gate_up_fits, gate_up_fp8
 from moe.placement import ExpertPlacement
 from workers.step.roofline import Device
 
@@ -39,6 +44,7 @@ _REPLAY_US = 1000.0  # so long a replay is long beside the clock's steps
 _FEWEST_COPIES, _MOST_COPIES = 4, 256
 _L2_SHARE = 3  # copies that are read between two reads of one, in sizes of L2
 _TOLERANCE = 2**-6
+_FP8_TOLERANCE = 2**-4 + 2**-8  # of a result of eight bits
 
 
 def num_copies(touched_bytes: float, whole_bytes: int, l2_bytes: int, free_bytes: int) -> int:
@@ -80,6 +86,9 @@ class ExpertProblem:
         self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
         self.weights_TK = torch.ones(tokens, shape.top_k, device=device)
         self._aligned: dict[int, list[Alignment]] = {}
+        self.many = tokens >= MANY_ROWS and w13.scales is not None and dtype.itemsize == 2
+        self.quantized_TH = _quantized(self.x_TH, GROUP) if self.many else None
+        self._inner: dict[int, Quantized] = {}  # by group
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch of `op` a copy of the weights."""
@@ -103,6 +112,7 @@ class ExpertProblem:
                 self.w2[copy],
                 self.map_E,
                 context,
+                self.quantized_TH,
             )
             for copy, ids_TK in enumerate(self.ids_CTK)
         ]
@@ -141,50 +151,87 @@ class ExpertProblem:
             self.align_calls(tiles.block_m)
             rows = torch.arange(len(routes), device=routes.device)
             routes = self._aligned[tiles.block_m][0].order[: len(routes)].long()
+        if op == "gate_up" and self.quantized_TH is not None and gate_up_fits(tiles, self.w13[0]):
+            self._inner.pop(tiles.block_n, None)
+            self.calls(op, tiles)[0]()
+            x_TH, result = self.quantized_TH.plain(), self._inner_of(tiles.block_n).plain()[rows]
+            expected = self._expected_inner(x_TH, routes, local_P)
+            return _close(result, expected, _FP8_TOLERANCE)
         if op == "gate_up":
             self.inner_PI.fill_(torch.nan)
             self.calls(op, tiles)[0]()
-            expected, result = self._expected_inner(routes, local_P), self.inner_PI[rows]
+            expected, result = (
+                self._expected_inner(self.x_TH, routes, local_P),
+                self.inner_PI[rows],
+            )
             self.inner_PI.normal_()
         else:
             self.out_PH.fill_(torch.nan)
             self.calls(op, tiles)[0]()
-            expected, result = self._expected_out(rows, routes, local_P), self.out_PH[routes]
+            inner = self._quantized_inner(tiles)
+            inner_PI = self.inner_PI if inner is None else inner.plain()
+            expected = self._expected_out(inner_PI[rows], routes, local_P)
+            result = self.out_PH[routes]
         return _close(result, expected)
 
-    def _expected_inner(self, routes: torch.Tensor, local_P: torch.Tensor) -> torch.Tensor:
+    def _expected_inner(
+        self, x_TH: torch.Tensor, routes: torch.Tensor, local_P: torch.Tensor
+    ) -> torch.Tensor:
         out = torch.empty(len(routes), self.shape.width, device=routes.device)
         for expert in range(self.shape.num_local):
             mine = local_P[routes] == expert
-            x = self.x_TH[routes[mine] // self.shape.top_k].float()
+            x = x_TH[routes[mine] // self.shape.top_k].float()
             gate, up = (x @ _matrix(self.w13[0][expert]).t()).chunk(2, dim=1)
             out[mine] = F.silu(gate) * up
         return out
 
     def _expected_out(
-        self, rows: torch.Tensor, routes: torch.Tensor, local_P: torch.Tensor
+        self, inner_RI: torch.Tensor, routes: torch.Tensor, local_P: torch.Tensor
     ) -> torch.Tensor:
         out = torch.empty(len(routes), self.shape.hidden, device=routes.device)
         for expert in range(self.shape.num_local):
             mine = local_P[routes] == expert
-            out[mine] = self.inner_PI[rows[mine]].float() @ _matrix(self.w2[0][expert]).t()
+            out[mine] = inner_RI[mine].float() @ _matrix(self.w2[0][expert]).t()
         return out
 
     def _gate_up(self, tiles: Tiles, copy: int) -> None:
         x, w13, out, pdl = self.x_TH, self.w13[copy], self.inner_PI, self.context.pdl
         if tiles.block_m == 1:
             gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
+            return
+        aligned = self._aligned[tiles.block_m][copy]
+        if self.quantized_TH is not None and gate_up_fits(tiles, w13):
+            own = self._inner_of(tiles.block_n)
+            gate_up_fp8(
+                self.quantized_TH, w13, aligned, self.shape.top_k, tiles, out_PI=own, pdl=pdl
+            )
         else:
-            aligned = self._aligned[tiles.block_m][copy]
             gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)
 
     def _down(self, tiles: Tiles, copy: int) -> None:
         inner, w2, out, pdl = self.inner_PI, self.w2[copy], self.out_PH, self.context.pdl
         if tiles.block_m == 1:
             down_vector(inner, w2, self.ids_CTK[copy], self.map_E, tiles, out_PH=out, pdl=pdl)
+            return
+        aligned, quantized = self._aligned[tiles.block_m][copy], self._quantized_inner(tiles)
+        if quantized is not None:
+            down_fp8(quantized, w2, aligned, tiles, out_PH=out, pdl=pdl)
         else:
-            aligned = self._aligned[tiles.block_m][copy]
             down(inner, w2, aligned, tiles, out_PH=out, pdl=pdl)
+
+    def _quantized_inner(self, tiles: Tiles) -> Quantized | None:
+        """What a launch of `down` reads in place of `inner_PI`, if it does: in groups that are as
+        deep as its steps."""
+        group = min(tiles.block_k, GROUP)
+        if not self.many or not fits(tiles, self.w2[0], group):
+            return None
+        return self._inner_of(group)
+
+    def _inner_of(self, group: int) -> Quantized:
+        """`inner_PI` in eight bits, or the memory for it."""
+        if group not in self._inner:
+            self._inner[group] = _quantized(self.inner_PI, group)
+        return self._inner[group]
 
 
 class LinearProblem:
@@ -196,13 +243,22 @@ class LinearProblem:
         self.shape, self.tokens, self.w, self.context = shape, tokens, w, context
         device, dtype = w.values.device, _dtype(context)
         self.x = torch.randn(tokens, shape.inputs, device=device, dtype=dtype)
+        many = tokens >= MANY_ROWS and w.scales is not None and dtype.itemsize == 2
+        self.quantized = _quantized(self.x, GROUP) if many else None
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch a copy of the weights."""
         key = self.shape.key(self.w.kind or self.context.tiles.dtype)
         context = _with_tables(self.context, linear={key: {self.tokens: tiles}})
         return [
-            functools.partial(linear_parts, self.x, self.w[copy], context, "timed")
+            functools.partial(
+                linear_parts,
+                self.x,
+                self.w[copy],
+                context,
+                "timed",
+                quantized_MK=self.quantized,
+            )
             for copy in range(self.w.shape[0])
         ]
 
@@ -223,7 +279,10 @@ class LinearProblem:
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
         """Whether the first copy's result is that of plain torch in fp32."""
         result = self.calls(op, tiles)[0]()
-        return _close(result.float().sum(dim=0), self.x.float() @ _matrix(self.w[0]).t())
+        seen = self.x.float()
+        if self.quantized is not None and tiles is not None and fits(tiles, self.w[0]):
+            seen = self.quantized.plain()
+        return _close(result.float().sum(dim=0), seen @ _matrix(self.w[0]).t())
 
 
 def time_us(calls: list[Call], floor_us: float) -> float:
@@ -300,6 +359,12 @@ def _with_tables(context: KernelContext, **tables: Any) -> KernelContext:
     return dataclasses.replace(context, tiles=own)
 
 
-def _close(result: torch.Tensor, expected: torch.Tensor) -> bool:
+def _quantized(x_TK: torch.Tensor, group: int) -> Quantized:
+    """Rows in eight bits, in memory of their own."""
+    out = take_quantized(Workspace(x_TK.device), "own", (x_TK.shape[0], x_TK.shape[1]), group)
+    return quantize_rows(x_TK, out=out, pdl=False)
+
+
+def _close(result: torch.Tensor, expected: torch.Tensor, rtol: float = _TOLERANCE) -> bool:
     scale = float(expected.square().mean().sqrt()) if expected.numel() else 0.0
-    return torch.allclose(result.float(), expected, rtol=_TOLERANCE, atol=_TOLERANCE * scale)
+    return torch.allclose(result.float(), expected, rtol=rtol, atol=_TOLERANCE * scale)

@@ -18,6 +18,7 @@ from benchmarks.tiles.compile import compile_job
 from benchmarks.tiles.tasks import (
     EXPERT_TOKENS,
     LINEAR_TOKENS,
+    MANY_TOKENS,
     Deadline,
     Job,
     Task,
@@ -248,11 +249,28 @@ def test_tiles_of_fp8_weights_lie_within_a_block_of_scales() -> None:
     for task in tasks:
         for _, tiles in task.order():
             assert tiles is not None
-            assert tiles.block_m == 1 or max(tiles.block_n, tiles.block_k) <= 128
+            if not task.many:
+                assert tiles.block_m == 1 or max(tiles.block_n, tiles.block_k) <= 128
     assert 100 < len(jobs(tasks)) < 500
     deep = dataclasses.replace(TILES, block_n=128, stages=8)  # 7 × 20 or 7 × 36 KB
     assert fits(deep, "down", (2048, 768), FP8)
     assert not fits(deep, "down", (2048, 768), H200)
+
+
+def test_many_tokens_of_fp8_models_try_tiles_of_two_dots() -> None:
+    """Of activations of eight bits, which wider tiles suit; each is compiled for these."""
+    tasks = fp8_plan(book())
+    assert {task.tokens for task in tasks if task.many} == {*MANY_TOKENS}
+    for task in tasks:
+        wide = {op for op, tiles in task.order() if tiles is not None and tiles.block_n == 256}
+        both = {"down"} if isinstance(task.shape, ExpertShape) else {"linear"}
+        assert wide == (both if task.many else set())
+    assert {job.many for job in jobs(tasks)} == {False, True}
+    two = Tiles(block_m=128, block_n=256, block_k=128, warps=8)
+    assert fits(two, "down", (2048, 768), FP8, MANY_TOKENS[0])
+    assert not fits(two, "down", (2048, 768), FP8, MANY_TOKENS[0] - 1)
+    assert not fits(two, "gate_up", (768, 2048), FP8, MANY_TOKENS[0])
+    assert not any(task.many for task in qwen_plan(book()))
 
 
 def test_fp8_weights_have_entries_of_their_own() -> None:
@@ -261,7 +279,9 @@ def test_fp8_weights_have_entries_of_their_own() -> None:
     assert qkv.current != TILES
     found = tables(tasks, {qkv: TILES}, FP8_NAME)
     assert list(found["linear"]) == ["N=5120 K=2048 float8_e4m3fn"]
-    assert sorted(found["linear"]["N=5120 K=2048 float8_e4m3fn"]) == [*LINEAR_TOKENS]
+    assert sorted(found["linear"]["N=5120 K=2048 float8_e4m3fn"]) == sorted(
+        {*LINEAR_TOKENS, *MANY_TOKENS}
+    )
     own = book(linear=found["linear"])
     assert own.linear(5120, 2048, 1, weights=FP8_NAME) == TILES
     assert own.linear(5120, 2048, 9999, weights=FP8_NAME) is not None
@@ -418,7 +438,7 @@ def on_a_fake_device(
     monkeypatch.setattr(tune, "make_context", lambda device, dtype: context())
     monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout, fp8: (set(wanted), {}))
     monkeypatch.setattr(tune, "Deadline", lambda s: Deadline(s, clock=lambda: now[0]))
-    for name in ("EXPERT_TOKENS", "LINEAR_TOKENS"):
+    for name in ("EXPERT_TOKENS", "LINEAR_TOKENS", "MANY_TOKENS"):
         monkeypatch.setattr(f"benchmarks.tiles.tasks.{name}", (1, 16))
 
     def time_us(calls: list, floor_us: float) -> float:
@@ -492,3 +512,43 @@ def test_a_tune_that_is_cut_short_says_so(
 def test_without_a_device_it_says_so_in_a_line() -> None:
     with pytest.raises(SystemExit, match="needs a CUDA device"):
         tune.main([str(CONFIGS / "qwen3-30b-a3b")])
+
+
+WIDE = Tiles(block_m=64, block_n=32, block_k=128, stages=2)
+
+
+def many_context() -> KernelContext:
+    own = TileTable(dtype="float16", item_size=2, shared_bytes=100_000)
+    return KernelContext(workspace=Workspace("cpu"), tiles=own, pdl=False, num_cores=4)
+
+
+@pytest.mark.interpreter
+def test_launches_of_many_tokens_have_eight_bits_on_both_sides() -> None:
+    """And are compared with products of what they were given: plain rows would be others."""
+    torch.manual_seed(0)
+    shape = ExpertShape(num_experts=2, num_local=2, top_k=1, width=32, hidden=128)
+    cpu, dtype = torch.device("cpu"), torch.float16
+    w13 = make_weights((2, 64, 128), 1, dtype, cpu, fp8_block(shape))
+    w2 = make_weights((2, 128, 32), 1, dtype, cpu, fp8_block(shape))
+    problem = ExpertProblem(shape, 512, w13, w2, many_context())
+    assert problem.quantized_TH is not None
+    assert problem.is_right("gate_up", WIDE)
+    assert problem.is_right("down", WIDE)
+    for call in problem.entry_calls(ExpertTiles(gate_up=WIDE, down=WIDE)):
+        call()
+    problem.quantized_TH.values[:, 0] = 400.0
+    assert problem.is_right("gate_up", WIDE)
+    assert problem.is_right("gate_up", dataclasses.replace(WIDE, swap=True))
+
+
+@pytest.mark.interpreter
+def test_a_dense_launch_of_many_tokens() -> None:
+    torch.manual_seed(0)
+    shape = LinearShape(name="qkv", outputs=64, inputs=128)
+    w = make_weights((64, 128), 1, torch.float16, torch.device("cpu"), (64, 64))
+    problem = LinearProblem(shape, 512, w, many_context())
+    assert problem.is_right("linear", WIDE)
+    assert problem.quantized is not None
+    problem.quantized.values[:, 0] = 400.0
+    assert problem.is_right("linear", WIDE)
+    assert problem.is_right("linear", dataclasses.replace(WIDE, swap=True))
