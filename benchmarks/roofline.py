@@ -65,7 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def _types(config: ModelConfig, dtype: str) -> str:
-    return dtype if config.quantization is None else f"{dtype} {config.quantization.fp8.label}"
+    return (
+        dtype
+        if config.quantization is None
+        else f"{dtype} {config.quantization.weight_format.label}"
+    )
 
 
 def _distinct(roofline: Roofline, cost: StepCost) -> float | None:

@@ -15,11 +15,17 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.fp8_format import Fp8Format
 from moe.base.quantize import empty_weight
 from moe.base.quantized import Quantized
 from moe.base.weight import Weight, held_weight
-from moe.base.weight_slices import Index, scales_slice, values_slice
+from moe.base.weight_format import WeightFormat
+from moe.base.weight_slices import (
+    Index,
+    has_scales,
+    scales_slice,
+    values_slice,
+    weight_slices,
+)
 from moe.config import MoEConfig
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
@@ -32,7 +38,7 @@ class FusedMoeExperts(nn.Module):
     """w13 [E_local, 2·I_part, H] with gate rows first, and w2 [E_local, H, I_part].
 
     `placement` says which experts; `slice_rank` of `num_slices` says which I_part columns of each;
-    `fp8`, which 8-bit format they have, if any.
+    `weight_format`, how they stand where they have fewer bits than `dtype`.
     """
 
     expert_map: torch.Tensor | None
@@ -48,10 +54,10 @@ class FusedMoeExperts(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         context: KernelContext | None = None,
-        fp8: Fp8Format | None = None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         super().__init__()
-        self.fp8 = fp8
+        self.weight_format = weight_format
         self.context = context
         self.config = config
         self.placement = placement
@@ -60,8 +66,10 @@ class FusedMoeExperts(nn.Module):
         self.first_column = slice_rank * self.width
         self.run = RUNNERS[runner]
         count, hidden = placement.num_local, config.hidden_size
-        w13 = empty_weight((count, 2 * self.width, hidden), fp8, dtype=dtype, device=device)
-        w2 = empty_weight((count, hidden, self.width), fp8, dtype=dtype, device=device)
+        w13 = empty_weight(
+            (count, 2 * self.width, hidden), weight_format, dtype=dtype, device=device
+        )
+        w2 = empty_weight((count, hidden, self.width), weight_format, dtype=dtype, device=device)
         self.w13 = held_weight(self, "w13", w13)
         self.w2 = held_weight(self, "w2", w2)
         every = count == config.num_experts
@@ -88,11 +96,14 @@ class FusedMoeExperts(nn.Module):
         modules): `gate_up_proj` [E,2I,H], `down_proj` [E,H,I]. Scales stand as the values do, or
         packed beside values per expert (save_pretrained of transformers 5).
         """
-        for part in self._parts(prefix, packed):
-            yield values_slice(*part, self.fp8)
-        if self.fp8 is not None and self.fp8.stored != "plain":
-            for part in self._parts(prefix, packed or packed_scales):
-                yield scales_slice(*part, self.fp8)
+        if not packed_scales or packed or not has_scales(self.weight_format):
+            for part in self._parts(prefix, packed):
+                yield from weight_slices(*part, self.weight_format)
+            return
+        for part in self._parts(prefix, packed=False):
+            yield values_slice(*part, self.weight_format)
+        for part in self._parts(prefix, packed=True):
+            yield scales_slice(*part, self.weight_format)
 
     def _parts(self, prefix: str, packed: bool) -> Iterator[Part]:
         """Of each tensor its name, its shape, and what this rank reads into which view."""

@@ -14,9 +14,9 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.base.quantized import Quantized
+from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import DISPATCHERS
 from moe.dispatch.base import TokenShare
@@ -36,7 +36,8 @@ class SparseMoeBlock(nn.Module):
     it.
 
     `out_ids_P`, int32, takes the ids of the routes that this rank computes in each step.
-    `experts_fp8` and `shared_fp8` are the formats of weights that have 8 bits; a router's have not.
+    `experts_format` and `shared_format` are those of weights that have fewer bits than `dtype`; a
+    router's have not.
     """
 
     def __init__(
@@ -50,8 +51,8 @@ class SparseMoeBlock(nn.Module):
         device: torch.device | str,
         context: KernelContext | None = None,
         out_ids_P: torch.Tensor | None = None,
-        experts_fp8: Fp8Format | None = None,
-        shared_fp8: Fp8Format | None = None,
+        experts_format: WeightFormat | None = None,
+        shared_format: WeightFormat | None = None,
     ) -> None:
         super().__init__()
         assert (parallel.tp, parallel.dp, parallel.ep) == (
@@ -74,7 +75,7 @@ class SparseMoeBlock(nn.Module):
             dtype=dtype,
             device=device,
             context=context,
-            fp8=experts_fp8,
+            weight_format=experts_format,
         )
         self.shared_experts: SharedExperts | None = None
         if config.shared_expert_size:
@@ -86,7 +87,7 @@ class SparseMoeBlock(nn.Module):
                 dtype=dtype,
                 device=device,
                 context=context,
-                fp8=shared_fp8,
+                weight_format=shared_format,
             )
         self.dispatcher = DISPATCHERS[parallel.backend](groups, placement, device, context)
         self.context = context

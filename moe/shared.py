@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts, rows_for
 from moe.base.quantize import empty_weight
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu as swiglu_kernel
 from moe.base.weight import held_weight
+from moe.base.weight_format import WeightFormat
 from moe.base.weight_slices import weight_part
 from moe.config import MoEConfig
 from moe.runner import swiglu
@@ -31,7 +31,7 @@ class SharedExperts(nn.Module):
     """down(silu(gate) · up), times sigmoid(x · w) where gated.
 
     transformers' `Qwen3NextSparseMoeBlock` (gated) and `DeepseekV2Moe` (not). With a `context` the
-    work is done by Triton kernels. `fp8` is the format of all matrices but the gate's.
+    work is done by Triton kernels. `weight_format` is that of all matrices but the gate's.
     """
 
     def __init__(
@@ -43,18 +43,18 @@ class SharedExperts(nn.Module):
         dtype: torch.dtype,
         device: torch.device | str,
         context: KernelContext | None = None,
-        fp8: Fp8Format | None = None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         super().__init__()
-        self.fp8 = fp8
+        self.weight_format = weight_format
         self.context = context
         self.config = config
         self.width = config.shared_expert_size // num_slices
         assert self.width * num_slices == config.shared_expert_size
         self.first_column = slice_rank * self.width
         hidden = config.hidden_size
-        w13 = empty_weight((2 * self.width, hidden), fp8, dtype=dtype, device=device)
-        w2 = empty_weight((hidden, self.width), fp8, dtype=dtype, device=device)
+        w13 = empty_weight((2 * self.width, hidden), weight_format, dtype=dtype, device=device)
+        w2 = empty_weight((hidden, self.width), weight_format, dtype=dtype, device=device)
         self.w13 = held_weight(self, "w13", w13)
         self.w2 = held_weight(self, "w2", w2)
         self.gate: nn.Parameter | None = None
@@ -98,8 +98,8 @@ class SharedExperts(nn.Module):
         gate, up = self.w13.split([self.width, self.width])
         for which, target in (("gate", gate), ("up", up)):
             weight = f"{prefix}{name}.{which}_proj.weight"
-            yield from weight_part(weight, shape, 0, self.first_column, target, self.fp8)
+            yield from weight_part(weight, shape, 0, self.first_column, target, self.weight_format)
         down = f"{prefix}{name}.down_proj.weight"
-        yield from weight_part(down, shape[::-1], 1, self.first_column, self.w2, self.fp8)
+        yield from weight_part(down, shape[::-1], 1, self.first_column, self.w2, self.weight_format)
         if self.gate is not None:
             yield whole(f"{prefix}shared_expert_gate.weight", self.gate)

@@ -49,15 +49,16 @@ LAYERS = {
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
-        "workers.quantization",
+        "workers.quantized_modules",
     },
     "workers/step": {
-        "workers.attention", "workers.model_config", "workers.models", "workers.quantization",
+        "workers.attention", "workers.model_config", "workers.models", "workers.quantized_modules",
         "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
     },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",
-        "workers.launcher", "workers.model_config", "workers.models", "workers.sampling",
+        "workers.int4_headers", "workers.launcher", "workers.model_config", "workers.models",
+        "workers.sampling",
         "workers.scale_blocks", "workers.step", "workers.weight_loading",
     },
     "moe/base": set(),
@@ -223,7 +224,10 @@ def test_moe_config_is_torch_free() -> None:
         "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
         "workers/config.py", "workers/model_config.py",
         "workers/model_types.py", "workers/quantization.py", "workers/scale_blocks.py",
-        "moe/base/fp8_format.py", "proto/switchyard/flags.py",
+        "workers/quantized_modules.py", "workers/quantization_refusals.py",
+        "workers/int4_methods.py", "workers/int4_headers.py",
+        "moe/base/fp8_format.py", "moe/base/int4_format.py", "moe/base/weight_format.py",
+        "proto/switchyard/flags.py",
     ):  # fmt: skip
         assert "torch" not in set(imported(ROOT / name)), name
 

@@ -21,6 +21,7 @@ from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
 from workers.checkpoint import Checkpoint
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
+from workers.int4_headers import with_headers
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
 from workers.model_config import ModelConfig
@@ -73,7 +74,8 @@ def main() -> int:
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
         checkpoint = None
         if not config.makes_up_weights:
-            checkpoint = Checkpoint(config.model, fp8=model.reads_fp8)
+            checkpoint = Checkpoint(config.model, fp8=model.reads_fp8, int4=model.reads_int4)
+            model = with_headers(model, checkpoint)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED

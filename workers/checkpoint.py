@@ -18,8 +18,10 @@ from switchyard.model_files import file_size, named, parse_object, read_object, 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 FP8 = "F8_E4M3"
-VALUE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, FP8: 1}
-"""Of the types of weights that are read, the last one only where config.json asks for it."""
+INT4 = ("I32", "I64")
+VALUE_BYTES = {"BF16": 2, "F16": 2, "F32": 4, FP8: 1, "I32": 4, "I64": 8}
+"""Of the types of weights that are read; whole numbers and 8 bits only where config.json asks for
+them."""
 
 _MAX_INDEX_BYTES = 128 << 20
 _MAX_HEADER_BYTES = 32 << 20
@@ -45,15 +47,17 @@ class Checkpoint:
     Args:
         folder: holds model.safetensors, or the files model.safetensors.index.json names.
         fp8: weights may be 8-bit floats, as config.json says.
+        int4: weights may be packed 4-bit integers, as config.json says.
 
     Raises:
         ValueError: one line naming the file, and what is wrong: it is missing, truncated, malformed
             or outside the folder, or holds weights of a type that is not read.
     """
 
-    def __init__(self, folder: Path, *, fp8: bool = False) -> None:
+    def __init__(self, folder: Path, *, fp8: bool = False, int4: bool = False) -> None:
         self.folder = folder
-        self.types = {name: size for name, size in VALUE_BYTES.items() if fp8 or name != FP8}
+        not_asked = {*(() if fp8 else (FP8,)), *(() if int4 else INT4)}
+        self.types = {name: size for name, size in VALUE_BYTES.items() if name not in not_asked}
         self.tensors: dict[str, TensorInfo] = {}
         mapping = self._mapping()
         for name in [SINGLE] if mapping is None else sorted(set(mapping.values())):
@@ -69,6 +73,11 @@ class Checkpoint:
     def packed_scales(self) -> bool:
         """Whether the scales of a layer's experts stand in two tensors, ``[E, …]``."""
         return any(name.endswith(".experts.gate_up_proj_scale_inv") for name in self.tensors)
+
+    def type_of(self, ending: str) -> str | None:
+        """That of the first tensor by name whose name ends so; None: there is none."""
+        name = min((name for name in self.tensors if name.endswith(ending)), default=None)
+        return None if name is None else self.tensors[name].dtype
 
     def sha256(self) -> str:
         """A digest of every tensor's name, type, shape and file, not of the values."""

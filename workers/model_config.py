@@ -11,11 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
+from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
+from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
 from workers.config_keys import read_keys
 from workers.model_types import MODEL_TYPES, MoEKeys
-from workers.quantization import Quantization, read_modelopt_file, read_quantization
+from workers.quantization import read_modelopt_file, read_quantization
+from workers.quantized_modules import Quantization
 
 _Meaning = TypeVar("_Meaning")
 
@@ -35,7 +39,7 @@ class ModelConfig:
         moe_layers: for each layer, whether its MLP is a mixture.
         eos_token_ids: of both files, those of generation_config.json first.
         dtype: the checkpoint's own, a torch dtype's name.
-        quantization: of weights that have 8 bits; None where none have.
+        quantization: of weights that have fewer bits than ``dtype``; None where none have.
         unknown_keys: of config.json; nothing here knows what they mean.
     """
 
@@ -70,7 +74,19 @@ class ModelConfig:
     @property
     def reads_fp8(self) -> bool:
         """Whether the checkpoint holds 8-bit weights."""
-        return self.quantization is not None and self.quantization.fp8.stored != "plain"
+        return isinstance(self._read_format, Fp8Format)
+
+    @property
+    def reads_int4(self) -> bool:
+        """Whether the checkpoint holds 4-bit weights."""
+        return isinstance(self._read_format, Int4Format)
+
+    @property
+    def _read_format(self) -> WeightFormat | None:
+        """That of a checkpoint's weights of fewer bits."""
+        if self.quantization is None or self.quantization.weight_format.stored == "plain":
+            return None
+        return self.quantization.weight_format
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise ValueError unless attention and dense MLPs divide over ``tp`` ranks."""

@@ -1,4 +1,5 @@
-"""Whether each rank's share of every 8-bit matrix is whole blocks of its scales.
+"""Whether each rank's share of every matrix of fewer bits is whole blocks of its scales, and whole
+words of what a checkpoint packs.
 
 Owns that check, and the size of blocks that are made at load. Torch-free, so that a launcher can
 refuse a layout before anything heavy starts. Knows nothing of tensors.
@@ -10,9 +11,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
+from moe.base.weight_format import WeightFormat
 from workers.model_config import ModelConfig
-from workers.quantization import MADE, Quantization
+from workers.quantization import MADE
+from workers.quantized_modules import Quantization
 
 _MADE_SIZES = (128, 64, 32)  # of blocks: the first that all shares are multiples of
 _MOST_TP = 64  # of those that are looked at for a remedy
@@ -46,7 +50,7 @@ class _Matrix(NamedTuple):
 def with_quantization(
     config: ModelConfig, flag: str, parallel: ParallelConfig, *, made_up: bool
 ) -> ModelConfig:
-    """The model as it is served: 8-bit as its folder or ``flag`` says, in whole blocks.
+    """The model as it is served: as its folder or ``flag`` says, in whole blocks.
 
     Args:
         flag: --quantization.
@@ -61,14 +65,15 @@ def with_quantization(
     if problem := _problem(config, said, _layout(parallel)):
         raise ValueError(f"{problem}; {_remedy(config, said, parallel)}")
     if made_up:
-        said = dataclasses.replace(said, fp8=dataclasses.replace(said.fp8, stored="plain"))
+        plain = dataclasses.replace(said.weight_format, stored="plain")
+        said = dataclasses.replace(said, weight_format=plain)
     return dataclasses.replace(config, quantization=said)
 
 
 def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
     for size in _MADE_SIZES:
         fp8 = dataclasses.replace(MADE, block=(size, size))
-        made = Quantization(fp8=fp8)
+        made = Quantization(weight_format=fp8)
         problem = _problem(config, made, _layout(parallel))
         if problem is None:
             return dataclasses.replace(config, quantization=made)
@@ -86,21 +91,28 @@ def _layout(parallel: ParallelConfig) -> _Layout:
 
 def _problem(config: ModelConfig, quantization: Quantization, layout: _Layout) -> str | None:
     """The numbers of a share that is not whole blocks; None where there is none."""
-    block = quantization.fp8.block
-    if block is None:
-        return None
+    multiples = quantization.weight_format.multiples
     for matrix in _matrices(config, layout):
         if not _has_scales(matrix, quantization):
             continue
-        for side, size in ((matrix.rows, block[0]), (matrix.columns, block[1])):
+        for side, size in zip(matrix[2:], multiples, strict=True):
             share = side.total // side.shares
             if share % size:
                 shares = f" over {side.shares} ranks, {share} each," if side.shares > 1 else ""
                 return (
-                    f"{side.name} {side.total}{shares} is no multiple of {size}, and scales "
-                    f"belong to whole blocks of {block[0]} × {block[1]} weights"
+                    f"{side.name} {side.total}{shares} is no multiple of {size}, and "
+                    f"{_why(quantization.weight_format, size)}"
                 )
     return None
+
+
+def _why(weight_format: WeightFormat, size: int) -> str:
+    if isinstance(weight_format, Fp8Format):
+        rows, columns = weight_format.multiples
+        return f"scales belong to whole blocks of {rows} × {columns} weights"
+    if size == weight_format.group:
+        return f"scales belong to groups of {size} inputs"
+    return f"{size} numbers of four bits are packed together"
 
 
 def _remedy(config: ModelConfig, quantization: Quantization, parallel: ParallelConfig) -> str:

@@ -16,13 +16,21 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.checkpoint_slice import FLOATS, CheckpointSlice, Expected
 from switchyard.model_files import named
-from workers.checkpoint import FP8, VALUE_BYTES, Checkpoint
+from workers.checkpoint import VALUE_BYTES, Checkpoint
 
 # What stands beside 8-bit weights and is not needed: scales of activations, which are taken from
 # the activations themselves, and of keys and values.
 _UNUSED = ("input_scale", "activation_scale", "k_scale", "v_scale")
+
+
+_TYPES = {
+    FLOATS: ("BF16", "F16", "F32"),
+    "float8_e4m3fn": ("F8_E4M3",), "bfloat16": ("BF16",), "float16": ("F16",), "float32": ("F32",),
+    "int32": ("I32",), "int64": ("I64",),
+}  # fmt: skip
+"""What files call the types that slices ask for."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -55,8 +63,8 @@ def check_tensors(
                 f"{info.file}: tensor {piece.name} has shape {list(info.shape)}, "
                 f"config.json asks for {list(piece.shape)}"
             )
-        if (info.dtype == FP8) != piece.is_fp8:
-            asked = FP8 if piece.is_fp8 else "BF16, F16 or F32"
+        if info.dtype not in _TYPES[piece.dtype]:
+            asked = " or ".join(", ".join(_TYPES[piece.dtype]).rsplit(", ", 1))
             raise ValueError(
                 f"{info.file}: tensor {piece.name} has type {info.dtype}, "
                 f"config.json asks for {asked}"
@@ -115,7 +123,7 @@ def make_up_weights(slices: Iterable[CheckpointSlice], seed: int) -> None:
     values are the same for any layout on one kind of device.
     """
     for piece in slices:
-        if piece.target is None:
+        if piece.target is None or isinstance(piece.target, Expected):
             continue
         if piece.name.endswith("norm.weight"):
             piece.fill(torch.ones(()))
@@ -151,5 +159,5 @@ def _load_file(path: Path, pieces: list[CheckpointSlice]) -> Iterator[int]:
                 values = _values(file, piece)
                 piece.fill(values)
                 yield values.numel() * values.element_size()
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from None

@@ -7,12 +7,29 @@ loader reads, this only describes.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from moe.base.quantize import quantize
 from moe.base.weight import Weight
+
+FLOATS = "floats"  # of 16 or 32 bits
+FP8_VALUES = "float8_e4m3fn"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Expected:
+    """What values must be that say nothing new: they are read, compared and dropped.
+
+    Attributes:
+        holds: whether they are so.
+        words: what of the tensor is not built, where they are not.
+    """
+
+    holds: Callable[[torch.Tensor], bool]
+    words: str
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -24,23 +41,31 @@ class CheckpointSlice:
     are None for a tensor that must exist but is another rank's: it is not read. A name may come up
     several times with different parts.
 
-    `is_fp8` says that the file has 8-bit floats, it must have others where not. Plain values whose
+    `dtype` is the type that the file must have: `FLOATS`, or the name of one in torch. `convert`
+    makes what the target holds of what the file does, on the target's device. Plain values whose
     target is a `Weight` are quantized into it.
     """
 
     name: str
     shape: tuple[int, ...]
     index: tuple[slice, ...] | None
-    target: torch.Tensor | Weight | None
-    is_fp8: bool = False
+    target: torch.Tensor | Weight | Expected | None
+    dtype: str = FLOATS
+    convert: Callable[[torch.Tensor], torch.Tensor] | None = None
 
     def __post_init__(self) -> None:
         assert (self.index is None) == (self.target is None), self.name
         if self.index is None or self.target is None:
             return
         assert len(self.index) == len(self.shape), self.name
-        wanted, held = self._part, tuple(self.target.shape)
-        assert wanted in (held, (), (1,)), (self.name, wanted, held)
+        if self.convert is None and not isinstance(self.target, Expected):
+            wanted, held = self._part, tuple(self.target.shape)
+            assert wanted in (held, (), (1,)), (self.name, wanted, held)
+
+    @property
+    def is_fp8(self) -> bool:
+        """Whether the file has 8-bit floats."""
+        return self.dtype == FP8_VALUES
 
     @property
     def num_values(self) -> int:
@@ -48,10 +73,19 @@ class CheckpointSlice:
         return 0 if self.index is None else math.prod(self._part)
 
     def fill(self, values: torch.Tensor) -> None:
-        """Write the part's values into the target."""
-        if isinstance(self.target, Weight):
+        """Write the part's values into the target.
+
+        Raises:
+            ValueError: one line naming the tensor, where values are not what is expected.
+        """
+        if isinstance(self.target, Expected):
+            if not self.target.holds(values):
+                raise ValueError(f"tensor {self.name} {self.target.words}")
+        elif isinstance(self.target, Weight):
             quantize(values, self.target)
         elif self.target is not None:
+            if self.convert is not None:
+                values = self.convert(values.to(self.target.device))
             self.target.copy_(values)
 
     @property

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+_SCALE_BYTES = 4
+
 STORED = ("blocks", "scalar", "vector", "plain")
 
 
@@ -36,6 +38,16 @@ class Fp8Format:
         """For people: how it stands in memory."""
         return "fp8 by row" if self.block is None else f"fp8 {self.block[0]}x{self.block[1]}"
 
+    @property
+    def multiples(self) -> tuple[int, int]:
+        """A rank's share of a matrix must have multiples of so many rows and columns."""
+        return self.block or (1, 1)
+
     def block_of(self, num_columns: int) -> tuple[int, int]:
         """The values that share a scale, in a matrix of so many columns."""
         return self.block or (1, num_columns)
+
+    def num_bytes(self, rows: float, columns: float) -> float:
+        """Of a matrix and its scales in memory, in the mean of layers of so many of each."""
+        scales = rows if self.block is None else rows * columns / (self.block[0] * self.block[1])
+        return rows * columns + _SCALE_BYTES * scales

@@ -28,7 +28,7 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
-from moe.base.tiles import MANY_ROWS, Tiles
+from moe.base.tiles import FP8_NAME, MANY_ROWS, Tiles
 from moe.base.weight import Weight
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
@@ -163,7 +163,7 @@ def rows_for(
 
 def _takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
     """Whether so many rows and this weight are multiplied in eight bits."""
-    if num_rows < MANY_ROWS or weight_NK.scales is None or context.tiles.item_size == 4:
+    if num_rows < MANY_ROWS or weight_NK.kind != FP8_NAME or context.tiles.item_size == 4:
         return False
     N, K = weight_NK.shape
     tiles = context.tiles.linear(N, K, num_rows, weights=weight_NK.kind)

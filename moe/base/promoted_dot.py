@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from moe.base.quantized import GROUP
-from moe.base.tiles import Tiles
+from moe.base.tiles import FP8_NAME, Tiles
 from moe.base.weight import Weight
 
 _MIN_ROWS = 64  # of a tile: one wgmma
@@ -40,8 +40,9 @@ def step_depth(tiles: Tiles, weight: Weight, group: int) -> int:
 
 def fits(tiles: Tiles, weight: Weight, group: int = GROUP) -> bool:
     """Whether a launch with these tiles may multiply activations of eight bits with a weight."""
-    if weight.block is None or tiles.block_m < _MIN_ROWS or tiles.swap or tiles.splits > 1:
+    if weight.kind != FP8_NAME or tiles.block_m < _MIN_ROWS or tiles.swap or tiles.splits > 1:
         return False
+    assert weight.block is not None
     columns, depth, inputs = dot_columns(tiles), step_depth(tiles, weight, group), weight.shape[-1]
     bn, bk = weight.block
     return (

@@ -1,15 +1,20 @@
-"""Making weights of 8-bit floats: memory for them, and their values from plain ones.
+"""Making weights of fewer bits: memory for them, and their values from plain ones.
 
-Owns the arithmetic: a block's scale is its largest magnitude over 448, e4m3's largest number.
-Knows no file. N outputs, K inputs, "…" experts or nothing.
+Owns the arithmetic: a block's scale is its largest magnitude over the largest number of its type,
+448 of e4m3, 7 of four bits. Knows no file. N outputs, K inputs, "…" experts or nothing.
 """
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
-from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import MIDDLE, Int4Format
+from moe.base.int4_pack import pack
+from moe.base.tiles import INT4_NAME
 from moe.base.weight import Weight
+from moe.base.weight_format import WeightFormat
 
 FP8 = torch.float8_e4m3fn
 _LARGEST = torch.finfo(FP8).max
@@ -17,21 +22,30 @@ _LARGEST = torch.finfo(FP8).max
 
 def empty_weight(
     shape: tuple[int, ...],
-    fp8: Fp8Format | None,
+    weight_format: WeightFormat | None,
     *,
     dtype: torch.dtype,
     device: torch.device | str,
 ) -> Weight:
-    """Memory for a weight [..., N, K]: plain, in ``dtype``, where ``fp8`` is None.
+    """Memory for a weight [..., N, K]: plain, in ``dtype``, where ``weight_format`` is None.
 
     Sides must be whole blocks, which `workers.scale_blocks` checks.
     """
-    if fp8 is None:
+    if weight_format is None:
         return Weight(torch.empty(shape, dtype=dtype, device=device))
     *leading, rows, columns = shape
-    block = fp8.block_of(columns)
+    block = weight_format.block_of(columns)
     assert rows % block[0] == 0 and columns % block[1] == 0, (shape, block)
     num_blocks = (*leading, rows // block[0], columns // block[1])
+    if isinstance(weight_format, Int4Format):
+        scale_type: torch.dtype = getattr(torch, weight_format.scale_type)
+        bytes_of = partial(torch.empty, dtype=torch.uint8, device=device)
+        return Weight(
+            bytes_of((*leading, rows, columns // 2)),
+            torch.empty(num_blocks, dtype=scale_type, device=device),
+            block,
+            bytes_of(num_blocks) if weight_format.zero_points else None,
+        )
     return Weight(
         torch.empty(shape, dtype=FP8, device=device),
         torch.empty(num_blocks, dtype=torch.float32, device=device),
@@ -42,7 +56,7 @@ def empty_weight(
 def quantize(plain: torch.Tensor, target: Weight) -> None:
     """Fill ``target`` with the nearest of what it can hold; a block of zeros has the scale 1.
 
-    One expert after the other, in fp32 on the target's device.
+    One expert after the other, in fp32 on the target's device. All zero points are `MIDDLE`.
     """
     assert target.scales is not None and target.block is not None
     assert plain.shape == target.shape, (plain.shape, target.shape)
@@ -50,11 +64,18 @@ def quantize(plain: torch.Tensor, target: Weight) -> None:
         for expert in range(len(plain)):
             quantize(plain[expert], target[expert])
         return
+    is_int4 = target.kind == INT4_NAME
     rows, columns = target.scales.shape
     blocks = plain.to(target.device).float()
     blocks = blocks.reshape(rows, target.block[0], columns, target.block[1])
-    scales = blocks.abs().amax(dim=(1, 3)) / _LARGEST
-    scales = scales.masked_fill(scales == 0, 1.0)
-    scaled = blocks / scales[:, None, :, None]
-    target.scales.copy_(scales)
+    scales = blocks.abs().amax(dim=(1, 3)) / (MIDDLE - 1 if is_int4 else _LARGEST)
+    target.scales.copy_(scales.masked_fill(scales == 0, 1.0))
+    if is_int4:  # by the scale as it is kept
+        scales = target.scales.float().clamp_min_(torch.finfo(target.scales.dtype).tiny)
+        numbers = (blocks / scales[:, None, :, None]).round_().clamp_(-MIDDLE, MIDDLE - 1)
+        target.values.copy_(pack(numbers.add_(MIDDLE).byte().view(plain.shape)))
+        if target.zeros is not None:
+            target.zeros.fill_(MIDDLE)
+        return
+    scaled = blocks / target.scales[:, None, :, None]
     target.values.copy_(scaled.clamp_(-_LARGEST, _LARGEST).view(plain.shape))

@@ -21,6 +21,7 @@ _BARRIER_BYTES = 1024  # beside a kernel's tiles
 _MANY_PROGRAMS = 128  # fill a device
 
 FP8_NAME = "float8_e4m3fn"  # of weights of eight bits
+INT4_NAME = "int4"  # of weights of four
 # From so many rows on a step is bound by products, and activations meet 8-bit weights in eight bits
 # too, whatever tiles these kernels fit; below, they stay as they are.
 MANY_ROWS = 512

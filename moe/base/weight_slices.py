@@ -1,30 +1,59 @@
 """Which tensors of a checkpoint fill a weight: its values, and its scales where it has them.
 
-Owns the names and shapes of scales, and which of them belong to a part of the values. Does not
-know files or ranks. N outputs, K inputs, "…" experts or nothing.
+Owns the names and shapes of scales of 8-bit values, and which of them belong to a part of the
+values; what stands for 4-bit ones says `int4_slices`. Does not know files or ranks. N outputs, K
+inputs, "…" experts or nothing.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeGuard
 
-from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.checkpoint_slice import FLOATS, FP8_VALUES, CheckpointSlice
 from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
+from moe.base.int4_slices import int4_slices
 from moe.base.weight import Weight
+from moe.base.weight_format import WeightFormat
 
 Index = tuple[slice, ...]
 
 
 def weight_part(
-    name: str, shape: tuple[int, ...], dim: int, start: int, target: Weight, fp8: Fp8Format | None
+    name: str,
+    shape: tuple[int, ...],
+    dim: int,
+    start: int,
+    target: Weight,
+    weight_format: WeightFormat | None,
 ) -> Iterator[CheckpointSlice]:
     """``target`` is filled from ``start`` on along ``dim`` of the tensor ``name`` of ``shape``, all
     of the others, and its scales from what belongs to that."""
     index = [slice(0, size) for size in shape]
     index[dim] = slice(start, start + target.shape[dim])
-    yield values_slice(name, shape, tuple(index), target, fp8)
-    if fp8 is not None and fp8.stored != "plain":
-        yield scales_slice(name, shape, tuple(index), target, fp8)
+    yield from weight_slices(name, shape, tuple(index), target, weight_format)
+
+
+def weight_slices(
+    name: str,
+    shape: tuple[int, ...],
+    index: Index | None,
+    target: Weight | None,
+    weight_format: WeightFormat | None,
+) -> Iterator[CheckpointSlice]:
+    """All that ``index`` of the weight ``name`` takes; another rank's without it and ``target``."""
+    if isinstance(weight_format, Int4Format) and weight_format.stored != "plain":
+        yield from int4_slices(name, shape, index, target, weight_format)
+        return
+    yield values_slice(name, shape, index, target, weight_format)
+    if has_scales(weight_format):
+        yield scales_slice(name, shape, index, target, weight_format)
+
+
+def has_scales(weight_format: WeightFormat | None) -> TypeGuard[Fp8Format]:
+    """Whether a checkpoint holds 8-bit values and scales of them."""
+    return isinstance(weight_format, Fp8Format) and weight_format.stored != "plain"
 
 
 def values_slice(
@@ -32,14 +61,15 @@ def values_slice(
     shape: tuple[int, ...],
     index: Index | None,
     target: Weight | None,
-    fp8: Fp8Format | None,
+    weight_format: WeightFormat | None,
 ) -> CheckpointSlice:
-    """The values alone, another rank's without ``index`` and ``target``; plain ones for an 8-bit
-    target are quantized as they are read."""
-    if fp8 is not None and fp8.stored == "plain":
+    """The values alone, another rank's without ``index`` and ``target``; plain ones for a target
+    of fewer bits are quantized as they are read."""
+    if weight_format is not None and weight_format.stored == "plain":
         return CheckpointSlice(name, shape, index, target)
     values = None if target is None else target.values
-    return CheckpointSlice(name, shape, index, values, is_fp8=fp8 is not None)
+    dtype = FLOATS if weight_format is None else FP8_VALUES
+    return CheckpointSlice(name, shape, index, values, dtype)
 
 
 def scales_slice(

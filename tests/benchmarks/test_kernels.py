@@ -21,7 +21,8 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import interpreted, start_rank
 from tests.workers.tiny_models import random_config, save_model
 from workers.model_config import ModelConfig
-from workers.quantization import MADE, Quantization
+from workers.quantization import MADE
+from workers.quantized_modules import Quantization
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import Device, Roofline, StepWork
 from workers.step.runner import Measure
@@ -206,7 +207,7 @@ def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
     small = kernels.floors(config, WORKS["decode"], 5000, 2, device, 48 * 2 * 4 * 130)
     assert small["attention"] == pytest.approx(few["attention"] * 130 / 256)
     assert {**small, "attention": few["attention"]} == few
-    quantization = Quantization(fp8=MADE)
+    quantization = Quantization(weight_format=MADE)
     narrow = dataclasses.replace(config, quantization=quantization)
     halved = kernels.floors(narrow, WORKS["decode"], 5000, 2, device)
     assert halved["head"] == few["head"]

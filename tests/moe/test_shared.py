@@ -85,7 +85,7 @@ def test_8_bit_slices_add_up(kernels: bool, block: tuple[int, int] | None, gated
         context = interpreted() if kernels else None
         part = SharedExperts(
             config, slice_rank=rank, num_slices=3, dtype=torch.float32, device="cpu",
-            context=context, fp8=fp8,
+            context=context, weight_format=fp8,
         )  # fmt: skip
         for piece in part.checkpoint_slices(""):
             piece.fill(weights[piece.name][piece.index])

@@ -12,7 +12,8 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
 from workers.model_config import ModelConfig
-from workers.quantization import ModuleNames, Quantization, read_quantization
+from workers.quantization import read_quantization
+from workers.quantized_modules import ModuleNames, Quantization
 from workers.scale_blocks import with_quantization
 
 QWEN = {
@@ -78,7 +79,7 @@ def compressed(**changes: Any) -> dict[str, Any]:
 )
 def test_formats_that_are_read(said: dict[str, Any], fp8: Fp8Format) -> None:
     quantization = read(said)
-    assert quantization.fp8 == fp8
+    assert quantization.weight_format == fp8
     assert quantization.format_of(["lm_head"]) is None
     assert quantization.format_of(["model.layers.0.mlp.gate"]) is None
     assert quantization.format_of(["model.layers.0.mlp.gate_proj"]) == fp8
@@ -91,7 +92,7 @@ def test_formats_that_are_read(said: dict[str, Any], fp8: Fp8Format) -> None:
         ({**QWEN, "fmt": "e5m2"}, "'fp8' with fmt 'e5m2'"),
         ({**QWEN, "expert_dtype": "fp4"}, "'fp8' with expert_dtype 'fp4'"),
         ({**QWEN, "modules_to_convert": ["embed_tokens"]}, "with modules_to_convert"),
-        ({**COMPRESSED, "format": "pack-quantized"}, "with format 'pack-quantized'"),
+        ({**COMPRESSED, "format": "marlin-24"}, "with format 'marlin-24'"),
         ({**COMPRESSED, "config_groups": {}}, "'compressed-tensors' with config_groups {}"),
         ({**COMPRESSED, "sparsity_config": {"format": "sparse-24"}}, "with sparsity_config"),
         (compressed(num_bits=4), "with num_bits 4"),
@@ -134,6 +135,9 @@ def test_values_that_make_no_sense_are_named(said: dict[str, Any], words: str) -
         ("mlp.gate", "model.layers.3.mlp.gate", True),
         ("mlp.gate", "model.layers.3.mlp.gate_proj", False),
         ("gate", "model.layers.3.mlp.gate", True),
+        ("layers.3.mlp", "model.layers.3.mlp.experts.0.up_proj", True),
+        ("layers.3.mlp", "model.layers.33.mlp.experts.0.up_proj", False),
+        ("3.mlp", "model.layers.33.mlp.experts.0.up_proj", False),
         ("model.layers.*.mlp", "model.layers.7.mlp.experts.1.up_proj", True),
         ("model.layers.*.mlp", "model.layers.7.mlps", False),
         ("*self_attn*", "model.layers.7.self_attn.q_proj", True),
@@ -160,7 +164,7 @@ def test_modelopt_may_describe_itself_in_a_file_of_its_own(tmp_path: Path) -> No
     path.write_text(json.dumps({"producer": {"name": "modelopt"}, "quantization": said}))
     quantization = ModelConfig.from_folder(tmp_path).quantization
     assert quantization is not None
-    assert quantization.fp8 == Fp8Format(stored="scalar")
+    assert quantization.weight_format == Fp8Format(stored="scalar")
     assert "lm_head" in quantization.skipped
     path.write_text(json.dumps({"quantization": {**said, "quant_algo": "NVFP4"}}))
     line = refusal(lambda: ModelConfig.from_folder(tmp_path))
@@ -219,7 +223,7 @@ def test_shares_of_whole_blocks_and_of_rows_are_not() -> None:
 def test_blocks_that_are_made_fit_the_layout(layout: dict[str, Any], size: int) -> None:
     made = served(None, "fp8", **layout)
     assert made is not None
-    assert made.fp8 == Fp8Format(block=(size, size), stored="plain")
+    assert made.weight_format == Fp8Format(block=(size, size), stored="plain")
 
 
 def test_weights_that_no_block_fits_are_not_made() -> None:

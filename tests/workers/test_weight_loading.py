@@ -15,6 +15,7 @@ from moe.dispatch import ExpertGroups
 from tests.workers.tiny_models import random_config, save_model
 from workers.checkpoint import Checkpoint
 from workers.distributed import Groups
+from workers.int4_headers import with_headers
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext
@@ -65,6 +66,8 @@ def model_of(
 ) -> torch.nn.Module:
     """One rank's share of the model; its process groups are never used."""
     config = with_quantization(ModelConfig.from_folder(path), quantize, parallel, made_up=False)
+    if config.reads_int4:
+        config = with_headers(config, Checkpoint(path, int4=True))
     tp, spread = parallel.tp, parallel.ep > 1
     group: Any = object()
     groups = Groups(

@@ -15,11 +15,11 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts, rows_for
 from moe.base.quantize import empty_weight
 from moe.base.quantized import Quantized
 from moe.base.weight import held_weight
+from moe.base.weight_format import WeightFormat
 from moe.base.weight_slices import weight_part
 from workers.distributed import Groups
 
@@ -48,7 +48,7 @@ class ColumnParallelLinear(nn.Module):
 
     Args:
         shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
-        fp8: the format of the weights, all of them, where they have 8 bits.
+        weight_format: of all the weights, where they have fewer bits than ``dtype``.
     """
 
     def __init__(
@@ -58,15 +58,15 @@ class ColumnParallelLinear(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
-        fp8: Fp8Format | None = None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         super().__init__()
-        self.fp8 = fp8
+        self.weight_format = weight_format
         self.context = context
         self.shards = shards
         self.splits = [rows.stop - rows.start for rows in shards.values()]
         shape = (sum(self.splits), in_features)
-        weight = empty_weight(shape, fp8, dtype=dtype, device=device)
+        weight = empty_weight(shape, weight_format, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
 
     def forward(self, x_TI: torch.Tensor, quantized_TI: Quantized | None = None) -> torch.Tensor:
@@ -83,12 +83,12 @@ class ColumnParallelLinear(nn.Module):
         for (name, rows), target in zip(self.shards.items(), targets, strict=True):
             shape = (rows.total, self.weight.shape[1])
             weight = f"{prefix}{name}.weight"
-            yield from weight_part(weight, shape, 0, rows.start, target, self.fp8)
+            yield from weight_part(weight, shape, 0, rows.start, target, self.weight_format)
 
 
 class RowParallelLinear(nn.Module):
-    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ)``; W holds this rank's columns, in the format
-    ``fp8`` where they have 8 bits."""
+    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ)``; W holds this rank's columns, in
+    ``weight_format`` where they have fewer bits than ``dtype``."""
 
     def __init__(
         self,
@@ -98,15 +98,15 @@ class RowParallelLinear(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
-        fp8: Fp8Format | None = None,
+        weight_format: WeightFormat | None = None,
     ) -> None:
         super().__init__()
-        self.fp8 = fp8
+        self.weight_format = weight_format
         self.groups = groups
         self.context = context
         self.columns = ShardRows.shard(in_features, groups.tp_rank, groups.tp_size)
         local = self.columns.stop - self.columns.start
-        weight = empty_weight((out_features, local), fp8, dtype=dtype, device=device)
+        weight = empty_weight((out_features, local), weight_format, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
 
     def rows(self, num_tokens: int, name: str) -> torch.Tensor | Quantized:
@@ -130,4 +130,6 @@ class RowParallelLinear(nn.Module):
         """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
         shape = (self.weight.shape[0], self.columns.total)
         weight = f"{prefix}weight"
-        yield from weight_part(weight, shape, 1, self.columns.start, self.weight, self.fp8)
+        yield from weight_part(
+            weight, shape, 1, self.columns.start, self.weight, self.weight_format
+        )

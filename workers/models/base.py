@@ -18,12 +18,13 @@ from moe.base.deferred_sum import DeferredSum
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.base.quantized import Quantized
+from moe.base.weight_format import WeightFormat
 from moe.dispatch import ExpertGroups
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
 from workers.distributed import Groups
-from workers.quantization import Quantization
+from workers.quantized_modules import Quantization
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +39,7 @@ class BuildContext:
         packed_experts: the checkpoint holds a layer's experts in two tensors, as transformers 5's
             own modules do, not in three tensors an expert.
         packed_scales: the same of their scales, where they have any.
-        quantization: which weights have 8 bits; None: none.
+        quantization: which weights have fewer bits than ``dtype``; None: none.
     """
 
     groups: Groups
@@ -54,8 +55,14 @@ class BuildContext:
     packed_scales: bool = False
     quantization: Quantization | None = None
 
-    def fp8_of(self, modules: Iterable[str]) -> Fp8Format | None:
-        """The 8-bit format of modules that are computed as one matrix; None: ``dtype``.
+    @property
+    def has_fp8(self) -> bool:
+        """Whether there are weights of eight bits."""
+        quantization = self.quantization
+        return quantization is not None and isinstance(quantization.weight_format, Fp8Format)
+
+    def format_of(self, modules: Iterable[str]) -> WeightFormat | None:
+        """The format of modules that are computed as one matrix; None: ``dtype``.
 
         Raises:
             ValueError: some of them have it and others not.

@@ -49,11 +49,11 @@ class Qwen3Attention(nn.Module):
         self.num_heads = config.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
         shards = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
-        fp8 = build.fp8_of(f"{prefix}{name}" for name in shards)
-        self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, fp8)
-        fp8 = build.fp8_of([f"{prefix}o_proj"])
+        weight_format = build.format_of(f"{prefix}{name}" for name in shards)
+        self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, weight_format)
+        weight_format = build.format_of([f"{prefix}o_proj"])
         self.o_proj = RowParallelLinear(
-            config.num_heads * head_dim, size, groups, dtype, device, context, fp8
+            config.num_heads * head_dim, size, groups, dtype, device, context, weight_format
         )
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
@@ -132,13 +132,19 @@ class Qwen3MLP(nn.Module):
         self.context = context = build.context
         rows = ShardRows.shard(config.intermediate_size, groups.tp_rank, groups.tp_size)
         shards = {"gate_proj": rows, "up_proj": rows}
-        fp8 = build.fp8_of(f"{prefix}{name}" for name in shards)
+        weight_format = build.format_of(f"{prefix}{name}" for name in shards)
         self.gate_up_proj = ColumnParallelLinear(
-            config.hidden_size, shards, dtype, device, context, fp8
+            config.hidden_size, shards, dtype, device, context, weight_format
         )
-        fp8 = build.fp8_of([f"{prefix}down_proj"])
+        weight_format = build.format_of([f"{prefix}down_proj"])
         self.down_proj = RowParallelLinear(
-            config.intermediate_size, config.hidden_size, groups, dtype, device, context, fp8
+            config.intermediate_size,
+            config.hidden_size,
+            groups,
+            dtype,
+            device,
+            context,
+            weight_format,
         )
 
     def forward(
@@ -172,7 +178,7 @@ class Qwen3DecoderLayer(nn.Module):
             build.dtype,
             build.device,
             build.context,
-            build.quantization is not None,
+            build.has_fp8,
         )
         self.self_attn = Qwen3Attention(config, build, f"{prefix}self_attn.")
         self.mlp = mlp

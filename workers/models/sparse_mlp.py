@@ -46,8 +46,8 @@ class SparseMLP(nn.Module):
             device=build.device,
             context=build.context,
             out_ids_P=out_ids_P,
-            experts_fp8=build.fp8_of(_matrices(*experts)),
-            shared_fp8=build.fp8_of(_matrices(shared)),
+            experts_format=build.format_of(_matrices(*experts)),
+            shared_format=build.format_of(_matrices(shared)),
         )
 
     def forward(

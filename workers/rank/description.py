@@ -72,4 +72,4 @@ def _dtype(ready: LoadedRank) -> str:
 
 def _quantization(ready: LoadedRank) -> str:
     quantization = ready.model_config.quantization
-    return "" if quantization is None else quantization.fp8.label
+    return "" if quantization is None else quantization.weight_format.label

@@ -14,12 +14,14 @@ from typing import NamedTuple
 import torch
 
 from moe.base.context import KernelContext, make_context
+from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
 from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
+from workers.int4_headers import with_headers
 from workers.model_config import ModelConfig
 from workers.models import MODELS
 from workers.models.base import BuildContext, Model
@@ -96,9 +98,12 @@ def start(
         model_config, config.quantization, parallel, made_up=config.makes_up_weights
     )
     settings = _settings(config, model_config, device)
-    checkpoint = (
-        None if config.makes_up_weights else Checkpoint(config.model, fp8=model_config.reads_fp8)
-    )
+    checkpoint = None
+    if not config.makes_up_weights:
+        checkpoint = Checkpoint(
+            config.model, fp8=model_config.reads_fp8, int4=model_config.reads_int4
+        )
+        model_config = with_headers(model_config, checkpoint)
     if context is None and device.type == "cuda":
         context = make_context(device, settings.dtype)
     if context is not None:
@@ -184,7 +189,13 @@ def _set_up(device: torch.device) -> None:
 
 def _check_blocks(config: ModelConfig) -> None:
     """Refuse blocks that kernels' tiles would cut."""
-    block = None if config.quantization is None else config.quantization.fp8.block
+    said = None if config.quantization is None else config.quantization.weight_format
+    if isinstance(said, Int4Format):
+        raise ValueError(
+            f"weights of four bits ({said.label}) are computed on CPUs so far: pass --device cpu, "
+            "or serve the model's checkpoint in bfloat16"
+        )
+    block = None if said is None else said.block
     if block is not None and any(side % _TILE for side in block):
         raise ValueError(
             f"weight_block_size is {list(block)}; a GPU computes blocks with sides that are "

@@ -1,4 +1,4 @@
-"""How many weights a rank's matrices have, how many of them have 8 bits, and their bytes.
+"""How many weights a rank's matrices have, how many of them are 8-bit floats, and their bytes.
 
 Owns the shapes of a rank's matrices. Imports no torch. Knows nothing of devices or steps. Matrices
 that `ModelConfig` does not tell of are not counted.
@@ -10,11 +10,10 @@ import dataclasses
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from workers.model_config import ModelConfig
-from workers.quantization import Quantization
-
-_SCALE_BYTES = 4
+from workers.quantized_modules import Quantization
 
 
 class _Matrix(NamedTuple):
@@ -92,7 +91,7 @@ def _count(
         if quantization is None or not module or module in quantization.skipped:
             num_bytes += value_bytes * size
             continue
-        block = quantization.fp8.block
-        fp8 += size
-        num_bytes += size + _SCALE_BYTES * (size / (block[0] * block[1]) if block else rows)
+        if isinstance(quantization.weight_format, Fp8Format):
+            fp8 += size
+        num_bytes += quantization.weight_format.num_bytes(rows, columns)
     return WeightCount(round(parameters), round(fp8), round(num_bytes))

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
 from moe.base.quantize import FP8, empty_weight, quantize
 
 # Every number that e4m3 can hold.
@@ -66,3 +67,25 @@ def test_a_part_of_a_weight_is_filled_in_its_place() -> None:
     assert torch.equal(weight.plain(torch.float32)[:, 4:], up.plain(torch.float32))
     torch.testing.assert_close(up.plain(torch.float32), plain, rtol=0.07, atol=0.02)
     assert gate.shape == (2, 4, 4)
+
+
+@pytest.mark.parametrize("group", [32, None])
+@pytest.mark.parametrize("zero_points", [False, True])
+@pytest.mark.parametrize("shape", [(4, 64), (3, 4, 96)])
+def test_each_number_of_four_bits_is_the_nearest(
+    shape: tuple[int, ...], zero_points: bool, group: int | None
+) -> None:
+    torch.manual_seed(0)
+    plain = torch.randn(shape) * torch.rand(shape).exp2()
+    plain[..., 0, :32] = 0.0
+    int4 = Int4Format(group=group, zero_points=zero_points)
+    weight = empty_weight(shape, int4, dtype=torch.float32, device="cpu")
+    quantize(plain, weight)
+    assert weight.scales is not None
+    groups = plain.unflatten(-1, (-1, group or shape[-1]))
+    largest = groups.abs().amax(-1) / 7
+    scales = torch.where(largest == 0, 1.0, largest)
+    torch.testing.assert_close(weight.scales.float(), scales, rtol=1e-3, atol=0)
+    error = (weight.plain(torch.float32).view(groups.shape) - groups).abs()
+    # Half a step, and where a scale was rounded down the largest number is less than it.
+    assert (error <= weight.scales.float()[..., None] * (0.5 + 7 * 2**-11)).all()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from moe.base.int4_pack import pack
 from moe.base.weight import Weight, held_weight
 
 FP8 = torch.float8_e4m3fn
@@ -59,3 +60,40 @@ def test_a_held_weight_is_among_the_modules_parameters() -> None:
     module.get_parameter("w_scales").fill_(3.0)
     assert weight.scales is not None
     assert weight.scales.eq(3.0).all()
+
+
+@pytest.mark.parametrize("leading", [(), (3,)])
+@pytest.mark.parametrize("has_zeros", [False, True])
+@pytest.mark.parametrize("group", [32, 64])
+def test_numbers_of_four_bits_count_from_their_zero_points(
+    group: int, has_zeros: bool, leading: tuple[int, ...]
+) -> None:
+    torch.manual_seed(0)
+    numbers = torch.randint(16, (*leading, 4, 64), dtype=torch.uint8)
+    blocks = (*leading, 4, 64 // group)
+    scales = (torch.rand(blocks) + 0.5).half()
+    zeros = torch.randint(16, blocks, dtype=torch.uint8) if has_zeros else None
+    weight = Weight(pack(numbers), scales, (1, group), zeros)
+    assert weight.shape == numbers.shape
+    plain = weight.plain(torch.float32)
+    middles = torch.full(blocks, 8) if zeros is None else zeros
+    for index in torch.cartesian_prod(*map(torch.arange, numbers.shape)).tolist():
+        block = (*index[:-1], index[-1] // group)
+        number = float(numbers[tuple(index)]) - float(middles[block])
+        assert plain[tuple(index)] == number * scales[block].float()
+    if leading:
+        assert torch.equal(weight[2].plain(torch.float32), plain[2])
+    first, second = weight.split([1, 3])
+    assert torch.equal(first.plain(torch.float32), plain[..., :1, :])
+    assert torch.equal(second.plain(torch.float32), plain[..., 1:, :])
+
+
+def test_held_zero_points_are_parameters_too() -> None:
+    module, shape = nn.Module(), (2, 1)
+    weight = Weight(
+        torch.zeros(2, 16).byte(), torch.ones(shape), (1, 32), torch.zeros(shape).byte()
+    )
+    held = held_weight(module, "w", weight)
+    assert [name for name, _ in module.named_parameters()] == ["w_values", "w_scales", "w_zeros"]
+    module.get_parameter("w_zeros").fill_(3)
+    assert held.plain(torch.float32).eq(-3.0).all()

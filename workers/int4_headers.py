@@ -1,0 +1,31 @@
+"""What of a 4-bit format the headers of its weights say, and config.json does not.
+
+Torch-free. Knows no names of modules.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from moe.base.int4_format import Int4Format
+from workers.checkpoint import Checkpoint
+from workers.model_config import ModelConfig
+
+_SCALE_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+
+
+def with_headers(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """The model with its weights as they stand in the folder: the type of their scales, and whether
+    inputs have the number of their group beside them. All must be as the first ones are."""
+    if config.quantization is None or not config.reads_int4:
+        return config
+    int4 = config.quantization.weight_format
+    assert isinstance(int4, Int4Format)
+    scales = checkpoint.type_of(f".{int4.scale_suffix}")
+    int4 = dataclasses.replace(
+        int4,
+        scale_type=_SCALE_TYPES.get(scales or "", int4.scale_type),
+        has_group_index=checkpoint.type_of(".g_idx") is not None,
+    )
+    quantization = dataclasses.replace(config.quantization, weight_format=int4)
+    return dataclasses.replace(config, quantization=quantization)
