@@ -1,5 +1,5 @@
-"""What every client is asked: a sum, whose answer is known; and output with a schema that has
-references, whose shape is."""
+"""What every client is asked: a sum, a chain of sums that is thought about, and a sentence to write
+as JSON, whose answers are known; and output with a schema that has references, whose shape is."""
 
 from __future__ import annotations
 
@@ -18,9 +18,26 @@ KEY = "a-key-that-clients-send"
 MODEL = "demo"
 SUM = "What is 17 + 25?"
 ANSWER = "42"
+CHAIN = "What is 17 + 25 - 8?"
+CHAIN_THOUGHT = "17 + 25 = 42\n42 - 8 = 34"
+"""The demo opens thoughts by itself here."""
+CHAIN_ANSWER = "34"
+MIA = "Mia is 12 years old. Write it as JSON with name and age."
 PAINT = "Paint the wall."
 NO_TOP_P = 2.0
 """Above its bound of 1, which clients leave to the server."""
+
+
+class Person(BaseModel):
+    """Whose name and age are told."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+    age: int
+
+
+MIA_PERSON = Person(name="Mia", age=12)
 
 
 class Colour(enum.Enum):

@@ -8,7 +8,23 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+    needs,
+    terse,
+)
 
 pytestmark = needs("openai")
 
@@ -97,23 +113,44 @@ def test_output_and_arguments_of_responses_are_models_of_pydantic(client: openai
     assert isinstance(call.parsed_arguments, Paint)
 
 
-def test_a_result_is_sent_back_with_all_that_was_before(client: openai.OpenAI) -> None:
-    tools: Any = [
-        {"type": "function", "name": "paint", "parameters": Paint.model_json_schema()},
-        {"type": "custom", "name": "say"},
-    ]
-    items: list[Any] = [{"role": "user", "content": PAINT}]
-    for kind, tool in zip(("function_call", "custom_tool_call"), tools, strict=True):
-        choice: Any = {"type": tool["type"], "name": tool["name"]}
-        answer = client.responses.create(
-            model=MODEL, input=items, tools=tools, tool_choice=choice, max_output_tokens=64, **TERSE
-        )
-        call: Any = answer.output[0]
-        assert (call.type, call.name) == (kind, tool["name"])
-        items += [call, {"type": f"{kind}_output", "call_id": call.call_id, "output": "done"}]
-    end = client.responses.create(model=MODEL, input=items, tools=tools, max_output_tokens=4)
-    assert end.usage is not None
-    assert end.usage.output_tokens <= 4
+def test_a_custom_tool_is_called_that_has_to_be(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "custom", "name": "say"}]
+    answer = client.responses.create(
+        model=MODEL,
+        input=PAINT,
+        tools=tools,
+        tool_choice={"type": "custom", "name": "say"},
+        max_output_tokens=64,
+        **TERSE,
+    )
+    call: Any = answer.output[0]
+    assert (call.type, call.name) == ("custom_tool_call", "say")
+
+
+def test_thoughts_come_apart_from_the_answer(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": CHAIN}]
+    whole = client.chat.completions.create(model=MODEL, messages=question)
+    with client.chat.completions.stream(model=MODEL, messages=question) as stream:
+        streamed = stream.get_final_completion()
+    for completion in (whole, streamed):
+        message: Any = completion.choices[0].message
+        assert (message.reasoning_content, message.content) == (CHAIN_THOUGHT, CHAIN_ANSWER)
+    answer = client.responses.create(model=MODEL, input=CHAIN)
+    thought, said = answer.output
+    assert thought.type == "reasoning"
+    assert [part.text for part in thought.content or []] == [CHAIN_THOUGHT]
+    assert said.type == "message"
+    assert answer.output_text == CHAIN_ANSWER
+
+
+def test_output_is_filled_rightly(client: openai.OpenAI) -> None:
+    question: Any = [{"role": "user", "content": MIA}]
+    completion = client.chat.completions.parse(
+        model=MODEL, messages=question, response_format=Person
+    )
+    assert completion.choices[0].message.parsed == MIA_PERSON
+    answer = client.responses.parse(model=MODEL, input=MIA, text_format=Person)
+    assert answer.output_parsed == MIA_PERSON
 
 
 def test_errors_of_responses_have_their_classes(client: openai.OpenAI) -> None:
