@@ -20,6 +20,8 @@ from demo import CHECKPOINT
 from demo.chat import Call, Exchange, Tool
 
 _THINKING = {"enable_thinking": True}
+THINKING_BLOCKS = {"type": "enabled", "budget_tokens": 200}
+"""The same in a request of Anthropic's API."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)

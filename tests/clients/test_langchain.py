@@ -7,7 +7,25 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+    needs,
+    terse,
+)
+from tests.clients.langchain_loop import run_loop, thoughts_of
+from tests.clients.loops import Loop, every_loop
 
 pytestmark = needs("langchain_openai")
 
@@ -42,17 +60,25 @@ def test_output_is_a_model_of_pydantic(url: str, method: str) -> None:
     assert isinstance(chat.with_structured_output(Paint, method=method).invoke(PAINT), Paint)
 
 
-def test_a_tool_is_called_and_its_result_taken(url: str) -> None:
-    from langchain_core.messages import HumanMessage, ToolMessage
-
+def test_a_tool_is_called_that_has_to_be(url: str) -> None:
     chat = model(url, logit_bias=terse()).bind_tools([Paint])
-    called = chat.bind(tool_choice="required").invoke(PAINT)
-    (call,) = called.tool_calls
+    (call,) = chat.bind(tool_choice="required").invoke(PAINT).tool_calls
     assert call["name"] == "Paint"
     Paint.model_validate(call["args"])
-    result = ToolMessage("done", tool_call_id=call["id"])
-    end = chat.bind(max_tokens=4, logit_bias={}).invoke([HumanMessage(PAINT), called, result])
-    assert end.usage_metadata["output_tokens"] <= 4
+
+
+@every_loop
+def test_a_loop_of_tools(url: str, loop: Loop) -> None:
+    """Of chat completions, LangChain reads no thoughts."""
+    turns = run_loop(model(url, extra_body=loop.body, stream_usage=True), loop)
+    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
+    assert lengths == loop.prompt_tokens(thoughts_are_sent=False)
+
+
+def test_output_is_filled_rightly(url: str) -> None:
+    for chat in (model(url), model(url, use_responses_api=True)):
+        for method in ("json_schema", "function_calling"):
+            assert chat.with_structured_output(Person, method=method).invoke(MIA) == MIA_PERSON
 
 
 def test_an_error_has_its_class(url: str) -> None:
@@ -85,15 +111,29 @@ def test_output_of_responses_is_a_model_of_pydantic(terse_responses: Any, method
     assert isinstance(chat.invoke(PAINT), Paint)
 
 
-def test_a_tool_of_responses_is_called_and_its_result_taken(terse_responses: Any) -> None:
-    from langchain_core.messages import HumanMessage, ToolMessage
-
+def test_a_tool_of_responses_is_called_that_has_to_be(terse_responses: Any) -> None:
     chat = terse_responses.bind_tools([Paint])
-    called = chat.bind(tool_choice="required").invoke(PAINT)
-    (call,) = called.tool_calls
+    (call,) = chat.bind(tool_choice="required").invoke(PAINT).tool_calls
     Paint.model_validate(call["args"])
-    result = ToolMessage("done", tool_call_id=call["id"])
-    end = chat.bind(max_output_tokens=4, extra_body={}).invoke(
-        [HumanMessage(PAINT), called, result]
-    )
-    assert end.usage_metadata["output_tokens"] <= 4
+
+
+SUMMARY = {"summary": "auto"}
+"""Of the thoughts in a stream of responses, LangChain reads summaries alone."""
+
+
+@every_loop
+def test_a_loop_of_tools_by_responses(url: str, loop: Loop) -> None:
+    options = {"use_responses_api": True, "extra_body": loop.body, "reasoning": SUMMARY}
+    turns = run_loop(model(url, stream_usage=True, **options), loop)
+    assert thoughts_of(turns) == loop.thoughts
+    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
+    assert lengths == loop.prompt_tokens()
+
+
+@pytest.mark.parametrize("reasoning", [None, SUMMARY])
+def test_thoughts_come_apart_from_the_answer(url: str, reasoning: Any) -> None:
+    chat = model(url, use_responses_api=True, reasoning=reasoning)
+    thought, said = chat.invoke(CHAIN).content_blocks
+    assert (thought["type"], said["text"]) == ("reasoning", CHAIN_ANSWER)
+    told = thought["reasoning"] if reasoning else thought["extras"]["content"][0]["text"]
+    assert told == CHAIN_THOUGHT

@@ -7,7 +7,24 @@ from typing import Any
 
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+    needs,
+    terse,
+)
+from tests.clients.loops import Loop, Toolbox, every_loop
 
 pytestmark = needs("litellm")
 
@@ -18,12 +35,13 @@ def complete(url: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("LITELLM_LOCAL_MODEL_COST_MAP", "True")  # or it asks the network for one
     import litellm
 
-    def completion(text: str, **options: Any) -> Any:
+    def completion(text: str | list[Any], **options: Any) -> Any:
+        messages = [{"role": "user", "content": text}] if isinstance(text, str) else text
         return litellm.completion(
             model=f"openai/{MODEL}",
             api_base=url,
             api_key=KEY,
-            messages=[{"role": "user", "content": text}],
+            messages=messages,
             num_retries=0,
             **options,
         )
@@ -48,6 +66,43 @@ def test_a_tool_is_called(complete: Any) -> None:
     answer = complete(PAINT, tools=tools, tool_choice="required", logit_bias=terse())
     (call,) = answer.choices[0].message.tool_calls
     Paint.model_validate_json(call.function.arguments)
+
+
+@every_loop
+def test_a_loop_of_tools(complete: Any, loop: Loop) -> None:
+    import litellm
+
+    toolbox, thoughts, lengths = Toolbox(), [], []
+    messages: list[Any] = [{"role": "user", "content": loop.question}]
+    asked: Any = {"tools": loop.schemas(), "extra_body": loop.body}
+    asked |= {"stream": True, "stream_options": {"include_usage": True}} if loop.streams else {}
+    while True:
+        answer = complete(messages, **asked)
+        if loop.streams:
+            answer = litellm.stream_chunk_builder(list(answer))
+        message = answer.choices[0].message
+        lengths.append(answer.usage.prompt_tokens)
+        thoughts += [message.reasoning_content] if loop.thinks else []
+        messages.append(message)
+        if not message.tool_calls:
+            break
+        for call in message.tool_calls:
+            result = toolbox.call(call.function.name, json.loads(call.function.arguments))
+            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+    assert message.content == loop.answer
+    assert toolbox.made == loop.calls
+    assert thoughts == loop.thoughts
+    assert lengths == loop.prompt_tokens()
+
+
+def test_thoughts_come_apart_from_the_answer(complete: Any) -> None:
+    message = complete(CHAIN).choices[0].message
+    assert (message.reasoning_content, message.content) == (CHAIN_THOUGHT, CHAIN_ANSWER)
+
+
+def test_output_is_filled_rightly(complete: Any) -> None:
+    answer = complete(MIA, response_format=Person).choices[0].message.content
+    assert Person.model_validate_json(answer) == MIA_PERSON
 
 
 def test_output_keeps_to_a_model_of_pydantic(complete: Any) -> None:

@@ -8,7 +8,25 @@ from typing import Any
 import openai
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Coat, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Coat,
+    Paint,
+    Person,
+    needs,
+    terse,
+)
+from tests.clients.loops import Loop, Toolbox, every_loop
 
 pytestmark = needs("agents")
 
@@ -24,6 +42,8 @@ def agent(url: str, request: pytest.FixtureRequest) -> Make:
     def make(settings: dict[str, Any] | None = None, **options: Any) -> Any:
         client = openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0)
         model = getattr(agents, request.param)(model=MODEL, openai_client=client)
+        if request.param == "OpenAIChatCompletionsModel":
+            model.should_replay_reasoning_content = lambda context: True
         given = agents.ModelSettings(**settings or {})
         return agents.Agent(name="demo", model=model, model_settings=given, **options)
 
@@ -76,3 +96,38 @@ async def test_a_tool_is_called_with_models_of_pydantic(agent: Make, runner: Any
 async def test_an_error_has_its_class(agent: Make, runner: Any) -> None:
     with pytest.raises(openai.BadRequestError, match="top_p"):
         await runner.run(agent({"top_p": NO_TOP_P}), SUM)
+
+
+@every_loop
+async def test_a_loop_of_tools(agent: Make, runner: Any, loop: Loop) -> None:
+    from agents import function_tool
+
+    toolbox = Toolbox()
+    tools = [function_tool(function) for function in toolbox.functions(loop)]
+    caller = agent({"extra_body": loop.body, "include_usage": True}, tools=tools)
+    if loop.streams:
+        answer = runner.run_streamed(caller, loop.question)
+        assert [event async for event in answer.stream_events()]
+    else:
+        answer = await runner.run(caller, loop.question)
+    assert answer.final_output == loop.answer
+    assert toolbox.made == loop.calls
+    assert thoughts_of(answer) == loop.thoughts
+    lengths = [response.usage.input_tokens for response in answer.raw_responses]
+    assert lengths == loop.prompt_tokens()
+
+
+def thoughts_of(answer: Any) -> list[str]:
+    """Of chat completions, the package makes summaries of them."""
+    items = [item.raw_item for item in answer.new_items if item.type == "reasoning_item"]
+    return [part.text for item in items for part in item.content or item.summary]
+
+
+async def test_thoughts_come_apart_from_the_answer(agent: Make, runner: Any) -> None:
+    answer = await runner.run(agent(), CHAIN)
+    assert answer.final_output == CHAIN_ANSWER
+    assert thoughts_of(answer) == [CHAIN_THOUGHT]
+
+
+async def test_output_is_filled_rightly(agent: Make, runner: Any) -> None:
+    assert (await runner.run(agent(output_type=Person), MIA)).final_output == MIA_PERSON

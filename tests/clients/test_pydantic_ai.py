@@ -1,4 +1,4 @@
-"""pydantic-ai's agents, whose output is a tool that the model has to call."""
+"""pydantic-ai's agents, whose output is a tool that the model has to call, or keeps to a schema."""
 
 from __future__ import annotations
 
@@ -7,7 +7,25 @@ from typing import Any
 
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+    needs,
+    terse,
+)
+from tests.clients.loops import Loop, Toolbox, every_loop
+from tests.clients.pydantic_ai_loop import prompt_tokens_of, run_loop, thoughts_of
 
 pytestmark = needs("pydantic_ai")
 
@@ -17,15 +35,15 @@ Make = Callable[..., Any]
 
 @pytest.fixture(params=["OpenAIResponsesModel", "OpenAIChatModel"])
 def agent(url: str, request: pytest.FixtureRequest) -> Make:
-    """Makes an agent of its output's type and settings."""
+    """Makes an agent of its output's type, tools and settings."""
     from pydantic_ai import Agent
     from pydantic_ai.models import openai
     from pydantic_ai.providers.openai import OpenAIProvider
 
-    def make(output: Any = str, **settings: Any) -> Any:
+    def make(output: Any = str, tools: Any = (), **settings: Any) -> Any:
         provider = OpenAIProvider(base_url=url, api_key=KEY)
         model = getattr(openai, request.param)(MODEL, provider=provider)
-        return Agent(model, output_type=output, model_settings=settings)
+        return Agent(model, output_type=output, tools=tools, model_settings=settings)
 
     return make
 
@@ -46,6 +64,29 @@ async def test_output_is_a_model_of_pydantic(agent: Make) -> None:
     for output in (Paint, NativeOutput(Paint)):
         answer = await agent(output, extra_body={"logit_bias": terse()}).run(PAINT)
         assert isinstance(answer.output, Paint)
+
+
+@every_loop
+async def test_a_loop_of_tools(agent: Make, loop: Loop) -> None:
+    toolbox = Toolbox()
+    caller = agent(tools=toolbox.functions(loop), extra_body=loop.body)
+    run = await run_loop(caller, loop)
+    assert toolbox.made == loop.calls
+    assert thoughts_of(run) == loop.thoughts
+    assert prompt_tokens_of(run) == loop.prompt_tokens()
+
+
+async def test_thoughts_come_apart_from_the_answer(agent: Make) -> None:
+    run = await agent().run(CHAIN)
+    assert run.output == CHAIN_ANSWER
+    assert thoughts_of(run) == [CHAIN_THOUGHT]
+
+
+async def test_output_is_filled_rightly(agent: Make) -> None:
+    from pydantic_ai import NativeOutput
+
+    for output in (Person, NativeOutput(Person)):
+        assert (await agent(output).run(MIA)).output == MIA_PERSON
 
 
 async def test_an_error_has_its_class(agent: Make) -> None:

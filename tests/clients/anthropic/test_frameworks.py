@@ -2,23 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, PAINT, SUM, Paint, missing
+from tests.clients import langchain_loop, pydantic_ai_loop
+from tests.clients.cases import (
+    ANSWER,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+    missing,
+)
+from tests.clients.loops import THINKING_BLOCKS, Loop, Toolbox, every_loop
 
 pytestmark = pytest.mark.processes
 
 
-@missing("langchain_anthropic")
-def test_langchain_answers_calls_and_parses(url: str) -> None:
+def langchain(url: str, **options: Any) -> Any:
     from langchain_anthropic import ChatAnthropic
 
-    base_url = url.removesuffix("/v1")
-    chat: Any = ChatAnthropic(
-        model=MODEL, base_url=base_url, api_key=KEY, max_tokens=400, max_retries=0
-    )
+    asked = {"base_url": url.removesuffix("/v1"), "api_key": KEY, "max_retries": 0}
+    return ChatAnthropic(model=MODEL, max_tokens=400, **asked, **options)
+
+
+@missing("langchain_anthropic")
+def test_langchain_answers_calls_and_parses(url: str) -> None:
+    chat = langchain(url)
     answer = chat.invoke(SUM)
     assert answer.text == ANSWER
     assert answer.usage_metadata["output_tokens"] == 3
@@ -29,23 +45,59 @@ def test_langchain_answers_calls_and_parses(url: str) -> None:
     for method in ("function_calling", "json_schema"):
         parsed = chat.with_structured_output(Paint, method=method).invoke(PAINT)
         assert isinstance(parsed, Paint)
+        assert chat.with_structured_output(Person, method=method).invoke(MIA) == MIA_PERSON
 
 
-@missing("pydantic_ai")
-async def test_an_agent_of_pydantic_ai_calls_for_its_output(url: str) -> None:
+@missing("langchain_anthropic")
+@every_loop
+def test_a_loop_of_tools_by_langchain(url: str, loop: Loop) -> None:
+    turns = langchain_loop.run_loop(langchain(url, **thinking(loop)), loop)
+    assert langchain_loop.thoughts_of(turns) == loop.thoughts
+    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
+    assert lengths == loop.prompt_tokens()
+
+
+def thinking(loop: Loop) -> dict[str, Any]:
+    return {"thinking": THINKING_BLOCKS} if loop.thinks else {}
+
+
+@pytest.fixture
+async def agent(url: str) -> AsyncIterator[Any]:
+    """Makes an agent of pydantic-ai of its options and settings."""
     from anthropic import AsyncAnthropic
     from pydantic_ai import Agent
     from pydantic_ai.models.anthropic import AnthropicModel
     from pydantic_ai.providers.anthropic import AnthropicProvider
 
-    client = AsyncAnthropic(base_url=url.removesuffix("/v1"), api_key=KEY, max_retries=0)
-    model = AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
-    settings: Any = {"max_tokens": 400}
-    async with client:
-        plain: Any = Agent(model, model_settings=settings)
-        answer = await plain.run(SUM)
-        assert answer.output == ANSWER
-        async with plain.run_stream(SUM) as stream:
-            assert await stream.get_output() == ANSWER
-        agent: Any = Agent(model, output_type=Paint, model_settings=settings)
-        assert isinstance((await agent.run(PAINT)).output, Paint)
+    base_url = url.removesuffix("/v1")
+    async with AsyncAnthropic(base_url=base_url, api_key=KEY, max_retries=0) as client:
+        model = AnthropicModel(MODEL, provider=AnthropicProvider(anthropic_client=client))
+
+        def make(settings: Any = None, **options: Any) -> Any:
+            given: Any = {"max_tokens": 400, **(settings or {})}
+            return Agent(model, model_settings=given, **options)
+
+        yield make
+
+
+@missing("pydantic_ai")
+async def test_an_agent_of_pydantic_ai_calls_for_its_output(agent: Any) -> None:
+    plain = agent()
+    answer = await plain.run(SUM)
+    assert answer.output == ANSWER
+    async with plain.run_stream(SUM) as stream:
+        assert await stream.get_output() == ANSWER
+    assert isinstance((await agent(output_type=Paint).run(PAINT)).output, Paint)
+    assert (await agent(output_type=Person).run(MIA)).output == MIA_PERSON
+
+
+@missing("pydantic_ai")
+@every_loop
+async def test_a_loop_of_tools_by_pydantic_ai(agent: Any, loop: Loop) -> None:
+    toolbox = Toolbox()
+    settings = {f"anthropic_{name}": value for name, value in thinking(loop).items()}
+    caller = agent(settings, tools=toolbox.functions(loop))
+    run = await pydantic_ai_loop.run_loop(caller, loop)
+    assert toolbox.made == loop.calls
+    assert pydantic_ai_loop.thoughts_of(run) == loop.thoughts
+    assert pydantic_ai_loop.prompt_tokens_of(run) == loop.prompt_tokens()

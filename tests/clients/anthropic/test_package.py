@@ -8,7 +8,22 @@ from typing import Any
 import anthropic
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, NO_TOP_P, PAINT, SUM, Paint
+from tests.clients.cases import (
+    ANSWER,
+    CHAIN,
+    CHAIN_ANSWER,
+    CHAIN_THOUGHT,
+    KEY,
+    MIA,
+    MIA_PERSON,
+    MODEL,
+    NO_TOP_P,
+    PAINT,
+    SUM,
+    Paint,
+    Person,
+)
+from tests.clients.loops import THINKING_BLOCKS, Loop, Toolbox, every_loop
 
 pytestmark = pytest.mark.processes
 
@@ -56,7 +71,7 @@ def test_the_first_event_tells_cached_tokens(client: anthropic.Anthropic) -> Non
 
 
 @pytest.mark.parametrize("choice", [{"type": "any"}, {"type": "tool", "name": "paint"}])
-def test_a_tool_is_called_and_its_result_taken(client: anthropic.Anthropic, choice: Any) -> None:
+def test_a_tool_is_called_that_has_to_be(client: anthropic.Anthropic, choice: Any) -> None:
     turns: list[Any] = [{"role": "user", "content": PAINT}]
     asked = {"model": MODEL, "max_tokens": 400, "tools": [TOOL], "tool_choice": choice}
     whole = client.messages.create(**asked, messages=turns)
@@ -66,19 +81,66 @@ def test_a_tool_is_called_and_its_result_taken(client: anthropic.Anthropic, choi
         call = answer.content[0]
         assert call.type == "tool_use"
         Paint.model_validate(call.input)
-    turns += [
-        {"role": "assistant", "content": whole.content},
-        {
-            "role": "user",
-            "content": [
-                {"type": "tool_result", "tool_use_id": block.id, "content": "done"}
-                for block in whole.content
-                if block.type == "tool_use"
-            ],
-        },
+
+
+def said(client: anthropic.Anthropic, loop: Loop, turns: list[Any]) -> Any:
+    tools = [
+        {"name": function["name"], "input_schema": function["parameters"]}
+        for function in loop.functions()
     ]
-    end = client.messages.create(model=MODEL, max_tokens=4, messages=turns, tools=[TOOL])
-    assert end.usage.output_tokens <= 4
+    asked: Any = {"model": MODEL, "max_tokens": 400, "messages": turns, "tools": tools}
+    asked |= {"thinking": THINKING_BLOCKS} if loop.thinks else {}
+    if not loop.streams:
+        return client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        return stream.get_final_message()
+
+
+@every_loop
+def test_a_loop_of_tools(client: anthropic.Anthropic, loop: Loop) -> None:
+    toolbox, thoughts, lengths = Toolbox(), [], []
+    turns: list[Any] = [{"role": "user", "content": loop.question}]
+    while True:
+        answer = said(client, loop, turns)
+        lengths.append(answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0))
+        thoughts += [block.thinking for block in answer.content if block.type == "thinking"]
+        turns.append({"role": "assistant", "content": answer.content})
+        if answer.stop_reason != "tool_use":
+            break
+        results = [
+            {
+                "type": "tool_result",
+                "tool_use_id": block.id,
+                "content": toolbox.call(block.name, block.input),
+            }
+            for block in answer.content
+            if block.type == "tool_use"
+        ]
+        turns.append({"role": "user", "content": results})
+    assert (answer.stop_reason, text_of(answer)) == ("end_turn", loop.answer)
+    assert toolbox.made == loop.calls
+    assert thoughts == loop.thoughts
+    assert lengths == loop.prompt_tokens()
+
+
+def test_thoughts_come_apart_from_the_answer(client: anthropic.Anthropic) -> None:
+    asked: Any = {"model": MODEL, "max_tokens": 100, "thinking": {"type": "adaptive"}}
+    asked["messages"] = [{"role": "user", "content": CHAIN}]
+    whole = client.messages.create(**asked)
+    with client.messages.stream(**asked) as stream:
+        streamed = stream.get_final_message()
+    for message in (whole, streamed):
+        thought = message.content[0]
+        assert thought.type == "thinking"
+        assert (thought.thinking, text_of(message)) == (CHAIN_THOUGHT, CHAIN_ANSWER)
+
+
+def test_output_is_filled_rightly(client: anthropic.Anthropic) -> None:
+    turns: Any = [{"role": "user", "content": MIA}]
+    answer = client.messages.parse(
+        model=MODEL, max_tokens=100, messages=turns, output_format=Person
+    )
+    assert answer.parsed_output == MIA_PERSON
 
 
 def test_output_is_a_model_of_pydantic(client: anthropic.Anthropic) -> None:
