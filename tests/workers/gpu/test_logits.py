@@ -54,16 +54,25 @@ def test_fp32_logits_of_8_bit_weights(form: str, moe: bool, tmp_path: Path) -> N
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_demo_logits_equal_transformers_on_the_gpu(dtype: torch.dtype) -> None:
-    """bf16 against fp32 on both sides: ours is no further away than transformers' own bf16."""
+    """bf16 against fp32 on both sides: ours is no further away than transformers' own bf16.
+
+    The mean over several texts: a route that falls the other way is most of the largest distance.
+    """
     name = str(dtype).removeprefix("torch.")
     rank = start_rank(CHECKPOINT, dtype=name, cuda_graphs="off", **CUDA)
     model = AutoModelForCausalLM.from_pretrained(CHECKPOINT, dtype=torch.float32).eval()
-    tokens = torch.randint(3, 1000, (200,), generator=torch.manual_seed(3)).tolist()
+    texts_BL = torch.randint(3, 1000, (8, 200), generator=torch.manual_seed(3))
     with torch.inference_mode():
-        exact = model(torch.tensor([tokens])).logits[0]
-        theirs = model.to("cuda", dtype)(torch.tensor([tokens], device="cuda")).logits[0].float()
-    ours = step_logits(rank, prefill_step(0, 0, tokens, list(range(13))))
-    assert relative_error(ours, exact) <= max(1e-4, 1.5 * relative_error(theirs, exact))
+        exact = model(texts_BL).logits
+        theirs = model.to("cuda", dtype)(texts_BL.to("cuda")).logits.float()
+    ours = torch.stack(
+        [
+            step_logits(rank, prefill_step(slot, 0, tokens, list(range(13 * slot, 13 * slot + 13))))
+            for slot, tokens in enumerate(texts_BL.tolist())
+        ]
+    )
+    distances = [((each.cpu() - exact).norm() / exact.norm()).item() for each in (ours, theirs)]
+    assert distances[0] <= max(1e-4, 1.5 * distances[1])
 
 
 @pytest.mark.parametrize("cuda_graphs", ["on", "off"])
