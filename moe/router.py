@@ -42,6 +42,7 @@ class TopKRouter(nn.Module):
         self.context = context
         self.config = config
         self.rule = topk_rule(config)
+        self.logits_dtype = torch.float32 if config.router in _FP32_LOGITS else dtype
         shape = (config.num_experts, config.hidden_size)
         self.weight = nn.Parameter(
             torch.empty(shape, dtype=dtype, device=device), requires_grad=False
@@ -84,7 +85,7 @@ class TopKRouter(nn.Module):
         shape = (hidden_TH.shape[0], self.config.num_experts_per_tok)
         take = context.workspace.take
         ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
-        dtype = torch.float32 if self.config.router in _FP32_LOGITS else hidden_TH.dtype
+        dtype = self.logits_dtype
         weights, ids = select_experts(
             linear_parts(hidden_TH, Weight(self.weight), context, "router", dtype=dtype),
             self.rule,

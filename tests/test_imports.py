@@ -55,11 +55,15 @@ LAYERS = {
         "workers.attention", "workers.model_config", "workers.models", "workers.quantized_modules",
         "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
     },
+    "workers/self_check": {
+        "workers.attention", "workers.distributed", "workers.layers", "workers.models",
+        "workers.sampling", "workers.step",
+    },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",
         "workers.int4_headers", "workers.launcher", "workers.model_config", "workers.models",
-        "workers.sampling",
-        "workers.scale_blocks", "workers.step", "workers.weight_loading",
+        "workers.sampling", "workers.scale_blocks", "workers.self_check", "workers.step",
+        "workers.weight_loading",
     },
     "moe/base": set(),
     "moe/kernels": {"moe.base"},

@@ -103,6 +103,9 @@ class WorkerConfig:
     cuda_graphs: str = flag(
         "off launches steps kernel by kernel", "on", choices=("on", "off"), seldom=True
     )
+    self_check: bool = flag(
+        "start without comparing kernels and exchanges with plain torch", True, seldom=True
+    )
     link_secret_file: Path | None = flag(
         "secret that frontends must know to be served", None, unset="none", shared=False
     )

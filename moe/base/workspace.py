@@ -39,6 +39,11 @@ class Workspace:
             self._buffers[name] = buffer
         return buffer[:size].view(dtype).view(shape)
 
+    def release(self) -> None:
+        """Give all memory back, while nobody holds its addresses."""
+        assert not self.frozen
+        self._buffers.clear()
+
     def freeze(self) -> None:
         """From now on buffers keep their addresses."""
         self.frozen = True

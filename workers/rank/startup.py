@@ -1,6 +1,7 @@
 """From flags to a rank that is ready to run steps.
 
-Owns the order: group → model → weights → KV cache → graphs → runner. Knows nothing of gRPC.
+Owns the order: group → model → weights → self-check → KV cache → graphs → runner. Knows nothing of
+gRPC.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
 from workers.rank.runner_factory import RunnerFactory, device_name
 from workers.scale_blocks import with_quantization
+from workers.self_check.checks import check_rank
 from workers.step.graphs import NO_GRAPHS
 from workers.step.runner import Runner
 from workers.weight_loading import LoadedWeights, load_weights, make_up_weights
@@ -164,6 +166,9 @@ def _make_runner(
         head_dim=model_config.head_dim,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
+    if config.self_check:
+        sampler, vocab_size = factory.sampler.triton, model_config.vocab_size
+        check_rank(model, factory.builder, sampler, sizes, build, vocab_size=vocab_size)
     num_blocks = kv_sizing.num_cache_blocks(factory, sizes, config, build)
     forward = factory.forward(KVCache(sizes, num_blocks, build.device))
     graphs = NO_GRAPHS

@@ -1,0 +1,80 @@
+"""Kernels that are right pass, of models of any kind, in any layout, and nothing of it stays."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+from moe.base.tiles import MANY_ROWS
+from moe.layer import SparseMoeBlock
+from tests.workers.self_check.rank import make_rank
+from workers.layers.norm import RMSNorm
+from workers.models.qwen3 import Qwen3MLP
+
+pytestmark = [
+    pytest.mark.interpreter,
+    pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted"),
+]
+
+FP16 = torch.float16
+RANKS: list[dict[str, Any]] = [
+    {},
+    {"moe": False, "tie_word_embeddings": True, "dtype": FP16, "max_tokens": 9},
+    {"fp8": True, "fp8_cache": True, "dtype": FP16, "max_tokens": 12},
+    # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
+    {"tp": 2, "max_tokens": 5},
+    {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},
+    {"dp": 2, "max_tokens": 3, "max_batch_size": 2},
+    {"dp": 2, "backend": "all_to_all", "max_tokens": 3, "max_batch_size": 2},
+    {"dp": 8, "max_tokens": 2, "max_batch_size": 1},  # more ranks than experts
+]
+
+
+@pytest.mark.parametrize("settings", RANKS, ids=str)
+def test_right_kernels_pass(settings: dict[str, Any]) -> None:
+    findings = make_rank(**settings).all_findings()
+    assert all(each.is_right for each in findings)
+    assert len(findings) > 30
+
+
+@pytest.mark.slow
+def test_right_kernels_of_eight_bits_pass() -> None:
+    """Of activations too: what such steps compute is far from what others do, and told apart."""
+    rank = make_rank(
+        fp8=True, dtype=FP16, max_tokens=MANY_ROWS, max_batch_size=1, hidden_size=128,
+        moe_intermediate_size=128, intermediate_size=256, head_dim=64,
+    )  # fmt: skip
+    for kind in (SparseMoeBlock, Qwen3MLP, RMSNorm):
+        findings = rank.findings(kind)
+        assert all(each.is_right for each in findings)
+        many = [each for each in findings if f"{MANY_ROWS} rows" in each.what]
+        assert max(each.error for each in many) > 0.02 or kind is RMSNorm
+    assert any("in eight bits" in each.what for each in findings)
+
+
+def test_a_start_says_what_it_took_and_keeps_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    rank = make_rank(max_tokens=4)
+    tensors = rank.first(SparseMoeBlock).state_dict()
+    before = {name: each.clone() for name, each in tensors.items()}
+    with caplog.at_level(logging.INFO, "workers.self_check"):
+        rank.check()
+    assert "comparisons with plain torch in" in caplog.text
+    assert rank.build.context is not None
+    assert rank.build.context.workspace.num_bytes == 0
+    assert all(torch.equal(each, before[name]) for name, each in tensors.items())
+
+
+def test_a_model_s_odd_numbers_are_no_kernel_s_fault() -> None:
+    """A checkpoint's zeros, NaN and infinities."""
+    rank = make_rank(moe=False, max_tokens=4)
+    mlp = rank.first(Qwen3MLP)
+    with torch.inference_mode():
+        values = mlp.gate_up_proj.weight.values
+        values[:7] = 0.0
+        values[9, 3] = torch.nan
+        values[200, 2] = torch.inf
+        mlp.down_proj.weight.values.zero_()
+    assert not rank.first_wrong(Qwen3MLP)

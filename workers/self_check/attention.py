@@ -1,0 +1,205 @@
+"""Checks of attention: projections, what lies between them and the cache, prefill and decode.
+
+Owns made-up steps on a small cache and what plain torch says of each stage, in fp32, given what the
+stage before wrote. Knows nothing of MLPs. T tokens of the step, S parts, N query heads, K key/value
+heads, D head_dim, L context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+
+import torch
+
+from switchyard.worker.v1 import worker_pb2
+from workers.attention.kernels.qk_rope import qk_rope
+from workers.attention.kv_cache import KVCache, LayerCache
+from workers.attention.layer import AttentionBatch, kernel_attention
+from workers.layers.rotary import rotate
+from workers.models.qwen3 import Qwen3Attention
+from workers.self_check.dense import check_parts, check_row_parallel, check_rows, rms_norm
+from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
+from workers.self_check.setting import Setting
+
+_SEQUENCES = 64
+_SHORT = 6  # the longest prompt but one
+_CHUNK = 256  # tokens that go on with the longest, twice: few enough to be cut along their context
+_SPARE = 8  # positions that are left to decodes
+
+
+@dataclasses.dataclass(slots=True)
+class _Sequences:
+    """Their lengths, by slot; the next block that nobody has."""
+
+    lengths: list[int]
+    num_blocks: int = 0
+
+
+def check_attention(attention: Qwen3Attention, setting: Setting) -> Iterator[Finding]:
+    """A step of prompts, two that go on with the longest, and decodes."""
+    most = _most_blocks(setting)
+    sizes = dataclasses.replace(setting.sizes, num_layers=1)
+    cache = KVCache(sizes, most, setting.device).layers[0]
+    for step in _made_up_steps(setting, most):
+        batch = setting.builder.build(step).forward.attention
+        yield from _check_step(attention, cache, batch, setting)
+    for T in setting.steps:
+        x_TI = setting.rows(T, attention.o_proj.weight.shape[1])
+        yield from check_row_parallel("output projection", attention.o_proj, x_TI, setting)
+
+
+def _check_step(
+    attention: Qwen3Attention, cache: LayerCache, batch: AttentionBatch, setting: Setting
+) -> Iterator[Finding]:
+    T, context, weight = len(batch.positions_T), setting.context, attention.qkv_proj.weight
+    N, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
+    x_TH = setting.rows(T, weight.shape[1])
+    qkv_STW = attention.qkv_proj(x_TH, setting.quantized(x_TH))
+    yield check_parts("q, k and v", x_TH, weight, qkv_STW)
+    q_TND = qk_rope(
+        qkv_STW,
+        attention.q_norm.weight,
+        attention.k_norm.weight,
+        attention.q_norm.eps,
+        setting.rotary.cos,
+        setting.rotary.sin,
+        batch.positions_T,
+        batch.slots_T,
+        batch.tables,
+        cache,
+        out_q_TND=context.workspace.take("q", (T, N, D), setting.dtype),
+        pdl=context.pdl,
+    )
+    heads = qkv_STW.float().sum(0).unflatten(1, (-1, D)).split([N, K, K], dim=1)
+    q, k, v = _turned(heads, attention, setting, batch.positions_T)
+    keys, values = _held(cache)
+    rows_T = _cache_rows(cache, batch.tables, batch.slots_T, batch.positions_T)
+    dtype = str(cache.keys.dtype).removeprefix("torch.")
+    what = f"{N} + {K} heads of {D}, {told(T)}"
+    allowed = roundings(4, setting.dtype) if cache.scales is None else EIGHT_BITS
+    yield check_rows(f"norm and rotation of {what}", q_TND, q, 4)
+    yield compare(f"keys of {dtype}, {what}", keys[rows_T], k, allowed)
+    yield compare(f"values of {dtype}, {what}", values[rows_T], v, allowed)
+    attended = kernel_attention(q_TND, cache, batch, context).view(T, N, D)
+    kind = "decode" if batch.num_decodes else "prefill"
+    longest = max(batch.lengths)
+    expected = _attend(q_TND, keys, values, cache, batch)
+    what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
+    yield check_rows(what, attended, expected, 3)
+
+
+def _turned(
+    heads: tuple[torch.Tensor, ...],
+    attention: Qwen3Attention,
+    setting: Setting,
+    positions_T: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """q, k and v, the first two normed and rotated."""
+    q, k, v = heads
+    angles = setting.rotary(positions_T)
+    q = rotate(rms_norm(q, attention.q_norm.weight, attention.q_norm.eps), *angles)
+    k = rotate(rms_norm(k, attention.k_norm.weight, attention.k_norm.eps), *angles)
+    return q, k, v
+
+
+def _held(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
+    """All keys and values of the cache ``[rows, K, D]`` in fp32."""
+    blocks = torch.arange(len(cache.keys), device=cache.keys.device)
+    keys, values = cache.read(blocks, torch.float32)
+    return keys.float().flatten(0, 1), values.float().flatten(0, 1)
+
+
+def _cache_rows(
+    cache: LayerCache, tables: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """Where in the cache tokens stand."""
+    size = cache.block_size
+    return tables[slots, positions // size] * size + positions % size
+
+
+def _attend(
+    q_TND: torch.Tensor,
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+) -> torch.Tensor:
+    """Causal attention of each sequence ``[T, N, D]``, in fp32."""
+    group = q_TND.shape[1] // keys.shape[1]
+    outputs, start = [], 0
+    for slot, length, count in zip(batch.slots, batch.lengths, batch.num_tokens, strict=True):
+        positions_L = torch.arange(length, device=q_TND.device)
+        rows_L = _cache_rows(cache, batch.tables, positions_L.new_tensor(slot), positions_L)
+        k_NDL = keys[rows_L].repeat_interleave(group, 1).permute(1, 2, 0)
+        v_NLD = values[rows_L].repeat_interleave(group, 1).transpose(0, 1)
+        q_NTD = q_TND[start : start + count].float().transpose(0, 1)
+        scores_NTL = q_NTD @ k_NDL / math.sqrt(q_TND.shape[2])
+        is_ahead = positions_L > positions_L[length - count :, None]
+        weights_NTL = scores_NTL.masked_fill(is_ahead, -torch.inf).softmax(-1)
+        outputs.append((weights_NTL @ v_NLD).transpose(0, 1))
+        start += count
+    return torch.cat(outputs)
+
+
+def _made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
+    """Blocks are given from the last one down, so that no sequence has the block of its number."""
+    prompts = _prompts(setting)
+    sequences = _Sequences([0] * len(prompts))
+
+    def grow(step: worker_pb2.StepRequest, slot: int, num_tokens: int) -> None:
+        """A row of the step."""
+        before = sequences.lengths[slot]
+        sequences.lengths[slot] += num_tokens
+        size = setting.builder.block_size
+        num_new = -(-(before + num_tokens) // size) - -(-before // size)
+        first = most_blocks - 1 - sequences.num_blocks
+        sequences.num_blocks += num_new
+        step.slots.append(slot)
+        step.positions.append(before)
+        step.num_new_blocks.append(num_new)
+        step.new_blocks.extend(range(first, first - num_new, -1))
+
+    def add_prompt(step: worker_pb2.StepRequest, slot: int, num_tokens: int) -> None:
+        grow(step, slot, num_tokens)
+        step.num_tokens.append(num_tokens)
+        step.token_ids.extend([0] * num_tokens)
+        step.draws.append(False)
+
+    step = worker_pb2.StepRequest(max_replica_tokens=sum(prompts))
+    for slot, num_tokens in enumerate(prompts):
+        step.new_sequences.add(slot=slot)
+        add_prompt(step, slot, num_tokens)
+    yield step
+    for chunk in _chunks(setting, prompts[0]):
+        step = worker_pb2.StepRequest(max_replica_tokens=chunk)
+        add_prompt(step, 0, chunk)
+        yield step
+    for size in sorted({min(size, len(prompts)) for size in setting.decodes}):
+        step = worker_pb2.StepRequest(num_decodes=size, max_replica_tokens=size)
+        for slot in range(size):
+            grow(step, slot, 1)
+        yield step
+
+
+def _prompts(setting: Setting) -> list[int]:
+    """Tokens of each, of which the first takes what the others leave."""
+    count = min(_SEQUENCES, setting.builder.num_slots, max(1, setting.prefill // (2 * _SHORT)))
+    room = max(1, setting.max_positions - _SPARE)
+    others = [min(room, 1 + slot % _SHORT) for slot in range(1, count)]
+    return [min(room, setting.prefill - sum(others)), *others]
+
+
+def _chunks(setting: Setting, length: int) -> list[int]:
+    """Tokens that go on with the first sequence."""
+    chunk = min(_CHUNK, setting.max_tokens)
+    room = setting.max_positions - _SPARE - length
+    return [chunk] * min(2, room // chunk)
+
+
+def _most_blocks(setting: Setting) -> int:
+    """Blocks that all made-up steps take, and one that none does."""
+    size, prompts = setting.builder.block_size, _prompts(setting)
+    first = prompts[0] + sum(_chunks(setting, prompts[0])) + _SPARE
+    return -(-first // size) + (len(prompts) - 1) * -(-(_SHORT + _SPARE) // size) + 1

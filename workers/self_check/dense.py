@@ -1,0 +1,174 @@
+"""Checks of what all models have: embedding, dense layers, sums, norms, head.
+
+Owns what plain torch says of them, in fp32. Knows neither attention nor experts. T rows, S parts,
+H hidden, I width, N outputs, K inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch.nn import functional as F
+
+from moe.base.deferred_sum import DeferredSum
+from moe.base.gemm import linear_parts
+from moe.base.quantized import Quantized
+from moe.base.swiglu import swiglu
+from moe.base.weight import Weight
+from workers.layers.embedding import Embedding, LMHead
+from workers.layers.linear import RowParallelLinear
+from workers.layers.norm import RMSNorm
+from workers.models.qwen3 import Qwen3MLP
+from workers.self_check.finding import (
+    EIGHT_BITS,
+    Finding,
+    Tolerance,
+    compare,
+    count,
+    roundings,
+    told,
+)
+from workers.self_check.setting import Setting
+
+_ROWS_AT_ONCE = 4096  # of a matrix in fp32
+
+
+def check_embedding(embedding: Embedding, setting: Setting) -> Iterator[Finding]:
+    """Rows of the table by given ids, its first and last among them, and by drawn tokens."""
+    vocab_size, device = embedding.weight.shape[0], setting.device
+    last_token = torch.tensor([vocab_size - 1, 1], dtype=torch.int32, device=device)
+    for T in setting.steps:
+        ids_T = (torch.arange(T, dtype=torch.int32, device=device) * 7919) % vocab_size
+        drawn = torch.arange(T, device=device) % 3 == 0
+        slots_T = torch.arange(T, dtype=torch.int32, device=device) % 2
+        got_TH = embedding(ids_T.masked_fill(drawn, -1), slots_T, last_token)
+        expected_TH = embedding.weight[torch.where(drawn, last_token[slots_T], ids_T)]
+        what = f"embedding of {vocab_size}, {told(T)}"
+        yield count(what, (got_TH != expected_TH) & expected_TH.isfinite())
+
+
+def check_norm(norm: RMSNorm, setting: Setting) -> Iterator[Finding]:
+    """Of what no layer has added to yet."""
+    for T in setting.steps:
+        x_TH = setting.rows(T, norm.weight.shape[0])
+        _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None)
+        yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
+
+
+def check_mlp(mlp: Qwen3MLP, setting: Setting) -> Iterator[Finding]:
+    """Both projections, what lies between them, and the sum behind."""
+    context, gate_up = setting.context, mlp.gate_up_proj.weight
+    for T in setting.steps:
+        x_TH = setting.rows(T, gate_up.shape[1])
+        parts_STW = mlp.gate_up_proj(x_TH, setting.quantized(x_TH))
+        yield check_parts("gate and up", x_TH, gate_up, parts_STW)
+        inner_TI = mlp.down_proj.rows(T, "inner")
+        swiglu(parts_STW, out_TI=inner_TI, pdl=context.pdl)
+        gate, up = parts_STW.float().sum(0).chunk(2, dim=-1)
+        yield check_rows(f"SwiGLU of {gate.shape[1]}, {told(T)}", inner_TI, F.silu(gate) * up, 4)
+        yield from check_row_parallel("down", mlp.down_proj, inner_TI, setting)
+
+
+def check_head(head: LMHead, setting: Setting) -> Iterator[Finding]:
+    """This rank's logits."""
+    for T in setting.decodes:
+        x_TH, weight = setting.rows(T, head.hidden_size), Weight(head.weight)
+        parts_STV = linear_parts(x_TH, weight, setting.context, "head")
+        logits_TV = DeferredSum(parts_STV.transpose(0, 1)).total(setting.dtype, setting.context)
+        yield check_rows(f"head {shape_of(weight)}, {told(T)}", logits_TV, product(x_TH, weight), 1)
+
+
+def check_row_parallel(
+    what: str, layer: RowParallelLinear, x_TK: torch.Tensor | Quantized, setting: Setting
+) -> Iterator[Finding]:
+    """The layer without its all-reduce, and the sum behind it."""
+    parts_STH = linear_parts(x_TK, layer.weight, setting.context, "row_parallel")
+    yield check_parts(what, x_TK, layer.weight, parts_STH)
+    update = DeferredSum(parts_STH.transpose(0, 1))
+    expected_TH = parts_STH.float().sum(0)
+    allowed = roundings(3, setting.dtype)
+    is_alone = setting.parallel.tp == 1
+    yield from check_update(what, update, expected_TH, allowed, setting, is_alone=is_alone)
+
+
+def check_parts(
+    what: str, x_MK: torch.Tensor | Quantized, weight_NK: Weight, parts_SMN: torch.Tensor
+) -> Finding:
+    """What `linear_parts` made of a matrix."""
+    what = f"{what} {shape_of(weight_NK)}, {told(x_MK.shape[0])}"
+    dtype = parts_SMN.dtype if len(parts_SMN) == 1 else torch.float32
+    expected_MN = product(x_MK, weight_NK)
+    return compare(what, parts_SMN.float().sum(0), expected_MN, roundings(1, dtype))
+
+
+def check_update(
+    what: str,
+    update: DeferredSum,
+    expected_TH: torch.Tensor,
+    allowed: Tolerance,
+    setting: Setting,
+    *,
+    is_alone: bool,
+) -> Iterator[Finding]:
+    """A sum as the next norm adds it to a residual of its size, and the norm.
+
+    Args:
+        is_alone: ranks have nothing to add to it before.
+    """
+    if not is_alone:
+        update = DeferredSum.of(update.total(setting.dtype, setting.context))
+    size = expected_TH.square().mean().sqrt()
+    before_TH = (setting.rows(*expected_TH.shape).float() * size).to(setting.dtype)
+    residual_TH, normed_TH, quantized_TH = setting.norm.add_quantized(before_TH.clone(), update)
+    added = f"sum of {what}, {told(len(before_TH))}"
+    yield compare(added, residual_TH, before_TH.float() + expected_TH, allowed)
+    yield from check_normed(
+        f"norm behind {what}", setting.norm, residual_TH, normed_TH, quantized_TH
+    )
+
+
+def check_normed(
+    what: str,
+    norm: RMSNorm,
+    x_TH: torch.Tensor,
+    normed_TH: torch.Tensor,
+    quantized_TH: Quantized | None,
+) -> Iterator[Finding]:
+    """Rows and their norm, also in eight bits if it was made."""
+    expected_TH = rms_norm(x_TH.float(), norm.weight, norm.eps)
+    what = f"{what}, {told(len(x_TH))} of {x_TH.shape[1]}"
+    yield check_rows(what, normed_TH, expected_TH, 2)
+    if quantized_TH is not None:
+        yield check_rows(f"{what}, in eight bits", quantized_TH, expected_TH, 2)
+
+
+def check_rows(
+    what: str, got: torch.Tensor | Quantized, expected: torch.Tensor, num_roundings: int
+) -> Finding:
+    """Rows that were rounded so often to their type, or made eight bits wide."""
+    if isinstance(got, Quantized):
+        return compare(what, got.plain(), expected, EIGHT_BITS)
+    return compare(what, got, expected, roundings(num_roundings, got.dtype))
+
+
+def product(x_MK: torch.Tensor | Quantized, weight_NK: Weight) -> torch.Tensor:
+    """x Wᵀ in fp32, some rows of W at a time."""
+    x_MK = x_MK.plain() if isinstance(x_MK, Quantized) else x_MK.float()
+    rows = 1 if weight_NK.block is None else weight_NK.block[0]
+    size = max(rows, _ROWS_AT_ONCE // rows * rows)
+    whole, rest = divmod(weight_NK.shape[0], size)
+    parts = weight_NK.split([size] * whole + [rest] * (rest > 0))
+    return torch.cat([x_MK @ each.plain(torch.float32).float().T for each in parts], dim=1)
+
+
+def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
+    """RMSNorm of the last dimension in fp32."""
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def shape_of(weight: Weight) -> str:
+    """For people: sides of a weight and its type, with the sides of blocks that have a scale."""
+    sides, dtype = " x ".join(map(str, weight.shape)), weight.values.dtype
+    block = "" if weight.block is None else f" by {weight.block[0]} x {weight.block[1]}"
+    return f"{sides} of {str(dtype).removeprefix('torch.')}{block}"
