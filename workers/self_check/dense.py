@@ -169,6 +169,7 @@ def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
 
 def shape_of(weight: Weight) -> str:
     """For people: sides of a weight and its type, with the sides of blocks that have a scale."""
-    sides, dtype = " x ".join(map(str, weight.shape)), weight.values.dtype
+    sides = " x ".join(map(str, weight.shape))
+    dtype = weight.kind or str(weight.values.dtype).removeprefix("torch.")
     block = "" if weight.block is None else f" by {weight.block[0]} x {weight.block[1]}"
-    return f"{sides} of {str(dtype).removeprefix('torch.')}{block}"
+    return f"{sides} of {dtype}{block}"

@@ -3,12 +3,12 @@
 Owns the measure and its limits. Knows no kernel. "…" any rows.
 
 Two limits, and a kernel must keep both. The largest error is that of a number over its own size
-and the root mean square of its row: so one wrong number of a million is seen. The mean error, over
-that of all numbers, is known better: so a slight error of all of them is seen. A rounding to a type
-changes a number by its `unit` at most; the limits are one such for the mean, four for the largest,
-for each rounding on the way. Independent roundings add up to about 0.4 units times the root of
-their number in the mean, and of a million sums the worst is less than six times that. What a wrong
-kernel makes (another operand, a scale left out, a row of somebody else) is off by tenths or more.
+and the root mean square of its row: so one wrong number of a million is seen. The mean error, that
+of all numbers over theirs, is known better: so a slight error of all is seen. A rounding to a type
+changes a number by one unit at most and by 0.4 in the mean, and independent ones add up as squares
+do. The limits are one unit for each rounding on the way for the mean, four for the largest: the
+worst of a million sums of roundings is less than six times their mean. A wrong kernel (another
+operand, a scale left out, the row of somebody else) is off by a hundred units and more.
 """
 
 from __future__ import annotations

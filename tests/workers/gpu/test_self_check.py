@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,6 @@ from demo import CHECKPOINT
 from tests.workers.gpu.driver import CONFIGS, compilations
 from tests.workers.steps import start_rank
 from workers.rank import startup
-from workers.self_check import checks
 from workers.self_check.finding import Finding
 
 pytestmark = pytest.mark.gpu
@@ -26,7 +27,6 @@ MODELS: list[tuple[str, dict[str, Any]]] = [
     ("qwen3-30b-a3b", FP8 | FP8_CACHE),
     ("qwen3-30b-a3b", {"dtype": "float32"}),
     ("qwen3-30b-a3b", {"moe_runner": "legacy", "cuda_graphs": "off"}),
-    ("qwen3-8b", {}),
     ("qwen3-8b", FP8),
     ("qwen3-235b-a22b", FP8),
 ]
@@ -50,7 +50,7 @@ def start(folder: Path, **settings: Any) -> None:
 def test_right_kernels_pass_within_half_a_second(
     name: str, settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Prints the comparisons that are closest to their limits. A start without the check has
+    """Writes the comparisons that are closest to their limits. A start without the check has
     compiled all kernels that the check runs."""
     folder = two_layers(name, tmp_path)
     settings = {"load_format": "dummy", **settings}
@@ -75,9 +75,9 @@ def test_right_kernels_pass_within_half_a_second(
     with compilations() as compiled:
         start(folder, **settings)
     start(folder, **settings)
-    print(f"\n{name} {settings}: {len(found) // 2} comparisons in {seconds} s; {compiled=}")
     found.sort(key=lambda each: each.error / each.allowed if each.allowed else 0.0)
-    print("\n".join(map(str, found[-12::2])))
+    closest = "\n".join(map(str, found[-8:]))
+    sys.stdout.write(f"\n{len(found) // 2} comparisons in {seconds} s\n{closest}\n{compiled}\n")
     assert seconds[-1] < SECONDS
     assert not compiled
 
@@ -90,7 +90,7 @@ def test_right_kernels_of_the_demo_pass() -> None:
 def test_a_wrong_kernel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vector = "moe.kernels.experts.down_vector"
     monkeypatch.setattr(vector, lambda *_, out_PH, **__: out_PH.fill_(1.0))
-    line = rf"^self-check: .*experts .* on {torch.cuda.get_device_name()} with Triton .*: report"
+    card = re.escape(torch.cuda.get_device_name())
+    line = rf"^self-check: sum of experts .* on {card} with Triton .*: report this line"
     with pytest.raises(ValueError, match=line):
         start(two_layers("qwen3-30b-a3b", tmp_path), load_format="dummy")
-    assert checks.CHECKS
