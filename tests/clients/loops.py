@@ -138,6 +138,27 @@ class Toolbox:
         return str(result)
 
 
+@dataclasses.dataclass
+class Run:
+    """A loop as a client runs it: what each turn thought, and how long its prompt was."""
+
+    toolbox: Toolbox = dataclasses.field(default_factory=Toolbox)
+    thoughts: list[str] = dataclasses.field(default_factory=list)
+    prompt_tokens: list[int] = dataclasses.field(default_factory=list)
+    answer: str = ""
+
+    def check(self, loop: Loop) -> None:
+        """All of it is right."""
+        self.check_words(loop)
+        assert self.prompt_tokens == loop.prompt_tokens()
+
+    def check_words(self, loop: Loop) -> None:
+        """All but the prompts, which are longer where what was thought comes back with blanks."""
+        assert self.answer == loop.answer
+        assert self.toolbox.made == loop.calls
+        assert self.thoughts == loop.thoughts
+
+
 def _calculated(expression: str, result: str) -> Call:
     return Call("calculator", {"expression": expression}, result)
 

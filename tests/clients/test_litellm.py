@@ -24,7 +24,7 @@ from tests.clients.cases import (
     needs,
     terse,
 )
-from tests.clients.loops import Loop, Toolbox, every_loop
+from tests.clients.loops import Loop, Run, every_loop
 
 pytestmark = needs("litellm")
 
@@ -72,7 +72,7 @@ def test_a_tool_is_called(complete: Any) -> None:
 def test_a_loop_of_tools(complete: Any, loop: Loop) -> None:
     import litellm
 
-    toolbox, thoughts, lengths = Toolbox(), [], []
+    run = Run()
     messages: list[Any] = [{"role": "user", "content": loop.question}]
     asked: Any = {"tools": loop.schemas(), "extra_body": loop.body}
     asked |= {"stream": True, "stream_options": {"include_usage": True}} if loop.streams else {}
@@ -81,18 +81,16 @@ def test_a_loop_of_tools(complete: Any, loop: Loop) -> None:
         if loop.streams:
             answer = litellm.stream_chunk_builder(list(answer))
         message = answer.choices[0].message
-        lengths.append(answer.usage.prompt_tokens)
-        thoughts += [message.reasoning_content] if loop.thinks else []
+        run.prompt_tokens.append(answer.usage.prompt_tokens)
+        run.thoughts += [message.reasoning_content] if loop.thinks else []
         messages.append(message)
         if not message.tool_calls:
             break
         for call in message.tool_calls:
-            result = toolbox.call(call.function.name, json.loads(call.function.arguments))
+            result = run.toolbox.call(call.function.name, json.loads(call.function.arguments))
             messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
-    assert message.content == loop.answer
-    assert toolbox.made == loop.calls
-    assert thoughts == loop.thoughts
-    assert lengths == loop.prompt_tokens()
+    run.answer = message.content
+    run.check(loop)
 
 
 def test_thoughts_come_apart_from_the_answer(complete: Any) -> None:

@@ -25,6 +25,8 @@ from tests.clients.cases import (
     needs,
     terse,
 )
+from tests.clients.loops import CALCULATED, Loop, Toolbox, every_loop
+from tests.clients.openai_loop import run_chat, run_responses
 
 pytestmark = needs("openai")
 
@@ -125,6 +127,28 @@ def test_a_custom_tool_is_called_that_has_to_be(client: openai.OpenAI) -> None:
     )
     call: Any = answer.output[0]
     assert (call.type, call.name) == ("custom_tool_call", "say")
+
+
+def test_a_custom_tool_is_called_and_its_result_taken(client: openai.OpenAI) -> None:
+    tools: Any = [{"type": "custom", "name": "calculator"}]
+    items: list[Any] = [{"role": "user", "content": CALCULATED.question}]
+    answer = client.responses.create(model=MODEL, input=items, tools=tools)
+    (call,) = answer.output
+    assert call.type == "custom_tool_call"
+    result = Toolbox().calculator(call.input)
+    items += [call, {"type": "custom_tool_call_output", "call_id": call.call_id, "output": result}]
+    end = client.responses.create(model=MODEL, input=items, tools=tools)
+    assert end.output_text == CALCULATED.answer
+
+
+@every_loop
+def test_a_loop_of_tools(client: openai.OpenAI, loop: Loop) -> None:
+    run_chat(client, loop, loop.body).check(loop)
+
+
+@every_loop
+def test_a_loop_of_tools_by_responses(client: openai.OpenAI, loop: Loop) -> None:
+    run_responses(client, loop, loop.body).check(loop)
 
 
 def test_thoughts_come_apart_from_the_answer(client: openai.OpenAI) -> None:

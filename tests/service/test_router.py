@@ -19,11 +19,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
+from tests.clients.anthropic.anthropic_loop import run_messages
+from tests.clients.loops import LOOPS
+from tests.clients.openai_loop import run_chat, run_responses
 from tests.processes import descendants, send
 from tests.server import Server
 from tests.waiting import until, wait_until
@@ -31,6 +35,7 @@ from tests.waiting import until, wait_until
 SMG = shutil.which("smg", path=os.path.dirname(sys.executable)) or shutil.which("smg")
 MODEL = "demo"
 FLAGS = ("--device", "cpu", "--max-batch-size", "16")
+THINKS = ("--reasoning-parser", "qwen3")
 BLOCK_SIZE = 16
 SUM: list[Any] = [{"role": "user", "content": "What is 17 + 25?"}]
 STORY: list[Any] = [{"role": "user", "content": "Tell me a story."}]
@@ -53,12 +58,12 @@ class Router:
 
 
 @contextlib.contextmanager
-def router(addresses: list[str], folder: Path, policy: str = "round_robin") -> Iterator[Router]:
-    """smg before the replicas, which is all it is told."""
+def router(addresses: list[str], folder: Path, policy: str, *flags: str) -> Iterator[Router]:
+    """smg before the replicas; of the model it is told how it writes calls, and by ``flags``."""
     port, metrics_port = free_port(), free_port()
     command = [str(SMG), "launch", "--host", "127.0.0.1", "--port", str(port)]
     command += ["--prometheus-port", str(metrics_port), "--policy", policy]
-    command += ["--worker-startup-check-interval", "1"]
+    command += ["--worker-startup-check-interval", "1", "--tool-call-parser", "qwen", *flags]
     command += ["--worker-urls", *(f"grpc://{address}" for address in addresses)]
     with (folder / "smg.log").open("wb") as log:
         child = subprocess.Popen(command, stdout=log, stderr=log)
@@ -121,15 +126,17 @@ async def test_a_router_serves_two_replicas_and_survives_one(tmp_path: Path) -> 
         starting = [asyncio.to_thread(stack.enter_context, each) for each in replicas]
         one, other = await asyncio.gather(*starting)
         addresses = [one.address, other.address]
-        by_turns = stack.enter_context(router(addresses, tmp_path))
+        by_turns = stack.enter_context(router(addresses, tmp_path, "round_robin"))
         async with client_of(by_turns) as client:
             await check_answers(client)
             assert prompt_tokens(one) > 0
             assert prompt_tokens(other) > 0
             await check_responses(client)
             await asyncio.to_thread(check_messages, by_turns)
-            with router(addresses, tmp_path, "cache_aware") as by_prefix:
+            await asyncio.to_thread(check_tools, by_turns)
+            with router(addresses, tmp_path, "cache_aware", *THINKS) as by_prefix:
                 await check_placement(by_prefix)
+                await asyncio.to_thread(check_thoughts, by_prefix)
             await check_loss(client, one)
 
 
@@ -186,6 +193,30 @@ def check_messages(router: Router) -> None:
     assert whole["stop_reason"] == "end_turn"
     counted = post(f"{router.url}/v1/messages/count_tokens", question)
     assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+
+
+def check_tools(router: Router) -> None:
+    """Loops of tools over each API, without thoughts."""
+    loops = [loop for loop in LOOPS.values() if not loop.thinks]
+    options: Any = {"api_key": "none", "max_retries": 0}
+    with openai.OpenAI(base_url=f"{router.url}/v1", **options) as client:
+        for loop in loops:
+            run_chat(client, loop, {}).check(loop)
+            run_responses(client, loop, {}).check(loop)
+    with anthropic.Anthropic(base_url=router.url, **options) as client:
+        for loop in loops:
+            run_messages(client, loop).check(loop)
+
+
+def check_thoughts(router: Router) -> None:
+    """The router that reads thoughts leaves the lines' ends beside them."""
+    with openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client:
+        for loop in LOOPS.values():
+            if loop.thinks:
+                run = run_chat(client, loop, loop.body)
+                run.answer = run.answer.strip()
+                run.thoughts = [thought.strip() for thought in run.thoughts]
+                run.check_words(loop)
 
 
 async def check_placement(router: Router) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import anthropic
 import pytest
 
+from tests.clients.anthropic.anthropic_loop import run_messages
 from tests.clients.cases import (
     ANSWER,
     CHAIN,
@@ -23,7 +24,7 @@ from tests.clients.cases import (
     Paint,
     Person,
 )
-from tests.clients.loops import THINKING_BLOCKS, Loop, Toolbox, every_loop
+from tests.clients.loops import Loop, every_loop
 
 pytestmark = pytest.mark.processes
 
@@ -83,44 +84,9 @@ def test_a_tool_is_called_that_has_to_be(client: anthropic.Anthropic, choice: An
         Paint.model_validate(call.input)
 
 
-def said(client: anthropic.Anthropic, loop: Loop, turns: list[Any]) -> Any:
-    tools = [
-        {"name": function["name"], "input_schema": function["parameters"]}
-        for function in loop.functions()
-    ]
-    asked: Any = {"model": MODEL, "max_tokens": 400, "messages": turns, "tools": tools}
-    asked |= {"thinking": THINKING_BLOCKS} if loop.thinks else {}
-    if not loop.streams:
-        return client.messages.create(**asked)
-    with client.messages.stream(**asked) as stream:
-        return stream.get_final_message()
-
-
 @every_loop
 def test_a_loop_of_tools(client: anthropic.Anthropic, loop: Loop) -> None:
-    toolbox, thoughts, lengths = Toolbox(), [], []
-    turns: list[Any] = [{"role": "user", "content": loop.question}]
-    while True:
-        answer = said(client, loop, turns)
-        lengths.append(answer.usage.input_tokens + (answer.usage.cache_read_input_tokens or 0))
-        thoughts += [block.thinking for block in answer.content if block.type == "thinking"]
-        turns.append({"role": "assistant", "content": answer.content})
-        if answer.stop_reason != "tool_use":
-            break
-        results = [
-            {
-                "type": "tool_result",
-                "tool_use_id": block.id,
-                "content": toolbox.call(block.name, block.input),
-            }
-            for block in answer.content
-            if block.type == "tool_use"
-        ]
-        turns.append({"role": "user", "content": results})
-    assert (answer.stop_reason, text_of(answer)) == ("end_turn", loop.answer)
-    assert toolbox.made == loop.calls
-    assert thoughts == loop.thoughts
-    assert lengths == loop.prompt_tokens()
+    run_messages(client, loop).check(loop)
 
 
 def test_thoughts_come_apart_from_the_answer(client: anthropic.Anthropic) -> None:
