@@ -11,12 +11,18 @@ from tests.server import Server
 
 
 @pytest.fixture(scope="package")
-def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Base URL of a server of the demo model."""
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server of the demo model."""
     folder = tmp_path_factory.mktemp("server")
     keys = folder / "keys"
     keys.write_text(f"clients:{KEY}\n")
     keys.chmod(0o600)
     flags = ["--device", "cpu", "--max-batch-size", "16", "--api-key-file", str(keys)]
     with Server(folder, *flags) as server:
-        yield f"http://{server.http_address}/v1"
+        yield server
+
+
+@pytest.fixture(scope="package")
+def url(server: Server) -> str:
+    """Its base URL."""
+    return f"http://{server.http_address}/v1"

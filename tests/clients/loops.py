@@ -19,9 +19,8 @@ from transformers import AutoTokenizer
 from demo import CHECKPOINT
 from demo.chat import Call, Exchange, Tool
 
-_THINKING = {"enable_thinking": True}
 THINKING_BLOCKS = {"type": "enabled", "budget_tokens": 200}
-"""The same in a request of Anthropic's API."""
+"""How a request of Anthropic's API has the template open thoughts."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -58,7 +57,12 @@ class Loop:
     @property
     def body(self) -> dict[str, Any]:
         """What a request has that OpenAI's API has no name for."""
-        return {"chat_template_kwargs": _THINKING} if self.thinks else {}
+        return {"chat_template_kwargs": self.template_kwargs} if self.thinks else {}
+
+    @property
+    def template_kwargs(self) -> dict[str, Any]:
+        """What the chat template is told of thoughts."""
+        return {"enable_thinking": True} if self.thinks else {}
 
     def schemas(self) -> list[dict[str, Any]]:
         """The tools of chat completions."""
@@ -82,8 +86,9 @@ class Loop:
             for turn, thought in zip(turns, self.thoughts, strict=False):
                 turn["reasoning_content"] = thought
         options = {"add_generation_prompt": True, "return_dict": True}
-        options |= _THINKING if self.thinks else {}
-        prompt = tokenizer().apply_chat_template(messages, tools=self.schemas(), **options)
+        prompt = tokenizer().apply_chat_template(
+            messages, tools=self.schemas(), **self.template_kwargs, **options
+        )
         return len(prompt["input_ids"])
 
 

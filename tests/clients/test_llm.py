@@ -11,7 +11,17 @@ from pathlib import Path
 
 import pytest
 
-from tests.clients.cases import ANSWER, KEY, MODEL, PAINT, SUM, Paint, needs, terse
+from tests.clients.cases import (
+    ANSWER,
+    KEY,
+    MODEL,
+    PAINT,
+    SUM,
+    Paint,
+    needs,
+    terse,
+)
+from tests.clients.loops import LOOPS
 
 pytestmark = needs("llm")
 
@@ -47,6 +57,19 @@ def test_output_keeps_to_a_schema(ask: Ask) -> None:
     schema = json.dumps(Paint.model_json_schema())
     answer = ask(PAINT, "--schema", schema, "-o", "logit_bias", json.dumps(terse()))
     Paint.model_validate_json(answer.stdout)
+
+
+CALCULATOR = """
+def calculator(expression: str) -> int:
+    a, sign, b = expression.split(" ")
+    return int(a) + int(b) if sign == "+" else int(a) * int(b)
+"""
+
+
+def test_a_loop_of_tools(ask: Ask) -> None:
+    loop = LOOPS["two_at_once"]
+    answer = ask(loop.question, "--functions", CALCULATOR)
+    assert answer.stdout.strip() == loop.answer, answer.stderr
 
 
 def test_an_error_is_told(ask: Ask) -> None:
