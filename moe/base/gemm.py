@@ -15,6 +15,7 @@ import triton.language as tl
 
 from moe.base.context import KernelContext
 from moe.base.gemm_fp8 import linear_fp8
+from moe.base.gemm_int4 import linear_int4, linear_int4_vector
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
 from moe.base.promoted_dot import fits
@@ -28,7 +29,7 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
-from moe.base.tiles import FP8_NAME, MANY_ROWS, Tiles
+from moe.base.tiles import FP8_NAME, INT4_NAME, MANY_ROWS, Tiles
 from moe.base.weight import Weight
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
@@ -201,6 +202,9 @@ def _vector(
     x_1K: torch.Tensor, weight_NK: Weight, out: torch.Tensor, tiles: Tiles, pdl: bool
 ) -> None:
     N, K = weight_NK.shape
+    if weight_NK.kind == INT4_NAME:
+        linear_int4_vector(x_1K, weight_NK, tiles, out_11N=out, pdl=pdl)
+        return
     _linear_vector_kernel[(triton.cdiv(N, tiles.block_n),)](
         x_1K, weight_NK.values, weight_NK.scales, out, N, K=K,
         BLOCK_N=tiles.block_n, BLOCK_K=triton.next_power_of_2(K),
@@ -218,6 +222,10 @@ def _tiled(
 ) -> None:
     """Each part takes ``depth`` inputs, the last one what is left."""
     S, M, N = out_SMN.shape
+    if weight_NK.kind == INT4_NAME:
+        prefetch = pdl and M <= _PREFETCH_ROWS and _fits_cache(weight_NK.values, depth // 2)
+        linear_int4(x_MK, weight_NK, depth, tiles, out_SMN=out_SMN, prefetch=prefetch, pdl=pdl)
+        return
     grid = (triton.cdiv(N, tiles.block_n), S, triton.cdiv(M, tiles.block_m))
     _linear_kernel[grid](
         x_MK, weight_NK.values, weight_NK.scales, out_SMN,

@@ -40,11 +40,13 @@ def empty_weight(
     if isinstance(weight_format, Int4Format):
         scale_type: torch.dtype = getattr(torch, weight_format.scale_type)
         bytes_of = partial(torch.empty, dtype=torch.uint8, device=device)
+        # Those of neighbouring rows lie together: a kernel's tile has more rows than groups.
+        by_groups = *leading, num_blocks[-1], rows
         return Weight(
             bytes_of((*leading, rows, columns // 2)),
-            torch.empty(num_blocks, dtype=scale_type, device=device),
+            torch.empty(by_groups, dtype=scale_type, device=device).mT,
             block,
-            bytes_of(num_blocks) if weight_format.zero_points else None,
+            bytes_of(by_groups).mT if weight_format.zero_points else None,
         )
     return Weight(
         torch.empty(shape, dtype=FP8, device=device),

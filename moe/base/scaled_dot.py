@@ -15,7 +15,8 @@ import triton
 import triton.language as tl
 
 from moe.base.add_dot import add_dot
-from moe.base.tiles import Tiles
+from moe.base.int4_dot import within_groups
+from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
 
 
@@ -105,6 +106,8 @@ def scale_options(weight: Weight) -> dict[str, Any]:
 
 def within_blocks(tiles: Tiles, weight: Weight) -> Tiles:
     """The tiles, made smaller where they would reach over several blocks of scales."""
+    if weight.kind == INT4_NAME:
+        return within_groups(tiles, weight)
     if weight.block is None or weight.block[0] == 1:
         return tiles
     block_n, block_k = map(_power_of_2_in, weight.block)

@@ -112,6 +112,8 @@ class TileTable:
             self._log_untuned(key)
             if weights == FP8_NAME:
                 return self._guess_fp8_experts(num_experts, width, hidden, tokens, routes)
+            if weights == INT4_NAME:
+                return self._guess_int4_experts(num_experts, width, hidden, routes)
             return self._guess_experts(num_experts, width, hidden, routes)
         return _entry(table, tokens)
 
@@ -131,6 +133,8 @@ class TileTable:
             self._log_untuned(key)
             if weights == FP8_NAME:
                 return self._guess_fp8_linear(outputs, inputs, tokens)
+            if weights == INT4_NAME:
+                return self._guess_int4_linear(outputs, inputs, tokens)
             tiles = self._guess_linear(outputs, inputs, tokens)
         else:
             tiles = _entry(table, tokens)
@@ -172,9 +176,7 @@ class TileTable:
             return Tiles(block_m=1, block_n=4, block_k=power_of_2(inputs))
         if tokens > 64 or self.item_size == 4:
             return None
-        splits = 1
-        while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
-            splits *= 2
+        splits = _splits(outputs, inputs)
         block_m, block_k = 16 if tokens <= 16 else 64, min(128, power_of_2(inputs))
         stages = self._stages(self.item_size * (block_m + 64) * block_k, 3)
         return Tiles(block_m=block_m, block_n=64, block_k=block_k, stages=stages, splits=splits)
@@ -234,12 +236,10 @@ class TileTable:
         if tokens >= MANY_ROWS and self.item_size == 2:
             wide = tokens * outputs >= 2 * _MANY_PROGRAMS * 128 * 128
             return self._fit_both_fp8(128 if wide else 64, outputs, inputs, 1)
-        splits = 1
-        while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
-            splits *= 2
         block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64
         tiles = self._fit_fp8(block_m, outputs, inputs, 1)
-        return dataclasses.replace(tiles, splits=splits if tokens <= 64 else 1)
+        splits = _splits(outputs, inputs) if tokens <= 64 else 1
+        return dataclasses.replace(tiles, splits=splits)
 
     def _fit_fp8(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
         """Inputs of the model's type beside weights of a byte."""
@@ -268,6 +268,48 @@ class TileTable:
             stages=self._stages(stage, 4),
         )
 
+    def _guess_int4_experts(
+        self, num_experts: int, width: int, hidden: int, routes: int
+    ) -> ExpertTiles:
+        """Rows as for wider weights; a matrix-vector kernel has more of them for its inputs."""
+        if routes <= _VECTOR_ROUTES:
+            return ExpertTiles(
+                gate_up=Tiles(block_m=1, block_n=8, block_k=min(2048, power_of_2(hidden))),
+                down=Tiles(block_m=1, block_n=16, block_k=min(1024, power_of_2(width))),
+            )
+        mean = routes / num_experts
+        block_m = 16 if mean <= 12 else 32 if mean <= 24 else 64
+        return ExpertTiles(
+            gate_up=self._fit_int4(block_m, width, hidden, 2),
+            down=self._fit_int4(block_m, hidden, width, 1),
+        )
+
+    def _guess_int4_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles:
+        """There is no library's GEMM."""
+        if tokens == 1 and power_of_2(inputs) <= 8192:
+            return Tiles(block_m=1, block_n=8, block_k=power_of_2(inputs))
+        block_m = 16 if tokens <= 16 else 32 if tokens <= 32 else 64 if tokens <= 256 else 128
+        tiles = self._fit_int4(block_m, outputs, inputs, 1)
+        splits = _splits(outputs, inputs) if tokens <= 64 else 1
+        return dataclasses.replace(tiles, splits=splits)
+
+    def _fit_int4(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
+        """Weights on the wide side of the tensor core, which takes them from registers, where their
+        numbers are made; no more rows than sums of two matrices leave room for."""
+        block_m = block_m if self.item_size == 2 else min(block_m, 32)
+        wide = block_m >= 64
+        block_n = min(128 if wide else 64, power_of_2(columns))
+        block_k = min(128, power_of_2(depth))
+        stage = self.item_size * block_m * block_k + matrices * block_n * block_k // 2
+        return Tiles(
+            block_m=block_m,
+            block_n=block_n,
+            block_k=block_k,
+            warps=8 if wide else 4,
+            stages=self._stages(stage, 4),
+            swap=True,
+        )
+
     def _stages(self, stage_bytes: int, most: int) -> int:
         """As many stages as shared memory holds, one to `most`."""
         return max(1, min(most, (self.shared_bytes - _BARRIER_BYTES) // stage_bytes))
@@ -280,6 +322,14 @@ class TileTable:
                 "`python -m benchmarks.tune` measures and keeps them",
                 key,
             )
+
+
+def _splits(outputs: int, inputs: int) -> int:
+    """Parts of the depth of few columns, so that their programs fill a device."""
+    splits = 1
+    while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
+        splits *= 2
+    return splits
 
 
 def _entry(table: dict[int, _Entry], tokens: int) -> _Entry:

@@ -19,9 +19,10 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
-from moe.base.tiles import Tiles
+from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
+from moe.kernels.int4_grouped import down_int4, gate_up_int4
 from moe.kernels.locate import locate
 from moe.kernels.wide import down_wide, fits, gate_up_wide
 
@@ -144,6 +145,9 @@ def gate_up(
     if w13.scales is None and fits(tiles, w13.values):
         gate_up_wide(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
         return
+    if w13.kind == INT4_NAME:
+        gate_up_int4(x_TH, w13, aligned, num_routes_per_token, tiles, out_PI=out_PI, pdl=pdl)
+        return
     tiles = within_blocks(tiles, w13)
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(width, tiles.block_n),)
     _gate_up_kernel[grid](
@@ -173,6 +177,9 @@ def down(
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
     if w2.scales is None and fits(tiles, w2.values, inner_PI):
         down_wide(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
+        return
+    if w2.kind == INT4_NAME:
+        down_int4(inner_PI, w2, aligned, tiles, out_PH=out_PH, pdl=pdl)
         return
     tiles = within_blocks(tiles, w2)
     grid = (aligned.tile_expert.shape[0] * triton.cdiv(H, tiles.block_n),)

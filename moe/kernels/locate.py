@@ -1,6 +1,7 @@
-"""Which part of a grouped GEMM a program computes: a tile of rows, and some columns of them.
+"""Which part of an expert GEMM a program computes.
 
-Owns a device function. Does not know what is multiplied.
+Owns device functions: a tile of rows and some columns of them, and the expert of one route. Does
+not know what is multiplied.
 """
 
 from __future__ import annotations
@@ -21,3 +22,12 @@ def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PD
     tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
     wait_for_previous(PDL)
     return tile, n, tl.load(tile_expert_ptr + tile)
+
+
+@triton.jit
+def local_expert(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
+    """Local expert of a route, −1 where there is none."""
+    expert = tl.load(ids_ptr + route)
+    if HAS_MAP:
+        expert = tl.where(expert < 0, -1, tl.load(map_ptr + tl.maximum(expert, 0)))
+    return expert

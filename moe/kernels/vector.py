@@ -12,17 +12,10 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.scaled_dot import num_sums, products, scale_options, scale_rows, within_blocks
-from moe.base.tiles import Tiles
+from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
-
-
-@triton.jit
-def _local(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
-    """Local expert of a route, −1 where there is none."""
-    expert = tl.load(ids_ptr + route)
-    if HAS_MAP:
-        expert = tl.where(expert < 0, -1, tl.load(map_ptr + tl.maximum(expert, 0)))
-    return expert
+from moe.kernels.int4_vector import down_int4_vector, gate_up_int4_vector
+from moe.kernels.locate import local_expert
 
 
 @triton.jit
@@ -35,7 +28,7 @@ def _gate_up_vector_kernel(
     num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
     route, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
     wait_for_previous(PDL)
-    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
+    expert = local_expert(ids_ptr, map_ptr, route, HAS_MAP)
     if expert < 0:
         return
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -83,7 +76,7 @@ def _down_vector_kernel(
     is_column_N = columns_N < H
     ks = tl.arange(0, BLOCK_K)
     # The routes are older than the kernel before, gate·up, which has waited for them itself.
-    expert = _local(ids_ptr, map_ptr, route, HAS_MAP)
+    expert = local_expert(ids_ptr, map_ptr, route, HAS_MAP)
     if expert < 0:
         if PDL:
             tl.extra.cuda.gdc_wait()
@@ -124,9 +117,13 @@ def gate_up_vector(
     """
     E, double, H = w13.shape
     width = double // 2
-    tiles = within_blocks(tiles, w13)
     assert w13.values.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
+    if w13.kind == INT4_NAME:
+        routing = ids_TK, expert_map_E
+        gate_up_int4_vector(x_TH, w13, *routing, tiles, out_PI=out_PI, pdl=pdl)
+        return
+    tiles = within_blocks(tiles, w13)
     grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
     _gate_up_vector_kernel[grid](
         x_TH, w13.values, w13.scales, out_PI, ids_TK,
@@ -149,9 +146,13 @@ def down_vector(
 ) -> None:
     """down·inner of every local route, at the route's own row. w2 [E,H,I]."""
     E, H, width = w2.shape
-    tiles = within_blocks(tiles, w2)
     assert w2.values.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
     assert inner_PI.shape == (ids_TK.numel(), width) and out_PH.shape == (ids_TK.numel(), H)
+    if w2.kind == INT4_NAME:
+        routing = ids_TK, expert_map_E
+        down_int4_vector(inner_PI, w2, *routing, tiles, out_PH=out_PH, pdl=pdl)
+        return
+    tiles = within_blocks(tiles, w2)
     grid = (ids_TK.numel() * triton.cdiv(H, tiles.block_n),)
     _down_vector_kernel[grid](
         inner_PI, w2.values, w2.scales, out_PH, ids_TK,

@@ -7,7 +7,9 @@ import math
 import torch
 
 from moe.base.quantized import Quantized
+from moe.base.tiles import INT4_NAME
 from moe.base.weight import Weight
+from tests.moe.int4 import exact_int4
 
 FP8 = torch.float8_e4m3fn
 ROWS = (1, 0)  # a scale a row, whatever its length
@@ -31,6 +33,8 @@ def make_fp8(
 
 def exact(weight: Weight) -> torch.Tensor:
     """The matrix in fp64."""
+    if weight.kind == INT4_NAME:
+        return exact_int4(weight)
     if weight.scales is None or weight.block is None:
         return weight.values.double()
     scales = weight.scales.double()

@@ -7,6 +7,11 @@ from typing import NamedTuple
 
 import torch
 
+from moe.base.int4_format import Int4Format
+from moe.base.int4_pack import pack, unpack
+from moe.base.quantize import empty_weight
+from moe.base.weight import Weight
+
 Tensors = dict[str, torch.Tensor]
 
 IN_ORDER = tuple(range(8))
@@ -87,3 +92,31 @@ def compressed(numbers: Numbers, *, symmetric: bool = True) -> Tensors:
         "weight_shape": torch.tensor(numbers.values.shape),
         **({} if symmetric else {"weight_zero_point": zeros}),
     }
+
+
+def make_int4(
+    shape: tuple[int, ...],
+    int4: Int4Format,
+    *,
+    size: float,
+    device: torch.device | str = "cpu",
+) -> Weight:
+    """Random numbers, scales and zero points, the matrix itself of about ``size``."""
+    weight = empty_weight(shape, int4, dtype=torch.float32, device=device)
+    assert weight.scales is not None
+    weight.values.copy_(pack(torch.randint(16, shape, dtype=torch.uint8, device=device)))
+    spread = torch.rand(weight.scales.shape, device=device) + 0.5
+    weight.scales.copy_(spread * (size / (6.5 if weight.zeros is not None else 4.6)))
+    if weight.zeros is not None:
+        weight.zeros.copy_(torch.randint(16, weight.zeros.shape, device=device))
+    return weight
+
+
+def exact_int4(weight: Weight) -> torch.Tensor:
+    """The matrix in fp64."""
+    assert weight.scales is not None
+    assert weight.block is not None
+    group = weight.block[1]
+    zeros = torch.full_like(weight.scales, 8) if weight.zeros is None else weight.zeros
+    numbers = unpack(weight.values).double() - zeros.double().repeat_interleave(group, -1)
+    return numbers * weight.scales.double().repeat_interleave(group, -1)

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 
 from moe.base.context import KernelContext, make_context
-from moe.base.int4_format import Int4Format
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
 from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
@@ -195,12 +195,7 @@ def _set_up(device: torch.device) -> None:
 def _check_blocks(config: ModelConfig) -> None:
     """Refuse blocks that kernels' tiles would cut."""
     said = None if config.quantization is None else config.quantization.weight_format
-    if isinstance(said, Int4Format):
-        raise ValueError(
-            f"weights of four bits ({said.label}) are computed on CPUs so far: pass --device cpu, "
-            "or serve the model's checkpoint in bfloat16"
-        )
-    block = None if said is None else said.block
+    block = said.block if isinstance(said, Fp8Format) else None
     if block is not None and any(side % _TILE for side in block):
         raise ValueError(
             f"weight_block_size is {list(block)}; a GPU computes blocks with sides that are "

@@ -15,6 +15,7 @@ from moe.base import tiles as tiles_module
 from moe.base.tile_files import load_book, read_tables, user_file, write_tables
 from moe.base.tiles import (
     FP8_NAME,
+    INT4_NAME,
     MANY_ROWS,
     ExpertTiles,
     Tiles,
@@ -35,8 +36,8 @@ def pair(block_m: int, **changes: Any) -> ExpertTiles:
 
 
 def shared_bytes(
-    tiles: Tiles | None, matrices: int, item_size: int, weight_size: int | None = None
-) -> int:
+    tiles: Tiles | None, matrices: int, item_size: int, weight_size: float | None = None
+) -> float:
     """Of the stages in flight: rows and `matrices` tiles of weights each."""
     if tiles is None or tiles.block_m == 1:  # these use none for their tiles
         return 0
@@ -121,7 +122,10 @@ def test_what_is_guessed_runs(
     """Powers of two that tl.dot takes, within shared memory, for any shape."""
     book = TileTable(dtype="some", item_size=item_size, shared_bytes=shared)
     experts = book.experts(num_experts, width, hidden, tokens, tokens * k)
-    narrow = book.experts(num_experts, width, hidden, tokens, tokens * k, weights=FP8_NAME)
+    narrow, int4 = (
+        book.experts(num_experts, width, hidden, tokens, tokens * k, weights=name)
+        for name in (FP8_NAME, INT4_NAME)
+    )
     guesses = [
         (experts.gate_up, 2, item_size),
         (experts.down, 1, item_size),
@@ -130,8 +134,11 @@ def test_what_is_guessed_runs(
         (narrow.gate_up, 2, 1),
         (narrow.down, 1, 1),
         (book.linear(width, hidden, tokens, weights=FP8_NAME), 1, 1),
+        (int4.gate_up, 2, 0.5),
+        (int4.down, 1, 0.5),
+        (book.linear(width, hidden, tokens, weights=INT4_NAME), 1, 0.5),
     ]
-    assert all(tiles is not None for tiles, _, _ in guesses[-4:])
+    assert all(tiles is not None for tiles, _, _ in guesses[-7:])
     for tiles, matrices, weight_size in guesses:
         if tiles is None:
             continue
@@ -278,6 +285,8 @@ def test_what_is_shipped_parses_and_fits(path: Path) -> None:
                         # Steps of many tokens have activations of eight bits too.
                         is_many = tokens >= MANY_ROWS and tiles.block_m >= 64 and not tiles.swap
                         size = shared_bytes(tiles, matrices, 1 if is_many else 2, 1)
+                    elif dtype == INT4_NAME:
+                        size = shared_bytes(tiles, matrices, 2, 0.5)
                     else:
                         size = shared_bytes(tiles, matrices, item_size[dtype])
                     assert size <= H200_SHARED, (key, tokens)

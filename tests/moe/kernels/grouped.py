@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from moe.base.int4_format import Int4Format
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align
@@ -12,6 +13,7 @@ from moe.kernels.vector import down_vector, gate_up_vector
 from moe.reference import reference_mlp
 from moe.routes import local_ids
 from tests.moe.fp8 import exact, make_fp8
+from tests.moe.int4 import make_int4
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3, torch.bfloat16: 2e-2}
@@ -82,14 +84,18 @@ def check(
     device: str = DEVICE,
     pdl: bool = False,
     block: tuple[int, int] | None = None,
+    int4: Int4Format | None = None,
 ) -> None:
     """The kernels that the tiles ask for get the rows of local routes right, and write no other.
 
-    Given a `block`, weights have eight bits and scales.
+    Given a `block`, weights have eight bits and scales; given `int4`, four.
     """
     T, K = ids_TK.shape
     x_TH = torch.randn(T, H, device=device).to(dtype)
-    if block is None:
+    if int4 is not None:
+        w13 = make_int4((E, 2 * width, H), int4, size=H**-0.5, device=device)
+        w2 = make_int4((E, H, width), int4, size=width**-0.5, device=device)
+    elif block is None:
         w13, w2 = make_experts(E, H, width, dtype, device)
     else:
         w13, w2 = make_fp8_experts(E, H, width, block, device)

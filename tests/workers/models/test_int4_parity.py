@@ -11,7 +11,7 @@ import torch
 from tests.workers.fp8_models import fp8_config
 from tests.workers.int4_models import save_int4
 from tests.workers.models.test_fp8_parity import check, held_bytes
-from tests.workers.steps import prefill_step, start_rank, step_logits
+from tests.workers.steps import interpreted, prefill_step, start_rank, step_logits
 from tests.workers.test_int4_methods import AWQ, GPTQ, pack_quantized
 from tests.workers.test_weight_loading import layout
 from workers.rank.description import describe, summary
@@ -120,3 +120,16 @@ def test_a_folder_without_its_weights_is_made_up(form: str, tmp_path: Path) -> N
     assert made.loaded.bytes_read == 0
     assert held_bytes(made) == held_bytes(read)
     assert step_logits(made, prefill_step(0, 0, [5, 7, 9], [1])).isfinite().all()
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(
+    ("form", "moe"), [("gptq", True), ("awq", True), ("packed by row", True), ("awq", False)]
+)
+def test_kernels_compute_the_same(
+    form: str, moe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Interpreted, in fp32."""
+    monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
+    oracle = save_int4(fp8_config(moe=moe, num_hidden_layers=2), tmp_path, FORMS[form])
+    check(start_rank(tmp_path, interpreted()), oracle)
