@@ -26,6 +26,7 @@ from workers.self_check.setting import Setting
 _SEQUENCES = 64
 _SHORT = 6  # the longest prompt but one
 _CHUNK = 256  # tokens that go on with the longest, twice: few enough to be cut along their context
+_QUERIES_AT_ONCE = 128  # whose scores are in memory together
 _SPARE = 8  # positions that are left to decodes
 
 
@@ -57,7 +58,7 @@ def _check_step(
     N, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
     x_TH = setting.rows(T, weight.shape[1])
     qkv_STW = attention.qkv_proj(x_TH, setting.quantized(x_TH))
-    yield check_parts("q, k and v", x_TH, weight, qkv_STW)
+    yield check_parts("q, k and v", x_TH, weight, qkv_STW, setting)
     q_TND = qk_rope(
         qkv_STW,
         attention.q_norm.weight,
@@ -134,12 +135,13 @@ def _attend(
         rows_L = _cache_rows(cache, batch.tables, positions_L.new_tensor(slot), positions_L)
         k_NDL = keys[rows_L].repeat_interleave(group, 1).permute(1, 2, 0)
         v_NLD = values[rows_L].repeat_interleave(group, 1).transpose(0, 1)
-        q_NTD = q_TND[start : start + count].float().transpose(0, 1)
-        scores_NTL = q_NTD @ k_NDL / math.sqrt(q_TND.shape[2])
-        is_ahead = positions_L > positions_L[length - count :, None]
-        weights_NTL = scores_NTL.masked_fill(is_ahead, -torch.inf).softmax(-1)
-        outputs.append((weights_NTL @ v_NLD).transpose(0, 1))
-        start += count
+        positions_T = positions_L[length - count :]
+        for own_T in positions_T.split(_QUERIES_AT_ONCE):
+            q_NTD = q_TND[start : start + len(own_T)].float().transpose(0, 1)
+            scores_NTL = q_NTD @ k_NDL / math.sqrt(q_TND.shape[2])
+            scores_NTL.masked_fill_(positions_L > own_T[:, None], -torch.inf)
+            outputs.append((scores_NTL.softmax(-1) @ v_NLD).transpose(0, 1))
+            start += len(own_T)
     return torch.cat(outputs)
 
 

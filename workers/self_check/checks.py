@@ -105,8 +105,10 @@ def kernel_checks(model: nn.Module, setting: Setting) -> Iterator[tuple[str, Ite
     seen = set()
     for module in model.modules():
         check = CHECKS.get(type(module))
+        if check is None or not _has_kernels(module):
+            continue
         shape = _shape(module)
-        if check is not None and _has_kernels(module) and shape not in seen:
+        if shape not in seen:
             seen.add(shape)
             yield type(module).__name__, check(module, setting)
 

@@ -22,6 +22,7 @@ from workers.layers.norm import RMSNorm
 from workers.models.qwen3 import Qwen3MLP
 from workers.self_check.finding import (
     EIGHT_BITS,
+    TENSOR_CORE_SUMS,
     Finding,
     Tolerance,
     compare,
@@ -62,7 +63,7 @@ def check_mlp(mlp: Qwen3MLP, setting: Setting) -> Iterator[Finding]:
     for T in setting.steps:
         x_TH = setting.rows(T, gate_up.shape[1])
         parts_STW = mlp.gate_up_proj(x_TH, setting.quantized(x_TH))
-        yield check_parts("gate and up", x_TH, gate_up, parts_STW)
+        yield check_parts("gate and up", x_TH, gate_up, parts_STW, setting)
         inner_TI = mlp.down_proj.rows(T, "inner")
         swiglu(parts_STW, out_TI=inner_TI, pdl=context.pdl)
         gate, up = parts_STW.float().sum(0).chunk(2, dim=-1)
@@ -84,7 +85,7 @@ def check_row_parallel(
 ) -> Iterator[Finding]:
     """The layer without its all-reduce, and the sum behind it."""
     parts_STH = linear_parts(x_TK, layer.weight, setting.context, "row_parallel")
-    yield check_parts(what, x_TK, layer.weight, parts_STH)
+    yield check_parts(what, x_TK, layer.weight, parts_STH, setting)
     update = DeferredSum(parts_STH.transpose(0, 1))
     expected_TH = parts_STH.float().sum(0)
     allowed = roundings(3, setting.dtype)
@@ -93,13 +94,17 @@ def check_row_parallel(
 
 
 def check_parts(
-    what: str, x_MK: torch.Tensor | Quantized, weight_NK: Weight, parts_SMN: torch.Tensor
+    what: str,
+    x_MK: torch.Tensor | Quantized,
+    weight_NK: Weight,
+    parts_SMN: torch.Tensor,
+    setting: Setting,
 ) -> Finding:
     """What `linear_parts` made of a matrix."""
     what = f"{what} {shape_of(weight_NK)}, {told(x_MK.shape[0])}"
-    dtype = parts_SMN.dtype if len(parts_SMN) == 1 else torch.float32
-    expected_MN = product(x_MK, weight_NK)
-    return compare(what, parts_SMN.float().sum(0), expected_MN, roundings(1, dtype))
+    is_rounded = len(parts_SMN) == 1 and parts_SMN.dtype == setting.dtype
+    allowed = roundings(1, setting.dtype) if is_rounded else TENSOR_CORE_SUMS
+    return compare(what, parts_SMN.float().sum(0), product(x_MK, weight_NK), allowed)
 
 
 def check_update(

@@ -55,7 +55,7 @@ def _check_router(router: TopKRouter, T: int, setting: Setting) -> Iterator[Find
     E, H = weight.shape
     x_TH = setting.rows(T, H)
     parts_STE = linear_parts(x_TH, weight, setting.context, "router", dtype=router.logits_dtype)
-    yield check_parts("router", x_TH, weight, parts_STE)
+    yield check_parts("router", x_TH, weight, parts_STE, setting)
     columns_T = torch.arange(T, device=setting.device) * 37 % H
     one_hot_TH = F.one_hot(columns_T, H).to(setting.dtype)
     topk = router(one_hot_TH)

@@ -34,6 +34,8 @@ class Tolerance(NamedTuple):
 # mean; and sums of such, whose worst of a million is less than six times the mean.
 EIGHT_BITS = Tolerance(mean=0.06, largest=0.1)
 SUMS_OF_EIGHT_BITS = Tolerance(mean=0.06, largest=0.25)
+# Sums in fp32 of products of 16 bits: tensor cores drop bits where they add.
+TENSOR_CORE_SUMS = Tolerance(mean=2.0**-12, largest=2.0**-10)
 # fp32 arithmetic on few numbers: exponentials, quotients.
 EXACT = Tolerance(mean=1e-5, largest=1e-4)
 

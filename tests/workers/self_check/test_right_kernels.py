@@ -13,6 +13,7 @@ from moe.layer import SparseMoeBlock
 from tests.workers.self_check.rank import make_rank
 from workers.layers.norm import RMSNorm
 from workers.models.qwen3 import Qwen3MLP
+from workers.self_check.finding import TENSOR_CORE_SUMS
 
 pytestmark = [
     pytest.mark.interpreter,
@@ -23,6 +24,8 @@ FP16 = torch.float16
 RANKS: list[dict[str, Any]] = [
     {},
     {"moe": False, "tie_word_embeddings": True, "dtype": FP16, "max_tokens": 9},
+    # Few outputs of many inputs: parts, which others sum.
+    {"moe": False, "dtype": FP16, "hidden_size": 512, "max_tokens": 3, "max_batch_size": 2},
     {"fp8": True, "fp8_cache": True, "dtype": FP16, "max_tokens": 12},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5},
@@ -38,6 +41,16 @@ def test_right_kernels_pass(settings: dict[str, Any]) -> None:
     findings = make_rank(**settings).all_findings()
     assert all(each.is_right for each in findings)
     assert len(findings) > 30
+
+
+def test_parts_have_the_limits_of_sums() -> None:
+    rank = make_rank(moe=False, dtype=FP16, hidden_size=512, max_tokens=3, max_batch_size=2)
+    assert rank.build.context is not None
+    tiles = rank.build.context.tiles.linear(256, 512, 3)
+    assert tiles is not None
+    assert tiles.splits == 2
+    limits = {each.allowed for each in rank.findings(Qwen3MLP) if "gate and up" in each.what}
+    assert limits & {*TENSOR_CORE_SUMS}
 
 
 @pytest.mark.slow
