@@ -31,6 +31,11 @@ def run_loop(chat: Any, loop: Loop) -> list[Any]:
     return turns
 
 
+def prompt_tokens_of(turns: list[Any]) -> list[int]:
+    """Of each turn."""
+    return [turn.usage_metadata["input_tokens"] for turn in turns]
+
+
 def thoughts_of(turns: list[Any]) -> list[str]:
     """Those of each turn that has any."""
     blocks = (block for turn in turns for block in turn.content_blocks)

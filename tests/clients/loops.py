@@ -7,13 +7,14 @@ which a test knows that a client has sent back all that was before, thoughts inc
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import operator
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from concurrent import futures
 from functools import cache
 from typing import Any
 
-import pytest
 from transformers import AutoTokenizer
 
 from demo import CHECKPOINT
@@ -205,4 +206,15 @@ LOOPS = {
     "thoughts_and_two_at_once": dataclasses.replace(_TWO_AT_ONCE, thinks=True),
     "thoughts_and_two_rounds": dataclasses.replace(_TWO_ROUNDS, streams=True, thinks=True),
 }
-every_loop = pytest.mark.parametrize("loop", LOOPS.values(), ids=LOOPS)
+
+
+def check_at_once(check: Callable[[Loop], None]) -> None:
+    """Of every loop; at once, since a server's steps cost the same for several."""
+    with futures.ThreadPoolExecutor(len(LOOPS)) as pool:
+        for done in [pool.submit(check, loop) for loop in LOOPS.values()]:
+            done.result()
+
+
+async def await_at_once(check: Callable[[Loop], Awaitable[None]]) -> None:
+    """As `check_at_once`."""
+    await asyncio.gather(*(check(loop) for loop in LOOPS.values()))

@@ -24,8 +24,8 @@ from tests.clients.cases import (
     needs,
     terse,
 )
-from tests.clients.langchain_loop import run_loop, thoughts_of
-from tests.clients.loops import Loop, every_loop
+from tests.clients.langchain_loop import prompt_tokens_of, run_loop, thoughts_of
+from tests.clients.loops import Loop, check_at_once
 
 pytestmark = needs("langchain_openai")
 
@@ -67,12 +67,14 @@ def test_a_tool_is_called_that_has_to_be(url: str) -> None:
     Paint.model_validate(call["args"])
 
 
-@every_loop
-def test_a_loop_of_tools(url: str, loop: Loop) -> None:
+def test_loops_of_tools(url: str) -> None:
     """Of chat completions, LangChain reads no thoughts."""
-    turns = run_loop(model(url, extra_body=loop.body, stream_usage=True), loop)
-    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
-    assert lengths == loop.prompt_tokens(thoughts_are_sent=False)
+
+    def check(loop: Loop) -> None:
+        turns = run_loop(model(url, extra_body=loop.body, stream_usage=True), loop)
+        assert prompt_tokens_of(turns) == loop.prompt_tokens(thoughts_are_sent=False)
+
+    check_at_once(check)
 
 
 def test_output_is_filled_rightly(url: str) -> None:
@@ -121,13 +123,15 @@ SUMMARY = {"summary": "auto"}
 """Of the thoughts in a stream of responses, LangChain reads summaries alone."""
 
 
-@every_loop
-def test_a_loop_of_tools_by_responses(url: str, loop: Loop) -> None:
-    options = {"use_responses_api": True, "extra_body": loop.body, "reasoning": SUMMARY}
-    turns = run_loop(model(url, stream_usage=True, **options), loop)
-    assert thoughts_of(turns) == loop.thoughts
-    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
-    assert lengths == loop.prompt_tokens()
+def test_loops_of_tools_by_responses(url: str) -> None:
+    options = {"use_responses_api": True, "stream_usage": True, "reasoning": SUMMARY}
+
+    def check(loop: Loop) -> None:
+        turns = run_loop(model(url, extra_body=loop.body, **options), loop)
+        assert thoughts_of(turns) == loop.thoughts
+        assert prompt_tokens_of(turns) == loop.prompt_tokens()
+
+    check_at_once(check)
 
 
 @pytest.mark.parametrize("reasoning", [None, SUMMARY])

@@ -24,7 +24,7 @@ from tests.clients.cases import (
     needs,
     terse,
 )
-from tests.clients.loops import Loop, Run, every_loop
+from tests.clients.loops import Loop, Run, check_at_once
 
 pytestmark = needs("litellm")
 
@@ -68,29 +68,31 @@ def test_a_tool_is_called(complete: Any) -> None:
     Paint.model_validate_json(call.function.arguments)
 
 
-@every_loop
-def test_a_loop_of_tools(complete: Any, loop: Loop) -> None:
+def test_loops_of_tools(complete: Any) -> None:
     import litellm
 
-    run = Run()
-    messages: list[Any] = [{"role": "user", "content": loop.question}]
-    asked: Any = {"tools": loop.schemas(), "extra_body": loop.body}
-    asked |= {"stream": True, "stream_options": {"include_usage": True}} if loop.streams else {}
-    while True:
-        answer = complete(messages, **asked)
-        if loop.streams:
-            answer = litellm.stream_chunk_builder(list(answer))
-        message = answer.choices[0].message
-        run.prompt_tokens.append(answer.usage.prompt_tokens)
-        run.thoughts += [message.reasoning_content] if loop.thinks else []
-        messages.append(message)
-        if not message.tool_calls:
-            break
-        for call in message.tool_calls:
-            result = run.toolbox.call(call.function.name, json.loads(call.function.arguments))
-            messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
-    run.answer = message.content
-    run.check(loop)
+    def check(loop: Loop) -> None:
+        run = Run()
+        messages: list[Any] = [{"role": "user", "content": loop.question}]
+        asked: Any = {"tools": loop.schemas(), "extra_body": loop.body}
+        asked |= {"stream": True, "stream_options": {"include_usage": True}} if loop.streams else {}
+        while True:
+            answer = complete(messages, **asked)
+            if loop.streams:
+                answer = litellm.stream_chunk_builder(list(answer))
+            message = answer.choices[0].message
+            run.prompt_tokens.append(answer.usage.prompt_tokens)
+            run.thoughts += [message.reasoning_content] if loop.thinks else []
+            messages.append(message)
+            if not message.tool_calls:
+                break
+            for call in message.tool_calls:
+                result = run.toolbox.call(call.function.name, json.loads(call.function.arguments))
+                messages.append({"role": "tool", "tool_call_id": call.id, "content": result})
+        run.answer = message.content
+        run.check(loop)
+
+    check_at_once(check)
 
 
 def test_thoughts_come_apart_from_the_answer(complete: Any) -> None:

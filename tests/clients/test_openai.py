@@ -25,7 +25,7 @@ from tests.clients.cases import (
     needs,
     terse,
 )
-from tests.clients.loops import CALCULATED, Loop, Toolbox, every_loop
+from tests.clients.loops import CALCULATED, Toolbox, check_at_once
 from tests.clients.openai_loop import run_chat, run_responses
 
 pytestmark = needs("openai")
@@ -141,14 +141,12 @@ def test_a_custom_tool_is_called_and_its_result_taken(client: openai.OpenAI) -> 
     assert end.output_text == CALCULATED.answer
 
 
-@every_loop
-def test_a_loop_of_tools(client: openai.OpenAI, loop: Loop) -> None:
-    run_chat(client, loop, loop.body).check(loop)
+def test_loops_of_tools(client: openai.OpenAI) -> None:
+    check_at_once(lambda loop: run_chat(client, loop, loop.body).check(loop))
 
 
-@every_loop
-def test_a_loop_of_tools_by_responses(client: openai.OpenAI, loop: Loop) -> None:
-    run_responses(client, loop, loop.body).check(loop)
+def test_loops_of_tools_by_responses(client: openai.OpenAI) -> None:
+    check_at_once(lambda loop: run_responses(client, loop, loop.body).check(loop))
 
 
 def test_thoughts_come_apart_from_the_answer(client: openai.OpenAI) -> None:

@@ -26,7 +26,7 @@ from tests.clients.cases import (
     needs,
     terse,
 )
-from tests.clients.loops import Loop, Toolbox, every_loop
+from tests.clients.loops import Loop, Toolbox, await_at_once
 
 pytestmark = needs("agents")
 
@@ -98,23 +98,25 @@ async def test_an_error_has_its_class(agent: Make, runner: Any) -> None:
         await runner.run(agent({"top_p": NO_TOP_P}), SUM)
 
 
-@every_loop
-async def test_a_loop_of_tools(agent: Make, runner: Any, loop: Loop) -> None:
+async def test_loops_of_tools(agent: Make, runner: Any) -> None:
     from agents import function_tool
 
-    toolbox = Toolbox()
-    tools = [function_tool(function) for function in toolbox.functions(loop)]
-    caller = agent({"extra_body": loop.body, "include_usage": True}, tools=tools)
-    if loop.streams:
-        answer = runner.run_streamed(caller, loop.question)
-        assert [event async for event in answer.stream_events()]
-    else:
-        answer = await runner.run(caller, loop.question)
-    assert answer.final_output == loop.answer
-    assert toolbox.made == loop.calls
-    assert thoughts_of(answer) == loop.thoughts
-    lengths = [response.usage.input_tokens for response in answer.raw_responses]
-    assert lengths == loop.prompt_tokens()
+    async def check(loop: Loop) -> None:
+        toolbox = Toolbox()
+        tools = [function_tool(function) for function in toolbox.functions(loop)]
+        caller = agent({"extra_body": loop.body, "include_usage": True}, tools=tools)
+        if loop.streams:
+            answer = runner.run_streamed(caller, loop.question)
+            assert [event async for event in answer.stream_events()]
+        else:
+            answer = await runner.run(caller, loop.question)
+        assert answer.final_output == loop.answer
+        assert toolbox.made == loop.calls
+        assert thoughts_of(answer) == loop.thoughts
+        lengths = [response.usage.input_tokens for response in answer.raw_responses]
+        assert lengths == loop.prompt_tokens()
+
+    await await_at_once(check)
 
 
 def thoughts_of(answer: Any) -> list[str]:

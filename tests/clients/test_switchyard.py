@@ -12,7 +12,7 @@ import pytest
 
 from switchyard.client import Client
 from tests.clients.cases import CHAIN, CHAIN_ANSWER, CHAIN_THOUGHT, KEY, MIA, MIA_PERSON, Person
-from tests.clients.loops import Loop, Run, every_loop
+from tests.clients.loops import Loop, Run, check_at_once
 from tests.server import Server
 
 pytestmark = pytest.mark.processes
@@ -37,27 +37,29 @@ def say(client: Client, messages: list[Any], **options: Any) -> tuple[str, str, 
     return thought, text, stream.finished.usage
 
 
-@every_loop
-def test_a_loop_of_tools(client: Client, loop: Loop) -> None:
-    run = Run()
-    options = {"tools": loop.schemas(), "template_kwargs": loop.template_kwargs}
-    messages: list[Any] = [{"role": "user", "content": loop.question}]
-    while True:
-        thought, text, usage = say(client, messages, **options)
-        run.prompt_tokens.append(usage.prompt_tokens)
-        run.thoughts += [thought] if thought else []
-        calls = [
-            {"id": f"{len(messages)}-{place}", **json.loads(call)}
-            for place, call in enumerate(CALL.findall(text))
-        ]
-        if not calls:
-            break
-        messages.append({"role": "assistant", "reasoning": thought, "tool_calls": calls})
-        for call in calls:
-            result = run.toolbox.call(call["name"], call["arguments"])
-            messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
-    run.answer = text
-    run.check(loop)
+def test_loops_of_tools(client: Client) -> None:
+    def check(loop: Loop) -> None:
+        run = Run()
+        options = {"tools": loop.schemas(), "template_kwargs": loop.template_kwargs}
+        messages: list[Any] = [{"role": "user", "content": loop.question}]
+        while True:
+            thought, text, usage = say(client, messages, **options)
+            run.prompt_tokens.append(usage.prompt_tokens)
+            run.thoughts += [thought] if thought else []
+            calls = [
+                {"id": f"{len(messages)}-{place}", **json.loads(call)}
+                for place, call in enumerate(CALL.findall(text))
+            ]
+            if not calls:
+                break
+            messages.append({"role": "assistant", "reasoning": thought, "tool_calls": calls})
+            for call in calls:
+                result = run.toolbox.call(call["name"], call["arguments"])
+                messages.append({"role": "tool", "tool_call_id": call["id"], "content": result})
+        run.answer = text
+        run.check(loop)
+
+    check_at_once(check)
 
 
 def test_thoughts_come_apart_from_the_answer(client: Client) -> None:

@@ -26,7 +26,7 @@ import pytest
 from switchyard.client import Client
 from switchyard.v1 import inference_pb2 as pb
 from tests.clients.anthropic.anthropic_loop import run_messages
-from tests.clients.loops import LOOPS
+from tests.clients.loops import Loop, check_at_once
 from tests.clients.openai_loop import run_chat, run_responses
 from tests.processes import descendants, send
 from tests.server import Server
@@ -197,26 +197,33 @@ def check_messages(router: Router) -> None:
 
 def check_tools(router: Router) -> None:
     """Loops of tools over each API, without thoughts."""
-    loops = [loop for loop in LOOPS.values() if not loop.thinks]
     options: Any = {"api_key": "none", "max_retries": 0}
-    with openai.OpenAI(base_url=f"{router.url}/v1", **options) as client:
-        for loop in loops:
-            run_chat(client, loop, {}).check(loop)
-            run_responses(client, loop, {}).check(loop)
-    with anthropic.Anthropic(base_url=router.url, **options) as client:
-        for loop in loops:
-            run_messages(client, loop).check(loop)
+    with (
+        openai.OpenAI(base_url=f"{router.url}/v1", **options) as client,
+        anthropic.Anthropic(base_url=router.url, **options) as other,
+    ):
+
+        def check(loop: Loop) -> None:
+            if not loop.thinks:
+                run_chat(client, loop, {}).check(loop)
+                run_responses(client, loop, {}).check(loop)
+                run_messages(other, loop).check(loop)
+
+        check_at_once(check)
 
 
 def check_thoughts(router: Router) -> None:
     """The router that reads thoughts leaves the lines' ends beside them."""
     with openai.OpenAI(base_url=f"{router.url}/v1", api_key="none", max_retries=0) as client:
-        for loop in LOOPS.values():
+
+        def check(loop: Loop) -> None:
             if loop.thinks:
                 run = run_chat(client, loop, loop.body)
                 run.answer = run.answer.strip()
                 run.thoughts = [thought.strip() for thought in run.thoughts]
                 run.check_words(loop)
+
+        check_at_once(check)
 
 
 async def check_placement(router: Router) -> None:

@@ -20,7 +20,7 @@ from tests.clients.cases import (
     Person,
     missing,
 )
-from tests.clients.loops import THINKING_BLOCKS, Loop, Toolbox, every_loop
+from tests.clients.loops import THINKING_BLOCKS, Loop, Toolbox, await_at_once, check_at_once
 
 pytestmark = pytest.mark.processes
 
@@ -49,12 +49,13 @@ def test_langchain_answers_calls_and_parses(url: str) -> None:
 
 
 @missing("langchain_anthropic")
-@every_loop
-def test_a_loop_of_tools_by_langchain(url: str, loop: Loop) -> None:
-    turns = langchain_loop.run_loop(langchain(url, **thinking(loop)), loop)
-    assert langchain_loop.thoughts_of(turns) == loop.thoughts
-    lengths = [turn.usage_metadata["input_tokens"] for turn in turns]
-    assert lengths == loop.prompt_tokens()
+def test_loops_of_tools_by_langchain(url: str) -> None:
+    def check(loop: Loop) -> None:
+        turns = langchain_loop.run_loop(langchain(url, **thinking(loop)), loop)
+        assert langchain_loop.thoughts_of(turns) == loop.thoughts
+        assert langchain_loop.prompt_tokens_of(turns) == loop.prompt_tokens()
+
+    check_at_once(check)
 
 
 def thinking(loop: Loop) -> dict[str, Any]:
@@ -92,12 +93,14 @@ async def test_an_agent_of_pydantic_ai_calls_for_its_output(agent: Any) -> None:
 
 
 @missing("pydantic_ai")
-@every_loop
-async def test_a_loop_of_tools_by_pydantic_ai(agent: Any, loop: Loop) -> None:
-    toolbox = Toolbox()
-    settings = {f"anthropic_{name}": value for name, value in thinking(loop).items()}
-    caller = agent(settings, tools=toolbox.functions(loop))
-    run = await pydantic_ai_loop.run_loop(caller, loop)
-    assert toolbox.made == loop.calls
-    assert pydantic_ai_loop.thoughts_of(run) == loop.thoughts
-    assert pydantic_ai_loop.prompt_tokens_of(run) == loop.prompt_tokens()
+async def test_loops_of_tools_by_pydantic_ai(agent: Any) -> None:
+    async def check(loop: Loop) -> None:
+        toolbox = Toolbox()
+        settings = {f"anthropic_{name}": value for name, value in thinking(loop).items()}
+        caller = agent(settings, tools=toolbox.functions(loop))
+        run = await pydantic_ai_loop.run_loop(caller, loop)
+        assert toolbox.made == loop.calls
+        assert pydantic_ai_loop.thoughts_of(run) == loop.thoughts
+        assert pydantic_ai_loop.prompt_tokens_of(run) == loop.prompt_tokens()
+
+    await await_at_once(check)

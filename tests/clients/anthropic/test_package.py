@@ -24,7 +24,7 @@ from tests.clients.cases import (
     Paint,
     Person,
 )
-from tests.clients.loops import Loop, every_loop
+from tests.clients.loops import check_at_once
 
 pytestmark = pytest.mark.processes
 
@@ -84,9 +84,8 @@ def test_a_tool_is_called_that_has_to_be(client: anthropic.Anthropic, choice: An
         Paint.model_validate(call.input)
 
 
-@every_loop
-def test_a_loop_of_tools(client: anthropic.Anthropic, loop: Loop) -> None:
-    run_messages(client, loop).check(loop)
+def test_loops_of_tools(client: anthropic.Anthropic) -> None:
+    check_at_once(lambda loop: run_messages(client, loop).check(loop))
 
 
 def test_thoughts_come_apart_from_the_answer(client: anthropic.Anthropic) -> None:
