@@ -79,7 +79,8 @@ def check_rank(
     if build.context is not None:
         build.context.workspace.release()
     seconds = time.perf_counter() - began
-    log.info("self-check: %d comparisons with plain torch in %.2f s", num_right, seconds)
+    if num_right:
+        log.info("self-check: %d comparisons with plain torch in %.2f s", num_right, seconds)
 
 
 def make_setting(

@@ -84,6 +84,7 @@ def make_rank(
     moe: bool = True,
     dtype: torch.dtype = torch.float32,
     fp8: bool = False,
+    said: dict[str, Any] | None = None,
     fp8_cache: bool = False,
     max_batch_size: int = 4,
     max_tokens: int = 20,
@@ -96,6 +97,7 @@ def make_rank(
 
     Args:
         fp8, fp8_cache: weights, keys and values have 8 bits.
+        said: config.json of its weights.
     """
     parallel = resolve_parallel(tp=tp, dp=dp, ep=None, backend=backend, has_experts=moe)
     groups = Groups(
@@ -108,7 +110,7 @@ def make_rank(
         tp_group=NOBODY if tp > 1 else None,
         world_group=NOBODY if tp * dp > 1 else None,
     )
-    raw = fp8_config(moe=moe, **changes).to_dict()
+    raw = fp8_config(moe=moe, **changes).to_dict() | {"quantization_config": said}
     flag = "fp8" if fp8 else "auto"
     model_config = with_quantization(ModelConfig.from_hf(raw), flag, parallel, made_up=True)
     build = BuildContext(

@@ -11,6 +11,7 @@ import torch
 from moe.base.tiles import MANY_ROWS
 from moe.layer import SparseMoeBlock
 from tests.workers.self_check.rank import make_rank
+from tests.workers.test_int4_methods import GPTQ
 from workers.layers.norm import RMSNorm
 from workers.models.qwen3 import Qwen3MLP
 from workers.self_check.finding import TENSOR_CORE_SUMS
@@ -27,6 +28,7 @@ RANKS: list[dict[str, Any]] = [
     # Few outputs of many inputs: parts, which others sum.
     {"moe": False, "dtype": FP16, "hidden_size": 512, "max_tokens": 3, "max_batch_size": 2},
     {"fp8": True, "fp8_cache": True, "dtype": FP16, "max_tokens": 12},
+    {"said": {**GPTQ, "group_size": 32}, "dtype": FP16, "max_tokens": 12},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},

@@ -15,6 +15,7 @@ from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from moe.layer import SparseMoeBlock
 from tests.workers.self_check.rank import first_wrong, make_rank
+from tests.workers.test_int4_methods import GPTQ
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.models.qwen3 import Qwen3Attention, Qwen3MLP
@@ -58,6 +59,7 @@ def spoilt(get: Callable[..., torch.Tensor], change: Callable[[torch.Tensor], An
     return breaks
 
 
+INT4 = {"dtype": torch.float16, "said": {**GPTQ, "group_size": 32}}
 # Routes that tiles take.
 MANY_FP16, MANY_FP8 = FP16 | {"max_tokens": 12}, FP8 | {"max_tokens": 12}
 
@@ -154,6 +156,7 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
      placed(2, lambda ids: ids.roll(1, 1))),
     ("sum of experts", SparseMoeBlock, MANY_FP8, EXPERTS + "gate_up", placed(1, swapped)),
     ("sum of experts", SparseMoeBlock, MANY_FP8, EXPERTS + "gate_up", placed(1, other_scales)),
+    ("sum of experts", SparseMoeBlock, INT4, EXPERTS + "gate_up_vector", placed(1, other_scales)),
     ("sum of experts", SparseMoeBlock, MANY_FP8, EXPERTS + "down", placed(1, without_scales)),
     ("sum of experts", SparseMoeBlock, MANY_FP16, EXPERTS + "down",
      spoilt(lambda *_, out_PH, **__: out_PH, one_wrong)),
