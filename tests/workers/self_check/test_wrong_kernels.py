@@ -81,7 +81,8 @@ def without_scales(weight: Weight) -> Weight:
 def other_scales(weight: Weight) -> Weight:
     """Each block has its neighbour's."""
     assert weight.scales is not None
-    return dataclasses.replace(weight, scales=weight.scales.roll(1, -1).roll(1, -2))
+    scales = torch.empty_like(weight.scales).copy_(weight.scales.roll((1, 1), (-1, -2)))
+    return dataclasses.replace(weight, scales=scales)
 
 
 def swapped(weight: Weight) -> Weight:
