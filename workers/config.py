@@ -104,7 +104,7 @@ class WorkerConfig:
         "off launches steps kernel by kernel", "on", choices=("on", "off"), seldom=True
     )
     self_check: bool = flag(
-        "start without comparing kernels and exchanges with plain torch", True, seldom=True
+        "compare kernels and exchanges with plain torch before serving", False, seldom=True
     )
     link_secret_file: Path | None = flag(
         "secret that frontends must know to be served", None, unset="none", shared=False

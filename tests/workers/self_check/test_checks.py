@@ -20,8 +20,8 @@ from workers.self_check.checks import CHECKS, kernel_checks
 
 LINE = (
     r"self-check: embedding of \d+, 1 row: share of wrong ones 1, allowed 0, so answers would be "
-    r"wrong; on cpu with Triton [\d.]+ and torch \S+: report this line; --no-self-check serves all "
-    "the same"
+    r"wrong; on cpu with Triton [\d.]+ and torch \S+: report this line; without "
+    "--self-check it serves all the same"
 )
 
 
