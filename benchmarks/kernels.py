@@ -1,6 +1,6 @@
 """Where a step's time goes: each kernel's part of it, beside the kernel's own floor.
 
-``python -m benchmarks.kernels MODEL [--weights fp8] [--kv-cache-dtype fp8_e4m3]
+``python -m benchmarks.kernels MODEL [--weights fp8|int4] [--kv-cache-dtype fp8_e4m3]
 [--batch-sizes 1 64] [--context 1088] [--prefill 1024 8192]``
 
 Runs a rank in this process, without frontend and streams, on made-up weights, and lets CUPTI
@@ -26,6 +26,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import report
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
@@ -84,7 +85,7 @@ def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.kernels", description=__doc__)
     parser.add_argument("model", type=Path, help="a folder with config.json")
-    parser.add_argument("--weights", choices=("fp8",), help="default: as the model's folder says")
+    parser.add_argument("--weights", choices=("fp8", "int4"), help="default: as the folder says")
     parser.add_argument("--kv-cache-dtype", choices=("auto", "fp8_e4m3"), default="auto")
     parser.add_argument("--batch-sizes", type=int, nargs="*", default=[1, 64])
     parser.add_argument("--context", type=int, default=1088, help="of each decoding sequence")
@@ -108,8 +109,8 @@ def main() -> None:
         _check_fits(rank, what, steps[0])
     rows = [row for what, steps in cases.items() for row in _measure(rank, what, steps)]
     dtype = str(rank.dtype).removeprefix("torch.")
-    if rank.model_config.quantization is not None:
-        dtype += ", FP8 weights"
+    if (quantization := rank.model_config.quantization) is not None:
+        dtype += f", {quantization.weight_format.label} weights"
     if flags.kv_cache_dtype != "auto":
         dtype += ", FP8 cache"
     report.show(f"Kernels: {flags.model.name}, {rank.device_name}, {dtype}", rows, flags.json)
@@ -196,15 +197,15 @@ def floors(
     cache_bytes: int | None = None,
 ) -> dict[str, float]:
     """Microseconds that kernels need at least, by label, over all layers of a step; none for a
-    device of unknown ceilings. Experts hit are pairs of a layer and an expert. Of FP8 weights all
-    are counted as such that may be, at the rate of products of the model's type.
+    device of unknown ceilings. Experts hit are pairs of a layer and an expert. Of weights
+    of fewer bits all are counted as such that may be, at the rate of products of the model's type.
 
     Args:
         cache_bytes: of a token in the cache; by default its keys and values are as weights are.
     """
     if device is None:
         return {}
-    weight_bytes = value_bytes if config.quantization is None else 1
+    weight_bytes = _weight_bytes(config, value_bytes)
 
     def least(values: float, products: float) -> float:
         """For values read once and products added up."""
@@ -234,6 +235,17 @@ def floors(
         found["experts gate·up"] = gemm(2 * matrix * experts_hit, 2 * matrix * routes)
         found["experts down"] = gemm(matrix * experts_hit, matrix * routes)
     return found
+
+
+def _weight_bytes(config: ModelConfig, value_bytes: int) -> float:
+    """Of a weight: of four bits with its share of a scale and a zero point."""
+    if config.quantization is None:
+        return value_bytes
+    said = config.quantization.weight_format
+    if isinstance(said, Fp8Format):
+        return 1.0
+    columns = said.group or config.hidden_size
+    return said.num_bytes(1, columns) / columns
 
 
 def table(

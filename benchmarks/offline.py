@@ -123,7 +123,7 @@ def _roofline(model: str | None, info: pb.GetServerInfoResponse) -> Roofline | N
         backend=info.moe_ep_backend,
         reason="the server says so",
     )
-    quantize = "fp8" if info.quantization else "auto"
+    quantize = info.quantization.partition(" ")[0] or "auto"  # "fp8 128x128", "int4 by 128"
     config = with_quantization(config, quantize, parallel, made_up=False)
     return Roofline.of_layout(
         config, parallel, dtype=info.dtype, kv_cache_dtype=info.kv_cache_dtype

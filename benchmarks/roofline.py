@@ -1,7 +1,7 @@
 """Floors of a model on a device: decode steps by batch, prefill by length.
 
 ``python -m benchmarks.roofline [--config NAME|FOLDER] [--device "NVIDIA H200"] [--tp N] [--dp N]
-[--ep N] [--dtype bfloat16] [--quantization fp8] [--batch-sizes 1 8 …] [--context 1024]
+[--ep N] [--dtype bfloat16] [--quantization fp8|int4] [--batch-sizes 1 8 …] [--context 1024]
 [--input-lens 512 1024 …] [--prompts 1]``
 
 Computed, not measured, by the arithmetic of `workers.step.roofline`. Bytes are of one rank, the one
@@ -113,7 +113,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
     parser.add_argument("--kv-cache-dtype", default="auto", choices=("auto", "fp8_e4m3"))
     parser.add_argument(
-        "--quantization", default="auto", choices=("auto", "fp8"), help="as `switchyard serve`"
+        "--quantization",
+        default="auto",
+        choices=("auto", "fp8", "int4"),
+        help="as `switchyard serve`",
     )
     parser.add_argument(
         "--batch-sizes", type=int, nargs="+", default=[1, 2, 4, 8, 16, 32, 64, 128, 256]

@@ -1,21 +1,22 @@
 """StepStats which tiles the GEMMs of a model want on this GPU, and keeps them.
 
 ``python -m benchmarks.tune MODEL [--tp N] [--dp N] [--ep N] [--moe-ep-backend B] [--dtype D]
-[--weights fp8] [--gemms experts qkv] [--tokens 1 64] [--known] [--seconds 300] [--ship]``
+[--weights fp8|int4] [--gemms experts qkv] [--tokens 1 64] [--known] [--seconds 300] [--ship]``
 
 For each GEMM of a rank and a few numbers of tokens: kernels of all candidates are compiled in
 processes side by side, then timed in CUDA graphs over several copies of made-up weights, so that
 the L2 cache is no help, with routes drawn at random. The fastest whose result is right is kept. The
 two expert GEMMs share the rows of tiles: their best pairs are timed together, with the sorting of
 routes. Dense GEMMs pay for the parts that the next kernel must read, and the library's GEMM is one
-of the candidates, but for FP8 weights. When the time is spent, what was not reached stays as it is.
-Servers on this machine read the result at their next start; with --ship it goes to the files the
-project ships.
+of the candidates, but for weights of fewer bits. When the time is spent, what was not reached stays
+as it is. Servers on this machine read the result at their next start; with --ship it goes to the
+files the project ships.
 
 With --weights fp8: weights of eight bits under scales of blocks of 128 × 128, whose entries stand
 beside the others'; router and head have none. Many tokens are then of eight bits too, made before
-the first launch, as the norm makes them. --gemms and --tokens name a part of the work. With
---known only what is in use is timed, and nothing is written.
+the first launch, as the norm makes them. With --weights int4: of four bits in groups of 128 inputs,
+whose entries stand for other groups too. --gemms and --tokens name a part of the work. With --known
+only what is in use is timed, and nothing is written.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from benchmarks.tiles.timing import (
     Call,
     ExpertProblem,
     LinearProblem,
-    fp8_block,
+    made_format,
     make_weights,
     num_copies,
     time_us,
@@ -47,7 +48,7 @@ from benchmarks.tiles.timing import (
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import shipped_file, user_file, write_tables
-from moe.base.tiles import FP8_NAME, ExpertTiles
+from moe.base.tiles import FP8_NAME, INT4_NAME, ExpertTiles
 from moe.base.weight import Weight
 from moe.config import check_widths
 from workers.model_config import ModelConfig
@@ -56,17 +57,25 @@ from workers.step.roofline import Device, device_ceilings
 Shape = ExpertShape | LinearShape
 
 _COMPILE_SHARE = 0.6  # of the time
-_BLOCK = (128, 128)  # of scales of FP8 weights
-_NEVER_FP8 = ("router", "head")
+_NAMES = {"fp8": FP8_NAME, "int4": INT4_NAME}
+_LIMITS: dict[str, dict[str, Any]] = {"fp8": {"block": (128, 128)}, "int4": {"group": 128}}
+_VALUE_BYTES = {"fp8": 1.0, "int4": 0.5}
+_ALWAYS_PLAIN = ("router", "head")
 
 
 class Tuning:
     """One run: the device, what was measured, chosen and left out."""
 
     def __init__(
-        self, context: KernelContext, dtype: torch.dtype, deadline: Deadline, *, fp8: bool = False
+        self,
+        context: KernelContext,
+        dtype: torch.dtype,
+        deadline: Deadline,
+        *,
+        weights: str | None = None,
     ) -> None:
-        self.context, self.dtype, self.deadline, self.fp8 = context, dtype, deadline, fp8
+        self.context, self.dtype, self.deadline = context, dtype, deadline
+        self.kind = weights
         self.torch_device = context.workspace.device
         self.device: Device | None = device_ceilings(torch.cuda.get_device_name())
         self.weights: dict[Shape, tuple[Weight, ...]] = {}
@@ -77,7 +86,7 @@ class Tuning:
     def run(self, tasks: list[Task]) -> None:
         """Compile, then time and choose task by task, until the time is spent."""
         timeout = self.deadline.left(_COMPILE_SHARE)
-        ready, refused = compile_jobs(jobs(tasks), self.dtype, timeout, fp8=self.fp8)
+        ready, refused = compile_jobs(jobs(tasks), self.dtype, timeout, weights=self.kind)
         self.counts["refused"] += len(refused)
         with report.progress() as bar:
             progress = bar.add_task("measure", total=len(tasks))
@@ -164,12 +173,12 @@ class Tuning:
         else:
             sizes, read = ((shape.outputs, shape.inputs),), 1.0
         numbers = sum(torch.Size(size).numel() for size in sizes)
-        whole = numbers * (1 if self.fp8 else self.dtype.itemsize)
+        whole = int(numbers * _VALUE_BYTES.get(self.kind or "", self.dtype.itemsize))
         l2 = torch.cuda.get_device_properties(self.torch_device).L2_cache_size
         copies = num_copies(read * whole, whole, l2, torch.cuda.mem_get_info()[0])
-        block = fp8_block(shape) if self.fp8 else None
+        made = made_format(shape, self.kind)
         return tuple(
-            make_weights(size, copies, self.dtype, self.torch_device, block) for size in sizes
+            make_weights(size, copies, self.dtype, self.torch_device, made) for size in sizes
         )
 
     def _rows(
@@ -226,24 +235,26 @@ def main(arguments: list[str] | None = None) -> None:
         context = make_context(torch.device("cuda", torch.cuda.current_device()), dtype)
     except ValueError as error:
         parser.error(str(error))
-    book, fp8 = context.tiles, flags.weights == "fp8"
+    book, name = context.tiles, _NAMES.get(flags.weights)
     limits = DeviceLimits(
-        shared_bytes=book.shared_bytes, item_size=book.item_size, block=_BLOCK if fp8 else None
+        shared_bytes=book.shared_bytes,
+        item_size=book.item_size,
+        **_LIMITS.get(flags.weights, {}),
     )
     experts, linears = expert_shape(config, parallel), linear_shapes(config, parallel)
-    if fp8:
-        linears = [shape for shape in linears if shape.name not in _NEVER_FP8]
-    tasks = plan(experts, linears, book, limits, FP8_NAME if fp8 else None)
+    if name is not None:
+        linears = [shape for shape in linears if shape.name not in _ALWAYS_PLAIN]
+    tasks = plan(experts, linears, book, limits, name)
     asked = [task for task in tasks if _is_asked(task, flags)]
     if flags.known:
         asked = [task.of_known() for task in asked]
-    tuning = Tuning(context, dtype, Deadline(flags.seconds), fp8=fp8)
+    tuning = Tuning(context, dtype, Deadline(flags.seconds), weights=flags.weights)
     tuning.run(asked)
     path = None
     if not flags.known:
         where = shipped_file if flags.ship else user_file
         path = where(torch.cuda.get_device_name(), triton.__version__)
-        write_tables(path, tables(tasks, tuning.chosen, FP8_NAME if fp8 else book.dtype))
+        write_tables(path, tables(tasks, tuning.chosen, name or book.dtype))
     _report(flags, tuning, len(asked), path)
 
 
@@ -275,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ep", type=int, help="default: all ranks, as `switchyard serve`")
     parser.add_argument("--moe-ep-backend", default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--weights", choices=("fp8",), help="default: of the model's type")
+    parser.add_argument("--weights", choices=tuple(_NAMES), help="default: of the model's type")
     parser.add_argument("--gemms", nargs="+", help="experts, qkv, o_proj, …; default: all")
     parser.add_argument("--tokens", type=int, nargs="+", help="default: all")
     parser.add_argument("--known", action="store_true", help="time what is in use, write nothing")

@@ -67,8 +67,8 @@ class WorkerConfig:
         seldom=True,
     )
     quantization: str = flag(
-        "fp8 makes 8-bit weights of those that have more; auto: as the checkpoint has them",
-        "auto", choices=("auto", "fp8"),
+        "fp8 and int4 make weights of 8 and 4 bits of those that have more; auto: as they are read",
+        "auto", choices=("auto", "fp8", "int4"),
     )  # fmt: skip
     load_progress: str = flag(
         "how reading weights is shown; auto: a bar on a terminal, else lines",

@@ -8,17 +8,22 @@ refuse a layout before anything heavy starts. Knows nothing of tensors.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.base.weight_format import WeightFormat
 from workers.model_config import ModelConfig
 from workers.quantization import MADE
 from workers.quantized_modules import Quantization
 
-_MADE_SIZES = (128, 64, 32)  # of blocks: the first that all shares are multiples of
+_MADE_SIZES = (128, 64, 32)  # of blocks and groups: the first that all shares are multiples of
+_MADE: dict[str, Callable[[int], WeightFormat]] = {
+    "fp8": lambda size: dataclasses.replace(MADE, block=(size, size)),
+    "int4": lambda size: Int4Format(group=size),
+}
 _MOST_TP = 64  # of those that are looked at for a remedy
 
 
@@ -72,8 +77,7 @@ def with_quantization(
 
 def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
     for size in _MADE_SIZES:
-        fp8 = dataclasses.replace(MADE, block=(size, size))
-        made = Quantization(weight_format=fp8)
+        made = Quantization(weight_format=_MADE[flag](size))
         problem = _problem(config, made, _layout(parallel))
         if problem is None:
             return dataclasses.replace(config, quantization=made)

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
-from benchmarks.tiles.cuts import BOTH_FP8, FP8, PLAIN, Cuts
+from benchmarks.tiles.cuts import BOTH_FP8, FP8, INT4, PLAIN, Cuts
 from moe.base.tiles import MANY_ROWS, ExpertTiles, Tiles, power_of_2
 
 _VECTOR_ROUTES = 64  # beyond so many routes experts are hit twice, and tiles read them once
@@ -27,16 +27,24 @@ _MATRICES = {"gate_up": 2, "down": 1, "linear": 1}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceLimits:
-    """What a device and weights let tiles be: shared memory of a program, the size of a number, and
-    for FP8 weights the block of a scale."""
+    """What a device and weights let tiles be: shared memory of a program, the size of a number, for
+    FP8 weights the block of a scale, and for those of four bits the inputs of a group."""
 
     shared_bytes: int
     item_size: int
     block: tuple[int, int] | None = None
+    group: int | None = None
 
     @property
-    def weight_size(self) -> int:
+    def is_plain(self) -> bool:
+        """Whether weights have the type of activations."""
+        return self.block is None and self.group is None
+
+    @property
+    def weight_size(self) -> float:
         """Bytes of a weight."""
+        if self.group is not None:
+            return 0.5
         return self.item_size if self.block is None else 1
 
     def many(self, tokens: int) -> bool:
@@ -44,7 +52,9 @@ class DeviceLimits:
         return self.block is not None and self.item_size == 2 and tokens >= MANY_ROWS
 
     def cuts(self, tokens: int) -> Cuts:
-        """What is known to be good."""
+        """What is known to be good, or for weights of four bits is expected to be."""
+        if self.group is not None:
+            return INT4
         if self.block is None:
             return PLAIN
         return BOTH_FP8 if self.many(tokens) else FP8
@@ -79,7 +89,7 @@ def linear_candidates(
     shape: LinearShape, tokens: int, known: Iterable[Tiles | None], limits: DeviceLimits
 ) -> list[Tiles | None]:
     """Tiles of a dense GEMM: the `known` ones, the last one's neighbours and the lists'; None is
-    the library's GEMM, which takes no FP8 weights."""
+    the library's GEMM, which takes only weights of the model's type."""
     first = list(known)
     own = [tiles for tiles in first if tiles is not None]
     found = [near for tiles in own[-1:] for near in neighbours(tiles, _unread("linear", tiles))]
@@ -91,7 +101,7 @@ def linear_candidates(
             for tiles in _tiled("linear", tokens, block_m, limits)
             for splits in _splits(shape, tokens, tiles)
         ]
-    library = [None] if limits.block is None else []
+    library = [None] if limits.is_plain else []
     fitting = _fitting(own, found, "linear", shape, tokens, limits)
     return list(dict.fromkeys([*first, *library, *fitting]))
 
@@ -121,8 +131,8 @@ def fits(
     matrices, (columns, depth) = _MATRICES[op], extent
     wide, deep = power_of_2(columns), power_of_2(depth)
     if tiles.block_m == 1:
-        # FP8 weights are a quarter of their fp32 products, of which only sums of blocks are kept.
-        most = _MAX_SUMS if limits.block is None else 2 * _MAX_SUMS
+        # Narrow weights are a part of their fp32 products, of which only sums of blocks are kept.
+        most = _MAX_SUMS if limits.is_plain else 2 * _MAX_SUMS
         held = matrices * tiles.block_n * tiles.block_k <= tiles.warps * 32 * most
         return held and tiles.block_n <= wide and tiles.block_k <= deep and tiles.warps <= 16
     both_fp8 = limits.many(tokens) and tiles.block_m >= 64 and not tiles.swap and tiles.splits == 1
@@ -130,6 +140,7 @@ def fits(
     row = input_size * tiles.block_m + limits.weight_size * matrices * tiles.block_n
     return (
         _within(tiles, limits.block, 2 if both_fp8 and op != "gate_up" else 1)
+        and (limits.group is None or 32 <= tiles.block_k <= limits.group)
         and 16 <= tiles.block_n <= max(16, wide)
         and 16 <= tiles.block_k <= max(16, deep)
         and tiles.warps in (2, 4, 8)

@@ -22,7 +22,7 @@ from benchmarks.tiles.timing import (
     REFUSALS,
     ExpertProblem,
     LinearProblem,
-    fp8_block,
+    made_format,
     make_weights,
 )
 from moe.base.context import KernelContext, make_context
@@ -33,10 +33,10 @@ _PROCESS_BYTES = 4 << 30  # of the device's memory that one may need
 
 
 def compile_jobs(
-    wanted: list[Job], dtype: torch.dtype, timeout: float, *, fp8: bool = False
+    wanted: list[Job], dtype: torch.dtype, timeout: float, *, weights: str | None = None
 ) -> tuple[set[Job], dict[Job, str]]:
-    """Those that compile and fit within `timeout` seconds, and what the others say; with `fp8` for
-    weights of that type."""
+    """Those that compile and fit within `timeout` seconds, and what the others say; for
+    `weights` as of `made_format`."""
     free, _ = torch.cuda.mem_get_info()
     cores = len(os.sched_getaffinity(0)) - 1
     processes = max(1, min(_MOST_PROCESSES, cores, free // _PROCESS_BYTES, len(wanted)))
@@ -46,7 +46,7 @@ def compile_jobs(
         ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
         report.progress() as bar,
     ):
-        futures = {pool.submit(compile_job, job, dtype, fp8=fp8): job for job in wanted}
+        futures = {pool.submit(compile_job, job, dtype, weights=weights): job for job in wanted}
         task = bar.add_task("compile", total=len(wanted))
         try:
             for future in as_completed(futures, timeout=timeout):
@@ -64,16 +64,20 @@ def compile_jobs(
 
 
 def compile_job(
-    job: Job, dtype: torch.dtype, context: KernelContext | None = None, *, fp8: bool = False
+    job: Job,
+    dtype: torch.dtype,
+    context: KernelContext | None = None,
+    *,
+    weights: str | None = None,
 ) -> str | None:
     """Compile a kernel into Triton's cache on disk by running it on a small problem: what it says
     where it cannot be. For processes of their own, which make their `context`."""
     device = torch.device("cuda") if context is None else context.workspace.device
     context = context or make_context(device, dtype)
     try:
-        _small(job.shape, 1 + job.many * (MANY_ROWS - 1), dtype, device, context, fp8).calls(
-            job.op, job.tiles
-        )[0]()
+        tokens = 1 + job.many * (MANY_ROWS - 1)
+        problem = _small(job.shape, tokens, dtype, device, context, weights)
+        problem.calls(job.op, job.tiles)[0]()
         if device.type == "cuda":
             torch.cuda.synchronize()
     except REFUSALS as error:
@@ -87,16 +91,16 @@ def _small(
     dtype: torch.dtype,
     device: torch.device,
     context: KernelContext,
-    fp8: bool,
+    weights: str | None,
 ) -> ExpertProblem | LinearProblem:
     """Few tokens, and no more experts than it goes to: kernels do not know how many there are."""
-    block = fp8_block(shape) if fp8 else None
+    made = made_format(shape, weights)
     if isinstance(shape, LinearShape):
-        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device, block)
+        w = make_weights((shape.outputs, shape.inputs), 1, dtype, device, made)
         return LinearProblem(shape, tokens, w, context)
     num_ranks = 1 if shape.num_local == shape.num_experts else 2
     E, width, hidden = shape.top_k, shape.width, shape.hidden
     small = dataclasses.replace(shape, num_experts=num_ranks * E, num_local=E)
-    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device, block)
-    w2 = make_weights((E, hidden, width), 1, dtype, device, block)
+    w13 = make_weights((E, 2 * width, hidden), 1, dtype, device, made)
+    w2 = make_weights((E, hidden, width), 1, dtype, device, made)
     return ExpertProblem(small, tokens, w13, w2, context)

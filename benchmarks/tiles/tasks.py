@@ -17,11 +17,11 @@ from benchmarks.tiles.candidates import (
     expert_candidates,
     linear_candidates,
 )
-from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, TileTable
+from moe.base.tiles import FP8_NAME, INT4_NAME, ExpertTiles, Tiles, TileTable
 
 EXPERT_TOKENS = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192)
 LINEAR_TOKENS = (1, 8, 16, 32, 64, 128, 256, 1024)
-# Of FP8 weights, which have no library's GEMM, both are measured at all of these.
+# Of weights of fewer bits, which have no library's GEMM, both are measured at all of these.
 MANY_TOKENS = (512, 1024, 2048, 4096, 8192, 16384)
 _LIBRARY_FROM = 8192  # tokens of a dense GEMM that are left to the library unmeasured
 
@@ -151,7 +151,7 @@ def tables(tasks: Iterable[Task], chosen: Mapping[Task, Entry], dtype: str) -> d
         if task.shape not in reached:
             continue
         kind = "experts" if isinstance(task.shape, ExpertShape) else "linear"
-        start = {} if kind == "experts" or dtype == FP8_NAME else {_LIBRARY_FROM: None}
+        start = {} if kind == "experts" or dtype in (FP8_NAME, INT4_NAME) else {_LIBRARY_FROM: None}
         table = found[kind].setdefault(task.shape.key(dtype), start)
         table[task.tokens] = chosen.get(task, task.current)
     return found

@@ -20,12 +20,16 @@ from triton.errors import TritonError
 
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
 from moe.base.context import KernelContext
+from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts
+from moe.base.int4_format import Int4Format
 from moe.base.promoted_dot import fits
+from moe.base.quantize import empty_weight
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import GROUP, Quantized, take_quantized
-from moe.base.tiles import MANY_ROWS, ExpertTiles, Tiles, TileTable
+from moe.base.tiles import FP8_NAME, INT4_NAME, MANY_ROWS, ExpertTiles, Tiles, TileTable
 from moe.base.weight import Weight
+from moe.base.weight_format import WeightFormat
 from moe.base.workspace import Workspace
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes
@@ -86,7 +90,7 @@ class ExpertProblem:
         self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
         self.weights_TK = torch.ones(tokens, shape.top_k, device=device)
         self._aligned: dict[int, list[Alignment]] = {}
-        self.many = tokens >= MANY_ROWS and w13.scales is not None and dtype.itemsize == 2
+        self.many = tokens >= MANY_ROWS and w13.kind == FP8_NAME and dtype.itemsize == 2
         self.quantized_TH = _quantized(self.x_TH, GROUP) if self.many else None
         self._inner: dict[int, Quantized] = {}  # by group
 
@@ -138,7 +142,7 @@ class ExpertProblem:
         hits = statistics.mean(len(ids.unique()) - int((ids < 0).any()) for ids in local_CP)
         routes = float((local_CP >= 0).sum()) / len(local_CP)
         weights = (2 if op == "gate_up" else 1) * self.shape.width * self.shape.hidden
-        moved = hits * weights * self.w13.values.itemsize
+        moved = hits * weights * _bytes_of_one(self.w13)
         return 1e6 * device.least_seconds(moved, 2 * routes * weights)
 
     def is_right(self, op: str, tiles: Tiles | None) -> bool:
@@ -243,7 +247,7 @@ class LinearProblem:
         self.shape, self.tokens, self.w, self.context = shape, tokens, w, context
         device, dtype = w.values.device, _dtype(context)
         self.x = torch.randn(tokens, shape.inputs, device=device, dtype=dtype)
-        many = tokens >= MANY_ROWS and w.scales is not None and dtype.itemsize == 2
+        many = tokens >= MANY_ROWS and w.kind == FP8_NAME and dtype.itemsize == 2
         self.quantized = _quantized(self.x, GROUP) if many else None
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
@@ -267,7 +271,7 @@ class LinearProblem:
         if device is None:
             return 0.0
         size = self.shape.outputs * self.shape.inputs
-        return 1e6 * device.least_seconds(size * self.w.values.itemsize, 2 * self.tokens * size)
+        return 1e6 * device.least_seconds(size * _bytes_of_one(self.w), 2 * self.tokens * size)
 
     def charge_us(self, tiles: Tiles | None, device: Device | None) -> float:
         """What the next kernel pays for reading several fp32 parts in place of one result."""
@@ -318,25 +322,41 @@ def make_weights(
     copies: int,
     dtype: torch.dtype,
     device: torch.device,
-    block: tuple[int, int] | None = None,
+    weight_format: WeightFormat | None = None,
 ) -> Weight:
-    """Made-up weights [C, …] as benchmarks have them; given a `block`, in FP8 with a scale each."""
-    if block is None:
-        return Weight(torch.empty(copies, *shape, dtype=dtype, device=device).normal_(0, 0.02))
-    values = torch.empty(copies, *shape, dtype=torch.float8_e4m3fn, device=device)
-    for part in values.flatten(0, -3):  # a copy or an expert at a time: wider ones are large
+    """Made-up weights [C, …] as benchmarks have them; given a format, in it."""
+    weight = empty_weight((copies, *shape), weight_format, dtype=dtype, device=device)
+    if weight.scales is None:
+        weight.values.normal_(0, 0.02)
+        return weight
+    if weight.kind == INT4_NAME:
+        weight.values.random_()
+        weight.scales.uniform_(2e-3, 6e-3)
+        return weight
+    for part in weight.values.flatten(0, -3):  # a copy or an expert at a time: wider ones are large
         made = torch.empty(part.shape, dtype=dtype, device=device).normal_(0, 100)
         part.copy_(made.clamp_(-448, 448))  # beyond, e4m3 has no number
-    blocks = *shape[:-2], shape[-2] // block[0], shape[-1] // block[1]
-    scales = 2e-4 * (0.5 + torch.rand(copies, *blocks, device=device))
-    return Weight(values, scales, block)
+    weight.scales.uniform_(1e-4, 3e-4)
+    return weight
 
 
-def fp8_block(shape: ExpertShape | LinearShape) -> tuple[int, int]:
-    """The largest square block of scales, of 128 at most, that divides the matrices of a shape."""
+def made_format(shape: ExpertShape | LinearShape, weights: str | None) -> WeightFormat | None:
+    """Of ``weights`` "fp8" or "int4": with the largest square block of scales, or group of inputs,
+    of 128 at most, that the matrices of a shape have multiples of."""
     ops = ("gate_up", "down") if isinstance(shape, ExpertShape) else ("linear",)
-    size = math.gcd(128, *(extent for op in ops for extent in shape.extent(op)))
-    return size, size
+    extents = [shape.extent(op) for op in ops]
+    if weights == "fp8":
+        size = math.gcd(128, *(side for extent in extents for side in extent))
+        return Fp8Format(block=(size, size), stored="plain")
+    if weights == "int4":
+        return Int4Format(group=math.gcd(128, *(depth for _, depth in extents)))
+    return None
+
+
+def _bytes_of_one(weight: Weight) -> float:
+    """Of a weight: of four bits with its share of a scale."""
+    scales = weight.scales.nbytes if weight.scales is not None and weight.kind == INT4_NAME else 0
+    return (weight.values.nbytes + scales) / weight.shape.numel()
 
 
 def _dtype(context: KernelContext) -> torch.dtype:

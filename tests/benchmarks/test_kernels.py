@@ -16,6 +16,7 @@ import torch
 
 from benchmarks import kernels
 from benchmarks.kernels import Launch
+from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import interpreted, start_rank
@@ -215,6 +216,14 @@ def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
     for name in ("qkv", "o_proj", "experts gate·up", "experts down"):
         assert halved[name] == pytest.approx(few[name] / 2)
     assert kernels.floors(narrow, WORKS["prefill"], 6144, 2, device)["qkv"] == many["qkv"]
+    int4 = Quantization(weight_format=Int4Format(group=128, zero_points=True))
+    narrow = dataclasses.replace(config, quantization=int4)
+    one = StepWork(tokens=1, draws=1, cached=100.0, attended=100.0)
+    whole, quarter = (kernels.floors(each, one, 384, 2, device) for each in (config, narrow))
+    # Half a byte, and a scale of two and a zero point of one for 128.
+    for name in ("qkv", "experts down"):
+        assert quarter[name] == pytest.approx(whole[name] * (0.5 + 3 / 128) / 2)
+    assert quarter["head"] == whole["head"]
 
 
 def test_rows_are_medians_and_the_last_is_the_device_s_own() -> None:

@@ -31,14 +31,16 @@ from benchmarks.tiles.tasks import (
 from benchmarks.tiles.timing import (
     ExpertProblem,
     LinearProblem,
-    fp8_block,
+    made_format,
     make_weights,
     num_copies,
 )
 from moe.base.context import KernelContext
+from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import read_tables, user_file, write_tables
-from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, TileTable
+from moe.base.tiles import FP8_NAME, INT4_NAME, ExpertTiles, Tiles, TileTable
 from moe.base.workspace import Workspace
 from workers.model_config import ModelConfig
 from workers.step.roofline import Device
@@ -313,23 +315,23 @@ SMALL = Tiles(block_m=16, block_n=16, block_k=16, stages=2)
 VECTOR = Tiles(block_m=1, block_n=4, block_k=16)
 
 
-def small_experts(num_local: int, tokens: int = 5, fp8: bool = False) -> ExpertProblem:
+def small_experts(num_local: int, tokens: int = 5, weights: str | None = None) -> ExpertProblem:
     torch.manual_seed(tokens)
-    width, hidden = (32, 48) if fp8 else (24, 40)
+    width, hidden = {"fp8": (32, 48), "int4": (32, 64)}.get(weights or "", (24, 40))
     shape = ExpertShape(num_experts=6, num_local=num_local, top_k=2, width=width, hidden=hidden)
-    cpu, block = torch.device("cpu"), fp8_block(shape) if fp8 else None
-    w13 = make_weights((num_local, 2 * width, hidden), 2, torch.float32, cpu, block)
-    w2 = make_weights((num_local, hidden, width), 2, torch.float32, cpu, block)
+    cpu, made = torch.device("cpu"), made_format(shape, weights)
+    w13 = make_weights((num_local, 2 * width, hidden), 2, torch.float32, cpu, made)
+    w2 = make_weights((num_local, hidden, width), 2, torch.float32, cpu, made)
     return ExpertProblem(shape, tokens, w13, w2, context())
 
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("tiles", [SMALL, VECTOR], ids=["tiles", "vectors"])
-@pytest.mark.parametrize(("num_local", "fp8"), [(6, False), (3, False), (3, True)])
+@pytest.mark.parametrize(("num_local", "weights"), [(6, None), (3, None), (3, "fp8"), (3, "int4")])
 def test_expert_launches_are_right_and_mistakes_are_seen(
-    tiles: Tiles, num_local: int, fp8: bool, monkeypatch: pytest.MonkeyPatch
+    tiles: Tiles, num_local: int, weights: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    problem = small_experts(num_local, fp8=fp8)
+    problem = small_experts(num_local, weights=weights)
     assert len(problem.calls("gate_up", tiles)) == 2
     assert problem.is_right("gate_up", tiles)
     assert problem.is_right("down", tiles)
@@ -354,9 +356,12 @@ def test_floors_of_experts_count_what_is_hit_here() -> None:
     device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
     assert problem.floor_us("down", device) == pytest.approx(1.5 * 24 * 40 * 4)
     assert problem.floor_us("gate_up", device) == pytest.approx(2 * 1.5 * 24 * 40 * 4)
-    narrow = small_experts(num_local=3, tokens=1, fp8=True)
+    narrow = small_experts(num_local=3, tokens=1, weights="fp8")
     narrow.ids_CTK = problem.ids_CTK
     assert narrow.floor_us("down", device) == pytest.approx(1.5 * 32 * 48)
+    int4 = small_experts(num_local=3, tokens=1, weights="int4")
+    int4.ids_CTK = problem.ids_CTK
+    assert int4.floor_us("down", device) == pytest.approx(1.5 * 32 * 64 * (0.5 + 2 / 32))
     slow = Device(name="", bytes_per_second=1e12, flops_per_second=1e6)
     assert problem.floor_us("down", slow) == pytest.approx(2 * 1.5 * 24 * 40)
     assert problem.floor_us("down", None) == 0.0
@@ -383,9 +388,13 @@ def test_dense_launches_are_right_and_parts_are_charged() -> None:
 @pytest.mark.interpreter
 def test_dense_launches_of_fp8_weights_are_right() -> None:
     shape = LinearShape(name="qkv", outputs=48, inputs=64)
-    assert fp8_block(shape) == (16, 16)
-    assert fp8_block(LinearShape(name="qkv", outputs=5120, inputs=2048)) == (128, 128)
-    w = make_weights((48, 64), 2, torch.float32, torch.device("cpu"), fp8_block(shape))
+    assert made_format(shape, "fp8") == Fp8Format(block=(16, 16), stored="plain")
+    wide = LinearShape(name="qkv", outputs=5120, inputs=2048)
+    assert made_format(wide, "fp8") == Fp8Format(block=(128, 128), stored="plain")
+    assert made_format(wide, "int4") == Int4Format(group=128)
+    odd = LinearShape(name="qkv", outputs=33, inputs=96)
+    assert made_format(odd, "int4") == Int4Format(group=32)
+    w = make_weights((48, 64), 2, torch.float32, torch.device("cpu"), made_format(shape, "fp8"))
     problem = LinearProblem(shape, 3, w, context())
     for tiles in (SMALL, dataclasses.replace(SMALL, splits=2)):
         assert problem.is_right("linear", tiles)
@@ -406,7 +415,9 @@ def test_a_kernel_is_compiled_by_running_something_small(num_local: int) -> None
         assert compile_job(job, torch.float32, context()) is None
     even = LinearShape(name="qkv", outputs=32, inputs=32)
     job = Job(op="linear", shape=even, tiles=SMALL)
-    assert compile_job(job, torch.float32, context(), fp8=True) is None
+    assert compile_job(job, torch.float32, context(), weights="fp8") is None
+    narrow = dataclasses.replace(job, shape=LinearShape(name="qkv", outputs=24, inputs=64))
+    assert compile_job(narrow, torch.float32, context(), weights="int4") is None
     wrong = Job(op="linear", shape=dense, tiles=dataclasses.replace(SMALL, block_n=24))
     assert compile_job(wrong, torch.float32, context())
 
@@ -436,7 +447,9 @@ def on_a_fake_device(
     }.items():
         monkeypatch.setattr(torch.cuda, name, lambda *_, value=value: value)
     monkeypatch.setattr(tune, "make_context", lambda device, dtype: context())
-    monkeypatch.setattr(tune, "compile_jobs", lambda wanted, dtype, timeout, fp8: (set(wanted), {}))
+    monkeypatch.setattr(
+        tune, "compile_jobs", lambda wanted, dtype, timeout, weights: (set(wanted), {})
+    )
     monkeypatch.setattr(tune, "Deadline", lambda s: Deadline(s, clock=lambda: now[0]))
     for name in ("EXPERT_TOKENS", "LINEAR_TOKENS", "MANY_TOKENS"):
         monkeypatch.setattr(f"benchmarks.tiles.tasks.{name}", (1, 16))
@@ -528,8 +541,8 @@ def test_launches_of_many_tokens_have_eight_bits_on_both_sides() -> None:
     torch.manual_seed(0)
     shape = ExpertShape(num_experts=2, num_local=2, top_k=1, width=32, hidden=128)
     cpu, dtype = torch.device("cpu"), torch.float16
-    w13 = make_weights((2, 64, 128), 1, dtype, cpu, fp8_block(shape))
-    w2 = make_weights((2, 128, 32), 1, dtype, cpu, fp8_block(shape))
+    w13 = make_weights((2, 64, 128), 1, dtype, cpu, made_format(shape, "fp8"))
+    w2 = make_weights((2, 128, 32), 1, dtype, cpu, made_format(shape, "fp8"))
     problem = ExpertProblem(shape, 512, w13, w2, many_context())
     assert problem.quantized_TH is not None
     assert problem.is_right("gate_up", WIDE)
@@ -545,10 +558,44 @@ def test_launches_of_many_tokens_have_eight_bits_on_both_sides() -> None:
 def test_a_dense_launch_of_many_tokens() -> None:
     torch.manual_seed(0)
     shape = LinearShape(name="qkv", outputs=64, inputs=128)
-    w = make_weights((64, 128), 1, torch.float16, torch.device("cpu"), (64, 64))
+    w = make_weights((64, 128), 1, torch.float16, torch.device("cpu"), Fp8Format(block=(64, 64)))
     problem = LinearProblem(shape, 512, w, many_context())
     assert problem.is_right("linear", WIDE)
     assert problem.quantized is not None
     problem.quantized.values[:, 0] = 400.0
     assert problem.is_right("linear", WIDE)
     assert problem.is_right("linear", dataclasses.replace(WIDE, swap=True))
+
+
+INT4 = DeviceLimits(shared_bytes=232448, item_size=2, group=128)
+
+
+@pytest.mark.parametrize("tokens", [1, 4, 64, 4096])
+def test_candidates_for_weights_of_four_bits(tokens: int) -> None:
+    """As deep as a group at most, never the library, and at all numbers of tokens some of them."""
+    shape = ExpertShape(num_experts=128, num_local=128, top_k=8, width=768, hidden=2048)
+    bare = TileTable(dtype="bfloat16", item_size=2, shared_bytes=INT4.shared_bytes)
+    dense = LinearShape(name="qkv", outputs=5120, inputs=2048)
+    tasks = {task.shape: task for task in plan(shape, [dense], bare, INT4, INT4_NAME)
+             if task.tokens == tokens}  # fmt: skip
+    for op in ("gate_up", "down"):
+        several = tasks[shape].candidates[op]
+        assert len(several) >= 6
+        for tiles in several:
+            assert tiles is not None
+            assert tiles.block_m == 1 or 32 <= tiles.block_k <= 128
+    if dense in tasks:
+        assert None not in tasks[dense].candidates["linear"]
+        assert len(tasks[dense].candidates["linear"]) >= 4
+
+
+@pytest.mark.interpreter
+def test_dense_launches_of_weights_of_four_bits_are_right() -> None:
+    torch.manual_seed(0)
+    shape = LinearShape(name="qkv", outputs=48, inputs=64)
+    w = make_weights((48, 64), 2, torch.float32, torch.device("cpu"), made_format(shape, "int4"))
+    problem = LinearProblem(shape, 3, w, context())
+    for tiles in (SMALL, dataclasses.replace(SMALL, splits=2)):
+        assert problem.is_right("linear", tiles)
+    device = Device(name="", bytes_per_second=1e6, flops_per_second=1e12)
+    assert problem.floor_us("linear", device) == pytest.approx(48 * 64 * (0.5 + 2 / 64))

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
 from workers.model_config import ModelConfig
@@ -224,6 +225,17 @@ def test_blocks_that_are_made_fit_the_layout(layout: dict[str, Any], size: int) 
     made = served(None, "fp8", **layout)
     assert made is not None
     assert made.weight_format == Fp8Format(block=(size, size), stored="plain")
+
+
+def test_groups_that_are_made_fit_the_layout() -> None:
+    """Rows are cut anywhere: only what meets inputs must have whole groups."""
+    for layout, size in (({}, 128), ({"hidden_size": 96}, 32), ({"tp": 2, "ep": 1}, 64)):
+        made = served(None, "int4", **layout)
+        assert made is not None
+        assert made.weight_format == Int4Format(group=size)
+    line = refusal(lambda: served(None, "int4", hidden_size=200))
+    assert "--quantization int4: hidden_size 200 is no multiple of 32" in line
+    assert served(QWEN, "int4") == read(QWEN)
 
 
 def test_weights_that_no_block_fits_are_not_made() -> None:
