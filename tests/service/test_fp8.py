@@ -34,26 +34,28 @@ CASES = [
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """The demo in blocks of one size, and what transformers answers with it, dequantized."""
+    """The demo in weights of one format, and what transformers answers with them, dequantized."""
 
     folder: Path
     oracle: torch.nn.Module
     prompts: list[list[int]]
     answers: list[list[int]]
 
+    @classmethod
+    def of(cls, folder: Path, oracle: torch.nn.Module) -> Demo:
+        """Asked a question of every fourth task."""
+        tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
+        prompts = [
+            tokenizer.apply_chat_template(item.messages, **item.template_kwargs())["input_ids"]
+            for item in heldout(1, seed=1)[::4]
+        ]
+        return cls(folder, oracle, prompts, [greedy(oracle, each, NUM_TOKENS) for each in prompts])
+
 
 def make_demo(folder: Path, size: int) -> Demo:
     shutil.copytree(CHECKPOINT, folder)
     oracle = quantize_folder(folder, block=(size, size))
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True
-        )["input_ids"]
-        for _, question, _ in heldout(1, seed=1)[::2]
-    ]
-    answers = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
-    return Demo(folder, oracle, prompts, answers)
+    return Demo.of(folder, oracle)
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,9 @@ import signal
 from pathlib import Path
 
 import pytest
-from transformers import Qwen3MoeConfig
+from transformers import AutoTokenizer, Qwen3MoeConfig
 
+from demo import CHECKPOINT
 from demo.data import heldout, is_right
 from demo.evaluate import MAX_NEW_TOKENS
 from switchyard.client import AsyncClient, Client
@@ -89,16 +90,19 @@ async def test_streams_of_a_lost_group_go_on(tmp_path: Path) -> None:
 
 async def right_answers(server: Server, count: int) -> tuple[int, int]:
     """How many of the demo's held-out questions, ``count`` of each task, are answered right."""
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
     items = heldout(count, seed=0)
-    async with AsyncClient(server.address) as client:
-
-        async def one(question: str, expected: str) -> bool:
-            turn = {"role": "user", "content": question}
-            options = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS}
-            async with client.chat([turn], **options) as stream:
-                return is_right(expected, "".join([delta.text async for delta in stream]))
-
-        answered = await asyncio.gather(*(one(*item[1:]) for item in items))
+    prompts = [
+        tokenizer.apply_chat_template(item.messages, **item.template_kwargs())["input_ids"]
+        for item in items
+    ]
+    options = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS}
+    answered = [
+        is_right(item.expected, tokenizer.decode(tokens, skip_special_tokens=True))
+        for item, tokens in zip(
+            items, await generate(server.address, prompts, **options), strict=True
+        )
+    ]
     return sum(answered), len(answered)
 
 

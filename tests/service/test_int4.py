@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer
 
 from demo import CHECKPOINT
-from demo.data import heldout, is_right
-from tests.service.oracle import greedy
-from tests.service.test_fp8 import NUM_TOKENS, Demo, check
+from tests.server import Server
+from tests.service.test_fp8 import Demo, check
+from tests.service.test_fp8_kv_cache import CPU, right_answers
 from tests.workers.int4_models import quantize_folder
 from tests.workers.test_int4_methods import AWQ, GPTQ, pack_quantized
 
@@ -37,15 +36,7 @@ CASES = [
 
 def make_demo(folder: Path, said: dict[str, Any]) -> Demo:
     shutil.copytree(CHECKPOINT, folder)
-    oracle = quantize_folder(folder, said)
-    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT)
-    prompts = [
-        tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], add_generation_prompt=True
-        )["input_ids"]
-        for _, question, _ in heldout(1, seed=1)[::2]
-    ]
-    return Demo(folder, oracle, prompts, [greedy(oracle, each, NUM_TOKENS) for each in prompts])
+    return Demo.of(folder, quantize_folder(folder, said))
 
 
 @pytest.fixture(scope="module")
@@ -67,3 +58,14 @@ def test_a_checkpoint_of_4_bit_weights(
 ) -> None:
     demo = demos(label)
     check(demo, tmp_path, str(demo.folder), *layout.split(), label=label)
+
+
+@pytest.mark.parametrize("layout", ["--tp 1", "--tp 2"])
+async def test_4_bit_weights_that_are_made_at_load(layout: str, tmp_path: Path) -> None:
+    """And answers, most of them right: to within two points of weights that are not quantized."""
+    flags = (*CPU, *layout.split(), "--quantization", "int4")
+    with Server(tmp_path, *flags) as server:
+        right, asked = await right_answers(server, 3)
+        assert "int4 by 128, KV cache" in server.log
+    assert asked >= 50
+    assert right / asked > 0.97 - 0.02
