@@ -61,7 +61,13 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
 
 @pytest.mark.parametrize(
     ("quantization", "kv_cache_dtype"),
-    [("auto", "auto"), ("fp8", "auto"), ("auto", "fp8_e4m3"), ("fp8", "fp8_e4m3")],
+    [
+        ("auto", "auto"),
+        ("fp8", "auto"),
+        ("int4", "auto"),
+        ("auto", "fp8_e4m3"),
+        ("fp8", "fp8_e4m3"),
+    ],
 )
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
 def test_graphs_of_the_demo_equal_single_launches(
@@ -100,7 +106,7 @@ def test_graphs_of_known_parts_equal_single_launches(
     assert rank.runner.graphs.num_allocations == 0
 
 
-@pytest.mark.parametrize("quantization", ["auto", "fp8"])
+@pytest.mark.parametrize("quantization", ["auto", "fp8", "int4"])
 def test_capturing_allocates_nothing(quantization: str) -> None:
     """Every buffer that a graph holds is a workspace's."""
     rank = start_rank(CHECKPOINT, dtype="bfloat16", quantization=quantization, **CUDA)

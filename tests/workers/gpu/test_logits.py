@@ -16,6 +16,8 @@ from tests.workers.gpu.driver import (
     Prompt,
     in_flight,
 )
+from tests.workers.int4_models import save_int4
+from tests.workers.models.test_int4_parity import FORMS
 from tests.workers.steps import prefill_step, relative_error, start_rank, step_logits
 from tests.workers.test_quantization import COMPRESSED
 from tests.workers.tiny_models import random_config, save_model
@@ -50,6 +52,21 @@ def test_fp32_logits_of_8_bit_weights(form: str, moe: bool, tmp_path: Path) -> N
         expected = oracle(torch.tensor([tokens])).logits[0]
     ours = step_logits(rank, prefill_step(0, 2, tokens, [7, 3, 5, 1]))
     assert relative_error(ours, expected) <= 1e-4
+
+
+@pytest.mark.parametrize("moe", [True, False])
+@pytest.mark.parametrize("form", FORMS)
+def test_fp32_logits_of_4_bit_weights(form: str, moe: bool, tmp_path: Path) -> None:
+    """A prompt and, by kernels of their own, one token."""
+    oracle = save_int4(fp8_config(moe=moe), tmp_path, FORMS[form])
+    rank = start_rank(tmp_path, cuda_graphs="off", **CUDA)
+    tokens = torch.randint(97, (38,), generator=torch.manual_seed(2)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    ours = step_logits(rank, prefill_step(0, 2, tokens[:37], [7, 3, 5, 1])).cpu()
+    assert relative_error(ours, expected[:37]) <= 1e-4
+    last = prefill_step(1, 2, tokens[37:], [], position=37)
+    assert relative_error(step_logits(rank, last), expected[37:]) <= 1e-4
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
