@@ -181,11 +181,11 @@ def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, 
     run = layer.experts.run
 
     def counting_run(
-        hidden: Any, topk: Any, w13: Any, w2: Any, expert_map: Any, context: Any
+        hidden: Any, topk: Any, w13: Any, w2: Any, expert_map: Any, context: Any, quantized: Any
     ) -> Any:
         nonlocal num_routes
         num_routes += int((local_ids(topk.ids, expert_map) >= 0).sum())
-        return run(hidden, topk, w13, w2, expert_map, context)
+        return run(hidden, topk, w13, w2, expert_map, context, quantized)
 
     layer.experts.run = counting_run
     out = layer(case.hidden(rank // case.tp).to(device), max(case.counts)).total(
