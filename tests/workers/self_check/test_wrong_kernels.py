@@ -184,7 +184,13 @@ WIDE_CASES: list[tuple[str, type[nn.Module], str, Breaks]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("what", "kind", "settings", "launcher", "breaks"), CASES)
+def a_third(cases: list[Any]) -> list[Any]:
+    """All cases, of which the default run takes each third."""
+    marks = [(), pytest.mark.grid, pytest.mark.grid]
+    return [pytest.param(*case, marks=marks[place % 3]) for place, case in enumerate(cases)]
+
+
+@pytest.mark.parametrize(("what", "kind", "settings", "launcher", "breaks"), a_third(CASES))
 def test_a_wrong_kernel_is_found(
     what: str,
     kind: type[nn.Module],
@@ -201,7 +207,7 @@ def test_a_wrong_kernel_is_found(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("what", "kind", "launcher", "breaks"), WIDE_CASES)
+@pytest.mark.parametrize(("what", "kind", "launcher", "breaks"), a_third(WIDE_CASES))
 def test_a_wrong_kernel_of_eight_bits_is_found(
     what: str,
     kind: type[nn.Module],
