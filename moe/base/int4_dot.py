@@ -24,6 +24,23 @@ _UNIT = tl.constexpr(UNIT)
 _HALF = tl.constexpr(UNIT // 2)
 
 
+def _text(shift: str) -> tl.constexpr:
+    """PTX that makes two bf16 numbers of two bytes, of their low halves behind a shift."""
+    return tl.constexpr(
+        f"""{{
+            .reg .b32 pair, middle;
+            mov.b32 middle, 0x43084308;
+            prmt.b32 pair, $1, 0, 0x4140;
+            {shift}
+            lop3.b32 pair, pair, 0x000f000f, 0x43004300, 0xea;
+            sub.rn.bf16x2 $0, pair, middle;
+            }}"""
+    )
+
+
+_LOW_TEXT, _HIGH_TEXT = _text(""), _text("shr.u32 pair, pair, 4;")
+
+
 @triton.jit
 def first_inputs(BYTES: tl.constexpr):
     """Where the inputs of the low halves of so many bytes stand in a row; of the high ones, 16
@@ -33,45 +50,20 @@ def first_inputs(BYTES: tl.constexpr):
 
 
 @triton.jit
-def low_numbers(packed, dtype: tl.constexpr, ASM: tl.constexpr):
-    """Those of the low halves less 8.
+def _numbers(packed, HIGH: tl.constexpr, dtype: tl.constexpr, ASM: tl.constexpr):
+    """Those of the high halves or of the low ones, less 8.
 
     In bf16 the four last bits behind the exponent of 128 are added to it: nothing is converted, and
-    two numbers cost three instructions.
+    two numbers of low halves cost three instructions.
     """
     if ASM and dtype == tl.bfloat16:
+        text: tl.constexpr = _HIGH_TEXT if HIGH else _LOW_TEXT
         numbers = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 pair, middle;
-            mov.b32 middle, 0x43084308;
-            prmt.b32 pair, $1, 0, 0x4140;
-            lop3.b32 pair, pair, 0x000f000f, 0x43004300, 0xea;
-            sub.rn.bf16x2 $0, pair, middle;
-            }""",
-            "=r,r", [packed], dtype=tl.bfloat16, is_pure=True, pack=2,
-        )  # fmt: skip
+            text, "=r,r", [packed], dtype=tl.bfloat16, is_pure=True, pack=2
+        )
     else:
-        numbers = ((packed & 15).to(tl.int32) - 8).to(dtype)
-    return numbers
-
-
-@triton.jit
-def high_numbers(packed, dtype: tl.constexpr, ASM: tl.constexpr):
-    """Those of the high halves less 8."""
-    if ASM and dtype == tl.bfloat16:
-        numbers = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 pair, middle;
-            mov.b32 middle, 0x43084308;
-            prmt.b32 pair, $1, 0, 0x4140;
-            shr.u32 pair, pair, 4;
-            lop3.b32 pair, pair, 0x000f000f, 0x43004300, 0xea;
-            sub.rn.bf16x2 $0, pair, middle;
-            }""",
-            "=r,r", [packed], dtype=tl.bfloat16, is_pure=True, pack=2,
-        )  # fmt: skip
-    else:
-        numbers = ((packed >> 4).to(tl.int32) - 8).to(dtype)
+        number = packed >> 4 if HIGH else packed & 15
+        numbers = (number.to(tl.int32) - 8).to(dtype)
     return numbers
 
 
@@ -80,8 +72,8 @@ def add_int4_dot(
     total, x_low, x_high, packed, PRECISION: tl.constexpr, SWAP: tl.constexpr, ASM: tl.constexpr
 ):  # fmt: skip
     """total + x·wᵀ without scales; with SWAP both `total` and the result are transposed."""
-    total = add_dot(total, x_low, low_numbers(packed, x_low.dtype, ASM), PRECISION, SWAP)
-    return add_dot(total, x_high, high_numbers(packed, x_high.dtype, ASM), PRECISION, SWAP)
+    total = add_dot(total, x_low, _numbers(packed, False, x_low.dtype, ASM), PRECISION, SWAP)
+    return add_dot(total, x_high, _numbers(packed, True, x_high.dtype, ASM), PRECISION, SWAP)
 
 
 @triton.jit

@@ -16,6 +16,24 @@ _UNIT = tl.constexpr(UNIT)
 _HALF = tl.constexpr(UNIT // 2)
 
 
+def _text(shift: str) -> tl.constexpr:
+    """PTX that makes four fp32 numbers of four bytes: one half of each, behind a shift."""
+    return tl.constexpr(
+        f"""{{
+            .reg .b32 bits;
+            {shift}
+            lop3.b32 bits, bits, 0x78787878, 0x80808080, 0xea;
+            prmt.b32 $0, bits, 0x3f, 0x4055;
+            prmt.b32 $1, bits, 0x3f, 0x4155;
+            prmt.b32 $2, bits, 0x3f, 0x4255;
+            prmt.b32 $3, bits, 0x3f, 0x4355;
+            }}"""
+    )
+
+
+_LOW_TEXT, _HIGH_TEXT = _text("shl.b32 bits, $4, 3;"), _text("shr.u32 bits, $4, 1;")
+
+
 @triton.jit
 def unit_starts(INPUTS: tl.constexpr):
     """The first input of each unit [units]."""
@@ -38,43 +56,17 @@ def unit_inputs(x_K):
 
 
 @triton.jit
-def _low_floats(packed, ASM: tl.constexpr):
-    """16 + number, over 16: four bits behind the exponent of 1."""
+def _floats(packed, HIGH: tl.constexpr, ASM: tl.constexpr):
+    """16 + number, over 16, of the high halves or of the low ones: four bits behind the exponent
+    of 1."""
     if ASM:
+        text: tl.constexpr = _HIGH_TEXT if HIGH else _LOW_TEXT
         floats = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 bits;
-            shl.b32 bits, $4, 3;
-            lop3.b32 bits, bits, 0x78787878, 0x80808080, 0xea;
-            prmt.b32 $0, bits, 0x3f, 0x4055;
-            prmt.b32 $1, bits, 0x3f, 0x4155;
-            prmt.b32 $2, bits, 0x3f, 0x4255;
-            prmt.b32 $3, bits, 0x3f, 0x4355;
-            }""",
-            "=r,=r,=r,=r,r", [packed], dtype=tl.float32, is_pure=True, pack=4,
-        )  # fmt: skip
+            text, "=r,=r,=r,=r,r", [packed], dtype=tl.float32, is_pure=True, pack=4
+        )
     else:
-        floats = 1.0 + (packed & 15).to(tl.float32) / 16
-    return floats
-
-
-@triton.jit
-def _high_floats(packed, ASM: tl.constexpr):
-    if ASM:
-        floats = tl.inline_asm_elementwise(
-            """{
-            .reg .b32 bits;
-            shr.u32 bits, $4, 1;
-            lop3.b32 bits, bits, 0x78787878, 0x80808080, 0xea;
-            prmt.b32 $0, bits, 0x3f, 0x4055;
-            prmt.b32 $1, bits, 0x3f, 0x4155;
-            prmt.b32 $2, bits, 0x3f, 0x4255;
-            prmt.b32 $3, bits, 0x3f, 0x4355;
-            }""",
-            "=r,=r,=r,=r,r", [packed], dtype=tl.float32, is_pure=True, pack=4,
-        )  # fmt: skip
-    else:
-        floats = 1.0 + (packed >> 4).to(tl.float32) / 16
+        number = packed >> 4 if HIGH else packed & 15
+        floats = 1.0 + number.to(tl.float32) / 16
     return floats
 
 
@@ -105,7 +97,7 @@ def unit_sums(packed, x_low, x_high, scales, zeros, ZEROS: tl.constexpr, ASM: tl
         scales, zeros: as of `load_groups`.
     """
     UNITS: tl.constexpr = packed.shape[1] // _HALF
-    low, high = _low_floats(packed, ASM), _high_floats(packed, ASM)
+    low, high = _floats(packed, False, ASM), _floats(packed, True, ASM)
     x_both = x_low + x_high
     # 16 that floats are too large, and 8 that all numbers count from, are part of a product's sum.
     each = low * x_low[None, :] + (high * x_high[None, :] + (-1.5 * x_both)[None, :])

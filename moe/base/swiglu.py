@@ -15,6 +15,7 @@ import triton.language as tl
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.quantize_rows import store_quantized
 from moe.base.quantized import Quantized, split_quantized
+from moe.base.silu import silu
 
 _BLOCK = 1024
 
@@ -39,7 +40,7 @@ def _swiglu_kernel(
         up += tl.load(ptrs + I, mask=columns < I, other=0.0).to(tl.float32)
     # Rounded where the projections and the activation round in plain torch.
     gate, up = gate.to(dtype).to(tl.float32), up.to(dtype).to(tl.float32)
-    gate = (gate / (1.0 + tl.exp(-gate))).to(dtype).to(tl.float32)
+    gate = silu(gate).to(dtype).to(tl.float32)
     inner = gate * up
     if HAS_SCALE:
         hs = tl.arange(0, BLOCK_H)

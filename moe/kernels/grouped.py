@@ -19,6 +19,7 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
+from moe.base.silu import silu
 from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
@@ -67,7 +68,7 @@ def _gate_up_kernel(
         up = add_scaled_dot(up, x, w_up, up_scale, SCALES, PRECISION, SWAP)
     gate = scale_rows(gate, scales_ptr, 2 * expert, columns_N, is_column_N, I, SCALES, SWAP)
     up = scale_rows(up, scales_ptr, 2 * expert + 1, columns_N, is_column_N, I, SCALES, SWAP)
-    inner = (gate / (1.0 + tl.exp(-gate))) * up
+    inner = silu(gate) * up
     if SWAP:
         inner = inner.T
     out_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + columns_N[None, :]

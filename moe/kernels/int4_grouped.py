@@ -21,6 +21,7 @@ from moe.base.int4_dot import (
 )
 from moe.base.int4_format import UNIT
 from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.silu import silu
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
@@ -97,7 +98,7 @@ def _gate_up_kernel(
     if GROUP == 0:
         gate = scale_sums(gate, sums_M, gate_scales_N, gate_zeros_N, ZEROS, SWAP)
         up = scale_sums(up, sums_M, up_scales_N, up_zeros_N, ZEROS, SWAP)
-    inner = (gate / (1.0 + tl.exp(-gate))) * up
+    inner = silu(gate) * up
     if SWAP:
         inner = inner.T
     out_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + columns_N[None, :]

@@ -13,6 +13,7 @@ import triton.language as tl
 from moe.base.int4_dot import int4_options, within_groups
 from moe.base.int4_products import load_groups, unit_inputs, unit_starts, unit_sums, zero_sums
 from moe.base.launch import launch_options, wait_for_previous
+from moe.base.silu import silu
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 from moe.kernels.locate import local_expert
@@ -75,7 +76,7 @@ def _gate_up_kernel(
         gate += unit_sums(w_gate, x_low, x_high, gate_scales, gate_zeros, ZEROS, ASM)
         up += unit_sums(w_up, x_low, x_high, up_scales, up_zeros, ZEROS, ASM)
     gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
-    inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
+    inner_N = silu(gate_N) * up_N
     tl.store(
         inner_ptr + route * I + columns_N,
         inner_N.to(inner_ptr.dtype.element_ty),

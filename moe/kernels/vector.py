@@ -12,6 +12,7 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.scaled_dot import num_sums, products, scale_options, scale_rows, within_blocks
+from moe.base.silu import silu
 from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
 from moe.kernels.int4_vector import down_int4_vector, gate_up_int4_vector
@@ -55,7 +56,7 @@ def _gate_up_vector_kernel(
     gate_N, up_N = tl.sum(gate, axis=1), tl.sum(up, axis=1)
     gate_N = scale_rows(gate_N, scales_ptr, 2 * expert, columns_N, is_column_N, I, SCALES, False)
     up_N = scale_rows(up_N, scales_ptr, 2 * expert + 1, columns_N, is_column_N, I, SCALES, False)
-    inner_N = (gate_N / (1.0 + tl.exp(-gate_N))) * up_N
+    inner_N = silu(gate_N) * up_N
     tl.store(
         inner_ptr + route * I + columns_N,
         inner_N.to(inner_ptr.dtype.element_ty),

@@ -13,6 +13,7 @@ import triton.language as tl
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from moe.base.launch import launch_options, precision
+from moe.base.silu import silu
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
@@ -54,7 +55,7 @@ def _tile_gate_up(
         w = w13_desc.load([expert, 0, n * BLOCK_N, k]).reshape(2 * BLOCK_N, BLOCK_K)
         both = tl.dot(x, w.T, both, input_precision=PRECISION)
     gate, up = both.reshape(ROWS, 2, BLOCK_N).permute(0, 2, 1).split()
-    inner = (gate / (1.0 + tl.exp(-gate))) * up
+    inner = silu(gate) * up
     out_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + columns_N[None, :]
     mask = (rows_M < end)[:, None] & (columns_N < I)[None, :]
     tl.store(out_ptrs, inner.to(inner_ptr.dtype.element_ty), mask=mask)

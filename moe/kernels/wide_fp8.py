@@ -18,6 +18,7 @@ from moe.base.promoted_dot import add_promoted_dot, dot_columns, fits, step_dept
 from moe.base.quantize_rows import quantize_groups
 from moe.base.quantized import Quantized
 from moe.base.scaled_dot import block_scale, scale_options, scale_rows
+from moe.base.silu import silu
 from moe.base.tiles import ExpertTiles, Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
@@ -68,7 +69,7 @@ def _tile_gate_up(
     columns_N = row + tl.arange(0, BLOCK_N)
     gate = scale_rows(gate, scales_ptr, 2 * expert, columns_N, columns_N < I, I, SCALES, False)
     up = scale_rows(up, scales_ptr, 2 * expert + 1, columns_N, columns_N < I, I, SCALES, False)
-    inner, inner_scales_M = quantize_groups((gate / (1.0 + tl.exp(-gate))) * up)
+    inner, inner_scales_M = quantize_groups(silu(gate) * up)
     is_row_M = rows_M < end
     out_ptrs = inner_ptr + rows_M.to(tl.int64)[:, None] * I + columns_N[None, :]
     tl.store(out_ptrs, inner, mask=is_row_M[:, None])
