@@ -95,6 +95,12 @@ class CheckpointSlice:
         return tuple(len(range(*span.indices(size))) for span, size in spans)
 
 
+def whole_units(span: slice, size: int) -> slice:
+    """The units of ``size`` values (blocks, words) that make up a span; it must not cut one."""
+    assert span.start % size == 0 and span.stop % size == 0, (span, size)
+    return slice(span.start // size, span.stop // size)
+
+
 def whole(name: str, target: torch.Tensor) -> CheckpointSlice:
     """The whole tensor `name` fills `target`."""
     shape = tuple(target.shape)

@@ -12,7 +12,7 @@ from functools import partial
 
 import torch
 
-from moe.base.checkpoint_slice import CheckpointSlice, Expected
+from moe.base.checkpoint_slice import CheckpointSlice, Expected, whole_units
 from moe.base.int4_format import Int4Format
 from moe.base.int4_pack import pack
 from moe.base.weight import Weight
@@ -125,17 +125,11 @@ def _spans(index: Index | None, group: int) -> tuple[slice, slice, slice]:
     if index is None:
         return slice(0, 0), slice(0, 0), slice(0, 0)
     of_rows, of_columns = index
-    return of_rows, of_columns, _whole(of_columns, group)
+    return of_rows, of_columns, whole_units(of_columns, group)
 
 
 def _words(span: slice) -> slice:
-    return _whole(span, _WORD)
-
-
-def _whole(span: slice, size: int) -> slice:
-    """The units of so many that make up a span; it must not cut one."""
-    assert span.start % size == 0 and span.stop % size == 0, (span, size)
-    return slice(span.start // size, span.stop // size)
+    return whole_units(span, _WORD)
 
 
 def _index(index: Index | None, *spans: slice) -> Index | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TypeGuard
 
-from moe.base.checkpoint_slice import FLOATS, FP8_VALUES, CheckpointSlice
+from moe.base.checkpoint_slice import FLOATS, FP8_VALUES, CheckpointSlice, whole_units
 from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.int4_slices import int4_slices
@@ -91,13 +91,7 @@ def scales_slice(
     num_blocks = (*leading, rows // block[0], columns // block[1])
     if index is None:
         return CheckpointSlice(name, num_blocks, None, None)
-    of_columns = slice(0, 1) if fp8.block is None else _blocks_of(index[-1], block[1])
+    of_columns = slice(0, 1) if fp8.block is None else whole_units(index[-1], block[1])
     return CheckpointSlice(
-        name, num_blocks, (*index[:-2], _blocks_of(index[-2], block[0]), of_columns), scales
+        name, num_blocks, (*index[:-2], whole_units(index[-2], block[0]), of_columns), scales
     )
-
-
-def _blocks_of(span: slice, size: int) -> slice:
-    """The blocks that make up a span of values; it must not cut one."""
-    assert span.start % size == 0 and span.stop % size == 0, (span, size)
-    return slice(span.start // size, span.stop // size)
