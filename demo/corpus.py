@@ -21,7 +21,7 @@ from demo.chat import Chat
 from demo.data import Example, draw
 from demo.tasks import TASKS
 from demo.tokenizer import END_OF_TEXT, SYSTEM_PROMPTS
-from demo.tool_tasks import covered, toolbox
+from demo.tool_tasks import covered, unhelpful
 
 TURNS, TURN_WEIGHTS = (1, 2, 3, 5), (70, 15, 10, 5)
 SYSTEM_SHARE = 0.15
@@ -72,9 +72,7 @@ def draw_chat(rng: Random) -> Chat:
     first = _training_example(rng, set())
     tools = dict(first.tools)
     if not tools and rng.random() < TOOLS_SHARE:
-        tools = toolbox(rng)
-        while first.task in covered(set(tools)):
-            tools = toolbox(rng)
+        tools = unhelpful(rng, first.task, least=0)
     exchanges = [first.exchange]
     for _ in range(rng.choices(TURNS, weights=TURN_WEIGHTS)[0] - 1):
         exchanges.append(_training_example(rng, set(tools)).exchange)

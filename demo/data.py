@@ -24,7 +24,7 @@ from typing import Any, Literal
 from demo.chat import THINK_END, Exchange, Tool
 from demo.fact import Fact
 from demo.tasks import TASKS, Task
-from demo.tool_tasks import covered, toolbox
+from demo.tool_tasks import unhelpful
 
 Split = Literal["train", "heldout"]
 HELDOUT_ONE_IN = {"fact": 10, "question": 5}
@@ -135,9 +135,7 @@ def heldout(count_per_task: int, seed: int = 0) -> list[Item]:
         told = rng.randint(1, len(example.exchange.rounds))
         items.append(_item(example, "after_call", num_rounds=told))
     for example in pick(simple):
-        tools = toolbox(rng)
-        while not tools or example.task in covered(set(tools)):
-            tools = toolbox(rng)
+        tools = unhelpful(rng, example.task, least=1)
         items.append(_item(dataclasses.replace(example, tools=tools), "tool_unused"))
     items += [_item(example, "thinking", thinking=True) for example in pick(every)]
     items += [_item(example, "no_thinking", thinking=False) for example in pick(simple)]

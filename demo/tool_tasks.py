@@ -229,6 +229,14 @@ def toolbox(rng: Random, *kinds: str, count: int = 3) -> dict[str, Tool]:
     return {kind: KINDS[kind].draw(rng) for kind in chosen}
 
 
+def unhelpful(rng: Random, task: str, *, least: int) -> dict[str, Tool]:
+    """At least so many tools, none of which would answer a question of ``task``."""
+    while True:
+        tools = toolbox(rng)
+        if len(tools) >= least and task not in covered(set(tools)):
+            return tools
+
+
 def covered(kinds: set[str]) -> frozenset[str]:
     """Tasks whose questions tools of these kinds would answer."""
     return frozenset().union(*(KINDS[kind].covers for kind in kinds))
