@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import torch
 
 from moe.base.int4_format import Int4Format
@@ -40,6 +42,22 @@ def make_ids(T: int, E: int, K: int, device: str) -> torch.Tensor:
     ids_TK = torch.rand(T, E, device=device).argsort(dim=1)[:, :K].int()
     ids_TK[torch.rand(T, device=device) < 0.2] = -1
     return ids_TK
+
+
+def random_tiles(draw: random.Random, block_m: int, depths: list[int]) -> tuple[Tiles, Tiles]:
+    """Of gate·up and of down; ``depths`` are those of tiles of several rows."""
+    gate_up, down = (
+        Tiles(
+            block_m=block_m,
+            block_n=draw.choice([4, 8, 16] if block_m == 1 else [16, 32, 64, 128]),
+            block_k=draw.choice([64, 256, 1024] if block_m == 1 else depths),
+            warps=draw.choice([4, 8]),
+            stages=draw.choice([2, 3]),
+            swap=draw.choice([False, True]),
+        )
+        for _ in range(2)
+    )
+    return gate_up, down
 
 
 def expected_routes(

@@ -12,7 +12,7 @@ from moe.base.context import make_context
 from moe.base.tiles import FP8_NAME, Tiles
 from moe.placement import ExpertPlacement
 from tests.moe.fp8 import ROWS
-from tests.moe.kernels.grouped import DEVICE, check, make_ids
+from tests.moe.kernels.grouped import DEVICE, check, make_ids, random_tiles
 
 pytestmark = pytest.mark.interpreter
 
@@ -155,20 +155,10 @@ def test_random_shapes_of_eight_bits(seed: int) -> None:
     H, width = draw.randint(1, 12) * unit, draw.randint(1, 8) * unit
     E, T = draw.randint(1, 9), draw.randint(1, 90)
     block_m = draw.choice([1, 16, 16, 32, 64, 128])
-    gate_up, down = (
-        Tiles(
-            block_m=block_m,
-            block_n=draw.choice([4, 8, 16] if block_m == 1 else [16, 32, 64, 128]),
-            block_k=draw.choice([64, 256, 1024] if block_m == 1 else [32, 64, 128]),
-            warps=draw.choice([4, 8]),
-            stages=draw.choice([2, 3]),
-            swap=draw.choice([False, True]),
-        )
-        for _ in range(2)
-    )
+    tiles = random_tiles(draw, block_m, [32, 64, 128])
     ids = make_ids(T, E, min(E, draw.randint(1, 8)), "cuda")
     torch.manual_seed(seed)
     check(
-        ids, E=E, H=H, width=width, tiles=(gate_up, down), dtype=torch.bfloat16,
+        ids, E=E, H=H, width=width, tiles=tiles, dtype=torch.bfloat16,
         device="cuda", pdl=draw.choice([False, True]), block=block,
     )  # fmt: skip

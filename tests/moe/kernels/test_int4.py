@@ -11,7 +11,7 @@ from moe.base.context import make_context
 from moe.base.int4_format import Int4Format
 from moe.base.tiles import INT4_NAME, Tiles
 from moe.placement import ExpertPlacement
-from tests.moe.kernels.grouped import DEVICE, check, make_ids
+from tests.moe.kernels.grouped import DEVICE, check, make_ids, random_tiles
 
 pytestmark = pytest.mark.interpreter
 
@@ -91,21 +91,11 @@ def test_random_shapes(seed: int) -> None:
     H, width = draw.randint(1, 12) * unit, draw.randint(1, 8) * unit
     E, T = draw.randint(1, 9), draw.randint(1, 90)
     block_m = draw.choice([1, 16, 16, 32, 64, 128])
-    gate_up, down = (
-        Tiles(
-            block_m=block_m,
-            block_n=draw.choice([4, 8, 16] if block_m == 1 else [16, 32, 64, 128]),
-            block_k=draw.choice([64, 256, 1024] if block_m == 1 else [32, 64, 128, 256]),
-            warps=draw.choice([4, 8]),
-            stages=draw.choice([2, 3]),
-            swap=draw.choice([False, True]),
-        )
-        for _ in range(2)
-    )
+    tiles = random_tiles(draw, block_m, [32, 64, 128, 256])
     ids = make_ids(T, E, min(E, draw.randint(1, 8)), "cuda")
     torch.manual_seed(seed)
     dtype = draw.choice([torch.bfloat16, torch.bfloat16, torch.float32])
     check(
-        ids, E=E, H=H, width=width, tiles=(gate_up, down), dtype=dtype,
+        ids, E=E, H=H, width=width, tiles=tiles, dtype=dtype,
         device="cuda", pdl=draw.choice([False, True]), int4=int4,
     )  # fmt: skip
