@@ -1,10 +1,9 @@
 """y = x Wᵀ: for few rows x a stream of weights, cut along the depth where columns are too few to
 fill the device.
 
-Owns those kernels and the choice between them, the library's GEMM and, for many rows and weights of
-eight bits, `gemm_fp8`. Where the depth is cut, the
-result is fp32 parts, which the next kernel sums in fixed order. M rows, N outputs, K inputs, S
-parts.
+Owns those kernels and the choice between them, the library's GEMM, `gemm_int4` and, for many rows
+and weights of eight bits, `gemm_fp8`. Where the depth is cut, the result is fp32 parts, which the
+next kernel sums in fixed order. M rows, N outputs, K inputs, S parts.
 """
 
 from __future__ import annotations
@@ -222,8 +221,10 @@ def _tiled(
 ) -> None:
     """Each part takes ``depth`` inputs, the last one what is left."""
     S, M, N = out_SMN.shape
-    if weight_NK.kind == INT4_NAME:
-        prefetch = pdl and M <= _PREFETCH_ROWS and _fits_cache(weight_NK.values, depth // 2)
+    is_int4 = weight_NK.kind == INT4_NAME
+    stored_depth = depth // 2 if is_int4 else depth
+    prefetch = pdl and M <= _PREFETCH_ROWS and _fits_cache(weight_NK.values, stored_depth)
+    if is_int4:
         linear_int4(x_MK, weight_NK, depth, tiles, out_SMN=out_SMN, prefetch=prefetch, pdl=pdl)
         return
     grid = (triton.cdiv(N, tiles.block_n), S, triton.cdiv(M, tiles.block_m))
@@ -232,7 +233,7 @@ def _tiled(
         M, N=N, K=weight_NK.shape[1], K_PART=depth,
         BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         PRECISION=precision(x_MK.dtype), SWAP=tiles.swap,
-        PREFETCH=pdl and M <= _PREFETCH_ROWS and _fits_cache(weight_NK.values, depth),
+        PREFETCH=prefetch,
         num_warps=tiles.warps, num_stages=tiles.stages,
         **scale_options(weight_NK), **launch_options(pdl),
     )  # fmt: skip

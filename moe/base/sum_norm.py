@@ -186,7 +186,7 @@ def sum_norm(
         None if more_TMH is None else more_TMH.stride(0),
         None if more_TMH is None else more_TMH.stride(1),
         EPS=eps, S=S, M=0 if more_TMH is None else more_TMH.shape[1], H=H, BLOCK=block,
-GROUP=group,
+        GROUP=group,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
         num_warps=row_warps(block, parts_TSH.itemsize),

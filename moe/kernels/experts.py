@@ -1,8 +1,8 @@
 """The routed experts of a step in Triton: which kernels run, and in which buffers.
 
 Owns the order align → gate/up → down; for few routes two matrix-vector kernels instead; and where
-activations have eight bits. Whoever
-reads the routes' outputs sums them (`moe.base.sum_norm`). Does not know how routes were chosen.
+activations have eight bits. Whoever reads the routes' outputs sums them (`moe.base.sum_norm`). Does
+not know how routes were chosen.
 T tokens, K experts per token, P = T·K routes, E local experts, H hidden, I expert width.
 """
 
