@@ -72,7 +72,8 @@ def decode_tiles(num_rows: int, *, fp8: bool = False) -> DecodeTiles:
     """For a batch of so many decodes, padding included: the fastest of a sweep on an H200.
 
     Args:
-        fp8: the cache is; contexts are cut by the same unit, since a plan knows no cache.
+        fp8: the cache is: tiles chosen by their compiled code, not measured. Contexts are cut by
+            the same unit, since a plan knows no cache.
     """
     if num_rows <= _FEW_ROWS:
         return DecodeTiles(join=0)
