@@ -45,7 +45,9 @@ LAYERS = {
     "frontend/cli": {"frontend.config", "frontend.model_folder", "frontend.probe"},
     "workers/launcher": set(),
     "workers/layers": {"workers.distributed"},
-    "workers/attention": {"workers.layers.rope_spec", "workers.config", "workers.rows", "workers.zeros"},
+    "workers/attention": {
+        "workers.config", "workers.layers.rope_spec", "workers.rows", "workers.zeros",
+    },
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
