@@ -71,7 +71,7 @@ def paged_attention(
     blocks_T = batch.tables[batch.slots_T, block].long()
     cache.write(blocks_T * cache.block_size + offset, k_TKD, v_TKD)
     outputs = []
-    for first, last in _decode_groups(batch):
+    for first, last in decode_groups(batch):
         outputs.append(_decode(q_TND[first:last], cache, batch, first, last))
     start = batch.num_decodes
     for row in range(batch.num_decodes, len(batch.lengths)):
@@ -137,7 +137,7 @@ def _prefill_workspace(
     )
 
 
-def _decode_groups(batch: AttentionBatch) -> list[tuple[int, int]]:
+def decode_groups(batch: AttentionBatch) -> list[tuple[int, int]]:
     """Ranges of decode rows whose padded contexts fit the workspace."""
     if not batch.num_decodes:
         return []

@@ -1,0 +1,68 @@
+"""Multi-head latent attention as a module against transformers', in fp32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import torch
+
+from tests.workers.models.latent_models import KINDS, LENGTHS, STEPS, Layer, latent_cache
+from tests.workers.steps import relative_error
+from workers.models.mla import LatentAttention
+
+BLOCK_SIZE = 4
+NUM_BLOCKS = 24
+
+
+TOKENS = sum(LENGTHS.values())
+
+
+def made_tables() -> torch.Tensor:
+    """Blocks of each slot, in no order; behind a sequence's own any."""
+    blocks = torch.randperm(NUM_BLOCKS, generator=torch.manual_seed(1)).int()
+    tables = blocks[:9].repeat(4, 1)
+    tables[2, :2], tables[3, :2] = blocks[9:11], blocks[11:13]
+    return tables
+
+
+def run_steps(ranks: Sequence[LatentAttention], hidden: dict[int, torch.Tensor]) -> torch.Tensor:
+    """All of STEPS on ranks whose results are added: the rows of each sequence, by slot."""
+    caches = [latent_cache(rank.spec, NUM_BLOCKS, BLOCK_SIZE) for rank in ranks]
+    tables = made_tables()
+    found = {slot: torch.full_like(rows, torch.nan) for slot, rows in hidden.items()}
+    for step in STEPS:
+        batch = step.batch(tables)
+        x_TH = torch.cat([hidden[slot][first : first + n] for slot, first, n in step.rows])
+        parts = [
+            rank(x_TH, cache, batch).total(x_TH.dtype)
+            for rank, cache in zip(ranks, caches, strict=True)
+        ]
+        pieces = torch.stack(parts).sum(0).split(batch.num_tokens)
+        for (slot, first, n), piece in zip(step.rows, pieces, strict=True):
+            found[slot][first : first + n] = piece
+    return torch.cat([found[slot] for slot in LENGTHS])
+
+
+def check(layer: Layer, ranks: Sequence[LatentAttention]) -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows = torch.randn(TOKENS, layer.config.hidden_size, generator=generator)
+    hidden = dict(zip(LENGTHS, rows.split(list(LENGTHS.values())), strict=True))
+    expected = torch.cat([layer.expected(each) for each in hidden.values()])
+    assert relative_error(run_steps(ranks, hidden), expected) <= 1e-4
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_equals_transformers(kind: str, seed: int) -> None:
+    """Prompts in chunks, decodes beside them and alone."""
+    layer = Layer.random(kind, seed)
+    check(layer, [layer.ours()])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_two_ranks_share_the_heads(kind: str) -> None:
+    layer = Layer.random(kind, 5)
+    check(layer, [layer.ours(tp_rank=rank, tp_size=2) for rank in range(2)])

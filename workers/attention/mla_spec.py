@@ -1,0 +1,102 @@
+"""One layer's multi-head latent attention as numbers (DeepSeek-AI, 2024, DeepSeek-V2, section 2.1).
+
+Torch-free, as `workers.attention.spec`: the launcher reads it before anything starts.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+from workers.layers.rope_spec import RopeSpec
+
+_MAX_GROUP = 64
+"""Query heads that one program attends with: their outputs over latents fill its registers."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class QueryGrowth:
+    """A query at position p counts ``1 + beta · ln(1 + ⌊p / length⌋)`` times (transformers'
+    get_llama_4_attn_scale in Mistral4Attention)."""
+
+    beta: float
+    length: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MlaSpec:
+    """Attention whose keys and values are made of one latent a token; numbers are those of all
+    ranks together. No projection has a bias: no checkpoint that is served has one.
+
+    transformers' DeepseekV2Attention, DeepseekV3Attention (also Kimi-K2's), Glm4MoeLiteAttention
+    and Mistral4Attention differ in these numbers alone.
+
+    Attributes:
+        q_lora_rank: width of the latent that queries are made of; None: they are made of the
+            hidden state.
+        kv_lora_rank: width of the latent that keys and values are made of.
+        qk_nope_head_dim, qk_rope_head_dim: of a query's or key's two parts. The first knows no
+            position, the second is turned, and is one for all heads of keys.
+        v_head_dim: of values.
+        scale: what scores are multiplied by, see `softmax_scale`.
+        rope: turns all of the second part.
+        norm_eps: of the norms of both latents; in transformers it is not config.json's.
+        query_growth: None: queries of all positions count alike.
+    """
+
+    num_heads: int
+    q_lora_rank: int | None
+    kv_lora_rank: int
+    qk_nope_head_dim: int
+    qk_rope_head_dim: int
+    v_head_dim: int
+    scale: float
+    rope: RopeSpec
+    norm_eps: float = 1e-6
+    query_growth: QueryGrowth | None = None
+
+    def __post_init__(self) -> None:
+        if self.rope.dim != self.qk_rope_head_dim:
+            raise ValueError(
+                f"qk_rope_head_dim {self.qk_rope_head_dim} is not the rotary embedding's "
+                f"{self.rope.dim}"
+            )
+        if self.qk_rope_head_dim % 2:
+            raise ValueError(f"qk_rope_head_dim {self.qk_rope_head_dim} is odd; it must be pairs")
+
+    @property
+    def query_width(self) -> int:
+        """Of a head's query, as it is projected."""
+        return self.qk_nope_head_dim + self.qk_rope_head_dim
+
+    @property
+    def entry_width(self) -> int:
+        """Of what the cache holds of a token: its latent, and the turned part of its keys."""
+        return self.kv_lora_rank + self.qk_rope_head_dim
+
+
+def softmax_scale(
+    query_width: int, *, factor: float = 1.0, mscale_all_dim: float | None = None
+) -> float:
+    """``1 / √query_width``, with YaRN's temperature where ``mscale_all_dim`` says so (transformers'
+    yarn_apply_mscale).
+
+    Args:
+        factor, mscale_all_dim: of config.json's scaled rotary embedding, if it has one.
+    """
+    scale = 1.0 / math.sqrt(query_width)
+    if not mscale_all_dim or factor <= 1.0:
+        return scale
+    return scale * (0.1 * mscale_all_dim * math.log(factor) + 1.0) ** 2
+
+
+def head_groups(num_heads: int) -> int:
+    """Programs that share a rank's query heads evenly, each of which reads the latents.
+
+    Plans of a step are made as if each had a key head of its own: it is
+    `workers.step.batch.AttentionShape.kv_heads`.
+    """
+    groups = -(-num_heads // _MAX_GROUP)
+    while num_heads % groups:
+        groups += 1
+    return groups
