@@ -100,8 +100,9 @@ _WITHOUT_EFFECT = frozenset(
 # Of every type, in forms of their own: `ModelConfig` reads them.
 _READ_ELSEWHERE = frozenset(
     {
-        "dtype", "eos_token_id", "layer_types", "rope_parameters", "rope_scaling", "rope_theta",
-        "torch_dtype", "use_sliding_window",
+        "dtype", "eos_token_id", "layer_types", "torch_dtype", "use_sliding_window",
+        # By `workers.rope_keys`.
+        "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
         # By `workers.quantization`.
         "quantization_config", "compression_config",
     }

@@ -17,14 +17,14 @@ from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
 from workers.config_keys import read_keys
+from workers.layers.rope_spec import RopeSpec
 from workers.model_types import MODEL_TYPES, MoEKeys
 from workers.quantization import read_modelopt_file, read_quantization
 from workers.quantized_modules import Quantization
+from workers.rope_keys import RopeDefaults, read_rope, unknown_rope_keys
 
 _Meaning = TypeVar("_Meaning")
 
-_DEFAULT_ROPE_THETA = 10000.0
-_ROPE_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 _MAX_END_TOKENS = 256
 _TORCH_DTYPES = ("bfloat16", "float16", "float32")
 
@@ -52,7 +52,7 @@ class ModelConfig:
     num_kv_heads: int
     head_dim: int
     rms_norm_eps: float
-    rope_theta: float
+    rope: RopeSpec
     max_position_embeddings: int
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
@@ -68,8 +68,6 @@ class ModelConfig:
                 f"num_attention_heads {self.num_heads} is not a multiple of "
                 f"num_key_value_heads {self.num_kv_heads}"
             )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim {self.head_dim} is odd; rotary embedding needs pairs")
 
     @property
     def reads_fp8(self) -> bool:
@@ -132,10 +130,11 @@ class ModelConfig:
         quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
         _refuse_other_attention(raw, values["num_hidden_layers"])
-        theta, unknown_of_rope = _rope(raw)
         num_layers = values["num_hidden_layers"]
         heads = values["num_attention_heads"]
         kv_heads = values["num_key_value_heads"]
+        head_dim = values.get("head_dim") or values["hidden_size"] // heads
+        rope, max_positions = RopeDefaults(), values["max_position_embeddings"]
         return cls(
             architecture=entry.architecture,
             vocab_size=values["vocab_size"],
@@ -144,17 +143,17 @@ class ModelConfig:
             num_layers=num_layers,
             num_heads=heads,
             num_kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+            head_dim=head_dim,
             rms_norm_eps=values["rms_norm_eps"],
-            rope_theta=theta,
-            max_position_embeddings=values["max_position_embeddings"],
+            rope=read_rope(raw, head_dim=head_dim, max_positions=max_positions, defaults=rope),
+            max_position_embeddings=max_positions,
             tie_word_embeddings=values["tie_word_embeddings"],
             eos_token_ids=_end_tokens(raw, values["vocab_size"]),
             dtype=_dtype(raw),
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
             quantization=quantization,
-            unknown_keys=(*unknown, *unknown_of_rope),
+            unknown_keys=(*unknown, *unknown_rope_keys(raw, rope)),
         )
 
 
@@ -181,30 +180,6 @@ def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:
             f"layer_types is {shown(kinds)}; it must be full_attention, once for each of "
             f"num_hidden_layers {num_layers}: no other kind is built"
         )
-
-
-def _rope(raw: dict[str, Any]) -> tuple[float, list[str]]:
-    """The base of the wavelengths, and keys that nothing here knows. As in transformers, of two
-    spellings the older one counts."""
-    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    said = raw.get(key) or {}
-    if not isinstance(said, dict):
-        raise ValueError(f"{key} is {shown(said)}; it must be an object")
-    kind = said.get("rope_type") or said.get("type") or "default"
-    if kind != "default":
-        raise ValueError(
-            f"{key} asks for {shown(kind)}; only the default rotary embedding is built: remove it "
-            "to serve the context that the model was trained with"
-        )
-    if (part := said.get("partial_rotary_factor")) not in (None, 1):
-        raise ValueError(
-            f"{key} has partial_rotary_factor {shown(part)}; only full rotary embedding is built"
-        )
-    given = (said.get("rope_theta"), raw.get("rope_theta"), _DEFAULT_ROPE_THETA)
-    theta = next(each for each in given if each is not None)
-    if type(theta) not in (int, float) or not (1 <= theta <= 1e15):
-        raise ValueError(f"rope_theta is {shown(theta)}; it must be a number from 1 to 1e15")
-    return float(theta), [f"{key}.{name}" for name in said if name not in _ROPE_KEYS]
 
 
 def _dtype(raw: dict[str, Any]) -> str:

@@ -105,8 +105,8 @@ def test_other_wrong_values_are_named(change: dict[str, Any], words: str) -> Non
         ({"layer_types": ["sliding_attention"] * 48}, "layer_types is ['sliding_attention'"),
         ({"layer_types": ["full_attention"]}, "num_hidden_layers 48"),
         ({"layer_types": 5}, "layer_types is 5"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling asks for 'yarn'"),
-        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters asks for 'linear'"),
+        ({"rope_scaling": {"rope_type": "axial"}}, "rope_scaling asks for 'axial'"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope_parameters of kind 'linear' has no"),
         ({"per_layer_config": {"1": {"num_experts": 4}}}, "per_layer_config is "),
     ],
 )

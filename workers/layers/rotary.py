@@ -1,6 +1,6 @@
-"""Rotary position embedding (Su et al., 2021), in the half-split form of Llama and Qwen.
+"""Rotary position embedding (Su et al., 2021): tables of cosines and sines, and turning by them.
 
-Scaled kinds (YaRN, linear, dynamic) are not built; model_config.py refuses them.
+R dimensions of a head are turned; `workers.layers.rope_frequencies` says how fast.
 """
 
 from __future__ import annotations
@@ -8,32 +8,32 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from workers.layers.rope_frequencies import amplitude, frequencies
+from workers.layers.rope_spec import RopeSpec
+
 _ROWS_AT_ONCE = 1 << 16
 """Rows worked out at once on a CPU, which takes 0.1 s; few models have a longer context."""
 
 
 class RotaryEmbedding(nn.Module):
-    """Cosines and sines for all positions, each computed once in fp32.
+    """Cosines and sines ``[P, R]`` for all positions, each computed once in fp32. The second half
+    of a row repeats the first.
 
     On a CPU, where a long context would take seconds and gigabytes, rows are worked out when
     sequences become so long; elsewhere all are, for graphs are captured with the tables.
 
     Args:
-        head_dim: D, even.
-        max_positions: rows of the tables, for positions 0 to max_positions - 1.
-        theta: base of the wavelengths.
+        max_positions: rows of the tables, for positions 0 to max_positions - 1; the longest
+            sequence that is served, by which a scaling may choose its wavelengths.
     """
 
-    def __init__(
-        self, head_dim: int, max_positions: int, theta: float, device: torch.device
-    ) -> None:
+    def __init__(self, spec: RopeSpec, max_positions: int, device: torch.device) -> None:
         super().__init__()
-        self.head_dim = head_dim
+        self.spec = spec
         self.max_positions = max_positions
-        self.theta = theta
         self.num_ready = 0
         # Twice `empty`: on the meta device `empty_like` would import sympy, for 0.4 s.
-        shape = (max_positions, head_dim)
+        shape = (max_positions, spec.dim)
         self.cos = nn.Buffer(
             torch.empty(shape, dtype=torch.float32, device=device), persistent=False
         )
@@ -53,15 +53,16 @@ class RotaryEmbedding(nn.Module):
         if self.cos.device.type == "cpu":
             stop = min(-(-num_positions // _ROWS_AT_ONCE) * _ROWS_AT_ONCE, self.max_positions)
         device = self.cos.device
-        powers = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=device)
         positions = torch.arange(start, stop, dtype=torch.float32, device=device)
-        angles = torch.outer(positions, 1.0 / self.theta ** (powers / self.head_dim))
-        self.cos[start:stop].unflatten(1, (2, -1)).copy_(angles.cos().unsqueeze(1))
-        self.sin[start:stop].unflatten(1, (2, -1)).copy_(angles.sin().unsqueeze(1))
+        angles = torch.outer(positions, frequencies(self.spec, self.max_positions, device))
+        length = amplitude(self.spec, self.max_positions)
+        for table, function in ((self.cos, torch.cos), (self.sin, torch.sin)):
+            values = function(angles).mul_(length)
+            table[start:stop].unflatten(1, (2, -1)).copy_(values.unsqueeze(1))
         self.num_ready = stop
 
     def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Cosines and sines ``[T, 1, D]`` in fp32."""
+        """Cosines and sines ``[T, 1, R]`` in fp32."""
         return self.cos[positions_T].unsqueeze(1), self.sin[positions_T].unsqueeze(1)
 
 

@@ -237,9 +237,7 @@ class Qwen3ForCausalLM(nn.Module):
         )
         self.layers = cast(Sequence[Qwen3DecoderLayer], layers)
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
-        self.rotary = RotaryEmbedding(
-            config.head_dim, build.max_positions, config.rope_theta, device
-        )
+        self.rotary = RotaryEmbedding(config.rope, build.max_positions, device)
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LMHead(
             config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context

@@ -225,7 +225,7 @@ def _settings(config: WorkerConfig, model: ModelConfig, device: torch.device) ->
     return _Settings(
         dtype,
         _kv_cache_dtype(config.kv_cache_dtype, dtype, model.head_dim, device),
-        _max_model_len(config.max_model_len, model.max_position_embeddings),
+        _max_model_len(config.max_model_len, model),
         step_tokens,
     )
 
@@ -254,12 +254,12 @@ def _kv_cache_dtype(flag: str, dtype: torch.dtype, head_dim: int, device: torch.
     return flag
 
 
-def _max_model_len(flag: int | None, limit: int) -> int:
-    if flag is not None and flag > limit:
-        raise ValueError(
-            f"--max-model-len {flag} is above the model's max_position_embeddings {limit}"
-        )
-    return flag or limit
+def _max_model_len(flag: int | None, model: ModelConfig) -> int:
+    """Also above max_position_embeddings where the rotary embedding reaches further."""
+    if flag is None:
+        return model.max_position_embeddings
+    model.rope.check_length(flag, model.max_position_embeddings)
+    return flag
 
 
 def _load(model: Model, checkpoint: Checkpoint | None, config: WorkerConfig) -> LoadedWeights:

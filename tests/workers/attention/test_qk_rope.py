@@ -11,6 +11,7 @@ from workers.attention.kernels import qk_rope as module
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import FP8, CacheSizes, KVCache, LayerCache
 from workers.layers.norm import RMSNorm
+from workers.layers.rope_spec import RopeSpec
 from workers.layers.rotary import RotaryEmbedding, rotate
 
 pytestmark = pytest.mark.interpreter
@@ -39,7 +40,7 @@ class Case:
         self.positions = torch.randint(0, BLOCK * MAX_BLOCKS, (self.T,), **kind)
         blocks = torch.randperm(num_slots * MAX_BLOCKS, device=device).int()
         self.tables = blocks.view(num_slots, MAX_BLOCKS)
-        self.rotary = RotaryEmbedding(self.D, BLOCK * MAX_BLOCKS, 1e4, device)
+        self.rotary = RotaryEmbedding(RopeSpec(dim=self.D, theta=1e4), BLOCK * MAX_BLOCKS, device)
         self.norms = [RMSNorm(self.D, EPS, self.dtype, device) for _ in range(2)]
         for norm in self.norms:
             torch.nn.init.normal_(norm.weight, mean=1.0)

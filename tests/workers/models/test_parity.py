@@ -1,6 +1,7 @@
 """Logits of the worker's models against transformers, in fp32 on the CPU."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,32 @@ def test_logits_equal_transformers(seed: int, moe: bool, moe_runner: str, tmp_pa
         for number, (a, b) in enumerate(chunks)
     ]
     assert relative_error(torch.cat(parts), expected) <= 1e-4
+
+
+SCALINGS = [
+    {"rope_type": "linear", "factor": 3.0},
+    {"rope_type": "dynamic", "factor": 3.0},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16},
+    {
+        "rope_type": "llama3", "factor": 4.0, "original_max_position_embeddings": 16,
+        "low_freq_factor": 1.0, "high_freq_factor": 2.0,
+    },
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("scaling", SCALINGS, ids=lambda scaling: scaling["rope_type"])
+def test_scaled_rotary_embeddings_equal_transformers(
+    scaling: dict[str, Any], tmp_path: Path
+) -> None:
+    config = random_config(1, moe=True)
+    config.rope_parameters = {**scaling, "rope_theta": 1e4}
+    oracle = save_model(config, tmp_path)
+    rank = start_rank(tmp_path)
+    tokens = torch.randint(config.vocab_size, (37,), generator=torch.manual_seed(5)).tolist()
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    ours = step_logits(rank, prefill_step(0, 2, tokens, list(range(3))))
+    assert relative_error(ours, expected) <= 1e-4
 
 
 def test_decodes_of_a_mixed_batch_equal_transformers(tmp_path: Path) -> None:

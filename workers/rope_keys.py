@@ -1,0 +1,129 @@
+"""The keys of config.json that say how a rotary embedding is, in both spellings.
+
+Owns `rope_parameters`, as transformers 5 writes it, also one for each kind of layer, `rope_scaling`
+with a `rope_theta` beside it, as on the Hub, and the bounds of their numbers. What is absent, and
+what counts of two, is as in transformers' RotaryEmbeddingConfigMixin. Torch-free.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from switchyard.model_files import shown
+from workers.layers.rope_spec import RopeSpec
+from workers.rope_scaling_keys import KINDS, SMALLEST, RopeNumbers, RopeObject
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RopeDefaults:
+    """What a model type has where config.json says nothing.
+
+    Attributes:
+        theta: base of the wavelengths.
+        partial: share of a head that is turned. None: whole heads, and config.json may not ask for
+            less, since transformers would not hear it.
+        interleaved: see `RopeSpec`.
+        ignored: keys beside the embedding's that do not matter to text, or that the type reads.
+    """
+
+    theta: float = 10000.0
+    partial: float | None = None
+    interleaved: bool = False
+    ignored: frozenset[str] = frozenset()
+
+
+def read_rope(
+    raw: Mapping[str, Any],
+    *,
+    head_dim: int,
+    max_positions: int,
+    defaults: RopeDefaults,
+    layer_type: str | None = None,
+) -> RopeSpec:
+    """The rotary embedding of a model, or of its layers of one type.
+
+    Args:
+        head_dim: of which the embedding turns a share.
+        max_positions: max_position_embeddings.
+        layer_type: for types with an embedding for each; one for all is taken too.
+
+    Raises:
+        ValueError: one line naming the key that is wrong or not built.
+    """
+    said = _read_object(raw, layer_type)
+    theta = said.first("rope_theta", raw, defaults.theta, least=1, most=1e15)
+    dim = _turned(said, raw, head_dim, defaults.partial)
+    kind = said.kind
+    scaling = None
+    if kind != "default":
+        original = None if said.is_nested else raw.get("original_max_position_embeddings")
+        numbers = RopeNumbers(said, dim, theta, max_positions, original)
+        scaling = KINDS[kind].read(numbers)
+    return RopeSpec(dim=dim, theta=theta, interleaved=defaults.interleaved, scaling=scaling)
+
+
+def unknown_rope_keys(raw: Mapping[str, Any], defaults: RopeDefaults) -> list[str]:
+    """Keys of the object that nothing reads. Raises ValueError as `read_rope`."""
+    whole = _whole_object(raw)
+    types = [each for each in _LAYER_TYPES if isinstance(whole.values.get(each), dict)]
+    parts = [whole.part(each) for each in types] or [whole]
+    found = [f"{whole.where}.{key}" for key in whole.values if types and key not in _LAYER_TYPES]
+    for said in parts:
+        keys = () if said.kind == "default" else KINDS[said.kind].keys
+        known = {"rope_type", "type", "rope_theta", "partial_rotary_factor", *keys}
+        known |= defaults.ignored
+        found += [f"{said.where}.{key}" for key in said.values if key not in known]
+    return found
+
+
+def _whole_object(raw: Mapping[str, Any]) -> RopeObject:
+    """Of two spellings the older one counts."""
+    key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
+    said = raw.get(key) or {}
+    if not isinstance(said, dict):
+        raise ValueError(f"{key} is {shown(said)}; it must be an object")
+    return RopeObject(key, said)
+
+
+def _read_object(raw: Mapping[str, Any], layer_type: str | None) -> RopeObject:
+    """That of a type of layers, where each has one."""
+    whole = _whole_object(raw)
+    if not any(isinstance(whole.values.get(each), dict) for each in _LAYER_TYPES):
+        return whole
+    if layer_type is None:
+        raise ValueError(
+            f"{whole.where} has one rotary embedding for each type of layers; "
+            f"{shown(raw.get('model_type'))} has one for all: say it without {_LAYER_TYPES[0]}"
+        )
+    if not isinstance(whole.values.get(layer_type), dict):
+        raise ValueError(
+            f"{whole.where}.{layer_type} is {shown(whole.values.get(layer_type))}; it must be an "
+            "object, for there are such layers"
+        )
+    return whole.part(layer_type)
+
+
+def _turned(said: RopeObject, raw: Mapping[str, Any], head_dim: int, partial: float | None) -> int:
+    """Dimensions of a head that are turned."""
+    key = "partial_rotary_factor"
+    if partial is None:
+        if (asked := said.values.get(key)) not in (None, 1):
+            raise ValueError(
+                f"{said.where} has {key} {shown(asked)}; only full rotary embedding is built for "
+                f"{shown(raw.get('model_type'))}"
+            )
+        if head_dim % 2:
+            raise ValueError(f"head_dim {head_dim} is odd; rotary embedding needs pairs")
+        return head_dim
+    share = said.first(key, raw, partial, least=SMALLEST, most=1)
+    dim = int(head_dim * share)
+    if dim < 2 or dim % 2:
+        raise ValueError(
+            f"{key} {share:g} of head_dim {head_dim} turns {dim} dimensions; rotary embedding "
+            "needs pairs"
+        )
+    return dim
