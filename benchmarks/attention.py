@@ -26,6 +26,7 @@ from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_a
 from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefill_attention
 from workers.attention.kv_cache import FP8, CacheSizes, KVCache, LayerCache
 from workers.attention.plan import (
+    AttentionKind,
     DecodeTiles,
     PrefillTiles,
     decode_capacity,
@@ -86,6 +87,7 @@ class Case:
             block_size=_BLOCK_SIZE,
             num_kv_heads=self.heads.kv,
             head_dim=self.heads.dim,
+            v_head_dim=self.heads.dim,
             dtype=dtype,
         )
         layers = KVCache(sizes, self.num_blocks, self.device).layers
@@ -129,7 +131,8 @@ class Case:
     ) -> list[Call]:
         """A launch a layer; all write to the same place."""
         pdl = self.device.type == "cuda"
-        options = {"out": self.out_TND, "pdl": pdl, "tiles": tiles}
+        scale = self.heads.dim**-0.5
+        options = {"scale": scale, "out": self.out_TND, "pdl": pdl, "tiles": tiles}
         launch: Call
         if isinstance(tiles, DecodeTiles):
             plan, workspace = self._decode_plan(tiles, num_cores)
@@ -152,15 +155,16 @@ class Case:
         self, tiles: PrefillTiles, num_cores: int
     ) -> tuple[torch.Tensor, PrefillWorkspace | None]:
         num, kv, dim = self.heads
+        kind = AttentionKind(None, num)
         columns = tile_columns(
-            self.rows, 0, num_heads=num, kv_heads=kv, num_cores=num_cores, shape=None
+            self.rows, 0, kind=kind, kv_heads=kv, num_cores=num_cores, shape=None
         )
         plan = torch.from_numpy(columns).to(self.device)
         if columns.shape[1] != SPLIT_FIELDS:
             return plan, None
         shape = (max_splits(kv, num_cores), kv, tiles.block_m, dim)
         return plan, PrefillWorkspace(
-            partials_CKMD=torch.empty(shape, device=self.device),
+            partials_CKMV=torch.empty(shape, device=self.device),
             lse_CKM=torch.empty(shape[:3], device=self.device),
             finished_CK=torch.zeros(shape[:2], dtype=torch.int32, device=self.device),
         )

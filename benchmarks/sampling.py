@@ -126,7 +126,12 @@ def make_runner(batch_size: int, vocab_size: int, device: torch.device) -> Runne
         out_tokens_S=results.tokens_S, reports=True, triton=triton,
     )  # fmt: skip
     sizes = CacheSizes(
-        num_layers=0, block_size=1 << 16, num_kv_heads=1, head_dim=1, dtype=torch.float32
+        num_layers=0,
+        block_size=1 << 16,
+        num_kv_heads=1,
+        head_dim=1,
+        v_head_dim=1,
+        dtype=torch.float32,
     )
     forward = StepForward(model, KVCache(sizes, 0, device), results.hits_L)
     return Runner(forward, builder, sampler, results, Measure(roofline, None))

@@ -1,7 +1,7 @@
 """The paged KV cache of one rank: its memory, its two formats, and how much of it there may be.
 
 The frontend decides which sequence holds which block. Shapes: T tokens, K key/value heads, D
-head_dim.
+head_dim of keys, V of values.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class LayerCache:
     """Keys and values of one layer.
 
     Attributes:
-        keys, values: ``[num_blocks, block_size, kv_heads, head_dim]``, in the model's dtype or FP8.
+        keys, values: ``[num_blocks, block_size, kv_heads, head_dim]``, in the model's dtype or FP8;
+            values of a width of their own, which may be 0.
         scales: of FP8 alone, ``[num_blocks, kv_heads, block_size, 2]``: the powers of two that a
             head's key and its value of one token are multiplied by. Apart from `keys`, so that the
             scales of a head's tokens are neighbours.
@@ -40,13 +41,15 @@ class LayerCache:
         """Tokens in a block."""
         return int(self.keys.shape[1])
 
-    def write(self, cache_rows_T: torch.Tensor, k_TKD: torch.Tensor, v_TKD: torch.Tensor) -> None:
+    def write(self, cache_rows_T: torch.Tensor, k_TKD: torch.Tensor, v_TKV: torch.Tensor) -> None:
         """Store tokens; row = block * block_size + offset.
 
         Values that are not finite are stored as 0. Attention reads whole blocks and masks the
         places of other rows; a masked NaN would still spread to the next sequence with the block.
         """
-        for part, (cache, x_TKD) in enumerate(((self.keys, k_TKD), (self.values, v_TKD))):
+        for part, (cache, x_TKD) in enumerate(((self.keys, k_TKD), (self.values, v_TKV))):
+            if not cache.shape[3]:
+                continue
             entries_TKD = x_TKD.nan_to_num(0.0, 0.0, 0.0)
             if self.scales is not None:
                 entries_TKD, scales_TK = quantize(entries_TKD)
@@ -55,7 +58,8 @@ class LayerCache:
             _bytes(cache).flatten(0, 1).index_copy_(0, cache_rows_T, _bytes(entries_TKD))
 
     def read(self, blocks: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-        """Keys and values of some blocks ``[*blocks.shape, block_size, K, D]``, in ``dtype``."""
+        """Keys and values of some blocks, in ``dtype``: ``[*blocks.shape, block_size, K, D]`` and
+        ``[…, V]``."""
         k, v = self.keys[blocks], self.values[blocks]
         if self.scales is None:
             return k, v
@@ -86,6 +90,7 @@ class CacheSizes:
     """What one block of a rank's cache holds: the same numbers for any number of blocks.
 
     Attributes:
+        head_dim: of keys; v_head_dim: of values, 0 where they are made of the keys.
         dtype: of an entry's numbers; FP8 has scales besides.
     """
 
@@ -93,14 +98,15 @@ class CacheSizes:
     block_size: int
     num_kv_heads: int
     head_dim: int
+    v_head_dim: int
     dtype: torch.dtype
 
     @property
     def bytes_per_block(self) -> int:
         """Bytes one block takes on one rank over all layers: keys and values."""
         scale = SCALE_DTYPE.itemsize if self.dtype == FP8 else 0
-        entries = 2 * self.num_layers * self.block_size * self.num_kv_heads
-        return entries * (self.head_dim * self.dtype.itemsize + scale)
+        width = (self.head_dim + self.v_head_dim) * self.dtype.itemsize + 2 * scale
+        return self.num_layers * self.block_size * self.num_kv_heads * width
 
 
 class KVCache:
@@ -114,11 +120,12 @@ class KVCache:
 
 def _layer(sizes: CacheSizes, num_blocks: int, device: torch.device) -> LayerCache:
     block_size, kv_heads = sizes.block_size, sizes.num_kv_heads
-    shape = (num_blocks, block_size, kv_heads, sizes.head_dim)
+    shape = (num_blocks, block_size, kv_heads)
     scales = None
     if sizes.dtype == FP8:
         scales = zeros((num_blocks, kv_heads, block_size, 2), SCALE_DTYPE, device)
-    keys, values = (zeros(shape, sizes.dtype, device) for _ in range(2))
+    widths = (sizes.head_dim, sizes.v_head_dim)
+    keys, values = (zeros((*shape, width), sizes.dtype, device) for width in widths)
     return LayerCache(keys, values, scales)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import numpy as np
 
@@ -25,6 +26,18 @@ _FEW_ROWS = 16
 # each row and key head.
 _FILL = 1.1
 _SPARE = 0.25
+
+
+class AttentionKind(NamedTuple):
+    """What layers have alike that share a step's plan.
+
+    Attributes:
+        window: keys that a query sees, its own included; None: all before it.
+        num_heads: query heads of this rank.
+    """
+
+    window: int | None
+    num_heads: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,20 +105,27 @@ def prefill_tiles(num_tokens: int, *, fp8: bool = False) -> PrefillTiles:
     return PrefillTiles(num_stages=2, max_registers=128)
 
 
-def decode_capacity(num_rows: int, kv_heads: int, num_sms: int) -> int:
+def decode_capacity(num_rows: int, kv_heads: int, num_sms: int, window: int | None = None) -> int:
     """Chunks that a graph of ``num_rows`` rows has room for: few rows are split to give every
-    multiprocessor a program, many only where a row is far longer than the others."""
+    multiprocessor a program, many only where a row is far longer than the others. A window has no
+    more than its units."""
     filling = math.ceil(_FILL * num_sms / kv_heads)
-    return max(num_rows + math.ceil(_SPARE * num_sms / kv_heads), filling)
+    capacity = max(num_rows + math.ceil(_SPARE * num_sms / kv_heads), filling)
+    if window is None:
+        return capacity
+    return min(capacity, num_rows * -(-window // decode_tiles(num_rows).unit))
 
 
-def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int) -> np.ndarray:
+def plan_decode(
+    lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int, window: int | None = None
+) -> np.ndarray:
     """Cut contexts into chunks of the fewest tokens that still give at most ``capacity`` chunks.
 
     Args:
         lengths: ``[R]``, context of each row; 0: a padding row, which has one empty chunk.
         slots: ``[R]``, where each row's block table stands.
         unit: all chunks but a row's last have the same multiple of so many tokens.
+        window: only so many tokens of a row, the last, are in chunks; None: all.
 
     Returns:
         int32 ``[capacity, 8]``, the largest chunks first: row (-1: unused), slot, first token,
@@ -116,7 +136,8 @@ def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int
     lengths = np.asarray(lengths, dtype=np.int32)
     num_rows = len(lengths)
     assert num_rows <= capacity, f"{num_rows} rows need more than {capacity} chunks"
-    units_R = np.maximum((lengths + (unit - 1)) // unit, 1)
+    starts_R = np.zeros_like(lengths) if window is None else np.maximum(lengths - window, 0)
+    units_R = np.maximum((lengths - starts_R + (unit - 1)) // unit, 1)
     chunk_units = _smallest_chunk(units_R, capacity)
     chunk_tokens = chunk_units * unit
     counts_R = (units_R + (chunk_units - 1)) // chunk_units
@@ -124,7 +145,7 @@ def plan_decode(lengths: np.ndarray, slots: np.ndarray, capacity: int, unit: int
 
     row_C = np.repeat(np.arange(num_rows), counts_R)
     index_C = np.arange(len(row_C))
-    start_C = (index_C - firsts_R[row_C]) * chunk_tokens
+    start_C = starts_R[row_C] + (index_C - firsts_R[row_C]) * chunk_tokens
     stop_C = np.minimum(start_C + chunk_tokens, lengths[row_C])
     order_C = np.argsort(start_C - stop_C, kind="stable")
     first_C, count_C = firsts_R[row_C], counts_R[row_C]

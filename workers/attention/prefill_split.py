@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from workers.attention.plan import plan_prefill, prefill_tile_tokens, prefill_tiles
+from workers.attention.plan import (
+    AttentionKind,
+    plan_prefill,
+    prefill_tile_tokens,
+    prefill_tiles,
+)
 from workers.rows import StepRows
 
 # Columns of an entry, as the prefill kernel reads them; of a whole tile the last three are zeros.
@@ -37,7 +42,7 @@ def tile_columns(
     rows: StepRows,
     num_decodes: int,
     *,
-    num_heads: int,
+    kind: AttentionKind,
     kv_heads: int,
     num_cores: int,
     shape: tuple[int, int] | None,
@@ -48,6 +53,7 @@ def tile_columns(
     warm-up, whose steps have the fewest and the most tokens of each kind of tiles, sees all.
 
     Args:
+        kind: a window bounds a tile's keys, so none is split.
         shape: tokens, and most rows, of the captured shape the step is padded to.
 
     Returns:
@@ -56,7 +62,7 @@ def tile_columns(
     """
     num_tokens = int(rows.num_tokens.sum()) if shape is None else shape[0]
     tiles = prefill_tiles(num_tokens)
-    tile_tokens = prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
+    tile_tokens = prefill_tile_tokens(tiles.block_m, kind.num_heads, kv_heads)
     columns = plan_prefill(
         rows.num_tokens[num_decodes:],
         rows.positions[num_decodes:],
@@ -65,7 +71,7 @@ def tile_columns(
         tile_tokens,
     )
     fill, spare = prefill_fill(kv_heads, num_cores), 0
-    if tiles.unit is not None and num_tokens // tile_tokens < fill:
+    if kind.window is None and tiles.unit is not None and num_tokens // tile_tokens < fill:
         columns = split_tiles(columns, fill, tiles.unit)
         spare = fill
     if shape is None:

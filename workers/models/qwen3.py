@@ -22,6 +22,7 @@ from moe.expert_load import ExpertCounters
 from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
+from workers.attention.plan import AttentionKind
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.layers.norm import RMSNorm
@@ -48,6 +49,7 @@ class Qwen3Attention(nn.Module):
         kv_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
         self.num_heads = config.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
+        self.kind, self.scale = AttentionKind(None, self.num_heads), head_dim**-0.5
         shards = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
         weight_format = build.format_of(f"{prefix}{name}" for name in shards)
         self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, weight_format)
@@ -89,7 +91,7 @@ class Qwen3Attention(nn.Module):
         angles = rotary(batch.positions_T)
         q_TND = rotate(self.q_norm(q_TND), *angles)
         k_TKD = rotate(self.k_norm(k_TKD), *angles)
-        return paged_attention(q_TND, k_TKD, v_TKD, cache, batch)
+        return paged_attention(q_TND, k_TKD, v_TKD, cache, batch, scale=self.scale)
 
     def _kernels(
         self,
@@ -115,7 +117,7 @@ class Qwen3Attention(nn.Module):
             out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
             pdl=context.pdl,
         )
-        return kernel_attention(q_TND, cache, batch, context)
+        return kernel_attention(q_TND, cache, batch, context, self.kind, scale=self.scale)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)

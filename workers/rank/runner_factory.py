@@ -10,7 +10,7 @@ import torch
 
 from moe.placement import ExpertPlacement
 from workers.attention.kv_cache import KVCache
-from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM
+from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM, AttentionKind
 from workers.config import WorkerConfig
 from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
@@ -86,7 +86,7 @@ def _attention_shape(
             f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
         )
     return AttentionShape(
-        num_heads=config.num_heads // build.parallel.tp,
+        kinds=(AttentionKind(None, config.num_heads // build.parallel.tp),),
         kv_heads=kv_heads,
         num_cores=build.context.num_cores,
     )

@@ -164,6 +164,7 @@ def _make_runner(
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
+        v_head_dim=model_config.head_dim,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
     if config.self_check:

@@ -83,7 +83,8 @@ def _check_step(
     yield check_rows(f"norm and rotation of {what}", q_TND, q, 4)
     yield compare(f"keys of {dtype}, {what}", keys[rows_T], k, allowed)
     yield compare(f"values of {dtype}, {what}", values[rows_T], v, allowed)
-    attended = kernel_attention(q_TND, cache, batch, context).view(T, N, D)
+    kernels = kernel_attention(q_TND, cache, batch, context, attention.kind, scale=attention.scale)
+    attended = kernels.view(T, N, -1)
     kind = "decode" if batch.num_decodes else "prefill"
     longest = max(batch.lengths)
     expected = _attend(q_TND, keys, values, cache, batch)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from switchyard.worker.v1 import worker_pb2
-from workers.attention.layer import AttentionBatch
-from workers.attention.plan import decode_capacity, decode_tiles, plan_decode
+from workers.attention.layer import AttentionBatch, AttentionPlan
+from workers.attention.plan import AttentionKind, decode_capacity, decode_tiles, plan_decode
 from workers.attention.prefill_split import SPLIT_FIELDS, max_splits, tile_columns
 from workers.models.base import ForwardBatch
 from workers.rows import StepRows, int32s
@@ -38,9 +38,13 @@ class BatchShape(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class AttentionShape:
-    """The numbers by which attention kernels divide their work on this rank."""
+    """The numbers by which attention kernels divide their work on this rank.
 
-    num_heads: int
+    Attributes:
+        kinds: of layers, each once; all have the same ``kv_heads``.
+    """
+
+    kinds: tuple[AttentionKind, ...]
     kv_heads: int
     num_cores: int
 
@@ -109,9 +113,9 @@ class BatchBuilder:
         self.params = SlotParams(num_slots)
         self.logits_processor = LogitsProcessor(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
-        self.columns = Staging(
-            device, 16 * max_tokens + 256 * num_slots + SPLIT_FIELDS * num_splits + 4096
-        )
+        num_kinds = 1 if attention is None else len(attention.kinds)
+        a_kind = 8 * max_tokens + 64 * num_slots + SPLIT_FIELDS * num_splits
+        self.columns = Staging(device, 8 * max_tokens + 192 * num_slots + num_kinds * a_kind + 4096)
         self.table_changes = Staging(device, _SPARE_WORDS)
         self.pairs = Staging(device, _SPARE_WORDS)
 
@@ -228,29 +232,29 @@ class BatchBuilder:
         """Plans of the attention kernels; a captured step's are as long as any of its shape."""
         columns = {}
         if num_decodes:
-            capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores)
             unit = decode_tiles(num_decodes).unit
-            columns["chunks"] = plan_decode(
-                rows.lengths[:num_decodes], rows.slots[:num_decodes], capacity, unit
-            )
+            lengths, slots = rows.lengths[:num_decodes], rows.slots[:num_decodes]
+            for window in {kind.window: None for kind in heads.kinds}:
+                capacity = decode_capacity(num_decodes, heads.kv_heads, heads.num_cores, window)
+                columns[_chunks(window)] = plan_decode(lengths, slots, capacity, unit, window)
         if shape is None and num_decodes == len(rows.slots):
             return columns
         if shape is None or not shape.decodes:
-            columns["tiles"] = tile_columns(
-                rows,
-                num_decodes,
-                num_heads=heads.num_heads,
-                kv_heads=heads.kv_heads,
-                num_cores=heads.num_cores,
-                shape=None if shape is None else (shape.tokens, self.num_slots),
-            )
+            for kind in heads.kinds:
+                columns[_tiles(kind)] = tile_columns(
+                    rows,
+                    num_decodes,
+                    kind=kind,
+                    kv_heads=heads.kv_heads,
+                    num_cores=heads.num_cores,
+                    shape=None if shape is None else (shape.tokens, self.num_slots),
+                )
         return columns
 
     def _attention_batch(
         self, num_decodes: int, rows: StepRows, on: dict[str, torch.Tensor]
     ) -> AttentionBatch:
-        tiles = on.get("tiles")
-        split = tiles is not None and tiles.shape[1] == SPLIT_FIELDS
+        kinds = () if self.attention is None else self.attention.kinds
         return AttentionBatch(
             positions_T=on["positions"],
             slots_T=on["slots"],
@@ -259,10 +263,12 @@ class BatchBuilder:
             lengths=rows.lengths.tolist(),
             num_tokens=rows.num_tokens.tolist(),
             num_decodes=num_decodes,
-            chunks=on.get("chunks"),
+            plans={
+                kind: AttentionPlan(on.get(_chunks(kind.window)), on.get(_tiles(kind)))
+                for kind in kinds
+            },
             finished_SK=self.finished_SK,
-            tiles=tiles,
-            finished_CK=self.finished_CK if split else None,
+            finished_CK=self.finished_CK,
         )
 
     def _suppressed(
@@ -299,3 +305,13 @@ class BatchBuilder:
             any_filter=any_filter,
             any_excluded=metadata is not None and metadata.excludes,
         )
+
+
+def _chunks(window: int | None) -> str:
+    """The column of decodes' chunks, which layers of equal windows share."""
+    return f"chunks of {window}"
+
+
+def _tiles(kind: AttentionKind) -> str:
+    """The column of prefills' tiles."""
+    return f"tiles of {kind}"

@@ -54,7 +54,9 @@ def test_a_scale_is_the_least_power_of_two_that_is_enough() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_written_is_read(dtype: torch.dtype) -> None:
-    sizes = CacheSizes(num_layers=1, block_size=5, num_kv_heads=3, head_dim=8, dtype=FP8)
+    sizes = CacheSizes(
+        num_layers=1, block_size=5, num_kv_heads=3, head_dim=8, v_head_dim=8, dtype=FP8
+    )
     layer = KVCache(sizes, 7, torch.device("cpu")).layers[0]
     rows_T = torch.randperm(35)[:20]
     k, v = (torch.randn(2, 20, 3, 8) * (5 * torch.randn(2, 20, 3, 1)).exp2()).to(dtype)
@@ -77,7 +79,9 @@ def test_what_is_written_is_read(dtype: torch.dtype) -> None:
 def test_an_fp8_block_is_half_of_bfloat16_s_and_its_scales() -> None:
     """Qwen3-30B-A3B's: 128 numbers and a scale of two bytes for each key and value."""
     sizes = {
-        dtype: CacheSizes(num_layers=48, block_size=16, num_kv_heads=4, head_dim=128, dtype=dtype)
+        dtype: CacheSizes(
+            num_layers=48, block_size=16, num_kv_heads=4, head_dim=128, v_head_dim=128, dtype=dtype
+        )
         for dtype in (torch.bfloat16, FP8)
     }
     assert sizes[torch.bfloat16].bytes_per_block == 48 * 16 * 2 * 4 * 256
@@ -201,7 +205,7 @@ def test_plain_torch_attends_to_what_the_cache_holds(dtype: torch.dtype) -> None
         num_tokens=num_tokens,
         num_decodes=2,
     )
-    out = paged_attention(q_TND, k_TKD, v_TKD, cache.layer, batch).unflatten(1, (6, 16))
+    out = paged_attention(q_TND, k_TKD, v_TKD, cache.layer, batch, scale=0.25).unflatten(1, (6, 16))
     firsts = np.cumsum(num_tokens) - num_tokens
     for row, (first, count) in enumerate(zip(firsts, num_tokens, strict=True)):
         expected = oracle(q_TND[first : first + count], cache.k_LKD[row], cache.v_LKD[row])

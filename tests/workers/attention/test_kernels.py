@@ -2,6 +2,7 @@
 has no business. Shapes: S rows, T query tokens, L context, N query heads, K key heads."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
@@ -43,14 +44,33 @@ TOLERANCE = {torch.float32: 2e-5, torch.float16: 2e-3, torch.bfloat16: 1.2e-2}
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Heads:
-    """N, K, D and the cache's block size."""
+    """N, K, D, the cache's block size, and numbers of a value; None: D."""
 
     num: int
     kv: int
     dim: int
     block_size: int
+    v_dim: int | None = None
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Numbers of a key and of a value."""
+        return self.dim, self.dim if self.v_dim is None else self.v_dim
 
 
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a layer's attention has besides; scale None: 1 / sqrt(D)."""
+
+    scale: float | None = None
+    window: int | None = None
+    sinks_N: torch.Tensor | None = None
+
+    def scale_of(self, head_dim: int) -> float:
+        return head_dim**-0.5 if self.scale is None else self.scale
+
+
+PLAIN = Options()
 REAL = Heads(num=32, kv=4, dim=128, block_size=16)
 
 
@@ -67,9 +87,10 @@ class Paged:
 
 def nowhere(num_blocks: int, heads: Heads, dtype: torch.dtype, device: str) -> LayerCache:
     """A cache of NaN."""
-    shape = (num_blocks, heads.block_size, heads.kv, heads.dim)
+    shape = (num_blocks, heads.block_size, heads.kv)
     keys, values = (
-        torch.full(shape, torch.nan, dtype=torch.float32, device=device).to(dtype) for _ in "kv"
+        torch.full((*shape, dim), torch.nan, dtype=torch.float32, device=device).to(dtype)
+        for dim in heads.dims
     )
     scales = None
     if dtype == FP8:
@@ -100,13 +121,15 @@ def paged(
         tables[slot, :count] = own
         at = torch.arange(length, device=device)
         at_block = torch.from_numpy(own).to(device)[at // heads.block_size]
-        size = (2, length, heads.kv, heads.dim)
-        pieces = torch.randn(size, generator=generator, device=device)
+        pieces = [
+            torch.randn((length, heads.kv, dim), generator=generator, device=device)
+            for dim in heads.dims
+        ]
         if dtype == FP8:
             size = (length, heads.kv, 1)
             pieces[1] *= (4 * torch.randn(size, generator=generator, device=device)).exp2()
         else:
-            pieces = pieces.to(dtype)
+            pieces = [piece.to(dtype) for piece in pieces]
         layer.write(at_block * heads.block_size + at % heads.block_size, *pieces)
         held_dtype = torch.float64 if dtype == FP8 else dtype
         k, v = layer.read(torch.from_numpy(own).to(device), held_dtype)
@@ -131,19 +154,30 @@ def queries(num_tokens: int, heads: Heads, dtype: torch.dtype, device: str) -> t
     return (2 * wide).to(dtype)[:, : heads.num]
 
 
-def oracle(q_TND: torch.Tensor, k_LKD: torch.Tensor, v_LKD: torch.Tensor) -> torch.Tensor:
-    """Causal attention of the last T tokens of a context ``[T, N, D]``, in fp32, or in fp64 where
-    keys and values are."""
+def oracle(
+    q_TND: torch.Tensor, k_LKD: torch.Tensor, v_LKD: torch.Tensor, options: Options = PLAIN
+) -> torch.Tensor:
+    """Causal attention of the last T tokens of a context ``[T, N, V]``, in fp32, or in fp64 where
+    keys and values are; windows as in transformers' `sliding_window_overlay`, sinks as in
+    `eager_attention_forward` of its gpt_oss."""
     dtype = torch.promote_types(k_LKD.dtype, torch.float32)
     num_tokens, num_heads, head_dim = q_TND.shape
     length, kv_heads, _ = k_LKD.shape
     group = num_heads // kv_heads
     k_LND = k_LKD.to(dtype).repeat_interleave(group, 1)
     v_LND = v_LKD.to(dtype).repeat_interleave(group, 1)
-    scores_NTL = torch.einsum("tnd,lnd->ntl", q_TND.to(dtype), k_LND) / math.sqrt(head_dim)
-    ahead = torch.ones(num_tokens, length, dtype=torch.bool, device=q_TND.device)
-    scores_NTL = scores_NTL.masked_fill(ahead.triu(length - num_tokens + 1), -math.inf)
-    return torch.einsum("ntl,lnd->tnd", scores_NTL.softmax(-1), v_LND)
+    scores_NTL = torch.einsum("tnd,lnd->ntl", q_TND.to(dtype), k_LND) * options.scale_of(head_dim)
+    at_L = torch.arange(length, device=q_TND.device)
+    at_T = at_L[length - num_tokens :, None]
+    hidden_TL = at_L > at_T
+    if options.window is not None:
+        hidden_TL |= at_L <= at_T - options.window
+    scores_NTL = scores_NTL.masked_fill(hidden_TL, -math.inf)
+    if options.sinks_N is not None:
+        sinks_NT1 = options.sinks_N.to(dtype)[:, None, None].expand(-1, num_tokens, 1)
+        scores_NTL = torch.cat((scores_NTL, sinks_NT1), -1)
+    weights_NTL = scores_NTL.softmax(-1)[..., :length]
+    return torch.einsum("ntl,lnd->tnd", weights_NTL, v_LND)
 
 
 def assert_close(ours_TND: torch.Tensor, expected_TND: torch.Tensor) -> None:
@@ -161,29 +195,40 @@ def check_decode(
     capacity: int,
     tiles: DecodeTiles,
     cache_dtype: torch.dtype | None = None,
+    options: Options = PLAIN,
 ) -> np.ndarray:
     """Attend, compare, attend again, and give the number of chunks of each row."""
     cache = paged(lengths, heads, cache_dtype or dtype, device)
     q_SND = queries(len(lengths), heads, dtype, device)
-    plan = plan_decode(np.array(lengths), cache.slots, capacity, tiles.unit)
+    plan = plan_decode(np.array(lengths), cache.slots, capacity, tiles.unit, options.window)
     workspace = DecodeWorkspace.allocate(
-        len(lengths), capacity, heads.num, heads.kv, heads.dim, device
+        len(lengths), capacity, heads.num, heads.kv, heads.dims[1], device
     )
-    workspace.partials_CND.fill_(torch.nan)
+    workspace.partials_CNV.fill_(torch.nan)
     workspace.lse_CN.fill_(torch.nan)
-    out = torch.full(q_SND.shape, torch.nan, dtype=dtype, device=device)
-    arguments = (q_SND, cache.layer, cache.tables, torch.from_numpy(plan).to(device))
-    ours = decode_attention(*arguments, out=out, workspace=workspace, tiles=tiles)
+    shape = (*q_SND.shape[:2], heads.dims[1])
+    out = torch.full(shape, torch.nan, dtype=dtype, device=device)
+    launch = functools.partial(
+        decode_attention,
+        q_SND,
+        cache.layer,
+        cache.tables,
+        torch.from_numpy(plan).to(device),
+        scale=options.scale_of(heads.dim),
+        sinks_N=options.sinks_N,
+        tiles=tiles,
+    )
+    ours = launch(out=out, workspace=workspace)
     assert ours is out
     assert not workspace.finished_SK.any()
     for row, length in enumerate(lengths):
         if length == 0:
             assert not out[row].any()
             continue
-        expected = oracle(q_SND[row : row + 1], cache.k_LKD[row], cache.v_LKD[row])
+        expected = oracle(q_SND[row : row + 1], cache.k_LKD[row], cache.v_LKD[row], options)
         assert_close(out[row : row + 1], expected)
     for kept in (workspace, None):
-        assert torch.equal(decode_attention(*arguments, workspace=kept, tiles=tiles), out)
+        assert torch.equal(launch(workspace=kept), out)
     return np.bincount(plan[:, CHUNK_ROW] + 1, minlength=len(lengths) + 1)[1:]
 
 
@@ -241,6 +286,7 @@ def check_prefill(
     first_token: int = 2,
     fill: int = 0,
     cache_dtype: torch.dtype | None = None,
+    options: Options = PLAIN,
 ) -> int:
     """Rows of (position, tokens), behind ``first_token`` tokens that are none of prefill's; with
     ``fill`` again with split tiles and padding. Gives the most parts of a tile."""
@@ -256,18 +302,29 @@ def check_prefill(
         cache.slots,
         prefill_tile_tokens(tiles.block_m, heads.num, heads.kv),
     )
-    out = torch.full(q_TND.shape, 7.0, dtype=dtype, device=device)
-    arguments = (q_TND, cache.layer, cache.tables, torch.from_numpy(plan).to(device))
-    assert prefill_attention(*arguments, out=out, tiles=tiles) is out
+    shape = (*q_TND.shape[:2], heads.dims[1])
+    out = torch.full(shape, 7.0, dtype=dtype, device=device)
+    launch = functools.partial(
+        prefill_attention,
+        q_TND,
+        cache.layer,
+        cache.tables,
+        scale=options.scale_of(heads.dim),
+        window=options.window,
+        sinks_N=options.sinks_N,
+        tiles=tiles,
+    )
+    assert launch(torch.from_numpy(plan).to(device), out=out) is out
     assert bool((out[:first_token] == 7).all())
     for row, (first, tokens) in enumerate(zip(firsts, num_tokens, strict=True)):
-        expected = oracle(q_TND[first : first + tokens], cache.k_LKD[row], cache.v_LKD[row])
+        q_own = q_TND[first : first + tokens]
+        expected = oracle(q_own, cache.k_LKD[row], cache.v_LKD[row], options)
         assert_close(out[first : first + tokens], expected)
-    return check_split(arguments, plan, out, heads, tiles, fill) if fill else 1
+    return check_split(launch, plan, out, heads, tiles, fill) if fill else 1
 
 
 def check_split(
-    arguments: tuple[torch.Tensor, ...],
+    launch: functools.partial[torch.Tensor],
     plan: np.ndarray,
     whole_TND: torch.Tensor,
     heads: Heads,
@@ -278,22 +335,16 @@ def check_split(
     entries = split_tiles(plan, fill, tiles.unit)
     padded = np.concatenate((entries, np.zeros((3, SPLIT_FIELDS), np.int32)))
     device = whole_TND.device
-    shape = (2 * fill, heads.kv, tiles.block_m, heads.dim)
+    shape = (2 * fill, heads.kv, tiles.block_m, heads.dims[1])
     workspace = PrefillWorkspace(
-        partials_CKMD=torch.full(shape, torch.nan, device=device),
+        partials_CKMV=torch.full(shape, torch.nan, device=device),
         lse_CKM=torch.full(shape[:3], torch.nan, device=device),
         finished_CK=torch.zeros(shape[:2], dtype=torch.int32, device=device),
     )
     outs = []
     for _ in range(2):
         out = torch.full_like(whole_TND, 7.0)
-        prefill_attention(
-            *arguments[:3],
-            torch.from_numpy(padded).to(device),
-            out=out,
-            workspace=workspace,
-            tiles=tiles,
-        )
+        launch(torch.from_numpy(padded).to(device), out=out, workspace=workspace)
         assert not workspace.finished_CK.any()
         outs.append(out)
     assert torch.equal(*outs)
@@ -346,7 +397,7 @@ def test_prefill_of_nothing_launches_nothing() -> None:
     q_TND = queries(3, heads, torch.float32, "cpu")
     out = torch.full(q_TND.shape, 7.0)
     plan = torch.zeros((0, 4), dtype=torch.int32)
-    prefill_attention(q_TND, cache.layer, cache.tables, plan, out=out)
+    prefill_attention(q_TND, cache.layer, cache.tables, plan, scale=1.0, out=out)
     assert bool((out == 7).all())
 
 
@@ -384,7 +435,7 @@ def test_decodes_in_a_graph_of_chained_launches() -> None:
     def launch() -> None:
         for out in out_LSND:
             decode_attention(
-                q_SND, cache.layer, cache.tables, chunks,
+                q_SND, cache.layer, cache.tables, chunks, scale=REAL.dim**-0.5,
                 out=out, workspace=workspace, pdl=True, tiles=tiles,
             )  # fmt: skip
 

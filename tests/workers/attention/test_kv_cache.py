@@ -21,12 +21,17 @@ def attend(
         num_tokens=[1] * len(lengths),
         num_decodes=len(lengths),
     )
-    return paged_attention(k, k, k, cache.layers[0], batch)
+    return paged_attention(k, k, k, cache.layers[0], batch, scale=SIZE**-0.5)
 
 
 def test_a_fault_does_not_reach_the_next_holder_of_a_block() -> None:
     sizes = CacheSizes(
-        num_layers=1, block_size=BLOCK, num_kv_heads=HEADS, head_dim=SIZE, dtype=torch.float32
+        num_layers=1,
+        block_size=BLOCK,
+        num_kv_heads=HEADS,
+        head_dim=SIZE,
+        v_head_dim=SIZE,
+        dtype=torch.float32,
     )
     assert sizes.bytes_per_block == 4 * 2 * BLOCK * HEADS * SIZE
     cache = KVCache(sizes, 4, torch.device("cpu"))

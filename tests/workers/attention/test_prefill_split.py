@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from workers.attention.plan import plan_prefill
+from workers.attention.plan import AttentionKind, plan_prefill
 from workers.attention.prefill_split import (
     COUNT,
     FIRST,
@@ -43,7 +43,9 @@ def plan_of(rows: StepRows, tile_tokens: int) -> np.ndarray:
 
 def columns_of(rows: StepRows, shape: tuple[int, int] | None = None) -> np.ndarray:
     """As 32 query heads of 4 key heads have it on 132 multiprocessors: tiles of 8 tokens."""
-    return tile_columns(rows, 0, num_heads=32, kv_heads=4, num_cores=132, shape=shape)
+    return tile_columns(
+        rows, 0, kind=AttentionKind(None, 32), kv_heads=4, num_cores=132, shape=shape
+    )
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -115,7 +117,12 @@ def test_tiles_of_prompts_are_split_by_the_number_of_tokens_alone(kv_heads: int)
     """Never again beyond the first step that is not: warm-up runs the ends of each range."""
     widths = [
         tile_columns(
-            rows_of((0, tokens)), 0, num_heads=32, kv_heads=kv_heads, num_cores=132, shape=None
+            rows_of((0, tokens)),
+            0,
+            kind=AttentionKind(None, 32),
+            kv_heads=kv_heads,
+            num_cores=132,
+            shape=None,
         ).shape[1]
         for tokens in (1, *range(50, 5000, 50))
     ]

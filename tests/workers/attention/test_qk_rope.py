@@ -54,7 +54,12 @@ class Case:
             return LayerCache(*(cache.clone() for cache in self.caches))
         num_blocks = len(self.caches[0])
         sizes = CacheSizes(
-            num_layers=1, block_size=BLOCK, num_kv_heads=self.K, head_dim=self.D, dtype=FP8
+            num_layers=1,
+            block_size=BLOCK,
+            num_kv_heads=self.K,
+            head_dim=self.D,
+            v_head_dim=self.D,
+            dtype=FP8,
         )
         layer = KVCache(sizes, num_blocks, torch.device(self.device)).layers[0]
         rows = torch.arange(num_blocks * BLOCK, device=self.device)

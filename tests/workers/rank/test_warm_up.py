@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from switchyard.worker.v1 import worker_pb2
-from workers.attention.plan import prefill_tiles
+from workers.attention.plan import AttentionKind, prefill_tiles
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 from workers.step.batch import AttentionShape, BatchBuilder
 
@@ -104,11 +104,14 @@ def test_attention_of_a_prefill_of_any_size_has_run(
         block_size=16,
         max_tokens=num_tokens,
         device=torch.device("cpu"),
-        attention=AttentionShape(num_heads=num_heads, kv_heads=kv_heads, num_cores=132),
+        attention=AttentionShape(
+            kinds=(AttentionKind(None, num_heads),), kv_heads=kv_heads, num_cores=132
+        ),
     )
 
     def way(step: worker_pb2.StepRequest) -> tuple[int, int]:
-        tiles = builder.build(step).forward.attention.tiles
+        (plan,) = builder.build(step).forward.attention.plans.values()
+        tiles = plan.tiles
         assert tiles is not None
         return prefill_tiles(step.max_replica_tokens).block_m, tiles.shape[1]
 

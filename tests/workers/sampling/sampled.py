@@ -127,7 +127,12 @@ def make_runner(
 def no_cache() -> KVCache:
     """A cache without layers, for a model without attention."""
     sizes = CacheSizes(
-        num_layers=0, block_size=BLOCK, num_kv_heads=1, head_dim=1, dtype=torch.float32
+        num_layers=0,
+        block_size=BLOCK,
+        num_kv_heads=1,
+        head_dim=1,
+        v_head_dim=1,
+        dtype=torch.float32,
     )
     return KVCache(sizes, 0, torch.device("cpu"))
 

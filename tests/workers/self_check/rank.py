@@ -137,6 +137,7 @@ def make_rank(
             block_size=config.block_size,
             num_kv_heads=model.num_kv_heads,
             head_dim=model_config.head_dim,
+            v_head_dim=model_config.head_dim,
             dtype=FP8 if fp8_cache else dtype,
         ),
         build=build,

@@ -153,7 +153,9 @@ def test_an_fp8_cache_moves_a_byte_a_number_and_two_of_scale(tp: int, kv_heads: 
     )
     assert plain.cache_bytes == 100 * 4 * 2 * kv_heads * 16 * 2
     assert fp8.cache_bytes == 100 * 4 * 2 * kv_heads * (16 + 2)
-    sizes = CacheSizes(num_layers=4, block_size=1, num_kv_heads=kv_heads, head_dim=16, dtype=FP8)
+    sizes = CacheSizes(
+        num_layers=4, block_size=1, num_kv_heads=kv_heads, head_dim=16, v_head_dim=16, dtype=FP8
+    )
     assert fp8.cache_bytes == 100 * sizes.bytes_per_block
     assert dataclasses.replace(fp8, cache_bytes=plain.cache_bytes) == plain
 

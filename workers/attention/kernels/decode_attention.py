@@ -2,8 +2,10 @@
 
 Owns the arithmetic of a chunk and when a row's chunks are joined; knows nothing of how contexts
 are cut (workers.attention.plan) or who wrote the cache. Shapes: S rows, C chunks, N query heads,
-K key heads, G = N / K, D head_dim. Sums are fp32; probabilities are rounded to the model dtype
-before they meet the values, as scaled_dot_product_attention does, and the output once at the end.
+K key heads, G = N / K, D head_dim of queries and keys, V of values. Sums are fp32; probabilities
+are rounded to the model dtype before they meet the values, as scaled_dot_product_attention does,
+and the output once at the end. What a window hides is in no chunk; a sink is met at the end, by the
+program of a row's only chunk or by the join.
 
 Chunks are joined in the order of their tokens, whoever does it: with many rows the last program of
 a row and key head to finish, which it learns from a counter; with few rows, all of which are
@@ -25,6 +27,7 @@ import triton.language as tl
 from moe.base.launch import launch_options, precision, wait_for_previous
 from workers.attention.kernels.join_chunks import join_apart, join_chunks
 from workers.attention.kernels.key_tiles import (
+    beside_sinks,
     check_operands,
     load_blocks,
     load_scales,
@@ -40,11 +43,11 @@ class DecodeWorkspace:
     """What chunks of split rows leave for the join.
 
     Attributes:
-        partials_CND, lse_CN: fp32 outputs and base-2 log-sum-exps, of any values between launches.
+        partials_CNV, lse_CN: fp32 outputs and base-2 log-sum-exps, of any values between launches.
         finished_SK: int32, chunks of a row that are done; zeros between launches.
     """
 
-    partials_CND: torch.Tensor
+    partials_CNV: torch.Tensor
     lse_CN: torch.Tensor
     finished_SK: torch.Tensor
 
@@ -55,12 +58,12 @@ class DecodeWorkspace:
         capacity: int,
         num_heads: int,
         kv_heads: int,
-        head_dim: int,
+        v_head_dim: int,
         device: torch.device | str,
     ) -> DecodeWorkspace:
-        shape = (capacity, num_heads, head_dim)
+        shape = (capacity, num_heads, v_head_dim)
         return cls(
-            partials_CND=torch.empty(shape, dtype=torch.float32, device=device),
+            partials_CNV=torch.empty(shape, dtype=torch.float32, device=device),
             lse_CN=torch.empty(shape[:2], dtype=torch.float32, device=device),
             finished_SK=torch.zeros((num_rows, kv_heads), dtype=torch.int32, device=device),
         )
@@ -87,22 +90,25 @@ def _chunk_kernel(
     scales_ptr,  # None but for an FP8 cache
     tables_ptr,
     chunks_ptr,
+    sinks_ptr,  # None: there are none
     out_ptr,
     partials_ptr,
     lse_ptr,
     finished_ptr,
     q_stride,
     table_stride,
-    SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
+    SCALE: tl.constexpr,  # that of scores times log2(e): the softmax is taken to base 2
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     CHUNK_FIELDS: tl.constexpr,
     TILE: tl.constexpr,
     JOIN: tl.constexpr,
     BLOCK_G: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -123,8 +129,9 @@ def _chunk_kernel(
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
     keys_ptr += kv_head * HEAD_DIM
     FP8: tl.constexpr = scales_ptr is not None
-    values_ptr += kv_head * (HEAD_DIM // 4 if FP8 else HEAD_DIM)
+    values_ptr += kv_head * (V_HEAD_DIM // 4 if FP8 else V_HEAD_DIM)
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    V_STRIDE: tl.constexpr = KV_HEADS * V_HEAD_DIM
     if FP8:
         scales_ptr += 2 * kv_head * BLOCK_SIZE
     blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
@@ -137,6 +144,10 @@ def _chunk_kernel(
     real_d = d < HEAD_DIM
     real_gd = (g < GROUP)[:, None] & real_d[None, :]
     gd = g[:, None] * HEAD_DIM + d[None, :]
+    e = tl.arange(0, BLOCK_V)
+    real_v = e < V_HEAD_DIM
+    real_gv = (g < GROUP)[:, None] & real_v[None, :]
+    gv = g[:, None] * V_HEAD_DIM + e[None, :]
     head = kv_head * GROUP
     q_ptr += row.to(tl.int64) * q_stride + head * HEAD_DIM
     q = tl.load(q_ptr + gd, mask=real_gd, other=0.0)
@@ -146,21 +157,24 @@ def _chunk_kernel(
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     # Summed over tokens at the end alone: in every tile it would cost barriers between warps.
     totals = tl.zeros([BLOCK_G, TILE], tl.float32)
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_V], tl.float32)
     if FP8:
-        word = tl.arange(0, BLOCK_D // 4)
-        acc = tl.zeros([BLOCK_G, BLOCK_D // 4], tl.float32)
+        word = tl.arange(0, BLOCK_V // 4)
+        acc = tl.zeros([BLOCK_G, BLOCK_V // 4], tl.float32)
         acc_1, acc_2, acc_3 = acc, acc, acc
     for _ in range(start, stop, TILE):
         live = tokens < end
         live_td = live[:, None] & real_d[None, :]
         at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
         if FP8:
-            words = places(blocks, tokens, BLOCK_SIZE, STRIDE // 4)[:, None] + word[None, :]
-            live_tw = live[:, None] & (word < HEAD_DIM // 4)[None, :]
+            words = places(blocks, tokens, BLOCK_SIZE, V_STRIDE // 4)[:, None] + word[None, :]
+            live_tw = live[:, None] & (word < V_HEAD_DIM // 4)[None, :]
             k_scales, v_exponents, v_inverses = load_scales(
                 scales_ptr, blocks, tokens, live, BLOCK_SIZE, KV_HEADS
             )
+        else:
+            v_at = places(blocks, tokens, BLOCK_SIZE, V_STRIDE)[:, None] + e[None, :]
+            live_tv = live[:, None] & real_v[None, :]
         # The ids of the next tile are under way while this one is at work.
         tokens += TILE
         blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
@@ -182,23 +196,26 @@ def _chunk_kernel(
             acc_3 = _add_fourth(p, v, 3, acc_3 * fade[:, None], COMPUTE, PRECISION)
             p = p * v_inverses[None, :]
         else:
-            v = tl.load(values_ptr + at, mask=live_td, other=0.0)
+            v = tl.load(values_ptr + v_at, mask=live_tv, other=0.0)
             acc = tl.dot(p.to(v.dtype), v, acc * fade[:, None], input_precision=PRECISION)
         totals = totals * fade[:, None] + p
 
     if FP8:
-        acc = tl.join(tl.join(acc, acc_2), tl.join(acc_1, acc_3)).reshape(BLOCK_G, BLOCK_D)
+        acc = tl.join(tl.join(acc, acc_2), tl.join(acc_1, acc_3)).reshape(BLOCK_G, BLOCK_V)
     total = tl.sum(totals, 1)
     # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
     acc = acc / tl.where(stop > start, total, 1.0)[:, None]
-    out_ptr += (row.to(tl.int64) * HEADS + head) * HEAD_DIM
+    out_ptr += (row.to(tl.int64) * HEADS + head) * V_HEAD_DIM
     if count == 1:
-        tl.store(out_ptr + gd, acc.to(out_ptr.dtype.element_ty), mask=real_gd)
+        if sinks_ptr is not None:
+            sinks = tl.load(sinks_ptr + head + g, mask=g < GROUP, other=0.0)
+            acc = beside_sinks(acc, top + tl.log2(total), sinks)
+        tl.store(out_ptr + gv, acc.to(out_ptr.dtype.element_ty), mask=real_gv)
     else:
-        partials_ptr += head * HEAD_DIM
+        partials_ptr += head * V_HEAD_DIM
         lse_ptr += head
-        part_ptr = partials_ptr + part.to(tl.int64) * (HEADS * HEAD_DIM)
-        tl.store(part_ptr + gd, acc, mask=real_gd)
+        part_ptr = partials_ptr + part.to(tl.int64) * (HEADS * V_HEAD_DIM)
+        tl.store(part_ptr + gv, acc, mask=real_gv)
         tl.store(lse_ptr + part * HEADS + g, top + tl.log2(total), mask=g < GROUP)
         if JOIN > 0:
             # All threads' stores come before the one thread's release.
@@ -206,11 +223,14 @@ def _chunk_kernel(
             finished_ptr += row * KV_HEADS + kv_head
             others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
             if others == count - 1:
-                partials_ptr += first.to(tl.int64) * (HEADS * HEAD_DIM)
+                partials_ptr += first.to(tl.int64) * (HEADS * V_HEAD_DIM)
                 lse_ptr += first * HEADS
+                if sinks_ptr is not None:
+                    sinks_ptr += head
                 join_chunks(
-                    partials_ptr, lse_ptr, out_ptr, count, HEADS, GROUP, HEAD_DIM, JOIN, BLOCK_D
-                )
+                    partials_ptr, lse_ptr, sinks_ptr, out_ptr, count,
+                    HEADS, GROUP, V_HEAD_DIM, JOIN, BLOCK_V,
+                )  # fmt: skip
                 tl.store(finished_ptr, 0)
 
 
@@ -220,12 +240,14 @@ def decode_attention(
     tables: torch.Tensor,
     chunks: torch.Tensor,
     *,
+    scale: float,
+    sinks_N: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     workspace: DecodeWorkspace | None = None,
     pdl: bool = False,
     tiles: DecodeTiles | None = None,
 ) -> torch.Tensor:
-    """Attend with one query a row, whose key and value are in the cache; scale 1 / sqrt(D).
+    """Attend with one query a row, whose key and value are in the cache.
 
     Same launches whatever ``chunks`` holds, so a CUDA graph may replay them.
 
@@ -233,8 +255,10 @@ def decode_attention(
         q_SND: ``[S, N, D]``, rows any distance apart.
         cache: of the queries' dtype or FP8.
         tables: int32 ``[num_slots, max_blocks]``; only blocks within a row's length are read.
-        chunks: int32 ``[C, 8]`` on the device, of plan_decode.
-        out: ``[S, N, D]``; padding rows become zeros.
+        chunks: int32 ``[C, 8]`` on the device, of plan_decode, which knows the window.
+        scale: what scores are multiplied by, above 0.
+        sinks_N: a score each query head has besides, of no key and not scaled; None: none.
+        out: ``[S, N, V]``; padding rows become zeros.
         workspace: for at least C chunks and S rows.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``decode_tiles`` unless given; any do for any chunks.
@@ -243,20 +267,21 @@ def decode_attention(
         ``out``.
     """
     num_rows, num_heads, head_dim = q_SND.shape
-    _, block_size, kv_heads, _ = cache.keys.shape
+    _, block_size, kv_heads, v_head_dim = cache.values.shape
     capacity = len(chunks)
     if out is None:
-        out = torch.empty_like(q_SND, memory_format=torch.contiguous_format)
+        out = q_SND.new_empty((num_rows, num_heads, v_head_dim))
     if workspace is None:
         workspace = DecodeWorkspace.allocate(
-            num_rows, capacity, num_heads, kv_heads, head_dim, q_SND.device
+            num_rows, capacity, num_heads, kv_heads, v_head_dim, q_SND.device
         )
     if tiles is None:
         tiles = decode_tiles(num_rows, fp8=cache.scales is not None)
-    check_operands(q_SND, cache, tables, out)
+    check_operands(q_SND, cache, tables, out, sinks_N)
+    assert scale > 0
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
-    _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, head_dim))
+    _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, v_head_dim))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         cache.keys,
@@ -264,22 +289,25 @@ def decode_attention(
         cache.scales,
         tables,
         chunks,
+        sinks_N,
         out,
-        workspace.partials_CND,
+        workspace.partials_CNV,
         workspace.lse_CN,
         workspace.finished_SK,
         q_SND.stride(0),
         tables.stride(0),
-        SCALE=math.log2(math.e) / math.sqrt(head_dim),
+        SCALE=math.log2(math.e) * scale,
         KV_HEADS=kv_heads,
         GROUP=num_heads // kv_heads,
         HEAD_DIM=head_dim,
+        V_HEAD_DIM=v_head_dim,
         BLOCK_SIZE=block_size,
         CHUNK_FIELDS=CHUNK_FIELDS,
         TILE=tiles.tile,
         JOIN=tiles.join,
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
         BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        BLOCK_V=max(16, triton.next_power_of_2(v_head_dim)),
         PRECISION=precision(q_SND.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -287,16 +315,19 @@ def decode_attention(
         **launch_options(pdl),
     )
     if tiles.join == 0:
-        join_apart(workspace.partials_CND, workspace.lse_CN, chunks, CHUNK_FIELDS, out=out, pdl=pdl)
+        join_apart(
+            workspace.partials_CNV, workspace.lse_CN, sinks_N, chunks, CHUNK_FIELDS,
+            out=out, pdl=pdl,
+        )  # fmt: skip
     return out
 
 
 def _check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int, int]) -> None:
-    num_rows, capacity, num_heads, kv_heads, head_dim = sizes
-    partials_CND, lse_CN = workspace.partials_CND, workspace.lse_CN
+    num_rows, capacity, num_heads, kv_heads, v_head_dim = sizes
+    partials_CNV, lse_CN = workspace.partials_CNV, workspace.lse_CN
     finished_SK = workspace.finished_SK
-    assert partials_CND.shape[1:] == (num_heads, head_dim) and lse_CN.shape[1] == num_heads
-    assert lse_CN.shape[0] >= capacity <= partials_CND.shape[0]
+    assert partials_CNV.shape[1:] == (num_heads, v_head_dim) and lse_CN.shape[1] == num_heads
+    assert lse_CN.shape[0] >= capacity <= partials_CNV.shape[0]
     assert finished_SK.shape[0] >= num_rows and finished_SK.shape[1] == kv_heads
     assert finished_SK.dtype == torch.int32
-    assert partials_CND.is_contiguous() and lse_CN.is_contiguous() and finished_SK.is_contiguous()
+    assert partials_CNV.is_contiguous() and lse_CN.is_contiguous() and finished_SK.is_contiguous()

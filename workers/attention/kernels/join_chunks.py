@@ -1,8 +1,8 @@
 """What the chunks of a context found, joined to attention over all of it.
 
 Owns the arithmetic, for a program that finds all chunks there and as a kernel of its own; does not
-know how contexts were cut. Shapes: C chunks, N query heads, D head_dim: fp32 outputs ``[C, N, D]``
-and base-2 log-sum-exps ``[C, N]`` in, the model dtype out.
+know how contexts were cut. Shapes: C chunks, N query heads, V head_dim of values: fp32 outputs
+``[C, N, V]`` and base-2 log-sum-exps ``[C, N]`` in, the model dtype out.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
+from workers.attention.kernels.key_tiles import beside_sinks
 
 # Chunks that the second kernel reads at once: with very few rows all that there may be.
 _VERY_FEW_ROWS = 2
@@ -22,26 +23,27 @@ _JOIN_CHUNKS = (32, 8)
 def join_chunks(
     partials_ptr,
     lse_ptr,
+    sinks_ptr,  # None: there are none
     out_ptr,
     count,
     HEADS: tl.constexpr,
     GROUP: tl.constexpr,
-    HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
     BLOCK_C: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
 ):
     """The chunks of one row, for the query heads of one key head; pointers name the first."""
     BLOCK_G: tl.constexpr = triton.next_power_of_2(GROUP)
     c = tl.arange(0, BLOCK_C)
     g = tl.arange(0, BLOCK_G)
-    d = tl.arange(0, BLOCK_D)
+    d = tl.arange(0, BLOCK_V)
     real_g = g < GROUP
-    real_gd = real_g[:, None] & (d < HEAD_DIM)[None, :]
-    gd = g[:, None] * HEAD_DIM + d[None, :]
-    cgd = c[:, None, None] * (HEADS * HEAD_DIM) + gd[None, :, :]
+    real_gd = real_g[:, None] & (d < V_HEAD_DIM)[None, :]
+    gd = g[:, None] * V_HEAD_DIM + d[None, :]
+    cgd = c[:, None, None] * (HEADS * V_HEAD_DIM) + gd[None, :, :]
     top = tl.full([BLOCK_G], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_G], tl.float32)
-    acc = tl.zeros([BLOCK_G, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_G, BLOCK_V], tl.float32)
     for done in range(0, count, BLOCK_C):
         live = done + c < count
         live_cgd = live[:, None, None] & real_gd[None, :, :]
@@ -60,17 +62,20 @@ def join_chunks(
         acc = acc * fade[:, None] + tl.sum(part * weight[:, :, None], 0)
         total = total * fade + tl.sum(weight, 0)
         top = new_top
-        partials_ptr += BLOCK_C * HEADS * HEAD_DIM
+        partials_ptr += BLOCK_C * HEADS * V_HEAD_DIM
         lse_ptr += BLOCK_C * HEADS
     acc = acc / total[:, None]
+    if sinks_ptr is not None:
+        sinks = tl.load(sinks_ptr + g, mask=real_g, other=0.0)
+        acc = beside_sinks(acc, top + tl.log2(total), sinks)
     tl.store(out_ptr + gd, acc.to(out_ptr.dtype.element_ty), mask=real_gd)
 
 
 @triton.jit
 def _join_kernel(
-    partials_ptr, lse_ptr, chunks_ptr, out_ptr,
-    HEADS: tl.constexpr, HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
-    BLOCK_C: tl.constexpr, BLOCK_D: tl.constexpr, PDL: tl.constexpr,
+    partials_ptr, lse_ptr, sinks_ptr, chunks_ptr, out_ptr,
+    HEADS: tl.constexpr, V_HEAD_DIM: tl.constexpr, CHUNK_FIELDS: tl.constexpr,
+    BLOCK_C: tl.constexpr, BLOCK_V: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One query head of one row; grid (N, S)."""
     head = tl.program_id(0)
@@ -80,33 +85,37 @@ def _join_kernel(
     count = tl.load(chunks_ptr + entry * CHUNK_FIELDS + 6)
     wait_for_previous(PDL)
     if count > 1:
+        if sinks_ptr is not None:
+            sinks_ptr += head
         join_chunks(
-            partials_ptr + (first.to(tl.int64) * HEADS + head) * HEAD_DIM,
+            partials_ptr + (first.to(tl.int64) * HEADS + head) * V_HEAD_DIM,
             lse_ptr + first * HEADS + head,
-            out_ptr + (row.to(tl.int64) * HEADS + head) * HEAD_DIM,
-            count, HEADS, 1, HEAD_DIM, BLOCK_C, BLOCK_D,
+            sinks_ptr,
+            out_ptr + (row.to(tl.int64) * HEADS + head) * V_HEAD_DIM,
+            count, HEADS, 1, V_HEAD_DIM, BLOCK_C, BLOCK_V,
         )  # fmt: skip
 
 
 def join_apart(
-    partials_CND: torch.Tensor,
+    partials_CNV: torch.Tensor,
     lse_CN: torch.Tensor,
+    sinks_N: torch.Tensor | None,
     chunks: torch.Tensor,
     num_fields: int,
     *,
     out: torch.Tensor,
     pdl: bool,
 ) -> None:
-    """Rows of more than one chunk, in ``out [S, N, D]``.
+    """Rows of more than one chunk, in ``out [S, N, V]``.
 
     Args:
         chunks: int32 ``[C, num_fields]``, of attention.plan.plan_decode.
     """
-    num_rows, num_heads, head_dim = out.shape
+    num_rows, num_heads, v_head_dim = out.shape
     few = num_rows <= _VERY_FEW_ROWS
     _join_kernel[(num_heads, num_rows)](
-        partials_CND, lse_CN, chunks, out,
-        HEADS=num_heads, HEAD_DIM=head_dim, CHUNK_FIELDS=num_fields,
-        BLOCK_C=_JOIN_CHUNKS[not few], BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
+        partials_CNV, lse_CN, sinks_N, chunks, out,
+        HEADS=num_heads, V_HEAD_DIM=v_head_dim, CHUNK_FIELDS=num_fields,
+        BLOCK_C=_JOIN_CHUNKS[not few], BLOCK_V=max(16, triton.next_power_of_2(v_head_dim)),
         num_warps=4 if few else 1, **launch_options(pdl),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """What attention of decodes and of prefills does alike with a tile of keys in the paged cache.
 
-Owns the way from a token to its place in the cache, one step of the softmax to base 2, and the
-check of what both are given. Knows nothing of rows, chunks or plans. K key heads, D head_dim, rows
-of any number M, N keys of a tile.
+Owns the way from a token to its place in the cache, one step of the softmax to base 2, what a sink
+takes of it, and the check of what both are given. Knows nothing of rows, chunks or plans. K key
+heads, D head_dim of keys and V of values, rows of any number M, N keys of a tile.
 
 An FP8 cache's numbers meet queries and weights as they are, in fp16 in place of bf16: fp16 has
 them all, is one instruction away (bf16 is three), and holds the weights more exactly. A query
@@ -58,29 +58,56 @@ def soften(scores_MN, top_M, SCALE: tl.constexpr, ROOM: tl.constexpr = 0):
     return weights_MN, new_top_M, tl.exp2(top_M - new_top_M)
 
 
+@triton.jit
+def beside_sinks(acc_MV, lse_M, sinks_M):
+    """What is left of attention where a sink takes its share of the weights: a score that joins the
+    softmax and has no value.
+
+    Args:
+        acc_MV: attention without.
+        lse_M: base-2 log-sum-exps of the scores; -inf: there were none.
+        sinks_M: not scaled; any dtype.
+    """
+    sinks_M = sinks_M.to(tl.float32) * 1.4426950408889634  # log2(e)
+    return acc_MV / (1.0 + tl.exp2(sinks_M - lse_M))[:, None]
+
+
 def check_operands(
     q_TND: torch.Tensor,
     cache: LayerCache,
     tables: torch.Tensor,
-    out: torch.Tensor,
+    out_TNV: torch.Tensor,
+    sinks_N: torch.Tensor | None,
 ) -> None:
     """Assert the shapes, types and strides that `decode_attention` and `prefill_attention` say."""
-    _, num_heads, head_dim = q_TND.shape
-    check_cache(cache, head_dim, q_TND.dtype)
-    assert q_TND.dtype == out.dtype
+    num_tokens, num_heads, head_dim = q_TND.shape
+    v_head_dim = cache.values.shape[3]
+    check_cache(cache, head_dim, q_TND.dtype, v_head_dim)
+    assert v_head_dim
+    assert q_TND.dtype == out_TNV.dtype
     assert num_heads % cache.keys.shape[2] == 0
     assert q_TND.stride()[1:] == (head_dim, 1)
     assert tables.dtype == torch.int32 and tables.stride(1) == 1
-    assert out.shape == q_TND.shape and out.is_contiguous()
+    assert out_TNV.shape == (num_tokens, num_heads, v_head_dim) and out_TNV.is_contiguous()
+    if sinks_N is not None:
+        assert sinks_N.shape == (num_heads,) and sinks_N.is_contiguous()
 
 
-def check_cache(cache: LayerCache, head_dim: int, dtype: torch.dtype) -> None:
-    """Assert that a cache is of ``dtype``, or FP8 with scales, and as `LayerCache` says."""
+def check_cache(
+    cache: LayerCache, head_dim: int, dtype: torch.dtype, v_head_dim: int | None = None
+) -> None:
+    """Assert that a cache is of ``dtype``, or FP8 with scales, and as `LayerCache` says.
+
+    Args:
+        v_head_dim: None: as wide as keys.
+    """
     keys, values, scales = cache.keys, cache.values, cache.scales
-    assert keys.shape == values.shape and keys.shape[3] == head_dim
+    v_head_dim = head_dim if v_head_dim is None else v_head_dim
+    assert keys.shape[:3] == values.shape[:3]
+    assert (keys.shape[3], values.shape[3]) == (head_dim, v_head_dim)
     assert keys.is_contiguous() and values.is_contiguous()
     assert keys.dtype == values.dtype == (dtype if scales is None else FP8)
     if scales is not None:
         num_blocks, block_size, kv_heads, _ = keys.shape
         assert scales.shape == (num_blocks, kv_heads, block_size, 2) and scales.is_contiguous()
-        assert scales.dtype == SCALE_DTYPE and head_dim % 4 == 0
+        assert scales.dtype == SCALE_DTYPE and head_dim % 4 == v_head_dim % 4 == 0

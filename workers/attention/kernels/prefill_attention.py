@@ -2,14 +2,15 @@
 
 Owns the arithmetic of a tile of queries; knows nothing of how a batch is cut into tiles (plan.py),
 how they are cut along their contexts (prefill_split.py), or who wrote the cache. Shapes: T tokens,
-P tiles, E entries, C splits, N query heads, K key heads, G = N / K, M query rows, D head_dim. A
-tile's rows are the G query heads of each of its tokens, so keys and values are read once for all of
-them and a tile's mask reaches over few keys. Sums are fp32;
+P tiles, E entries, C splits, N query heads, K key heads, G = N / K, M query rows, D head_dim of
+queries and keys, V of values. A tile's rows are the G query heads of each of its tokens, so keys
+and values are read once for all of them and a tile's mask reaches over few keys. Sums are fp32;
 probabilities are rounded to the model dtype before they meet the values, as
 scaled_dot_product_attention does, and the output once at the end.
 
-The splits of a tile are joined by the last program of the tile and key head to finish, which
-it learns from a counter, in the order of their keys.
+The splits of a tile are joined by the last program of the tile and key head to finish, which it
+learns from a counter, in the order of their keys. A window bounds the keys of a tile, so tiles with
+one are never split.
 
 The tiles and the tables are read before the wait for the kernel before this one: they must have
 been written at least two kernels earlier.
@@ -26,6 +27,7 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, precision, wait_for_previous
 from workers.attention.kernels.key_tiles import (
+    beside_sinks,
     check_operands,
     load_blocks,
     load_scales,
@@ -46,38 +48,41 @@ class PrefillWorkspace:
     """What splits of tiles leave for the join.
 
     Attributes:
-        partials_CKMD, lse_CKM: fp32 outputs and base-2 log-sum-exps, of any values between
+        partials_CKMV, lse_CKM: fp32 outputs and base-2 log-sum-exps, of any values between
             launches.
         finished_CK: int32, splits of a tile that are done, at its first; zeros between launches.
     """
 
-    partials_CKMD: torch.Tensor
+    partials_CKMV: torch.Tensor
     lse_CKM: torch.Tensor
     finished_CK: torch.Tensor
 
 
 @triton.jit
 def _join_parts(
-    partials_ptr, lse_ptr, rows_M, real_MD, at_MD, count,
-    KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_D: tl.constexpr, HEAD_DIM: tl.constexpr,
+    partials_ptr, lse_ptr, sinks_ptr, rows_M, heads_M, real_MV, at_MV, count,
+    KV_HEADS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_V: tl.constexpr, V_HEAD_DIM: tl.constexpr,
 ):  # fmt: skip
     """The attention of a tile's query rows over all its splits; pointers name the first."""
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for _ in range(count):
         # Past L1, which may hold what an earlier launch left at this place.
         lse = tl.load(lse_ptr + rows_M, cache_modifier=".cg")
-        part = tl.load(partials_ptr + at_MD, mask=real_MD, other=0.0, cache_modifier=".cg")
+        part = tl.load(partials_ptr + at_MV, mask=real_MV, other=0.0, cache_modifier=".cg")
         new_top = tl.maximum(top, lse)
         fade = tl.exp2(top - new_top)
         weight = tl.exp2(lse - new_top)
         acc = acc * fade[:, None] + part * weight[:, None]
         total = total * fade + weight
         top = new_top
-        partials_ptr += KV_HEADS * BLOCK_M * HEAD_DIM
+        partials_ptr += KV_HEADS * BLOCK_M * V_HEAD_DIM
         lse_ptr += KV_HEADS * BLOCK_M
-    return acc / total[:, None]
+    acc = acc / total[:, None]
+    if sinks_ptr is not None:
+        acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + heads_M))
+    return acc
 
 
 @triton.jit
@@ -88,22 +93,26 @@ def _tile_kernel(
     scales_ptr,  # None but for an FP8 cache
     tables_ptr,
     tiles_ptr,
+    sinks_ptr,  # None: there are none
     out_ptr,
     partials_ptr,  # this one and the next two: None without SPLIT
     lse_ptr,
     finished_ptr,
     q_stride,
     table_stride,
-    SCALE: tl.constexpr,  # log2(e) / sqrt(D): the softmax is taken to base 2
+    SCALE: tl.constexpr,  # that of scores times log2(e): the softmax is taken to base 2
+    WINDOW: tl.constexpr,  # None: there is none
     KV_HEADS: tl.constexpr,
     GROUP: tl.constexpr,
     HEAD_DIM: tl.constexpr,
+    V_HEAD_DIM: tl.constexpr,
     BLOCK_SIZE: tl.constexpr,
     FIELDS: tl.constexpr,
     SPLIT: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_D: tl.constexpr,
+    BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
     PDL: tl.constexpr,
 ):
@@ -124,10 +133,12 @@ def _tile_kernel(
     else:
         begin = 0
         stop = position + count
+        if WINDOW is not None:
+            begin = tl.maximum(position - (WINDOW - 1), 0) // BLOCK_N * BLOCK_N
     # Unsigned, so that block and place in it are a shift and a mask.
     end = stop.to(tl.uint32)
     tokens = tl.arange(0, BLOCK_N).to(tl.uint32)
-    if SPLIT:
+    if SPLIT or WINDOW is not None:
         tokens += begin.to(tl.uint32)
     table_ptr = tables_ptr + slot.to(tl.int64) * table_stride
     blocks = load_blocks(table_ptr, tokens, end, BLOCK_SIZE)
@@ -143,24 +154,32 @@ def _tile_kernel(
     real_d = d < HEAD_DIM
     real_md = (query < count)[:, None] & real_d[None, :]
     in_row = head[:, None] * HEAD_DIM + d[None, :]
+    e = tl.arange(0, BLOCK_V)
+    real_v = e < V_HEAD_DIM
+    real_mv = (query < count)[:, None] & real_v[None, :]
+    in_out_row = head[:, None] * V_HEAD_DIM + e[None, :]
     q_ptr += first.to(tl.int64) * q_stride
     q = tl.load(q_ptr + query[:, None] * q_stride + in_row, mask=real_md, other=0.0)
     keys_ptr += kv_head * HEAD_DIM
-    values_ptr += kv_head * HEAD_DIM
+    values_ptr += kv_head * V_HEAD_DIM
     STRIDE: tl.constexpr = KV_HEADS * HEAD_DIM
+    V_STRIDE: tl.constexpr = KV_HEADS * V_HEAD_DIM
     FP8: tl.constexpr = scales_ptr is not None
     if FP8:
         scales_ptr += 2 * kv_head * BLOCK_SIZE
 
     COMPUTE: tl.constexpr = tl.float16 if FP8 and q.dtype == tl.bfloat16 else q.dtype
     q = q.to(COMPUTE)
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    # With a window a row may see nothing of its first keys: a finite score makes no NaN of them.
+    top = tl.full([BLOCK_M], float("-inf") if WINDOW is None else -3.4e38, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
-    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    acc = tl.zeros([BLOCK_M, BLOCK_V], tl.float32)
     for start in range(begin, stop, BLOCK_N):
         live = tokens < end
         live_nd = live[:, None] & real_d[None, :]
         at = places(blocks, tokens, BLOCK_SIZE, STRIDE)[:, None] + d[None, :]
+        live_nv = live[:, None] & real_v[None, :]
+        v_at = places(blocks, tokens, BLOCK_SIZE, V_STRIDE)[:, None] + e[None, :]
         if FP8:
             k_scales, v_exponents, v_inverses = load_scales(
                 scales_ptr, blocks, tokens, live, BLOCK_SIZE, KV_HEADS
@@ -176,27 +195,32 @@ def _tile_kernel(
         if start + BLOCK_N > position + 1:
             seen = (position + query)[:, None] >= (start + tl.arange(0, BLOCK_N))[None, :]
             scores = tl.where(seen, scores, float("-inf"))
+        if WINDOW is not None:  # noqa: SIM102 - as above
+            if start + WINDOW < position + count:
+                old = start + WINDOW + tl.arange(0, BLOCK_N)
+                recent = (position + query)[:, None] < old[None, :]
+                scores = tl.where(recent, scores, float("-inf"))
         if FP8:
             p, top, fade = soften(scores, top, 1.0, 15)
         else:
             p, top, fade = soften(scores, top, SCALE)
-        v = tl.load(values_ptr + at, mask=live_nd, other=0.0)
+        v = tl.load(values_ptr + v_at, mask=live_nv, other=0.0)
         acc = tl.dot(p.to(COMPUTE), v.to(COMPUTE), acc * fade[:, None], input_precision=PRECISION)
         if FP8:
             p = p * v_inverses[None, :]
         total = total * fade + tl.sum(p, 1)
 
     acc = acc / total[:, None]
-    out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * HEAD_DIM)
-    to = out_ptr + query[:, None] * (KV_HEADS * GROUP * HEAD_DIM) + in_row
+    out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * V_HEAD_DIM)
+    to = out_ptr + query[:, None] * (KV_HEADS * GROUP * V_HEAD_DIM) + in_out_row
     if SPLIT:
         if num_splits > 0:
             PART: tl.constexpr = KV_HEADS * BLOCK_M
-            partials_ptr += kv_head * (BLOCK_M * HEAD_DIM)
+            partials_ptr += kv_head * (BLOCK_M * V_HEAD_DIM)
             lse_ptr += kv_head * BLOCK_M
-            at_md = m[:, None] * HEAD_DIM + d[None, :]
+            at_mv = m[:, None] * V_HEAD_DIM + e[None, :]
             tl.store(
-                partials_ptr + part.to(tl.int64) * (PART * HEAD_DIM) + at_md, acc, mask=real_md
+                partials_ptr + part.to(tl.int64) * (PART * V_HEAD_DIM) + at_mv, acc, mask=real_mv
             )
             tl.store(lse_ptr + part * PART + m, top + tl.log2(total))
             # All threads' stores come before the one thread's release.
@@ -204,18 +228,22 @@ def _tile_kernel(
             finished_ptr += first_split * KV_HEADS + kv_head
             others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
             if others == num_splits - 1:
-                partials_ptr += first_split.to(tl.int64) * (PART * HEAD_DIM)
+                partials_ptr += first_split.to(tl.int64) * (PART * V_HEAD_DIM)
                 lse_ptr += first_split * PART
                 joined = _join_parts(
-                    partials_ptr, lse_ptr, m, real_md, at_md, num_splits,
-                    KV_HEADS, BLOCK_M, BLOCK_D, HEAD_DIM,
+                    partials_ptr, lse_ptr, sinks_ptr, m, head, real_mv, at_mv, num_splits,
+                    KV_HEADS, BLOCK_M, BLOCK_V, V_HEAD_DIM,
                 )  # fmt: skip
-                tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_md)
+                tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_mv)
                 tl.store(finished_ptr, 0)
         else:
-            tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+            if sinks_ptr is not None:
+                acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
+            tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_mv)
     else:
-        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_md)
+        if sinks_ptr is not None:
+            acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
+        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_mv)
 
 
 def prefill_attention(
@@ -224,12 +252,15 @@ def prefill_attention(
     tables: torch.Tensor,
     plan: torch.Tensor,
     *,
+    scale: float,
+    window: int | None = None,
+    sinks_N: torch.Tensor | None = None,
     out: torch.Tensor | None = None,
     workspace: PrefillWorkspace | None = None,
     pdl: bool = False,
     tiles: PrefillTiles | None = None,
 ) -> torch.Tensor:
-    """Attend with each tile's queries to all up to themselves; scale 1 / sqrt(D).
+    """Attend with each tile's queries to all up to themselves.
 
     Args:
         q_TND: ``[T, N, D]``, tokens any distance apart.
@@ -238,7 +269,10 @@ def prefill_attention(
         plan: int32 ``[P, 4]`` on the device, of plan_prefill with
             ``prefill_tile_tokens(tiles.block_m, N, K)``; tokens of no tile keep what ``out``
             holds. Or int32 ``[E, 9]``, of split_tiles of that; entries of zeros are padding.
-        out: ``[T, N, D]``.
+        scale: what scores are multiplied by, above 0.
+        window: keys that a query sees, its own included; None: all. Whole tiles alone have one.
+        sinks_N: a score each query head has besides, of no key and not scaled; None: none.
+        out: ``[T, N, V]``.
         workspace: for entries alone, of at least as many splits as they name.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``prefill_tiles`` for T tokens unless given.
@@ -247,19 +281,23 @@ def prefill_attention(
         ``out``.
     """
     num_tokens, num_heads, head_dim = q_TND.shape
-    _, block_size, kv_heads, _ = cache.keys.shape
+    _, block_size, kv_heads, v_head_dim = cache.values.shape
     if out is None:
-        out = torch.empty_like(q_TND, memory_format=torch.contiguous_format)
+        out = q_TND.new_empty((num_tokens, num_heads, v_head_dim))
     if tiles is None:
         tiles = prefill_tiles(num_tokens, fp8=cache.scales is not None)
-    check_operands(q_TND, cache, tables, out)
+    check_operands(q_TND, cache, tables, out, sinks_N)
+    assert scale > 0 and (window is None or window > 0)
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
     split = plan.shape[1] == SPLIT_FIELDS
     assert split or plan.shape[1] == _FIELDS, f"a plan of {plan.shape[1]} columns"
+    assert window is None or not split
     # A mask hides what is ahead of a query, not what the next split has.
     assert not split or (tiles.unit and tiles.unit % tiles.block_n == 0)
     assert plan.is_contiguous() and plan.dtype == torch.int32
-    parts = _check_workspace(workspace, kv_heads, tiles.block_m, head_dim) if split else (None,) * 3
+    parts: tuple[torch.Tensor | None, ...] = (None,) * 3
+    if split:
+        parts = _check_workspace(workspace, kv_heads, tiles.block_m, v_head_dim)
     if not len(plan):
         return out
     block_d = max(16, triton.next_power_of_2(head_dim))
@@ -270,20 +308,24 @@ def prefill_attention(
         cache.scales,
         tables,
         plan,
+        sinks_N,
         out,
         *parts,
         q_TND.stride(0),
         tables.stride(0),
-        SCALE=math.log2(math.e) / math.sqrt(head_dim),
+        SCALE=math.log2(math.e) * scale,
+        WINDOW=window,
         KV_HEADS=kv_heads,
         GROUP=num_heads // kv_heads,
         HEAD_DIM=head_dim,
+        V_HEAD_DIM=v_head_dim,
         BLOCK_SIZE=block_size,
         FIELDS=plan.shape[1],
         SPLIT=split,
         BLOCK_M=tiles.block_m,
         BLOCK_N=tiles.block_n,
         BLOCK_D=block_d,
+        BLOCK_V=max(16, triton.next_power_of_2(v_head_dim)),
         PRECISION=precision(q_TND.dtype),
         num_warps=tiles.num_warps,
         num_stages=_fitting_stages(tiles, cache, block_d * q_TND.element_size()),
@@ -294,14 +336,14 @@ def prefill_attention(
 
 
 def _check_workspace(
-    workspace: PrefillWorkspace | None, kv_heads: int, block_m: int, head_dim: int
+    workspace: PrefillWorkspace | None, kv_heads: int, block_m: int, v_head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Its tensors, as the kernel takes them."""
     assert workspace is not None, "split tiles need a workspace"
-    parts = (workspace.partials_CKMD, workspace.lse_CKM, workspace.finished_CK)
+    parts = (workspace.partials_CKMV, workspace.lse_CKM, workspace.finished_CK)
     num_splits = len(workspace.finished_CK)
     for tensor, shape in zip(
-        parts, ((kv_heads, block_m, head_dim), (kv_heads, block_m), (kv_heads,)), strict=True
+        parts, ((kv_heads, block_m, v_head_dim), (kv_heads, block_m), (kv_heads,)), strict=True
     ):
         assert tensor.shape == (num_splits, *shape) and tensor.is_contiguous()
     assert workspace.finished_CK.dtype == torch.int32
