@@ -10,6 +10,7 @@ import dataclasses
 
 from moe.base.parallel import ParallelConfig
 from moe.base.tiles import experts_key, linear_key
+from workers.attention.spec import AttentionSpec
 from workers.model_config import ModelConfig
 
 
@@ -67,9 +68,9 @@ def expert_shape(config: ModelConfig, parallel: ParallelConfig) -> ExpertShape |
 def linear_shapes(config: ModelConfig, parallel: ParallelConfig) -> list[LinearShape]:
     """Of attention, router, dense MLP and head; one of each size."""
     tp, hidden = parallel.tp, config.hidden_size
-    queries = config.num_heads // tp * config.head_dim
-    keys = max(1, config.num_kv_heads // tp) * config.head_dim
-    sizes = [("qkv", queries + 2 * keys, hidden), ("o_proj", hidden, queries)]
+    sizes = [
+        each for spec in dict.fromkeys(config.attention) for each in _projections(spec, tp, hidden)
+    ]
     if config.moe is not None and any(config.moe_layers):
         sizes.append(("router", config.moe.num_experts, hidden))
     if not all(config.moe_layers):
@@ -78,3 +79,13 @@ def linear_shapes(config: ModelConfig, parallel: ParallelConfig) -> list[LinearS
     sizes.append(("head", -(-config.vocab_size // tp), hidden))
     shapes = {(N, K): LinearShape(name=name, outputs=N, inputs=K) for name, N, K in sizes}
     return list(shapes.values())
+
+
+def _projections(spec: AttentionSpec, tp: int, hidden: int) -> list[tuple[str, int, int]]:
+    """Those of one layer: name, outputs, inputs."""
+    heads, kv_heads = spec.num_heads // tp, max(1, spec.num_kv_heads // tp)
+    widths = spec.head_dim + spec.v_head_dim
+    return [
+        ("qkv", heads * spec.head_dim + kv_heads * widths, hidden),
+        ("o_proj", hidden, heads * spec.v_head_dim),
+    ]

@@ -215,15 +215,14 @@ def floors(
         return least(weights * weight_bytes / value_bytes, products)
 
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
-    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
     sparse_layers = sum(config.moe_layers)
-    qkv, o_proj = layers * hidden * (queries + 2 * keys), layers * hidden * queries
+    cached, qkv, o_proj, pair = _attention_sizes(config)
     dense = (layers - sparse_layers) * hidden * config.intermediate_size
-    cached = layers * 2 * keys if cache_bytes is None else cache_bytes / value_bytes
+    cached = cached if cache_bytes is None else cache_bytes / value_bytes
     head = hidden * config.vocab_size
     found = {
         "qkv": gemm(qkv, qkv * tokens),
-        "attention": least(cached * work.cached, layers * 2 * queries * work.attended),
+        "attention": least(cached * work.cached, pair * work.attended),
         "o_proj": gemm(o_proj, o_proj * tokens),
         "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
         "dense down": gemm(dense, dense * tokens),
@@ -235,6 +234,19 @@ def floors(
         found["experts gate·up"] = gemm(2 * matrix * experts_hit, 2 * matrix * routes)
         found["experts down"] = gemm(matrix * experts_hit, matrix * routes)
     return found
+
+
+def _attention_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
+    """Over all layers: numbers that a token has in the cache, weights of the projections before and
+    behind attention, and products of a query-key pair."""
+    cached = qkv = o_proj = pair = 0
+    for spec in config.attention:
+        own = spec.num_kv_heads * (spec.head_dim + spec.v_head_dim)
+        cached += own
+        qkv += config.hidden_size * (spec.num_heads * spec.head_dim + own)
+        o_proj += config.hidden_size * spec.num_heads * spec.v_head_dim
+        pair += spec.num_heads * (spec.head_dim + spec.v_head_dim)
+    return cached, qkv, o_proj, pair
 
 
 def _weight_bytes(config: ModelConfig, value_bytes: int) -> float:

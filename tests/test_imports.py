@@ -49,6 +49,10 @@ LAYERS = {
         "workers.config", "workers.layers.rope_spec", "workers.rows", "workers.zeros",
     },
     "workers/sampling": {"workers.rows", "workers.staging"},
+    "workers/families": {
+        "workers.attention.spec", "workers.decoder_names", "workers.layers.rope_spec",
+        "workers.model_types",
+    },
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
         "workers.quantized_modules",
@@ -229,7 +233,8 @@ def test_moe_config_is_torch_free() -> None:
     for name in (
         "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
         "workers/config.py", "workers/model_config.py",
-        "workers/model_types.py", "workers/quantization.py", "workers/scale_blocks.py",
+        "workers/decoder_names.py", "workers/model_types.py", "workers/attention/spec.py",
+        "workers/layers/rope_spec.py", "workers/quantization.py", "workers/scale_blocks.py",
         "workers/quantized_modules.py", "workers/quantization_refusals.py",
         "workers/int4_methods.py", "workers/int4_headers.py",
         "moe/base/fp8_format.py", "moe/base/int4_format.py", "moe/base/weight_format.py",

@@ -16,12 +16,15 @@ from moe.base.int4_format import Int4Format
 from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
+from workers.attention.spec import AttentionSpec
 from workers.config_keys import read_keys
+from workers.decoder_names import DecoderNames
+from workers.families import MODEL_TYPES
 from workers.layers.rope_spec import RopeSpec
-from workers.model_types import MODEL_TYPES, MoEKeys
+from workers.model_types import ModelType, MoEKeys, Values
 from workers.quantization import read_modelopt_file, read_quantization
 from workers.quantized_modules import Quantization
-from workers.rope_keys import RopeDefaults, read_rope, unknown_rope_keys
+from workers.rope_keys import read_rope, unknown_rope_keys
 
 _Meaning = TypeVar("_Meaning")
 
@@ -34,7 +37,9 @@ class ModelConfig:
     """The numbers of a decoder, in either spelling of config.json.
 
     Attributes:
-        architecture: key of workers.models.MODELS.
+        architecture: transformers' class, by which servers and clients know it.
+        attention: of each layer; all have as many KV heads, as wide.
+        names: what the checkpoint calls tensors.
         moe: the experts' numbers; None for a dense model.
         moe_layers: for each layer, whether its MLP is a mixture.
         eos_token_ids: of both files, those of generation_config.json first.
@@ -48,11 +53,9 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
+    attention: tuple[AttentionSpec, ...]
+    names: DecoderNames
     rms_norm_eps: float
-    rope: RopeSpec
     max_position_embeddings: int
     tie_word_embeddings: bool
     eos_token_ids: tuple[int, ...]
@@ -63,11 +66,32 @@ class ModelConfig:
     unknown_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"num_attention_heads {self.num_heads} is not a multiple of "
-                f"num_key_value_heads {self.num_kv_heads}"
-            )
+        for spec in set(self.attention):
+            if spec.num_heads % spec.num_kv_heads:
+                raise ValueError(
+                    f"num_attention_heads {spec.num_heads} is not a multiple of "
+                    f"num_key_value_heads {spec.num_kv_heads}"
+                )
+
+    @property
+    def num_kv_heads(self) -> int:
+        """The same in every layer."""
+        return self.attention[0].num_kv_heads
+
+    @property
+    def head_dim(self) -> int:
+        """Of keys, the same in every layer."""
+        return self.attention[0].head_dim
+
+    @property
+    def v_head_dim(self) -> int:
+        """Of values, the same in every layer."""
+        return self.attention[0].v_head_dim
+
+    @property
+    def ropes(self) -> tuple[RopeSpec, ...]:
+        """The rotary embeddings of the layers, each once."""
+        return tuple(dict.fromkeys(each.rope for each in self.attention if each.rope is not None))
 
     @property
     def reads_fp8(self) -> bool:
@@ -88,8 +112,9 @@ class ModelConfig:
 
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise ValueError unless attention and dense MLPs divide over ``tp`` ranks."""
-        if self.num_heads % tp:
-            raise ValueError(f"--tp {tp} does not divide num_attention_heads {self.num_heads}")
+        for heads in {each.num_heads for each in self.attention}:
+            if heads % tp:
+                raise ValueError(f"--tp {tp} does not divide num_attention_heads {heads}")
         if self.num_kv_heads % tp and tp % self.num_kv_heads:
             raise ValueError(
                 f"--tp {tp} neither divides num_key_value_heads {self.num_kv_heads} "
@@ -131,29 +156,23 @@ class ModelConfig:
         values, unknown = read_keys(raw, entry)
         _refuse_other_attention(raw, values["num_hidden_layers"])
         num_layers = values["num_hidden_layers"]
-        heads = values["num_attention_heads"]
-        kv_heads = values["num_key_value_heads"]
-        head_dim = values.get("head_dim") or values["hidden_size"] // heads
-        rope, max_positions = RopeDefaults(), values["max_position_embeddings"]
         return cls(
             architecture=entry.architecture,
             vocab_size=values["vocab_size"],
             hidden_size=values["hidden_size"],
             intermediate_size=values["intermediate_size"],
             num_layers=num_layers,
-            num_heads=heads,
-            num_kv_heads=heads if kv_heads is None else kv_heads,
-            head_dim=head_dim,
+            attention=_attention(entry, raw, values),
+            names=entry.names,
             rms_norm_eps=values["rms_norm_eps"],
-            rope=read_rope(raw, head_dim=head_dim, max_positions=max_positions, defaults=rope),
-            max_position_embeddings=max_positions,
+            max_position_embeddings=values["max_position_embeddings"],
             tie_word_embeddings=values["tie_word_embeddings"],
             eos_token_ids=_end_tokens(raw, values["vocab_size"]),
             dtype=_dtype(raw),
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
             quantization=quantization,
-            unknown_keys=(*unknown, *unknown_rope_keys(raw, rope)),
+            unknown_keys=(*unknown, *unknown_rope_keys(raw, entry.rope)),
         )
 
 
@@ -180,6 +199,22 @@ def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:
             f"layer_types is {shown(kinds)}; it must be full_attention, once for each of "
             f"num_hidden_layers {num_layers}: no other kind is built"
         )
+
+
+def _attention(entry: ModelType, raw: dict[str, Any], values: Values) -> tuple[AttentionSpec, ...]:
+    """That of each layer."""
+
+    def rope(head_dim: int, layer_type: str | None = None) -> RopeSpec:
+        return read_rope(
+            raw,
+            head_dim=head_dim,
+            max_positions=values["max_position_embeddings"],
+            defaults=entry.rope,
+            layer_type=layer_type,
+        )
+
+    layers = range(values["num_hidden_layers"])
+    return tuple(entry.attention(values, layer, rope) for layer in layers)
 
 
 def _dtype(raw: dict[str, Any]) -> str:

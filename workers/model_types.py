@@ -1,18 +1,28 @@
-"""Model types by their name in config.json: one entry each.
+"""What a model type is: an entry of `workers.families.MODEL_TYPES`.
 
-Owns what a key that is absent means, which architecture computes the type, and which keys hold the
-numbers of its mixtures. Torch-free. Knows nothing of files, and checks no value.
+Owns what a key that is absent means, how keys become the numbers of attention, and which hold those
+of mixtures. Torch-free. Knows nothing of files, and checks no value.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from moe.config import MoEConfig, resolve_router
+from workers.attention.spec import AttentionSpec
+from workers.decoder_names import LLAMA_NAMES, DecoderNames
+from workers.layers.rope_spec import RopeSpec
+from workers.rope_keys import WHOLE_HEADS, RopeDefaults
 
 Values = Mapping[str, Any]
+
+
+class RopeOf(Protocol):
+    """Reads the rotary embedding of heads of a width, or that of layers of one type."""
+
+    def __call__(self, head_dim: int, layer_type: str | None = None) -> RopeSpec: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +111,20 @@ class ModelType:
     """One model_type.
 
     Attributes:
-        architecture: key of workers.models.MODELS.
+        architecture: transformers' class, by which servers and clients know it.
         defaults: transformers' defaults for the keys that are read; a key has its default's type.
+        attention: that of a layer, from the values, its index, and what reads a rotary embedding.
         moe: None for a type that is always dense.
+        rope: what its rotary embedding is where config.json says nothing.
+        names: what its checkpoints call tensors.
     """
 
     architecture: str
     defaults: Values
+    attention: Callable[[Values, int, RopeOf], AttentionSpec]
     moe: MoEKeys | None = None
+    rope: RopeDefaults = WHOLE_HEADS
+    names: DecoderNames = LLAMA_NAMES
 
 
 COMMON_DEFAULTS: Values = {
@@ -117,35 +133,4 @@ COMMON_DEFAULTS: Values = {
     "max_position_embeddings": 32768,
     "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
-}
-
-MODEL_TYPES: dict[str, ModelType] = {
-    "qwen3": ModelType(
-        architecture="Qwen3ForCausalLM",
-        defaults={
-            **COMMON_DEFAULTS,
-            "hidden_size": 4096,
-            "intermediate_size": 22016,
-            "num_hidden_layers": 32,
-            "num_key_value_heads": 32,
-            "head_dim": 128,
-        },
-    ),
-    "qwen3_moe": ModelType(
-        architecture="Qwen3MoeForCausalLM",
-        defaults={
-            **COMMON_DEFAULTS,
-            "hidden_size": 2048,
-            "intermediate_size": 6144,
-            "num_hidden_layers": 24,
-            "num_key_value_heads": 4,
-            "decoder_sparse_step": 1,
-            "moe_intermediate_size": 768,
-            "num_experts_per_tok": 8,
-            "num_experts": 128,
-            "norm_topk_prob": False,
-            "mlp_only_layers": [],
-        },
-        moe=MoEKeys(sparse_step="decoder_sparse_step", dense_layers="mlp_only_layers"),
-    ),
 }

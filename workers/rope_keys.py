@@ -36,6 +36,9 @@ class RopeDefaults:
     ignored: frozenset[str] = frozenset()
 
 
+WHOLE_HEADS = RopeDefaults()
+
+
 def read_rope(
     raw: Mapping[str, Any],
     *,

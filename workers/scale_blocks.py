@@ -15,6 +15,8 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.base.weight_format import WeightFormat
+from workers.attention.spec import AttentionSpec
+from workers.decoder_names import DecoderNames
 from workers.model_config import ModelConfig
 from workers.quantization import MADE
 from workers.quantized_modules import Quantization
@@ -97,7 +99,7 @@ def _problem(config: ModelConfig, quantization: Quantization, layout: _Layout) -
     """The numbers of a share that is not whole blocks; None where there is none."""
     multiples = quantization.weight_format.multiples
     for matrix in _matrices(config, layout):
-        if not _has_scales(matrix, quantization):
+        if not _has_scales(matrix, config.names, quantization):
             continue
         for side, size in zip(matrix[2:], multiples, strict=True):
             share = side.total // side.shares
@@ -144,9 +146,9 @@ def _divides(config: ModelConfig, layout: _Layout) -> bool:
     )
 
 
-def _has_scales(matrix: _Matrix, quantization: Quantization) -> bool:
+def _has_scales(matrix: _Matrix, names: DecoderNames, quantization: Quantization) -> bool:
     return any(
-        f"model.layers.{layer}.{matrix.module}" not in quantization.skipped
+        f"{names.layer(layer)}{matrix.module}" not in quantization.skipped
         for layer, is_there in enumerate(matrix.layers)
         if is_there
     )
@@ -155,23 +157,35 @@ def _has_scales(matrix: _Matrix, quantization: Quantization) -> bool:
 def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
     """All that may have scales, those of one shape once."""
     hidden = _Side("hidden_size", config.hidden_size, 1)
-    queries = _Side("num_attention_heads × head_dim", config.num_heads * config.head_dim, layout.tp)
-    kv_ranks = min(layout.tp, config.num_kv_heads)
-    keys = _Side("num_key_value_heads × head_dim", config.num_kv_heads * config.head_dim, kv_ranks)
-    every = [True] * config.num_layers
-    yield _Matrix(every, "self_attn.q_proj", queries, hidden)
-    yield _Matrix(every, "self_attn.k_proj", keys, hidden)
-    yield _Matrix(every, "self_attn.o_proj", hidden, queries)
+    for spec in dict.fromkeys(config.attention):
+        layers = [each == spec for each in config.attention]
+        yield from _attention(spec, f"{config.names.attention}.", layers, hidden, layout.tp)
     sparse, moe = list(config.moe_layers), config.moe
     dense = [not is_sparse for is_sparse in sparse]
-    mlps = [(dense, "mlp", _Side("intermediate_size", config.intermediate_size, layout.tp))]
+    mlp = config.names.mlp
+    mlps = [(dense, mlp, _Side("intermediate_size", config.intermediate_size, layout.tp))]
     if moe is not None:
         width = _Side("moe_intermediate_size", moe.intermediate_size, layout.experts)
-        mlps.append((sparse, "mlp.experts.0", width))
+        mlps.append((sparse, f"{mlp}.experts.0", width))
     if moe is not None and moe.shared_expert_size:
         width = _Side("the shared experts' width", moe.shared_expert_size, layout.shared)
-        name = "mlp.shared_expert" if moe.shared_expert_gated else "mlp.shared_experts"
-        mlps.append((sparse, name, width))
+        name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
+        mlps.append((sparse, f"{mlp}.{name}", width))
     for layers, name, width in mlps:
         yield _Matrix(layers, f"{name}.gate_proj", width, hidden)
         yield _Matrix(layers, f"{name}.down_proj", hidden, width)
+
+
+def _attention(
+    spec: AttentionSpec, prefix: str, layers: list[bool], hidden: _Side, tp: int
+) -> Iterator[_Matrix]:
+    """The projections of layers of one kind."""
+    kv_ranks = min(tp, spec.num_kv_heads)
+    queries = _Side("num_attention_heads × head_dim", spec.num_heads * spec.head_dim, tp)
+    keys = _Side("num_key_value_heads × head_dim", spec.num_kv_heads * spec.head_dim, kv_ranks)
+    values = _Side("num_key_value_heads × head_dim", spec.num_kv_heads * spec.v_head_dim, kv_ranks)
+    found = _Side("num_attention_heads × head_dim", spec.num_heads * spec.v_head_dim, tp)
+    yield _Matrix(layers, f"{prefix}q_proj", queries, hidden)
+    yield _Matrix(layers, f"{prefix}k_proj", keys, hidden)
+    yield _Matrix(layers, f"{prefix}v_proj", values, hidden)
+    yield _Matrix(layers, f"{prefix}o_proj", hidden, found)

@@ -1,4 +1,4 @@
-"""A model type made of known parts: an entry in each table, one class, and transformers' own model.
+"""A model type made of known parts: an entry in the table, and transformers' own model.
 
 Its decoder is Qwen3's and its mixtures are DeepSeek-V3's, which is GLM-4.5's architecture with a
 full rotary embedding: groups, correction bias, scaling, shared experts, a dense first layer.
@@ -13,16 +13,14 @@ import pytest
 import torch
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
-from workers.model_config import ModelConfig
-from workers.model_types import COMMON_DEFAULTS, MODEL_TYPES, ModelType, MoEKeys
-from workers.models import MODELS
-from workers.models.base import MLP, BuildContext
-from workers.models.qwen3 import Qwen3ForCausalLM, Qwen3MLP
-from workers.models.sparse_mlp import SparseMLP, make_expert_load
+from workers.families import MODEL_TYPES
+from workers.families.grouped_query import grouped_query
+from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys
 
 VOCAB = 97
 KNOWN_PARTS = ModelType(
     architecture="TestMoeForCausalLM",
+    attention=lambda values, layer, rope: grouped_query(values, rope, qk_norm="head"),
     defaults={
         **COMMON_DEFAULTS,
         "hidden_size": 64,
@@ -52,28 +50,9 @@ KNOWN_PARTS = ModelType(
 )
 
 
-class TestMoeForCausalLM(Qwen3ForCausalLM):
-    """What a file in workers/models/ would hold."""
-
-    __test__ = False
-
-    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
-        load = make_expert_load(config, build)
-
-        def make_mlp(layer: int) -> MLP:
-            prefix = f"model.layers.{layer}.mlp."
-            if config.moe is None or load is None or not config.moe_layers[layer]:
-                return Qwen3MLP(config, build, prefix)
-            ids_P = load.ids_LP[sum(config.moe_layers[:layer])]
-            return SparseMLP(config.moe, build, ids_P, prefix)
-
-        super().__init__(config, build, make_mlp, load)
-
-
 def register(patch: pytest.MonkeyPatch) -> None:
-    """Enter the type in both tables."""
+    """Enter the type in the table."""
     patch.setitem(MODEL_TYPES, "testdense_moe", KNOWN_PARTS)
-    patch.setitem(MODELS, "TestMoeForCausalLM", TestMoeForCausalLM)
 
 
 def save_known_parts(folder: Path) -> Glm4MoeForCausalLM:

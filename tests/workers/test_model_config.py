@@ -20,12 +20,12 @@ def assert_same(folder: Path) -> None:
     assert ours.hidden_size == theirs.hidden_size
     assert ours.intermediate_size == theirs.intermediate_size
     assert ours.num_layers == theirs.num_hidden_layers
-    assert ours.num_heads == theirs.num_attention_heads
+    assert ours.attention[0].num_heads == theirs.num_attention_heads
     assert ours.num_kv_heads == theirs.num_key_value_heads
     assert ours.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
     assert ours.vocab_size == theirs.vocab_size
     assert ours.rms_norm_eps == theirs.rms_norm_eps
-    assert ours.rope.theta == theirs.rope_parameters["rope_theta"]
+    assert ours.ropes[0].theta == theirs.rope_parameters["rope_theta"]
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
     if theirs.model_type == "qwen3_moe":

@@ -17,8 +17,8 @@ from workers.checkpoint import Checkpoint
 from workers.distributed import Groups
 from workers.int4_headers import with_headers
 from workers.model_config import ModelConfig
-from workers.models import MODELS
 from workers.models.base import BuildContext
+from workers.models.decoder import Decoder
 from workers.scale_blocks import with_quantization
 from workers.weight_loading import expected_bytes, load_weights, make_up_weights
 
@@ -102,7 +102,7 @@ def model_of(
         device=torch.device(device),
         quantization=config.quantization,
     )
-    return MODELS[config.architecture](config, build)
+    return Decoder(config, build)
 
 
 def layout(tp: int, dp: int, ep: int | None) -> ParallelConfig:

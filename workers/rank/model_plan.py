@@ -8,18 +8,16 @@ architecture.
 from __future__ import annotations
 
 import dataclasses
-from typing import cast
 
 import torch
-from torch import nn
 
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
 from workers.checkpoint import Checkpoint
 from workers.distributed import SINGLE, expert_groups
 from workers.model_config import ModelConfig
-from workers.models import MODELS
 from workers.models.base import BuildContext
+from workers.models.decoder import Decoder
 from workers.weight_loading import check_tensors
 
 _NOWHERE = torch.device("meta")
@@ -46,7 +44,7 @@ def check_checkpoint(config: ModelConfig, checkpoint: Checkpoint) -> None:
         packed_scales=checkpoint.packed_scales,
         quantization=config.quantization,
     )
-    model = MODELS[config.architecture](config, build)
+    model = Decoder(config, build)
     check_tensors(model.checkpoint_slices(), checkpoint, ignore=model.tied_weights)
 
 
@@ -60,7 +58,7 @@ def check_plan(config: ModelConfig, build: BuildContext, *, unused_bytes: int) -
         ValueError: one line naming what the model takes and what there is.
     """
     nowhere = dataclasses.replace(build, device=_NOWHERE, context=None)
-    module = cast(nn.Module, MODELS[config.architecture](config, nowhere))
+    module = Decoder(config, nowhere)
     weights = sum(each.nbytes for each in module.parameters())
     tables = sum(each.nbytes for each in module.buffers())
     if weights + tables > unused_bytes:

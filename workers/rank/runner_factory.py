@@ -79,14 +79,17 @@ def _attention_shape(
 ) -> AttentionShape | None:
     if build.context is None:
         return None
-    group = config.num_heads // config.num_kv_heads
-    if config.head_dim > MAX_HEAD_DIM or group > MAX_GROUP:
-        raise ValueError(
-            f"head_dim {config.head_dim} with {group} query heads a KV head: attention kernels "
-            f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
-        )
+    for spec in dict.fromkeys(config.attention):
+        group = spec.num_heads // spec.num_kv_heads
+        if max(spec.head_dim, spec.v_head_dim) > MAX_HEAD_DIM or group > MAX_GROUP:
+            raise ValueError(
+                f"head_dim {spec.head_dim} with {group} query heads a KV head: attention kernels "
+                f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
+            )
+    tp = build.parallel.tp
+    kinds = (AttentionKind(each.window, each.num_heads // tp) for each in config.attention)
     return AttentionShape(
-        kinds=(AttentionKind(None, config.num_heads // build.parallel.tp),),
+        kinds=tuple(dict.fromkeys(kinds)),
         kv_heads=kv_heads,
         num_cores=build.context.num_cores,
     )

@@ -24,8 +24,8 @@ from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
 from workers.int4_headers import with_headers
 from workers.model_config import ModelConfig
-from workers.models import MODELS
 from workers.models.base import BuildContext, Model
+from workers.models.decoder import Decoder
 from workers.rank import graph_capture, kv_sizing
 from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
@@ -126,7 +126,7 @@ def start(
         quantization=model_config.quantization,
     )
     check_plan(model_config, build, unused_bytes=unused_bytes(device, ranks_here()))
-    model = MODELS[model_config.architecture](model_config, build)
+    model = Decoder(model_config, build)
     loaded = _load(model, checkpoint, config)
     log.info("rank %d read %d bytes of weights", groups.rank, loaded.bytes_read)
     runner, timed_tokens, timed_seconds = _make_runner(
@@ -164,7 +164,7 @@ def _make_runner(
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.head_dim,
-        v_head_dim=model_config.head_dim,
+        v_head_dim=model_config.v_head_dim,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
     if config.self_check:
@@ -259,7 +259,8 @@ def _max_model_len(flag: int | None, model: ModelConfig) -> int:
     """Also above max_position_embeddings where the rotary embedding reaches further."""
     if flag is None:
         return model.max_position_embeddings
-    model.rope.check_length(flag, model.max_position_embeddings)
+    for rope in model.ropes:
+        rope.check_length(flag, model.max_position_embeddings)
     return flag
 
 

@@ -18,7 +18,7 @@ from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention
 from workers.layers.rotary import rotate
-from workers.models.qwen3 import Qwen3Attention
+from workers.models.attention import Attention
 from workers.self_check.dense import check_parts, check_row_parallel, check_rows, rms_norm
 from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
 from workers.self_check.setting import Setting
@@ -38,7 +38,7 @@ class _Sequences:
     num_blocks: int = 0
 
 
-def check_attention(attention: Qwen3Attention, setting: Setting) -> Iterator[Finding]:
+def check_attention(attention: Attention, setting: Setting) -> Iterator[Finding]:
     """A step of prompts, two that go on with the longest, and decodes."""
     most = _most_blocks(setting)
     sizes = dataclasses.replace(setting.sizes, num_layers=1)
@@ -52,7 +52,7 @@ def check_attention(attention: Qwen3Attention, setting: Setting) -> Iterator[Fin
 
 
 def _check_step(
-    attention: Qwen3Attention, cache: LayerCache, batch: AttentionBatch, setting: Setting
+    attention: Attention, cache: LayerCache, batch: AttentionBatch, setting: Setting
 ) -> Iterator[Finding]:
     T, context, weight = len(batch.positions_T), setting.context, attention.qkv_proj.weight
     N, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
@@ -64,8 +64,8 @@ def _check_step(
         attention.q_norm.weight,
         attention.k_norm.weight,
         attention.q_norm.eps,
-        setting.rotary.cos,
-        setting.rotary.sin,
+        attention.rotary.cos,
+        attention.rotary.sin,
         batch.positions_T,
         batch.slots_T,
         batch.tables,
@@ -83,7 +83,9 @@ def _check_step(
     yield check_rows(f"norm and rotation of {what}", q_TND, q, 4)
     yield compare(f"keys of {dtype}, {what}", keys[rows_T], k, allowed)
     yield compare(f"values of {dtype}, {what}", values[rows_T], v, allowed)
-    kernels = kernel_attention(q_TND, cache, batch, context, attention.kind, scale=attention.scale)
+    kernels = kernel_attention(
+        q_TND, cache, batch, context, attention.kind, scale=attention.spec.scale
+    )
     attended = kernels.view(T, N, -1)
     kind = "decode" if batch.num_decodes else "prefill"
     longest = max(batch.lengths)
@@ -94,13 +96,13 @@ def _check_step(
 
 def _turned(
     heads: tuple[torch.Tensor, ...],
-    attention: Qwen3Attention,
+    attention: Attention,
     setting: Setting,
     positions_T: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """q, k and v, the first two normed and rotated."""
     q, k, v = heads
-    angles = setting.rotary(positions_T)
+    angles = attention.rotary(positions_T)
     q = rotate(rms_norm(q, attention.q_norm.weight, attention.q_norm.eps), *angles)
     k = rotate(rms_norm(k, attention.k_norm.weight, attention.k_norm.eps), *angles)
     return q, k, v

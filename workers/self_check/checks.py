@@ -20,9 +20,9 @@ from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
-from workers.layers.rotary import RotaryEmbedding
+from workers.models.attention import Attention
 from workers.models.base import BuildContext, Model
-from workers.models.qwen3 import Qwen3Attention, Qwen3MLP
+from workers.models.dense_mlp import DenseMLP
 from workers.sampling.triton_sampler import TritonSampler
 from workers.self_check.attention import check_attention
 from workers.self_check.collectives import check_collectives
@@ -40,8 +40,8 @@ _ALIGNED = 16  # bytes
 # By the modules that run the kernels; one of each kind and shape is checked.
 CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
     Embedding: check_embedding,
-    Qwen3Attention: check_attention,
-    Qwen3MLP: check_mlp,
+    Attention: check_attention,
+    DenseMLP: check_mlp,
     SparseMoeBlock: check_sparse,
     RMSNorm: check_norm,
     LMHead: check_head,
@@ -95,7 +95,6 @@ def make_setting(
         max_tokens=build.max_tokens,
         max_positions=build.max_positions,
         norm=next(each for each in modules if isinstance(each, RMSNorm) and each.context),
-        rotary=next(each for each in modules if isinstance(each, RotaryEmbedding)),
         builder=builder,
         sizes=sizes,
     )

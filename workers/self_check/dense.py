@@ -19,7 +19,7 @@ from moe.base.weight import Weight
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
 from workers.layers.norm import RMSNorm
-from workers.models.qwen3 import Qwen3MLP
+from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import (
     EIGHT_BITS,
     TENSOR_CORE_SUMS,
@@ -57,7 +57,7 @@ def check_norm(norm: RMSNorm, setting: Setting) -> Iterator[Finding]:
         yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
 
 
-def check_mlp(mlp: Qwen3MLP, setting: Setting) -> Iterator[Finding]:
+def check_mlp(mlp: DenseMLP, setting: Setting) -> Iterator[Finding]:
     """Both projections, what lies between them, and the sum behind."""
     context, gate_up = setting.context, mlp.gate_up_proj.weight
     for T in setting.steps:

@@ -16,7 +16,6 @@ from moe.base.quantized import GROUP, Quantized
 from moe.base.tiles import MANY_ROWS
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.norm import RMSNorm
-from workers.layers.rotary import RotaryEmbedding
 from workers.step.batch import BatchBuilder
 
 # Rows of steps: decodes by a matrix-vector kernel, by few rows and by many, and a prefill.
@@ -42,7 +41,6 @@ class Setting:
     max_tokens: int
     max_positions: int
     norm: RMSNorm
-    rotary: RotaryEmbedding
     builder: BatchBuilder
     sizes: CacheSizes
 

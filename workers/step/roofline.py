@@ -18,6 +18,7 @@ import dataclasses
 import numpy as np
 
 from moe.base.parallel import ParallelConfig
+from workers.attention.spec import AttentionSpec
 from workers.model_config import ModelConfig
 from workers.step.weight_counts import dense_weights, expert_weights
 
@@ -159,7 +160,6 @@ class Roofline:
             kv_cache_dtype: ``fp8_e4m3``, or any other for ``dtype``.
         """
         tp, moe = parallel.tp, config.moe
-        heads, kv_heads = config.num_heads / tp, max(1.0, config.num_kv_heads / tp)
         num_experts = moe.num_experts if moe else 0
         dense = dense_weights(config, parallel, _BYTES[dtype])
         expert = expert_weights(config, tp if parallel.ep == 1 else 1, _BYTES[dtype])
@@ -179,9 +179,9 @@ class Roofline:
             expert_replicas=parallel.dp if parallel.ep > 1 else 1,
             moe_layers=sum(config.moe_layers) if moe else 0,
             cache_bytes=round(
-                2 * config.num_layers * kv_heads * _entry_bytes(config, dtype, kv_cache_dtype)
+                sum(_token_bytes(each, tp, dtype, kv_cache_dtype) for each in config.attention)
             ),
-            pair_flops=round(4 * config.num_layers * heads * config.head_dim),
+            pair_flops=round(sum(_pair_flops(each, tp) for each in config.attention)),
         )
 
     @classmethod
@@ -246,8 +246,13 @@ class Roofline:
         return self.cost(work, self.expected_hits(reached))
 
 
-def _entry_bytes(config: ModelConfig, dtype: str, kv_cache_dtype: str) -> int:
-    """Of a head's key or value; see workers.attention.kv_cache.CacheSizes."""
-    if kv_cache_dtype == "fp8_e4m3":
-        return config.head_dim + 2
-    return config.head_dim * _BYTES[dtype]
+def _token_bytes(spec: AttentionSpec, tp: int, dtype: str, kv_cache_dtype: str) -> float:
+    """Of a token's keys and values in one layer; see workers.attention.kv_cache.CacheSizes."""
+    numbers = spec.head_dim + spec.v_head_dim
+    entry = numbers + 4 if kv_cache_dtype == "fp8_e4m3" else numbers * _BYTES[dtype]
+    return max(1.0, spec.num_kv_heads / tp) * entry
+
+
+def _pair_flops(spec: AttentionSpec, tp: int) -> float:
+    """Of a query and a key in one layer: a score, and a weighted value, for each query head."""
+    return 2 * spec.num_heads / tp * (spec.head_dim + spec.v_head_dim)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
+from workers.attention.spec import AttentionSpec
 from workers.model_config import ModelConfig
 from workers.quantized_modules import Quantization
 
@@ -45,7 +46,7 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
     if config.moe is None or not layers:
         return WeightCount(0, 0, 0)
     width, hidden = config.moe.intermediate_size / num_slices, config.hidden_size
-    mlps = [_mlp(f"model.layers.{layer}.mlp.experts.0", width, hidden) for layer in layers]
+    mlps = [_mlp(f"{config.names.layer_mlp(layer)}experts.0.", width, hidden) for layer in layers]
     total = _count((each for mlp in mlps for each in mlp), config.quantization, value_bytes)
     return WeightCount(
         parameters=round(total.parameters / len(layers)),
@@ -56,28 +57,34 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
 
 def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_Matrix]:
     tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
-    queries = config.num_heads / tp * config.head_dim
-    keys = max(1.0, config.num_kv_heads / tp) * config.head_dim
     for layer, is_moe in enumerate(config.moe_layers):
-        prefix = f"model.layers.{layer}"
-        for name, rows in (("q", queries), ("k", keys), ("v", keys)):
-            yield _Matrix(f"{prefix}.self_attn.{name}_proj", rows, hidden)
-        yield _Matrix(f"{prefix}.self_attn.o_proj", hidden, queries)
+        prefix = config.names.layer_attention(layer)
+        yield from _attention(prefix, config.attention[layer], tp, hidden)
+        prefix = config.names.layer_mlp(layer)
         if moe is None or not is_moe:
-            yield from _mlp(f"{prefix}.mlp", config.intermediate_size / tp, hidden)
+            yield from _mlp(prefix, config.intermediate_size / tp, hidden)
             continue
         yield _Matrix("", moe.num_experts + moe.shared_expert_gated, hidden)
         if moe.shared_expert_size:
             shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
             name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
-            yield from _mlp(f"{prefix}.mlp.{name}", shared, hidden)
+            yield from _mlp(f"{prefix}{name}.", shared, hidden)
+
+
+def _attention(prefix: str, spec: AttentionSpec, tp: int, hidden: int) -> Iterator[_Matrix]:
+    """The projections of one layer."""
+    heads, kv_heads = spec.num_heads / tp, max(1.0, spec.num_kv_heads / tp)
+    yield _Matrix(f"{prefix}q_proj", heads * spec.head_dim, hidden)
+    yield _Matrix(f"{prefix}k_proj", kv_heads * spec.head_dim, hidden)
+    yield _Matrix(f"{prefix}v_proj", kv_heads * spec.v_head_dim, hidden)
+    yield _Matrix(f"{prefix}o_proj", hidden, heads * spec.v_head_dim)
 
 
 def _mlp(prefix: str, width: float, hidden: int) -> list[_Matrix]:
     return [
-        _Matrix(f"{prefix}.gate_proj", width, hidden),
-        _Matrix(f"{prefix}.up_proj", width, hidden),
-        _Matrix(f"{prefix}.down_proj", hidden, width),
+        _Matrix(f"{prefix}gate_proj", width, hidden),
+        _Matrix(f"{prefix}up_proj", width, hidden),
+        _Matrix(f"{prefix}down_proj", hidden, width),
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from tests.workers.steps import (
     start_rank,
     step_logits,
 )
+from workers.families import MODEL_TYPES
 from workers.model_config import ModelConfig
-from workers.model_types import MODEL_TYPES, ModelType, MoEKeys
+from workers.model_types import MoEKeys
 
 
 @pytest.fixture(autouse=True)
@@ -102,7 +104,7 @@ def test_shared_experts_of_one_width_behind_a_gate(monkeypatch: pytest.MonkeyPat
     defaults = {**KNOWN_PARTS.defaults, "shared_expert_intermediate_size": 20}
     del defaults["topk_method"]
     defaults["scoring_func"] = "sigmoid"
-    gated = ModelType(architecture="TestMoeForCausalLM", defaults=defaults, moe=moe)
+    gated = dataclasses.replace(KNOWN_PARTS, defaults=defaults, moe=moe)
     monkeypatch.setitem(MODEL_TYPES, "testdense_moe", gated)
     config = ModelConfig.from_hf(raw_config())
     assert config.moe is not None

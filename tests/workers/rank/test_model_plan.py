@@ -17,9 +17,9 @@ from tests.workers.steps import prefill_step, start_rank, step_logits
 from tests.workers.tiny_models import random_config, save_model
 from workers import __main__ as launcher
 from workers.launcher.reports import REFUSED
-from workers.models import MODELS
 from workers.models.base import BuildContext
-from workers.rank import startup
+from workers.models.decoder import Decoder
+from workers.rank import model_plan, startup
 
 Devices = list[torch.device]
 
@@ -36,13 +36,13 @@ def folder(tmp_path: Path) -> Path:
 def built_on(monkeypatch: pytest.MonkeyPatch) -> Devices:
     """The devices that models were built on."""
     devices: Devices = []
-    for name, make in MODELS.items():
 
-        def spy(config: Any, build: BuildContext, make: Any = make) -> Any:
-            devices.append(build.device)
-            return make(config, build)
+    def spy(config: Any, build: BuildContext) -> Any:
+        devices.append(build.device)
+        return Decoder(config, build)
 
-        monkeypatch.setitem(MODELS, name, spy)
+    monkeypatch.setattr(startup, "Decoder", spy)
+    monkeypatch.setattr(model_plan, "Decoder", spy)
     return devices
 
 

@@ -18,8 +18,8 @@ from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups
 from workers.layers.norm import RMSNorm
 from workers.model_config import ModelConfig
-from workers.models import MODELS
 from workers.models.base import BuildContext, Model
+from workers.models.decoder import Decoder
 from workers.rank.runner_factory import RunnerFactory
 from workers.scale_blocks import with_quantization
 from workers.self_check.checks import CHECKS, check_rank, kernel_checks, make_setting
@@ -125,7 +125,7 @@ def make_rank(
         device=torch.device("cpu"),
         quantization=model_config.quantization,
     )
-    model = MODELS[model_config.architecture](model_config, build)
+    model = Decoder(model_config, build)
     make_up_weights(model.checkpoint_slices(), 0)
     config = WorkerConfig(model=Path(), listen="unix:", max_batch_size=max_batch_size)
     cache = "fp8_e4m3" if fp8_cache else str(dtype).removeprefix("torch.")

@@ -49,7 +49,7 @@ def test_one_module_of_each_kind_and_shape_is_checked() -> None:
     assert isinstance(rank.model, nn.Module)
     names = [name for name, _ in kernel_checks(rank.model, rank.setting)]
     assert names == [
-        "Embedding", "Qwen3Attention", "SparseMoeBlock", "RMSNorm", "Qwen3MLP", "LMHead",
+        "Embedding", "Attention", "SparseMoeBlock", "RMSNorm", "DenseMLP", "LMHead",
     ]  # fmt: skip
 
 

@@ -13,7 +13,7 @@ from moe.layer import SparseMoeBlock
 from tests.workers.self_check.rank import make_rank
 from tests.workers.test_int4_methods import GPTQ
 from workers.layers.norm import RMSNorm
-from workers.models.qwen3 import Qwen3MLP
+from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import TENSOR_CORE_SUMS
 
 pytestmark = [
@@ -51,7 +51,7 @@ def test_parts_have_the_limits_of_sums() -> None:
     tiles = rank.build.context.tiles.linear(256, 512, 3)
     assert tiles is not None
     assert tiles.splits == 2
-    limits = {each.allowed for each in rank.findings(Qwen3MLP) if "gate and up" in each.what}
+    limits = {each.allowed for each in rank.findings(DenseMLP) if "gate and up" in each.what}
     assert limits & {*TENSOR_CORE_SUMS}
 
 
@@ -62,7 +62,7 @@ def test_right_kernels_of_eight_bits_pass() -> None:
         fp8=True, dtype=FP16, max_tokens=MANY_ROWS, max_batch_size=1, hidden_size=128,
         moe_intermediate_size=128, intermediate_size=256, head_dim=64,
     )  # fmt: skip
-    for kind in (SparseMoeBlock, Qwen3MLP, RMSNorm):
+    for kind in (SparseMoeBlock, DenseMLP, RMSNorm):
         findings = rank.findings(kind)
         assert all(each.is_right for each in findings)
         many = [each for each in findings if f"{MANY_ROWS} rows" in each.what]
@@ -85,11 +85,11 @@ def test_a_start_says_what_it_took_and_keeps_nothing(caplog: pytest.LogCaptureFi
 def test_a_model_s_odd_numbers_are_no_kernel_s_fault() -> None:
     """A checkpoint's zeros, NaN and infinities."""
     rank = make_rank(moe=False, max_tokens=4)
-    mlp = rank.first(Qwen3MLP)
+    mlp = rank.first(DenseMLP)
     with torch.inference_mode():
         values = mlp.gate_up_proj.weight.values
         values[:7] = 0.0
         values[9, 3] = torch.nan
         values[200, 2] = torch.inf
         mlp.down_proj.weight.values.zero_()
-    assert not rank.first_wrong(Qwen3MLP)
+    assert not rank.first_wrong(DenseMLP)

@@ -80,7 +80,7 @@ def matrices(config: ModelConfig, tp: int, ep: int) -> tuple[int, int]:
     hidden, dense = config.hidden_size, 0
     kv_heads = max(1, config.num_kv_heads // tp)
     for is_moe in config.moe_layers:
-        q = hidden * (config.num_heads // tp * config.head_dim)
+        q = hidden * (config.attention[0].num_heads // tp * config.head_dim)
         k = hidden * (kv_heads * config.head_dim)
         dense += q + k + k + q
         if is_moe:

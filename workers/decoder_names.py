@@ -1,0 +1,40 @@
+"""What a checkpoint calls the tensors of a decoder. Torch-free; knows no value of config.json."""
+
+from __future__ import annotations
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DecoderNames:
+    """Names of modules; the defaults are Llama's, which most families took over.
+
+    Attributes:
+        model: all but the head.
+        attention, mlp, attention_norm, mlp_norm: of a layer; a norm stands before what it is named
+            after.
+        q_norm, k_norm: of attention.
+    """
+
+    model: str = "model"
+    attention: str = "self_attn"
+    mlp: str = "mlp"
+    attention_norm: str = "input_layernorm"
+    mlp_norm: str = "post_attention_layernorm"
+    q_norm: str = "q_norm"
+    k_norm: str = "k_norm"
+
+    def layer(self, index: int) -> str:
+        """What the names of a layer's modules begin with."""
+        return f"{self.model}.layers.{index}."
+
+    def layer_attention(self, index: int) -> str:
+        """What the names of its attention's modules begin with."""
+        return f"{self.layer(index)}{self.attention}."
+
+    def layer_mlp(self, index: int) -> str:
+        """What the names of its MLP's modules begin with."""
+        return f"{self.layer(index)}{self.mlp}."
+
+
+LLAMA_NAMES = DecoderNames()

@@ -1,0 +1,22 @@
+"""Grouped-query attention as most config.json files describe it."""
+
+from __future__ import annotations
+
+from workers.attention.spec import AttentionSpec, QkNorm
+from workers.model_types import RopeOf, Values
+
+
+def grouped_query(values: Values, rope: RopeOf, *, qk_norm: QkNorm = "none") -> AttentionSpec:
+    """From ``num_attention_heads``, ``num_key_value_heads`` (null: as many), ``head_dim`` (null or
+    absent: hidden_size / heads)."""
+    heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
+    head_dim = values.get("head_dim") or values["hidden_size"] // heads
+    return AttentionSpec(
+        num_heads=heads,
+        num_kv_heads=heads if kv_heads is None else kv_heads,
+        head_dim=head_dim,
+        v_head_dim=head_dim,
+        scale=head_dim**-0.5,
+        rope=rope(head_dim),
+        qk_norm=qk_norm,
+    )

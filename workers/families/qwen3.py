@@ -1,0 +1,45 @@
+"""Qwen3 and Qwen3-MoE: transformers' Qwen3ForCausalLM, Qwen3MoeForCausalLM."""
+
+from __future__ import annotations
+
+from workers.attention.spec import AttentionSpec
+from workers.families.grouped_query import grouped_query
+from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+
+
+def _attention(values: Values, layer: int, rope: RopeOf) -> AttentionSpec:
+    return grouped_query(values, rope, qk_norm="head")
+
+
+TYPES = {
+    "qwen3": ModelType(
+        architecture="Qwen3ForCausalLM",
+        attention=_attention,
+        defaults={
+            **COMMON_DEFAULTS,
+            "hidden_size": 4096,
+            "intermediate_size": 22016,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 32,
+            "head_dim": 128,
+        },
+    ),
+    "qwen3_moe": ModelType(
+        architecture="Qwen3MoeForCausalLM",
+        attention=_attention,
+        defaults={
+            **COMMON_DEFAULTS,
+            "hidden_size": 2048,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 4,
+            "decoder_sparse_step": 1,
+            "moe_intermediate_size": 768,
+            "num_experts_per_tok": 8,
+            "num_experts": 128,
+            "norm_topk_prob": False,
+            "mlp_only_layers": [],
+        },
+        moe=MoEKeys(sparse_step="decoder_sparse_step", dense_layers="mlp_only_layers"),
+    ),
+}

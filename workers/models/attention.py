@@ -1,0 +1,130 @@
+"""Grouped-query attention as a layer's module: projections, norms, rotation, paged attention.
+
+Shapes: T tokens of the step, H hidden, N query heads, K key/value heads (both of this rank), D
+head_dim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.context import KernelContext
+from moe.base.deferred_sum import DeferredSum
+from moe.base.quantized import Quantized
+from workers.attention.kernels.qk_rope import qk_rope
+from workers.attention.kv_cache import LayerCache
+from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
+from workers.attention.plan import AttentionKind
+from workers.attention.spec import AttentionSpec
+from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
+from workers.layers.norm import RMSNorm
+from workers.layers.rotary import RotaryEmbedding, rotate
+from workers.model_config import ModelConfig
+from workers.models.base import BuildContext
+
+
+class Attention(nn.Module):
+    """Attention of one layer on this rank. KV heads are replicated when there are fewer than ranks:
+    head = rank // (tp / kv).
+
+    Args:
+        rotary: of ``spec.rope``; layers of the same share it.
+        prefix: of the module's name in the checkpoint, ending in a dot.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        config: ModelConfig,
+        build: BuildContext,
+        rotary: RotaryEmbedding,
+        prefix: str,
+    ) -> None:
+        super().__init__()
+        groups, dtype, device = build.groups, build.dtype, build.device
+        self.spec = spec
+        self.names = config.names
+        self.context = context = build.context
+        self.rotary = rotary
+        size, head_dim, total_kv = config.hidden_size, spec.head_dim, spec.num_kv_heads
+        replicas = max(1, groups.tp_size // total_kv)
+        kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
+        self.head_dim = head_dim
+        q_rows = ShardRows.shard(spec.num_heads * head_dim, groups.tp_rank, groups.tp_size)
+        kv_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
+        self.num_heads = spec.num_heads // groups.tp_size
+        self.num_kv_heads = total_kv // kv_ranks
+        self.kind = AttentionKind(spec.window, self.num_heads)
+        shards = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
+        weight_format = build.format_of(f"{prefix}{name}" for name in shards)
+        self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, weight_format)
+        weight_format = build.format_of([f"{prefix}o_proj"])
+        self.o_proj = RowParallelLinear(
+            spec.num_heads * head_dim, size, groups, dtype, device, context, weight_format
+        )
+        self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
+        self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
+
+    def forward(
+        self,
+        hidden_TH: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        quantized_TH: Quantized | None = None,
+    ) -> DeferredSum:
+        """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
+        qkv_STW = self.qkv_proj(hidden_TH, quantized_TH)
+        if self.context is None:
+            attended = self._plain(qkv_STW[0], cache, batch)
+        else:
+            attended = self._kernels(qkv_STW, cache, batch, self.context)
+        update: DeferredSum = self.o_proj(attended)
+        return update
+
+    def _plain(
+        self, qkv_TW: torch.Tensor, cache: LayerCache, batch: AttentionBatch
+    ) -> torch.Tensor:
+        """Norms, rotation and attention in plain torch ``[T, N·D]``."""
+        q_TND, k_TKD, v_TKD = qkv_TW.unflatten(1, (-1, self.head_dim)).split(
+            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
+        )
+        angles = self.rotary(batch.positions_T)
+        q_TND = rotate(self.q_norm(q_TND), *angles)
+        k_TKD = rotate(self.k_norm(k_TKD), *angles)
+        scale, window = self.spec.scale, self.spec.window
+        return paged_attention(q_TND, k_TKD, v_TKD, cache, batch, scale=scale, window=window)
+
+    def _kernels(
+        self,
+        qkv_STW: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        context: KernelContext,
+    ) -> torch.Tensor:
+        """Norms, rotation and new cache entries in one kernel, then attention ``[T, N·D]``."""
+        shape = (qkv_STW.shape[1], self.num_heads, self.head_dim)
+        q_TND = qk_rope(
+            qkv_STW,
+            self.q_norm.weight,
+            self.k_norm.weight,
+            self.q_norm.eps,
+            self.rotary.cos,
+            self.rotary.sin,
+            batch.positions_T,
+            batch.slots_T,
+            batch.tables,
+            cache,
+            out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
+            pdl=context.pdl,
+        )
+        return kernel_attention(q_TND, cache, batch, context, self.kind, scale=self.spec.scale)
+
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        yield from self.qkv_proj.checkpoint_slices(prefix)
+        yield from self.o_proj.checkpoint_slices(f"{prefix}o_proj.")
+        yield from self.q_norm.checkpoint_slices(f"{prefix}{self.names.q_norm}.")
+        yield from self.k_norm.checkpoint_slices(f"{prefix}{self.names.k_norm}.")

@@ -1,0 +1,147 @@
+"""The decoder of every family: what is different is in `ModelConfig`.
+
+Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import cast
+
+import torch
+from torch import nn
+
+from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.deferred_sum import DeferredSum
+from moe.expert_load import ExpertCounters
+from workers.attention.kv_cache import KVCache, LayerCache
+from workers.layers.embedding import Embedding, LMHead
+from workers.layers.norm import RMSNorm
+from workers.layers.rotary import RotaryEmbedding
+from workers.model_config import ModelConfig
+from workers.models.attention import Attention
+from workers.models.base import MLP, BuildContext, ForwardBatch
+from workers.models.dense_mlp import DenseMLP
+from workers.models.sparse_mlp import SparseMLP, make_expert_load
+
+
+class DecoderLayer(nn.Module):
+    """Pre-norm attention and MLP. What either makes is added to the residual by the next norm."""
+
+    def __init__(
+        self, config: ModelConfig, build: BuildContext, attention: Attention, mlp: MLP
+    ) -> None:
+        super().__init__()
+        norm = (
+            config.hidden_size,
+            config.rms_norm_eps,
+            build.dtype,
+            build.device,
+            build.context,
+            build.has_fp8,
+        )
+        self.self_attn = attention
+        self.mlp = mlp
+        self.input_layernorm = RMSNorm(*norm)
+        self.post_attention_layernorm = RMSNorm(*norm)
+
+    def forward(
+        self,
+        residual_TH: torch.Tensor,
+        update: DeferredSum | None,
+        cache: LayerCache,
+        batch: ForwardBatch,
+    ) -> tuple[torch.Tensor, DeferredSum]:
+        """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
+        before."""
+        norm = self.input_layernorm.add_quantized
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
+        norm = self.post_attention_layernorm.add_quantized
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        return residual_TH, self.mlp(hidden_TH, batch, quantized_TH)
+
+
+class Decoder(nn.Module):
+    """One rank's share of a model; a `workers.models.base.Model`."""
+
+    layers: Sequence[DecoderLayer]
+
+    def __init__(self, config: ModelConfig, build: BuildContext) -> None:
+        super().__init__()
+        dtype, device, context = build.dtype, build.device, build.context
+        self.names = config.names
+        self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
+        self.expert_load = make_expert_load(config, build)
+        self.rotaries = _rotaries(config, build)
+        layers = nn.ModuleList(
+            self._layer(config, build, each) for each in range(config.num_layers)
+        )
+        self.layers = cast(Sequence[DecoderLayer], layers)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
+        tied = self.embed_tokens if config.tie_word_embeddings else None
+        self.lm_head = LMHead(
+            config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context
+        )
+        # A tied head is sometimes saved all the same.
+        self.tied_weights = frozenset({"lm_head.weight"} if config.tie_word_embeddings else ())
+
+    def _layer(self, config: ModelConfig, build: BuildContext, index: int) -> DecoderLayer:
+        spec, names = config.attention[index], config.names
+        rotary = self.rotaries[config.ropes.index(spec.rope)]
+        attention = Attention(
+            spec, config, build, cast(RotaryEmbedding, rotary), names.layer_attention(index)
+        )
+        return DecoderLayer(config, build, attention, _mlp(config, build, self.expert_load, index))
+
+    @property
+    def num_kv_heads(self) -> int:
+        """KV heads of this rank."""
+        return self.layers[0].self_attn.num_kv_heads
+
+    def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
+        """Last hidden states ``[T, H]``, normed."""
+        for rotary in self.rotaries:
+            cast(RotaryEmbedding, rotary).cover(max(batch.attention.lengths, default=0))
+        residual_TH = self.embed_tokens(batch.ids_T, batch.attention.slots_T, batch.last_token)
+        update = None
+        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
+            residual_TH, update = layer(residual_TH, update, layer_cache, batch)
+        assert update is not None
+        return self.norm.add(residual_TH, update)[1]
+
+    def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
+        """Logits ``[D, V]`` for the rows given, whole on every rank."""
+        logits_DV: torch.Tensor = self.lm_head(hidden_DH)
+        return logits_DV
+
+    def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
+        """Every tensor of the checkpoint, those of other ranks without a target."""
+        names = self.names
+        yield from self.embed_tokens.checkpoint_slices(f"{names.model}.embed_tokens.")
+        for index, layer in enumerate(self.layers):
+            yield from layer.self_attn.checkpoint_slices(names.layer_attention(index))
+            yield from layer.mlp.checkpoint_slices(names.layer_mlp(index))
+            prefix = names.layer(index)
+            yield from layer.input_layernorm.checkpoint_slices(f"{prefix}{names.attention_norm}.")
+            yield from layer.post_attention_layernorm.checkpoint_slices(
+                f"{prefix}{names.mlp_norm}."
+            )
+        yield from self.norm.checkpoint_slices(f"{names.model}.norm.")
+        yield from self.lm_head.checkpoint_slices("lm_head.")
+
+
+def _rotaries(config: ModelConfig, build: BuildContext) -> nn.ModuleList:
+    """One for each of `ModelConfig.ropes`, in their order."""
+    return nn.ModuleList(
+        RotaryEmbedding(rope, build.max_positions, build.device) for rope in config.ropes
+    )
+
+
+def _mlp(config: ModelConfig, build: BuildContext, load: ExpertCounters | None, layer: int) -> MLP:
+    """Dense or a mixture, as ``config.moe_layers`` says."""
+    prefix = config.names.layer_mlp(layer)
+    if config.moe is None or load is None or not config.moe_layers[layer]:
+        return DenseMLP(config, build, prefix)
+    ids_P = load.ids_LP[sum(config.moe_layers[:layer])]
+    return SparseMLP(config.moe, build, ids_P, prefix)
