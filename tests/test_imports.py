@@ -67,7 +67,7 @@ LAYERS = {
     },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config", "workers.distributed",
-        "workers.int4_headers", "workers.launcher", "workers.model_config", "workers.models",
+        "workers.model_checkpoint", "workers.launcher", "workers.model_config", "workers.models",
         "workers.sampling", "workers.scale_blocks", "workers.self_check", "workers.step",
         "workers.weight_loading",
     },
@@ -236,7 +236,7 @@ def test_moe_config_is_torch_free() -> None:
         "workers/decoder_names.py", "workers/model_types.py", "workers/attention/spec.py",
         "workers/layers/rope_spec.py", "workers/quantization.py", "workers/scale_blocks.py",
         "workers/quantized_modules.py", "workers/quantization_refusals.py",
-        "workers/int4_methods.py", "workers/int4_headers.py",
+        "workers/int4_methods.py", "workers/model_checkpoint.py",
         "moe/base/fp8_format.py", "moe/base/int4_format.py", "moe/base/weight_format.py",
         "proto/switchyard/flags.py",
     ):  # fmt: skip

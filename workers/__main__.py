@@ -21,9 +21,9 @@ from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
 from workers.checkpoint import Checkpoint
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
-from workers.int4_headers import with_headers
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
+from workers.model_checkpoint import open_checkpoint
 from workers.model_config import ModelConfig
 from workers.scale_blocks import with_quantization
 
@@ -74,12 +74,12 @@ def main() -> int:
         nproc = launch.ranks_here(parallel.tp, parallel.dp)
         checkpoint = None
         if not config.makes_up_weights:
-            checkpoint = Checkpoint(config.model, fp8=model.reads_fp8, int4=model.reads_int4)
-            model = with_headers(model, checkpoint)
+            checkpoint, model = open_checkpoint(config.model, model)
     except ValueError as error:
         sys.stderr.write(f"switchyard workers: {error}\n")
         return REFUSED
     sys.stderr.write(f"{parallel.log_line}\n{parallel.reason}\n{_unknown(model.unknown_keys)}")
+    sys.stderr.write(_left_out(model.left_out, checkpoint))
     sys.stderr.flush()
     try:
         _check_tensors(model, checkpoint)
@@ -99,6 +99,14 @@ def _unknown(keys: tuple[str, ...]) -> str:
         f"switchyard workers: config.json has {names}{more}, which nothing here reads: answers are "
         "another model's if that changes the mathematics\n"
     )
+
+
+def _left_out(prefixes: tuple[str, ...], checkpoint: Checkpoint | None) -> str:
+    """The line that tells of tensors which are not served; none without."""
+    if checkpoint is None or not checkpoint.num_left_out:
+        return ""
+    names = ", ".join(f"{each}*" for each in prefixes)
+    return f"switchyard workers: {checkpoint.num_left_out} tensors are left out: {names}\n"
 
 
 def _check_tensors(model: ModelConfig, checkpoint: Checkpoint | None) -> None:

@@ -46,6 +46,8 @@ class Checkpoint:
 
     Args:
         folder: holds model.safetensors, or the files model.safetensors.index.json names.
+        left_out: what the names of tensors begin with that are not served: they are counted in
+            `num_left_out`, and are no part of `tensors`.
         fp8: weights may be 8-bit floats, as config.json says.
         int4: weights may be packed 4-bit integers, as config.json says.
 
@@ -54,7 +56,9 @@ class Checkpoint:
             or outside the folder, or holds weights of a type that is not read.
     """
 
-    def __init__(self, folder: Path, *, fp8: bool = False, int4: bool = False) -> None:
+    def __init__(
+        self, folder: Path, *, fp8: bool = False, int4: bool = False, left_out: tuple[str, ...] = ()
+    ) -> None:
         self.folder = folder
         not_asked = {*(() if fp8 else (FP8,)), *(() if int4 else INT4)}
         self.types = {name: size for name, size in VALUE_BYTES.items() if name not in not_asked}
@@ -63,6 +67,10 @@ class Checkpoint:
         for name in [SINGLE] if mapping is None else sorted(set(mapping.values())):
             self._add_file(name, is_indexed=mapping is not None)
         self._check_mapping(mapping or {})
+        beside = [name for name in self.tensors if name.startswith(left_out)] if left_out else []
+        self.num_left_out = len(beside)
+        for name in beside:
+            del self.tensors[name]
 
     @property
     def packed_experts(self) -> bool:

@@ -45,6 +45,10 @@ class ModelConfig:
         eos_token_ids: of both files, those of generation_config.json first.
         dtype: the checkpoint's own, a torch dtype's name.
         quantization: of weights that have fewer bits than ``dtype``; None where none have.
+        left_out: what the names of tensors begin with that the checkpoint holds for other uses.
+        embedding_multiplier: of what the embedding gives.
+        residual_multiplier: of what attention and MLPs add to the residual.
+        logits_divisor: of what the head gives.
         unknown_keys: of config.json; nothing here knows what they mean.
     """
 
@@ -63,6 +67,10 @@ class ModelConfig:
     moe: MoEConfig | None
     moe_layers: tuple[bool, ...]
     quantization: Quantization | None = None
+    left_out: tuple[str, ...] = ()
+    embedding_multiplier: float = 1.0
+    residual_multiplier: float = 1.0
+    logits_divisor: float = 1.0
     unknown_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -172,6 +180,8 @@ class ModelConfig:
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
             quantization=quantization,
+            left_out=entry.left_out(values),
+            **entry.multipliers(values),
             unknown_keys=(*unknown, *unknown_rope_keys(raw, entry.rope)),
         )
 

@@ -14,8 +14,8 @@ from moe.base.sum_norm import sum_norm
 
 
 class DeferredSum(NamedTuple):
-    """Σ_s weights[t,s] · parts[t,s] + Σ_m unweighted[t,m], not computed yet: the next norm adds it
-    to the residual.
+    """(Σ_s weights[t,s] · parts[t,s] + Σ_m unweighted[t,m]) · scale, not computed yet: the next
+    norm adds it to the residual.
 
     `parts` [T,S,H] in any strides; `weights` fp32 [T,S], or None for ones. A part whose weight is 0
     is left out, whatever it holds. `unweighted` [T,M,H] in any strides, of another buffer, or None.
@@ -24,6 +24,7 @@ class DeferredSum(NamedTuple):
     parts: torch.Tensor
     weights: torch.Tensor | None = None
     unweighted: torch.Tensor | None = None
+    scale: float = 1.0
 
     @classmethod
     def of(cls, x_TH: torch.Tensor) -> DeferredSum:
@@ -37,10 +38,14 @@ class DeferredSum(NamedTuple):
         assert self.unweighted is None and other.unweighted is None and other.weights is None
         return self._replace(unweighted=other.parts)
 
+    def times(self, scale: float) -> DeferredSum:
+        """The sum, rounded, and multiplied."""
+        return self if scale == 1 else self._replace(scale=self.scale * scale)
+
     def total(self, dtype: torch.dtype, context: KernelContext | None = None) -> torch.Tensor:
         """[T,H] in `dtype`, accumulated in fp32 from s = 0 upwards."""
         is_whole = self.weights is None and self.unweighted is None and self.parts.shape[1] == 1
-        if is_whole and self.parts.dtype == dtype:
+        if is_whole and self.scale == 1 and self.parts.dtype == dtype:
             return self.parts[:, 0]
         if context is not None:
             T, _, H = self.parts.shape
@@ -49,14 +54,16 @@ class DeferredSum(NamedTuple):
                 self.parts,
                 self.weights,
                 more_TMH=self.unweighted,
+                scale=self.scale,
                 out_residual=out_TH,
                 pdl=context.pdl,
             )
             return out_TH
-        if self.unweighted is None:
-            return weighted_sum(self.parts, self.weights, dtype)
         total_TH = weighted_sum(self.parts, self.weights, torch.float32)
-        return (total_TH + weighted_sum(self.unweighted, None, torch.float32)).to(dtype)
+        if self.unweighted is not None:
+            total_TH = total_TH + weighted_sum(self.unweighted, None, torch.float32)
+        total_TH = total_TH.to(dtype)
+        return total_TH if self.scale == 1 else total_TH * self.scale
 
     def add_to(self, rows_TH: torch.Tensor, context: KernelContext | None) -> None:
         """Adds the sum, rounded to their dtype, to rows in place."""
@@ -68,6 +75,7 @@ class DeferredSum(NamedTuple):
             self.weights,
             rows_TH,
             more_TMH=self.unweighted,
+            scale=self.scale,
             out_residual=rows_TH,
             pdl=context.pdl,
         )

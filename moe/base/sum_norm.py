@@ -76,8 +76,8 @@ def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constex
 def _sum_norm_kernel(
     parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr,
     out_residual_ptr, values_ptr, scales_ptr, stride_t, stride_s, more_stride_t, more_stride_s,
-    EPS: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr, GROUP: tl.constexpr,
-    BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
+    EPS: tl.constexpr, SCALE: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
+    GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_residual_ptr.dtype.element_ty
@@ -106,6 +106,8 @@ def _sum_norm_kernel(
         x += add_parts(more, M)
     # Each rounding is one that `residual + update` makes.
     x = x.to(dtype)
+    if SCALE != 1:
+        x = (x.to(tl.float32) * SCALE).to(dtype)
     if HAS_RESIDUAL:
         x = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
     tl.store(out_residual_ptr + token * H + columns, x, mask=is_column)
@@ -129,12 +131,13 @@ def sum_norm(
     eps: float = 0.0,
     *,
     more_TMH: torch.Tensor | None = None,
+    scale: float = 1.0,
     out_normed: torch.Tensor | None = None,
     out_residual: torch.Tensor | None = None,
     out_quantized: Quantized | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
-    """Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more, + residual, then RMSNorm.
+    """(Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more) · scale + residual, then RMSNorm.
 
     A part of weight 0 is left out whatever it holds. The sum is rounded to the model's dtype, that
     of ``out_residual``; where that is not given, of the residual, else of the norm, else of the
@@ -185,7 +188,7 @@ def sum_norm(
         parts_TSH.stride(0), parts_TSH.stride(1),
         None if more_TMH is None else more_TMH.stride(0),
         None if more_TMH is None else more_TMH.stride(1),
-        EPS=eps, S=S, M=0 if more_TMH is None else more_TMH.shape[1], H=H, BLOCK=block,
+        EPS=eps, SCALE=scale, S=S, M=0 if more_TMH is None else more_TMH.shape[1], H=H, BLOCK=block,
         GROUP=group,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,

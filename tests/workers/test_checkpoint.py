@@ -244,3 +244,11 @@ def test_blobs_of_the_hub_s_cache_are_inside(tmp_path: Path) -> None:
     write_file(blobs / "f00", header_of(a=[2]), 8)
     (snapshot / SINGLE).symlink_to("../../blobs/f00")
     assert list(Checkpoint(snapshot).tensors) == ["a"]
+
+
+def test_what_is_not_served_is_left_out_and_counted(tmp_path: Path) -> None:
+    names = ("model.layers.1.a", "model.layers.2.a", "model.layers.2.b", "model.layers.20.a")
+    write_file(tmp_path / SINGLE, header_of(**dict.fromkeys(names, [2])), 8 * len(names))
+    checkpoint = Checkpoint(tmp_path, left_out=("model.layers.2.",))
+    assert sorted(checkpoint.tensors) == ["model.layers.1.a", "model.layers.20.a"]
+    assert checkpoint.num_left_out == 2

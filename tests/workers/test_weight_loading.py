@@ -15,7 +15,7 @@ from moe.dispatch import ExpertGroups
 from tests.workers.tiny_models import random_config, save_model
 from workers.checkpoint import Checkpoint
 from workers.distributed import Groups
-from workers.int4_headers import with_headers
+from workers.model_checkpoint import with_headers
 from workers.model_config import ModelConfig
 from workers.models.base import BuildContext
 from workers.models.decoder import Decoder

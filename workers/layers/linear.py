@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts, rows_for
@@ -87,8 +87,8 @@ class ColumnParallelLinear(nn.Module):
 
 
 class RowParallelLinear(nn.Module):
-    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ)``; W holds this rank's columns, in
-    ``weight_format`` where they have fewer bits than ``dtype``."""
+    """``y[T, O] = all_reduce(x[T, I / tp] Wᵀ) + b``; W holds this rank's columns, in
+    ``weight_format`` where they have fewer bits than ``dtype``; b, if any, is whole."""
 
     def __init__(
         self,
@@ -99,6 +99,8 @@ class RowParallelLinear(nn.Module):
         device: torch.device,
         context: KernelContext | None = None,
         weight_format: WeightFormat | None = None,
+        *,
+        has_bias: bool = False,
     ) -> None:
         super().__init__()
         self.weight_format = weight_format
@@ -108,6 +110,10 @@ class RowParallelLinear(nn.Module):
         local = self.columns.stop - self.columns.start
         weight = empty_weight((out_features, local), weight_format, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
+        self.bias: nn.Parameter | None = None
+        if has_bias:
+            bias = torch.empty(out_features, dtype=dtype, device=device)
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     def rows(self, num_tokens: int, name: str) -> torch.Tensor | Quantized:
         """Workspace of that name for an input, in the form that the layer's kernel takes."""
@@ -115,6 +121,14 @@ class RowParallelLinear(nn.Module):
         return rows_for(self.weight, num_tokens, self.context, name)
 
     def forward(self, x_TI: torch.Tensor | Quantized) -> DeferredSum:
+        """The bias is a part of its own, which the next norm adds last."""
+        update = self._product(x_TI)
+        if self.bias is None:
+            return update
+        rows_T1O = self.bias.expand(len(update.parts), 1, -1)
+        return update.plus(DeferredSum(rows_T1O))
+
+    def _product(self, x_TI: torch.Tensor | Quantized) -> DeferredSum:
         if self.context is None:
             assert isinstance(x_TI, torch.Tensor)
             out_TO = F.linear(x_TI, self.weight.plain(x_TI.dtype))
@@ -133,3 +147,5 @@ class RowParallelLinear(nn.Module):
         yield from weight_part(
             weight, shape, 1, self.columns.start, self.weight, self.weight_format
         )
+        if self.bias is not None:
+            yield whole(f"{prefix}bias", self.bias)

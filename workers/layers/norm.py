@@ -89,6 +89,7 @@ class RMSNorm(nn.Module):
             self.weight,
             self.eps,
             more_TMH=update.unweighted,
+            scale=update.scale,
             out_normed=out_TH,
             out_residual=out_residual_TH,
             out_quantized=quantized_TH,

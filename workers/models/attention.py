@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
@@ -48,6 +48,7 @@ class Attention(nn.Module):
         groups, dtype, device = build.groups, build.dtype, build.device
         self.spec = spec
         self.names = config.names
+        self.groups = groups
         self.context = context = build.context
         self.rotary = rotary
         size, head_dim, total_kv = config.hidden_size, spec.head_dim, spec.num_kv_heads
@@ -55,17 +56,29 @@ class Attention(nn.Module):
         kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
         self.head_dim = head_dim
         q_rows = ShardRows.shard(spec.num_heads * head_dim, groups.tp_rank, groups.tp_size)
-        kv_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
+        k_rows = ShardRows.shard(total_kv * head_dim, kv_rank, kv_ranks)
+        v_rows = ShardRows.shard(total_kv * spec.v_head_dim, kv_rank, kv_ranks)
         self.num_heads = spec.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
         self.kind = AttentionKind(spec.window, self.num_heads)
-        shards = {"q_proj": q_rows, "k_proj": kv_rows, "v_proj": kv_rows}
+        shards = {"q_proj": q_rows, "k_proj": k_rows, "v_proj": v_rows}
         weight_format = build.format_of(f"{prefix}{name}" for name in shards)
         self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, weight_format)
         weight_format = build.format_of([f"{prefix}o_proj"])
         self.o_proj = RowParallelLinear(
-            spec.num_heads * head_dim, size, groups, dtype, device, context, weight_format
+            spec.num_heads * spec.v_head_dim,
+            size,
+            groups,
+            dtype,
+            device,
+            context,
+            weight_format,
+            has_bias=spec.o_bias,
         )
+        self.sinks: nn.Parameter | None = None
+        if spec.sinks:
+            sinks = torch.empty(self.num_heads, dtype=torch.float32, device=device)
+            self.sinks = nn.Parameter(sinks, requires_grad=False)
         self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
         self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
 
@@ -96,7 +109,9 @@ class Attention(nn.Module):
         q_TND = rotate(self.q_norm(q_TND), *angles)
         k_TKD = rotate(self.k_norm(k_TKD), *angles)
         scale, window = self.spec.scale, self.spec.window
-        return paged_attention(q_TND, k_TKD, v_TKD, cache, batch, scale=scale, window=window)
+        return paged_attention(
+            q_TND, k_TKD, v_TKD, cache, batch, scale=scale, window=window, sinks_N=self.sinks
+        )
 
     def _kernels(
         self,
@@ -121,10 +136,16 @@ class Attention(nn.Module):
             out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
             pdl=context.pdl,
         )
-        return kernel_attention(q_TND, cache, batch, context, self.kind, scale=self.spec.scale)
+        scale = self.spec.scale
+        return kernel_attention(
+            q_TND, cache, batch, context, self.kind, scale=scale, sinks_N=self.sinks
+        )
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)
         yield from self.o_proj.checkpoint_slices(f"{prefix}o_proj.")
         yield from self.q_norm.checkpoint_slices(f"{prefix}{self.names.q_norm}.")
         yield from self.k_norm.checkpoint_slices(f"{prefix}{self.names.k_norm}.")
+        if self.sinks is not None:
+            total, start = self.spec.num_heads, self.groups.tp_rank * self.num_heads
+            yield part(f"{prefix}sinks", (total,), 0, start, self.sinks)

@@ -40,6 +40,7 @@ class DecoderLayer(nn.Module):
             build.context,
             build.has_fp8,
         )
+        self.multiplier = config.residual_multiplier
         self.self_attn = attention
         self.mlp = mlp
         self.input_layernorm = RMSNorm(*norm)
@@ -57,9 +58,10 @@ class DecoderLayer(nn.Module):
         norm = self.input_layernorm.add_quantized
         residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
         update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
+        update = update.times(self.multiplier)
         norm = self.post_attention_layernorm.add_quantized
         residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
-        return residual_TH, self.mlp(hidden_TH, batch, quantized_TH)
+        return residual_TH, self.mlp(hidden_TH, batch, quantized_TH).times(self.multiplier)
 
 
 class Decoder(nn.Module):
@@ -71,6 +73,8 @@ class Decoder(nn.Module):
         super().__init__()
         dtype, device, context = build.dtype, build.device, build.context
         self.names = config.names
+        self.embedding_multiplier = config.embedding_multiplier
+        self.logits_divisor = config.logits_divisor
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
         self.expert_load = make_expert_load(config, build)
         self.rotaries = _rotaries(config, build)
@@ -104,6 +108,8 @@ class Decoder(nn.Module):
         for rotary in self.rotaries:
             cast(RotaryEmbedding, rotary).cover(max(batch.attention.lengths, default=0))
         residual_TH = self.embed_tokens(batch.ids_T, batch.attention.slots_T, batch.last_token)
+        if self.embedding_multiplier != 1:
+            residual_TH.mul_(self.embedding_multiplier)
         update = None
         for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
             residual_TH, update = layer(residual_TH, update, layer_cache, batch)
@@ -113,7 +119,7 @@ class Decoder(nn.Module):
     def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:
         """Logits ``[D, V]`` for the rows given, whole on every rank."""
         logits_DV: torch.Tensor = self.lm_head(hidden_DH)
-        return logits_DV
+        return logits_DV if self.logits_divisor == 1 else logits_DV.div_(self.logits_divisor)
 
     def checkpoint_slices(self) -> Iterator[CheckpointSlice]:
         """Every tensor of the checkpoint, those of other ranks without a target."""

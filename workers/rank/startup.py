@@ -22,7 +22,7 @@ from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
-from workers.int4_headers import with_headers
+from workers.model_checkpoint import open_checkpoint
 from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
@@ -102,10 +102,7 @@ def start(
     settings = _settings(config, model_config, device)
     checkpoint = None
     if not config.makes_up_weights:
-        checkpoint = Checkpoint(
-            config.model, fp8=model_config.reads_fp8, int4=model_config.reads_int4
-        )
-        model_config = with_headers(model_config, checkpoint)
+        checkpoint, model_config = open_checkpoint(config.model, model_config)
     if context is None and device.type == "cuda":
         context = make_context(device, settings.dtype)
     if context is not None:

@@ -1,4 +1,5 @@
-"""What of a 4-bit format the headers of its weights say, and config.json does not.
+"""The checkpoint of a model: the tensors of its folder that are served, and what their headers say
+of a 4-bit format that config.json does not.
 
 Torch-free. Knows no names of modules.
 """
@@ -6,12 +7,25 @@ Torch-free. Knows no names of modules.
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 from moe.base.int4_format import Int4Format
 from workers.checkpoint import Checkpoint
 from workers.model_config import ModelConfig
 
 _SCALE_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
+
+
+def open_checkpoint(folder: Path, config: ModelConfig) -> tuple[Checkpoint, ModelConfig]:
+    """The folder's headers, and the model with its weights as these say.
+
+    Raises:
+        ValueError: as `Checkpoint` does.
+    """
+    checkpoint = Checkpoint(
+        folder, fp8=config.reads_fp8, int4=config.reads_int4, left_out=config.left_out
+    )
+    return checkpoint, with_headers(config, checkpoint)
 
 
 def with_headers(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
