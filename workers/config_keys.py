@@ -13,8 +13,8 @@ from typing import Any
 from switchyard.model_files import shown
 from workers.model_types import ModelType, Values
 
-# Null is a value of its own: as many as query heads; hidden_size / heads.
-_NULLABLE = ("num_key_value_heads", "head_dim")
+# Null is a value of its own: as many as query heads; hidden_size / heads; no window.
+_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window")
 
 _LARGEST = 1 << 24
 _LARGEST_OF = {
@@ -142,6 +142,11 @@ def _check(key: str, value: Any, default: Any) -> None:
         if type(value) is not type(default):
             kind = "a string" if isinstance(default, str) else "true or false"
             raise ValueError(f"{key} is {shown(value)}; it must be {kind}")
+    elif isinstance(default, tuple):
+        most = _LARGEST_OF["num_hidden_layers"]
+        is_list = isinstance(value, list) and len(value) <= most
+        if not is_list or any(type(each) is not str for each in value):
+            raise ValueError(f"{key} is {shown(value)}; it must be a list of at most {most} names")
     elif isinstance(default, list):
         most = _LARGEST_OF["num_hidden_layers"]
         is_list = isinstance(value, list) and len(value) <= most

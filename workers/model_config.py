@@ -162,7 +162,8 @@ class ModelConfig:
             raise ValueError(f"model_type {shown(model_type)} is not supported; known: {known}")
         quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
-        _refuse_other_attention(raw, values["num_hidden_layers"])
+        if "layer_types" not in entry.defaults:
+            _refuse_other_attention(raw, values["num_hidden_layers"])
         num_layers = values["num_hidden_layers"]
         return cls(
             architecture=entry.architecture,
@@ -196,12 +197,12 @@ def _read(path: Path, meaning: Callable[[dict[str, Any]], _Meaning]) -> _Meaning
 
 
 def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:
-    """Refuse windows, which a type of ours has when it is told to, and other kinds of layers."""
+    """Refuse windows and other kinds of layers, for a type that has none."""
     window = raw.get("sliding_window", "the default")
     if raw.get("use_sliding_window") and window is not None:
         raise ValueError(
             f"use_sliding_window is set, sliding_window {shown(window)}; only full attention is "
-            "built: serve a model without"
+            f"built for {raw['model_type']}: serve a model without"
         )
     kinds = raw.get("layer_types")
     if kinds is not None and kinds != ["full_attention"] * num_layers:

@@ -248,7 +248,7 @@ def test_blobs_of_the_hub_s_cache_are_inside(tmp_path: Path) -> None:
 
 def test_what_is_not_served_is_left_out_and_counted(tmp_path: Path) -> None:
     names = ("model.layers.1.a", "model.layers.2.a", "model.layers.2.b", "model.layers.20.a")
-    write_file(tmp_path / SINGLE, header_of(**dict.fromkeys(names, [2])), 8 * len(names))
+    write_file(tmp_path / SINGLE, header_of(**{name: [2] for name in names}), 8 * len(names))
     checkpoint = Checkpoint(tmp_path, left_out=("model.layers.2.",))
     assert sorted(checkpoint.tensors) == ["model.layers.1.a", "model.layers.20.a"]
     assert checkpoint.num_left_out == 2

@@ -6,9 +6,22 @@ from workers.attention.spec import AttentionSpec, QkNorm
 from workers.model_types import RopeOf, Values
 
 
-def grouped_query(values: Values, rope: RopeOf, *, qk_norm: QkNorm = "none") -> AttentionSpec:
+def grouped_query(
+    values: Values,
+    rope: RopeOf,
+    *,
+    qk_norm: QkNorm = "none",
+    window: int | None = None,
+    qkv_bias: bool = False,
+    o_bias: bool = False,
+    layer_type: str | None = None,
+) -> AttentionSpec:
     """From ``num_attention_heads``, ``num_key_value_heads`` (null: as many), ``head_dim`` (null or
-    absent: hidden_size / heads)."""
+    absent: hidden_size / heads); the rest as in `AttentionSpec`.
+
+    Args:
+        layer_type: of which it has the rotary embedding, where types have their own.
+    """
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
     head_dim = values.get("head_dim") or values["hidden_size"] // heads
     return AttentionSpec(
@@ -17,6 +30,9 @@ def grouped_query(values: Values, rope: RopeOf, *, qk_norm: QkNorm = "none") -> 
         head_dim=head_dim,
         v_head_dim=head_dim,
         scale=head_dim**-0.5,
-        rope=rope(head_dim),
+        rope=rope(head_dim, layer_type),
         qk_norm=qk_norm,
+        qkv_bias=qkv_bias,
+        o_bias=o_bias,
+        window=window,
     )

@@ -1,0 +1,100 @@
+"""Small random models of each family, and transformers' own beside them as the oracle.
+
+A draw is a config of transformers' class over what the family allows: every option it has comes up
+within a few seeds.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, Dots1Config, MixtralConfig
+
+Draw = Callable[[random.Random], Any]
+
+VOCAB = 97
+
+
+def common(rng: random.Random, *, max_layers: int = 3) -> dict[str, Any]:
+    """What all configs have; tests are quick with few layers."""
+    kv_heads = rng.choice([1, 2, 4])
+    return {
+        "vocab_size": VOCAB,
+        "hidden_size": rng.choice([32, 48, 64]),
+        "intermediate_size": rng.choice([24, 40]),
+        "num_hidden_layers": rng.randint(2, max_layers),
+        "num_attention_heads": kv_heads * rng.choice([1, 2, 3]),
+        "num_key_value_heads": kv_heads,
+        "max_position_embeddings": 512,
+        "rms_norm_eps": rng.choice([1e-6, 1e-5]),
+        "tie_word_embeddings": rng.random() < 0.3,
+        "initializer_range": 0.2,  # spread logits, so that few greedy choices are near ties
+        "eos_token_id": 1,
+        "bos_token_id": 0,
+        "pad_token_id": None,
+    }
+
+
+def rope(rng: random.Random, **more: Any) -> dict[str, Any]:
+    """A rotary embedding without scaling."""
+    return {"rope_type": "default", "rope_theta": rng.choice([1e4, 1e6]), **more}
+
+
+def layer_types(rng: random.Random, num_layers: int) -> list[str]:
+    """Of both types, in any order."""
+    return [rng.choice(["full_attention", "sliding_attention"]) for _ in range(num_layers)]
+
+
+def mixtral(rng: random.Random) -> MixtralConfig:
+    return MixtralConfig(
+        **common(rng),
+        head_dim=rng.choice([8, 16, 24]),
+        rope_parameters=rope(rng),
+        sliding_window=rng.choice([None, None, 7]),
+        num_local_experts=rng.choice([2, 4, 7]),
+        num_experts_per_tok=rng.choice([1, 2]),
+    )
+
+
+def dots1(rng: random.Random) -> Dots1Config:
+    shared = common(rng)
+    groups = rng.choice([1, 2, 4])
+    windowed = rng.random() < 0.5
+    return Dots1Config(
+        **shared,
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rope(rng),
+        moe_intermediate_size=rng.choice([8, 20]),
+        n_routed_experts=8,
+        n_shared_experts=rng.choice([1, 2]),
+        num_experts_per_tok=rng.choice([2, 3]),
+        n_group=groups,
+        topk_group=rng.randint(1 if groups < 4 else 2, groups),
+        norm_topk_prob=rng.random() < 0.5,
+        routed_scaling_factor=rng.choice([1.0, 2.5]),
+        first_k_dense_replace=rng.choice([0, 1]),
+        sliding_window=5,
+        layer_types=layer_types(rng, shared["num_hidden_layers"]) if windowed else None,
+    )
+
+
+FAMILIES: dict[str, Draw] = {"dots1": dots1}
+
+
+def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
+    """transformers' model of random weights and biases, saved as it saves them; in fp32."""
+    torch.manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).eval().float()
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if "norm" in name.rpartition(".")[0].rpartition(".")[2] and name.endswith(".weight"):
+            tensor.data.uniform_(0.5, 1.5)
+        elif name.endswith("correction_bias"):
+            tensor.data.uniform_(-0.4, 0.4)
+        elif name.endswith(".bias"):
+            tensor.data.normal_(0.0, 0.2)
+    model.save_pretrained(folder)
+    return model

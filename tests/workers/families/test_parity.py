@@ -1,0 +1,92 @@
+"""Logits of every family against transformers, in fp32 on the CPU.
+
+CI runs two models of each in plain torch and one by interpreted kernels; ``grid`` runs eight.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.workers.families.draws import FAMILIES, VOCAB, save_family
+from tests.workers.steps import (
+    decode_step,
+    interpreted,
+    prefill_step,
+    relative_error,
+    start_rank,
+    step_logits,
+)
+
+NUM_MODELS = 8
+MODELS = [
+    pytest.param(family, seed, marks=() if seed < 2 else pytest.mark.grid)
+    for family in FAMILIES
+    for seed in range(NUM_MODELS)
+]
+
+
+@pytest.fixture(autouse=True)
+def _no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would take as long as all else here."""
+    monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
+
+
+def tokens_of(seed: int, count: int) -> list[int]:
+    return torch.randint(VOCAB, (count,), generator=torch.manual_seed(seed)).tolist()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("family", "seed"), MODELS)
+def test_logits_equal_transformers(family: str, seed: int, tmp_path: Path) -> None:
+    """A whole prompt; the same in chunks, and a decode; by a runner each."""
+    config = FAMILIES[family](random.Random(f"{family} {seed}"))
+    oracle = save_family(config, tmp_path, seed)
+    rank = start_rank(
+        tmp_path, block_size=(16, 4, 5)[seed % 3], moe_runner=("fused", "legacy")[seed % 2]
+    )
+    tokens = tokens_of(seed, 37)
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    blocks = torch.randperm(40, generator=torch.manual_seed(seed)).tolist()
+    ours = step_logits(rank, prefill_step(0, 2, tokens, blocks[:20]))
+    assert relative_error(ours, expected) <= 1e-4
+    chunks = [(0, 1), (1, 17), (17, 36)]
+    parts = [
+        step_logits(
+            rank,
+            prefill_step(
+                number, 5, tokens[a:b], blocks[20:] if number == 0 else [], position=a, draw=False
+            ),
+        )
+        for number, (a, b) in enumerate(chunks)
+    ]
+    rank.runner.builder.last_token[5] = tokens[36]
+    parts.append(step_logits(rank, decode_step(3, [5], [36], [[]])))
+    assert relative_error(torch.cat(parts), expected) <= 1e-4
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize(("family", "seed"), MODELS[::NUM_MODELS])
+def test_kernels_compute_the_same(family: str, seed: int, tmp_path: Path) -> None:
+    """A prompt in chunks, then a decode."""
+    config = FAMILIES[family](random.Random(f"{family} {seed}"))
+    oracle = save_family(config, tmp_path, seed)
+    rank = start_rank(tmp_path, interpreted(), block_size=4)
+    tokens = tokens_of(seed, 12)
+    with torch.inference_mode():
+        expected = oracle(torch.tensor([tokens])).logits[0]
+    chunks = [(0, 1), (1, 5), (5, 11)]
+    steps = [
+        prefill_step(
+            number, 5, tokens[a:b], [9, 3, 7, 1] if number == 0 else [], position=a, draw=False
+        )
+        for number, (a, b) in enumerate(chunks)
+    ]
+    parts = [step_logits(rank, step).clone() for step in steps]
+    rank.runner.builder.last_token[5] = tokens[11]
+    parts.append(step_logits(rank, decode_step(3, [5], [11], [[]])))
+    assert relative_error(torch.cat(parts), expected) <= 1e-4
