@@ -42,7 +42,7 @@ _PROMPT = 1024  # most tokens of a prompt
 _LABELS = {
     "^_embed": "embed",
     "^_sum_norm": "sum + residual + norm",
-    "^_qk_rope": "qk-norm + rope + cache",
+    "^_qk_(rope|squares)": "qk-norm + rope + cache",
     "^_(chunk|tile)_kernel": "attention",
     "^_join": "attention join",
     "^_topk": "top-k",

@@ -21,7 +21,7 @@ class AttentionSpec:
         rope: None: queries and keys know no position.
         qk_norm: RMSNorm of each head of q and k, before or after they are turned, or one norm over
             all heads of q and one over all of k.
-        clip_qkv: bounds what the projections of q, k and v make, on both sides; None: no bound.
+        clip_qkv: bounds q and k, once they are normed, and v on both sides; None: no bound.
         window: keys that a query sees, its own included; None: all before it.
         sinks: each query head has a learned score of no key, which takes its share of the weights.
         gate: what attention found is weighed before the output projection, by head or by number.

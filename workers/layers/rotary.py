@@ -66,9 +66,24 @@ class RotaryEmbedding(nn.Module):
         return self.cos[positions_T].unsqueeze(1), self.sin[positions_T].unsqueeze(1)
 
 
-def rotate(x_TND: torch.Tensor, cos_T1D: torch.Tensor, sin_T1D: torch.Tensor) -> torch.Tensor:
-    """Turn each pair (i, i + D/2) of every head by its position's angle."""
-    x = x_TND.float()
-    first, second = x.chunk(2, dim=-1)
-    turned = torch.cat((-second, first), dim=-1)
-    return (x * cos_T1D + turned * sin_T1D).to(x_TND.dtype)
+def rotate(
+    x_TND: torch.Tensor,
+    cos_T1R: torch.Tensor,
+    sin_T1R: torch.Tensor,
+    *,
+    interleaved: bool = False,
+) -> torch.Tensor:
+    """Turn pairs of the leading R dimensions of every head by its position's angles, the rest
+    passes: (i, i + R/2), or (2i, 2i + 1) if they are interleaved."""
+    R = cos_T1R.shape[-1]
+    x = x_TND[..., :R].float()
+    if interleaved:
+        first, second = x.unflatten(-1, (-1, 2)).unbind(-1)
+        cos, sin = (each[..., : R // 2] for each in (cos_T1R, sin_T1R))
+        turned = torch.stack((first * cos - second * sin, second * cos + first * sin), dim=-1)
+        turned = turned.flatten(-2).to(x_TND.dtype)
+    else:
+        first, second = x.chunk(2, dim=-1)
+        other = torch.cat((-second, first), dim=-1)
+        turned = (x * cos_T1R + other * sin_T1R).to(x_TND.dtype)
+    return turned if x_TND.shape[-1] == R else torch.cat((turned, x_TND[..., R:]), dim=-1)
