@@ -162,8 +162,7 @@ class ModelConfig:
             raise ValueError(f"model_type {shown(model_type)} is not supported; known: {known}")
         quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
-        if "layer_types" not in entry.defaults:
-            _refuse_other_attention(raw, values["num_hidden_layers"])
+        _refuse_other_attention(raw, values)
         num_layers = values["num_hidden_layers"]
         return cls(
             architecture=entry.architecture,
@@ -196,16 +195,16 @@ def _read(path: Path, meaning: Callable[[dict[str, Any]], _Meaning]) -> _Meaning
         raise ValueError(f"{path}: {error}") from None
 
 
-def _refuse_other_attention(raw: dict[str, Any], num_layers: int) -> None:
-    """Refuse windows and other kinds of layers, for a type that has none."""
-    window = raw.get("sliding_window", "the default")
-    if raw.get("use_sliding_window") and window is not None:
+def _refuse_other_attention(raw: dict[str, Any], values: Values) -> None:
+    """Refuse windows and other kinds of layers, where the type's file does not read them."""
+    window, num_layers = raw.get("sliding_window", "the default"), values["num_hidden_layers"]
+    if "sliding_window" not in values and raw.get("use_sliding_window") and window is not None:
         raise ValueError(
             f"use_sliding_window is set, sliding_window {shown(window)}; only full attention is "
             f"built for {raw['model_type']}: serve a model without"
         )
     kinds = raw.get("layer_types")
-    if kinds is not None and kinds != ["full_attention"] * num_layers:
+    if "layer_types" not in values and kinds not in (None, ["full_attention"] * num_layers):
         raise ValueError(
             f"layer_types is {shown(kinds)}; it must be full_attention, once for each of "
             f"num_hidden_layers {num_layers}: no other kind is built"

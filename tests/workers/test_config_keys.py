@@ -101,7 +101,6 @@ def test_other_wrong_values_are_named(change: dict[str, Any], words: str) -> Non
         ({"routed_scaling_factor": 2.5}, "routed_scaling_factor is 2.5"),
         ({"first_k_dense_replace": 1}, "first_k_dense_replace is 1"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
-        ({"use_sliding_window": True, "sliding_window": 128}, "sliding_window 128"),
         ({"layer_types": ["sliding_attention"] * 48}, "layer_types is ['sliding_attention'"),
         ({"layer_types": ["full_attention"]}, "num_hidden_layers 48"),
         ({"layer_types": 5}, "layer_types is 5"),
@@ -116,10 +115,24 @@ def test_what_changes_the_mathematics_is_refused_by_name(
     assert words in refused({**MOE, **change})
 
 
-def test_a_window_that_transformers_would_take_by_default_is_refused() -> None:
+def window_of(raw: dict[str, Any]) -> int | None:
+    return ModelConfig.from_hf(raw).attention[0].window
+
+
+def test_a_window_is_taken_where_it_is_asked_for() -> None:
     without = {key: value for key, value in MOE.items() if key != "sliding_window"}
-    assert "use_sliding_window is set" in refused({**without, "use_sliding_window": True})
-    assert ModelConfig.from_hf({**MOE, "use_sliding_window": True, "sliding_window": None})
+    assert window_of({**without, "use_sliding_window": True}) == 4096
+    assert window_of({**without, "sliding_window": 128}) is None
+    assert window_of({**without, "use_sliding_window": True, "sliding_window": 128}) == 128
+    assert window_of({**MOE, "use_sliding_window": True, "sliding_window": None}) is None
+
+
+def test_a_type_of_layers_that_is_not_built_is_named() -> None:
+    raw = {**DENSE, "use_sliding_window": True, "layer_types": ["linear_attention"] * 36}
+    assert "layer_types is ['linear_attention'" in refused(raw)
+    types = ["full_attention", "sliding_attention"] * 18
+    config = ModelConfig.from_hf({**raw, "layer_types": types, "sliding_window": 9})
+    assert [each.window for each in config.attention] == [None, 9] * 18
 
 
 def test_experts_in_a_dense_type_are_refused() -> None:

@@ -12,7 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Dots1Config, MixtralConfig
+from transformers import (
+    AutoModelForCausalLM,
+    Dots1Config,
+    MixtralConfig,
+    Qwen3Config,
+    Qwen3MoeConfig,
+)
 
 Draw = Callable[[random.Random], Any]
 
@@ -41,12 +47,50 @@ def common(rng: random.Random, *, max_layers: int = 3) -> dict[str, Any]:
 
 def rope(rng: random.Random, **more: Any) -> dict[str, Any]:
     """A rotary embedding without scaling."""
-    return {"rope_type": "default", "rope_theta": rng.choice([1e4, 1e6]), **more}
+    return {"rope_type": "default", "rope_theta": rng.choice([1e4, 1e6])} | more
 
 
 def layer_types(rng: random.Random, num_layers: int) -> list[str]:
     """Of both types, in any order."""
     return [rng.choice(["full_attention", "sliding_attention"]) for _ in range(num_layers)]
+
+
+def yarn(rng: random.Random) -> dict[str, Any]:
+    """Of a context that a prompt of these tests goes beyond."""
+    original = rng.choice([8, 16])
+    return rope(
+        rng, rope_type="yarn", factor=rng.choice([2.0, 4.0]),
+        original_max_position_embeddings=original,
+    )  # fmt: skip
+
+
+def qwen3(rng: random.Random) -> Qwen3Config:
+    """With windows, and a scaled rotary embedding; test_parity.py has it without."""
+    shared = common(rng)
+    return Qwen3Config(
+        **shared,
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rng.choice([rope, yarn])(rng),
+        use_sliding_window=True,
+        sliding_window=rng.choice([1, 6]),
+        max_window_layers=1,
+        layer_types=rng.choice([None, layer_types(rng, shared["num_hidden_layers"])]),
+    )
+
+
+def qwen3_moe(rng: random.Random) -> Qwen3MoeConfig:
+    """As `qwen3`."""
+    return Qwen3MoeConfig(
+        **common(rng),
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=yarn(rng),
+        use_sliding_window=rng.random() < 0.7,
+        sliding_window=rng.choice([3, 16]),
+        moe_intermediate_size=rng.choice([8, 20]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        norm_topk_prob=rng.random() < 0.5,
+    )
 
 
 def mixtral(rng: random.Random) -> MixtralConfig:
@@ -82,7 +126,7 @@ def dots1(rng: random.Random) -> Dots1Config:
     )
 
 
-FAMILIES: dict[str, Draw] = {"dots1": dots1}
+FAMILIES: dict[str, Draw] = {"qwen3": qwen3, "qwen3_moe": qwen3_moe, "dots1": dots1}
 
 
 def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
