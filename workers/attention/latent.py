@@ -9,10 +9,17 @@ tokens, S sequences (rows), N query heads, E width of an entry, C that of its la
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 
+from moe.base.context import KernelContext
+from workers.attention.kernels.decode_attention import DecodeWorkspace
+from workers.attention.kernels.mla_decode import decode_latents
+from workers.attention.kernels.mla_prefill import prefill_latents
+from workers.attention.kernels.mla_tiles import check_latents
 from workers.attention.kv_cache import LayerCache
-from workers.attention.layer import AttentionBatch, decode_groups
+from workers.attention.layer import AttentionBatch, attend_rows, prefill_workspace
+from workers.attention.mla_spec import head_groups
+from workers.attention.plain import Softmax
+from workers.attention.plan import AttentionKind
 
 
 def paged_latent_attention(
@@ -25,52 +32,60 @@ def paged_latent_attention(
     scale: float,
 ) -> torch.Tensor:
     """Store the batch's entries, then attend causally: ``[T, N, C]``."""
+    check_latents(cache, q_TNE.shape[2], q_TNE.dtype)
     block, offset = batch.positions_T // cache.block_size, batch.positions_T % cache.block_size
     blocks_T = batch.tables[batch.slots_T, block].long()
     keys_T1E = entries_TE.unsqueeze(1)
     cache.write(blocks_T * cache.block_size + offset, keys_T1E, keys_T1E[..., :0])
-    outputs = []
-    for first, last in decode_groups(batch):
-        entries_SLE = _entries(cache, batch, first, last, q_TNE.dtype)
-        mask_S1L = _mask(batch.positions_T[first:last], entries_SLE)[:, None]
-        outputs.append(_attend(q_TNE[first:last], entries_SLE, mask_S1L, latent_width, scale))
-    start = batch.num_decodes
-    for row in range(batch.num_decodes, len(batch.lengths)):
-        stop = start + batch.num_tokens[row]
-        entries_1LE = _entries(cache, batch, row, row + 1, q_TNE.dtype)
-        mask_TL = _mask(batch.positions_T[start:stop], entries_1LE)
-        q_NTE = q_TNE[start:stop].transpose(0, 1)
-        found_NTC = _attend(q_NTE, entries_1LE, mask_TL, latent_width, scale)
-        outputs.append(found_NTC.transpose(0, 1))
-        start = stop
-    return torch.cat(outputs) if outputs else q_TNE[..., :latent_width]
+    latents = LayerCache(cache.keys, cache.keys[..., :latent_width])
+    return attend_rows(q_TNE, latents, batch, Softmax(scale, None, None))
 
 
-def _entries(
-    cache: LayerCache, batch: AttentionBatch, first: int, last: int, dtype: torch.dtype
-) -> torch.Tensor:
-    """What the cache holds of some rows, padded to the longest context ``[S, L, E]``."""
-    longest = max(batch.lengths[first:last])
-    tables_SB = batch.tables[batch.slots[first:last], : -(-longest // cache.block_size)]
-    keys, _ = cache.read(tables_SB, dtype)
-    return keys.flatten(1, 2)[:, :longest, 0]
-
-
-def _mask(positions_T: torch.Tensor, entries_SLE: torch.Tensor) -> torch.Tensor:
-    """Which of a context's entries each query sees ``[T, L]``."""
-    places_L = torch.arange(entries_SLE.shape[1], device=positions_T.device)
-    return places_L <= positions_T[:, None]
-
-
-def _attend(
-    q_BME: torch.Tensor,
-    entries_SLE: torch.Tensor,
-    mask: torch.Tensor,
+def kernel_latent_attention(
+    q_TNE: torch.Tensor,
+    cache: LayerCache,
+    batch: AttentionBatch,
+    context: KernelContext,
+    *,
     latent_width: int,
     scale: float,
 ) -> torch.Tensor:
-    """``[B, M, C]``: M queries of each row, or of each head with the entries of one row."""
-    entries_BLE = entries_SLE.expand(len(q_BME), -1, -1)
-    return F.scaled_dot_product_attention(
-        q_BME, entries_BLE, entries_BLE[..., :latent_width], attn_mask=mask, scale=scale
-    )
+    """As ``paged_latent_attention``, with entries that `kernels.mla_latent` has stored. The batch's
+    plans are made for `head_groups` key heads."""
+    T, N, _ = q_TNE.shape
+    plan = batch.plans[AttentionKind(None, N)]
+    take = context.workspace.take
+    out_TNC = take("attended_latents", (T, N, latent_width), q_TNE.dtype)
+    decodes = batch.num_decodes
+    if decodes:
+        assert plan.chunks is not None
+        assert batch.finished_SK is not None
+        capacity = len(plan.chunks)
+        decode_latents(
+            q_TNE[:decodes],
+            cache,
+            batch.tables,
+            plan.chunks,
+            scale=scale,
+            out_SNC=out_TNC[:decodes],
+            workspace=DecodeWorkspace(
+                partials_CNV=take("attention_parts", (capacity, N, latent_width), torch.float32),
+                lse_CN=take("attention_lse", (capacity, N), torch.float32),
+                finished_SK=batch.finished_SK,
+            ),
+            pdl=context.pdl,
+        )
+    if plan.tiles is not None:
+        prefill_latents(
+            q_TNE,
+            cache,
+            batch.tables,
+            plan.tiles,
+            scale=scale,
+            out_TNC=out_TNC,
+            workspace=prefill_workspace(
+                batch, plan.tiles, T, (head_groups(N), latent_width), context
+            ),
+            pdl=context.pdl,
+        )
+    return out_TNC

@@ -91,9 +91,15 @@ def paged_attention(
     block, offset = batch.positions_T // cache.block_size, batch.positions_T % cache.block_size
     blocks_T = batch.tables[batch.slots_T, block].long()
     cache.write(blocks_T * cache.block_size + offset, k_TKD, v_TKV)
-    softmax = plain.Softmax(scale, window, sinks_N)
+    return attend_rows(q_TND, cache, batch, plain.Softmax(scale, window, sinks_N)).flatten(1)
+
+
+def attend_rows(
+    q_TND: torch.Tensor, cache: LayerCache, batch: AttentionBatch, softmax: plain.Softmax
+) -> torch.Tensor:
+    """Causal attention ``[T, N, V]`` over a cache that holds the batch's keys and values."""
     outputs = []
-    for first, last in decode_groups(batch, window):
+    for first, last in _decode_groups(batch, softmax.window):
         slots, lengths = batch.slots[first:last], batch.lengths[first:last]
         q_SND = q_TND[first:last]
         outputs.append(plain.decode(q_SND, cache, batch.tables, slots, lengths, softmax))
@@ -103,8 +109,8 @@ def paged_attention(
         table_B, length = batch.tables[batch.slots[row]], batch.lengths[row]
         outputs.append(plain.prefill(q_TND[start:stop], cache, table_B, length, softmax))
         start = stop
-    attended = torch.cat(outputs) if outputs else q_TND.new_empty((0, *v_TKV.shape[1:]))
-    return attended.flatten(1)
+    empty = q_TND.new_empty((0, q_TND.shape[1], cache.values.shape[3]))
+    return torch.cat(outputs) if outputs else empty
 
 
 def kernel_attention(
@@ -155,24 +161,24 @@ def kernel_attention(
             window=kind.window,
             sinks_N=sinks_N,
             out=out_TNV,
-            workspace=_prefill_workspace(batch, plan.tiles, T, cache, context),
+            workspace=prefill_workspace(batch, plan.tiles, T, cache.values.shape[2:], context),
             pdl=context.pdl,
         )
     return out_TNV.view(T, N * V)
 
 
-def _prefill_workspace(
+def prefill_workspace(
     batch: AttentionBatch,
     tiles: torch.Tensor,
     num_tokens: int,
-    cache: LayerCache,
+    values: tuple[int, ...],
     context: KernelContext,
 ) -> PrefillWorkspace | None:
-    """None without split tiles."""
+    """For so many key heads and such a width of what each finds; None without split tiles."""
     if tiles.shape[1] != SPLIT_FIELDS:
         return None
     assert batch.finished_CK is not None
-    _, _, kv_heads, v_head_dim = cache.values.shape
+    kv_heads, v_head_dim = values
     take = context.workspace.take
     shape = (len(batch.finished_CK), kv_heads, prefill_tiles(num_tokens).block_m, v_head_dim)
     return PrefillWorkspace(
@@ -182,7 +188,7 @@ def _prefill_workspace(
     )
 
 
-def decode_groups(batch: AttentionBatch, window: int | None = None) -> list[tuple[int, int]]:
+def _decode_groups(batch: AttentionBatch, window: int | None = None) -> list[tuple[int, int]]:
     """Ranges of decode rows whose padded contexts fit the workspace."""
     if not batch.num_decodes:
         return []

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from workers.layers.rope_spec import RopeSpec
+from workers.layers.rope_spec import RopeSpec, YarnScaling, yarn_mscale
 
 _MAX_GROUP = 64
 """Query heads that one program attends with: their outputs over latents fill its registers."""
@@ -75,19 +75,13 @@ class MlaSpec:
         return self.kv_lora_rank + self.qk_rope_head_dim
 
 
-def softmax_scale(
-    query_width: int, *, factor: float = 1.0, mscale_all_dim: float | None = None
-) -> float:
-    """``1 / √query_width``, with YaRN's temperature where ``mscale_all_dim`` says so (transformers'
-    yarn_apply_mscale).
-
-    Args:
-        factor, mscale_all_dim: of config.json's scaled rotary embedding, if it has one.
-    """
-    scale = 1.0 / math.sqrt(query_width)
-    if not mscale_all_dim or factor <= 1.0:
-        return scale
-    return scale * (0.1 * mscale_all_dim * math.log(factor) + 1.0) ** 2
+def softmax_scale(query_width: int, rope: RopeSpec) -> float:
+    """``1 / √query_width``, with YaRN's temperature where mscale_all_dim says so (transformers'
+    yarn_apply_mscale)."""
+    scale, scaling = 1.0 / math.sqrt(query_width), rope.scaling
+    if isinstance(scaling, YarnScaling) and scaling.mscale_all_dim:
+        scale *= yarn_mscale(scaling.factor, scaling.mscale_all_dim) ** 2
+    return scale
 
 
 def head_groups(num_heads: int) -> int:

@@ -15,10 +15,13 @@ import torch
 from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
+from workers.attention.kernels.mla_absorb import absorb_queries, project_values
+from workers.attention.kernels.mla_latent import store_latents
 from workers.attention.kv_cache import LayerCache
-from workers.attention.latent import paged_latent_attention
+from workers.attention.latent import kernel_latent_attention, paged_latent_attention
 from workers.attention.layer import AttentionBatch
 from workers.attention.mla_spec import MlaSpec
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
@@ -91,7 +94,10 @@ class LatentAttention(nn.Module):
     ) -> DeferredSum:
         """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
         down_STW = self.qkv_a_proj(hidden_TH, quantized_TH)
-        attended_TW = self._plain(down_STW[0], cache, batch)
+        if self.context is None:
+            attended_TW = self._plain(down_STW[0], cache, batch)
+        else:
+            attended_TW = self._kernels(down_STW, cache, batch, self.context)
         update: DeferredSum = self.o_proj(attended_TW)
         return update
 
@@ -125,6 +131,60 @@ class LatentAttention(nn.Module):
             scale=spec.scale,
         )
         return torch.einsum("tnc,nvc->tnv", found_TNC, values_NVC).flatten(1)
+
+    def _kernels(
+        self,
+        down_STW: torch.Tensor,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        context: KernelContext,
+    ) -> torch.Tensor:
+        """As `_plain`."""
+        spec, weight, rotary = self.spec, self.kv_b_proj.weight, self.rotary
+        take, T = context.workspace.take, down_STW.shape[1]
+        q_width = self.qkv_a_proj.splits[0]
+        has_latent = self.q_b_proj is not None
+        latent_TQ = take("q_latent", (T, q_width), context.dtype) if has_latent else None
+        store_latents(
+            down_STW,
+            self.kv_a_layernorm.weight,
+            spec.norm_eps,
+            rotary.cos,
+            rotary.sin,
+            batch.positions_T,
+            batch.slots_T,
+            batch.tables,
+            cache,
+            first=q_width,
+            interleaved=spec.rope.interleaved,
+            q_norm_Q=self.q_a_layernorm.weight if has_latent else None,
+            out_q_TQ=latent_TQ,
+            pdl=context.pdl,
+        )
+        q_STW = down_STW[..., :q_width] if self.q_b_proj is None else self.q_b_proj(latent_TQ)
+        q_TNE = absorb_queries(
+            q_STW,
+            weight,
+            rotary.cos,
+            rotary.sin,
+            batch.positions_T,
+            value_width=spec.v_head_dim,
+            interleaved=spec.rope.interleaved,
+            growth=spec.query_growth,
+            num_cores=context.num_cores,
+            out_TNE=take("q", (T, self.num_heads, spec.entry_width), context.dtype),
+            pdl=context.pdl,
+        )
+        found_TNC = kernel_latent_attention(
+            q_TNE, cache, batch, context, latent_width=spec.kv_lora_rank, scale=spec.scale
+        )
+        return project_values(
+            found_TNC,
+            weight,
+            num_cores=context.num_cores,
+            out_TW=take("attended", (T, self.num_heads * spec.v_head_dim), context.dtype),
+            pdl=context.pdl,
+        )
 
     def _turn(self, x_TNR: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """Turned by position, as two halves: scores do not see the order of pairs."""

@@ -1,6 +1,6 @@
 """Random small layers of multi-head latent attention of transformers', and the same as ours.
 
-Owns configs, weights, rotary tables and steps of tests; asserts nothing.
+Owns configs, weights and steps of tests; asserts nothing.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ import dataclasses
 import random
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from transformers.models.deepseek_v2 import DeepseekV2Config, modeling_deepseek_v2
@@ -20,14 +21,25 @@ from moe.base.context import KernelContext
 from moe.base.parallel import resolve_parallel
 from moe.groups import ExpertGroups
 from workers.attention.kv_cache import LayerCache
-from workers.attention.layer import AttentionBatch
-from workers.attention.mla_spec import MlaSpec, QueryGrowth, softmax_scale
+from workers.attention.layer import AttentionBatch, AttentionPlan
+from workers.attention.mla_spec import MlaSpec, QueryGrowth, head_groups, softmax_scale
+from workers.attention.plan import (
+    AttentionKind,
+    decode_capacity,
+    plan_decode,
+    plan_prefill,
+    prefill_tile_tokens,
+)
+from workers.attention.prefill_split import split_tiles
 from workers.distributed import SINGLE
-from workers.layers.rope_spec import RopeSpec
+from workers.layers.rope_spec import RopeSpec, YarnScaling
+from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.mla import LatentAttention
 
 POSITIONS = 64
+CORES = 4
+UNIT = 8  # tokens: contexts are cut into multiples of it
 PREFIX = "model.layers.0.self_attn."
 
 _YARN = {
@@ -66,20 +78,6 @@ _KINDS: dict[str, tuple[Any, Any, Any, dict[str, Any]]] = {
 KINDS = list(_KINDS)
 
 
-class Tables(nn.Module):
-    """transformers' cosines and sines, as `workers.layers.rotary.RotaryEmbedding` has them."""
-
-    def __init__(self, rotary: nn.Module) -> None:
-        super().__init__()
-        angles = rotary(torch.empty(1), torch.arange(POSITIONS)[None])
-        if isinstance(angles, torch.Tensor):  # of complex numbers
-            angles = torch.cat((angles.real,) * 2, -1), torch.cat((angles.imag,) * 2, -1)
-        self.cos, self.sin = (each[0].contiguous() for each in angles)
-
-    def forward(self, positions_T: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.cos[positions_T].unsqueeze(1), self.sin[positions_T].unsqueeze(1)
-
-
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class Layer:
     """One of transformers', with all that is needed to make it ours."""
@@ -105,6 +103,8 @@ class Layer:
             "v_head_dim": rng.choice([8, 20]),
             "hidden_size": rng.choice([24, 48]),
         } | sizes
+        # DeepSeek-V2's pairs are always neighbours.
+        interleaved = kind == "deepseek_v2" or rng.random() < 0.7
         # Mistral4Config has another head_dim, and says itself what part of it is turned.
         head_dim = {} if kind == "mistral4" else {"head_dim": values["qk_rope_head_dim"]}
         config = make_config(
@@ -113,6 +113,7 @@ class Layer:
             num_key_value_heads=values["num_attention_heads"],
             max_position_embeddings=POSITIONS,
             rope_parameters=dict(rope),
+            rope_interleave=interleaved,
         )
         config._attn_implementation = "eager"
         torch.manual_seed(seed)
@@ -124,7 +125,7 @@ class Layer:
             config=config,
             module=module.requires_grad_(False),
             rotary=make_rotary(config),
-            spec=_spec(config, values),
+            spec=_spec(config, values, interleaved),
         )
 
     def expected(self, hidden_TH: torch.Tensor) -> torch.Tensor:
@@ -157,7 +158,8 @@ class Layer:
             dtype=dtype,
             device=torch.device("cpu"),
         )
-        rotary: Any = Tables(self.rotary)
+        rotary = RotaryEmbedding(self.spec.rope, POSITIONS, build.device)
+        rotary.cover(POSITIONS)
         ours = LatentAttention(self.spec, self.config.hidden_size, build, rotary, PREFIX)
         held = {f"{PREFIX}{name}": value for name, value in self.module.state_dict().items()}
         names = set()
@@ -170,14 +172,27 @@ class Layer:
         return ours
 
 
-def _spec(config: Any, values: dict[str, Any]) -> MlaSpec:
+def _spec(config: Any, values: dict[str, Any], interleaved: bool) -> MlaSpec:
     rope = config.rope_parameters
     growth = None
     if "llama_4_scaling_beta" in rope:
         growth = QueryGrowth(
             beta=rope["llama_4_scaling_beta"], length=rope["original_max_position_embeddings"]
         )
-    query_width = values["qk_nope_head_dim"] + values["qk_rope_head_dim"]
+    scaling = None
+    if rope["rope_type"] == "yarn":
+        scaling = YarnScaling(
+            factor=rope["factor"],
+            original=rope["original_max_position_embeddings"],
+            mscale=rope["mscale"],
+            mscale_all_dim=rope["mscale_all_dim"],
+        )
+    turned = RopeSpec(
+        dim=values["qk_rope_head_dim"],
+        theta=rope["rope_theta"],
+        interleaved=interleaved,
+        scaling=scaling,
+    )
     return MlaSpec(
         num_heads=values["num_attention_heads"],
         q_lora_rank=values["q_lora_rank"],
@@ -185,12 +200,8 @@ def _spec(config: Any, values: dict[str, Any]) -> MlaSpec:
         qk_nope_head_dim=values["qk_nope_head_dim"],
         qk_rope_head_dim=values["qk_rope_head_dim"],
         v_head_dim=values["v_head_dim"],
-        scale=softmax_scale(
-            query_width,
-            factor=rope.get("factor", 1.0),
-            mscale_all_dim=rope.get("mscale_all_dim"),
-        ),
-        rope=RopeSpec(dim=values["qk_rope_head_dim"], theta=rope["rope_theta"], interleaved=True),
+        scale=softmax_scale(values["qk_nope_head_dim"] + turned.dim, turned),
+        rope=turned,
         query_growth=growth,
     )
 
@@ -210,8 +221,9 @@ class Step:
     rows: list[tuple[int, int, int]]
     num_decodes: int
 
-    def batch(self, tables: torch.Tensor, **plans: Any) -> AttentionBatch:
-        """Of this step, without padding."""
+    def batch(self, tables: torch.Tensor, num_heads: int | None = None) -> AttentionBatch:
+        """Of this step, without padding; with ``num_heads`` of a rank kernels can read it."""
+        plans = {} if num_heads is None else self._plans(num_heads)
         slots_T = [slot for slot, _, count in self.rows for _ in range(count)]
         positions_T = [first + i for _, first, count in self.rows for i in range(count)]
         return AttentionBatch(
@@ -224,6 +236,27 @@ class Step:
             num_decodes=self.num_decodes,
             **plans,
         )
+
+    def _plans(self, num_heads: int) -> dict[str, Any]:
+        """As `workers.step.batch.BatchBuilder` makes them."""
+        decodes, groups = self.num_decodes, head_groups(num_heads)
+        slots, positions, num_tokens = (np.array(each) for each in zip(*self.rows, strict=True))
+        chunks = tiles = None
+        if decodes:
+            capacity = decode_capacity(decodes, groups, CORES)
+            lengths = (positions + num_tokens)[:decodes]
+            chunks = torch.from_numpy(plan_decode(lengths, slots[:decodes], capacity, UNIT))
+        if decodes < len(slots):
+            tokens = prefill_tile_tokens(64, num_heads, groups)
+            first = np.cumsum(num_tokens) - num_tokens
+            columns = (each[decodes:] for each in (num_tokens, positions, first, slots))
+            plan = split_tiles(plan_prefill(*columns, tokens), CORES, UNIT)
+            tiles = torch.from_numpy(plan)
+        return {
+            "plans": {AttentionKind(None, num_heads): AttentionPlan(chunks, tiles)},
+            "finished_SK": torch.zeros(len(slots), groups, dtype=torch.int32),
+            "finished_CK": torch.zeros(2 * CORES, groups, dtype=torch.int32),
+        }
 
 
 # Three sequences in slots 3, 0 and 2: prompts in chunks, decodes beside them, decodes alone.

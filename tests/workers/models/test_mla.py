@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.workers.models.latent_models import KINDS, LENGTHS, STEPS, Layer, latent_cache
-from tests.workers.steps import relative_error
+from tests.workers.steps import interpreted, relative_error
 from workers.models.mla import LatentAttention
 
 BLOCK_SIZE = 4
@@ -32,7 +32,7 @@ def run_steps(ranks: Sequence[LatentAttention], hidden: dict[int, torch.Tensor])
     tables = made_tables()
     found = {slot: torch.full_like(rows, torch.nan) for slot, rows in hidden.items()}
     for step in STEPS:
-        batch = step.batch(tables)
+        batch = step.batch(tables, ranks[0].num_heads if ranks[0].context else None)
         x_TH = torch.cat([hidden[slot][first : first + n] for slot, first, n in step.rows])
         parts = [
             rank(x_TH, cache, batch).total(x_TH.dtype)
@@ -66,3 +66,11 @@ def test_equals_transformers(kind: str, seed: int) -> None:
 def test_two_ranks_share_the_heads(kind: str) -> None:
     layer = Layer.random(kind, 5)
     check(layer, [layer.ours(tp_rank=rank, tp_size=2) for rank in range(2)])
+
+
+@pytest.mark.interpreter
+@pytest.mark.parametrize("kind", KINDS)
+@torch.inference_mode()
+def test_kernels_equal_transformers(kind: str) -> None:
+    layer = Layer.random(kind, 7)
+    check(layer, [layer.ours(context=interpreted())])

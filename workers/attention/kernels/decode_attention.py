@@ -281,7 +281,7 @@ def decode_attention(
     assert scale > 0
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
-    _check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, v_head_dim))
+    check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, v_head_dim))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         cache.keys,
@@ -322,7 +322,7 @@ def decode_attention(
     return out
 
 
-def _check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int, int]) -> None:
+def check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int, int]) -> None:
     num_rows, capacity, num_heads, kv_heads, v_head_dim = sizes
     partials_CNV, lse_CN = workspace.partials_CNV, workspace.lse_CN
     finished_SK = workspace.finished_SK

@@ -297,7 +297,7 @@ def prefill_attention(
     assert plan.is_contiguous() and plan.dtype == torch.int32
     parts: tuple[torch.Tensor | None, ...] = (None,) * 3
     if split:
-        parts = _check_workspace(workspace, kv_heads, tiles.block_m, v_head_dim)
+        parts = check_workspace(workspace, kv_heads, tiles.block_m, v_head_dim)
     if not len(plan):
         return out
     block_d = max(16, triton.next_power_of_2(head_dim))
@@ -335,7 +335,7 @@ def prefill_attention(
     return out
 
 
-def _check_workspace(
+def check_workspace(
     workspace: PrefillWorkspace | None, kv_heads: int, block_m: int, v_head_dim: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Its tensors, as the kernel takes them."""

@@ -1,0 +1,52 @@
+"""Launches compiled for a GPU that is not there: Triton's interpreter runs what no compiler takes.
+
+For a process of its own, without the interpreter: it replaces Triton's driver and launches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+SHARED_BYTES = 227 << 10  # that a program may have on a Hopper GPU
+
+
+class _Hopper:
+    """As much of a driver as compiling takes."""
+
+    def get_current_target(self) -> GPUTarget:
+        return GPUTarget("cuda", 90, 32)
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int) -> int:
+        return device
+
+    def get_active_torch_device(self) -> torch.device:
+        return torch.device("meta")
+
+
+def compile_launches() -> list[tuple[str, int]]:
+    """From now on a launch, with tensors on the meta device, compiles its kernel and runs nothing.
+
+    Returns:
+        Each launch's kernel and bytes of shared memory; it grows.
+    """
+    launches: list[tuple[str, int]] = []
+
+    def launcher(kernel: Any, grid: Any) -> Callable[..., None]:
+        def compile_kernel(*args: Any, **options: Any) -> None:
+            compiled = kernel.run(*args, grid=grid, warmup=True, **options)
+            launches.append((kernel.__name__, compiled.metadata.shared))
+
+        return compile_kernel
+
+    driver.set_active(_Hopper())
+    JITFunction.__getitem__ = launcher
+    return launches

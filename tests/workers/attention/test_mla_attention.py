@@ -1,0 +1,205 @@
+"""Attention kernels over latents against plain torch in fp32, over caches that hold NaN wherever a
+row has no business. Shapes: T query tokens, L context, N query heads, E width of an entry, C of its
+latent."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from workers.attention.kernels.decode_attention import DecodeWorkspace
+from workers.attention.kernels.mla_decode import decode_latents
+from workers.attention.kernels.mla_prefill import prefill_latents
+from workers.attention.kernels.prefill_attention import PrefillWorkspace
+from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
+from workers.attention.mla_spec import head_groups
+from workers.attention.plan import CHUNK_ROW, plan_decode, plan_prefill, prefill_tile_tokens
+from workers.attention.prefill_split import NUM_SPLITS, SPLIT_FIELDS, split_tiles
+
+pytestmark = pytest.mark.interpreter
+
+SCALE = 0.3
+UNIT = 16
+# Largest error of a row over the row's largest value.
+TOLERANCE = {torch.float32: 2e-5, torch.float16: 4e-3}
+# Query heads, C, R, block size, dtype: few heads and many, one group of them and two, widths that
+# are no powers of two.
+SHAPES = [
+    (2, 32, 16, 4, torch.float32),
+    (20, 24, 8, 5, torch.float32),
+    (66, 16, 4, 16, torch.float16),
+]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Case:
+    """Rows in shuffled slots and blocks; NaN in all other blocks and behind each length."""
+
+    cache: LayerCache
+    tables: torch.Tensor
+    slots: np.ndarray
+    entries: list[torch.Tensor]
+    q_TNE: torch.Tensor
+    latent_width: int
+
+    @classmethod
+    def make(
+        cls, lengths: list[int], num_tokens: int, shape: tuple[int, int, int, int, torch.dtype]
+    ) -> Case:
+        num_heads, latent_width, turned, block_size, dtype = shape
+        width = latent_width + turned
+        rng, generator = np.random.default_rng(0), torch.Generator().manual_seed(0)
+        counts = [-(-length // block_size) for length in lengths]
+        num_blocks = sum(counts) + 3
+        keys = torch.full((num_blocks, block_size, 1, width), torch.nan, dtype=dtype)
+        blocks = torch.from_numpy(rng.permutation(num_blocks)).int()
+        *own, foreign = blocks.split([*counts, 3])
+        tables = foreign[:1].repeat(len(lengths) + 2, max(counts) + 2)
+        slots = rng.permutation(len(tables))[: len(lengths)]
+        entries = []
+        for slot, length, mine in zip(slots, lengths, own, strict=True):
+            tables[slot, : len(mine)] = mine
+            held = torch.randn(length, width, generator=generator).to(dtype)
+            places = torch.arange(length)
+            keys[mine[places // block_size].long(), places % block_size, 0] = held
+            entries.append(held)
+        q_TNE = torch.randn(num_tokens, num_heads, width, generator=generator).to(dtype)
+        cache = LayerCache(keys, keys[..., :0].contiguous())
+        return cls(
+            cache=cache,
+            tables=tables,
+            slots=slots,
+            entries=entries,
+            q_TNE=q_TNE,
+            latent_width=latent_width,
+        )
+
+    @property
+    def groups(self) -> int:
+        return head_groups(self.q_TNE.shape[1])
+
+    def out(self) -> torch.Tensor:
+        shape = (*self.q_TNE.shape[:2], self.latent_width)
+        return torch.full(shape, 7.0, dtype=self.q_TNE.dtype)
+
+    def check(self, out_TNC: torch.Tensor, row: int, first: int, num_tokens: int) -> None:
+        """The last tokens of a row's context, which stand in the batch from ``first`` on."""
+        q_TNE = self.q_TNE[first : first + num_tokens].float()
+        entries_LE = self.entries[row].float()
+        scores_TNL = SCALE * torch.einsum("tne,le->tnl", q_TNE, entries_LE)
+        seen_TL = torch.ones(num_tokens, len(entries_LE), dtype=torch.bool)
+        seen_TL = seen_TL.tril(len(entries_LE) - num_tokens)
+        scores_TNL = scores_TNL.masked_fill(~seen_TL[:, None], float("-inf"))
+        latents_LC = entries_LE[:, : self.latent_width]
+        expected_TNC = torch.einsum("tnl,lc->tnc", scores_TNL.softmax(-1), latents_LC)
+        error_T = (out_TNC[first : first + num_tokens] - expected_TNC).abs().amax((1, 2))
+        bound_T = TOLERANCE[self.q_TNE.dtype] * expected_TNC.abs().amax((1, 2))
+        assert bool((error_T <= bound_T).all()), (error_T / bound_T).tolist()
+
+
+@pytest.mark.parametrize("join", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_decode_of_mixed_rows(shape: tuple[int, int, int, int, torch.dtype], join: bool) -> None:
+    """Lengths of 1, at and beside the edges of blocks, tiles and chunks; two padding rows."""
+    lengths = [1, 0, 16, 17, 0, 65, 130]
+    case = Case.make(lengths, len(lengths), shape)
+    plan = plan_decode(np.array(lengths), case.slots, 12, UNIT)
+    chunks = torch.from_numpy(plan)
+    workspace = DecodeWorkspace.allocate(
+        len(lengths), len(chunks), shape[0], case.groups, case.latent_width, "cpu"
+    )
+    workspace.partials_CNV.fill_(torch.nan)
+    workspace.lse_CN.fill_(torch.nan)
+    outs = []
+    for _ in range(2):
+        out = case.out()
+        assert decode_latents(
+            case.q_TNE, case.cache, case.tables, chunks,
+            scale=SCALE, out_SNC=out, workspace=workspace, join=join,
+        ) is out  # fmt: skip
+        assert not workspace.finished_SK.any()
+        outs.append(out)
+    assert torch.equal(*outs)
+    for row, length in enumerate(lengths):
+        if length:
+            case.check(outs[0], row, row, 1)
+        else:
+            assert not outs[0][row].any()
+    assert np.bincount(plan[:, CHUNK_ROW] + 1)[1:].max() > 1
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_prefill_of_mixed_rows(shape: tuple[int, int, int, int, torch.dtype]) -> None:
+    """Prompts and chunks behind a context, whole and split, behind tokens that are decodes'."""
+    rows = [(0, 5), (150, 7), (5, 1), (60, 3)]
+    firsts = np.cumsum([2, *(tokens for _, tokens in rows)])
+    case = Case.make([position + tokens for position, tokens in rows], firsts[-1], shape)
+    positions, num_tokens = (np.array(each) for each in zip(*rows, strict=True))
+    plan = plan_prefill(
+        num_tokens,
+        positions,
+        firsts[:-1],
+        case.slots,
+        prefill_tile_tokens(64, shape[0], case.groups),
+    )
+    entries = split_tiles(plan, 30, UNIT)
+    padded = np.concatenate((entries, np.zeros((3, SPLIT_FIELDS), np.int32)))
+    assert entries[:, NUM_SPLITS].max() > 1
+    parts = (60, case.groups, 64)
+    workspace = PrefillWorkspace(
+        partials_CKMV=torch.full((*parts, case.latent_width), torch.nan),
+        lse_CKM=torch.full(parts, torch.nan),
+        finished_CK=torch.zeros(parts[:2], dtype=torch.int32),
+    )
+    for each in (plan, padded, padded):
+        out = case.out()
+        prefill_latents(
+            case.q_TNE, case.cache, case.tables, torch.from_numpy(each),
+            scale=SCALE, out_TNC=out, workspace=workspace, block_m=64,
+        )  # fmt: skip
+        assert bool((out[:2] == 7).all())
+        assert not workspace.finished_CK.any()
+        for row, (_, tokens) in enumerate(rows):
+            case.check(out, row, int(firsts[row]), tokens)
+
+
+def test_prefill_of_larger_tiles() -> None:
+    """A tile of 128 rows takes two programs, the last of which may have nothing to do."""
+    rows = [(3, 9), (0, 70), (0, 1)]
+    case = Case.make([position + tokens for position, tokens in rows], 80, SHAPES[0])
+    positions, num_tokens = (np.array(each) for each in zip(*rows, strict=True))
+    plan = plan_prefill(
+        num_tokens,
+        positions,
+        np.array([0, 9, 79]),
+        case.slots,
+        prefill_tile_tokens(128, SHAPES[0][0], case.groups),
+    )
+    out = case.out()
+    prefill_latents(
+        case.q_TNE, case.cache, case.tables, torch.from_numpy(plan),
+        scale=SCALE, out_TNC=out, block_m=128,
+    )  # fmt: skip
+    for row, first in enumerate((0, 9, 79)):
+        case.check(out, row, first, rows[row][1])
+
+
+def test_eight_bits_are_refused() -> None:
+    case = Case.make([4], 1, SHAPES[0])
+    scales = torch.zeros(len(case.cache.keys), 1, case.cache.block_size, 2, dtype=SCALE_DTYPE)
+    cache = LayerCache(case.cache.keys.to(FP8), case.cache.values.to(FP8), scales)
+    plan = torch.from_numpy(plan_decode(np.array([4]), case.slots, 1, UNIT))
+    workspace = DecodeWorkspace.allocate(1, 1, 2, 1, 32, "cpu")
+    with pytest.raises(ValueError, match=r"--kv-cache-dtype fp8 is not built for latent attention"):
+        decode_latents(
+            case.q_TNE, cache, case.tables, plan,
+            scale=SCALE, out_SNC=case.out(), workspace=workspace,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize(("heads", "groups"), [(1, 1), (64, 1), (66, 2), (128, 2), (67, 67)])
+def test_groups_divide_heads(heads: int, groups: int) -> None:
+    assert head_groups(heads) == groups
