@@ -10,7 +10,7 @@ import dataclasses
 
 from moe.base.parallel import ParallelConfig
 from moe.base.tiles import experts_key, linear_key
-from workers.attention.spec import AttentionSpec
+from workers.attention.any import AnyAttention
 from workers.model_config import ModelConfig
 
 
@@ -81,11 +81,11 @@ def linear_shapes(config: ModelConfig, parallel: ParallelConfig) -> list[LinearS
     return list(shapes.values())
 
 
-def _projections(spec: AttentionSpec, tp: int, hidden: int) -> list[tuple[str, int, int]]:
-    """Those of one layer: name, outputs, inputs."""
-    heads, kv_heads = spec.num_heads // tp, max(1, spec.num_kv_heads // tp)
-    widths = spec.head_dim + spec.v_head_dim
-    return [
-        ("qkv", heads * spec.head_dim + kv_heads * widths, hidden),
-        ("o_proj", hidden, heads * spec.v_head_dim),
-    ]
+def _projections(spec: AnyAttention, tp: int, hidden: int) -> list[tuple[str, int, int]]:
+    """Those of one layer as they are computed, of one input together: name, outputs, inputs."""
+    joined: dict[str, tuple[str, int, int]] = {}
+    for module, outputs, inputs in spec.projections(hidden):
+        name = "qkv" if inputs.name == "hidden_size" else module
+        _, before, _ = joined.get(name, ("", 0, 0))
+        joined[name] = name, before + outputs.share(tp), inputs.share(tp)
+    return list(joined.values())

@@ -239,14 +239,15 @@ def floors(
 def _attention_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
     """Over all layers: numbers that a token has in the cache, weights of the projections before and
     behind attention, and products of a query-key pair."""
-    cached = qkv = o_proj = pair = 0
+    cached = before = behind = pair = 0
     for spec in config.attention:
-        own = spec.num_kv_heads * (spec.head_dim + spec.v_head_dim)
-        cached += own
-        qkv += config.hidden_size * (spec.num_heads * spec.head_dim + own)
-        o_proj += config.hidden_size * spec.num_heads * spec.v_head_dim
-        pair += spec.num_heads * (spec.head_dim + spec.v_head_dim)
-    return cached, qkv, o_proj, pair
+        cached += spec.cache_heads * (spec.key_width + spec.value_width)
+        pair += spec.pair_products
+        for module, outputs, inputs in spec.projections(config.hidden_size):
+            size = outputs.size * inputs.size
+            behind += size if module == "o_proj" else 0
+            before += size if module != "o_proj" else 0
+    return cached, before, behind, pair
 
 
 def _weight_bytes(config: ModelConfig, value_bytes: int) -> float:

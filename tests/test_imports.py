@@ -50,8 +50,8 @@ LAYERS = {
     },
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/families": {
-        "workers.attention.spec", "workers.decoder_names", "workers.layers.rope_spec",
-        "workers.model_types",
+        "workers.attention.mla_spec", "workers.attention.spec", "workers.decoder_names",
+        "workers.layers.rope_spec", "workers.model_types",
     },
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",
@@ -234,6 +234,8 @@ def test_moe_config_is_torch_free() -> None:
         "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
         "workers/config.py", "workers/model_config.py",
         "workers/decoder_names.py", "workers/model_types.py", "workers/attention/spec.py",
+        "workers/attention/mla_spec.py", "workers/attention/any.py",
+        "workers/attention/projection.py",
         "workers/layers/rope_spec.py", "workers/quantization.py", "workers/scale_blocks.py",
         "workers/quantized_modules.py", "workers/quantization_refusals.py",
         "workers/int4_methods.py", "workers/model_checkpoint.py",

@@ -16,7 +16,7 @@ from moe.base.int4_format import Int4Format
 from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
-from workers.attention.spec import AttentionSpec
+from workers.attention.any import AnyAttention
 from workers.config_keys import read_keys
 from workers.decoder_names import DecoderNames
 from workers.families import MODEL_TYPES
@@ -38,7 +38,7 @@ class ModelConfig:
 
     Attributes:
         architecture: transformers' class, by which servers and clients know it.
-        attention: of each layer; all have as many KV heads, as wide.
+        attention: of each layer; all have the same entries in the cache.
         names: what the checkpoint calls tensors.
         moe: the experts' numbers; None for a dense model.
         moe_layers: for each layer, whether its MLP is a mixture.
@@ -57,7 +57,7 @@ class ModelConfig:
     hidden_size: int
     intermediate_size: int
     num_layers: int
-    attention: tuple[AttentionSpec, ...]
+    attention: tuple[AnyAttention, ...]
     names: DecoderNames
     rms_norm_eps: float
     max_position_embeddings: int
@@ -74,27 +74,7 @@ class ModelConfig:
     unknown_keys: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for spec in set(self.attention):
-            if spec.num_heads % spec.num_kv_heads:
-                raise ValueError(
-                    f"num_attention_heads {spec.num_heads} is not a multiple of "
-                    f"num_key_value_heads {spec.num_kv_heads}"
-                )
-
-    @property
-    def num_kv_heads(self) -> int:
-        """The same in every layer."""
-        return self.attention[0].num_kv_heads
-
-    @property
-    def head_dim(self) -> int:
-        """Of keys, the same in every layer."""
-        return self.attention[0].head_dim
-
-    @property
-    def v_head_dim(self) -> int:
-        """Of values, the same in every layer."""
-        return self.attention[0].v_head_dim
+        self.check_heads(1)
 
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
@@ -118,16 +98,14 @@ class ModelConfig:
             return None
         return self.quantization.weight_format
 
+    def check_heads(self, tp: int) -> None:
+        """Raise ValueError unless every layer's heads divide over ``tp`` ranks."""
+        for spec in dict.fromkeys(self.attention):
+            spec.check_heads(tp)
+
     def check_tensor_parallel(self, tp: int) -> None:
         """Raise ValueError unless attention and dense MLPs divide over ``tp`` ranks."""
-        for heads in {each.num_heads for each in self.attention}:
-            if heads % tp:
-                raise ValueError(f"--tp {tp} does not divide num_attention_heads {heads}")
-        if self.num_kv_heads % tp and tp % self.num_kv_heads:
-            raise ValueError(
-                f"--tp {tp} neither divides num_key_value_heads {self.num_kv_heads} "
-                "nor is a multiple of it"
-            )
+        self.check_heads(tp)
         if not all(self.moe_layers) and self.intermediate_size % tp:
             raise ValueError(
                 f"--tp {tp} does not divide intermediate_size {self.intermediate_size}"
@@ -211,7 +189,7 @@ def _refuse_other_attention(raw: dict[str, Any], values: Values) -> None:
         )
 
 
-def _attention(entry: ModelType, raw: dict[str, Any], values: Values) -> tuple[AttentionSpec, ...]:
+def _attention(entry: ModelType, raw: dict[str, Any], values: Values) -> tuple[AnyAttention, ...]:
     """That of each layer."""
 
     def rope(head_dim: int, layer_type: str | None = None) -> RopeSpec:

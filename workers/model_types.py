@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from moe.config import MoEConfig, resolve_router
-from workers.attention.spec import AttentionSpec
+from workers.attention.any import AnyAttention
 from workers.decoder_names import LLAMA_NAMES, DecoderNames
 from workers.layers.rope_spec import RopeSpec
 from workers.rope_keys import WHOLE_HEADS, RopeDefaults
@@ -124,7 +124,7 @@ class ModelType:
 
     architecture: str
     defaults: Values
-    attention: Callable[[Values, int, RopeOf], AttentionSpec]
+    attention: Callable[[Values, int, RopeOf], AnyAttention]
     moe: MoEKeys | None = None
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES

@@ -15,7 +15,7 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.base.weight_format import WeightFormat
-from workers.attention.spec import AttentionSpec
+from workers.attention.projection import Side
 from workers.decoder_names import DecoderNames
 from workers.model_config import ModelConfig
 from workers.quantization import MADE
@@ -159,7 +159,9 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
     hidden = _Side("hidden_size", config.hidden_size, 1)
     for spec in dict.fromkeys(config.attention):
         layers = [each == spec for each in config.attention]
-        yield from _attention(spec, f"{config.names.attention}.", layers, hidden, layout.tp)
+        for module, *sides in spec.projections(config.hidden_size):
+            outputs, inputs = (_side(each, layout.tp) for each in sides)
+            yield _Matrix(layers, f"{config.names.attention}.{module}", outputs, inputs)
     sparse, moe = list(config.moe_layers), config.moe
     dense = [not is_sparse for is_sparse in sparse]
     mlp = config.names.mlp
@@ -176,16 +178,5 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
         yield _Matrix(layers, f"{name}.down_proj", hidden, width)
 
 
-def _attention(
-    spec: AttentionSpec, prefix: str, layers: list[bool], hidden: _Side, tp: int
-) -> Iterator[_Matrix]:
-    """The projections of layers of one kind."""
-    kv_ranks = min(tp, spec.num_kv_heads)
-    queries = _Side("num_attention_heads × head_dim", spec.num_heads * spec.head_dim, tp)
-    keys = _Side("num_key_value_heads × head_dim", spec.num_kv_heads * spec.head_dim, kv_ranks)
-    values = _Side("num_key_value_heads × head_dim", spec.num_kv_heads * spec.v_head_dim, kv_ranks)
-    found = _Side("num_attention_heads × head_dim", spec.num_heads * spec.v_head_dim, tp)
-    yield _Matrix(layers, f"{prefix}q_proj", queries, hidden)
-    yield _Matrix(layers, f"{prefix}k_proj", keys, hidden)
-    yield _Matrix(layers, f"{prefix}v_proj", values, hidden)
-    yield _Matrix(layers, f"{prefix}o_proj", hidden, found)
+def _side(side: Side, tp: int) -> _Side:
+    return _Side(side.name, side.size, side.ranks(tp))

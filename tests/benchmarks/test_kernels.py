@@ -331,8 +331,8 @@ def test_a_run_but_for_the_device(
     assert rows["decode B=2", "qkv"]["µs"] == 3.0
     assert rows["prefill 9", "copies"]["launches"] == 1
     config = rank.model_config
-    qkv = config.attention[0].num_heads + 2 * config.num_kv_heads
-    weights = config.num_layers * config.hidden_size * qkv * config.head_dim
+    qkv = config.attention[0].num_heads + 2 * config.attention[0].num_kv_heads
+    weights = config.num_layers * config.hidden_size * qkv * config.attention[0].head_dim
     assert rows["decode B=2", "qkv"]["floor µs"] == pytest.approx(4e-3 * weights)
     hits = int(rank.runner.results.hits_L.sum())
     expert = config.hidden_size * config.moe.intermediate_size

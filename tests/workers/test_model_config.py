@@ -21,8 +21,10 @@ def assert_same(folder: Path) -> None:
     assert ours.intermediate_size == theirs.intermediate_size
     assert ours.num_layers == theirs.num_hidden_layers
     assert ours.attention[0].num_heads == theirs.num_attention_heads
-    assert ours.num_kv_heads == theirs.num_key_value_heads
-    assert ours.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
+    assert ours.attention[0].num_kv_heads == theirs.num_key_value_heads
+    assert ours.attention[0].head_dim == (
+        head_dim or theirs.hidden_size // theirs.num_attention_heads
+    )
     assert ours.vocab_size == theirs.vocab_size
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.ropes[0].theta == theirs.rope_parameters["rope_theta"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from workers.attention.projection import Projection, Side, hidden_side
 from workers.layers.rope_spec import RopeSpec, YarnScaling, yarn_mscale
 
 _MAX_GROUP = 64
@@ -73,6 +74,63 @@ class MlaSpec:
     def entry_width(self) -> int:
         """Of what the cache holds of a token: its latent, and the turned part of its keys."""
         return self.kv_lora_rank + self.qk_rope_head_dim
+
+    @property
+    def cache_heads(self) -> int:
+        """One entry is all heads', and every rank's."""
+        return 1
+
+    @property
+    def key_width(self) -> int:
+        """Of an entry of the cache."""
+        return self.entry_width
+
+    @property
+    def value_width(self) -> int:
+        """Values are part of an entry's key."""
+        return 0
+
+    @property
+    def window(self) -> None:
+        """Every query sees all before it."""
+        return None
+
+    @property
+    def pair_products(self) -> int:
+        """Products that a query and an entry make, over all heads."""
+        return self.num_heads * (self.entry_width + self.kv_lora_rank)
+
+    def projections(self, hidden_size: int) -> list[Projection]:
+        """All matrices of a layer."""
+        hidden, heads = hidden_side(hidden_size), self.num_heads
+        query = Side("num_attention_heads × qk_head_dim", heads * self.query_width, heads)
+        latent = Side("kv_lora_rank", self.kv_lora_rank)
+        pairs = heads * (self.qk_nope_head_dim + self.v_head_dim)
+        found = [Projection("q_proj", query, hidden)]
+        if self.q_lora_rank is not None:
+            narrow = Side("q_lora_rank", self.q_lora_rank)
+            found = [Projection("q_a_proj", narrow, hidden), Projection("q_b_proj", query, narrow)]
+        return [
+            *found,
+            Projection(
+                "kv_a_proj_with_mqa",
+                Side("kv_lora_rank + qk_rope_head_dim", self.entry_width),
+                hidden,
+            ),
+            Projection(
+                "kv_b_proj", Side("num_attention_heads × kv_head_dim", pairs, heads), latent
+            ),
+            Projection(
+                "o_proj",
+                hidden,
+                Side("num_attention_heads × v_head_dim", heads * self.v_head_dim, heads),
+            ),
+        ]
+
+    def check_heads(self, tp: int) -> None:
+        """Raise ValueError unless heads divide over ``tp`` ranks."""
+        if self.num_heads % tp:
+            raise ValueError(f"--tp {tp} does not divide num_attention_heads {self.num_heads}")
 
 
 def softmax_scale(query_width: int, rope: RopeSpec) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from workers.attention.projection import Projection, Side, hidden_side
 from workers.layers.rope_spec import RopeSpec
 
 QkNorm = Literal["none", "head", "head_after_rotary", "all_heads"]
@@ -40,3 +41,54 @@ class AttentionSpec:
     window: int | None = None
     sinks: bool = False
     gate: Gate = "none"
+
+    @property
+    def cache_heads(self) -> int:
+        """Heads of an entry of the cache; ranks beyond as many hold the same ones."""
+        return self.num_kv_heads
+
+    @property
+    def key_width(self) -> int:
+        """Of a head's key in the cache."""
+        return self.head_dim
+
+    @property
+    def value_width(self) -> int:
+        """Of a head's value in the cache."""
+        return self.v_head_dim
+
+    @property
+    def pair_products(self) -> int:
+        """Products that a query and a key make, over all heads."""
+        return self.num_heads * (self.head_dim + self.v_head_dim)
+
+    def projections(self, hidden_size: int) -> list[Projection]:
+        """All matrices of a layer."""
+        hidden = hidden_side(hidden_size)
+        query, key = "num_attention_heads × head_dim", "num_key_value_heads × head_dim"
+        heads, kv_heads = self.num_heads, self.num_kv_heads
+        found = [
+            Projection("q_proj", Side(query, heads * self.head_dim, heads), hidden),
+            Projection("k_proj", Side(key, kv_heads * self.head_dim, kv_heads), hidden),
+            Projection("v_proj", Side(key, kv_heads * self.v_head_dim, kv_heads), hidden),
+            Projection("o_proj", hidden, Side(query, heads * self.v_head_dim, heads)),
+        ]
+        if self.gate != "none":
+            width = heads if self.gate == "head" else heads * self.v_head_dim
+            found.append(Projection("g_proj", Side(query, width, heads), hidden))
+        return found
+
+    def check_heads(self, tp: int) -> None:
+        """Raise ValueError unless heads divide over ``tp`` ranks."""
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(
+                f"num_attention_heads {self.num_heads} is not a multiple of "
+                f"num_key_value_heads {self.num_kv_heads}"
+            )
+        if self.num_heads % tp:
+            raise ValueError(f"--tp {tp} does not divide num_attention_heads {self.num_heads}")
+        if self.num_kv_heads % tp and tp % self.num_kv_heads:
+            raise ValueError(
+                f"--tp {tp} neither divides num_key_value_heads {self.num_kv_heads} "
+                "nor is a multiple of it"
+            )

@@ -15,6 +15,7 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache, LayerCache
+from workers.attention.mla_spec import MlaSpec
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding
@@ -22,6 +23,7 @@ from workers.model_config import ModelConfig
 from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
 from workers.models.dense_mlp import DenseMLP
+from workers.models.mla import LatentAttention
 from workers.models.sparse_mlp import SparseMLP, make_expert_load
 
 
@@ -29,7 +31,11 @@ class DecoderLayer(nn.Module):
     """Pre-norm attention and MLP. What either makes is added to the residual by the next norm."""
 
     def __init__(
-        self, config: ModelConfig, build: BuildContext, attention: Attention, mlp: MLP
+        self,
+        config: ModelConfig,
+        build: BuildContext,
+        attention: Attention | LatentAttention,
+        mlp: MLP,
     ) -> None:
         super().__init__()
         norm = (
@@ -93,9 +99,13 @@ class Decoder(nn.Module):
     def _layer(self, config: ModelConfig, build: BuildContext, index: int) -> DecoderLayer:
         spec, names = config.attention[index], config.names
         rotary = self.rotaries[config.ropes.index(spec.rope)]
-        attention = Attention(
-            spec, config, build, cast(RotaryEmbedding, rotary), names.layer_attention(index)
-        )
+        rotary = cast(RotaryEmbedding, rotary)
+        prefix = names.layer_attention(index)
+        attention: Attention | LatentAttention
+        if isinstance(spec, MlaSpec):
+            attention = LatentAttention(spec, config.hidden_size, build, rotary, prefix)
+        else:
+            attention = Attention(spec, config, build, rotary, prefix)
         return DecoderLayer(config, build, attention, _mlp(config, build, self.expert_load, index))
 
     @property

@@ -80,10 +80,10 @@ def _attention_shape(
     if build.context is None:
         return None
     for spec in dict.fromkeys(config.attention):
-        group = spec.num_heads // spec.num_kv_heads
-        if max(spec.head_dim, spec.v_head_dim) > MAX_HEAD_DIM or group > MAX_GROUP:
+        group = spec.num_heads // spec.cache_heads
+        if max(spec.key_width, spec.value_width) > MAX_HEAD_DIM or group > MAX_GROUP:
             raise ValueError(
-                f"head_dim {spec.head_dim} with {group} query heads a KV head: attention kernels "
+                f"head_dim {spec.key_width} with {group} query heads a KV head: attention kernels "
                 f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
             )
     tp = build.parallel.tp

@@ -160,8 +160,8 @@ def _make_runner(
         num_layers=model_config.num_layers,
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
-        head_dim=model_config.head_dim,
-        v_head_dim=model_config.v_head_dim,
+        head_dim=model_config.attention[0].key_width,
+        v_head_dim=model_config.attention[0].value_width,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
     if config.self_check:
@@ -222,7 +222,7 @@ def _settings(config: WorkerConfig, model: ModelConfig, device: torch.device) ->
     dtype = _dtype(config.dtype, model.dtype, device)
     return _Settings(
         dtype,
-        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.head_dim, device),
+        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.attention[0].key_width, device),
         _max_model_len(config.max_model_len, model),
         step_tokens,
     )

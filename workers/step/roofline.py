@@ -18,7 +18,7 @@ import dataclasses
 import numpy as np
 
 from moe.base.parallel import ParallelConfig
-from workers.attention.spec import AttentionSpec
+from workers.attention.any import AnyAttention
 from workers.model_config import ModelConfig
 from workers.step.weight_counts import dense_weights, expert_weights
 
@@ -181,7 +181,7 @@ class Roofline:
             cache_bytes=round(
                 sum(_token_bytes(each, tp, dtype, kv_cache_dtype) for each in config.attention)
             ),
-            pair_flops=round(sum(_pair_flops(each, tp) for each in config.attention)),
+            pair_flops=round(sum(2 * each.pair_products / tp for each in config.attention)),
         )
 
     @classmethod
@@ -246,13 +246,8 @@ class Roofline:
         return self.cost(work, self.expected_hits(reached))
 
 
-def _token_bytes(spec: AttentionSpec, tp: int, dtype: str, kv_cache_dtype: str) -> float:
+def _token_bytes(spec: AnyAttention, tp: int, dtype: str, kv_cache_dtype: str) -> float:
     """Of a token's keys and values in one layer; see workers.attention.kv_cache.CacheSizes."""
-    numbers = spec.head_dim + spec.v_head_dim
+    numbers = spec.key_width + spec.value_width
     entry = numbers + 4 if kv_cache_dtype == "fp8_e4m3" else numbers * _BYTES[dtype]
-    return max(1.0, spec.num_kv_heads / tp) * entry
-
-
-def _pair_flops(spec: AttentionSpec, tp: int) -> float:
-    """Of a query and a key in one layer: a score, and a weighted value, for each query head."""
-    return 2 * spec.num_heads / tp * (spec.head_dim + spec.v_head_dim)
+    return max(1.0, spec.cache_heads / tp) * entry

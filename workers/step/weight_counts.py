@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
-from workers.attention.spec import AttentionSpec
 from workers.model_config import ModelConfig
 from workers.quantized_modules import Quantization
 
@@ -59,7 +58,8 @@ def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_
     tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
     for layer, is_moe in enumerate(config.moe_layers):
         prefix = config.names.layer_attention(layer)
-        yield from _attention(prefix, config.attention[layer], tp, hidden)
+        for module, outputs, inputs in config.attention[layer].projections(hidden):
+            yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
         prefix = config.names.layer_mlp(layer)
         if moe is None or not is_moe:
             yield from _mlp(prefix, config.intermediate_size / tp, hidden)
@@ -69,15 +69,6 @@ def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_
             shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
             name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
             yield from _mlp(f"{prefix}{name}.", shared, hidden)
-
-
-def _attention(prefix: str, spec: AttentionSpec, tp: int, hidden: int) -> Iterator[_Matrix]:
-    """The projections of one layer."""
-    heads, kv_heads = spec.num_heads / tp, max(1.0, spec.num_kv_heads / tp)
-    yield _Matrix(f"{prefix}q_proj", heads * spec.head_dim, hidden)
-    yield _Matrix(f"{prefix}k_proj", kv_heads * spec.head_dim, hidden)
-    yield _Matrix(f"{prefix}v_proj", kv_heads * spec.v_head_dim, hidden)
-    yield _Matrix(f"{prefix}o_proj", hidden, heads * spec.v_head_dim)
 
 
 def _mlp(prefix: str, width: float, hidden: int) -> list[_Matrix]:

@@ -78,10 +78,10 @@ def matrices(config: ModelConfig, tp: int, ep: int) -> tuple[int, int]:
     """Parameters a token passes on a rank without experts and head, and those of one expert: every
     matrix of every layer by its shape."""
     hidden, dense = config.hidden_size, 0
-    kv_heads = max(1, config.num_kv_heads // tp)
+    kv_heads = max(1, config.attention[0].num_kv_heads // tp)
     for is_moe in config.moe_layers:
-        q = hidden * (config.attention[0].num_heads // tp * config.head_dim)
-        k = hidden * (kv_heads * config.head_dim)
+        q = hidden * (config.attention[0].num_heads // tp * config.attention[0].head_dim)
+        k = hidden * (kv_heads * config.attention[0].head_dim)
         dense += q + k + k + q
         if is_moe:
             assert config.moe is not None
