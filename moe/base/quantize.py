@@ -9,11 +9,12 @@ from __future__ import annotations
 from functools import partial
 
 import torch
+import torch.nn.functional as F
 
 from moe.base.int4_format import MIDDLE, Int4Format
 from moe.base.int4_pack import pack
 from moe.base.tiles import INT4_NAME
-from moe.base.weight import Weight
+from moe.base.weight import Weight, num_blocks
 from moe.base.weight_format import WeightFormat
 
 FP8 = torch.float8_e4m3fn
@@ -29,19 +30,19 @@ def empty_weight(
 ) -> Weight:
     """Memory for a weight [..., N, K]: plain, in ``dtype``, where ``weight_format`` is None.
 
-    Sides must be whole blocks, which `workers.scale_blocks` checks.
+    Sides must be whole blocks, which `workers.scale_blocks` checks, but for a matrix's rows.
     """
     if weight_format is None:
         return Weight(torch.empty(shape, dtype=dtype, device=device))
     *leading, rows, columns = shape
     block = weight_format.block_of(columns)
-    assert rows % block[0] == 0 and columns % block[1] == 0, (shape, block)
-    num_blocks = (*leading, rows // block[0], columns // block[1])
+    assert columns % block[1] == 0, (shape, block)
+    by_blocks = (*leading, num_blocks(rows, block[0]), columns // block[1])
     if isinstance(weight_format, Int4Format):
         scale_type: torch.dtype = getattr(torch, weight_format.scale_type)
         bytes_of = partial(torch.empty, dtype=torch.uint8, device=device)
         # Those of neighbouring rows lie together: a kernel's tile has more rows than groups.
-        by_groups = *leading, num_blocks[-1], rows
+        by_groups = *leading, by_blocks[-1], rows
         return Weight(
             bytes_of((*leading, rows, columns // 2)),
             torch.empty(by_groups, dtype=scale_type, device=device).mT,
@@ -50,7 +51,7 @@ def empty_weight(
         )
     return Weight(
         torch.empty(shape, dtype=FP8, device=device),
-        torch.empty(num_blocks, dtype=torch.float32, device=device),
+        torch.empty(by_blocks, dtype=torch.float32, device=device),
         block,
     )
 
@@ -69,6 +70,9 @@ def quantize(plain: torch.Tensor, target: Weight) -> None:
     is_int4 = target.kind == INT4_NAME
     rows, columns = target.scales.shape
     blocks = plain.to(target.device).float()
+    missing = rows * target.block[0] - len(plain)
+    if missing:
+        blocks = F.pad(blocks, (0, 0, 0, missing))
     blocks = blocks.reshape(rows, target.block[0], columns, target.block[1])
     scales = blocks.abs().amax(dim=(1, 3)) / (MIDDLE - 1 if is_int4 else _LARGEST)
     target.scales.copy_(scales.masked_fill(scales == 0, 1.0))
@@ -80,4 +84,5 @@ def quantize(plain: torch.Tensor, target: Weight) -> None:
             target.zeros.fill_(MIDDLE)
         return
     scaled = blocks / target.scales[:, None, :, None]
-    target.values.copy_(scaled.clamp_(-_LARGEST, _LARGEST).view(plain.shape))
+    scaled = scaled.clamp_(-_LARGEST, _LARGEST).view(-1, plain.shape[1])
+    target.values.copy_(scaled[: len(plain)])

@@ -28,6 +28,7 @@ class Weight:
     scales a value counts times the scale of its block of (bn, bk): (1, K) is a scale a row. Values
     of four bits are packed in bytes [..., N, K / 2] (`int4_pack`) and have blocks of one row; their
     zero points, `MIDDLE` without ``zeros`` (bytes of the scales' shape), are subtracted before.
+    The last rows of a matrix, not of several, may be less than a block.
     """
 
     values: torch.Tensor
@@ -40,7 +41,8 @@ class Weight:
         assert self.zeros is None or self.kind == INT4_NAME
         if self.scales is not None and self.block is not None:
             *leading, rows, columns = self.shape
-            blocks = rows // self.block[0], columns // self.block[1]
+            blocks = num_blocks(rows, self.block[0]), columns // self.block[1]
+            assert rows % self.block[0] == 0 or not leading, (self.shape, self.block)
             assert self.scales.shape == (*leading, *blocks), (self.scales.shape, blocks)
             assert self.zeros is None or self.zeros.shape == self.scales.shape
             assert self.block[0] == 1 or self.kind != INT4_NAME
@@ -52,11 +54,12 @@ class Weight:
         return Weight(self.values[index], scales, self.block, zeros)
 
     def split(self, sizes: list[int]) -> tuple[Weight, ...]:
-        """Views of so many rows each, which must be whole blocks."""
+        """Views of so many rows each, which must be whole blocks but for the last's."""
         values = self.values.split(sizes, dim=-2)
         if self.scales is None or self.block is None:
             return tuple(Weight(each) for each in values)
-        blocks = [size // self.block[0] for size in sizes]
+        assert not any(size % self.block[0] for size in sizes[:-1]), (sizes, self.block)
+        blocks = [num_blocks(size, self.block[0]) for size in sizes]
         scales = self.scales.split(blocks, dim=-2)
         zeros = [None] * len(sizes) if self.zeros is None else self.zeros.split(blocks, dim=-2)
         parts = zip(values, scales, zeros, strict=True)
@@ -84,12 +87,14 @@ class Weight:
         """The matrix itself: the values of a plain weight, else a copy in ``dtype``."""
         if self.scales is None or self.block is None:
             return self.values
-        *leading, rows, columns = self.scales.shape
-        blocks = self._floats().view(*leading, rows, self.block[0], columns, self.block[1])
+        rows, columns = self.shape[-2], self.scales.shape[-1]
+        blocks = self._floats().view(*self.shape[:-1], columns, self.block[1])
         if self.kind == INT4_NAME:
-            zeros = MIDDLE if self.zeros is None else self.zeros[..., :, None, :, None]
-            blocks = blocks.sub_(zeros)
-        return blocks.mul_(self.scales[..., :, None, :, None]).view(self.shape).to(dtype)
+            blocks = blocks.sub_(MIDDLE if self.zeros is None else self.zeros[..., None])
+        scales = self.scales
+        if self.block[0] > 1:
+            scales = scales.repeat_interleave(self.block[0], dim=-2)[..., :rows, :]
+        return blocks.mul_(scales[..., None]).view(self.shape).to(dtype)
 
     def _floats(self) -> torch.Tensor:
         """The values in fp32, without scales. A CPU looks those of eight bits up in a quarter of
@@ -100,6 +105,11 @@ class Weight:
             return self.values.float()
         bits = self.values.view(torch.uint8).reshape(-1).int()
         return _NUMBERS.index_select(0, bits).view(self.values.shape)
+
+
+def num_blocks(rows: int, block: int) -> int:
+    """Blocks that hold so many rows."""
+    return -(-rows // block)
 
 
 def held_weight(module: nn.Module, name: str, weight: Weight) -> Weight:

@@ -14,7 +14,7 @@ from moe.base.checkpoint_slice import FLOATS, FP8_VALUES, CheckpointSlice, whole
 from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.int4_slices import int4_slices
-from moe.base.weight import Weight
+from moe.base.weight import Weight, num_blocks
 from moe.base.weight_format import WeightFormat
 
 Index = tuple[slice, ...]
@@ -88,10 +88,13 @@ def scales_slice(
         return CheckpointSlice(name, one, whole, scales)
     *leading, rows, columns = shape
     block = fp8.block_of(columns)
-    num_blocks = (*leading, rows // block[0], columns // block[1])
+    shape = (*leading, num_blocks(rows, block[0]), columns // block[1])
     if index is None:
-        return CheckpointSlice(name, num_blocks, None, None)
+        return CheckpointSlice(name, shape, None, None)
     of_columns = slice(0, 1) if fp8.block is None else whole_units(index[-1], block[1])
+    first, last = index[-2].start, index[-2].stop
+    assert last % block[0] == 0 or last == rows, (name, index, block)
+    of_rows = slice(first, num_blocks(last, block[0]) * block[0])
     return CheckpointSlice(
-        name, num_blocks, (*index[:-2], whole_units(index[-2], block[0]), of_columns), scales
+        name, shape, (*index[:-2], whole_units(of_rows, block[0]), of_columns), scales
     )

@@ -46,6 +46,14 @@ def test_each_value_is_the_nearest_of_its_block(
                 torch.testing.assert_close(distance, nearest, rtol=0, atol=1e-4)
 
 
+def test_the_last_rows_may_be_less_than_a_block() -> None:
+    plain = torch.randn(7, 12)
+    weight, padded = make((7, 12), (3, 6)), make((9, 12), (3, 6))
+    quantize(plain, weight)
+    quantize(torch.cat((plain, torch.zeros(2, 12))), padded)
+    assert torch.equal(weight.plain(torch.float32), padded.plain(torch.float32)[:7])
+
+
 def test_zeros_stay_zeros_and_the_largest_is_exact() -> None:
     plain = torch.zeros(4, 4)
     plain[0, 0], plain[3, 3] = -3.0, 1e-30

@@ -27,6 +27,19 @@ def test_a_value_counts_times_the_scale_of_its_block(
         assert plain[tuple(index)] == values.float()[tuple(index)] * scale
 
 
+def test_the_last_rows_may_be_less_than_a_block() -> None:
+    values, scales = torch.randn(7, 4).to(FP8), torch.rand(3, 2) + 0.5
+    weight = Weight(values, scales, (3, 2))
+    padded = Weight(torch.cat((values, values[:2])), scales, (3, 2)).plain(torch.float32)
+    assert torch.equal(weight.plain(torch.float32), padded[:7])
+    parts = weight.split([3, 4])
+    assert torch.equal(torch.cat([each.plain(torch.float32) for each in parts]), padded[:7])
+    with pytest.raises(AssertionError):
+        weight.split([4, 3])
+    with pytest.raises(AssertionError):
+        Weight(values.expand(2, 7, 4), scales.expand(2, 3, 2), (3, 2))
+
+
 def test_every_number_there_is() -> None:
     """Zeros keep their signs, and what is no number stays none."""
     values = torch.arange(256, dtype=torch.uint8).view(FP8).view(16, 16)

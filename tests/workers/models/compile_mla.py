@@ -37,7 +37,7 @@ FP8 = Fp8Format(block=(128, 128))
 # Heads; widths of the queries' latent, the latent, the first part of a query and a value; format.
 MODELS = {
     "deepseek-v2-lite": (16, None, 512, 128, 128, None),
-    "deepseek-v3": (128, 1536, 512, 128, 128, None),
+    "deepseek-v3": (128, 1536, 512, 128, 128, FP8),
     "glm-4.7-flash": (20, 768, 512, 192, 256, None),
     "mistral-small-4": (32, 1024, 256, 64, 128, None),
 }

@@ -18,7 +18,10 @@ from transformers.models.glm4_moe_lite import Glm4MoeLiteConfig, modeling_glm4_m
 from transformers.models.mistral4 import Mistral4Config, modeling_mistral4
 
 from moe.base.context import KernelContext
+from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
+from moe.base.quantize import empty_weight, quantize
+from moe.base.weight import Weight
 from moe.groups import ExpertGroups
 from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, AttentionPlan
@@ -36,11 +39,13 @@ from workers.layers.rope_spec import RopeSpec, YarnScaling
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.mla import LatentAttention
+from workers.quantized_modules import Quantization
 
 POSITIONS = 64
 CORES = 4
 UNIT = 8  # tokens: contexts are cut into multiples of it
 PREFIX = "model.layers.0.self_attn."
+WITH_MQA = "kv_a_proj_with_mqa.weight"
 
 _YARN = {
     "rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0,
@@ -87,6 +92,7 @@ class Layer:
     module: nn.Module
     rotary: nn.Module
     spec: MlaSpec
+    weight_format: Fp8Format | None = None
 
     @classmethod
     def random(cls, kind: str, seed: int, **sizes: int | None) -> Layer:
@@ -128,6 +134,25 @@ class Layer:
             spec=_spec(config, values, interleaved),
         )
 
+    def quantized(self, weight_format: Fp8Format) -> Layer:
+        """The same whose matrices have eight bits; transformers' has what these say."""
+        for name, weight in self.module.named_parameters():
+            if name.endswith("proj.weight") or name == WITH_MQA:
+                weight.copy_(_in_format(weight, weight_format).plain(torch.float32))
+        return dataclasses.replace(self, weight_format=weight_format)
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """As a checkpoint has them."""
+        tensors = {f"{PREFIX}{name}": value for name, value in self.module.state_dict().items()}
+        if self.weight_format is None or self.weight_format.stored == "plain":
+            return tensors
+        for name in [each for each in tensors if each.endswith(("proj.weight", WITH_MQA))]:
+            weight = _in_format(tensors[name], self.weight_format)
+            assert weight.scales is not None
+            tensors[name] = weight.values
+            tensors[f"{name}{self.weight_format.suffix}"] = weight.scales
+        return tensors
+
     def expected(self, hidden_TH: torch.Tensor) -> torch.Tensor:
         """What transformers' layer makes of a sequence ``[T, H]``."""
         positions_1T = torch.arange(len(hidden_TH))[None]
@@ -157,12 +182,12 @@ class Layer:
             context=context,
             dtype=dtype,
             device=torch.device("cpu"),
+            quantization=self.weight_format and Quantization(weight_format=self.weight_format),
         )
         rotary = RotaryEmbedding(self.spec.rope, POSITIONS, build.device)
         rotary.cover(POSITIONS)
         ours = LatentAttention(self.spec, self.config.hidden_size, build, rotary, PREFIX)
-        held = {f"{PREFIX}{name}": value for name, value in self.module.state_dict().items()}
-        names = set()
+        held, names = self.tensors(), set()
         for piece in ours.checkpoint_slices(PREFIX):
             assert piece.index is not None
             assert held[piece.name].shape == piece.shape, piece.name
@@ -170,6 +195,14 @@ class Layer:
             names.add(piece.name)
         assert names == held.keys()
         return ours
+
+
+def _in_format(plain: torch.Tensor, weight_format: Fp8Format) -> Weight:
+    weight = empty_weight(
+        tuple(plain.shape), weight_format, dtype=torch.float32, device=plain.device
+    )
+    quantize(plain, weight)
+    return weight
 
 
 def _spec(config: Any, values: dict[str, Any], interleaved: bool) -> MlaSpec:

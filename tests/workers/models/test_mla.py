@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import torch
 
+from moe.base.fp8_format import Fp8Format
 from tests.workers.models.latent_models import KINDS, LENGTHS, STEPS, Layer, latent_cache
 from tests.workers.steps import interpreted, relative_error
 from workers.models.mla import LatentAttention
@@ -73,4 +74,29 @@ def test_two_ranks_share_the_heads(kind: str) -> None:
 @torch.inference_mode()
 def test_kernels_equal_transformers(kind: str) -> None:
     layer = Layer.random(kind, 7)
+    check(layer, [layer.ours(context=interpreted())])
+
+
+# Heads and entries end within blocks of 32.
+BLOCKS = {
+    "num_attention_heads": 4, "q_lora_rank": 64, "kv_lora_rank": 64, "qk_nope_head_dim": 16,
+    "qk_rope_head_dim": 16, "v_head_dim": 32, "hidden_size": 96,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("stored", ["blocks", "plain"])
+@pytest.mark.parametrize("tp", [1, 2])
+@torch.inference_mode()
+def test_eight_bits_equal_transformers(tp: int, stored: str) -> None:
+    """Of what is read in eight bits, and of what is made at load."""
+    weight_format = Fp8Format(block=(32, 32), stored=stored, suffix="_scale_inv")
+    layer = Layer.random("deepseek_v3", 1, **BLOCKS).quantized(weight_format)
+    check(layer, [layer.ours(tp_rank=rank, tp_size=tp) for rank in range(tp)])
+
+
+@pytest.mark.interpreter
+@torch.inference_mode()
+def test_kernels_read_eight_bits() -> None:
+    weight_format = Fp8Format(block=(32, 32), suffix="_scale_inv")
+    layer = Layer.random("deepseek_v3", 2, **BLOCKS).quantized(weight_format)
     check(layer, [layer.ours(context=interpreted())])
