@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice, whole
+from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts, rows_for
@@ -44,7 +44,8 @@ class ShardRows:
 class ColumnParallelLinear(nn.Module):
     """``y[T, O] = x[T, I] Wᵀ``; W stacks this rank's rows of one or more checkpoint tensors.
 
-    The result comes as partial sums ``[S, T, O]``; without a context there is one.
+    The result comes as partial sums ``[S, T, O]``; without a context there is one. A bias is left
+    to whoever sums them, who rounds once.
 
     Args:
         shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
@@ -59,6 +60,8 @@ class ColumnParallelLinear(nn.Module):
         device: torch.device,
         context: KernelContext | None = None,
         weight_format: WeightFormat | None = None,
+        *,
+        has_bias: bool = False,
     ) -> None:
         super().__init__()
         self.weight_format = weight_format
@@ -68,6 +71,10 @@ class ColumnParallelLinear(nn.Module):
         shape = (sum(self.splits), in_features)
         weight = empty_weight(shape, weight_format, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
+        self.bias: nn.Parameter | None = None
+        if has_bias:
+            bias = torch.empty(shape[0], dtype=dtype, device=device)
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, x_TI: torch.Tensor, quantized_TI: Quantized | None = None) -> torch.Tensor:
         """``quantized_TI`` is ``x_TI`` in eight bits, if anyone made it."""
@@ -84,6 +91,10 @@ class ColumnParallelLinear(nn.Module):
             shape = (rows.total, self.weight.shape[1])
             weight = f"{prefix}{name}.weight"
             yield from weight_part(weight, shape, 0, rows.start, target, self.weight_format)
+        if self.bias is not None:
+            biases = self.bias.split(self.splits)
+            for (name, rows), target in zip(self.shards.items(), biases, strict=True):
+                yield part(f"{prefix}{name}.bias", (rows.total,), 0, rows.start, target)
 
 
 class RowParallelLinear(nn.Module):

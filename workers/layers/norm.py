@@ -43,7 +43,7 @@ class RMSNorm(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
             return self._normed(x, DeferredSum.of(x), None, None)
-        if x.dtype == torch.float32:
+        if x.dtype == self.weight.dtype == torch.float32:
             return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
         scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
         return self.weight * scaled.to(x.dtype)

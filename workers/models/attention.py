@@ -15,16 +15,15 @@ from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
-from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
 from workers.attention.plan import AttentionKind
 from workers.attention.spec import AttentionSpec
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
-from workers.layers.norm import RMSNorm
-from workers.layers.rotary import RotaryEmbedding, rotate
+from workers.layers.rotary import RotaryEmbedding
 from workers.model_config import ModelConfig
 from workers.models.base import BuildContext
+from workers.models.heads import QkvHeads
 
 
 class Attention(nn.Module):
@@ -32,7 +31,7 @@ class Attention(nn.Module):
     head = rank // (tp / kv).
 
     Args:
-        rotary: of ``spec.rope``; layers of the same share it.
+        rotary: of ``spec.rope``; layers of the same share it. None where that is.
         prefix: of the module's name in the checkpoint, ending in a dot.
     """
 
@@ -41,7 +40,7 @@ class Attention(nn.Module):
         spec: AttentionSpec,
         config: ModelConfig,
         build: BuildContext,
-        rotary: RotaryEmbedding,
+        rotary: RotaryEmbedding | None,
         prefix: str,
     ) -> None:
         super().__init__()
@@ -50,7 +49,6 @@ class Attention(nn.Module):
         self.names = config.names
         self.groups = groups
         self.context = context = build.context
-        self.rotary = rotary
         size, head_dim, total_kv = config.hidden_size, spec.head_dim, spec.num_kv_heads
         replicas = max(1, groups.tp_size // total_kv)
         kv_rank, kv_ranks = groups.tp_rank // replicas, groups.tp_size // replicas
@@ -63,7 +61,18 @@ class Attention(nn.Module):
         self.kind = AttentionKind(spec.window, self.num_heads)
         shards = {"q_proj": q_rows, "k_proj": k_rows, "v_proj": v_rows}
         weight_format = build.format_of(f"{prefix}{name}" for name in shards)
-        self.qkv_proj = ColumnParallelLinear(size, shards, dtype, device, context, weight_format)
+        self.qkv_proj = ColumnParallelLinear(
+            size, shards, dtype, device, context, weight_format, has_bias=spec.qkv_bias
+        )
+        self.heads = QkvHeads(
+            spec,
+            build,
+            config.rms_norm_eps,
+            rotary,
+            q_rows,
+            k_rows,
+            counts_keys=groups.tp_rank % replicas == 0,
+        )
         weight_format = build.format_of([f"{prefix}o_proj"])
         self.o_proj = RowParallelLinear(
             spec.num_heads * spec.v_head_dim,
@@ -79,8 +88,6 @@ class Attention(nn.Module):
         if spec.sinks:
             sinks = torch.empty(self.num_heads, dtype=torch.float32, device=device)
             self.sinks = nn.Parameter(sinks, requires_grad=False)
-        self.q_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
-        self.k_norm = RMSNorm(head_dim, config.rms_norm_eps, dtype, device)
 
     def forward(
         self,
@@ -101,17 +108,10 @@ class Attention(nn.Module):
     def _plain(
         self, qkv_TW: torch.Tensor, cache: LayerCache, batch: AttentionBatch
     ) -> torch.Tensor:
-        """Norms, rotation and attention in plain torch ``[T, N·D]``."""
-        q_TND, k_TKD, v_TKD = qkv_TW.unflatten(1, (-1, self.head_dim)).split(
-            [self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1
-        )
-        angles = self.rotary(batch.positions_T)
-        q_TND = rotate(self.q_norm(q_TND), *angles)
-        k_TKD = rotate(self.k_norm(k_TKD), *angles)
+        """Norms, rotation and attention in plain torch ``[T, N·V]``."""
+        heads = self.heads.plain(qkv_TW, self.qkv_proj.bias, batch.positions_T)
         scale, window = self.spec.scale, self.spec.window
-        return paged_attention(
-            q_TND, k_TKD, v_TKD, cache, batch, scale=scale, window=window, sinks_N=self.sinks
-        )
+        return paged_attention(*heads, cache, batch, scale=scale, window=window, sinks_N=self.sinks)
 
     def _kernels(
         self,
@@ -120,22 +120,8 @@ class Attention(nn.Module):
         batch: AttentionBatch,
         context: KernelContext,
     ) -> torch.Tensor:
-        """Norms, rotation and new cache entries in one kernel, then attention ``[T, N·D]``."""
-        shape = (qkv_STW.shape[1], self.num_heads, self.head_dim)
-        q_TND = qk_rope(
-            qkv_STW,
-            self.q_norm.weight,
-            self.k_norm.weight,
-            self.q_norm.eps,
-            self.rotary.cos,
-            self.rotary.sin,
-            batch.positions_T,
-            batch.slots_T,
-            batch.tables,
-            cache,
-            out_q_TND=context.workspace.take("q", shape, self.q_norm.weight.dtype),
-            pdl=context.pdl,
-        )
+        """Norms, rotation and new cache entries, then attention ``[T, N·V]``, by kernels."""
+        q_TND = self.heads(qkv_STW, self.qkv_proj.bias, cache, batch, context)
         scale = self.spec.scale
         return kernel_attention(
             q_TND, cache, batch, context, self.kind, scale=scale, sinks_N=self.sinks
@@ -144,8 +130,8 @@ class Attention(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)
         yield from self.o_proj.checkpoint_slices(f"{prefix}o_proj.")
-        yield from self.q_norm.checkpoint_slices(f"{prefix}{self.names.q_norm}.")
-        yield from self.k_norm.checkpoint_slices(f"{prefix}{self.names.k_norm}.")
+        norms = (f"{prefix}{self.names.q_norm}.", f"{prefix}{self.names.k_norm}.")
+        yield from self.heads.checkpoint_slices(*norms)
         if self.sinks is not None:
             total, start = self.spec.num_heads, self.groups.tp_rank * self.num_heads
             yield part(f"{prefix}sinks", (total,), 0, start, self.sinks)

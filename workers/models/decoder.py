@@ -98,11 +98,12 @@ class Decoder(nn.Module):
 
     def _layer(self, config: ModelConfig, build: BuildContext, index: int) -> DecoderLayer:
         spec, names = config.attention[index], config.names
-        rotary = self.rotaries[config.ropes.index(spec.rope)]
-        rotary = cast(RotaryEmbedding, rotary)
-        prefix = names.layer_attention(index)
+        rotary, prefix = None, names.layer_attention(index)
+        if spec.rope is not None:
+            rotary = cast(RotaryEmbedding, self.rotaries[config.ropes.index(spec.rope)])
         attention: Attention | LatentAttention
         if isinstance(spec, MlaSpec):
+            assert rotary is not None
             attention = LatentAttention(spec, config.hidden_size, build, rotary, prefix)
         else:
             attention = Attention(spec, config, build, rotary, prefix)

@@ -1,20 +1,144 @@
-"""What lies between the projection of q, k and v and attention, in plain torch.
+"""What lies between the projection of q, k and v and attention: a module, and plain torch.
 
-The oracle of `workers.attention.kernels.qk_rope` and `qk_squares`. T tokens, N query heads, K
-key/value heads, D head_dim of q and k, V of v, W all of a token.
+The functions are the oracle of `workers.attention.kernels.qk_rope` and `qk_squares`. T tokens, S
+parts, N query heads, K key/value heads (both of this rank), D head_dim of q and k, V of v, W all of
+a token.
 """
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Iterator
 
+import torch
+from torch import nn
+
+from moe.base.checkpoint_slice import CheckpointSlice, part
+from moe.base.context import KernelContext
 from workers.attention.head_options import HeadOptions
+from workers.attention.kernels.qk_rope import qk_rope
+from workers.attention.kernels.qk_squares import qk_squares
+from workers.attention.kv_cache import LayerCache
+from workers.attention.layer import AttentionBatch
+from workers.attention.spec import AttentionSpec
+from workers.layers.linear import ShardRows
 from workers.layers.norm import RMSNorm
-from workers.layers.rotary import rotate
+from workers.layers.rotary import RotaryEmbedding, rotate
+from workers.models.base import BuildContext
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 Norms = tuple[RMSNorm, RMSNorm]
 Angles = tuple[torch.Tensor, torch.Tensor]
+
+
+class QkvHeads(nn.Module):
+    """A layer's norms and rotation of this rank's heads of q and k.
+
+    Args:
+        rotary: of ``spec.rope``; None where that is.
+        q_rows, k_rows: which this rank has of all ranks' q and k.
+        counts_keys: no other rank that has these KV heads counts their squares.
+    """
+
+    def __init__(
+        self,
+        spec: AttentionSpec,
+        build: BuildContext,
+        eps: float,
+        rotary: RotaryEmbedding | None,
+        q_rows: ShardRows,
+        k_rows: ShardRows,
+        *,
+        counts_keys: bool,
+    ) -> None:
+        super().__init__()
+        self.groups, self.dtype, self.eps = build.groups, build.dtype, eps
+        self.options = HeadOptions.of(spec)
+        self.rotary = rotary
+        self.rows = (q_rows, k_rows)
+        self.widths = (q_rows.stop - q_rows.start, k_rows.stop - k_rows.start)
+        self.head_dim = spec.head_dim
+        self.num_heads = (self.widths[0] // spec.head_dim, self.widths[1] // spec.head_dim)
+        self.counts_keys = counts_keys
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if spec.qk_norm != "none":
+            sizes = self.widths if spec.qk_norm == "all_heads" else (spec.head_dim,) * 2
+            self.q_norm, self.k_norm = (
+                RMSNorm(size, eps, build.dtype, build.device) for size in sizes
+            )
+
+    @property
+    def norms(self) -> Norms | None:
+        """Those of q and k."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        return self.q_norm, self.k_norm
+
+    def plain(
+        self, qkv_TW: torch.Tensor, bias_W: torch.Tensor | None, positions_T: torch.Tensor
+    ) -> Heads:
+        """q, k and v as attention takes them, in plain torch."""
+        heads = split_heads(qkv_TW, bias_W, self.num_heads, self.head_dim)
+        squares_T2 = None
+        if self.options.norm == "all_heads":
+            squares_T2 = squares(heads)
+            if not self.counts_keys:
+                squares_T2[:, 1] = 0
+            squares_T2 = self.groups.all_reduce(squares_T2)
+        angles = None if self.rotary is None else self.rotary(positions_T)
+        return finish_heads(heads, self.norms, angles, self.options, squares_T2)
+
+    def forward(
+        self,
+        qkv_STW: torch.Tensor,
+        bias_W: torch.Tensor | None,
+        cache: LayerCache,
+        batch: AttentionBatch,
+        context: KernelContext,
+    ) -> torch.Tensor:
+        """By kernels: q ``[T, N, D]`` in workspace, k and v in the cache."""
+        T = qkv_STW.shape[1]
+        norms, rotary = self.norms, self.rotary
+        out_q_TND = context.workspace.take("q", (T, self.num_heads[0], self.head_dim), self.dtype)
+        squares_T2 = None
+        if self.options.norm == "all_heads":
+            squares_T2 = qk_squares(
+                qkv_STW,
+                self.widths,
+                bias_W,
+                out_q_TND,
+                out_T2=context.workspace.take("qk_squares", (T, 2), torch.float32),
+                counts_keys=self.counts_keys,
+                pdl=context.pdl,
+            )
+            squares_T2 = self.groups.all_reduce(squares_T2)
+        return qk_rope(
+            qkv_STW,
+            None if norms is None else norms[0].weight,
+            None if norms is None else norms[1].weight,
+            self.eps,
+            None if rotary is None else rotary.cos,
+            None if rotary is None else rotary.sin,
+            batch.positions_T,
+            batch.slots_T,
+            batch.tables,
+            cache,
+            out_q_TND=out_q_TND,
+            options=self.options,
+            bias_W=bias_W,
+            squares_T2=squares_T2,
+            pdl=context.pdl,
+        )
+
+    def checkpoint_slices(self, *prefixes: str) -> Iterator[CheckpointSlice]:
+        """The norms', whose names are the prefixes, each with a dot."""
+        if self.norms is None:
+            return
+        for norm, prefix, rows in zip(self.norms, prefixes, self.rows, strict=True):
+            if self.options.norm == "all_heads":
+                yield part(f"{prefix}weight", (rows.total,), 0, rows.start, norm.weight)
+            else:
+                yield from norm.checkpoint_slices(prefix)
 
 
 def split_heads(

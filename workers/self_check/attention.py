@@ -14,12 +14,10 @@ from collections.abc import Iterator
 import torch
 
 from switchyard.worker.v1 import worker_pb2
-from workers.attention.kernels.qk_rope import qk_rope
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention
-from workers.layers.rotary import rotate
 from workers.models.attention import Attention
-from workers.self_check.dense import check_parts, check_row_parallel, check_rows, rms_norm
+from workers.self_check.dense import check_parts, check_row_parallel, check_rows
 from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
 from workers.self_check.setting import Setting
 
@@ -59,22 +57,9 @@ def _check_step(
     x_TH = setting.rows(T, weight.shape[1])
     qkv_STW = attention.qkv_proj(x_TH, setting.quantized(x_TH))
     yield check_parts("q, k and v", x_TH, weight, qkv_STW, setting)
-    q_TND = qk_rope(
-        qkv_STW,
-        attention.q_norm.weight,
-        attention.k_norm.weight,
-        attention.q_norm.eps,
-        attention.rotary.cos,
-        attention.rotary.sin,
-        batch.positions_T,
-        batch.slots_T,
-        batch.tables,
-        cache,
-        out_q_TND=context.workspace.take("q", (T, N, D), setting.dtype),
-        pdl=context.pdl,
-    )
-    heads = qkv_STW.float().sum(0).unflatten(1, (-1, D)).split([N, K, K], dim=1)
-    q, k, v = _turned(heads, attention, setting, batch.positions_T)
+    heads, bias = attention.heads, attention.qkv_proj.bias
+    q_TND = heads(qkv_STW, bias, cache, batch, context)
+    q, k, v = heads.plain(qkv_STW.float().sum(0), bias, batch.positions_T)
     keys, values = _held(cache)
     rows_T = _cache_rows(cache, batch.tables, batch.slots_T, batch.positions_T)
     dtype = str(cache.keys.dtype).removeprefix("torch.")
@@ -92,20 +77,6 @@ def _check_step(
     expected = _attend(q_TND, keys, values, cache, batch)
     what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
     yield check_rows(what, attended, expected, 3)
-
-
-def _turned(
-    heads: tuple[torch.Tensor, ...],
-    attention: Attention,
-    setting: Setting,
-    positions_T: torch.Tensor,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """q, k and v, the first two normed and rotated."""
-    q, k, v = heads
-    angles = attention.rotary(positions_T)
-    q = rotate(rms_norm(q, attention.q_norm.weight, attention.q_norm.eps), *angles)
-    k = rotate(rms_norm(k, attention.k_norm.weight, attention.k_norm.eps), *angles)
-    return q, k, v
 
 
 def _held(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:

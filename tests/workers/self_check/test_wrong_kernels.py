@@ -107,7 +107,7 @@ def one_wrong(x: torch.Tensor) -> torch.Tensor:
 
 GEMM, EXPERTS, NORM = "moe.base.gemm.", "moe.kernels.experts.", "workers.layers.norm."
 ATTENTION = "workers.attention.layer."
-ROPE, SWIGLU = "workers.self_check.attention.qk_rope", "workers.self_check.dense.swiglu"
+ROPE, SWIGLU = "workers.models.heads.qk_rope", "workers.self_check.dense.swiglu"
 CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
     ("embedding of 97", Embedding, {}, "workers.layers.embedding.embed",
      spoilt(lambda *_, out_TH, **__: out_TH, lambda out: out.roll(1, 1))),
