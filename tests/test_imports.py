@@ -51,7 +51,7 @@ LAYERS = {
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/families": {
         "workers.attention.mla_spec", "workers.attention.spec", "workers.decoder_names",
-        "workers.layers.rope_spec", "workers.model_types",
+        "workers.layers.rope_spec", "workers.model_types", "workers.rope_keys",
     },
     "workers/models": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.model_config",

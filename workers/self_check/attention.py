@@ -8,7 +8,6 @@ heads, D head_dim, L context.
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import torch
@@ -69,12 +68,18 @@ def _check_step(
     yield compare(f"keys of {dtype}, {what}", keys[rows_T], k, allowed)
     yield compare(f"values of {dtype}, {what}", values[rows_T], v, allowed)
     kernels = kernel_attention(
-        q_TND, cache, batch, context, attention.kind, scale=attention.spec.scale
+        q_TND,
+        cache,
+        batch,
+        context,
+        attention.kind,
+        scale=attention.spec.scale,
+        sinks_N=attention.sinks,
     )
     attended = kernels.view(T, N, -1)
     kind = "decode" if batch.num_decodes else "prefill"
     longest = max(batch.lengths)
-    expected = _attend(q_TND, keys, values, cache, batch)
+    expected = _attend(q_TND, keys, values, cache, batch, attention)
     what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
     yield check_rows(what, attended, expected, 3)
 
@@ -100,8 +105,10 @@ def _attend(
     values: torch.Tensor,
     cache: LayerCache,
     batch: AttentionBatch,
+    attention: Attention,
 ) -> torch.Tensor:
-    """Causal attention of each sequence ``[T, N, D]``, in fp32."""
+    """Causal attention of each sequence ``[T, N, V]``, in fp32."""
+    spec, sinks_N = attention.spec, attention.sinks
     group = q_TND.shape[1] // keys.shape[1]
     outputs, start = [], 0
     for slot, length, count in zip(batch.slots, batch.lengths, batch.num_tokens, strict=True):
@@ -112,9 +119,15 @@ def _attend(
         positions_T = positions_L[length - count :]
         for own_T in positions_T.split(_QUERIES_AT_ONCE):
             q_NTD = q_TND[start : start + len(own_T)].float().transpose(0, 1)
-            scores_NTL = q_NTD @ k_NDL / math.sqrt(q_TND.shape[2])
-            scores_NTL.masked_fill_(positions_L > own_T[:, None], -torch.inf)
-            outputs.append((scores_NTL.softmax(-1) @ v_NLD).transpose(0, 1))
+            scores_NTL = q_NTD @ k_NDL * spec.scale
+            ages_TL = own_T[:, None] - positions_L
+            is_seen_TL = (ages_TL >= 0) & (ages_TL < (spec.window or length))
+            scores_NTL.masked_fill_(~is_seen_TL, -torch.inf)
+            if sinks_N is not None:
+                sinks_NT1 = sinks_N[:, None, None].expand(-1, len(own_T), 1)
+                scores_NTL = torch.cat((scores_NTL, sinks_NT1), dim=-1)
+            weights_NTL = scores_NTL.softmax(-1)[..., :length]
+            outputs.append((weights_NTL @ v_NLD).transpose(0, 1))
             start += len(own_T)
     return torch.cat(outputs)
 

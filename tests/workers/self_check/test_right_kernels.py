@@ -30,7 +30,7 @@ RANKS: list[dict[str, Any]] = [
     {"fp8": True, "fp8_cache": True, "dtype": FP16, "max_tokens": 12},
     {"said": {**GPTQ, "group_size": 32}, "dtype": FP16, "max_tokens": 12},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
-    {"tp": 2, "max_tokens": 5},
+    {"tp": 2, "max_tokens": 5, "use_sliding_window": True, "sliding_window": 3},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},
     {"dp": 2, "max_tokens": 3, "max_batch_size": 2},
     {"dp": 2, "backend": "all_to_all", "max_tokens": 3, "max_batch_size": 2},
