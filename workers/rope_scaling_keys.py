@@ -167,7 +167,11 @@ def _yarn(numbers: RopeNumbers) -> YarnScaling:
 
 
 def _longrope(numbers: RopeNumbers) -> LongRopeScaling:
-    """PhiMoE's mscales say the amplitudes; with others it is one, by the factor."""
+    """PhiMoE's mscales say the amplitudes; with others it is one, by the factor.
+
+    transformers' PhimoeRotaryEmbedding has the long amplitude with the short factors, which no
+    other longrope has: it is not followed.
+    """
     original = numbers.original
     factor = numbers.maybe("factor", least=1, most=_MOST_FACTOR)
     factor = numbers.max_positions / original if factor is None else factor
