@@ -284,8 +284,8 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 def test_the_parsers_are_found_where_this_looks_for_them() -> None:
     """Else the tests above would compare nothing."""
-    assert len(commands()) == 10
-    few = {"switchyard", "switchyard completion"}
+    assert len(commands()) == 11
+    few = {"switchyard", "switchyard models", "switchyard completion"}
     assert all(len(flags) >= 6 for name, flags in commands().items() if name not in few)
     assert len(reasons()) > 20
     assert sum(1 for page in PAGES for _ in commands_in(page)) > 15

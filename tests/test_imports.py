@@ -99,6 +99,8 @@ EXCEPTIONS = {
     # `switchyard serve` takes the workers' flags for them, and so that each is listed once reads
     # their table; nothing of what the workers do comes with it.
     "frontend/cli/serve.py": {"workers.config"},
+    # And `switchyard models` tells of the families.
+    "frontend/cli/models.py": {"workers.served_models"},
 }
 
 

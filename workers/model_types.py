@@ -112,6 +112,7 @@ class ModelType:
 
     Attributes:
         architecture: transformers' class, by which servers and clients know it.
+        models: what people call its models.
         defaults: transformers' defaults for the keys that are read; a key has its default's type.
         attention: that of a layer, from the values, its index, and what reads a rotary embedding.
         moe: None for a type that is always dense.
@@ -123,6 +124,7 @@ class ModelType:
     """
 
     architecture: str
+    models: str
     defaults: Values
     attention: Callable[[Values, int, RopeOf], AnyAttention]
     moe: MoEKeys | None = None

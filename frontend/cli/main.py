@@ -1,4 +1,5 @@
-"""The command `switchyard` with its subcommands serve, generate, chat, top, health and completion.
+"""The command `switchyard` with its subcommands serve, models, generate, chat, top, health and
+completion.
 
 Owns the list of them, and exit codes. What each does is in the file of its name.
 """
@@ -9,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from frontend.cli import chat, completion, generate, serve, top
+from frontend.cli import chat, completion, generate, models, serve, top
 from frontend.cli.client_flags import (
     FlagError,
     add_address_flag,
@@ -56,6 +57,9 @@ def _parser() -> Parser:
     )
     serve.add_flags(serving)
     serving.set_defaults(run=serve.serve)
+
+    served = commands.add_parser("models", help="which models can be served?")
+    served.set_defaults(run=lambda flags: models.run())
 
     once = commands.add_parser("generate", help="continue a prompt, or answer it")
     generate.add_flags(once)

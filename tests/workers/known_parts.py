@@ -20,6 +20,7 @@ from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys
 VOCAB = 97
 KNOWN_PARTS = ModelType(
     architecture="TestMoeForCausalLM",
+    models="of a test",
     attention=lambda values, layer, rope: grouped_query(values, rope, qk_norm="head"),
     defaults={
         **COMMON_DEFAULTS,

@@ -17,6 +17,7 @@ def _attention(values: Values, layer: int, rope: RopeOf) -> AttentionSpec:
 TYPES = {
     "dots1": ModelType(
         architecture="Dots1ForCausalLM",
+        models="dots.llm1",
         attention=_attention,
         defaults={
             **COMMON_DEFAULTS,

@@ -26,6 +26,7 @@ def _moe_attention(values: Values, layer: int, rope: RopeOf) -> AttentionSpec:
 TYPES = {
     "qwen3": ModelType(
         architecture="Qwen3ForCausalLM",
+        models="Qwen3, dense",
         attention=_dense_attention,
         defaults={
             **COMMON_DEFAULTS,
@@ -42,6 +43,7 @@ TYPES = {
     ),
     "qwen3_moe": ModelType(
         architecture="Qwen3MoeForCausalLM",
+        models="Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
         attention=_moe_attention,
         defaults={
             **COMMON_DEFAULTS,
