@@ -49,9 +49,15 @@ def kernel_latent_attention(
     *,
     latent_width: int,
     scale: float,
+    old_lse_TN: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As ``paged_latent_attention``, with entries that `kernels.mla_latent` has stored. The batch's
-    plans are made for `head_groups` key heads."""
+    plans are made for `head_groups` key heads.
+
+    Args:
+        old_lse_TN: prompts attend to what was there before the step alone, and leave their
+            log-sum-exps here.
+    """
     T, N, _ = q_TNE.shape
     plan = batch.plans[AttentionKind(None, N)]
     take = context.workspace.take
@@ -83,6 +89,8 @@ def kernel_latent_attention(
             plan.tiles,
             scale=scale,
             out_TNC=out_TNC,
+            starts_T=None if old_lse_TN is None else batch.starts_T,
+            out_lse_TN=old_lse_TN,
             workspace=prefill_workspace(
                 batch, plan.tiles, T, (head_groups(N), latent_width), context
             ),

@@ -53,6 +53,8 @@ class AttentionBatch:
         plans: one for each kind of layers; none without kernels.
         finished_SK: of DecodeWorkspace, the same tensor at every step; read by kernels alone.
         finished_CK: of PrefillWorkspace, as above.
+        starts_T: position of the first token of each token's row in this step, int32; read by
+            kernels over latents alone.
     """
 
     positions_T: torch.Tensor
@@ -65,6 +67,7 @@ class AttentionBatch:
     plans: dict[AttentionKind, AttentionPlan] = dataclasses.field(default_factory=dict)
     finished_SK: torch.Tensor | None = None
     finished_CK: torch.Tensor | None = None
+    starts_T: torch.Tensor | None = None
 
 
 def paged_attention(

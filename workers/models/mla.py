@@ -18,12 +18,14 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
-from workers.attention.kernels.mla_absorb import absorb_queries, project_values
+from workers.attention.kernels.mla_absorb import Halves, absorb_queries, project_values
 from workers.attention.kernels.mla_latent import store_latents
+from workers.attention.kernels.mla_new import attend_new
 from workers.attention.kv_cache import LayerCache
 from workers.attention.latent import kernel_latent_attention, paged_latent_attention
 from workers.attention.layer import AttentionBatch
 from workers.attention.mla_spec import MlaSpec
+from workers.attention.plan import AttentionKind
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding, rotate
@@ -39,6 +41,9 @@ class LatentAttention(nn.Module):
     """
 
     num_kv_heads = 1
+    few_tokens = (
+        256  # of a step, below which to make their keys and values costs more than it spares
+    )
 
     def __init__(
         self,
@@ -139,18 +144,33 @@ class LatentAttention(nn.Module):
         batch: AttentionBatch,
         context: KernelContext,
     ) -> torch.Tensor:
-        """As `_plain`."""
-        spec, weight, rotary = self.spec, self.kv_b_proj.weight, self.rotary
-        take, T = context.workspace.take, down_STW.shape[1]
+        """As `_plain`; many prompt tokens meet each other with keys and values of their own."""
+        spec, kv_b, T = self.spec, self.kv_b_proj, down_STW.shape[1]
+        P, R, C, V = (
+            spec.qk_nope_head_dim,
+            spec.qk_rope_head_dim,
+            spec.kv_lora_rank,
+            spec.v_head_dim,
+        )
+        N, dtype, pdl = self.num_heads, context.dtype, context.pdl
+
+        def take(name: str, *shape: int, dtype: torch.dtype = dtype) -> torch.Tensor:
+            return context.workspace.take(name, shape, dtype)
+
+        angles = self.rotary.cos, self.rotary.sin
+        halves = entries = None
+        if self._makes_keys(batch, T):
+            entries = take("latents", T, C), take("turned", T, R)
+            lses = (take(f"{name}_lse", T, N, dtype=torch.float32) for name in ("old", "new"))
+            halves = Halves(take("q_nope", T, N, P), take("found_new", T, N, V), *lses)
         q_width = self.qkv_a_proj.splits[0]
         has_latent = self.q_b_proj is not None
-        latent_TQ = take("q_latent", (T, q_width), context.dtype) if has_latent else None
+        latent_TQ = take("q_latent", T, q_width) if has_latent else None
         store_latents(
             down_STW,
             self.kv_a_layernorm.weight,
             spec.norm_eps,
-            rotary.cos,
-            rotary.sin,
+            *angles,
             batch.positions_T,
             batch.slots_T,
             batch.tables,
@@ -159,30 +179,65 @@ class LatentAttention(nn.Module):
             interleaved=spec.rope.interleaved,
             q_norm_Q=self.q_a_layernorm.weight if has_latent else None,
             out_q_TQ=latent_TQ,
-            pdl=context.pdl,
+            out_entries=entries,
+            pdl=pdl,
         )
         q_STW = down_STW[..., :q_width] if self.q_b_proj is None else self.q_b_proj(latent_TQ)
         q_TNE = absorb_queries(
             q_STW,
-            weight,
-            rotary.cos,
-            rotary.sin,
+            kv_b.weight,
+            *angles,
             batch.positions_T,
-            value_width=spec.v_head_dim,
+            value_width=V,
             interleaved=spec.rope.interleaved,
             growth=spec.query_growth,
             num_cores=context.num_cores,
-            out_TNE=take("q", (T, self.num_heads, spec.entry_width), context.dtype),
-            pdl=context.pdl,
+            out_TNE=take("q", T, N, C + R),
+            halves=halves,
+            pdl=pdl,
         )
+        old_lse_TN = None
+        if halves is not None and entries is not None:
+            self._attend_new(q_TNE, halves, *entries, batch, context)
+            old_lse_TN = halves.old_lse_TN
         found_TNC = kernel_latent_attention(
-            q_TNE, cache, batch, context, latent_width=spec.kv_lora_rank, scale=spec.scale
+            q_TNE, cache, batch, context, latent_width=C, scale=spec.scale, old_lse_TN=old_lse_TN
         )
         return project_values(
             found_TNC,
-            weight,
+            kv_b.weight,
             num_cores=context.num_cores,
-            out_TW=take("attended", (T, self.num_heads * spec.v_head_dim), context.dtype),
+            out_TW=take("attended", T, N * V),
+            halves=halves,
+            pdl=pdl,
+        )
+
+    def _makes_keys(self, batch: AttentionBatch, num_tokens: int) -> bool:
+        """Whether the step's tokens get keys and values: as its shape says, not what is in it."""
+        has_prompts = batch.plans[AttentionKind(None, self.num_heads)].tiles is not None
+        return has_prompts and batch.starts_T is not None and num_tokens >= self.few_tokens
+
+    def _attend_new(
+        self,
+        q_TNE: torch.Tensor,
+        halves: Halves,
+        latents_TC: torch.Tensor,
+        turned_TR: torch.Tensor,
+        batch: AttentionBatch,
+        context: KernelContext,
+    ) -> None:
+        """What prompt tokens find among the tokens of this step."""
+        assert batch.starts_T is not None
+        parts = DeferredSum(self.kv_b_proj(latents_TC).transpose(0, 1))
+        attend_new(
+            q_TNE,
+            parts.total(context.dtype, context),
+            turned_TR,
+            batch.positions_T,
+            batch.starts_T,
+            halves,
+            first=batch.num_decodes,
+            scale=self.spec.scale,
             pdl=context.pdl,
         )
 

@@ -211,7 +211,9 @@ class BatchBuilder:
         positions[:num_tokens] = np.arange(num_tokens) + starts
         slots = np.full(size, -1, dtype=np.int32)
         slots[:num_tokens] = rows.slots[row_of_token]
-        return {"ids": ids, "positions": positions, "slots": slots}
+        row_starts = np.zeros(size, dtype=np.int32)
+        row_starts[:num_tokens] = rows.positions[row_of_token]
+        return {"ids": ids, "positions": positions, "slots": slots, "starts": row_starts}
 
     def _draw_columns(
         self, rows: StepRows, slots: np.ndarray, lengths: np.ndarray
@@ -269,6 +271,7 @@ class BatchBuilder:
             },
             finished_SK=self.finished_SK,
             finished_CK=self.finished_CK,
+            starts_T=on["starts"],
         )
 
     def _suppressed(

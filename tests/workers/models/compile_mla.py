@@ -95,6 +95,7 @@ def run(layer: LatentAttention, num_tokens: int, num_decodes: int) -> None:
         plans={AttentionKind(None, layer.num_heads): plan},
         finished_SK=ints(64, groups),
         finished_CK=ints(528, groups),
+        starts_T=ints(num_tokens),
     )
     hidden_TH = torch.empty(num_tokens, HIDDEN, dtype=torch.bfloat16, device=META)
     layer(hidden_TH, LayerCache(keys, keys[..., :0].contiguous()), batch)

@@ -254,25 +254,35 @@ class Step:
     rows: list[tuple[int, int, int]]
     num_decodes: int
 
-    def batch(self, tables: torch.Tensor, num_heads: int | None = None) -> AttentionBatch:
-        """Of this step, without padding; with ``num_heads`` of a rank kernels can read it."""
-        plans = {} if num_heads is None else self._plans(num_heads)
-        slots_T = [slot for slot, _, count in self.rows for _ in range(count)]
-        positions_T = [first + i for _, first, count in self.rows for i in range(count)]
+    def batch(
+        self, tables: torch.Tensor, num_heads: int | None = None, padding: int = 0
+    ) -> AttentionBatch:
+        """Of this step; with ``num_heads`` of a rank kernels can read it, with ``padding`` tokens
+        behind it is as graphs hold mixed steps: decodes are prompts of one token."""
+        counts = [count for _, _, count in self.rows]
+        num_decodes = 0 if padding else self.num_decodes
+
+        def column(of_row: list[int], filler: int) -> torch.Tensor:
+            values = np.repeat(of_row, counts).tolist() + [filler] * padding
+            return torch.tensor(values, dtype=torch.int32)
+
+        starts = [first for _, first, _ in self.rows]
+        places = [place for count in counts for place in range(count)] + [0] * padding
         return AttentionBatch(
-            positions_T=torch.tensor(positions_T, dtype=torch.int32),
-            slots_T=torch.tensor(slots_T, dtype=torch.int32),
+            positions_T=column(starts, 0) + torch.tensor(places, dtype=torch.int32),
+            slots_T=column([slot for slot, _, _ in self.rows], -1),
             tables=tables,
             slots=[slot for slot, _, _ in self.rows],
             lengths=[first + count for _, first, count in self.rows],
-            num_tokens=[count for _, _, count in self.rows],
-            num_decodes=self.num_decodes,
-            **plans,
+            num_tokens=counts,
+            num_decodes=num_decodes,
+            starts_T=column(starts, 0),
+            **({} if num_heads is None else self._plans(num_heads, num_decodes, padding)),
         )
 
-    def _plans(self, num_heads: int) -> dict[str, Any]:
+    def _plans(self, num_heads: int, decodes: int, padding: int) -> dict[str, Any]:
         """As `workers.step.batch.BatchBuilder` makes them."""
-        decodes, groups = self.num_decodes, head_groups(num_heads)
+        groups = head_groups(num_heads)
         slots, positions, num_tokens = (np.array(each) for each in zip(*self.rows, strict=True))
         chunks = tiles = None
         if decodes:
@@ -284,7 +294,7 @@ class Step:
             first = np.cumsum(num_tokens) - num_tokens
             columns = (each[decodes:] for each in (num_tokens, positions, first, slots))
             plan = split_tiles(plan_prefill(*columns, tokens), CORES, UNIT)
-            tiles = torch.from_numpy(plan)
+            tiles = torch.from_numpy(np.pad(plan, ((0, padding), (0, 0))))
         return {
             "plans": {AttentionKind(None, num_heads): AttentionPlan(chunks, tiles)},
             "finished_SK": torch.zeros(len(slots), groups, dtype=torch.int32),

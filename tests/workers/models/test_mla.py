@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from moe.base.fp8_format import Fp8Format
 from tests.workers.models.latent_models import KINDS, LENGTHS, STEPS, Layer, latent_cache
@@ -27,30 +28,34 @@ def made_tables() -> torch.Tensor:
     return tables
 
 
-def run_steps(ranks: Sequence[LatentAttention], hidden: dict[int, torch.Tensor]) -> torch.Tensor:
+def run_steps(
+    ranks: Sequence[LatentAttention], hidden: dict[int, torch.Tensor], padding: int = 0
+) -> torch.Tensor:
     """All of STEPS on ranks whose results are added: the rows of each sequence, by slot."""
     caches = [latent_cache(rank.spec, NUM_BLOCKS, BLOCK_SIZE) for rank in ranks]
     tables = made_tables()
     found = {slot: torch.full_like(rows, torch.nan) for slot, rows in hidden.items()}
     for step in STEPS:
-        batch = step.batch(tables, ranks[0].num_heads if ranks[0].context else None)
+        batch = step.batch(tables, ranks[0].num_heads if ranks[0].context else None, padding)
         x_TH = torch.cat([hidden[slot][first : first + n] for slot, first, n in step.rows])
+        x_TH = F.pad(x_TH, (0, 0, 0, padding), value=torch.nan)
         parts = [
             rank(x_TH, cache, batch).total(x_TH.dtype)
             for rank, cache in zip(ranks, caches, strict=True)
         ]
-        pieces = torch.stack(parts).sum(0).split(batch.num_tokens)
+        total = torch.stack(parts).sum(0)
+        pieces = total[: len(x_TH) - padding].split(batch.num_tokens)
         for (slot, first, n), piece in zip(step.rows, pieces, strict=True):
             found[slot][first : first + n] = piece
     return torch.cat([found[slot] for slot in LENGTHS])
 
 
-def check(layer: Layer, ranks: Sequence[LatentAttention]) -> None:
+def check(layer: Layer, ranks: Sequence[LatentAttention], padding: int = 0) -> None:
     generator = torch.Generator().manual_seed(3)
     rows = torch.randn(TOKENS, layer.config.hidden_size, generator=generator)
     hidden = dict(zip(LENGTHS, rows.split(list(LENGTHS.values())), strict=True))
     expected = torch.cat([layer.expected(each) for each in hidden.values()])
-    assert relative_error(run_steps(ranks, hidden), expected) <= 1e-4
+    assert relative_error(run_steps(ranks, hidden, padding), expected) <= 1e-4
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -70,11 +75,18 @@ def test_two_ranks_share_the_heads(kind: str) -> None:
 
 
 @pytest.mark.interpreter
+@pytest.mark.parametrize("padding", [0, 3])
+@pytest.mark.parametrize("few_tokens", [1, 256])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
-def test_kernels_equal_transformers(kind: str) -> None:
+def test_kernels_equal_transformers(
+    kind: str, few_tokens: int, padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Prompt tokens meet each other with keys and values of their own, or all over latents; with
+    padding, of NaN, as graphs hold mixed steps."""
+    monkeypatch.setattr(LatentAttention, "few_tokens", few_tokens)
     layer = Layer.random(kind, 7)
-    check(layer, [layer.ours(context=interpreted())])
+    check(layer, [layer.ours(context=interpreted())], padding)
 
 
 # Heads and entries end within blocks of 32.

@@ -10,6 +10,7 @@ C + R, V of a value.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import torch
@@ -27,6 +28,32 @@ _MAX_BLOCK = 64  # tokens, and columns, of a program
 _MIN_COLUMNS = 16
 _DEPTH = 64  # inputs of a step
 _MOST_NUMBERS = 8192  # of a step's queries, all parts of which are in flight together
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Halves:
+    """Of a step in which prompts' tokens meet each other with keys and values made of their
+    latents, and absorbed what the cache held before.
+
+    Attributes:
+        q_TNP: queries' part without a position.
+        new_TNV: what attention found among the step's tokens.
+        old_lse_TN, new_lse_TN: base-2 log-sum-exps of scores, fp32; -inf: nothing was seen.
+    """
+
+    q_TNP: torch.Tensor
+    new_TNV: torch.Tensor
+    old_lse_TN: torch.Tensor
+    new_lse_TN: torch.Tensor
+
+    def check(self, T: int, N: int, P: int, V: int, dtype: torch.dtype) -> None:
+        """Assert shapes and types."""
+        assert self.q_TNP.shape == (T, N, P) and self.new_TNV.shape == (T, N, V)
+        assert self.old_lse_TN.shape == self.new_lse_TN.shape == (T, N)
+        assert self.q_TNP.dtype == self.new_TNV.dtype == dtype
+        assert self.old_lse_TN.dtype == self.new_lse_TN.dtype == torch.float32
+        for tensor in (self.q_TNP, self.new_TNV, self.old_lse_TN, self.new_lse_TN):
+            assert tensor.is_contiguous()
 
 
 @triton.jit
@@ -53,7 +80,8 @@ def _grown(x, positions_T, BETA: tl.constexpr, LENGTH: tl.constexpr):
 
 @triton.jit(do_not_specialize=["T"])
 def _absorb_kernel(
-    q_ptr, w_ptr, scales_ptr, cos_ptr, sin_ptr, positions_ptr, out_ptr, stride_s, stride_t, T,
+    q_ptr, w_ptr, scales_ptr, cos_ptr, sin_ptr, positions_ptr, out_ptr, first_ptr, old_lse_ptr,
+    new_lse_ptr, stride_s, stride_t, T,
     S: tl.constexpr, N: tl.constexpr, P: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BETA: tl.constexpr, LENGTH: tl.constexpr, INTERLEAVED: tl.constexpr,
     SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr, BLOCK_T: tl.constexpr,
@@ -83,6 +111,10 @@ def _absorb_kernel(
             is_q = is_token[:, None] & is_input[None, :]
             q = add_parts(load_parts(q_ptrs + inputs[None, :], is_q, stride_s, S), S).to(dtype)
             q = _grown(q, positions, BETA, LENGTH)
+            if first_ptr is not None:  # noqa: SIM102 - the kernel's language evaluates both sides
+                if column_block == 0:
+                    first_ptrs = first_ptr + (tokens.to(tl.int64)[:, None] * N + head) * P
+                    tl.store(first_ptrs + inputs[None, :], q, mask=is_q)
             rows = first_row + tl.minimum(inputs, P - 1)
             is_weight = is_input[:, None] & is_column[None, :]
             w = _load_weights(
@@ -106,13 +138,18 @@ def _absorb_kernel(
         first = _grown(first, positions, BETA, LENGTH)
         second = _grown(second, positions, BETA, LENGTH)
         first, second = turn(first, second, cos, sin, dtype)
+        if old_lse_ptr is not None:
+            lse_at = tokens.to(tl.int64) * N + head
+            tl.store(old_lse_ptr + lse_at, tl.zeros([BLOCK_T], tl.float32), mask=is_token)
+            nothing = tl.full([BLOCK_T], float("-inf"), tl.float32)
+            tl.store(new_lse_ptr + lse_at, nothing, mask=is_token)
         tl.store(out_ptrs + (C + halves)[None, :], first, mask=mask)
         tl.store(out_ptrs + (C + R // 2 + halves)[None, :], second, mask=mask)
 
 
 @triton.jit(do_not_specialize=["T"])
 def _project_kernel(
-    found_ptr, w_ptr, scales_ptr, out_ptr, T,
+    found_ptr, w_ptr, scales_ptr, out_ptr, new_ptr, old_lse_ptr, new_lse_ptr, T,
     N: tl.constexpr, P: tl.constexpr, V: tl.constexpr, C: tl.constexpr, SCALES: tl.constexpr,
     BN: tl.constexpr, BK: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_V: tl.constexpr,
     BLOCK_C: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
@@ -137,8 +174,20 @@ def _project_kernel(
             w_ptr, scales_ptr, rows, inputs, mask, c // BK, C, BN, BK, dtype
         )  # fmt: skip
         total = tl.dot(found, tl.trans(w), total, input_precision=PRECISION)
-    out_ptrs = out_ptr + tokens.to(tl.int64)[:, None] * (N * V) + head * V + columns[None, :]
-    tl.store(out_ptrs, total.to(dtype), mask=is_token[:, None] & is_column[None, :])
+    at = tokens.to(tl.int64)[:, None] * (N * V) + head * V + columns[None, :]
+    is_out = is_token[:, None] & is_column[None, :]
+    if new_ptr is not None:
+        lse_at = tokens.to(tl.int64) * N + head
+        old = tl.load(old_lse_ptr + lse_at, mask=is_token, other=0.0)
+        new = tl.load(new_lse_ptr + lse_at, mask=is_token, other=0.0)
+        # Where nothing was seen memory may hold anything.
+        is_new = is_out & (new > float("-inf"))[:, None]
+        found_new = tl.load(new_ptr + at, mask=is_new, other=0.0).to(tl.float32)
+        top = tl.maximum(old, new)
+        old, new = tl.exp2(old - top), tl.exp2(new - top)
+        share = (new / (old + new))[:, None]
+        total = total * (1.0 - share) + found_new * share
+    tl.store(out_ptr + at, total.to(dtype), mask=is_out)
 
 
 def absorb_queries(
@@ -153,6 +202,7 @@ def absorb_queries(
     growth: QueryGrowth | None,
     num_cores: int,
     out_TNE: torch.Tensor,
+    halves: Halves | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
     """Queries as entries of the cache meet them: the part without a position times the rows of
@@ -164,6 +214,8 @@ def absorb_queries(
         cos_PR, sin_PR: fp32, of every position; the second half repeats the first.
         positions_T: int32.
         out_TNE: in the model's dtype, to which the sum of the parts is rounded.
+        halves: gets the part without a position as it is, and log-sum-exps of a token that sees
+            something of the cache alone.
 
     Returns:
         ``out_TNE``.
@@ -180,9 +232,13 @@ def absorb_queries(
     assert positions_T.shape == (T,) and positions_T.dtype == torch.int32
     if T == 0:
         return out_TNE
+    parts: tuple[torch.Tensor | None, ...] = (None,) * 3
+    if halves is not None:
+        halves.check(T, N, P, value_width, out_TNE.dtype)
+        parts = halves.q_TNP, halves.old_lse_TN, halves.new_lse_TN
     block_t, block_c = _block_t(T), _columns(weight, N, C, T, num_cores)
     _absorb_kernel[(N * (triton.cdiv(C, block_c) + 1), triton.cdiv(T, block_t))](
-        q_STW, weight.values, weight.scales, cos_PR, sin_PR, positions_T, out_TNE,
+        q_STW, weight.values, weight.scales, cos_PR, sin_PR, positions_T, out_TNE, *parts,
         q_STW.stride(0), q_STW.stride(1), T,
         S=S, N=N, P=P, R=R, V=value_width, C=C, INTERLEAVED=interleaved,
         BETA=None if growth is None else growth.beta,
@@ -200,9 +256,11 @@ def project_values(
     *,
     num_cores: int,
     out_TW: torch.Tensor,
+    halves: Halves | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
-    """What attention found of each head, times its rows of values ``[T, N · V]``, in ``out_TW``."""
+    """What attention found of each head, times its rows of values ``[T, N · V]``, in ``out_TW``;
+    with ``halves`` joined to what it found among new tokens."""
     T, N, C = found_TNC.shape
     V = out_TW.shape[1] // N
     P = weight.shape[0] // N - V
@@ -211,9 +269,13 @@ def project_values(
     assert found_TNC.is_contiguous() and out_TW.is_contiguous() and out_TW.shape == (T, N * V)
     if T == 0:
         return out_TW
+    parts: tuple[torch.Tensor | None, ...] = (None,) * 3
+    if halves is not None:
+        halves.check(T, N, P, V, out_TW.dtype)
+        parts = halves.new_TNV, halves.old_lse_TN, halves.new_lse_TN
     block_t, block_v = _block_t(T), _columns(None, N, V, T, num_cores)
     _project_kernel[(N * triton.cdiv(V, block_v), triton.cdiv(T, block_t))](
-        found_TNC, weight.values, weight.scales, out_TW, T,
+        found_TNC, weight.values, weight.scales, out_TW, *parts, T,
         N=N, P=P, V=V, C=C, BLOCK_T=block_t, BLOCK_V=block_v,
         BLOCK_C=min(_depth(C), _one_block(weight)),
         **_options(weight, out_TW.dtype, pdl),

@@ -83,7 +83,7 @@ def _chunk_kernel(
             finished_ptr += row * GROUPS + group
             others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
             if others == count - 1:
-                joined = join_parts(
+                joined, _ = join_parts(
                     partials_ptr + first.to(tl.int64) * (HEADS * C), lse_ptr + first * HEADS,
                     at_mc, heads, is_head, is_mc, count, HEADS, C, BLOCK_M, BLOCK_C,
                 )  # fmt: skip

@@ -52,7 +52,7 @@ def _sum(ptrs, mask, stride_s, S: tl.constexpr, DTYPE: tl.constexpr):
 @triton.jit(do_not_specialize=["max_blocks"])
 def _latent_kernel(
     down_ptr, q_norm_ptr, kv_norm_ptr, cos_ptr, sin_ptr, positions_ptr, slots_ptr, tables_ptr,
-    q_ptr, keys_ptr, stride_s, stride_t, max_blocks,
+    q_ptr, latents_ptr, turned_ptr, keys_ptr, stride_s, stride_t, max_blocks,
     EPS: tl.constexpr, S: tl.constexpr, Q: tl.constexpr, FIRST: tl.constexpr, C: tl.constexpr,
     R: tl.constexpr, INTERLEAVED: tl.constexpr, BLOCK_SIZE: tl.constexpr, BLOCK_Q: tl.constexpr,
     BLOCK_C: tl.constexpr, BLOCK_H: tl.constexpr, PDL: tl.constexpr,
@@ -82,12 +82,17 @@ def _latent_kernel(
         at_1, at_2 = pair_places(halves, R, INTERLEAVED)
         first = _sum(down_ptr + C + at_1, is_half, stride_s, S, dtype)
         second = _sum(down_ptr + C + at_2, is_half, stride_s, S, dtype)
-        latent = rms_norm(latent.to(tl.float32), weight.to(tl.float32), EPS, C, dtype)
+        latent = finite(rms_norm(latent.to(tl.float32), weight.to(tl.float32), EPS, C, dtype))
         first, second = turn(first, second, cos, sin, dtype)
+        first, second = finite(first), finite(second)
         keys_ptr += (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (C + R)
-        tl.store(keys_ptr + c, finite(latent), mask=is_c & is_token)
-        tl.store(keys_ptr + C + halves, finite(first), mask=is_half & is_token)
-        tl.store(keys_ptr + C + R // 2 + halves, finite(second), mask=is_half & is_token)
+        tl.store(keys_ptr + c, latent, mask=is_c & is_token)
+        tl.store(keys_ptr + C + halves, first, mask=is_half & is_token)
+        tl.store(keys_ptr + C + R // 2 + halves, second, mask=is_half & is_token)
+        if latents_ptr is not None:
+            tl.store(latents_ptr + token * C + c, latent, mask=is_c)
+            tl.store(turned_ptr + token * R + halves, first, mask=is_half)
+            tl.store(turned_ptr + token * R + R // 2 + halves, second, mask=is_half)
     else:
         if Q > 0:
             columns = tl.arange(0, BLOCK_Q)
@@ -114,6 +119,7 @@ def store_latents(
     interleaved: bool,
     q_norm_Q: torch.Tensor | None = None,
     out_q_TQ: torch.Tensor | None = None,
+    out_entries: tuple[torch.Tensor, torch.Tensor] | None = None,
     pdl: bool = False,
 ) -> None:
     """Entries in the paged cache: latents normed, then keys' parts turned, as two halves; and the
@@ -130,6 +136,8 @@ def store_latents(
         cache: of the model's dtype, to which the sum of the parts is rounded.
         first: column of the projection where entries begin.
         interleaved: pairs are (2i, 2i + 1), not (i, i + R/2).
+        out_entries: both parts of each token's entry again, ``[T, C]`` and ``[T, R]``; None: they
+            are in the cache alone.
     """
     S, T, W = down_STW.shape
     C, R = len(kv_norm_C), cos_PR.shape[1]
@@ -144,10 +152,15 @@ def store_latents(
     if q_norm_Q is not None:
         assert out_q_TQ is not None and out_q_TQ.shape == (T, Q) and out_q_TQ.is_contiguous()
         assert out_q_TQ.dtype == q_norm_Q.dtype == kv_norm_C.dtype
+    latents_TC, turned_TR = out_entries or (None, None)
+    if latents_TC is not None and turned_TR is not None:
+        assert latents_TC.shape == (T, C) and latents_TC.is_contiguous()
+        assert turned_TR.shape == (T, R) and turned_TR.is_contiguous()
+        assert latents_TC.dtype == turned_TR.dtype == kv_norm_C.dtype
     if T == 0:
         return
     _latent_kernel[(T, 2 if Q else 1)](
-        down_STW, q_norm_Q, *inputs, out_q_TQ, cache.keys,
+        down_STW, q_norm_Q, *inputs, out_q_TQ, latents_TC, turned_TR, cache.keys,
         down_STW.stride(0), down_STW.stride(1), tables.shape[1],
         EPS=eps, S=S, Q=Q, FIRST=first, C=C, R=R, INTERLEAVED=interleaved,
         BLOCK_SIZE=cache.block_size, BLOCK_Q=triton.next_power_of_2(max(Q, 1)),

@@ -33,12 +33,20 @@ _TILE = 64
 
 
 @triton.jit
+def _store(out_ptrs, out_lse_ptr, rows_M, acc_MC, lse_M, is_mc, is_row_M):
+    tl.store(out_ptrs, acc_MC.to(out_ptrs.dtype.element_ty), mask=is_mc)
+    if out_lse_ptr is not None:
+        tl.store(out_lse_ptr + rows_M, lse_M, mask=is_row_M)
+
+
+@triton.jit
 def _tile_kernel(
-    q_ptr, keys_ptr, tables_ptr, tiles_ptr, out_ptr, partials_ptr, lse_ptr, finished_ptr,
-    table_stride, SCALE: tl.constexpr, GROUPS: tl.constexpr, GROUP: tl.constexpr, C: tl.constexpr,
-    R: tl.constexpr, BLOCK_SIZE: tl.constexpr, FIELDS: tl.constexpr, SPLIT: tl.constexpr,
-    TOKENS: tl.constexpr, TILE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
-    BLOCK_R: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    q_ptr, keys_ptr, tables_ptr, tiles_ptr, out_ptr, starts_ptr, out_lse_ptr, partials_ptr,
+    lse_ptr, finished_ptr, table_stride, SCALE: tl.constexpr, GROUPS: tl.constexpr,
+    GROUP: tl.constexpr, C: tl.constexpr, R: tl.constexpr, BLOCK_SIZE: tl.constexpr,
+    FIELDS: tl.constexpr, SPLIT: tl.constexpr, TOKENS: tl.constexpr, TILE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr, BLOCK_R: tl.constexpr,
+    PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """TOKENS of a tile's queries, or with SPLIT a range of the tile's entries, for one group of
     query heads; grid (K, tiles, programs a tile)."""
@@ -59,6 +67,9 @@ def _tile_kernel(
     else:
         begin = 0
         stop = position + count
+    if starts_ptr is not None:
+        # Of the batch's last tile, or behind it, the first token may be no token.
+        stop = tl.minimum(stop, tl.load(starts_ptr + first, mask=count > 0, other=0))
     # Unsigned, so that block and place in it are a shift and a mask.
     tokens = tl.arange(0, TILE).to(tl.uint32)
     if SPLIT:
@@ -97,17 +108,19 @@ def _tile_kernel(
             finished_ptr += first_split * GROUPS + group
             others = tl.atomic_add(finished_ptr, 1, sem="acq_rel", scope="gpu")
             if others == num_splits - 1:
-                joined = join_parts(
+                joined, joined_lse = join_parts(
                     partials_ptr + first_split.to(tl.int64) * (PART * C),
                     lse_ptr + first_split * PART,
                     at_mc, m, is_row, is_mc, num_splits, PART, C, BLOCK_M, BLOCK_C,
                 )  # fmt: skip
                 tl.store(out_ptrs, joined.to(out_ptr.dtype.element_ty), mask=is_mc)
+                if out_lse_ptr is not None:
+                    tl.store(out_lse_ptr + rows, joined_lse, mask=is_row)
                 tl.store(finished_ptr, 0)
         else:
-            tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=is_mc)
+            _store(out_ptrs, out_lse_ptr, rows, acc, lse, is_mc, is_row)
     else:
-        tl.store(out_ptrs, acc.to(out_ptr.dtype.element_ty), mask=is_mc)
+        _store(out_ptrs, out_lse_ptr, rows, acc, lse, is_mc, is_row)
 
 
 def prefill_latents(
@@ -119,6 +132,8 @@ def prefill_latents(
     scale: float,
     out_TNC: torch.Tensor,
     workspace: PrefillWorkspace | None = None,
+    starts_T: torch.Tensor | None = None,
+    out_lse_TN: torch.Tensor | None = None,
     block_m: int | None = None,
     pdl: bool = False,
 ) -> torch.Tensor:
@@ -133,6 +148,10 @@ def prefill_latents(
             of split_tiles of that, of 64 rows; entries of zeros are padding.
         scale: of scores.
         workspace: for entries alone, of at least as many splits as they name.
+        starts_T: int32: nothing is seen from this position on, and of nothing zeros are found;
+            None: all up to the query itself is seen.
+        out_lse_TN: base-2 log-sum-exps of scores, of the tiles' tokens, -inf where nothing is
+            seen; fp32; None: not wanted.
         block_m: rows of a tile; those of ``prefill_tiles`` for T tokens unless given.
 
     Returns:
@@ -153,10 +172,14 @@ def prefill_latents(
     parts: tuple[torch.Tensor | None, ...] = (None,) * 3
     if split:
         parts = check_workspace(workspace, groups, rows, C)
+    assert starts_T is None or (starts_T.shape == (T,) and starts_T.dtype == torch.int32)
+    if out_lse_TN is not None:
+        assert out_lse_TN.shape == (T, N) and out_lse_TN.is_contiguous()
+        assert out_lse_TN.dtype == torch.float32
     if not len(plan):
         return out_TNC
     _tile_kernel[(groups, len(plan), programs)](
-        q_TNE, cache.keys, tables, plan, out_TNC, *parts, tables.stride(0),
+        q_TNE, cache.keys, tables, plan, out_TNC, starts_T, out_lse_TN, *parts, tables.stride(0),
         SCALE=scale * math.log2(math.e), GROUPS=groups, GROUP=N // groups,
         BLOCK_SIZE=cache.block_size, FIELDS=plan.shape[1], SPLIT=split, TOKENS=tokens,
         TILE=_TILE, BLOCK_M=rows, PRECISION=precision(q_TNE.dtype),

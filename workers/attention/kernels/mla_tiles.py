@@ -15,6 +15,9 @@ import triton.language as tl
 from workers.attention.kernels.key_tiles import load_blocks, places, soften
 from workers.attention.kv_cache import LayerCache
 
+LOWEST = tl.constexpr(-1e30)
+"""Below any score, and finite: what saw nothing so far then weighs 0 and is no NaN."""
+
 
 @triton.jit
 def attend_latents(
@@ -69,8 +72,8 @@ def join_parts(
     C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """The attention of query rows over all parts of a context, in their order; pointers name the
-    first, STRIDE rows before the next."""
-    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    first, STRIDE rows before the next. And the log-sum-exp of all."""
+    top = tl.full([BLOCK_M], LOWEST, tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     acc = tl.zeros([BLOCK_M, BLOCK_C], tl.float32)
     for _ in range(count):
@@ -85,7 +88,8 @@ def join_parts(
         top = new_top
         partials_ptr += STRIDE * C
         lse_ptr += STRIDE
-    return acc / total[:, None]
+    # Of a row that saw nothing at all: zeros.
+    return acc / tl.where(total > 0, total, 1.0)[:, None], top + tl.log2(total)
 
 
 def check_latents(cache: LayerCache, width: int, dtype: torch.dtype) -> None:
