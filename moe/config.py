@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from moe.base.parallel import ParallelConfig
+from moe.names import QWEN_NAMES, Mlp, MoENames
 
 ROUTER_KINDS = ("softmax", "greedy", "group_limited_greedy", "sigmoid", "noaux_tc")
 RUNNER_NAMES = ("fused", "legacy")
@@ -44,6 +45,7 @@ class MoEConfig:
     use_correction_bias: bool = False
     shared_expert_size: int = 0
     shared_expert_gated: bool = False
+    names: MoENames = QWEN_NAMES
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "intermediate_size", "num_experts"):
@@ -73,6 +75,11 @@ class MoEConfig:
     def has_correction_bias(self) -> bool:
         """Whether the checkpoint holds `gate.e_score_correction_bias`."""
         return self.router == "noaux_tc" or (self.router == "sigmoid" and self.use_correction_bias)
+
+    @property
+    def shared_modules(self) -> Mlp:
+        """What a checkpoint calls gate, up and down of the shared experts."""
+        return self.names.shared_modules(is_gated=self.shared_expert_gated)
 
     def _check_groups(self) -> None:
         if self.n_group < 1 or self.num_experts % self.n_group:

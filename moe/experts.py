@@ -89,13 +89,14 @@ class FusedMoeExperts(nn.Module):
     def checkpoint_slices(
         self, prefix: str, packed: bool = False, packed_scales: bool = False
     ) -> Iterator[CheckpointSlice]:
-        """`prefix` ends in `experts.`.
+        """`prefix` is that of the block; names are `MoEConfig.names`'.
 
-        Per expert (the Hub's names, which save_pretrained writes too): `{g}.gate_proj.weight` and
-        `{g}.up_proj.weight` [I,H], `{g}.down_proj.weight` [H,I]. Packed (transformers 5's own
-        modules): `gate_up_proj` [E,2I,H], `down_proj` [E,H,I]. Scales stand as the values do, or
-        packed beside values per expert (save_pretrained of transformers 5).
+        Per expert (as on the Hub, and as save_pretrained writes them): gate and up [I,H], down
+        [H,I]. Packed (transformers 5's own modules): gate and up [E,2I,H], down [E,H,I]. Scales
+        stand as the values do, or packed beside values per expert (save_pretrained of transformers
+        5).
         """
+        packed = packed or self.config.names.is_packed
         if not packed_scales or packed or not has_scales(self.weight_format):
             for part in self._parts(prefix, packed):
                 yield from weight_slices(*part, self.weight_format)
@@ -111,11 +112,12 @@ class FusedMoeExperts(nn.Module):
             yield from self._packed_parts(prefix)
             return
         for expert in range(self.config.num_experts):
-            yield from self._expert_parts(f"{prefix}{expert}.", expert - self.placement.start)
+            modules = self.config.names.expert_modules(expert)
+            names = [f"{prefix}{module}.weight" for module in modules]
+            yield from self._expert_parts(names, expert - self.placement.start)
 
-    def _expert_parts(self, prefix: str, local: int) -> Iterator[Part]:
+    def _expert_parts(self, names: list[str], local: int) -> Iterator[Part]:
         width, hidden = self.config.intermediate_size, self.config.hidden_size
-        names = [f"{prefix}{name}_proj.weight" for name in ("gate", "up", "down")]
         shapes = [(width, hidden), (width, hidden), (hidden, width)]
         if not 0 <= local < self.placement.num_local:
             for name, shape in zip(names, shapes, strict=True):
@@ -136,7 +138,7 @@ class FusedMoeExperts(nn.Module):
         config = self.config
         experts, width, hidden = config.num_experts, config.intermediate_size, config.hidden_size
         w13_shape, w2_shape = (experts, 2 * width, hidden), (experts, hidden, width)
-        names = f"{prefix}gate_up_proj", f"{prefix}down_proj"
+        names = [f"{prefix}{name}" for name in config.names.packed]
         if not self.placement.num_local:
             yield names[0], w13_shape, None, None
             yield names[1], w2_shape, None, None

@@ -150,7 +150,7 @@ class SparseMoeBlock(nn.Module):
         self, prefix: str, packed: bool = False, packed_scales: bool = False
     ) -> Iterator[CheckpointSlice]:
         """Every tensor of the block; `prefix` ends in `mlp.`, the rest as in `FusedMoeExperts`."""
-        yield from self.gate.checkpoint_slices(f"{prefix}gate.")
-        yield from self.experts.checkpoint_slices(f"{prefix}experts.", packed, packed_scales)
+        yield from self.gate.checkpoint_slices(prefix)
+        yield from self.experts.checkpoint_slices(prefix, packed, packed_scales)
         if self.shared_experts is not None:
             yield from self.shared_experts.checkpoint_slices(prefix)

@@ -106,10 +106,13 @@ class TopKRouter(nn.Module):
         return SELECTIONS[self.config.router](logits_TE, self.e_score_correction_bias, self.config)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
-        """The weight, and the bias where the kind has one; `prefix` ends in `gate.`."""
-        yield whole(f"{prefix}weight", self.weight)
+        """The weight, and the bias where the kind has one; `prefix` is that of the block."""
+        names = self.config.names
+        yield whole(f"{prefix}{names.gate}", self.weight)
         if self.e_score_correction_bias is not None:
-            yield whole(f"{prefix}e_score_correction_bias", self.e_score_correction_bias)
+            bias = self.e_score_correction_bias
+            target = bias.unsqueeze(0) if names.bias_has_row else bias
+            yield whole(f"{prefix}{names.correction_bias}", target)
 
 
 def topk_rule(config: MoEConfig) -> TopKRule:

@@ -92,14 +92,15 @@ class SharedExperts(nn.Module):
         return DeferredSum(parts_STH.transpose(0, 1))
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
-        """`{prefix}shared_experts.*`, or `shared_expert.*` and `shared_expert_gate` where gated."""
-        name = "shared_experts" if self.gate is None else "shared_expert"
+        """`prefix` is that of the block; names are `MoEConfig.names`'."""
+        gate_name, up_name, down_name = (
+            f"{prefix}{each}.weight" for each in self.config.shared_modules
+        )
         shape = (self.config.shared_expert_size, self.config.hidden_size)
         gate, up = self.w13.split([self.width, self.width])
-        for which, target in (("gate", gate), ("up", up)):
-            weight = f"{prefix}{name}.{which}_proj.weight"
+        for weight, target in ((gate_name, gate), (up_name, up)):
             yield from weight_part(weight, shape, 0, self.first_column, target, self.weight_format)
-        down = f"{prefix}{name}.down_proj.weight"
-        yield from weight_part(down, shape[::-1], 1, self.first_column, self.w2, self.weight_format)
+        at = self.first_column
+        yield from weight_part(down_name, shape[::-1], 1, at, self.w2, self.weight_format)
         if self.gate is not None:
-            yield whole(f"{prefix}shared_expert_gate.weight", self.gate)
+            yield whole(f"{prefix}{self.config.names.shared_gate}", self.gate)

@@ -58,8 +58,9 @@ LAYERS = {
         "workers.quantized_modules",
     },
     "workers/step": {
-        "workers.attention", "workers.model_config", "workers.models", "workers.quantized_modules",
-        "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
+        "workers.attention", "workers.decoder_names", "workers.model_config", "workers.models",
+        "workers.quantized_modules", "workers.rows", "workers.sampling", "workers.staging",
+        "workers.zeros",
     },
     "workers/self_check": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.models",
@@ -233,7 +234,8 @@ def test_the_demo_package_gives_the_frontend_a_path_and_nothing_else() -> None:
 def test_moe_config_is_torch_free() -> None:
     """The launcher refuses bad flags without waiting for torch."""
     for name in (
-        "moe/__init__.py", "moe/config.py", "moe/base/__init__.py", "moe/base/parallel.py",
+        "moe/__init__.py", "moe/config.py", "moe/names.py", "moe/base/__init__.py",
+        "moe/base/parallel.py",
         "workers/config.py", "workers/model_config.py",
         "workers/decoder_names.py", "workers/model_types.py", "workers/attention/spec.py",
         "workers/attention/mla_spec.py", "workers/attention/any.py",

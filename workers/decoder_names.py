@@ -38,3 +38,6 @@ class DecoderNames:
 
 
 LLAMA_NAMES = DecoderNames()
+
+# Of a dense MLP.
+MLP_MODULES = ("gate_proj", "up_proj", "down_proj")

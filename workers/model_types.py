@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from moe.config import MoEConfig, resolve_router
+from moe.names import QWEN_NAMES, MoENames
 from workers.attention.any import AnyAttention
 from workers.decoder_names import LLAMA_NAMES, DecoderNames
 from workers.layers.rope_spec import RopeSpec
@@ -39,6 +40,7 @@ class MoEKeys:
         first_sparse: index of the first layer that may be a mixture.
         sparse_step: every so many-th layer is a mixture.
         dense_layers: layers that are not, whatever the others say.
+        names: not a key: what checkpoints call its tensors.
     """
 
     num_experts: tuple[str, ...] = ("num_local_experts", "num_experts")
@@ -55,6 +57,7 @@ class MoEKeys:
     first_sparse: str | None = None
     sparse_step: str | None = None
     dense_layers: str | None = None
+    names: MoENames = QWEN_NAMES
 
     def __post_init__(self) -> None:
         assert self.shared_size is None or self.num_shared is None
@@ -84,6 +87,7 @@ class MoEKeys:
             use_correction_bias=self.correction_bias,
             shared_expert_size=shared_size,
             shared_expert_gated=self.shared_gated and shared_size > 0,
+            names=self.names,
             **optional,
         )
 

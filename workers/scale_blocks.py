@@ -16,7 +16,7 @@ from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.base.weight_format import WeightFormat
 from workers.attention.projection import Side
-from workers.decoder_names import DecoderNames
+from workers.decoder_names import MLP_MODULES, DecoderNames
 from workers.model_config import ModelConfig
 from workers.quantization import MADE
 from workers.quantized_modules import Quantization
@@ -165,17 +165,16 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
     sparse, moe = list(config.moe_layers), config.moe
     dense = [not is_sparse for is_sparse in sparse]
     mlp = config.names.mlp
-    mlps = [(dense, mlp, _Side("intermediate_size", config.intermediate_size, layout.tp))]
+    mlps = [(dense, MLP_MODULES, _Side("intermediate_size", config.intermediate_size, layout.tp))]
     if moe is not None:
         width = _Side("moe_intermediate_size", moe.intermediate_size, layout.experts)
-        mlps.append((sparse, f"{mlp}.experts.0", width))
+        mlps.append((sparse, moe.names.expert_modules(0), width))
     if moe is not None and moe.shared_expert_size:
         width = _Side("the shared experts' width", moe.shared_expert_size, layout.shared)
-        name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
-        mlps.append((sparse, f"{mlp}.{name}", width))
-    for layers, name, width in mlps:
-        yield _Matrix(layers, f"{name}.gate_proj", width, hidden)
-        yield _Matrix(layers, f"{name}.down_proj", hidden, width)
+        mlps.append((sparse, moe.shared_modules, width))
+    for layers, (gate, _, down), width in mlps:
+        yield _Matrix(layers, f"{mlp}.{gate}", width, hidden)
+        yield _Matrix(layers, f"{mlp}.{down}", hidden, width)
 
 
 def _side(side: Side, tp: int) -> _Side:

@@ -35,8 +35,12 @@ class SparseMLP(nn.Module):
     ) -> None:
         super().__init__()
         self.packed_experts, self.packed_scales = build.packed_experts, build.packed_scales
-        experts = [f"{prefix}experts.{expert}" for expert in range(config.num_experts)]
-        shared = f"{prefix}shared_expert{'' if config.shared_expert_gated else 's'}"
+        experts = [
+            f"{prefix}{module}"
+            for expert in range(config.num_experts)
+            for module in config.names.expert_modules(expert)
+        ]
+        shared = [f"{prefix}{module}" for module in config.shared_modules]
         self.block = SparseMoeBlock(
             config,
             build.parallel,
@@ -46,8 +50,8 @@ class SparseMLP(nn.Module):
             device=build.device,
             context=build.context,
             out_ids_P=out_ids_P,
-            experts_format=build.format_of(_matrices(*experts)),
-            shared_format=build.format_of(_matrices(shared)),
+            experts_format=build.format_of(experts),
+            shared_format=build.format_of(shared),
         )
 
     def forward(
@@ -59,11 +63,6 @@ class SparseMLP(nn.Module):
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         return self.block.checkpoint_slices(prefix, self.packed_experts, self.packed_scales)
-
-
-def _matrices(*mlps: str) -> list[str]:
-    """The names of the matrices of some MLPs."""
-    return [f"{mlp}.{name}_proj" for mlp in mlps for name in ("gate", "up", "down")]
 
 
 def make_expert_load(config: ModelConfig, build: BuildContext) -> ExpertCounters | None:

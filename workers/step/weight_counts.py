@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
+from moe.names import Mlp
+from workers.decoder_names import MLP_MODULES
 from workers.model_config import ModelConfig
 from workers.quantized_modules import Quantization
 
@@ -45,7 +47,8 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
     if config.moe is None or not layers:
         return WeightCount(0, 0, 0)
     width, hidden = config.moe.intermediate_size / num_slices, config.hidden_size
-    mlps = [_mlp(f"{config.names.layer_mlp(layer)}experts.0.", width, hidden) for layer in layers]
+    modules = config.moe.names.expert_modules(0)
+    mlps = [_mlp(config.names.layer_mlp(layer), modules, width, hidden) for layer in layers]
     total = _count((each for mlp in mlps for each in mlp), config.quantization, value_bytes)
     return WeightCount(
         parameters=round(total.parameters / len(layers)),
@@ -62,20 +65,20 @@ def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_
             yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
         prefix = config.names.layer_mlp(layer)
         if moe is None or not is_moe:
-            yield from _mlp(prefix, config.intermediate_size / tp, hidden)
+            yield from _mlp(prefix, MLP_MODULES, config.intermediate_size / tp, hidden)
             continue
         yield _Matrix("", moe.num_experts + moe.shared_expert_gated, hidden)
         if moe.shared_expert_size:
             shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
-            name = "shared_expert" if moe.shared_expert_gated else "shared_experts"
-            yield from _mlp(f"{prefix}{name}.", shared, hidden)
+            yield from _mlp(prefix, moe.shared_modules, shared, hidden)
 
 
-def _mlp(prefix: str, width: float, hidden: int) -> list[_Matrix]:
+def _mlp(prefix: str, modules: Mlp, width: float, hidden: int) -> list[_Matrix]:
+    gate, up, down = modules
     return [
-        _Matrix(f"{prefix}gate_proj", width, hidden),
-        _Matrix(f"{prefix}up_proj", width, hidden),
-        _Matrix(f"{prefix}down_proj", hidden, width),
+        _Matrix(f"{prefix}{gate}", width, hidden),
+        _Matrix(f"{prefix}{up}", width, hidden),
+        _Matrix(f"{prefix}{down}", hidden, width),
     ]
 
 

@@ -126,7 +126,12 @@ def dots1(rng: random.Random) -> Dots1Config:
     )
 
 
-FAMILIES: dict[str, Draw] = {"qwen3": qwen3, "qwen3_moe": qwen3_moe, "dots1": dots1}
+FAMILIES: dict[str, Draw] = {
+    "qwen3": qwen3,
+    "qwen3_moe": qwen3_moe,
+    "dots1": dots1,
+    "mixtral": mixtral,
+}
 
 
 def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
