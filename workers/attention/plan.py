@@ -18,10 +18,13 @@ CHUNK_OF_ROW = 7
 CHUNK_FIELDS = 8  # 32 bytes
 
 # What the kernels have registers and shared memory for.
-MAX_HEAD_DIM = 128
+MAX_HEAD_DIM = 256
 MAX_GROUP = 64
 
 _FEW_ROWS = 16
+# Numbers of a key or value beyond which tiles are smaller, for want of registers; of FP8 also up to
+# so many, which warps share badly.
+_WIDE, _NARROW = 128, 64
 # Programs a multiprocessor: all of a batch of few rows; of a larger batch, those beyond one for
 # each row and key head.
 _FILL = 1.1
@@ -81,23 +84,32 @@ class PrefillTiles:
     unit: int | None = None
 
 
-def decode_tiles(num_rows: int, *, fp8: bool = False) -> DecodeTiles:
+def decode_tiles(num_rows: int, *, fp8: bool = False, width: int = _WIDE) -> DecodeTiles:
     """For a batch of so many decodes, padding included: the fastest of a sweep on an H200.
 
     Args:
         fp8: the cache is: tiles chosen by their compiled code, not measured. Contexts are cut by
             the same unit, since a plan knows no cache.
+        width: numbers of a key or a value, of what has more; tiles of others than 128 likewise.
     """
     if num_rows <= _FEW_ROWS:
         return DecodeTiles(join=0)
+    if width > _WIDE or (fp8 and width <= _NARROW):
+        if num_rows <= 64:
+            return DecodeTiles(join=8)
+        return DecodeTiles(tile=32, join=4, max_registers=128)
     if num_rows <= 64:
         return DecodeTiles(tile=128 if fp8 else 64)
     return DecodeTiles(join=8, num_stages=3 if fp8 else 2, max_registers=128)
 
 
-def prefill_tiles(num_tokens: int, *, fp8: bool = False) -> PrefillTiles:
+def prefill_tiles(num_tokens: int, *, fp8: bool = False, width: int = _WIDE) -> PrefillTiles:
     """For a step of so many tokens, decodes and padding included: as above, with the same block_m
     and unit for any cache."""
+    if width > _WIDE:
+        if num_tokens <= 4096:
+            return PrefillTiles(block_m=64, block_n=32, num_warps=4, num_stages=2, unit=256)
+        return PrefillTiles(block_n=32 if fp8 else 64, num_stages=2)
     if num_tokens <= 4096:
         return PrefillTiles(block_m=64, num_warps=4, unit=256)
     if fp8:

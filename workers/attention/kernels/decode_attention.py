@@ -37,6 +37,9 @@ from workers.attention.kernels.key_tiles import (
 from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 
+# Of a multiprocessor's 227 KiB, what keys and values that are on their way may take.
+_SHARED_BYTES = 208 << 10
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class DecodeWorkspace:
@@ -276,12 +279,14 @@ def decode_attention(
             num_rows, capacity, num_heads, kv_heads, v_head_dim, q_SND.device
         )
     if tiles is None:
-        tiles = decode_tiles(num_rows, fp8=cache.scales is not None)
+        width = max(head_dim, v_head_dim)
+        tiles = decode_tiles(num_rows, fp8=cache.scales is not None, width=width)
     check_operands(q_SND, cache, tables, out, sinks_N)
     assert scale > 0
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
     check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, v_head_dim))
+    block_d, block_v = (max(16, triton.next_power_of_2(dim)) for dim in (head_dim, v_head_dim))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         cache.keys,
@@ -303,11 +308,11 @@ def decode_attention(
         V_HEAD_DIM=v_head_dim,
         BLOCK_SIZE=block_size,
         CHUNK_FIELDS=CHUNK_FIELDS,
-        TILE=tiles.tile,
+        TILE=_fitting_tile(tiles, (block_d + block_v) * cache.keys.element_size()),
         JOIN=tiles.join,
         BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
-        BLOCK_D=max(16, triton.next_power_of_2(head_dim)),
-        BLOCK_V=max(16, triton.next_power_of_2(v_head_dim)),
+        BLOCK_D=block_d,
+        BLOCK_V=block_v,
         PRECISION=precision(q_SND.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
@@ -331,3 +336,15 @@ def check_workspace(workspace: DecodeWorkspace, sizes: tuple[int, int, int, int,
     assert finished_SK.shape[0] >= num_rows and finished_SK.shape[1] == kv_heads
     assert finished_SK.dtype == torch.int32
     assert partials_CNV.is_contiguous() and lse_CN.is_contiguous() and finished_SK.is_contiguous()
+
+
+def _fitting_tile(tiles: DecodeTiles, token_bytes: int) -> int:
+    """Tokens, at most ``tiles.tile``, of which shared memory holds all stages but the one at work.
+
+    Args:
+        token_bytes: of a token's key and value.
+    """
+    tile = tiles.tile
+    while tile > 16 and (tiles.num_stages - 1) * tile * token_bytes > _SHARED_BYTES:
+        tile //= 2
+    return tile

@@ -285,7 +285,8 @@ def prefill_attention(
     if out is None:
         out = q_TND.new_empty((num_tokens, num_heads, v_head_dim))
     if tiles is None:
-        tiles = prefill_tiles(num_tokens, fp8=cache.scales is not None)
+        width = max(head_dim, v_head_dim)
+        tiles = prefill_tiles(num_tokens, fp8=cache.scales is not None, width=width)
     check_operands(q_TND, cache, tables, out, sinks_N)
     assert scale > 0 and (window is None or window > 0)
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
@@ -300,7 +301,8 @@ def prefill_attention(
         parts = check_workspace(workspace, kv_heads, tiles.block_m, v_head_dim)
     if not len(plan):
         return out
-    block_d = max(16, triton.next_power_of_2(head_dim))
+    block_d, block_v = (max(16, triton.next_power_of_2(dim)) for dim in (head_dim, v_head_dim))
+    block_n, num_stages = _fitting(tiles, cache, q_TND.element_size(), block_d, block_v)
     _tile_kernel[(kv_heads, len(plan))](
         q_TND,
         cache.keys,
@@ -323,12 +325,12 @@ def prefill_attention(
         FIELDS=plan.shape[1],
         SPLIT=split,
         BLOCK_M=tiles.block_m,
-        BLOCK_N=tiles.block_n,
+        BLOCK_N=block_n,
         BLOCK_D=block_d,
-        BLOCK_V=max(16, triton.next_power_of_2(v_head_dim)),
+        BLOCK_V=block_v,
         PRECISION=precision(q_TND.dtype),
         num_warps=tiles.num_warps,
-        num_stages=_fitting_stages(tiles, cache, block_d * q_TND.element_size()),
+        num_stages=num_stages,
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
         **launch_options(pdl),
     )
@@ -350,13 +352,19 @@ def check_workspace(
     return parts
 
 
-def _fitting_stages(tiles: PrefillTiles, cache: LayerCache, row_bytes: int) -> int:
-    """As many as shared memory holds, ``tiles.num_stages`` at most.
+def _fitting(
+    tiles: PrefillTiles, cache: LayerCache, num_bytes: int, block_d: int, block_v: int
+) -> tuple[int, int]:
+    """Keys handled at once and stages of them, as many as shared memory holds: at most
+    ``tiles.block_n`` and ``tiles.num_stages``.
 
     Args:
-        row_bytes: of a query, or of a key or value as queries meet it.
+        num_bytes: of a number of a query, or of a key or value as queries meet it.
     """
-    left, keys = _SHARED_BYTES - tiles.block_m * row_bytes, 2 * tiles.block_n * row_bytes
-    if cache.scales is None:
-        return max(1, min(tiles.num_stages, left // keys))
-    return max(1, min(tiles.num_stages, (left - keys) // (keys // 2)))
+    left, block_n = _SHARED_BYTES - tiles.block_m * block_d * num_bytes, tiles.block_n
+    token = (block_d + block_v) * num_bytes
+    while block_n > 16 and block_n * token > left:
+        block_n //= 2
+    tile = block_n * token
+    fitting = left // tile if cache.scales is None else (left - tile) // (tile // 2)
+    return block_n, max(1, min(tiles.num_stages, fitting))
