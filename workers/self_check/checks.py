@@ -131,10 +131,11 @@ def _has_kernels(module: nn.Module) -> bool:
 
 
 def _shape(module: nn.Module) -> tuple[object, ...]:
-    """What kernels are chosen by: types and shapes of all weights, and how they are aligned."""
+    """What kernels are chosen by: types and shapes of all weights, and how they are aligned; of
+    attention also its numbers."""
     weights = module.named_parameters()
     facts = ((name, each.shape, each.dtype, each.data_ptr() % _ALIGNED) for name, each in weights)
-    return (type(module), *facts)
+    return (type(module), getattr(module, "spec", None), *facts)
 
 
 def _num_right(name: str, findings: Iterator[Finding], device: torch.device) -> int:

@@ -223,12 +223,16 @@ def test_a_written_entry_is_a_fixed_point() -> None:
     )
 
 
-def test_tiles_differ_by_cache_only_where_plans_do_not_see_it() -> None:
+@pytest.mark.parametrize("width", [16, 64, 96, 128, 192, 256])
+def test_tiles_differ_by_cache_only_where_plans_do_not_see_it(width: int) -> None:
     for size in (1, 16, 17, 64, 65, 256, 4096, 4097, 8192):
-        decode = [decode_tiles(size, fp8=fp8).unit for fp8 in (False, True)]
-        assert decode[0] == decode[1]
-        plain, fp8 = (prefill_tiles(size, fp8=fp8) for fp8 in (False, True))
-        assert (plain.block_m, plain.unit) == (fp8.block_m, fp8.unit)
+        usual = decode_tiles(size)
+        for fp8 in (False, True):
+            tiles = decode_tiles(size, fp8=fp8, width=width)
+            assert (tiles.unit, tiles.join > 0) == (usual.unit, usual.join > 0)
+            own, other = prefill_tiles(size), prefill_tiles(size, fp8=fp8, width=width)
+            assert (own.block_m, own.unit) == (other.block_m, other.unit)
+            assert other.unit is None or other.unit % other.block_n == 0
 
 
 @pytest.mark.gpu

@@ -73,6 +73,31 @@ def test_chunks_are_the_smallest_that_fit_largest_first(seed: int) -> None:
     assert len(rests) <= len(lengths)
 
 
+@pytest.mark.parametrize("seed", range(60))
+def test_chunks_of_a_window_hold_what_it_shows_once(seed: int) -> None:
+    lengths, slots, capacity, unit = decode_case(seed)
+    window = [1, unit - 1, unit, unit + 1, 300, 1 << 20][seed % 6]
+    chunks = plan_decode(lengths, slots, capacity, unit, window)
+    assert chunks.shape == (capacity, 8)
+    used = chunks[chunks[:, CHUNK_ROW] >= 0]
+    for row, length in enumerate(lengths):
+        own = used[used[:, CHUNK_ROW] == row]
+        own = own[np.argsort(own[:, CHUNK_INDEX])]
+        assert (own[:, CHUNK_COUNT] == len(own)).all()
+        assert (own[:, CHUNK_FIRST] == own[0, CHUNK_INDEX]).all()
+        tokens = [t for c in own for t in range(c[CHUNK_START], c[CHUNK_STOP])]
+        assert tokens == list(range(max(0, length - window), length))
+    if window > lengths.max():
+        assert chunks.tolist() == plan_decode(lengths, slots, capacity, unit).tolist()
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 64, 256])
+@pytest.mark.parametrize(("window", "most"), [(1, 1), (64, 1), (65, 2), (128, 2), (1 << 17, 2048)])
+def test_a_window_has_no_more_room_than_it_has_units(num_rows: int, window: int, most: int) -> None:
+    unbounded = decode_capacity(num_rows, 4, 132)
+    assert decode_capacity(num_rows, 4, 132, window) == min(unbounded, most * num_rows)
+
+
 def test_whole_chunks_come_before_rests() -> None:
     chunks = plan_decode(np.array([3, 500, 0, 70]), np.arange(4), 6, 16)
     assert chunks[:, CHUNK_ROW].tolist() == [1, 1, 1, 3, 0, 2]

@@ -143,3 +143,18 @@ def test_a_captured_shape_has_as_many_entries_whatever_its_rows(tokens: int) -> 
                 assert columns[:, NUM_SPLITS].astype(bool).sum() <= max_splits(4, 132)
     sizes.add(columns_of(rows_of(), (tokens, 256)).shape)
     assert len(sizes) == 1
+
+
+@pytest.mark.parametrize("tokens", [16, 256, 768, 5000])
+def test_tiles_with_a_window_are_never_split(tokens: int) -> None:
+    kind = AttentionKind(100, 32)
+    sizes = set()
+    for chunk in (1, tokens // 2, tokens):
+        rows = rows_of((30_000, chunk), *[(4095, 1)] * min(7, tokens - chunk))
+        plain = tile_columns(rows, 0, kind=kind, kv_heads=4, num_cores=132, shape=None)
+        padded = tile_columns(rows, 0, kind=kind, kv_heads=4, num_cores=132, shape=(tokens, 8))
+        assert padded[: len(plain), COUNT].sum() == rows.num_tokens.sum()
+        assert not padded[len(plain) :].any()
+        sizes.add(padded.shape)
+    assert len(sizes) == 1
+    assert sizes.pop()[1] == 4
