@@ -114,7 +114,7 @@ class Case:
     def default_tiles(self, dtype: torch.dtype) -> DecodeTiles | PrefillTiles:
         """Of the product."""
         choose = decode_tiles if self.decodes else prefill_tiles
-        return choose(self.num_tokens, fp8=dtype == FP8)
+        return choose(self.num_tokens, fp8=dtype == FP8, width=self.heads.dim)
 
     def candidates(self) -> Iterator[DecodeTiles | PrefillTiles]:
         """Others for an FP8 cache, which the same plan goes with."""
