@@ -7,6 +7,7 @@ nothing of processes, devices or weights.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -136,8 +137,9 @@ class ModelConfig:
         model_type = raw.get("model_type")
         entry = MODEL_TYPES.get(model_type) if isinstance(model_type, str) else None
         if entry is None:
-            known = ", ".join(sorted(MODEL_TYPES))
-            raise ValueError(f"model_type {shown(model_type)} is not supported; known: {known}")
+            raise ValueError(
+                f"model_type {shown(model_type)} is not supported; {_nearest(model_type)}"
+            )
         quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
         _refuse_other_attention(raw, values)
@@ -162,6 +164,13 @@ class ModelConfig:
             **entry.multipliers(values),
             unknown_keys=(*unknown, *unknown_rope_keys(raw, entry.rope)),
         )
+
+
+def _nearest(model_type: object) -> str:
+    """What is served that has a name like it, and where the others are listed."""
+    names = difflib.get_close_matches(str(model_type), sorted(MODEL_TYPES), n=3, cutoff=0.5)
+    like = f"names like it: {', '.join(names)}; " if names else ""
+    return f"{like}`switchyard models` lists what is"
 
 
 def _read(path: Path, meaning: Callable[[dict[str, Any]], _Meaning]) -> _Meaning:

@@ -66,7 +66,10 @@ def test_zero_is_no_size(key: str) -> None:
         ({"mlp_only_layers": [0] * 5000}, "it must be a list of at most 1024"),
         ({"dtype": "int8"}, "dtype is 'int8'; known: bfloat16"),
         ({"dtype": {"a": 1}}, "dtype is {'a': 1}"),
-        ({"model_type": "llama"}, "model_type 'llama' is not supported; known: dots1, "),
+        (
+            {"model_type": "llama"},
+            "model_type 'llama' is not supported; `switchyard models` lists what is",
+        ),
         ({"model_type": ["qwen3"]}, "model_type ['qwen3']"),
         ({"num_key_value_heads": 3}, "num_attention_heads 32 is not a multiple of"),
         ({"num_experts_per_tok": 129}, "num_experts_per_tok must be in 1..num_experts=128"),
