@@ -50,8 +50,8 @@ class DecodeTiles:
     Attributes:
         unit: chunks have multiples of so many tokens.
         tile: tokens handled at once, a power of two of at least 16; a pipeline of ``num_stages``.
-        join: chunks of a row that the program which joins them reads at once; each costs registers.
-            0: a kernel of its own joins.
+        join: chunks of a row that the program which joins them reads at once, fewer of many or wide
+            heads; each costs registers. 0: a kernel of its own joins.
         max_registers: of a thread, so that more programs fit; None: as many as it takes.
     """
 

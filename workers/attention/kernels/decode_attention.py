@@ -39,6 +39,10 @@ from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 
 # Of a multiprocessor's 227 KiB, what keys and values that are on their way may take.
 _SHARED_BYTES = 208 << 10
+# Numbers of chunks' outputs that a program joins at once; half as many where registers are capped.
+_JOINED = 1 << 14
+# Numbers of its own output beyond which they are not.
+_CAPPED = 1 << 13
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -286,7 +290,11 @@ def decode_attention(
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
     check_workspace(workspace, (num_rows, capacity, num_heads, kv_heads, v_head_dim))
+    group = num_heads // kv_heads
     block_d, block_v = (max(16, triton.next_power_of_2(dim)) for dim in (head_dim, v_head_dim))
+    block_g = max(16, triton.next_power_of_2(group))
+    capped = tiles.max_registers is not None and block_g * block_v <= _CAPPED
+    join = min(tiles.join, max(1, (_JOINED >> capped) // (triton.next_power_of_2(group) * block_v)))
     _chunk_kernel[(kv_heads, capacity)](
         q_SND,
         cache.keys,
@@ -303,20 +311,20 @@ def decode_attention(
         tables.stride(0),
         SCALE=math.log2(math.e) * scale,
         KV_HEADS=kv_heads,
-        GROUP=num_heads // kv_heads,
+        GROUP=group,
         HEAD_DIM=head_dim,
         V_HEAD_DIM=v_head_dim,
         BLOCK_SIZE=block_size,
         CHUNK_FIELDS=CHUNK_FIELDS,
         TILE=_fitting_tile(tiles, (block_d + block_v) * cache.keys.element_size()),
-        JOIN=tiles.join,
-        BLOCK_G=max(16, triton.next_power_of_2(num_heads // kv_heads)),
+        JOIN=join,
+        BLOCK_G=block_g,
         BLOCK_D=block_d,
         BLOCK_V=block_v,
         PRECISION=precision(q_SND.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
-        **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
+        **({"maxnreg": tiles.max_registers} if capped else {}),
         **launch_options(pdl),
     )
     if tiles.join == 0:
