@@ -97,8 +97,8 @@ class MlaSpec:
 
     @property
     def pair_products(self) -> int:
-        """Products that a query and an entry make, over all heads."""
-        return self.num_heads * (self.entry_width + self.kv_lora_rank)
+        """Products that a query and a token make at least, over all heads: with keys and values."""
+        return self.num_heads * (self.query_width + self.v_head_dim)
 
     def projections(self, hidden_size: int) -> list[Projection]:
         """All matrices of a layer."""

@@ -17,7 +17,9 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
+from moe.base.int4_format import Int4Format
 from moe.base.quantized import Quantized
+from moe.base.weight_format import WeightFormat
 from workers.attention.kernels.mla_absorb import Halves, absorb_queries, project_values
 from workers.attention.kernels.mla_latent import store_latents
 from workers.attention.kernels.mla_new import attend_new
@@ -78,7 +80,14 @@ class LatentAttention(nn.Module):
         self.qkv_a_proj = column(hidden_size, shards)
         self.kv_a_layernorm = RMSNorm(spec.kv_lora_rank, spec.norm_eps, dtype, device)
         kv_rows = share(spec.qk_nope_head_dim + spec.v_head_dim)
-        self.kv_b_proj = column(spec.kv_lora_rank, {"kv_b_proj": kv_rows})
+        self.kv_b_proj = ColumnParallelLinear(
+            spec.kv_lora_rank,
+            {"kv_b_proj": kv_rows},
+            dtype,
+            device,
+            build.context,
+            _absorbed_format(build, f"{prefix}kv_b_proj"),
+        )
         weight_format = build.format_of([f"{prefix}o_proj"])
         self.o_proj = RowParallelLinear(
             spec.num_heads * spec.v_head_dim,
@@ -263,6 +272,23 @@ class LatentAttention(nn.Module):
             yield from self.q_a_layernorm.checkpoint_slices(f"{prefix}q_a_layernorm.")
         yield from self.kv_a_layernorm.checkpoint_slices(f"{prefix}kv_a_layernorm.")
         yield from self.o_proj.checkpoint_slices(f"{prefix}o_proj.")
+
+
+def _absorbed_format(build: BuildContext, module: str) -> WeightFormat | None:
+    """Four bits are not made of it, and on a GPU not read.
+
+    Raises:
+        ValueError: a checkpoint has them.
+    """
+    weight_format = build.format_of([module])
+    if not isinstance(weight_format, Int4Format):
+        return weight_format
+    if weight_format.stored != "plain" and build.context is not None:
+        raise ValueError(
+            f"{module} has four bits, which attention over latents does not read on a GPU; serve a "
+            "checkpoint that leaves it as it is, or use --device cpu"
+        )
+    return None if weight_format.stored == "plain" else weight_format
 
 
 def _all_rows(width: int) -> ShardRows:

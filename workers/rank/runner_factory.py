@@ -10,7 +10,9 @@ import torch
 
 from moe.placement import ExpertPlacement
 from workers.attention.kv_cache import KVCache
+from workers.attention.mla_spec import MlaSpec, head_groups
 from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM, AttentionKind
+from workers.attention.spec import AttentionSpec
 from workers.config import WorkerConfig
 from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
@@ -47,7 +49,7 @@ class RunnerFactory:
             block_size=config.block_size,
             max_tokens=build.max_tokens,
             device=build.device,
-            attention=_attention_shape(model_config, model.num_kv_heads, build),
+            attention=attention_shape(model_config, model.num_kv_heads, build),
         )
         load = model.expert_load
         self.results = ResultBuffer(
@@ -74,25 +76,52 @@ class RunnerFactory:
         return Runner(forward, self.builder, self.sampler, self.results, self.measure, graphs)
 
 
-def _attention_shape(
+def attention_shape(
     config: ModelConfig, kv_heads: int, build: BuildContext
 ) -> AttentionShape | None:
+    """By what kernels divide attention; None without kernels.
+
+    Raises:
+        ValueError: as above.
+    """
     if build.context is None:
         return None
-    for spec in dict.fromkeys(config.attention):
-        group = spec.num_heads // spec.cache_heads
-        if max(spec.key_width, spec.value_width) > MAX_HEAD_DIM or group > MAX_GROUP:
-            raise ValueError(
-                f"head_dim {spec.key_width} with {group} query heads a KV head: attention kernels "
-                f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
-            )
     tp = build.parallel.tp
+    for spec in dict.fromkeys(config.attention):
+        if isinstance(spec, MlaSpec):
+            _check_latents(spec)
+            kv_heads = head_groups(spec.num_heads // tp)
+        else:
+            _check_heads(spec)
     kinds = (AttentionKind(each.window, each.num_heads // tp) for each in config.attention)
     return AttentionShape(
         kinds=tuple(dict.fromkeys(kinds)),
         kv_heads=kv_heads,
         num_cores=build.context.num_cores,
     )
+
+
+def _check_heads(spec: AttentionSpec) -> None:
+    group = spec.num_heads // spec.cache_heads
+    if max(spec.key_width, spec.value_width) > MAX_HEAD_DIM or group > MAX_GROUP:
+        raise ValueError(
+            f"head_dim {spec.key_width} with {group} query heads a KV head: attention kernels "
+            f"take at most {MAX_HEAD_DIM} and {MAX_GROUP}; use --device cpu"
+        )
+
+
+def _check_latents(spec: MlaSpec) -> None:
+    for name, width, most in (
+        ("kv_lora_rank", spec.kv_lora_rank, 512),
+        ("qk_nope_head_dim", spec.qk_nope_head_dim, 256),
+        ("qk_rope_head_dim", spec.qk_rope_head_dim, 64),
+        ("v_head_dim", spec.v_head_dim, 256),
+    ):
+        if width > most:
+            raise ValueError(
+                f"{name} {width}: attention kernels over latents take at most {most}; "
+                "use --device cpu"
+            )
 
 
 def _triton_sampler(

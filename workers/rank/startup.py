@@ -18,7 +18,9 @@ from moe.base.context import KernelContext, make_context
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
+from workers.attention.any import AnyAttention
 from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
+from workers.attention.mla_spec import MlaSpec
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
@@ -222,7 +224,7 @@ def _settings(config: WorkerConfig, model: ModelConfig, device: torch.device) ->
     dtype = _dtype(config.dtype, model.dtype, device)
     return _Settings(
         dtype,
-        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.attention[0].key_width, device),
+        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.attention[0], device),
         _max_model_len(config.max_model_len, model),
         step_tokens,
     )
@@ -235,14 +237,18 @@ def _dtype(flag: str, checkpoint: str, device: torch.device) -> torch.dtype:
     return {"bfloat16": torch.bfloat16, "float32": torch.float32}[flag]
 
 
-def _kv_cache_dtype(flag: str, dtype: torch.dtype, head_dim: int, device: torch.device) -> str:
+def _kv_cache_dtype(
+    flag: str, dtype: torch.dtype, attention: AnyAttention, device: torch.device
+) -> str:
     """A key of _CACHE_DTYPES."""
     if flag == "auto":
         return str(dtype).removeprefix("torch.")
-    if head_dim % 4:
+    if isinstance(attention, MlaSpec):
+        raise ValueError(f"--kv-cache-dtype {flag} is not built for latent attention; leave it out")
+    if attention.key_width % 4:
         raise ValueError(
-            f"--kv-cache-dtype {flag} stores four numbers a word, and head_dim is {head_dim}; "
-            "leave it out"
+            f"--kv-cache-dtype {flag} stores four numbers a word, and head_dim is "
+            f"{attention.key_width}; leave it out"
         )
     if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < (8, 9):
         raise ValueError(

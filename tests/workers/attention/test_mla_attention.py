@@ -17,7 +17,7 @@ from workers.attention.kernels.mla_decode import decode_latents
 from workers.attention.kernels.mla_new import attend_new
 from workers.attention.kernels.mla_prefill import prefill_latents
 from workers.attention.kernels.prefill_attention import PrefillWorkspace
-from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
+from workers.attention.kv_cache import LayerCache
 from workers.attention.mla_spec import head_groups
 from workers.attention.plan import CHUNK_ROW, plan_decode, plan_prefill, prefill_tile_tokens
 from workers.attention.prefill_split import NUM_SPLITS, SPLIT_FIELDS, split_tiles
@@ -240,19 +240,6 @@ def test_new_tokens_see_their_own_row(dtype: torch.dtype) -> None:
     assert error <= TOLERANCE[dtype]
     lse_TN = scores_NTL.logsumexp(-1).T / math.log(2)
     torch.testing.assert_close(halves.new_lse_TN[first:], lse_TN[first:], rtol=2e-3, atol=2e-3)
-
-
-def test_eight_bits_are_refused() -> None:
-    case = Case.make([4], 1, SHAPES[0])
-    scales = torch.zeros(len(case.cache.keys), 1, case.cache.block_size, 2, dtype=SCALE_DTYPE)
-    cache = LayerCache(case.cache.keys.to(FP8), case.cache.values.to(FP8), scales)
-    plan = torch.from_numpy(plan_decode(np.array([4]), case.slots, 1, UNIT))
-    workspace = DecodeWorkspace.allocate(1, 1, 2, 1, 32, "cpu")
-    with pytest.raises(ValueError, match=r"--kv-cache-dtype fp8 is not built for latent attention"):
-        decode_latents(
-            case.q_TNE, cache, case.tables, plan,
-            scale=SCALE, out_SNC=case.out(), workspace=workspace,
-        )  # fmt: skip
 
 
 @pytest.mark.parametrize(("heads", "groups"), [(1, 1), (64, 1), (66, 2), (128, 2), (67, 67)])

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from moe.base.fp8_format import Fp8Format
-from moe.base.int4_format import Int4Format
 from moe.base.quantize import empty_weight, quantize
 from moe.base.weight import Weight
 from moe.base.weight_format import WeightFormat
@@ -141,10 +140,3 @@ def test_products(
     assert project_values(found_TNC, weight, num_cores=40, out_TW=out_TW) is out_TW
     values_TNV = torch.einsum("tnc,nvc->tnv", found_TNC.float(), by_head[:, P:])
     assert_close(out_TW, values_TNV.flatten(1), dtype)
-
-
-def test_four_bits_are_refused() -> None:
-    weight = made_weight(32, 32, torch.float32, Int4Format(group=32))
-    out_TW = torch.zeros(1, 16)
-    with pytest.raises(ValueError, match="kv_b_proj of four bits is not built"):
-        project_values(torch.zeros(1, 2, 32), weight, num_cores=1, out_TW=out_TW)

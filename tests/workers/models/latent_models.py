@@ -22,6 +22,8 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from moe.base.quantize import empty_weight, quantize
 from moe.base.weight import Weight
+from moe.base.weight_format import WeightFormat
+from moe.base.weight_slices import has_scales
 from moe.groups import ExpertGroups
 from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, AttentionPlan
@@ -92,7 +94,7 @@ class Layer:
     module: nn.Module
     rotary: nn.Module
     spec: MlaSpec
-    weight_format: Fp8Format | None = None
+    weight_format: WeightFormat | None = None
 
     @classmethod
     def random(cls, kind: str, seed: int, **sizes: int | None) -> Layer:
@@ -144,7 +146,7 @@ class Layer:
     def tensors(self) -> dict[str, torch.Tensor]:
         """As a checkpoint has them."""
         tensors = {f"{PREFIX}{name}": value for name, value in self.module.state_dict().items()}
-        if self.weight_format is None or self.weight_format.stored == "plain":
+        if not has_scales(self.weight_format):
             return tensors
         for name in [each for each in tensors if each.endswith(("proj.weight", WITH_MQA))]:
             weight = _in_format(tensors[name], self.weight_format)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 import torch.nn.functional as F
 
 from moe.base.fp8_format import Fp8Format
+from moe.base.int4_format import Int4Format
+from moe.base.tiles import INT4_NAME
 from tests.workers.models.latent_models import KINDS, LENGTHS, STEPS, Layer, latent_cache
 from tests.workers.steps import interpreted, relative_error
 from workers.models.mla import LatentAttention
@@ -112,3 +115,15 @@ def test_kernels_read_eight_bits() -> None:
     weight_format = Fp8Format(block=(32, 32), suffix="_scale_inv")
     layer = Layer.random("deepseek_v3", 2, **BLOCKS).quantized(weight_format)
     check(layer, [layer.ours(context=interpreted())])
+
+
+@torch.inference_mode()
+def test_four_bits_are_not_made_of_what_is_absorbed() -> None:
+    made = Layer.random("deepseek_v3", 1, **BLOCKS)
+    made = dataclasses.replace(made, weight_format=Int4Format(group=32))
+    layer = made.ours(context=interpreted())
+    assert layer.kv_b_proj.weight.kind is None
+    assert layer.o_proj.weight.kind == INT4_NAME
+    read = dataclasses.replace(made, weight_format=Int4Format(group=32, stored="gptq"))
+    with pytest.raises(ValueError, match="kv_b_proj has four bits, which attention over latents"):
+        read.ours(context=interpreted())

@@ -20,6 +20,7 @@ import triton.language as tl
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.scaled_dot import scale_options, widen
 from moe.base.sum_norm import add_parts, load_parts
+from moe.base.tiles import INT4_NAME
 from moe.base.weight import Weight
 from workers.attention.kernels.mla_latent import pair_places, turn
 from workers.attention.mla_spec import QueryGrowth
@@ -284,15 +285,8 @@ def project_values(
 
 
 def check_weight(weight: Weight, rows: int, dtype: torch.dtype) -> None:
-    """Assert that both products can read it.
-
-    Raises:
-        ValueError: it has four bits.
-    """
-    if weight.values.dtype == torch.uint8:
-        raise ValueError(
-            "kv_b_proj of four bits is not built; serve a checkpoint that leaves it as it is"
-        )
+    """Assert that both products can read it, which has sixteen bits or eight."""
+    assert weight.kind != INT4_NAME
     assert weight.shape[0] == rows and weight.values.is_contiguous()
     assert weight.scales is not None or weight.values.dtype == dtype
     assert weight.scales is None or weight.scales.is_contiguous()
