@@ -13,8 +13,8 @@ from typing import Any
 from switchyard.model_files import shown
 from workers.model_types import ModelType, Values
 
-# Null is a value of its own: as many as query heads; hidden_size / heads; no window.
-_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window")
+# Null is a value of its own: as many as query heads; hidden_size / heads; no window; no latent.
+_NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank")
 
 _LARGEST = 1 << 24
 _LARGEST_OF = {
@@ -35,6 +35,7 @@ _MAY_BE_ZERO = frozenset(
     {
         "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
         "shared_expert_intermediate_size", "first_k_dense_replace", "n_group", "topk_group",
+        "num_nextn_predict_layers",
     }
 )  # fmt: skip
 

@@ -28,4 +28,5 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_every_type_is_tried_against_transformers() -> None:
-    assert set(MODEL_TYPES) == set(FAMILIES)
+    others = {"kimi_k2"}  # which is deepseek_v3 by another name
+    assert set(MODEL_TYPES) - others == set(FAMILIES)

@@ -1,9 +1,9 @@
 """The model types that are served, by their name in config.json."""
 
-from workers.families import dots1, mixtral, qwen3
+from workers.families import deepseek_v3, dots1, mixtral, qwen3
 from workers.model_types import ModelType
 
-_FAMILIES = (dots1, mixtral, qwen3)
+_FAMILIES = (deepseek_v3, dots1, mixtral, qwen3)
 
 MODEL_TYPES: dict[str, ModelType] = {
     name: entry for family in _FAMILIES for name, entry in family.TYPES.items()

@@ -1,0 +1,61 @@
+"""DeepSeek-V3 and Kimi-K2: transformers' DeepseekV3ForCausalLM."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from workers.attention.mla_spec import MlaSpec
+from workers.families.latent import latent
+from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+
+
+def _attention(values: Values, layer: int, rope: RopeOf) -> MlaSpec:
+    return latent(values, rope)
+
+
+_DEEPSEEK_V3 = ModelType(
+    architecture="DeepseekV3ForCausalLM",
+    models="DeepSeek-V3, DeepSeek-R1, DeepSeek-V3.1",
+    attention=_attention,
+    defaults={
+        **COMMON_DEFAULTS,
+        "vocab_size": 129280,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 128,
+        "max_position_embeddings": 4096,
+        "q_lora_rank": 1536,
+        "kv_lora_rank": 512,
+        "qk_nope_head_dim": 128,
+        "qk_rope_head_dim": 64,
+        "v_head_dim": 128,
+        "rope_interleave": True,
+        "moe_intermediate_size": 2048,
+        "topk_method": "noaux_tc",
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": 8,
+        "n_group": 8,
+        "topk_group": 4,
+        "norm_topk_prob": True,
+        "routed_scaling_factor": 2.5,
+        "first_k_dense_replace": 3,
+        "num_nextn_predict_layers": 1,
+    },
+    moe=MoEKeys(
+        num_experts=("num_local_experts", "n_routed_experts"),
+        n_group="n_group",
+        topk_group="topk_group",
+        routed_scaling_factor="routed_scaling_factor",
+        num_shared="n_shared_experts",
+        first_sparse="first_k_dense_replace",
+    ),
+    extra_layers="num_nextn_predict_layers",
+)
+
+TYPES = {
+    "deepseek_v3": _DEEPSEEK_V3,
+    "kimi_k2": dataclasses.replace(_DEEPSEEK_V3, models="Kimi-K2"),
+}
