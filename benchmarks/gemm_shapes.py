@@ -11,7 +11,7 @@ import dataclasses
 from moe.base.parallel import ParallelConfig
 from moe.base.tiles import experts_key, linear_key
 from workers.attention.any import AnyAttention
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

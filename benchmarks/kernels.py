@@ -30,7 +30,7 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.rank.startup import LoadedRank, start
 from workers.step.roofline import Device, StepWork
 

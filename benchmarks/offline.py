@@ -32,7 +32,7 @@ from frontend.model_folder import resolve_model
 from moe.base.parallel import ParallelConfig
 from switchyard.client import AsyncClient
 from switchyard.v1 import inference_pb2 as pb
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.scale_blocks import with_quantization
 from workers.step.roofline import Roofline, device_ceilings
 

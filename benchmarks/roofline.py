@@ -16,7 +16,7 @@ from pathlib import Path
 
 from benchmarks import report
 from moe.base.parallel import resolve_parallel
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.scale_blocks import with_quantization
 from workers.step.roofline import Device, Roofline, StepCost, device_ceilings
 

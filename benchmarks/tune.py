@@ -51,7 +51,7 @@ from moe.base.tile_files import shipped_file, user_file, write_tables
 from moe.base.tiles import FP8_NAME, INT4_NAME, ExpertTiles
 from moe.base.weight import Weight
 from moe.config import check_widths
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.step.roofline import Device, device_ceilings
 
 Shape = ExpertShape | LinearShape

@@ -21,10 +21,10 @@ from switchyard.worker.link import read_secret
 from switchyard.worker.output import lossy_output
 from workers.checkpoint import Checkpoint
 from workers.config import LauncherConfig, ParallelFlags, WorkerConfig
+from workers.config_json.model_config import ModelConfig
 from workers.launcher.launcher import Launcher
 from workers.launcher.reports import REFUSED, Reporter
 from workers.model_checkpoint import open_checkpoint
-from workers.model_config import ModelConfig
 from workers.scale_blocks import with_quantization
 
 _MAX_NAMES = 5  # of unknown keys, in one line

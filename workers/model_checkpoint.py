@@ -11,7 +11,7 @@ from pathlib import Path
 
 from moe.base.int4_format import Int4Format
 from workers.checkpoint import Checkpoint
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 
 _SCALE_TYPES = {"F16": "float16", "BF16": "bfloat16", "F32": "float32"}
 

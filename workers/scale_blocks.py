@@ -16,10 +16,10 @@ from moe.base.int4_format import Int4Format
 from moe.base.parallel import ParallelConfig
 from moe.base.weight_format import WeightFormat
 from workers.attention.projection import Side
-from workers.decoder_names import MLP_MODULES, DecoderNames
-from workers.model_config import ModelConfig
-from workers.quantization import MADE
-from workers.quantized_modules import Quantization
+from workers.config_json.decoder_names import MLP_MODULES, DecoderNames
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.quantization import MADE
+from workers.config_json.quantized_modules import Quantization
 
 _MADE_SIZES = (128, 64, 32)  # of blocks and groups: the first that all shares are multiples of
 _MADE: dict[str, Callable[[int], WeightFormat]] = {

@@ -7,9 +7,9 @@ from typing import NamedTuple
 from moe.config import resolve_router
 from workers.attention.any import AnyAttention
 from workers.attention.mla_spec import MlaSpec
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.model_types import ModelType
 from workers.families import MODEL_TYPES
-from workers.model_config import ModelConfig
-from workers.model_types import ModelType
 
 _NORMS = {
     "none": "",

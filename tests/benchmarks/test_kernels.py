@@ -21,9 +21,9 @@ from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import interpreted, start_rank
 from tests.workers.tiny_models import random_config, save_model
-from workers.model_config import ModelConfig
-from workers.quantization import MADE
-from workers.quantized_modules import Quantization
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.quantization import MADE
+from workers.config_json.quantized_modules import Quantization
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import Device, Roofline, StepWork
 from workers.step.runner import Measure

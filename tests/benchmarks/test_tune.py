@@ -42,7 +42,7 @@ from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import read_tables, user_file, write_tables
 from moe.base.tiles import FP8_NAME, INT4_NAME, ExpertTiles, Tiles, TileTable
 from moe.base.workspace import Workspace
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.step.roofline import Device
 
 CONFIGS = Path("benchmarks/configs")

@@ -13,9 +13,9 @@ import pytest
 import torch
 from transformers import Glm4MoeConfig, Glm4MoeForCausalLM
 
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys
 from workers.families import MODEL_TYPES
 from workers.families.grouped_query import grouped_query
-from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys
 
 VOCAB = 97
 KNOWN_PARTS = ModelType(

@@ -15,8 +15,8 @@ from transformers.generation.configuration_utils import GenerationConfig
 
 from tests.refusals import refusal
 from tests.workers.test_model_config import CONFIGS, assert_same
-from workers.config_keys import NEUTRAL
-from workers.model_config import ModelConfig
+from workers.config_json.config_keys import NEUTRAL
+from workers.config_json.model_config import ModelConfig
 
 MOE = json.loads((CONFIGS / "qwen3-30b-a3b" / "config.json").read_text())
 DENSE = json.loads((CONFIGS / "qwen3-8b" / "config.json").read_text())

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoConfig
 
 from tests.workers.tiny_models import random_config, respell_as_hub
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 
 CONFIGS = Path("benchmarks/configs")
 

@@ -12,9 +12,9 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
-from workers.model_config import ModelConfig
-from workers.quantization import read_quantization
-from workers.quantized_modules import ModuleNames, Quantization
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.quantization import read_quantization
+from workers.config_json.quantized_modules import ModuleNames, Quantization
 from workers.scale_blocks import with_quantization
 
 QWEN = {

@@ -18,9 +18,9 @@ from transformers import (
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from tests.refusals import refusal
+from workers.config_json.rope_keys import RopeDefaults, read_rope, unknown_rope_keys
 from workers.layers.rope_frequencies import amplitude, frequencies
 from workers.layers.rope_spec import AlphaScaling, RopeSpec, YarnScaling
-from workers.rope_keys import RopeDefaults, read_rope, unknown_rope_keys
 
 CPU = torch.device("cpu")
 KINDS = ["default", "linear", "dynamic", "llama3", "yarn", "longrope"]

@@ -14,9 +14,9 @@ from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.dispatch import ExpertGroups
 from tests.workers.tiny_models import random_config, save_model
 from workers.checkpoint import Checkpoint
+from workers.config_json.model_config import ModelConfig
 from workers.distributed import Groups
 from workers.model_checkpoint import with_headers
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext
 from workers.models.decoder import Decoder
 from workers.scale_blocks import with_quantization

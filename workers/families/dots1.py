@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workers.attention.spec import AttentionSpec
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
 from workers.families.grouped_query import grouped_query
 from workers.families.windows import WINDOW_DEFAULTS, window
-from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
 
 
 def _attention(values: Values, layer: int, rope: RopeOf) -> AttentionSpec:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workers.attention.spec import AttentionSpec, QkNorm
-from workers.model_types import RopeOf, Values
+from workers.config_json.model_types import RopeOf, Values
 
 
 def grouped_query(

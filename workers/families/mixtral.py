@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from moe.names import MoENames
 from workers.attention.spec import AttentionSpec
-from workers.decoder_names import DecoderNames
+from workers.config_json.decoder_names import DecoderNames
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+from workers.config_json.rope_keys import RopeDefaults
 from workers.families.grouped_query import grouped_query
-from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
-from workers.rope_keys import RopeDefaults
 
 MIXTRAL_NAMES = MoENames(matrices=("w1", "w3", "w2"))
 

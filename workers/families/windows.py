@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from switchyard.model_files import shown
-from workers.model_types import Values
+from workers.config_json.model_types import Values
 
 WINDOW_DEFAULTS: Values = {"layer_types": (), "sliding_window": None}
 """Of types whose config.json may name a type for each layer."""

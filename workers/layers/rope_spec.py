@@ -1,8 +1,8 @@
 """Which dimensions of a head a rotary embedding turns, how fast, and for how long. Torch-free.
 
 A model's embedding may be scaled for contexts longer than those of its training; transformers'
-ROPE_INIT_FUNCTIONS say how each kind is. `workers.rope_keys` reads these numbers from config.json,
-`workers.layers.rope_frequencies` computes with them.
+ROPE_INIT_FUNCTIONS say how each kind is. `workers.config_json.rope_keys` reads these numbers from
+config.json, `workers.layers.rope_frequencies` computes with them.
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
 from workers.attention.plan import AttentionKind
 from workers.attention.spec import AttentionSpec
+from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.layers.rotary import RotaryEmbedding
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext
 from workers.models.heads import QkvHeads
 

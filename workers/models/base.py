@@ -23,8 +23,8 @@ from moe.dispatch import ExpertGroups
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
+from workers.config_json.quantized_modules import Quantization
 from workers.distributed import Groups
-from workers.quantized_modules import Quantization
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,10 +16,10 @@ from moe.base.deferred_sum import DeferredSum
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.mla_spec import MlaSpec
+from workers.config_json.model_config import ModelConfig
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.layers.rotary import RotaryEmbedding
-from workers.model_config import ModelConfig
 from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
 from workers.models.dense_mlp import DenseMLP

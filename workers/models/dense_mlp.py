@@ -12,8 +12,8 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
+from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, ForwardBatch
 
 

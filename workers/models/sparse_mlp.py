@@ -18,7 +18,7 @@ from moe.config import MoEConfig
 from moe.expert_load import ExpertCounters
 from moe.layer import SparseMoeBlock
 from moe.placement import ExpertPlacement
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.models.base import BuildContext, ForwardBatch
 
 

@@ -14,8 +14,8 @@ import torch
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
 from workers.checkpoint import Checkpoint
+from workers.config_json.model_config import ModelConfig
 from workers.distributed import SINGLE, expert_groups
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext
 from workers.models.decoder import Decoder
 from workers.weight_loading import check_tensors

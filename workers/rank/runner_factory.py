@@ -14,7 +14,7 @@ from workers.attention.mla_spec import MlaSpec, head_groups
 from workers.attention.plan import MAX_GROUP, MAX_HEAD_DIM, AttentionKind
 from workers.attention.spec import AttentionSpec
 from workers.config import WorkerConfig
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
 from workers.sampling.triton_sampler import TritonSampler
 from workers.step.batch import AttentionShape, BatchBuilder

@@ -23,9 +23,9 @@ from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
 from workers.attention.mla_spec import MlaSpec
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
+from workers.config_json.model_config import ModelConfig
 from workers.distributed import Groups, expert_groups, join, ranks_here
 from workers.model_checkpoint import open_checkpoint
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
 from workers.rank import graph_capture, kv_sizing

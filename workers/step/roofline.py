@@ -19,7 +19,7 @@ import numpy as np
 
 from moe.base.parallel import ParallelConfig
 from workers.attention.any import AnyAttention
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.step.weight_counts import dense_weights, expert_weights
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}

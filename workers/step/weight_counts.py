@@ -13,9 +13,9 @@ from typing import NamedTuple
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.names import Mlp
-from workers.decoder_names import MLP_MODULES
-from workers.model_config import ModelConfig
-from workers.quantized_modules import Quantization
+from workers.config_json.decoder_names import MLP_MODULES
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.quantized_modules import Quantization
 
 
 class _Matrix(NamedTuple):

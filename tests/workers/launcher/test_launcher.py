@@ -209,7 +209,7 @@ CHECK = """
 import sys
 from pathlib import Path
 from workers.checkpoint import Checkpoint
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.rank.model_plan import check_checkpoint
 
 folder = Path(sys.argv[1])

@@ -23,12 +23,12 @@ from workers.attention.layer import AttentionBatch, AttentionPlan
 from workers.attention.mla_spec import MlaSpec, QueryGrowth, head_groups
 from workers.attention.plan import CHUNK_FIELDS, AttentionKind
 from workers.attention.prefill_split import SPLIT_FIELDS
+from workers.config_json.quantized_modules import Quantization
 from workers.distributed import SINGLE
 from workers.layers.rope_spec import RopeSpec
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.mla import LatentAttention
-from workers.quantized_modules import Quantization
 
 META = torch.device("meta")
 HIDDEN = 2048

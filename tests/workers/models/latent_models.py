@@ -36,12 +36,12 @@ from workers.attention.plan import (
     prefill_tile_tokens,
 )
 from workers.attention.prefill_split import split_tiles
+from workers.config_json.quantized_modules import Quantization
 from workers.distributed import SINGLE
 from workers.layers.rope_spec import RopeSpec, YarnScaling
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.mla import LatentAttention
-from workers.quantized_modules import Quantization
 
 POSITIONS = 64
 CORES = 4

@@ -18,9 +18,9 @@ from tests.workers.steps import (
     start_rank,
     step_logits,
 )
+from workers.config_json.model_config import ModelConfig
+from workers.config_json.model_types import MoEKeys
 from workers.families import MODEL_TYPES
-from workers.model_config import ModelConfig
-from workers.model_types import MoEKeys
 
 
 @pytest.fixture(autouse=True)

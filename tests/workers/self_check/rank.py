@@ -15,9 +15,9 @@ from tests.moe.builders import interpreted
 from tests.workers.fp8_models import fp8_config
 from workers.attention.kv_cache import FP8, CacheSizes
 from workers.config import WorkerConfig
+from workers.config_json.model_config import ModelConfig
 from workers.distributed import Groups, expert_groups
 from workers.layers.norm import RMSNorm
-from workers.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
 from workers.rank.runner_factory import RunnerFactory

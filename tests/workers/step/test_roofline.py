@@ -15,7 +15,7 @@ from moe.base.parallel import ParallelConfig, resolve_parallel
 from moe.config import MoEConfig
 from tests.workers.tiny_models import random_config
 from workers.attention.kv_cache import FP8, CacheSizes
-from workers.model_config import ModelConfig
+from workers.config_json.model_config import ModelConfig
 from workers.step.roofline import Device, Roofline, StepWork, device_ceilings
 
 CONFIGS = Path("benchmarks/configs")

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from switchyard.model_files import shown
-from workers.model_types import ModelType, Values
+from workers.config_json.model_types import ModelType, Values
 
 # Null is a value of its own: as many as query heads; hidden_size / heads; no window; no latent.
 _NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "q_lora_rank")
@@ -102,9 +102,9 @@ _WITHOUT_EFFECT = frozenset(
 _READ_ELSEWHERE = frozenset(
     {
         "dtype", "eos_token_id", "layer_types", "torch_dtype", "use_sliding_window",
-        # By `workers.rope_keys`.
+        # By `workers.config_json.rope_keys`.
         "original_max_position_embeddings", "rope_parameters", "rope_scaling", "rope_theta",
-        # By `workers.quantization`.
+        # By `workers.config_json.quantization`.
         "quantization_config", "compression_config",
     }
 )  # fmt: skip

@@ -12,8 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from switchyard.model_files import shown
+from workers.config_json.rope_scaling_keys import KINDS, SMALLEST, RopeNumbers, RopeObject
 from workers.layers.rope_spec import RopeSpec
-from workers.rope_scaling_keys import KINDS, SMALLEST, RopeNumbers, RopeObject
 
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 

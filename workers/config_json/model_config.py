@@ -18,14 +18,14 @@ from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
 from workers.attention.any import AnyAttention
-from workers.config_keys import read_keys
-from workers.decoder_names import DecoderNames
+from workers.config_json.config_keys import read_keys
+from workers.config_json.decoder_names import DecoderNames
+from workers.config_json.model_types import ModelType, MoEKeys, Values
+from workers.config_json.quantization import read_modelopt_file, read_quantization
+from workers.config_json.quantized_modules import Quantization
+from workers.config_json.rope_keys import read_rope, unknown_rope_keys
 from workers.families import MODEL_TYPES
 from workers.layers.rope_spec import RopeSpec
-from workers.model_types import ModelType, MoEKeys, Values
-from workers.quantization import read_modelopt_file, read_quantization
-from workers.quantized_modules import Quantization
-from workers.rope_keys import read_rope, unknown_rope_keys
 
 _Meaning = TypeVar("_Meaning")
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from moe.base.int4_format import Int4Format
 from switchyard.model_files import shown
-from workers.quantization_refusals import only, refusal
-from workers.quantized_modules import ModuleNames, Quantization
+from workers.config_json.quantization_refusals import only, refusal
+from workers.config_json.quantized_modules import ModuleNames, Quantization
 
 _GROUPS = (32, 64, 128)
 _OFF = (None, False)

@@ -13,9 +13,9 @@ from typing import Any
 
 from moe.base.fp8_format import Fp8Format
 from switchyard.model_files import shown
-from workers.int4_methods import read_awq, read_gptq, read_pack_quantized
-from workers.quantization_refusals import only, refusal
-from workers.quantized_modules import ModuleNames, Quantization
+from workers.config_json.int4_methods import read_awq, read_gptq, read_pack_quantized
+from workers.config_json.quantization_refusals import only, refusal
+from workers.config_json.quantized_modules import ModuleNames, Quantization
 
 MADE = Fp8Format(block=(128, 128), stored="plain")
 """What `--quantization fp8` makes, where the layout lets it have blocks of this size."""

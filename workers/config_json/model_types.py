@@ -13,9 +13,9 @@ from typing import Any, Protocol
 from moe.config import MoEConfig, resolve_router
 from moe.names import QWEN_NAMES, MoENames
 from workers.attention.any import AnyAttention
-from workers.decoder_names import LLAMA_NAMES, DecoderNames
+from workers.config_json.decoder_names import LLAMA_NAMES, DecoderNames
+from workers.config_json.rope_keys import WHOLE_HEADS, RopeDefaults
 from workers.layers.rope_spec import RopeSpec
-from workers.rope_keys import WHOLE_HEADS, RopeDefaults
 
 Values = Mapping[str, Any]
 
