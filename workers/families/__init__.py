@@ -1,7 +1,7 @@
 """The model types that are served, by their name in config.json."""
 
+from workers.config_json.model_types import ModelType
 from workers.families import deepseek_v3, dots1, mixtral, qwen3
-from workers.model_types import ModelType
 
 _FAMILIES = (deepseek_v3, dots1, mixtral, qwen3)
 

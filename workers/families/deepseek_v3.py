@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 from workers.attention.mla_spec import MlaSpec
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
 from workers.families.latent import latent
-from workers.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
 
 
 def _attention(values: Values, layer: int, rope: RopeOf) -> MlaSpec:

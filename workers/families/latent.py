@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from workers.attention.mla_spec import MlaSpec, softmax_scale
-from workers.model_types import RopeOf, Values
+from workers.config_json.model_types import RopeOf, Values
 
 
 def latent(values: Values, rope: RopeOf) -> MlaSpec:
