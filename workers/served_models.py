@@ -67,8 +67,8 @@ def markdown_table(lines: list[Row]) -> str:
 
 
 def _attention(model_type: str) -> str:
-    """With the numbers that absent keys have."""
-    specs = ModelConfig.from_hf({"model_type": model_type}).attention
+    """With the numbers that absent keys have, but for heads of a usual width."""
+    specs = ModelConfig.from_hf({"model_type": model_type, "head_dim": 128}).attention
     return _words(specs[0], has_windows=any(spec.window for spec in specs))
 
 

@@ -42,6 +42,10 @@ class AttentionSpec:
     sinks: bool = False
     gate: Gate = "none"
 
+    def __post_init__(self) -> None:
+        if self.window == 0:
+            raise ValueError("sliding_window is 0, so that no query sees a key; say its width")
+
     @property
     def cache_heads(self) -> int:
         """Heads of an entry of the cache; ranks beyond as many hold the same ones."""

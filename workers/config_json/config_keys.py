@@ -27,6 +27,8 @@ _LARGEST_OF = {
     "num_experts": 1 << 14,
     "num_local_experts": 1 << 14,
     "n_routed_experts": 1 << 14,
+    "num_nextn_predict_layers": 1 << 10,
+    "num_mtp_layers": 1 << 10,
     "rms_norm_eps": 1,
 }
 """Far above any model, and below what would take the machine's memory for tables and lists."""
@@ -35,9 +37,12 @@ _MAY_BE_ZERO = frozenset(
     {
         "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
         "shared_expert_intermediate_size", "first_k_dense_replace", "n_group", "topk_group",
-        "num_nextn_predict_layers",
+        "num_nextn_predict_layers", "num_mtp_layers", "sliding_window",
     }
 )  # fmt: skip
+
+# Whose default, none, does not say so.
+_FLOATS = frozenset({"clip_qkv"})
 
 _OFF: tuple[Any, ...] = (None, False, 0, "", [], {})
 _ONE = (None, 1)
@@ -89,9 +94,9 @@ _WITHOUT_EFFECT = frozenset(
         "num_beams", "num_experts_per_tok", "num_mtp_layers", "num_nextn_predict_layers",
         "num_return_sequences", "output_attentions", "output_hidden_states",
         "output_router_logits", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
-        "problem_type", "remove_invalid_values", "repetition_penalty", "return_dict",
-        "return_dict_in_generate", "router_aux_loss_coef", "sep_token_id", "seq_aux",
-        "sliding_window", "suppress_tokens", "task_specific_params", "temperature",
+        "problem_type", "qk_head_dim", "remove_invalid_values", "repetition_penalty", "return_dict",
+        "return_dict_in_generate", "router_aux_loss_coef", "router_jitter_noise", "sep_token_id",
+        "seq_aux", "sliding_window", "suppress_tokens", "task_specific_params", "temperature",
         "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
         "torchscript", "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version",
         "use_bfloat16", "use_cache",
@@ -117,8 +122,9 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
         ValueError: one line naming a key whose value has the wrong type or size, or asks for what
             is not built.
     """
-    spellings = entry.moe.num_experts if entry.moe is not None else ()
-    honored = {**dict.fromkeys(("head_dim", *spellings), 0), **entry.defaults}
+    experts = entry.moe.num_experts if entry.moe is not None else ()
+    numbers = ("head_dim", *experts, *entry.extra_layers)
+    honored = {**dict.fromkeys(numbers, 0), **entry.defaults}
     values, unknown = dict(entry.defaults), []
     for key, value in raw.items():
         if key in honored:
@@ -156,7 +162,7 @@ def _check(key: str, value: Any, default: Any) -> None:
                 f"{key} is {shown(value)}; it must be a list of at most {most} whole numbers"
             )
     else:
-        _check_number(key, value, is_float=isinstance(default, float))
+        _check_number(key, value, is_float=isinstance(default, float) or key in _FLOATS)
 
 
 def _check_number(key: str, value: Any, *, is_float: bool) -> None:

@@ -122,7 +122,8 @@ class ModelType:
         moe: None for a type that is always dense.
         rope: what its rotary embedding is where config.json says nothing.
         names: what its checkpoints call tensors.
-        extra_layers: key of the number of layers behind the last that are for speculation.
+        extra_layers: spellings of the number of layers behind the last that are for speculation,
+            the first one present counts.
         other_parts: what the names of tensors begin with that text does not need.
         multiplier_keys: of fields of `ModelConfig`, the keys that hold them.
     """
@@ -134,13 +135,13 @@ class ModelType:
     moe: MoEKeys | None = None
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES
-    extra_layers: str | None = None
+    extra_layers: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
     multiplier_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def left_out(self, values: Values) -> tuple[str, ...]:
         """What the names of a checkpoint's tensors begin with that are not served."""
-        extra = 0 if self.extra_layers is None else values[self.extra_layers]
+        extra = next((values[key] for key in self.extra_layers if key in values), 0)
         first = values["num_hidden_layers"]
         layers = (self.names.layer(first + index) for index in range(extra))
         return (*self.other_parts, *layers)

@@ -52,7 +52,7 @@ _DEEPSEEK_V3 = ModelType(
         num_shared="n_shared_experts",
         first_sparse="first_k_dense_replace",
     ),
-    extra_layers="num_nextn_predict_layers",
+    extra_layers=("num_nextn_predict_layers",),
 )
 
 TYPES = {

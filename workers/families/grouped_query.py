@@ -14,6 +14,7 @@ def grouped_query(
     window: int | None = None,
     qkv_bias: bool = False,
     o_bias: bool = False,
+    clip_qkv: float | None = None,
     layer_type: str | None = None,
 ) -> AttentionSpec:
     """From ``num_attention_heads``, ``num_key_value_heads`` (null: as many), ``head_dim`` (null or
@@ -34,5 +35,6 @@ def grouped_query(
         qk_norm=qk_norm,
         qkv_bias=qkv_bias,
         o_bias=o_bias,
+        clip_qkv=clip_qkv,
         window=window,
     )

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.workers.families.draws import FAMILIES, VOCAB, save_family
+from tests.workers.families.draw_parts import VOCAB
+from tests.workers.families.draws import FAMILIES, save_family
 from tests.workers.steps import (
     decode_step,
     interpreted,

@@ -1,0 +1,65 @@
+"""Draws of families with grouped-query attention."""
+
+from __future__ import annotations
+
+import random
+
+from transformers import Glm4MoeConfig, OlmoeConfig, Qwen2MoeConfig
+
+from tests.workers.families.draw_parts import common, layer_types, rope, yarn
+
+
+def qwen2_moe(rng: random.Random) -> Qwen2MoeConfig:
+    shared = common(rng)
+    heads = shared["num_attention_heads"]
+    layers = shared["num_hidden_layers"]
+    windowed = rng.random() < 0.6
+    return Qwen2MoeConfig(
+        **shared | {"hidden_size": heads * rng.choice([8, 16])},
+        rope_parameters=rng.choice([rope, yarn])(rng),
+        qkv_bias=rng.random() < 0.7,
+        use_sliding_window=windowed,
+        sliding_window=rng.choice([1, 6]),
+        max_window_layers=rng.choice([1, layers]),
+        layer_types=layer_types(rng, layers) if windowed and rng.random() < 0.4 else None,
+        moe_intermediate_size=rng.choice([8, 20]),
+        shared_expert_intermediate_size=rng.choice([12, 24]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        norm_topk_prob=rng.random() < 0.5,
+        decoder_sparse_step=rng.choice([1, 2]),
+        mlp_only_layers=rng.choice([None, [0]]),
+    )
+
+
+def olmoe(rng: random.Random) -> OlmoeConfig:
+    shared = common(rng)
+    return OlmoeConfig(
+        **shared | {"hidden_size": shared["num_attention_heads"] * rng.choice([8, 16])},
+        rope_parameters=rope(rng),
+        attention_bias=rng.random() < 0.5,
+        clip_qkv=rng.choice([None, 0.7, 1.5]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        norm_topk_prob=rng.random() < 0.5,
+    )
+
+
+def glm4_moe(rng: random.Random) -> Glm4MoeConfig:
+    groups = rng.choice([1, 2, 4])
+    return Glm4MoeConfig(
+        **common(rng),
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rope(rng, partial_rotary_factor=rng.choice([0.5, 0.25, 1.0])),
+        attention_bias=rng.random() < 0.5,
+        use_qk_norm=rng.random() < 0.5,
+        moe_intermediate_size=rng.choice([8, 20]),
+        n_routed_experts=8,
+        n_shared_experts=rng.choice([1, 2]),
+        num_experts_per_tok=rng.choice([2, 3]),
+        n_group=groups,
+        topk_group=rng.randint(1 if groups < 4 else 2, groups),
+        norm_topk_prob=rng.random() < 0.5,
+        routed_scaling_factor=rng.choice([1.0, 2.5]),
+        first_k_dense_replace=rng.choice([0, 1]),
+    )

@@ -1,0 +1,76 @@
+"""Absent keys mean what transformers' config class of each family takes, and its keys are known."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from tests.workers.families.draws import FAMILIES
+from workers.config_json.model_config import ModelConfig
+from workers.families import MODEL_TYPES
+
+# Where the class has no such key, its formula is always the same.
+OF_FORMULAS = {"topk_method", "scoring_func", "moe_router_backend", "norm_topk_prob"}
+# The class says none, with which its model cannot be built.
+NOT_SAID = {("dots1", "num_experts_per_tok")}
+
+
+def class_of(family: str) -> Any:
+    """transformers' config class of the text model."""
+    kind = CONFIG_MAPPING[family]
+    return kind.sub_configs_defaults["text_config"] if "text_config" in kind.sub_configs else kind
+
+
+def defaults_of(kind: Any) -> dict[str, Any]:
+    """Its fields by all their spellings."""
+    fields = {field.name: field.default for field in dataclasses.fields(kind)}
+    spellings = kind.attribute_map.items()
+    other = {ours: fields[theirs] for ours, theirs in spellings if theirs in fields}
+    back = {theirs: fields[ours] for ours, theirs in spellings if ours in fields}
+    return other | back | fields
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_defaults_are_those_of_the_class(family: str) -> None:
+    """Of two that mean none, either."""
+    theirs = defaults_of(class_of(family))
+    for key, value in MODEL_TYPES[family].defaults.items():
+        of_formula = key in OF_FORMULAS and key not in theirs
+        if not of_formula and (family, key) not in NOT_SAID:
+            assert (value or None) == (theirs[key] or None), key
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_absent_keys_of_positions_and_windows_are_those_of_the_class(family: str) -> None:
+    """Of a rotary embedding, an embedding for each type of layers, and which layers have one."""
+    theirs = class_of(family)()
+    config = ModelConfig.from_hf({"model_type": family, "head_dim": 128})
+    ropes: dict[str, Any] = theirs.rope_parameters
+    types = getattr(theirs, "layer_types", None) or ["full_attention"] * config.num_layers
+    for spec, kind in zip(config.attention, types, strict=True):
+        rope = ropes.get(kind, ropes)
+        assert spec.rope is not None
+        assert spec.rope.theta == rope["rope_theta"]
+        assert spec.rope.scaling is None
+        share = rope.get("partial_rotary_factor", 1.0)
+        assert spec.rope.dim == share * 128 or hasattr(theirs, "qk_rope_head_dim")
+    windows = [getattr(spec, "window", None) is not None for spec in config.attention]
+    if hasattr(theirs, "layer_types"):
+        assert windows == [kind == "sliding_attention" for kind in types]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_no_key_that_transformers_saves_is_unknown(family: str, tmp_path: Path) -> None:
+    for seed in range(8):
+        config = FAMILIES[family](random.Random(f"{family} {seed}"))
+        config.save_pretrained(tmp_path)
+        raw = json.loads((tmp_path / "config.json").read_text())
+        assert ModelConfig.from_hf(raw).unknown_keys == ()
+        whole = {**config.to_dict(), "dtype": "float32"}
+        assert ModelConfig.from_hf(whole).unknown_keys == ()
