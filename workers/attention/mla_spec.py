@@ -95,6 +95,10 @@ class MlaSpec:
         """Every query sees all before it."""
         return None
 
+    def window_within(self, max_positions: int) -> None:
+        """As `window`."""
+        return
+
     @property
     def pair_products(self) -> int:
         """Products that a query and a token make at least, over all heads: with keys and values."""

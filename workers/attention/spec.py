@@ -46,6 +46,10 @@ class AttentionSpec:
         if self.window == 0:
             raise ValueError("sliding_window is 0, so that no query sees a key; say its width")
 
+    def window_within(self, max_positions: int) -> int | None:
+        """The window, if sequences of that many positions at most meet it."""
+        return self.window if self.window is not None and self.window < max_positions else None
+
     @property
     def cache_heads(self) -> int:
         """Heads of an entry of the cache; ranks beyond as many hold the same ones."""

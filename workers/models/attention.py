@@ -58,7 +58,7 @@ class Attention(nn.Module):
         v_rows = ShardRows.shard(total_kv * spec.v_head_dim, kv_rank, kv_ranks)
         self.num_heads = spec.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
-        self.kind = AttentionKind(spec.window, self.num_heads)
+        self.kind = AttentionKind(spec.window_within(build.max_positions), self.num_heads)
         shards = {"q_proj": q_rows, "k_proj": k_rows, "v_proj": v_rows}
         weight_format = build.format_of(f"{prefix}{name}" for name in shards)
         self.qkv_proj = ColumnParallelLinear(
@@ -110,7 +110,7 @@ class Attention(nn.Module):
     ) -> torch.Tensor:
         """Norms, rotation and attention in plain torch ``[T, N·V]``."""
         heads = self.heads.plain(qkv_TW, self.qkv_proj.bias, batch.positions_T)
-        scale, window = self.spec.scale, self.spec.window
+        scale, window = self.spec.scale, self.kind.window
         return paged_attention(*heads, cache, batch, scale=scale, window=window, sinks_N=self.sinks)
 
     def _kernels(

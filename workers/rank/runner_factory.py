@@ -93,9 +93,12 @@ def attention_shape(
             kv_heads = head_groups(spec.num_heads // tp)
         else:
             _check_heads(spec)
-    kinds = (AttentionKind(each.window, each.num_heads // tp) for each in config.attention)
+    kinds = {
+        AttentionKind(each.window_within(build.max_positions), each.num_heads // tp): None
+        for each in config.attention
+    }
     return AttentionShape(
-        kinds=tuple(dict.fromkeys(kinds)),
+        kinds=tuple(kinds),
         kv_heads=kv_heads,
         num_cores=build.context.num_cores,
     )

@@ -91,3 +91,17 @@ def test_kernels_compute_the_same(family: str, seed: int, tmp_path: Path) -> Non
     rank.runner.builder.last_token[5] = tokens[11]
     parts.append(step_logits(rank, decode_step(3, [5], [11], [[]])))
     assert relative_error(torch.cat(parts), expected) <= 1e-4
+
+
+@pytest.mark.parametrize(("longest", "window"), [(64, 16), (16, None), (8, None)])
+def test_a_window_that_no_sequence_meets_is_none(
+    longest: int, window: int | None, tmp_path: Path
+) -> None:
+    """So that its prompts may be split as others are."""
+    config = FAMILIES["qwen3_moe"](random.Random(0))
+    config.use_sliding_window, config.sliding_window = True, 16
+    save_family(config, tmp_path)
+    rank = start_rank(tmp_path, interpreted(), max_model_len=longest)
+    (kind,) = rank.runner.builder.attention.kinds
+    assert kind.window == window
+    assert {layer.self_attn.kind for layer in rank.model.layers} == {kind}
