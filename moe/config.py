@@ -14,7 +14,16 @@ from typing import Any
 from moe.base.parallel import ParallelConfig
 from moe.names import QWEN_NAMES, Mlp, MoENames
 
-ROUTER_KINDS = ("softmax", "greedy", "group_limited_greedy", "sigmoid", "noaux_tc")
+ROUTER_KINDS = (
+    "softmax",
+    "softmax_groups",
+    "softmax_bias",
+    "greedy",
+    "group_limited_greedy",
+    "sigmoid",
+    "noaux_tc",
+    "sparsemixer",
+)
 RUNNER_NAMES = ("fused", "legacy")
 
 _ROUTER_ALIASES = {"fused_gate": "noaux_tc"}
@@ -27,10 +36,13 @@ class MoEConfig:
 
     `intermediate_size` is the width I of one routed expert, `shared_expert_size` that of all shared
     experts together (0: none). `shared_expert_gated` is Qwen3-Next's sigmoid gate on them.
-    `n_group` and `topk_group` are read by group_limited_greedy and noaux_tc, and by sigmoid when
-    `n_group` > 1. `use_correction_bias` gives a sigmoid router the bias that noaux_tc always has.
-    `routed_scaling_factor` is read by all kinds but softmax, `norm_topk_prob` by softmax, sigmoid
-    and noaux_tc: what transformers does for the architectures they come from.
+    Kinds read what transformers does for the architectures they come from. `n_group` and
+    `topk_group`: softmax_groups, group_limited_greedy, noaux_tc, and sigmoid when `n_group` > 1.
+    `routed_scaling_factor`: all but softmax, softmax_bias and sparsemixer. `norm_topk_prob`:
+    softmax, softmax_groups, sigmoid and noaux_tc. `use_correction_bias` gives a sigmoid router the
+    bias that noaux_tc and softmax_bias always have. `norm_min` is the least sum that softmax_bias
+    divides weights by. `logit_softcap` bounds the logits of sigmoids; 0: none.
+    `router_jitter_noise` says which logits sparsemixer takes to be near the best.
     """
 
     hidden_size: int
@@ -43,6 +55,9 @@ class MoEConfig:
     topk_group: int = 0
     routed_scaling_factor: float = 1.0
     use_correction_bias: bool = False
+    norm_min: float = 0.0
+    logit_softcap: float = 0.0
+    router_jitter_noise: float = 0.0
     shared_expert_size: int = 0
     shared_expert_gated: bool = False
     names: MoENames = QWEN_NAMES
@@ -58,8 +73,14 @@ class MoEConfig:
             )
         if self.router not in ROUTER_KINDS:
             raise ValueError(_unknown("router", self.router, ROUTER_KINDS))
-        if self.shared_expert_size < 0:
-            raise ValueError(f"shared_expert_size must not be negative: {self.shared_expert_size}")
+        for name in ("shared_expert_size", "norm_min", "logit_softcap", "router_jitter_noise"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative: {getattr(self, name)}")
+        if self.router == "sparsemixer" and self.num_experts_per_tok != 2:
+            raise ValueError(
+                f"router sparsemixer chooses 2 experts: num_experts_per_tok must be 2, "
+                f"got {self.num_experts_per_tok}"
+            )
         if self.shared_expert_gated and not self.shared_expert_size:
             raise ValueError("shared_expert_gated needs shared_expert_size > 0, got 0")
         if self.grouped:
@@ -68,13 +89,14 @@ class MoEConfig:
     @property
     def grouped(self) -> bool:
         """Whether the router first chooses among groups of experts."""
-        always = self.router in ("group_limited_greedy", "noaux_tc")
+        always = self.router in ("softmax_groups", "group_limited_greedy", "noaux_tc")
         return always or (self.router == "sigmoid" and self.n_group > 1)
 
     @property
     def has_correction_bias(self) -> bool:
-        """Whether the checkpoint holds `gate.e_score_correction_bias`."""
-        return self.router == "noaux_tc" or (self.router == "sigmoid" and self.use_correction_bias)
+        """Whether the checkpoint holds a bias that counts for the choice of experts only."""
+        always = self.router in ("noaux_tc", "softmax_bias")
+        return always or (self.router == "sigmoid" and self.use_correction_bias)
 
     @property
     def shared_modules(self) -> Mlp:

@@ -24,7 +24,7 @@ from moe.routes import TopK
 Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
 
 # transformers computes these kinds' logits in fp32, whatever the model's dtype.
-_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc")
+_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc", "softmax_bias")
 
 
 class TopKRouter(nn.Module):
@@ -58,7 +58,7 @@ class TopKRouter(nn.Module):
         num_valid: torch.Tensor | None = None,
         out_ids_P: torch.Tensor | None = None,
     ) -> TopK:
-        """Logits in the model's dtype, or fp32 for DeepSeek's kinds; everything after in fp32.
+        """Logits in the model's dtype, or fp32 for `_FP32_LOGITS`; everything after in fp32.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
         `out_ids_P` [T·K] int32 takes the ids.
@@ -117,20 +117,28 @@ class TopKRouter(nn.Module):
 
 def topk_rule(config: MoEConfig) -> TopKRule:
     """The kernel's form of the selection function of `config.router`."""
-    sigmoid = config.router in ("sigmoid", "noaux_tc")
+    kind = config.router
+    sigmoid = kind in ("sigmoid", "noaux_tc")
+    may_renormalise = sigmoid or kind in ("softmax", "softmax_groups")
+    unscaled = kind in ("softmax", "softmax_bias", "sparsemixer")
     return TopKRule(
         k=config.num_experts_per_tok,
         sigmoid=sigmoid,
-        renormalise=config.norm_topk_prob and (sigmoid or config.router == "softmax"),
-        scale=1.0 if config.router == "softmax" else config.routed_scaling_factor,
+        renormalise=kind == "softmax_bias" or (config.norm_topk_prob and may_renormalise),
+        scale=1.0 if unscaled else config.routed_scaling_factor,
         num_groups=config.n_group if config.grouped else 1,
         kept_groups=config.topk_group if config.grouped else 1,
-        group_best=2 if sigmoid else 1,
+        group_best=2 if sigmoid or kind == "softmax_groups" else 1,
+        softcap=config.logit_softcap if sigmoid else 0.0,
+        norm_min=config.norm_min if kind == "softmax_bias" else 0.0,
+        mix_distance=2 * config.router_jitter_noise if kind == "sparsemixer" else None,
     )
 
 
 def select_softmax(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
-    """Qwen3-MoE, Qwen3-Next: softmax, top-K, divided by their sum iff `norm_topk_prob`."""
+    """Qwen2-MoE, Qwen3-MoE, OLMoE, Mixtral: softmax, top-K, divided by their sum iff
+    `norm_topk_prob`. Then it is GraniteMoe's softmax over the logits of the top K, too.
+    """
     assert bias_E is None
     scores_TE = logits_TE.softmax(dim=-1)
     ids_TK = _top(scores_TE, config.num_experts_per_tok)
@@ -138,6 +146,49 @@ def select_softmax(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config:
     if config.norm_topk_prob:
         weights_TK = weights_TK / weights_TK.sum(dim=-1, keepdim=True)
     return TopK(weights_TK, ids_TK.int())
+
+
+def select_softmax_groups(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig
+) -> TopK:
+    """Mistral4TopkRouter: `select_sigmoid` with softmax in the sigmoid's place."""
+    assert bias_E is None
+    return _grouped(logits_TE.softmax(dim=-1), None, config)
+
+
+def select_softmax_bias(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig
+) -> TopK:
+    """Ernie4_5_MoeTopKRouter: chosen by softmax + bias, weighted by softmax, divided by their sum,
+    or by `norm_min` where that is more.
+    """
+    assert bias_E is not None
+    scores_TE = logits_TE.softmax(dim=-1)
+    ids_TK = _top(scores_TE + bias_E, config.num_experts_per_tok)
+    weights_TK = scores_TE.gather(1, ids_TK)
+    total_T1 = weights_TK.sum(dim=-1, keepdim=True).clamp(min=config.norm_min)
+    return TopK(weights_TK / total_T1, ids_TK.int())
+
+
+def select_sparsemixer(
+    logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig
+) -> TopK:
+    """PhimoeTopKRouter's `sparsemixer`, as it is outside of training.
+
+    The two best, each weighted by the softmax of logits near it, of which the second has not the
+    first: those whose distance from it is at most 2 · `router_jitter_noise` of the larger of it and
+    their own size.
+    """
+    assert bias_E is None
+    ids_TK = _top(logits_TE, config.num_experts_per_tok)
+    left_TE, weights = logits_TE, []
+    for id_T1 in ids_TK.split(1, dim=1):
+        best_T1 = logits_TE.gather(1, id_T1)
+        distance_TE = (best_T1 - logits_TE) / torch.maximum(logits_TE.abs(), best_T1)
+        near_TE = left_TE.masked_fill(distance_TE > 2 * config.router_jitter_noise, -torch.inf)
+        weights.append(near_TE.softmax(dim=-1).gather(1, id_T1))
+        left_TE = left_TE.scatter(1, id_T1, -torch.inf)
+    return TopK(torch.cat(weights, dim=1), ids_TK.int())
 
 
 def select_greedy(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
@@ -153,12 +204,30 @@ def select_greedy(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: 
 
 
 def select_sigmoid(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
-    """DeepSeek-V3: chosen by σ + bias, weighted by σ.
+    """DeepSeek-V3, GLM-4.5, MiniMax-M2, Laguna: chosen by σ + bias, weighted by σ.
 
     Groups are kept by the sum of their two best; weights are normalised iff `norm_topk_prob`, then
-    × `routed_scaling_factor`.
+    × `routed_scaling_factor`. Laguna's `logit_softcap` c makes logits c · tanh(logit / c).
     """
-    scores_TE = logits_TE.sigmoid()
+    if config.logit_softcap:
+        logits_TE = (logits_TE / config.logit_softcap).tanh() * config.logit_softcap
+    return _grouped(logits_TE.sigmoid(), bias_E, config)
+
+
+SELECTIONS: dict[str, Selection] = {
+    "softmax": select_softmax,
+    "softmax_groups": select_softmax_groups,
+    "softmax_bias": select_softmax_bias,
+    "greedy": select_greedy,
+    "group_limited_greedy": select_greedy,
+    "sigmoid": select_sigmoid,
+    "noaux_tc": select_sigmoid,
+    "sparsemixer": select_sparsemixer,
+}
+
+
+def _grouped(scores_TE: torch.Tensor, bias_E: torch.Tensor | None, config: MoEConfig) -> TopK:
+    """Chosen by score + bias in the groups kept, weighted by score, normalised, scaled."""
     choice_TE = scores_TE if bias_E is None else scores_TE + bias_E
     if config.grouped:
         choice_TE = _keep_groups(choice_TE, config, best=2)
@@ -167,15 +236,6 @@ def select_sigmoid(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config:
     if config.norm_topk_prob:
         weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
     return TopK(weights_TK * config.routed_scaling_factor, ids_TK.int())
-
-
-SELECTIONS: dict[str, Selection] = {
-    "softmax": select_softmax,
-    "greedy": select_greedy,
-    "group_limited_greedy": select_greedy,
-    "sigmoid": select_sigmoid,
-    "noaux_tc": select_sigmoid,
-}
 
 
 def _top(scores_TE: torch.Tensor, count: int) -> torch.Tensor:

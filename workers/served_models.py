@@ -19,10 +19,13 @@ _NORMS = {
 }
 _ROUTERS = {
     "softmax": "softmax",
+    "softmax_groups": "softmax, groups",
+    "softmax_bias": "softmax, bias",
     "greedy": "softmax, scaled",
     "group_limited_greedy": "softmax, groups",
     "sigmoid": "sigmoid",
     "noaux_tc": "sigmoid, bias, groups",
+    "sparsemixer": "sparsemixer",
 }
 FORMATS = (
     "All of them in bf16, FP8 (blocks, channels or whole tensors) and 4-bit integers (GPTQ, AWQ, "

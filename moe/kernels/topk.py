@@ -18,6 +18,7 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.sum_norm import MAX_REGISTERS, add_parts, load_parts
+from moe.kernels.order import drop_groups, from_keys, nan_first, to_keys
 
 _TL_DTYPES = {
     torch.bfloat16: tl.bfloat16,
@@ -33,7 +34,10 @@ class TopKRule:
     Scores are the softmax of the logits or, with `sigmoid`, their sigmoid; a correction bias, where
     the router has one, counts for the choice only. Of `num_groups` groups, the `kept_groups` with
     the highest scores take part; a group's score is the sum of its `group_best` best experts.
-    Weights are divided by their sum where `renormalise`, then multiplied by `scale`.
+    Weights are divided by their sum, or `norm_min` if that is more, where `renormalise`, then
+    multiplied by `scale`. A `softcap` c other than 0 makes a sigmoid's logits c · tanh(logit / c).
+    With a `mix_distance` weights are those of moe.router's `select_sparsemixer`, which has it of
+    `router_jitter_noise`.
     """
 
     k: int
@@ -43,77 +47,44 @@ class TopKRule:
     num_groups: int = 1
     kept_groups: int = 1
     group_best: int = 1
+    softcap: float = 0.0
+    norm_min: float = 0.0
+    mix_distance: float | None = None
 
     def __post_init__(self) -> None:
         assert 0 < self.kept_groups <= self.num_groups
         assert self.k > 0 and self.group_best > 0
+        assert self.sigmoid or not self.softcap
+        mixes = self.mix_distance is not None
+        assert not mixes or not (self.sigmoid or self.renormalise or self.num_groups > 1)
 
 
 @triton.jit
-def _to_keys(scores_E, experts_E, DTYPE: tl.constexpr, WIDE: tl.constexpr):
-    """Integers that order as (score, lower place first) does: score above, complement of the place
-    below. All distinct and above the lowest integer, NaN too; -0 equals 0."""
-    scores_E = tl.where(scores_E == 0.0, 0.0, scores_E)
-    logits_E = scores_E.to(DTYPE)
-    if WIDE:
-        bits_E = logits_E.to(tl.int32, bitcast=True)
-        ordered_E = tl.where(bits_E < 0, bits_E ^ 0x7FFFFFFF, bits_E).to(tl.int64)
-        keys_E = (ordered_E << 32) | (0x7FFFFFFF - experts_E).to(tl.int64)
-    else:
-        bits_E = logits_E.to(tl.int16, bitcast=True).to(tl.int32)
-        ordered_E = tl.where(bits_E < 0, bits_E ^ 0x7FFF, bits_E)
-        keys_E = (ordered_E << 16) | (0xFFFF - experts_E)
-    return keys_E
+def _soft_cap(logits, CAP: tl.constexpr):
+    """CAP · tanh(logits / CAP), with an error of some 1e-7 · CAP."""
+    shrunk = tl.exp(-2.0 * tl.abs(logits) / CAP)
+    size = (1.0 - shrunk) / (1.0 + shrunk) * CAP
+    return tl.where(logits < 0, -size, size)
 
 
 @triton.jit
-def _from_keys(keys_K, DTYPE: tl.constexpr, WIDE: tl.constexpr):
-    """Scores in fp32 and places of `_to_keys`."""
-    if WIDE:
-        ordered_K = (keys_K >> 32).to(tl.int32)
-        bits_K = tl.where(ordered_K < 0, ordered_K ^ 0x7FFFFFFF, ordered_K)
-        logits_K = bits_K.to(tl.float32, bitcast=True)
-        experts_K = 0x7FFFFFFF - keys_K.to(tl.int32)
-    else:
-        ordered_K = keys_K >> 16
-        bits_K = tl.where(ordered_K < 0, ordered_K ^ 0x7FFF, ordered_K).to(tl.int16)
-        logits_K = bits_K.to(DTYPE, bitcast=True).to(tl.float32)
-        experts_K = 0xFFFF - (keys_K & 0xFFFF)
-    return logits_K, experts_K
-
-
-@triton.jit
-def _nan_first(scores):
-    """NaN with the sign that orders above all numbers."""
-    return tl.where(scores == scores, scores, float("nan"))
-
-
-@triton.jit
-def _drop_groups(
-    keys_E, G: tl.constexpr, KEPT: tl.constexpr, BEST: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr, DTYPE: tl.constexpr, WIDE: tl.constexpr,
-    LOWEST: tl.constexpr,
+def _mixed_weights(
+    logits_E, places_E, is_expert_E, best_K, places_K,
+    K: tl.constexpr, BLOCK_K: tl.constexpr, DISTANCE: tl.constexpr,
 ):  # fmt: skip
-    """The keys of experts outside the KEPT best groups become the lowest."""
-    groups_G = tl.arange(0, BLOCK_G)
-    keys_GE = tl.reshape(keys_E, (BLOCK_G, BLOCK_E // BLOCK_G))
-    left_GE = keys_GE
-    score_G = tl.zeros((BLOCK_G,), dtype=tl.float32)
-    for _ in tl.static_range(BEST):
-        best_G = tl.max(left_GE, axis=1)
-        left_GE = tl.where(left_GE == best_G[:, None], LOWEST, left_GE)
-        value_G, _ = _from_keys(best_G, DTYPE, WIDE)
-        score_G += value_G
-    lowest: tl.constexpr = -(2**63)
-    group_keys_G = _to_keys(_nan_first(score_G), groups_G, tl.float32, True)
-    group_keys_G = tl.where(groups_G < G, group_keys_G, lowest)
-    left_G = group_keys_G
-    last = tl.max(left_G, axis=0)
-    for _ in tl.static_range(1, KEPT):
-        left_G = tl.where(left_G == last, lowest, left_G)
-        last = tl.max(left_G, axis=0)
-    kept_GE = tl.where((group_keys_G >= last)[:, None], keys_GE, LOWEST)
-    return tl.reshape(kept_GE, (BLOCK_E,))
+    """Of each of the best the softmax among the logits near it, without those before it."""
+    ks = tl.arange(0, BLOCK_K)
+    weights_K = tl.zeros((BLOCK_K,), dtype=tl.float32)
+    is_left_E = is_expert_E
+    for k in tl.static_range(K):
+        best = tl.sum(tl.where(ks == k, best_K, 0.0), axis=0)
+        place = tl.sum(tl.where(ks == k, places_K, 0), axis=0)
+        size_E = tl.abs(logits_E)
+        is_far_E = (best - logits_E) / tl.where(size_E < best, best, size_E) > DISTANCE
+        near_E = tl.where(is_left_E & ~is_far_E, tl.exp(logits_E - best), 0.0)
+        weights_K = tl.where(ks == k, 1.0 / tl.sum(near_E, axis=0), weights_K)
+        is_left_E = is_left_E & (places_E != place)
+    return weights_K
 
 
 @triton.jit
@@ -123,10 +94,13 @@ def _topk_kernel(
     G: tl.constexpr, KEPT: tl.constexpr, BEST: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
     SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, PDL: tl.constexpr,
+    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, SOFTCAP: tl.constexpr,
+    NORM_MIN: tl.constexpr, DISTANCE: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One token. Softmax orders as logits do: they are chosen by. Sigmoids are, with the bias."""
-    key_dtype: tl.constexpr = tl.float32 if SIGMOID else DTYPE
+    """One token. Softmax orders as logits do: they are chosen by. Scores are where that is not so:
+    sigmoids, with a bias, and where some are summed for a group."""
+    by_score: tl.constexpr = SIGMOID or HAS_BIAS or (G > 1 and BEST > 1)
+    key_dtype: tl.constexpr = tl.float32 if by_score else DTYPE
     wide: tl.constexpr = tl.float32 == key_dtype
     lowest: tl.constexpr = -(2**63) if wide else -(2**31)
     size: tl.constexpr = E // G
@@ -146,25 +120,35 @@ def _topk_kernel(
     logits_E = add_parts(parts, S).to(DTYPE)  # transformers' logits have the model's dtype
     scores_E = tl.where(is_expert_E, logits_E.to(tl.float32), float("-inf"))
     if SIGMOID:
+        if SOFTCAP != 0.0:
+            scores_E = _soft_cap(scores_E, SOFTCAP)
         scores_E = 1.0 / (1.0 + tl.exp(-scores_E))
-        choice_E = _nan_first(scores_E + bias_E)
+        choice_E = nan_first(scores_E + bias_E)
     else:
         highest = tl.max(scores_E, axis=0)
         # NaN and +inf make this NaN, and with it every weight: as softmax does.
         denominator = tl.sum(tl.exp(scores_E - highest), axis=0)
-        choice_E = scores_E
-    keys_E = tl.where(is_expert_E, _to_keys(choice_E, places_E, key_dtype, wide), lowest)
+        if by_score:
+            scores_E = tl.exp(scores_E - highest) / denominator
+            choice_E = nan_first(scores_E + bias_E)
+        else:
+            choice_E = scores_E
+    keys_E = tl.where(is_expert_E, to_keys(choice_E, places_E, key_dtype, wide), lowest)
     if G > 1:
-        keys_E = _drop_groups(keys_E, G, KEPT, BEST, BLOCK_E, BLOCK_G, key_dtype, wide, lowest)
+        keys_E = drop_groups(keys_E, G, KEPT, BEST, BLOCK_E, BLOCK_G, key_dtype, wide, lowest)
     chosen_K = tl.full((BLOCK_K,), lowest, keys_E.dtype)
     for k in tl.static_range(K):
         best = tl.max(keys_E, axis=0)
         keys_E = tl.where(keys_E == best, lowest, keys_E)
         chosen_K = tl.where(ks == k, best, chosen_K)
-    choice_K, ids_K = _from_keys(chosen_K, key_dtype, wide)
-    if SIGMOID:
+    choice_K, ids_K = from_keys(chosen_K, key_dtype, wide)
+    if by_score:
         places_K = tl.where(ks < K, ids_K, 0)
         weights_K = tl.where(ks < K, tl.gather(scores_E, places_K, axis=0), 0.0)
+    elif DISTANCE is not None:
+        weights_K = _mixed_weights(
+            scores_E, places_E, is_expert_E, choice_K, ids_K, K, BLOCK_K, DISTANCE
+        )
     else:
         weights_K = tl.where(ks < K, tl.exp(choice_K - highest) / denominator, 0.0)
     if G > 1:
@@ -173,6 +157,8 @@ def _topk_kernel(
         total = tl.sum(weights_K, axis=0)
         if SIGMOID:  # whose sum may be 0: transformers does so
             total += 1e-20
+        if NORM_MIN > 0.0:
+            total = tl.maximum(total, NORM_MIN)
         weights_K = weights_K / total
     if SCALE != 1.0:
         weights_K = weights_K * SCALE
@@ -200,11 +186,12 @@ def select_experts(
 
     Parts are summed in fp32 from s = 0 upwards and rounded to ``logits_dtype``. Logits that are not
     finite still choose K distinct experts. Logits so near or so far that their fp32 scores are
-    equal still stand in order of logits under softmax; select_softmax takes the lower id first.
+    equal still stand in order of logits where a softmax is all they are chosen by; select_softmax
+    takes the lower id first.
 
     Args:
         logits_parts_STE: any strides over parts and tokens; S = 1 for whole logits.
-        bias_E: fp32, added to a sigmoid's scores for the choice.
+        bias_E: fp32, added to the scores for the choice.
         num_valid: int32 [1] on the device; tokens from there on get ids −1 and weights 0.
     """
     S, T, E = logits_parts_STE.shape
@@ -231,6 +218,7 @@ def select_experts(
             BLOCK_E=block_e, BLOCK_G=block_g, BLOCK_K=triton.next_power_of_2(k),
             DTYPE=_TL_DTYPES[logits_dtype], SIGMOID=rule.sigmoid, RENORMALISE=rule.renormalise,
             SCALE=rule.scale, HAS_BIAS=bias_E is not None, HAS_VALID=num_valid is not None,
+            SOFTCAP=rule.softcap, NORM_MIN=rule.norm_min, DISTANCE=rule.mix_distance,
             num_warps=1, maxnreg=MAX_REGISTERS, **launch_options(pdl),
         )  # fmt: skip
     return out_weights_TK, out_ids_TK
@@ -253,5 +241,5 @@ def _assert_operands(
     assert out_ids_TK.is_contiguous()
     assert num_valid is None or num_valid.dtype == torch.int32
     if bias_E is not None:
-        assert rule.sigmoid
+        assert rule.mix_distance is None
         assert bias_E.shape == (E,) and bias_E.dtype == torch.float32 and bias_E.is_contiguous()

@@ -148,6 +148,9 @@ def config(**changes: Any) -> MoEConfig:
         ({"router": "group_limited_greedy", "n_group": 4}, ["topk_group", "4", "got 0"]),
         ({"router": "sigmoid", "n_group": 6, "topk_group": 1}, ["leaves 2 experts", "=3"]),
         ({"shared_expert_size": -1}, ["shared_expert_size", "-1"]),
+        ({"norm_min": -0.5}, ["norm_min", "-0.5"]),
+        ({"router": "softmax_groups"}, ["n_group=0", "12"]),
+        ({"router": "sparsemixer"}, ["sparsemixer", "num_experts_per_tok", "got 3"]),
         ({"shared_expert_gated": True}, ["shared_expert_gated", "shared_expert_size"]),
     ],
 )
@@ -177,6 +180,8 @@ def test_widths_that_tp_does_not_divide() -> None:
         ({"scoring_func": "softmax", "topk_method": "greedy"}, "greedy"),
         ({"topk_method": "group_limited_greedy"}, "group_limited_greedy"),
         ({"moe_router_backend": "fused_gate", "scoring_func": "softmax"}, "noaux_tc"),
+        ({"scoring_func": "softmax_bias"}, "softmax_bias"),
+        ({"scoring_func": "sparsemixer"}, "sparsemixer"),
         ({"moe_router_backend": "softmax", "topk_method": "noaux_tc"}, "softmax"),
         ({"moe_router_backend": "sigmoid", "topk_method": "noaux_tc"}, "sigmoid"),
     ],

@@ -7,9 +7,38 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import DeepseekV2Config, DeepseekV3Config, Qwen3MoeConfig, Qwen3NextConfig
+from transformers import (
+    DeepseekV2Config,
+    DeepseekV3Config,
+    Ernie4_5_MoeConfig,
+    Glm4MoeConfig,
+    GraniteMoeConfig,
+    HunYuanMoEV1Config,
+    LagunaConfig,
+    MellumConfig,
+    MiniMaxM2Config,
+    Mistral4Config,
+    MixtralConfig,
+    OlmoeConfig,
+    PhimoeConfig,
+    Qwen2MoeConfig,
+    Qwen3MoeConfig,
+    Qwen3NextConfig,
+)
 from transformers.models.deepseek_v2.modeling_deepseek_v2 import DeepseekV2TopkRouter
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3TopkRouter
+from transformers.models.ernie4_5_moe.modeling_ernie4_5_moe import Ernie4_5_MoeTopKRouter
+from transformers.models.glm4_moe.modeling_glm4_moe import Glm4MoeTopkRouter
+from transformers.models.granitemoe.modeling_granitemoe import GraniteMoeTopKRouter
+from transformers.models.hunyuan_v1_moe.modeling_hunyuan_v1_moe import HunYuanMoEV1Gate
+from transformers.models.laguna.modeling_laguna import LagunaTopKRouter
+from transformers.models.mellum.modeling_mellum import MellumTopKRouter
+from transformers.models.minimax_m2.modeling_minimax_m2 import MiniMaxM2TopKRouter
+from transformers.models.mistral4.modeling_mistral4 import Mistral4TopkRouter
+from transformers.models.mixtral.modeling_mixtral import MixtralTopKRouter
+from transformers.models.olmoe.modeling_olmoe import OlmoeTopKRouter
+from transformers.models.phimoe.modeling_phimoe import PhimoeTopKRouter
+from transformers.models.qwen2_moe.modeling_qwen2_moe import Qwen2MoeTopKRouter
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeTopKRouter
 from transformers.models.qwen3_next.modeling_qwen3_next import Qwen3NextTopKRouter
 
@@ -27,6 +56,10 @@ KINDS: list[dict[str, Any]] = [
     {"router": "group_limited_greedy", **GROUPS},
     {"router": "sigmoid", "norm_topk_prob": True, "use_correction_bias": True, **GROUPS},
     {"router": "noaux_tc", "norm_topk_prob": True, **GROUPS},
+    {"router": "softmax_groups", "norm_topk_prob": True, **GROUPS},
+    {"router": "softmax_bias", "norm_min": 0.3},
+    {"router": "sigmoid", "norm_topk_prob": True, "logit_softcap": 1.5},
+    {"router": "sparsemixer", "num_experts_per_tok": 2, "router_jitter_noise": 0.2},
 ]
 
 
@@ -130,6 +163,62 @@ def test_deepseek_v3(norm: bool, n_group: int, topk_group: int) -> None:
     assert_same_routes(ours(hidden), weights, ids)
 
 
+NORM: dict[str, Any] = {"norm_topk_prob": True}
+BIASED: dict[str, Any] = {"router": "sigmoid", "use_correction_bias": True, **NORM}
+FAMILIES: list[tuple[type, type, dict[str, Any], dict[str, Any]]] = [
+    (MixtralConfig, MixtralTopKRouter, {"num_local_experts": E}, NORM),
+    (GraniteMoeConfig, GraniteMoeTopKRouter, {"num_local_experts": E}, NORM),
+    (OlmoeConfig, OlmoeTopKRouter, {"num_experts": E, "norm_topk_prob": False}, {}),
+    (OlmoeConfig, OlmoeTopKRouter, {"num_experts": E, "norm_topk_prob": True}, NORM),
+    (Qwen2MoeConfig, Qwen2MoeTopKRouter, {"num_experts": E, "norm_topk_prob": False}, {}),
+    (MellumConfig, MellumTopKRouter, {"num_experts": E, "norm_topk_prob": True}, NORM),
+    (HunYuanMoEV1Config, HunYuanMoEV1Gate, {"num_experts": E, "moe_topk": K}, NORM),
+    (Glm4MoeConfig, Glm4MoeTopkRouter, {"n_routed_experts": E, **NORM, **GROUPS},
+     {"router": "noaux_tc", **NORM, **GROUPS}),
+    (MiniMaxM2Config, MiniMaxM2TopKRouter, {"num_local_experts": E}, BIASED),
+    (LagunaConfig, LagunaTopKRouter, {"num_experts": E}, BIASED),
+    (LagunaConfig, LagunaTopKRouter, {"num_experts": E, "moe_router_logit_softcapping": 1.5},
+     {"logit_softcap": 1.5, **BIASED}),
+    (Ernie4_5_MoeConfig, Ernie4_5_MoeTopKRouter, {"moe_num_experts": E, "moe_k": K},
+     {"router": "softmax_bias", "norm_min": 1e-12}),
+    (Ernie4_5_MoeConfig, Ernie4_5_MoeTopKRouter,
+     {"moe_num_experts": E, "moe_k": K, "moe_norm_min": 0.4},
+     {"router": "softmax_bias", "norm_min": 0.4}),
+    (Mistral4Config, Mistral4TopkRouter, {"n_routed_experts": E, **NORM, **GROUPS},
+     {"router": "softmax_groups", **NORM, **GROUPS}),
+    (Mistral4Config, Mistral4TopkRouter,
+     {"n_routed_experts": E, "norm_topk_prob": False, "routed_scaling_factor": 2.5},
+     {"router": "softmax_groups", "n_group": 1, "topk_group": 1, "routed_scaling_factor": 2.5}),
+    *((PhimoeConfig, PhimoeTopKRouter,
+       {"num_local_experts": E, "num_experts_per_tok": 2, "router_jitter_noise": jitter},
+       {"router": "sparsemixer", "num_experts_per_tok": 2, "router_jitter_noise": jitter})
+      for jitter in (0.0, 0.01, 0.3)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("config_class", "router_class", "keys", "kind"), FAMILIES)
+@torch.no_grad()
+def test_families(
+    config_class: Any, router_class: Any, keys: dict[str, Any], kind: dict[str, Any], seed: int
+) -> None:
+    """transformers' routers under random weights, whatever they call them."""
+    config = config_class(**({"num_experts_per_tok": K, "hidden_size": H} | keys))
+    theirs = router_class(config).eval()
+    randomize(theirs, seed)
+    bias = torch.randn(E) * 0.3
+    ours = make_router(**kind)
+    state = {name.rpartition(".")[2]: tensor for name, tensor in theirs.state_dict().items()}
+    if ours.e_score_correction_bias is not None:
+        state.setdefault("e_score_correction_bias", bias)
+        state["e_score_correction_bias"] = state["e_score_correction_bias"].flatten()
+    ours.load_state_dict(state)
+    hidden = torch.randn(200, H)
+    beside = (bias,) if router_class is MiniMaxM2TopKRouter else ()
+    _, weights, ids = theirs(hidden, *beside)
+    assert_same_routes(ours(hidden), weights, ids)
+
+
 def test_sigmoid_without_bias_is_a_zero_bias() -> None:
     plain = make_router(router="sigmoid", norm_topk_prob=True)
     biased = make_router(router="sigmoid", norm_topk_prob=True, use_correction_bias=True)
@@ -171,6 +260,9 @@ def test_tied_groups_go_to_the_lower_id() -> None:
         {"router": "softmax"},
         {"router": "group_limited_greedy", "n_group": 4, "topk_group": 2},
         {"router": "noaux_tc", "n_group": 4, "topk_group": 2},
+        {"router": "softmax_groups", "n_group": 4, "topk_group": 2},
+        {"router": "softmax_bias"},
+        {"router": "sparsemixer", "num_experts_per_tok": 2, "router_jitter_noise": 0.01},
     ],
 )
 def test_ids_stay_in_range_when_a_token_is_not_finite(kind: dict[str, Any]) -> None:
@@ -193,7 +285,7 @@ def test_no_tokens() -> None:
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.get("router", "softmax"))
+@pytest.mark.parametrize("kind", KINDS)
 @torch.no_grad()
 def test_kernels_route_as_plain_torch_does(kind: dict[str, Any], dtype: torch.dtype) -> None:
     """Beside each other on the same weights, with padding, and with ids written where asked."""
@@ -204,6 +296,7 @@ def test_kernels_route_as_plain_torch_does(kind: dict[str, Any], dtype: torch.dt
     kernels.load_state_dict(plain.state_dict())
     hidden = torch.randn(6, H).to(dtype)
     num_valid = torch.tensor([4], dtype=torch.int32)
+    K = config.num_experts_per_tok
     written = torch.full((7 * K,), -7, dtype=torch.int32)
     for count in (None, num_valid):
         ours, expected = kernels(hidden, count, written[: 6 * K]), plain(hidden, count)

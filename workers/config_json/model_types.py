@@ -19,6 +19,12 @@ from workers.layers.rope_spec import RopeSpec
 
 Values = Mapping[str, Any]
 
+# Fields of `MoEConfig` that keys of some types hold.
+_NUMBERS_OF_SOME = (
+    "n_group", "topk_group", "routed_scaling_factor",
+    "norm_min", "logit_softcap", "router_jitter_noise",
+)  # fmt: skip
+
 
 class RopeOf(Protocol):
     """Reads the rotary embedding of heads of a width, or that of layers of one type."""
@@ -36,7 +42,8 @@ class MoEKeys:
         shared_size: width of all shared experts together.
         num_shared: number of shared experts as wide as a routed one, instead of `shared_size`.
         shared_gated: not a key: whether a sigmoid gate weighs the shared experts.
-        correction_bias: not a key: whether a sigmoid router has a bias. noaux_tc always has one.
+        correction_bias: not a key: whether a sigmoid router has a bias. noaux_tc and softmax_bias
+            always have one.
         first_sparse: index of the first layer that may be a mixture.
         sparse_step: every so many-th layer is a mixture.
         dense_layers: layers that are not, whatever the others say.
@@ -50,6 +57,9 @@ class MoEKeys:
     n_group: str | None = None
     topk_group: str | None = None
     routed_scaling_factor: str | None = None
+    norm_min: str | None = None
+    logit_softcap: str | None = None
+    router_jitter_noise: str | None = None
     shared_size: str | None = None
     num_shared: str | None = None
     shared_gated: bool = False
@@ -73,7 +83,7 @@ class MoEKeys:
             return None
         optional = {
             field: values[key]
-            for field in ("n_group", "topk_group", "routed_scaling_factor")
+            for field in _NUMBERS_OF_SOME
             if (key := getattr(self, field)) is not None
         }
         shared_size = self._shared_size(values)

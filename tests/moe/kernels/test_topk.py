@@ -28,7 +28,12 @@ MODELS: dict[str, tuple[int, int, dict[str, Any]]] = {
     "deepseek-v2": (160, 6, {**DEEPSEEK_V2, "n_group": 8, "topk_group": 3}),
     "deepseek-v3": (256, 8, {**DEEPSEEK_V3, "n_group": 8, "topk_group": 4}),
     "kimi-k2": (384, 8, {**DEEPSEEK_V3, "n_group": 1, "topk_group": 1}),
-}
+    "ernie-4.5": (64, 6, {"router": "softmax_bias", "norm_min": 1e-12}),
+    "phi-3.5-moe": (16, 2, {"router": "sparsemixer", "router_jitter_noise": 0.01}),
+    "mistral-small-4": (
+        128, 4, {"router": "softmax_groups", "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
+    ),
+}  # fmt: skip
 
 
 def make_config(E: int, k: int, **kind: Any) -> MoEConfig:
@@ -142,19 +147,23 @@ def test_no_tokens() -> None:
 def configs(draw: st.DrawFn) -> MoEConfig:
     """Any kind of router over any number of experts and groups."""
     router = draw(st.sampled_from(sorted(SELECTIONS)))
-    n_group = draw(st.integers(1, 6)) if router not in ("softmax", "greedy") else 1
-    size = draw(st.integers(1, 7))
+    ungrouped = router in ("softmax", "softmax_bias", "greedy", "sparsemixer")
+    n_group = 1 if ungrouped else draw(st.integers(1, 6))
+    size = draw(st.integers(2 if router == "sparsemixer" else 1, 7))
     topk_group = draw(st.integers(1, n_group))
-    grouped = router in ("group_limited_greedy", "noaux_tc") or n_group > 1
+    k = 2 if router == "sparsemixer" else draw(st.integers(1, size * topk_group))
     return make_config(
         n_group * size,
-        draw(st.integers(1, size * (topk_group if grouped else n_group))),
+        k,
         router=router,
         n_group=n_group,
         topk_group=topk_group,
         norm_topk_prob=draw(st.booleans()),
         routed_scaling_factor=draw(st.sampled_from([1.0, 2.5])),
         use_correction_bias=router == "sigmoid" and draw(st.booleans()),
+        norm_min=draw(st.sampled_from([0.0, 0.5])),
+        logit_softcap=draw(st.sampled_from([0.0, 1.5])),
+        router_jitter_noise=draw(st.sampled_from([0.0, 0.01, 0.3])),
     )
 
 
@@ -183,7 +192,7 @@ def test_shapes_of_models(model: str, S: int) -> None:
     check_kind(torch.randn(S, 2, E, device=DEVICE), config, torch.float32, 1, make_bias(config))
 
 
-@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc"])
+@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc", "softmax_groups"])
 def test_tied_groups_go_to_the_lower_id(kind: str) -> None:
     """Three groups of three, all alike but for their order within."""
     config = make_config(9, 4, router=kind, n_group=3, topk_group=2)
@@ -195,7 +204,8 @@ def test_tied_groups_go_to_the_lower_id(kind: str) -> None:
 def test_a_group_counts_by_its_two_best() -> None:
     """By its best alone the second of the groups would be kept."""
     logits = torch.tensor([[[1.0, 1.0, -9.0, 1.5, -9.0, -9.0]]], device=DEVICE)
-    for kind, expected in (("noaux_tc", [[0, 1]]), ("group_limited_greedy", [[3, 4]])):
+    kinds = {"noaux_tc": [[0, 1]], "softmax_groups": [[0, 1]], "group_limited_greedy": [[3, 4]]}
+    for kind, expected in kinds.items():
         config = make_config(6, 2, router=kind, n_group=2, topk_group=1)
         rule = topk_rule(config)
         _, ids = select_experts(logits, rule, None, None, logits_dtype=torch.float32)
@@ -219,7 +229,33 @@ def test_sigmoids_that_are_all_zero_are_not_divided_by_it() -> None:
     check_kind(torch.full((1, 2, 8), -200.0, device=DEVICE), config, torch.float32, None)
 
 
-@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_sparsemixer_counts_what_is_near(dtype: torch.dtype) -> None:
+    """Of logits 4, 3, 3, −1 only those at a distance of at most half of the larger count."""
+    config = make_config(4, 2, router="sparsemixer", router_jitter_noise=0.25)
+    logits = torch.tensor([[[3.0, 4.0, -1.0, 3.0]]], device=DEVICE, dtype=dtype)
+    weights, ids = select_experts(logits, topk_rule(config), None, None, logits_dtype=dtype)
+    assert ids.tolist() == [[1, 0]]
+    first = 1 / (1 + 2 * torch.tensor(-1.0).exp().item())
+    torch.testing.assert_close(weights.cpu(), torch.tensor([[first, 0.5]]))
+
+
+@pytest.mark.parametrize("kind", ["softmax_bias", "sparsemixer"])
+@pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf])
+def test_an_ungrouped_kind_that_is_not_finite(kind: str, bad: float) -> None:
+    """As of grouped kinds."""
+    config = make_config(12, 2, router=kind, router_jitter_noise=0.01)
+    bias = torch.zeros(12, device=DEVICE) if config.has_correction_bias else None
+    logits = torch.randn(1, 2, 12, device=DEVICE)
+    logits[0, 0, 4] = bad
+    weights, ids = select_experts(logits, topk_rule(config), bias, None, logits_dtype=torch.float32)
+    assert ((ids >= 0) & (ids < 12)).all()
+    assert ids[0, 0] != ids[0, 1]
+    assert weights[0].isnan().any()
+    assert torch.equal(ids[1:], oracle(logits[0, 1:], config, bias).ids)
+
+
+@pytest.mark.parametrize("kind", ["group_limited_greedy", "sigmoid", "noaux_tc", "softmax_groups"])
 @pytest.mark.parametrize("bad", [torch.nan, -torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("everywhere", [False, True])
 def test_a_kind_that_is_not_finite(kind: str, bad: float, everywhere: bool) -> None:
@@ -245,7 +281,9 @@ def test_real_shapes(T: int, E: int, S: int) -> None:
 
 def separated(logits_TE: torch.Tensor, config: MoEConfig, bias_E: torch.Tensor | None) -> Any:
     """[T]: rows whose choice of experts and of groups hangs on no difference of a few roundings."""
-    scores = logits_TE.softmax(-1) if bias_E is None else logits_TE.sigmoid() + bias_E
+    sigmoid = config.router in ("sigmoid", "noaux_tc")
+    scores = logits_TE.sigmoid() if sigmoid else logits_TE.softmax(-1)
+    scores = scores if bias_E is None else scores + bias_E
     best = scores.sort(dim=1, descending=True).values[:, : 4 * config.num_experts_per_tok]
     clear = (-best.diff(dim=1) > 1e-6 * best[:, 1:].abs()).all(dim=1)
     if config.n_group > 1:
