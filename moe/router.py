@@ -25,6 +25,7 @@ Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
 
 # transformers computes these kinds' logits in fp32, whatever the model's dtype.
 _FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc", "softmax_bias")
+_SIGMOIDS = ("sigmoid", "noaux_tc")
 
 
 class TopKRouter(nn.Module):
@@ -115,10 +116,19 @@ class TopKRouter(nn.Module):
             yield whole(f"{prefix}{names.correction_bias}", target)
 
 
+def scores_of(logits_TE: torch.Tensor, config: MoEConfig) -> torch.Tensor:
+    """What a correction bias is added to, and weights are made of: sigmoids or the softmax."""
+    if config.router not in _SIGMOIDS:
+        return logits_TE.softmax(dim=-1)
+    if config.logit_softcap:
+        logits_TE = (logits_TE / config.logit_softcap).tanh() * config.logit_softcap
+    return logits_TE.sigmoid()
+
+
 def topk_rule(config: MoEConfig) -> TopKRule:
     """The kernel's form of the selection function of `config.router`."""
     kind = config.router
-    sigmoid = kind in ("sigmoid", "noaux_tc")
+    sigmoid = kind in _SIGMOIDS
     may_renormalise = sigmoid or kind in ("softmax", "softmax_groups")
     unscaled = kind in ("softmax", "softmax_bias", "sparsemixer")
     return TopKRule(
@@ -153,7 +163,7 @@ def select_softmax_groups(
 ) -> TopK:
     """Mistral4TopkRouter: `select_sigmoid` with softmax in the sigmoid's place."""
     assert bias_E is None
-    return _grouped(logits_TE.softmax(dim=-1), None, config)
+    return _grouped(scores_of(logits_TE, config), None, config)
 
 
 def select_softmax_bias(
@@ -163,7 +173,7 @@ def select_softmax_bias(
     or by `norm_min` where that is more.
     """
     assert bias_E is not None
-    scores_TE = logits_TE.softmax(dim=-1)
+    scores_TE = scores_of(logits_TE, config)
     ids_TK = _top(scores_TE + bias_E, config.num_experts_per_tok)
     weights_TK = scores_TE.gather(1, ids_TK)
     total_T1 = weights_TK.sum(dim=-1, keepdim=True).clamp(min=config.norm_min)
@@ -209,9 +219,7 @@ def select_sigmoid(logits_TE: torch.Tensor, bias_E: torch.Tensor | None, config:
     Groups are kept by the sum of their two best; weights are normalised iff `norm_topk_prob`, then
     × `routed_scaling_factor`. Laguna's `logit_softcap` c makes logits c · tanh(logit / c).
     """
-    if config.logit_softcap:
-        logits_TE = (logits_TE / config.logit_softcap).tanh() * config.logit_softcap
-    return _grouped(logits_TE.sigmoid(), bias_E, config)
+    return _grouped(scores_of(logits_TE, config), bias_E, config)
 
 
 SELECTIONS: dict[str, Selection] = {

@@ -80,8 +80,9 @@ def _mixed_weights(
         best = tl.sum(tl.where(ks == k, best_K, 0.0), axis=0)
         place = tl.sum(tl.where(ks == k, places_K, 0), axis=0)
         size_E = tl.abs(logits_E)
-        is_far_E = (best - logits_E) / tl.where(size_E < best, best, size_E) > DISTANCE
-        near_E = tl.where(is_left_E & ~is_far_E, tl.exp(logits_E - best), 0.0)
+        # Rounded as torch does: logits of few bits are often just as far.
+        distance_E = tl.div_rn(best - logits_E, tl.where(size_E < best, best, size_E))
+        near_E = tl.where(is_left_E & ~(distance_E > DISTANCE), tl.exp(logits_E - best), 0.0)
         weights_K = tl.where(ks == k, 1.0 / tl.sum(near_E, axis=0), weights_K)
         is_left_E = is_left_E & (places_E != place)
     return weights_K

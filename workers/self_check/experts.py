@@ -17,7 +17,7 @@ from moe.base.weight import Weight
 from moe.expert_load import expert_rows
 from moe.experts import FusedMoeExperts
 from moe.layer import SparseMoeBlock
-from moe.router import SELECTIONS, TopKRouter
+from moe.router import SELECTIONS, TopKRouter, scores_of
 from moe.routes import TopK, local_ids
 from moe.shared import SharedExperts
 from workers.self_check.dense import check_parts, check_update, product, shape_of
@@ -65,7 +65,7 @@ def _check_router(router: TopKRouter, T: int, setting: Setting) -> Iterator[Find
     bias_E = router.e_score_correction_bias
     expected = SELECTIONS[config.router](logits_TE, bias_E, config)
     # Logits may be so close that softmax gives both one score: either is right.
-    scores_TE = logits_TE if bias_E is None else logits_TE.sigmoid() + bias_E
+    scores_TE = logits_TE if bias_E is None else scores_of(logits_TE, config) + bias_E
     chosen, wanted = (
         scores_TE.gather(1, ids.clamp(0, E - 1).long()) for ids in (topk.ids, expected.ids)
     )

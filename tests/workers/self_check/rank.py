@@ -91,6 +91,7 @@ def make_rank(
     tp: int = 1,
     dp: int = 1,
     backend: str = "auto",
+    router: dict[str, Any] | None = None,
     **changes: Any,
 ) -> MadeRank:
     """The last rank of a layout, of a model of `fp8_config`; nothing is exchanged.
@@ -98,6 +99,7 @@ def make_rank(
     Args:
         fp8, fp8_cache: weights, keys and values have 8 bits.
         said: config.json of its weights.
+        router: numbers of its `MoEConfig`.
     """
     parallel = resolve_parallel(tp=tp, dp=dp, ep=None, backend=backend, has_experts=moe)
     groups = Groups(
@@ -113,6 +115,10 @@ def make_rank(
     raw = fp8_config(moe=moe, **changes).to_dict() | {"quantization_config": said}
     flag = "fp8" if fp8 else "auto"
     model_config = with_quantization(ModelConfig.from_hf(raw), flag, parallel, made_up=True)
+    if router is not None:
+        assert model_config.moe is not None
+        moe_config = dataclasses.replace(model_config.moe, **router)
+        model_config = dataclasses.replace(model_config, moe=moe_config)
     build = BuildContext(
         groups=groups,
         expert_groups=expert_groups(groups, parallel),

@@ -36,6 +36,17 @@ RANKS: list[dict[str, Any]] = [
     {"dp": 2, "backend": "all_to_all", "max_tokens": 3, "max_batch_size": 2},
     {"dp": 8, "max_tokens": 2, "max_batch_size": 1},  # more ranks than experts
 ]
+ROUTERS: list[dict[str, Any]] = [
+    {"router": "softmax_bias"},
+    {"router": "sparsemixer", "num_experts_per_tok": 2, "router_jitter_noise": 0.2},
+]
+
+
+@pytest.mark.parametrize("router", ROUTERS, ids=str)
+def test_right_routers_pass(router: dict[str, Any]) -> None:
+    findings = make_rank(router=router, max_tokens=5).findings(SparseMoeBlock)
+    assert all(each.is_right for each in findings)
+    assert any("choices" in each.what for each in findings)
 
 
 @pytest.mark.parametrize("settings", RANKS, ids=str)
