@@ -9,6 +9,8 @@ import pytest
 from transformers import AutoConfig
 
 from tests.workers.tiny_models import random_config, respell_as_hub
+from workers.attention.any import AnyAttention
+from workers.attention.mla_spec import MlaSpec
 from workers.config_json.model_config import ModelConfig
 
 CONFIGS = Path("benchmarks/configs")
@@ -16,20 +18,17 @@ CONFIGS = Path("benchmarks/configs")
 
 def assert_same(folder: Path) -> None:
     ours, theirs = ModelConfig.from_folder(folder), AutoConfig.from_pretrained(folder)
-    head_dim = getattr(theirs, "head_dim", None)
     assert ours.hidden_size == theirs.hidden_size
     assert ours.intermediate_size == theirs.intermediate_size
     assert ours.num_layers == theirs.num_hidden_layers
-    assert ours.attention[0].num_heads == theirs.num_attention_heads
-    assert ours.attention[0].num_kv_heads == theirs.num_key_value_heads
-    assert ours.attention[0].head_dim == (
-        head_dim or theirs.hidden_size // theirs.num_attention_heads
-    )
+    assert_same_attention(ours.attention[0], theirs)
     assert ours.vocab_size == theirs.vocab_size
     assert ours.rms_norm_eps == theirs.rms_norm_eps
     assert ours.ropes[0].theta == theirs.rope_parameters["rope_theta"]
     assert ours.max_position_embeddings == theirs.max_position_embeddings
     assert ours.tie_word_embeddings == theirs.tie_word_embeddings
+    if isinstance(ours.attention[0], MlaSpec):
+        assert_same_mixtures(ours, theirs)
     if theirs.model_type == "qwen3_moe":
         assert ours.moe is not None
         assert ours.moe.num_experts == theirs.num_experts
@@ -40,6 +39,35 @@ def assert_same(folder: Path) -> None:
             layer not in theirs.mlp_only_layers and (layer + 1) % theirs.decoder_sparse_step == 0
             for layer in range(theirs.num_hidden_layers)
         )
+
+
+def assert_same_attention(spec: AnyAttention, theirs: Any) -> None:
+    assert spec.num_heads == theirs.num_attention_heads
+    if isinstance(spec, MlaSpec):
+        for name in (
+            "q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+        ):  # fmt: skip
+            assert getattr(spec, name) == getattr(theirs, name), name
+        assert spec.rope.interleaved == getattr(theirs, "rope_interleave", True)
+        return
+    head_dim = getattr(theirs, "head_dim", None)
+    assert spec.num_kv_heads == theirs.num_key_value_heads
+    assert spec.head_dim == (head_dim or theirs.hidden_size // theirs.num_attention_heads)
+
+
+def assert_same_mixtures(ours: ModelConfig, theirs: Any) -> None:
+    """Of DeepSeek's kind."""
+    moe = ours.moe
+    assert moe is not None
+    assert moe.num_experts == theirs.n_routed_experts
+    assert moe.num_experts_per_tok == theirs.num_experts_per_tok
+    assert moe.shared_expert_size == theirs.n_shared_experts * theirs.moe_intermediate_size
+    for name in (
+        "n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob",
+    ):  # fmt: skip
+        assert getattr(moe, name) == getattr(theirs, name), name
+    first = theirs.first_k_dense_replace
+    assert ours.moe_layers == tuple(layer >= first for layer in range(theirs.num_hidden_layers))
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -74,9 +102,12 @@ def test_null_means_absent(key: str) -> None:
     assert ModelConfig.from_hf({**raw, key: None}) == ModelConfig.from_hf(without)
 
 
-@pytest.mark.parametrize("name", ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-8b"])
+@pytest.mark.parametrize(
+    "name", ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-8b", "deepseek-v2-lite", "deepseek-v3"]
+)
 def test_reads_real_configs(name: str) -> None:
     assert_same(CONFIGS / name)
+    assert not ModelConfig.from_folder(CONFIGS / name).unknown_keys
 
 
 def test_end_tokens_are_those_of_both_files(tmp_path: Path) -> None:

@@ -83,12 +83,12 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _WITHOUT_EFFECT = frozenset(
     {
         "_name_or_path", "architectures", "attention_dropout", "attn_implementation",
-        "aux_loss_alpha", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
+        "auto_map", "aux_loss_alpha", "bad_words_ids", "begin_suppress_tokens", "bos_token_id",
         "chunk_size_feed_forward", "cross_attention_hidden_size", "decoder_sparse_step",
         "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
-        "encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "finetuning_task",
-        "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout", "id2label",
-        "initializer_range", "is_decoder", "label2id", "length_penalty", "max_length",
+        "encoder_no_repeat_ngram_size", "ep_size", "exponential_decay_length_penalty",
+        "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout",
+        "id2label", "initializer_range", "is_decoder", "label2id", "length_penalty", "max_length",
         "max_window_layers", "min_length", "mlp_only_layers", "model_type",
         "moe_intermediate_size", "no_repeat_ngram_size", "norm_topk_prob", "num_beam_groups",
         "num_beams", "num_experts_per_tok", "num_mtp_layers", "num_nextn_predict_layers",
@@ -125,20 +125,21 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
     experts = entry.moe.num_experts if entry.moe is not None else ()
     numbers = ("head_dim", *experts, *entry.extra_layers)
     honored = {**dict.fromkeys(numbers, 0), **entry.defaults}
+    open_keys = {key: said for key, said in NEUTRAL.items() if key not in honored}
+    neutral = {**open_keys, **entry.allowed}
     values, unknown = dict(entry.defaults), []
     for key, value in raw.items():
+        if key in neutral and value not in neutral[key]:
+            raise ValueError(
+                f"{key} is {shown(value)}, which changes the mathematics and is not built for "
+                f"{raw['model_type']}; serve a model in which it is {_words(neutral[key])}"
+            )
         if key in honored:
             if value is not None:
                 _check(key, value, honored[key])
             if value is not None or key in _NULLABLE:
                 values[key] = value
-        elif key in NEUTRAL:
-            if value not in NEUTRAL[key]:
-                raise ValueError(
-                    f"{key} is {shown(value)}, which changes the mathematics and is not built for "
-                    f"{raw['model_type']}; serve a model in which it is {_words(NEUTRAL[key])}"
-                )
-        elif key not in _WITHOUT_EFFECT and key not in _READ_ELSEWHERE:
+        elif key not in neutral and key not in _WITHOUT_EFFECT and key not in _READ_ELSEWHERE:
             unknown.append(key)
     return values, tuple(unknown)
 
@@ -176,4 +177,4 @@ def _check_number(key: str, value: Any, *, is_float: bool) -> None:
 
 
 def _words(neutral: tuple[Any, ...]) -> str:
-    return "absent" if neutral is _OFF else f"absent or {neutral[1]!r}"
+    return "absent" if neutral is _OFF else f"absent or {' or '.join(map(repr, neutral[1:]))}"

@@ -128,6 +128,8 @@ class ModelType:
         architecture: transformers' class, by which servers and clients know it.
         models: what people call its models.
         defaults: transformers' defaults for the keys that are read; a key has its default's type.
+        allowed: of keys that choose between kinds of mathematics, the values that are built, None
+            for absent first.
         attention: that of a layer, from the values, its index, and what reads a rotary embedding.
         moe: None for a type that is always dense.
         rope: what its rotary embedding is where config.json says nothing.
@@ -142,6 +144,7 @@ class ModelType:
     models: str
     defaults: Values
     attention: Callable[[Values, int, RopeOf], AnyAttention]
+    allowed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
     moe: MoEKeys | None = None
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES

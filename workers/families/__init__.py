@@ -1,9 +1,18 @@
 """The model types that are served, by their name in config.json."""
 
 from workers.config_json.model_types import ModelType
-from workers.families import deepseek_v3, dots1, glm4_moe, mixtral, olmoe, qwen2_moe, qwen3
+from workers.families import (
+    deepseek_v2,
+    deepseek_v3,
+    dots1,
+    glm4_moe,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3,
+)
 
-_FAMILIES = (deepseek_v3, dots1, glm4_moe, mixtral, olmoe, qwen2_moe, qwen3)
+_FAMILIES = (deepseek_v2, deepseek_v3, dots1, glm4_moe, mixtral, olmoe, qwen2_moe, qwen3)
 
 MODEL_TYPES: dict[str, ModelType] = {
     name: entry for family in _FAMILIES for name, entry in family.TYPES.items()

@@ -5,12 +5,17 @@ from __future__ import annotations
 import dataclasses
 
 from workers.attention.mla_spec import MlaSpec
-from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
-from workers.families.latent import latent
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
+from workers.families.latent import DEEPSEEK_MIXTURES, LATENT_DEFAULTS, latent
+
+SIGMOID_ROUTER: dict[str, tuple[str | None, ...]] = {
+    "scoring_func": (None, "sigmoid"),
+    "topk_method": (None, "noaux_tc"),
+}
 
 
 def _attention(values: Values, layer: int, rope: RopeOf) -> MlaSpec:
-    return latent(values, rope)
+    return latent(values, rope, interleaved=values["rope_interleave"])
 
 
 _DEEPSEEK_V3 = ModelType(
@@ -19,6 +24,7 @@ _DEEPSEEK_V3 = ModelType(
     attention=_attention,
     defaults={
         **COMMON_DEFAULTS,
+        **LATENT_DEFAULTS,
         "vocab_size": 129280,
         "hidden_size": 7168,
         "intermediate_size": 18432,
@@ -26,11 +32,6 @@ _DEEPSEEK_V3 = ModelType(
         "num_attention_heads": 128,
         "num_key_value_heads": 128,
         "max_position_embeddings": 4096,
-        "q_lora_rank": 1536,
-        "kv_lora_rank": 512,
-        "qk_nope_head_dim": 128,
-        "qk_rope_head_dim": 64,
-        "v_head_dim": 128,
         "rope_interleave": True,
         "moe_intermediate_size": 2048,
         "topk_method": "noaux_tc",
@@ -44,14 +45,8 @@ _DEEPSEEK_V3 = ModelType(
         "first_k_dense_replace": 3,
         "num_nextn_predict_layers": 1,
     },
-    moe=MoEKeys(
-        num_experts=("num_local_experts", "n_routed_experts"),
-        n_group="n_group",
-        topk_group="topk_group",
-        routed_scaling_factor="routed_scaling_factor",
-        num_shared="n_shared_experts",
-        first_sparse="first_k_dense_replace",
-    ),
+    allowed=SIGMOID_ROUTER,
+    moe=DEEPSEEK_MIXTURES,
     extra_layers=("num_nextn_predict_layers",),
 )
 

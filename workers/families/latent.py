@@ -1,24 +1,55 @@
-"""Latent attention as config.json describes it."""
+"""Latent attention and mixtures as config.json files of DeepSeek's kind describe them."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from workers.attention.mla_spec import MlaSpec, softmax_scale
-from workers.config_json.model_types import RopeOf, Values
+from workers.attention.mla_spec import MlaSpec, QueryGrowth, softmax_scale
+from workers.config_json.model_types import MoEKeys, RopeOf, Values
+from workers.layers.rope_spec import RopeSpec
+
+LATENT_DEFAULTS: Values = {
+    "q_lora_rank": 1536,
+    "kv_lora_rank": 512,
+    "qk_nope_head_dim": 128,
+    "qk_rope_head_dim": 64,
+    "v_head_dim": 128,
+    "num_key_value_heads": None,  # without effect: all heads' keys are made of one latent
+}
+"""Of DeepseekV2Config and DeepseekV3Config."""
+
+DEEPSEEK_MIXTURES = MoEKeys(
+    num_experts=("num_local_experts", "num_experts", "n_routed_experts"),
+    n_group="n_group",
+    topk_group="topk_group",
+    routed_scaling_factor="routed_scaling_factor",
+    num_shared="n_shared_experts",
+    first_sparse="first_k_dense_replace",
+)
 
 
-def latent(values: Values, rope: RopeOf) -> MlaSpec:
-    """From the keys of transformers' DeepseekV3Config, ``q_lora_rank`` null or a number."""
-    width = values["qk_rope_head_dim"]
-    turned = dataclasses.replace(rope(width), interleaved=values["rope_interleave"])
+def latent(values: Values, rope: RopeOf, *, interleaved: bool) -> MlaSpec:
+    """From ``num_attention_heads``, ``q_lora_rank`` (null: none) and the keys beside it, with the
+    rotary embedding of ``qk_rope_head_dim``.
+
+    Args:
+        interleaved: see `RopeSpec`.
+    """
+    turned = dataclasses.replace(rope(values["qk_rope_head_dim"]), interleaved=interleaved)
+    return latent_of(values, turned)
+
+
+def latent_of(values: Values, rope: RopeSpec, growth: QueryGrowth | None = None) -> MlaSpec:
+    """The same with what is turned, and how queries grow."""
+    nope_width = values["qk_nope_head_dim"]
     return MlaSpec(
         num_heads=values["num_attention_heads"],
         q_lora_rank=values["q_lora_rank"],
         kv_lora_rank=values["kv_lora_rank"],
-        qk_nope_head_dim=values["qk_nope_head_dim"],
-        qk_rope_head_dim=width,
+        qk_nope_head_dim=nope_width,
+        qk_rope_head_dim=values["qk_rope_head_dim"],
         v_head_dim=values["v_head_dim"],
-        scale=softmax_scale(values["qk_nope_head_dim"] + width, turned),
-        rope=turned,
+        scale=softmax_scale(nope_width + rope.dim, rope),
+        rope=rope,
+        query_growth=growth,
     )

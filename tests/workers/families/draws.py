@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
-    DeepseekV3Config,
     Dots1Config,
     MixtralConfig,
     Qwen3Config,
@@ -23,6 +22,7 @@ from transformers import (
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
 from tests.workers.families.grouped_query_draws import glm4_moe, olmoe, qwen2_moe
+from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3
 
 Draw = Callable[[random.Random], Any]
 
@@ -89,33 +89,8 @@ def dots1(rng: random.Random) -> Dots1Config:
     )
 
 
-def deepseek_v3(rng: random.Random) -> DeepseekV3Config:
-    """With chunks of queries whose rotary embedding is scaled, or not."""
-    shared = common(rng)
-    groups = rng.choice([1, 2, 4])
-    scaled = {"mscale": rng.choice([0.7, 1.0]), "mscale_all_dim": rng.choice([0.0, 1.0, 1.2])}
-    return DeepseekV3Config(
-        **shared | {"num_key_value_heads": shared["num_attention_heads"]},
-        rope_parameters=rng.choice([rope(rng), yarn(rng) | scaled]),
-        rope_interleave=rng.random() < 0.7,
-        q_lora_rank=rng.choice([None, 12, 24]),
-        kv_lora_rank=rng.choice([16, 24]),
-        qk_nope_head_dim=rng.choice([8, 12]),
-        qk_rope_head_dim=rng.choice([4, 8]),
-        v_head_dim=rng.choice([8, 20]),
-        moe_intermediate_size=rng.choice([8, 20]),
-        n_routed_experts=8,
-        n_shared_experts=rng.choice([1, 2]),
-        num_experts_per_tok=rng.choice([2, 3]),
-        n_group=groups,
-        topk_group=rng.randint(1 if groups < 4 else 2, groups),
-        norm_topk_prob=rng.random() < 0.5,
-        routed_scaling_factor=rng.choice([1.0, 2.5]),
-        first_k_dense_replace=rng.choice([0, 1]),
-    )
-
-
 FAMILIES: dict[str, Draw] = {
+    "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,

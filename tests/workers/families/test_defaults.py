@@ -18,7 +18,7 @@ from workers.families import MODEL_TYPES
 # Where the class has no such key, its formula is always the same.
 OF_FORMULAS = {"topk_method", "scoring_func", "moe_router_backend", "norm_topk_prob"}
 # The class says none, with which its model cannot be built.
-NOT_SAID = {("dots1", "num_experts_per_tok")}
+NOT_SAID = {("dots1", "num_experts_per_tok"), ("deepseek_v2", "num_experts_per_tok")}
 
 
 def class_of(family: str) -> Any:

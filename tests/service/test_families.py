@@ -1,0 +1,71 @@
+"""Greedy tokens of every family's kind of attention through the whole service, in fp32 on the CPU.
+
+CI runs the layouts of `CASES`; the marker ``grid`` runs all layouts of 1, 2 and 4 ranks with both
+runners.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.server import Server
+from tests.service.oracle import check_tokens, generate, greedy
+from tests.service.test_layouts import LAYOUTS
+from tests.workers.families.draw_parts import VOCAB
+from tests.workers.families.draws import FAMILIES, save_family
+from workers.config_json.model_config import ModelConfig
+
+pytestmark = pytest.mark.processes
+
+NUM_TOKENS = 64
+RUNNERS = ("fused", "legacy")
+
+# Family, layout, runner.
+CASES = [
+    ("deepseek_v2", "--tp 2", "legacy"),
+    ("deepseek_v3", "--dp 2", "fused"),
+]
+# Families that all layouts are tried with.
+IN_ALL_LAYOUTS = ["deepseek_v2"]
+GRID = [
+    pytest.param(*case, marks=pytest.mark.grid)
+    for case in itertools.product(IN_ALL_LAYOUTS, LAYOUTS, RUNNERS)
+]
+
+
+def config_of(family: str, layout: str) -> Any:
+    """The first draw with mixtures whose heads all ranks can share."""
+    words = layout.split()
+    tp = int(words[words.index("--tp") + 1]) if "--tp" in words else 1
+    for seed in itertools.count():
+        config = FAMILIES[family](random.Random(f"{family} {seed}"))
+        ours = ModelConfig.from_hf(config.to_dict())
+        if all(each.num_heads % tp == 0 for each in ours.attention) and any(ours.moe_layers):
+            return config
+    raise AssertionError
+
+
+@pytest.mark.parametrize(("family", "layout", "runner"), CASES + GRID)
+def test_tokens_equal_transformers(family: str, layout: str, runner: str, tmp_path: Path) -> None:
+    config = config_of(family, layout)
+    oracle = save_family(config, tmp_path)
+    rng = random.Random(layout)
+    prompts = [[rng.randrange(VOCAB) for _ in range(size)] for size in (1, 9, 40)]
+    expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
+    flags = ["--device", "cpu", "--dtype", "float32", "--block-size", "4", *layout.split()]
+    with Server(tmp_path, str(tmp_path), *flags, "--moe-runner", runner) as server:
+        ours = asyncio.run(
+            generate(
+                server.address, prompts, temperature=0, max_new_tokens=NUM_TOKENS, ignore_eos=True
+            )
+        )
+    ties = sum(
+        check_tokens(oracle, *columns) for columns in zip(prompts, ours, expected, strict=True)
+    )
+    assert ties <= 1, "random models of spread logits rarely tie"
