@@ -38,11 +38,12 @@ class _Layout(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One side of a matrix, cut in equal shares."""
+    """One side of a matrix, cut in equal shares; ``may_cut``: its last block need not be whole."""
 
     name: str
     total: int
     shares: int
+    may_cut: bool = False
 
 
 class _Matrix(NamedTuple):
@@ -103,7 +104,7 @@ def _problem(config: ModelConfig, quantization: Quantization, layout: _Layout) -
             continue
         for side, size in zip(matrix[2:], multiples, strict=True):
             share = side.total // side.shares
-            if share % size:
+            if share % size and not side.may_cut:
                 shares = f" over {side.shares} ranks, {share} each," if side.shares > 1 else ""
                 return (
                     f"{side.name} {side.total}{shares} is no multiple of {size}, and "
@@ -178,4 +179,4 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
 
 
 def _side(side: Side, tp: int) -> _Side:
-    return _Side(side.name, side.size, side.ranks(tp))
+    return _Side(side.name, side.size, side.ranks(tp), side.may_cut)

@@ -227,6 +227,17 @@ def test_blocks_that_are_made_fit_the_layout(layout: dict[str, Any], size: int) 
     assert made.weight_format == Fp8Format(block=(size, size), stored="plain")
 
 
+@pytest.mark.parametrize("tp", [1, 8, 16])
+def test_deepseek_v3_may_cut_a_block(tp: int) -> None:
+    """kv_a_proj_with_mqa has 576 rows, all of them on every rank."""
+    said = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+    config = ModelConfig.from_hf({"model_type": "deepseek_v3", "quantization_config": said})
+    parallel = resolve_parallel(tp=tp, dp=1, ep=None, backend="auto", has_experts=True)
+    quantization = with_quantization(config, "auto", parallel, made_up=False).quantization
+    assert quantization is not None
+    assert quantization.weight_format.multiples == (128, 128)
+
+
 def test_groups_that_are_made_fit_the_layout() -> None:
     """Rows are cut anywhere: only what meets inputs must have whole groups."""
     for layout, size in (({}, 128), ({"hidden_size": 96}, 32), ({"tp": 2, "ep": 1}, 64)):

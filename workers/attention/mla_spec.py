@@ -118,7 +118,7 @@ class MlaSpec:
             *found,
             Projection(
                 "kv_a_proj_with_mqa",
-                Side("kv_lora_rank + qk_rope_head_dim", self.entry_width),
+                Side("kv_lora_rank + qk_rope_head_dim", self.entry_width, may_cut=True),
                 hidden,
             ),
             Projection(

@@ -15,11 +15,13 @@ class Side(NamedTuple):
         name: where its size comes from, in the words of config.json.
         size: its length.
         heads: ranks that it is divided over at most; 1: each has all of it.
+        may_cut: its end need not be that of a block of scales.
     """
 
     name: str
     size: int
     heads: int = 1
+    may_cut: bool = False
 
     def ranks(self, tp: int) -> int:
         """Shares it is cut into."""
