@@ -111,7 +111,7 @@ class LatentAttention(nn.Module):
         if self.context is None:
             attended_TW = self._plain(down_STW[0], cache, batch)
         else:
-            attended_TW = self._kernels(down_STW, cache, batch, self.context)
+            attended_TW = self.attend(down_STW, cache, batch, self.context)
         update: DeferredSum = self.o_proj(attended_TW)
         return update
 
@@ -125,19 +125,15 @@ class LatentAttention(nn.Module):
         )
         if self.q_b_proj is not None:
             q_TW = self.q_b_proj(self.q_a_layernorm(q_TW))[0]
-        q_TNQ = q_TW.unflatten(1, (self.num_heads, -1))
-        if (growth := spec.query_growth) is not None:
-            periods_T = batch.positions_T // growth.length
-            factor_T = 1 + growth.beta * torch.log1p(periods_T.float())
-            q_TNQ = q_TNQ * factor_T.to(dtype)[:, None, None]
+        q_TNQ = self.grown(q_TW.unflatten(1, (self.num_heads, -1)), batch)
         q_TNP, q_TNR = q_TNQ.split([spec.qk_nope_head_dim, spec.qk_rope_head_dim], dim=-1)
-        keys_NPC, values_NVC = self._absorbed(dtype)
+        keys_NPC, values_NVC = self.absorbed(dtype)
         q_TNC = torch.einsum("tnp,npc->tnc", q_TNP, keys_NPC)
         entries_TE = torch.cat(
-            (self.kv_a_layernorm(latent_TC), self._turn(k_TR[:, None], batch)[:, 0]), dim=-1
+            (self.kv_a_layernorm(latent_TC), self.turn(k_TR[:, None], batch)[:, 0]), dim=-1
         )
         found_TNC = paged_latent_attention(
-            torch.cat((q_TNC, self._turn(q_TNR, batch)), dim=-1),
+            torch.cat((q_TNC, self.turn(q_TNR, batch)), dim=-1),
             entries_TE,
             cache,
             batch,
@@ -146,14 +142,15 @@ class LatentAttention(nn.Module):
         )
         return torch.einsum("tnc,nvc->tnv", found_TNC, values_NVC).flatten(1)
 
-    def _kernels(
+    def attend(
         self,
         down_STW: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
         context: KernelContext,
     ) -> torch.Tensor:
-        """As `_plain`; many prompt tokens meet each other with keys and values of their own."""
+        """All between the first and the last projection by kernels ``[T, N·V]``; many prompt tokens
+        meet each other with keys and values of their own."""
         spec, kv_b, T = self.spec, self.kv_b_proj, down_STW.shape[1]
         P, R, C, V = (
             spec.qk_nope_head_dim,
@@ -168,7 +165,7 @@ class LatentAttention(nn.Module):
 
         angles = self.rotary.cos, self.rotary.sin
         halves = entries = None
-        if self._makes_keys(batch, T):
+        if self.makes_keys(batch, T):
             entries = take("latents", T, C), take("turned", T, R)
             lses = (take(f"{name}_lse", T, N, dtype=torch.float32) for name in ("old", "new"))
             halves = Halves(take("q_nope", T, N, P), take("found_new", T, N, V), *lses)
@@ -221,7 +218,7 @@ class LatentAttention(nn.Module):
             pdl=pdl,
         )
 
-    def _makes_keys(self, batch: AttentionBatch, num_tokens: int) -> bool:
+    def makes_keys(self, batch: AttentionBatch, num_tokens: int) -> bool:
         """Whether the step's tokens get keys and values: as its shape says, not what is in it."""
         has_prompts = batch.plans[AttentionKind(None, self.num_heads)].tiles is not None
         return has_prompts and batch.starts_T is not None and num_tokens >= self.few_tokens
@@ -250,13 +247,22 @@ class LatentAttention(nn.Module):
             pdl=context.pdl,
         )
 
-    def _turn(self, x_TNR: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+    def grown(self, q_TNQ: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
+        """As the spec's growth says."""
+        growth = self.spec.query_growth
+        if growth is None:
+            return q_TNQ
+        periods_T = batch.positions_T // growth.length
+        factor_T = 1 + growth.beta * torch.log1p(periods_T.float())
+        return q_TNQ * factor_T.to(q_TNQ.dtype)[:, None, None]
+
+    def turn(self, x_TNR: torch.Tensor, batch: AttentionBatch) -> torch.Tensor:
         """Turned by position, as two halves: scores do not see the order of pairs."""
         if self.spec.rope.interleaved:
             x_TNR = torch.cat((x_TNR[..., 0::2], x_TNR[..., 1::2]), dim=-1)
         return rotate(x_TNR, *self.rotary(batch.positions_T))
 
-    def _absorbed(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    def absorbed(self, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
         """What makes keys and values of a latent, by head: ``[N, P, C]``, ``[N, V, C]``."""
         by_head = self.kv_b_proj.weight.plain(dtype).unflatten(0, (self.num_heads, -1))
         keys_NPC, values_NVC = by_head.split(

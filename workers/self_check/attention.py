@@ -37,10 +37,10 @@ class _Sequences:
 
 def check_attention(attention: Attention, setting: Setting) -> Iterator[Finding]:
     """A step of prompts, two that go on with the longest, and decodes."""
-    most = _most_blocks(setting)
+    most = most_blocks(setting)
     sizes = dataclasses.replace(setting.sizes, num_layers=1)
     cache = KVCache(sizes, most, setting.device).layers[0]
-    for step in _made_up_steps(setting, most):
+    for step in made_up_steps(setting, most):
         batch = setting.builder.build(step).forward.attention
         yield from _check_step(attention, cache, batch, setting)
     for T in setting.steps:
@@ -60,7 +60,7 @@ def _check_step(
     q_TND = heads(qkv_STW, bias, cache, batch, context)
     q, k, v = heads.plain(qkv_STW.float().sum(0), bias, batch.positions_T)
     keys, values = _held(cache)
-    rows_T = _cache_rows(cache, batch.tables, batch.slots_T, batch.positions_T)
+    rows_T = cache_rows(cache, batch.tables, batch.slots_T, batch.positions_T)
     dtype = str(cache.keys.dtype).removeprefix("torch.")
     what = f"{N} + {K} heads of {D}, {told(T)}"
     allowed = roundings(4, setting.dtype) if cache.scales is None else EIGHT_BITS
@@ -91,7 +91,7 @@ def _held(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:
     return keys.float().flatten(0, 1), values.float().flatten(0, 1)
 
 
-def _cache_rows(
+def cache_rows(
     cache: LayerCache, tables: torch.Tensor, slots: torch.Tensor, positions: torch.Tensor
 ) -> torch.Tensor:
     """Where in the cache tokens stand."""
@@ -113,7 +113,7 @@ def _attend(
     outputs, start = [], 0
     for slot, length, count in zip(batch.slots, batch.lengths, batch.num_tokens, strict=True):
         positions_L = torch.arange(length, device=q_TND.device)
-        rows_L = _cache_rows(cache, batch.tables, positions_L.new_tensor(slot), positions_L)
+        rows_L = cache_rows(cache, batch.tables, positions_L.new_tensor(slot), positions_L)
         k_NDL = keys[rows_L].repeat_interleave(group, 1).permute(1, 2, 0)
         v_NLD = values[rows_L].repeat_interleave(group, 1).transpose(0, 1)
         positions_T = positions_L[length - count :]
@@ -132,7 +132,7 @@ def _attend(
     return torch.cat(outputs)
 
 
-def _made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
+def made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
     """Blocks are given from the last one down, so that no sequence has the block of its number."""
     prompts = _prompts(setting)
     sequences = _Sequences([0] * len(prompts))
@@ -187,7 +187,7 @@ def _chunks(setting: Setting, length: int) -> list[int]:
     return [chunk] * min(2, room // chunk)
 
 
-def _most_blocks(setting: Setting) -> int:
+def most_blocks(setting: Setting) -> int:
     """Blocks that all made-up steps take, and one that none does."""
     size, prompts = setting.builder.block_size, _prompts(setting)
     first = prompts[0] + sum(_chunks(setting, prompts[0])) + _SPARE

@@ -23,12 +23,14 @@ from workers.layers.norm import RMSNorm
 from workers.models.attention import Attention
 from workers.models.base import BuildContext, Model
 from workers.models.dense_mlp import DenseMLP
+from workers.models.mla import LatentAttention
 from workers.sampling.triton_sampler import TritonSampler
 from workers.self_check.attention import check_attention
 from workers.self_check.collectives import check_collectives
 from workers.self_check.dense import check_embedding, check_head, check_mlp, check_norm
 from workers.self_check.experts import check_sparse
 from workers.self_check.finding import Finding
+from workers.self_check.latents import check_latents
 from workers.self_check.sampling import check_sampler
 from workers.self_check.setting import Setting
 from workers.step.batch import BatchBuilder
@@ -41,6 +43,7 @@ _ALIGNED = 16  # bytes
 CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
     Embedding: check_embedding,
     Attention: check_attention,
+    LatentAttention: check_latents,
     DenseMLP: check_mlp,
     SparseMoeBlock: check_sparse,
     RMSNorm: check_norm,

@@ -92,6 +92,7 @@ def make_rank(
     dp: int = 1,
     backend: str = "auto",
     router: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
     **changes: Any,
 ) -> MadeRank:
     """The last rank of a layout, of a model of `fp8_config`; nothing is exchanged.
@@ -100,6 +101,7 @@ def make_rank(
         fp8, fp8_cache: weights, keys and values have 8 bits.
         said: config.json of its weights.
         router: numbers of its `MoEConfig`.
+        config: config.json of another model.
     """
     parallel = resolve_parallel(tp=tp, dp=dp, ep=None, backend=backend, has_experts=moe)
     groups = Groups(
@@ -112,7 +114,8 @@ def make_rank(
         tp_group=NOBODY if tp > 1 else None,
         world_group=NOBODY if tp * dp > 1 else None,
     )
-    raw = fp8_config(moe=moe, **changes).to_dict() | {"quantization_config": said}
+    raw = config or fp8_config(moe=moe, **changes).to_dict()
+    raw = raw | {"quantization_config": said}
     flag = "fp8" if fp8 else "auto"
     model_config = with_quantization(ModelConfig.from_hf(raw), flag, parallel, made_up=True)
     if router is not None:
@@ -133,17 +136,17 @@ def make_rank(
     )
     model = Decoder(model_config, build)
     make_up_weights(model.checkpoint_slices(), 0)
-    config = WorkerConfig(model=Path(), listen="unix:", max_batch_size=max_batch_size)
+    flags = WorkerConfig(model=Path(), listen="unix:", max_batch_size=max_batch_size)
     cache = "fp8_e4m3" if fp8_cache else str(dtype).removeprefix("torch.")
     return MadeRank(
         model=model,
-        factory=RunnerFactory(model, config, model_config, build, cache),
+        factory=RunnerFactory(model, flags, model_config, build, cache),
         sizes=CacheSizes(
             num_layers=model_config.num_layers,
-            block_size=config.block_size,
+            block_size=flags.block_size,
             num_kv_heads=model.num_kv_heads,
-            head_dim=model_config.attention[0].head_dim,
-            v_head_dim=model_config.attention[0].head_dim,
+            head_dim=model_config.attention[0].key_width,
+            v_head_dim=model_config.attention[0].value_width,
             dtype=FP8 if fp8_cache else dtype,
         ),
         build=build,
