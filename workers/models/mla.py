@@ -221,7 +221,7 @@ class LatentAttention(nn.Module):
     def makes_keys(self, batch: AttentionBatch, num_tokens: int) -> bool:
         """Whether the step's tokens get keys and values: as its shape says, not what is in it."""
         has_prompts = batch.plans[AttentionKind(None, self.num_heads)].tiles is not None
-        return has_prompts and batch.starts_T is not None and num_tokens >= self.few_tokens
+        return has_prompts and batch.starts_T is not None and num_tokens > self.few_tokens
 
     def _attend_new(
         self,

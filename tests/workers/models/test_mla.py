@@ -79,7 +79,7 @@ def test_two_ranks_share_the_heads(kind: str) -> None:
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize("padding", [0, 3])
-@pytest.mark.parametrize("few_tokens", [1, 256])
+@pytest.mark.parametrize("few_tokens", [0, 256])
 @pytest.mark.parametrize("kind", KINDS)
 @torch.inference_mode()
 def test_kernels_equal_transformers(

@@ -298,10 +298,11 @@ def _block_t(num_tokens: int) -> int:
 
 def _columns(weight: Weight | None, num_heads: int, width: int, num_tokens: int, cores: int) -> int:
     """Of a program: fewer where there would be fewer programs than multiprocessors; of the outputs
-    of ``weight`` never several blocks of scales."""
+    of ``weight`` never several blocks of scales. The same for all steps up to a power of two, of
+    which warm-ups see one."""
     most = _MAX_BLOCK if weight is None else min(_MAX_BLOCK, _one_block(weight))
     columns = max(_MIN_COLUMNS, min(most, triton.next_power_of_2(width)))
-    rows = num_heads * triton.cdiv(num_tokens, _block_t(num_tokens))
+    rows = num_heads * triton.cdiv(triton.next_power_of_2(num_tokens), _block_t(num_tokens))
     while columns > _MIN_COLUMNS and rows * triton.cdiv(width, columns) < cores:
         columns //= 2
     return columns
