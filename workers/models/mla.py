@@ -43,9 +43,9 @@ class LatentAttention(nn.Module):
     """
 
     num_kv_heads = 1
-    few_tokens = (
-        256  # of a step, below which to make their keys and values costs more than it spares
-    )
+    # Of a step, for which to make keys and values costs more than it spares: a power of two, since
+    # warm-ups see one step of each.
+    few_tokens = 128
 
     def __init__(
         self,
