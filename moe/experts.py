@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-from moe.base.checkpoint_slice import CheckpointSlice
+from moe.base.checkpoint_slice import CheckpointSlice, turned
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantize import empty_weight
@@ -92,11 +92,15 @@ class FusedMoeExperts(nn.Module):
         """`prefix` is that of the block; names are `MoEConfig.names`'.
 
         Per expert (as on the Hub, and as save_pretrained writes them): gate and up [I,H], down
-        [H,I]. Packed (transformers 5's own modules): gate and up [E,2I,H], down [E,H,I]. Scales
-        stand as the values do, or packed beside values per expert (save_pretrained of transformers
-        5).
+        [H,I]. Packed (transformers 5's own modules): gate and up [E,2I,H], down [E,H,I]; or turned,
+        without scales (Qwen3-VL-MoE on the Hub): [E,H,2I], [E,I,H]. Scales stand as the values do,
+        or packed beside values per expert (save_pretrained of transformers 5).
         """
         packed = packed or self.config.names.is_packed
+        if packed and self.config.names.is_turned:
+            for part in self._parts(prefix, packed):
+                yield turned(values_slice(*part, self.weight_format))
+            return
         if not packed_scales or packed or not has_scales(self.weight_format):
             for part in self._parts(prefix, packed):
                 yield from weight_slices(*part, self.weight_format)

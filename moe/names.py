@@ -17,6 +17,7 @@ class MoENames:
         experts: the module of all experts; matrices: of one expert gate, up and down.
         packed: tensors of all experts in one, gate and up [E, 2I, H] and down [E, H, I].
         is_packed: experts stand in no other way.
+        is_turned: they are [E, H, 2I] and [E, I, H].
         shared: the module of shared experts; None: `shared_experts`, or where a gate weighs them
             `shared_expert`.
         shared_gate: what weighs them.
@@ -29,6 +30,7 @@ class MoENames:
     matrices: Mlp = ("gate_proj", "up_proj", "down_proj")
     packed: tuple[str, str] = ("experts.gate_up_proj", "experts.down_proj")
     is_packed: bool = False
+    is_turned: bool = False
     shared: str | None = None
     shared_gate: str = "shared_expert_gate.weight"
 

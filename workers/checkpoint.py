@@ -84,8 +84,17 @@ class Checkpoint:
 
     def type_of(self, ending: str) -> str | None:
         """That of the first tensor by name whose name ends so; None: there is none."""
+        first = self._first(ending)
+        return None if first is None else first.dtype
+
+    def shape_of(self, ending: str) -> tuple[int, ...] | None:
+        """As `type_of`."""
+        first = self._first(ending)
+        return None if first is None else first.shape
+
+    def _first(self, ending: str) -> TensorInfo | None:
         name = min((name for name in self.tensors if name.endswith(ending)), default=None)
-        return None if name is None else self.tensors[name].dtype
+        return None if name is None else self.tensors[name]
 
     def sha256(self) -> str:
         """A digest of every tensor's name, type, shape and file, not of the values."""

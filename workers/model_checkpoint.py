@@ -1,5 +1,5 @@
 """The checkpoint of a model: the tensors of its folder that are served, and what their headers say
-of a 4-bit format that config.json does not.
+of a 4-bit format, and of packed experts, that config.json does not.
 
 Torch-free. Knows no names of modules.
 """
@@ -25,7 +25,7 @@ def open_checkpoint(folder: Path, config: ModelConfig) -> tuple[Checkpoint, Mode
     checkpoint = Checkpoint(
         folder, fp8=config.reads_fp8, int4=config.reads_int4, left_out=config.left_out
     )
-    return checkpoint, with_headers(config, checkpoint)
+    return checkpoint, with_headers(_with_experts(config, checkpoint), checkpoint)
 
 
 def with_headers(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
@@ -43,3 +43,16 @@ def with_headers(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
     )
     quantization = dataclasses.replace(config.quantization, weight_format=int4)
     return dataclasses.replace(config, quantization=quantization)
+
+
+def _with_experts(config: ModelConfig, checkpoint: Checkpoint) -> ModelConfig:
+    """Whether experts that stand in two tensors are turned, by the shape of the first one."""
+    moe = config.moe
+    if moe is None:
+        return config
+    width, hidden = 2 * moe.intermediate_size, moe.hidden_size
+    first = checkpoint.shape_of(f".{moe.names.packed[0]}")
+    if width == hidden or first != (moe.num_experts, hidden, width):
+        return config
+    names = dataclasses.replace(moe.names, is_turned=True)
+    return dataclasses.replace(config, moe=dataclasses.replace(moe, names=names))

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 
 from moe.base.quantize import quantize
 from moe.base.weight import Weight
+
+_Each = TypeVar("_Each")
 
 FLOATS = "floats"  # of 16 or 32 bits
 FP8_VALUES = "float8_e4m3fn"
@@ -81,11 +84,12 @@ class CheckpointSlice:
         if isinstance(self.target, Expected):
             if not self.target.holds(values):
                 raise ValueError(f"tensor {self.name} {self.target.words}")
-        elif isinstance(self.target, Weight):
+            return
+        if self.target is not None and self.convert is not None:
+            values = self.convert(values.to(self.target.device))
+        if isinstance(self.target, Weight):
             quantize(values, self.target)
         elif self.target is not None:
-            if self.convert is not None:
-                values = self.convert(values.to(self.target.device))
             self.target.copy_(values)
 
     @property
@@ -119,3 +123,18 @@ def part(
 def unread(name: str, shape: tuple[int, ...]) -> CheckpointSlice:
     """A tensor that another rank reads."""
     return CheckpointSlice(name, shape, None, None)
+
+
+def turned(piece: CheckpointSlice) -> CheckpointSlice:
+    """The same of a tensor whose last two dimensions stand the other way round in the file."""
+    assert piece.convert is None, piece.name
+
+    def swapped(sizes: tuple[_Each, ...]) -> tuple[_Each, ...]:
+        return (*sizes[:-2], sizes[-1], sizes[-2])
+
+    return replace(
+        piece,
+        shape=swapped(piece.shape),
+        index=None if piece.index is None else swapped(piece.index),
+        convert=lambda values: values.transpose(-1, -2),
+    )

@@ -61,6 +61,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
             "per_layer_config", "pruned_heads", "is_encoder_decoder", "add_cross_attention",
             "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
             "num_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace",
+            "mlp_layer_types",
         ),
         _OFF,
     ),
@@ -88,9 +89,11 @@ _WITHOUT_EFFECT = frozenset(
         "decoder_start_token_id", "diversity_penalty", "do_sample", "early_stopping",
         "encoder_no_repeat_ngram_size", "ep_size", "exponential_decay_length_penalty",
         "finetuning_task", "forced_bos_token_id", "forced_eos_token_id", "hidden_dropout",
-        "id2label", "initializer_range", "is_decoder", "label2id", "length_penalty", "max_length",
+        "id2label", "image_token_id", "initializer_range", "is_decoder", "label2id",
+        "length_penalty", "max_length",
         "max_window_layers", "min_length", "mlp_only_layers", "model_type",
-        "moe_intermediate_size", "no_repeat_ngram_size", "norm_topk_prob", "num_beam_groups",
+        "moe_intermediate_size", "mtp_layer_types", "mtp_mlp_layer_types",
+        "no_repeat_ngram_size", "norm_topk_prob", "num_beam_groups",
         "num_beams", "num_experts_per_tok", "num_mtp_layers", "num_nextn_predict_layers",
         "num_return_sequences", "output_attentions", "output_hidden_states",
         "output_router_logits", "output_scores", "pad_token_id", "prefix", "pretraining_tp",
@@ -99,7 +102,8 @@ _WITHOUT_EFFECT = frozenset(
         "seq_aux", "sliding_window", "suppress_tokens", "task_specific_params", "temperature",
         "tf_legacy_loss", "tie_encoder_decoder", "tokenizer_class", "top_k", "top_p",
         "torchscript", "transformers_version", "typical_p", "unsloth_fixed", "unsloth_version",
-        "use_bfloat16", "use_cache",
+        "use_bfloat16", "use_cache", "video_token_id", "vision_config", "vision_end_token_id",
+        "vision_start_token_id",
     }
 )  # fmt: skip
 

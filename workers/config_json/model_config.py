@@ -24,6 +24,7 @@ from workers.config_json.model_types import ModelType, MoEKeys, Values
 from workers.config_json.quantization import read_modelopt_file, read_quantization
 from workers.config_json.quantized_modules import Quantization
 from workers.config_json.rope_keys import read_rope, unknown_rope_keys
+from workers.config_json.text_keys import text_keys
 from workers.families import MODEL_TYPES
 from workers.layers.rope_spec import RopeSpec
 
@@ -140,6 +141,7 @@ class ModelConfig:
             raise ValueError(
                 f"model_type {shown(model_type)} is not supported; {_nearest(model_type)}"
             )
+        raw = text_keys(raw, entry)
         quantization = read_quantization(raw)
         values, unknown = read_keys(raw, entry)
         _refuse_other_attention(raw, values)

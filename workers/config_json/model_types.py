@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 from moe.config import MoEConfig, resolve_router
 from moe.names import QWEN_NAMES, MoENames
+from switchyard.model_files import shown
 from workers.attention.any import AnyAttention
 from workers.config_json.decoder_names import LLAMA_NAMES, DecoderNames
 from workers.config_json.rope_keys import WHOLE_HEADS, RopeDefaults
@@ -47,6 +48,7 @@ class MoEKeys:
         first_sparse: index of the first layer that may be a mixture.
         sparse_step: every so many-th layer is a mixture.
         dense_layers: layers that are not, whatever the others say.
+        mlp_types: of each layer, sparse or dense; empty: all are sparse.
         names: not a key: what checkpoints call its tensors.
     """
 
@@ -67,6 +69,7 @@ class MoEKeys:
     first_sparse: str | None = None
     sparse_step: str | None = None
     dense_layers: str | None = None
+    mlp_types: str | None = None
     names: MoENames = QWEN_NAMES
 
     def __post_init__(self) -> None:
@@ -109,7 +112,20 @@ class MoEKeys:
             return False
         if self.dense_layers is not None and layer in (values[self.dense_layers] or ()):
             return False
+        if self.mlp_types is not None and not self._has_sparse_type(values, layer):
+            return False
         return self.sparse_step is None or (layer + 1) % int(values[self.sparse_step]) == 0
+
+    def _has_sparse_type(self, values: Values, layer: int) -> bool:
+        types, num_layers = values[str(self.mlp_types)], values["num_hidden_layers"]
+        if not types:
+            return True
+        if len(types) != num_layers or types[layer] not in ("sparse", "dense"):
+            raise ValueError(
+                f"{self.mlp_types} is {shown(list(types))}; it must be sparse or dense, once for "
+                f"each of num_hidden_layers {num_layers}"
+            )
+        return bool(types[layer] == "sparse")
 
     def _num_experts(self, values: Values) -> int:
         return next((int(values[key]) for key in self.num_experts if key in values), 0)
@@ -137,6 +153,7 @@ class ModelType:
         extra_layers: spellings of the number of layers behind the last that are for speculation,
             the first one present counts.
         other_parts: what the names of tensors begin with that text does not need.
+        text_key: of the object that holds the keys of the text model; None: they are not in one.
         multiplier_keys: of fields of `ModelConfig`, the keys that hold them.
     """
 
@@ -150,6 +167,7 @@ class ModelType:
     names: DecoderNames = LLAMA_NAMES
     extra_layers: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
+    text_key: str | None = None
     multiplier_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def left_out(self, values: Values) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ class RopeDefaults:
 
     Attributes:
         theta: base of the wavelengths.
+        sliding_theta: that of layers with a window, where types of layers have their own.
         partial: share of a head that is turned. None: whole heads, and config.json may not ask for
             less, since transformers would not hear it.
         interleaved: see `RopeSpec`.
@@ -31,9 +32,16 @@ class RopeDefaults:
     """
 
     theta: float = 10000.0
+    sliding_theta: float | None = None
     partial: float | None = None
     interleaved: bool = False
     ignored: frozenset[str] = frozenset()
+
+    def theta_of(self, layer_type: str | None) -> float:
+        """That of a type of layers."""
+        if layer_type == "sliding_attention" and self.sliding_theta is not None:
+            return self.sliding_theta
+        return self.theta
 
 
 WHOLE_HEADS = RopeDefaults()
@@ -58,7 +66,7 @@ def read_rope(
         ValueError: one line naming the key that is wrong or not built.
     """
     said = _read_object(raw, layer_type)
-    theta = said.first("rope_theta", raw, defaults.theta, least=1, most=1e15)
+    theta = said.first("rope_theta", raw, defaults.theta_of(layer_type), least=1, most=1e15)
     dim = _turned(said, raw, head_dim, defaults.partial)
     kind = said.kind
     scaling = None

@@ -6,13 +6,26 @@ from workers.families import (
     deepseek_v3,
     dots1,
     glm4_moe,
+    mellum,
     mixtral,
     olmoe,
     qwen2_moe,
     qwen3,
+    qwen3_vl_moe,
 )
 
-_FAMILIES = (deepseek_v2, deepseek_v3, dots1, glm4_moe, mixtral, olmoe, qwen2_moe, qwen3)
+_FAMILIES = (
+    deepseek_v2,
+    deepseek_v3,
+    dots1,
+    glm4_moe,
+    mellum,
+    mixtral,
+    olmoe,
+    qwen2_moe,
+    qwen3,
+    qwen3_vl_moe,
+)
 
 MODEL_TYPES: dict[str, ModelType] = {
     name: entry for family in _FAMILIES for name, entry in family.TYPES.items()

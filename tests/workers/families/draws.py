@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from transformers import (
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     Dots1Config,
     MixtralConfig,
     Qwen3Config,
@@ -21,7 +22,13 @@ from transformers import (
 )
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
-from tests.workers.families.grouped_query_draws import glm4_moe, olmoe, qwen2_moe
+from tests.workers.families.grouped_query_draws import (
+    glm4_moe,
+    mellum,
+    olmoe,
+    qwen2_moe,
+    qwen3_vl_moe,
+)
 from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3
 
 Draw = Callable[[random.Random], Any]
@@ -99,13 +106,17 @@ FAMILIES: dict[str, Draw] = {
     "qwen2_moe": qwen2_moe,
     "olmoe": olmoe,
     "glm4_moe": glm4_moe,
+    "mellum": mellum,
+    "qwen3_vl_moe": qwen3_vl_moe,
 }
 
 
 def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
     """transformers' model of random weights and biases, saved as it saves them; in fp32."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config).eval().float()
+    has_images = hasattr(config, "vision_config")
+    auto = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
+    model = auto.from_config(config).eval().float()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" in name.rpartition(".")[0].rpartition(".")[2] and name.endswith(".weight"):
             tensor.data.uniform_(0.5, 1.5)

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import random
 
-from transformers import Glm4MoeConfig, OlmoeConfig, Qwen2MoeConfig
+from transformers import (
+    Glm4MoeConfig,
+    MellumConfig,
+    OlmoeConfig,
+    Qwen2MoeConfig,
+    Qwen3VLMoeConfig,
+)
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
 
@@ -63,3 +69,48 @@ def glm4_moe(rng: random.Random) -> Glm4MoeConfig:
         routed_scaling_factor=rng.choice([1.0, 2.5]),
         first_k_dense_replace=rng.choice([0, 1]),
     )
+
+
+def mellum(rng: random.Random) -> MellumConfig:
+    """Layers of both types, of all kinds of MLPs, with rotary embeddings of their own."""
+    shared = common(rng)
+    layers = shared["num_hidden_layers"]
+    types = ["sliding_attention", *layer_types(rng, layers - 1)]
+    ropes = {"full_attention": rng.choice([rope, yarn])(rng), "sliding_attention": rope(rng)}
+    return MellumConfig(
+        **shared,
+        head_dim=rng.choice([8, 16]),
+        layer_types=rng.choice([None, types, types]),
+        rope_parameters=rng.choice([None, ropes, ropes]),
+        mlp_layer_types=rng.choice([None, ["sparse", *["dense"] * (layers - 1)]]),
+        sliding_window=rng.choice([1, 6]),
+        attention_bias=rng.random() < 0.5,
+        moe_intermediate_size=rng.choice([8, 20]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        norm_topk_prob=rng.random() < 0.5,
+    )
+
+
+def qwen3_vl_moe(rng: random.Random) -> Qwen3VLMoeConfig:
+    """With an encoder of images, which is left out."""
+    text = common(rng)
+    is_tied = text.pop("tie_word_embeddings")
+    head_dim = rng.choice([8, 16])
+    sections = {"mrope_section": [head_dim // 2 - 2, 1, 1], "mrope_interleaved": True}
+    text |= {
+        "head_dim": head_dim,
+        "rope_parameters": rng.choice([rope, yarn])(rng) | sections,
+        "attention_bias": rng.random() < 0.5,
+        "moe_intermediate_size": rng.choice([8, 20]),
+        "num_experts": rng.choice([4, 7]),
+        "num_experts_per_tok": rng.choice([1, 3]),
+        "decoder_sparse_step": rng.choice([1, 2]),
+        "mlp_only_layers": rng.choice([None, [0]]),
+    }
+    vision = {
+        "depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2,
+        "out_hidden_size": text["hidden_size"], "deepstack_visual_indexes": [0],
+        "num_position_embeddings": 16,
+    }  # fmt: skip
+    return Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=is_tied)
