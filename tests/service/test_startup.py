@@ -153,7 +153,7 @@ def without_weights(folder: Path) -> None:
 
 
 BEFORE_TORCH: list[tuple[Callable[[Path], None], tuple[str, ...]]] = [
-    (config(model_type="llama"), ("config.json", "model_type 'llama'", "qwen3_moe")),
+    (config(model_type="bert"), ("config.json", "model_type 'bert'", "switchyard models")),
     (config(num_hidden_layers=10**9), ("config.json", "num_hidden_layers is 1000000000", "1024")),
     (config(max_position_embeddings=10**18), ("config.json", "max_position_embeddings is 1000")),
     (config(rms_norm_eps=float("nan")), ("config.json", "'rms_norm_eps' is no finite number")),

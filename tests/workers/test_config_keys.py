@@ -67,8 +67,8 @@ def test_zero_is_no_size(key: str) -> None:
         ({"dtype": "int8"}, "dtype is 'int8'; known: bfloat16"),
         ({"dtype": {"a": 1}}, "dtype is {'a': 1}"),
         (
-            {"model_type": "llama"},
-            "model_type 'llama' is not supported; `switchyard models` lists what is",
+            {"model_type": "bert"},
+            "model_type 'bert' is not supported; `switchyard models` lists what is",
         ),
         ({"model_type": ["qwen3"]}, "model_type ['qwen3']"),
         ({"num_key_value_heads": 3}, "num_attention_heads 32 is not a multiple of"),
