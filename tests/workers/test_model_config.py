@@ -66,8 +66,11 @@ def assert_same_mixtures(ours: ModelConfig, theirs: Any) -> None:
         "n_group", "topk_group", "routed_scaling_factor", "norm_topk_prob",
     ):  # fmt: skip
         assert getattr(moe, name) == getattr(theirs, name), name
-    first = theirs.first_k_dense_replace
-    assert ours.moe_layers == tuple(layer >= first for layer in range(theirs.num_hidden_layers))
+    layers = range(theirs.num_hidden_layers)
+    types = getattr(theirs, "mlp_layer_types", None)
+    first = 0 if types else theirs.first_k_dense_replace
+    sparse = tuple(types[each] == "sparse" if types else each >= first for each in layers)
+    assert ours.moe_layers == sparse
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -103,7 +106,15 @@ def test_null_means_absent(key: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["qwen3-30b-a3b", "qwen3-235b-a22b", "qwen3-8b", "deepseek-v2-lite", "deepseek-v3"]
+    "name",
+    [
+        "qwen3-30b-a3b",
+        "qwen3-235b-a22b",
+        "qwen3-8b",
+        "deepseek-v2-lite",
+        "deepseek-v3",
+        "glm-4.7-flash",
+    ],
 )
 def test_reads_real_configs(name: str) -> None:
     assert_same(CONFIGS / name)

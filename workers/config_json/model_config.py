@@ -23,7 +23,7 @@ from workers.config_json.decoder_names import DecoderNames
 from workers.config_json.model_types import ModelType, MoEKeys, Values
 from workers.config_json.quantization import read_modelopt_file, read_quantization
 from workers.config_json.quantized_modules import Quantization
-from workers.config_json.rope_keys import read_rope, unknown_rope_keys
+from workers.config_json.rope_keys import RopeReader, unknown_rope_keys
 from workers.config_json.text_keys import text_keys
 from workers.families import MODEL_TYPES
 from workers.layers.rope_spec import RopeSpec
@@ -202,16 +202,7 @@ def _refuse_other_attention(raw: dict[str, Any], values: Values) -> None:
 
 def _attention(entry: ModelType, raw: dict[str, Any], values: Values) -> tuple[AnyAttention, ...]:
     """That of each layer."""
-
-    def rope(head_dim: int, layer_type: str | None = None) -> RopeSpec:
-        return read_rope(
-            raw,
-            head_dim=head_dim,
-            max_positions=values["max_position_embeddings"],
-            defaults=entry.rope,
-            layer_type=layer_type,
-        )
-
+    rope = RopeReader(raw=raw, max_positions=values["max_position_embeddings"], defaults=entry.rope)
     layers = range(values["num_hidden_layers"])
     return tuple(entry.attention(values, layer, rope) for layer in layers)
 

@@ -28,9 +28,14 @@ _NUMBERS_OF_SOME = (
 
 
 class RopeOf(Protocol):
-    """Reads the rotary embedding of heads of a width, or that of layers of one type."""
+    """Reads the rotary embedding of heads of a width, or that of layers of one type, and numbers
+    beside it; see `workers.config_json.rope_keys.RopeReader`."""
 
-    def __call__(self, head_dim: int, layer_type: str | None = None) -> RopeSpec: ...
+    def __call__(
+        self, head_dim: int, layer_type: str | None = None, partial: float | None = None
+    ) -> RopeSpec: ...
+
+    def number(self, key: str) -> float | None: ...
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +53,8 @@ class MoEKeys:
         first_sparse: index of the first layer that may be a mixture.
         sparse_step: every so many-th layer is a mixture.
         dense_layers: layers that are not, whatever the others say.
-        mlp_types: of each layer, sparse or dense; empty: all are sparse.
+        mlp_types: of each layer, sparse or dense; where config.json has them, no other says which
+            layers are mixtures.
         names: not a key: what checkpoints call its tensors.
     """
 
@@ -105,27 +111,29 @@ class MoEKeys:
         )
 
     def is_sparse(self, values: Values, layer: int) -> bool:
-        """Whether a layer's MLP is a mixture, by transformers' rules."""
+        """Whether a layer's MLP is a mixture, by transformers' rules.
+
+        Raises:
+            ValueError: one line naming a type that is not built, or how many there must be.
+        """
         if not self._num_experts(values):
             return False
+        if self.mlp_types is not None and values[self.mlp_types]:
+            return self._type(self.mlp_types, values, layer) == "sparse"
         if self.first_sparse is not None and layer < values[self.first_sparse]:
             return False
         if self.dense_layers is not None and layer in (values[self.dense_layers] or ()):
             return False
-        if self.mlp_types is not None and not self._has_sparse_type(values, layer):
-            return False
         return self.sparse_step is None or (layer + 1) % int(values[self.sparse_step]) == 0
 
-    def _has_sparse_type(self, values: Values, layer: int) -> bool:
-        types, num_layers = values[str(self.mlp_types)], values["num_hidden_layers"]
-        if not types:
-            return True
+    def _type(self, key: str, values: Values, layer: int) -> str:
+        types, num_layers = values[key], values["num_hidden_layers"]
         if len(types) != num_layers or types[layer] not in ("sparse", "dense"):
             raise ValueError(
-                f"{self.mlp_types} is {shown(list(types))}; it must be sparse or dense, once for "
-                f"each of num_hidden_layers {num_layers}"
+                f"{key} is {shown(list(types))}; it must be sparse or dense, once for each of "
+                f"num_hidden_layers {num_layers}"
             )
-        return bool(types[layer] == "sparse")
+        return str(types[layer])
 
     def _num_experts(self, values: Values) -> int:
         return next((int(values[key]) for key in self.num_experts if key in values), 0)

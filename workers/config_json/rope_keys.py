@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from switchyard.model_files import shown
-from workers.config_json.rope_scaling_keys import KINDS, SMALLEST, RopeNumbers, RopeObject
+from workers.config_json.rope_scaling_keys import KINDS, SMALLEST, RopeNumbers, RopeObject, bounded
 from workers.layers.rope_spec import RopeSpec
 
+_LARGEST = 1 << 27  # of what no kind of embedding reads
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 
@@ -29,6 +30,7 @@ class RopeDefaults:
             less, since transformers would not hear it.
         interleaved: see `RopeSpec`.
         ignored: keys beside the embedding's that do not matter to text, or that the type reads.
+        absent: the object where config.json has none.
     """
 
     theta: float = 10000.0
@@ -36,6 +38,7 @@ class RopeDefaults:
     partial: float | None = None
     interleaved: bool = False
     ignored: frozenset[str] = frozenset()
+    absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def theta_of(self, layer_type: str | None) -> float:
         """That of a type of layers."""
@@ -45,6 +48,36 @@ class RopeDefaults:
 
 
 WHOLE_HEADS = RopeDefaults()
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class RopeReader:
+    """A `workers.config_json.model_types.RopeOf` of a config.json."""
+
+    raw: Mapping[str, Any]
+    max_positions: int
+    defaults: RopeDefaults
+
+    def __call__(
+        self, head_dim: int, layer_type: str | None = None, partial: float | None = None
+    ) -> RopeSpec:
+        """As `read_rope`, with this ``partial`` of `RopeDefaults` where there is one."""
+        defaults = self.defaults
+        if partial is not None:
+            defaults = dataclasses.replace(defaults, partial=partial)
+        return read_rope(
+            self.raw,
+            head_dim=head_dim,
+            max_positions=self.max_positions,
+            defaults=defaults,
+            layer_type=layer_type,
+        )
+
+    def number(self, key: str) -> float | None:
+        """One of the object that no kind of embedding reads; None where it is absent."""
+        said = _whole_object(self.raw, self.defaults)
+        value = said.values.get(key)
+        return None if value is None else bounded(f"{said.where}.{key}", value, 0, _LARGEST)
 
 
 def read_rope(
@@ -65,7 +98,7 @@ def read_rope(
     Raises:
         ValueError: one line naming the key that is wrong or not built.
     """
-    said = _read_object(raw, layer_type)
+    said = _read_object(raw, layer_type, defaults)
     theta = said.first("rope_theta", raw, defaults.theta_of(layer_type), least=1, most=1e15)
     dim = _turned(said, raw, head_dim, defaults.partial)
     kind = said.kind
@@ -79,7 +112,7 @@ def read_rope(
 
 def unknown_rope_keys(raw: Mapping[str, Any], defaults: RopeDefaults) -> list[str]:
     """Keys of the object that nothing reads. Raises ValueError as `read_rope`."""
-    whole = _whole_object(raw)
+    whole = _whole_object(raw, defaults)
     types = [each for each in _LAYER_TYPES if isinstance(whole.values.get(each), dict)]
     parts = [whole.part(each) for each in types] or [whole]
     found = [f"{whole.where}.{key}" for key in whole.values if types and key not in _LAYER_TYPES]
@@ -91,18 +124,20 @@ def unknown_rope_keys(raw: Mapping[str, Any], defaults: RopeDefaults) -> list[st
     return found
 
 
-def _whole_object(raw: Mapping[str, Any]) -> RopeObject:
+def _whole_object(raw: Mapping[str, Any], defaults: RopeDefaults) -> RopeObject:
     """Of two spellings the older one counts."""
     key = "rope_scaling" if raw.get("rope_scaling") else "rope_parameters"
-    said = raw.get(key) or {}
+    said = raw.get(key) or dict(defaults.absent)
     if not isinstance(said, dict):
         raise ValueError(f"{key} is {shown(said)}; it must be an object")
     return RopeObject(key, said)
 
 
-def _read_object(raw: Mapping[str, Any], layer_type: str | None) -> RopeObject:
+def _read_object(
+    raw: Mapping[str, Any], layer_type: str | None, defaults: RopeDefaults
+) -> RopeObject:
     """That of a type of layers, where each has one."""
-    whole = _whole_object(raw)
+    whole = _whole_object(raw, defaults)
     if not any(isinstance(whole.values.get(each), dict) for each in _LAYER_TYPES):
         return whole
     if layer_type is None:

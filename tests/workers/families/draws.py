@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from transformers import (
-    AutoModelForCausalLM,
-    AutoModelForImageTextToText,
     Dots1Config,
     MixtralConfig,
     Qwen3Config,
@@ -29,7 +28,8 @@ from tests.workers.families.grouped_query_draws import (
     qwen2_moe,
     qwen3_vl_moe,
 )
-from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3
+from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3, glm4_moe_lite, mistral4
+from workers.families import MODEL_TYPES
 
 Draw = Callable[[random.Random], Any]
 
@@ -99,6 +99,8 @@ def dots1(rng: random.Random) -> Dots1Config:
 FAMILIES: dict[str, Draw] = {
     "deepseek_v2": deepseek_v2,
     "deepseek_v3": deepseek_v3,
+    "glm4_moe_lite": glm4_moe_lite,
+    "mistral4": mistral4,
     "qwen3": qwen3,
     "qwen3_moe": qwen3_moe,
     "dots1": dots1,
@@ -114,9 +116,8 @@ FAMILIES: dict[str, Draw] = {
 def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
     """transformers' model of random weights and biases, saved as it saves them; in fp32."""
     torch.manual_seed(seed)
-    has_images = hasattr(config, "vision_config")
-    auto = AutoModelForImageTextToText if has_images else AutoModelForCausalLM
-    model = auto.from_config(config).eval().float()
+    make = getattr(transformers, MODEL_TYPES[config.model_type].architecture)
+    model: torch.nn.Module = make._from_config(config).eval().float()
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" in name.rpartition(".")[0].rpartition(".")[2] and name.endswith(".weight"):
             tensor.data.uniform_(0.5, 1.5)

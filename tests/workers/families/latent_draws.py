@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from transformers import DeepseekV2Config, DeepseekV3Config
+from transformers import DeepseekV2Config, DeepseekV3Config, Glm4MoeLiteConfig, Mistral4Config
 
 from tests.workers.families.draw_parts import common, rope, yarn
 
@@ -66,5 +66,31 @@ def deepseek_v3(rng: random.Random) -> DeepseekV3Config:
     return DeepseekV3Config(
         **all_heads_alike(rng) | latents(rng) | deepseek_mixtures(rng),
         rope_parameters=rng.choice([rope, yarn_of_latents])(rng),
+        rope_interleave=rng.random() < 0.6,
+    )
+
+
+def glm4_moe_lite(rng: random.Random) -> Glm4MoeLiteConfig:
+    shared = all_heads_alike(rng) | latents(rng) | deepseek_mixtures(rng)
+    del shared["first_k_dense_replace"]
+    layers = shared["num_hidden_layers"]
+    types = [rng.choice(["dense", "sparse"]) for _ in range(layers)]
+    return Glm4MoeLiteConfig(
+        **shared,
+        rope_parameters=rng.choice([rope, yarn_of_latents])(rng),
+        rope_interleave=rng.random() < 0.6,
+        mlp_layer_types=rng.choice([None, types]),
+    )
+
+
+def mistral4(rng: random.Random) -> Mistral4Config:
+    """Queries grow every 8 or 16 positions. transformers turns too much without YaRN."""
+    said = yarn_of_latents(rng) | {
+        "llama_4_scaling_beta": rng.choice([0.0, 0.1, 0.7]),
+        "max_position_embeddings": 512,
+    }
+    return Mistral4Config(
+        **all_heads_alike(rng) | latents(rng) | deepseek_mixtures(rng),
+        rope_parameters=said,
         rope_interleave=rng.random() < 0.6,
     )

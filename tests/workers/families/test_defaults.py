@@ -16,7 +16,13 @@ from workers.config_json.model_config import ModelConfig
 from workers.families import MODEL_TYPES
 
 # Where the class has no such key, its formula is always the same.
-OF_FORMULAS = {"topk_method", "scoring_func", "moe_router_backend", "norm_topk_prob"}
+OF_FORMULAS = {
+    "topk_method",
+    "scoring_func",
+    "moe_router_backend",
+    "norm_topk_prob",
+    "first_k_dense_replace",
+}
 # The class says none, with which its model cannot be built.
 NOT_SAID = {("dots1", "num_experts_per_tok"), ("deepseek_v2", "num_experts_per_tok")}
 
@@ -58,7 +64,7 @@ def test_absent_keys_of_positions_and_windows_are_those_of_the_class(family: str
         rope = ropes.get(kind, ropes)
         assert spec.rope is not None
         assert spec.rope.theta == rope["rope_theta"]
-        assert spec.rope.scaling is None
+        assert (spec.rope.scaling is None) == (rope["rope_type"] == "default")
         share = rope.get("partial_rotary_factor", 1.0)
         assert spec.rope.dim == share * 128 or hasattr(theirs, "qk_rope_head_dim")
     windows = [getattr(spec, "window", None) is not None for spec in config.attention]
