@@ -1,4 +1,4 @@
-"""Sum of parts + residual + RMSNorm, one launch, which may give the norm in eight bits too.
+"""Sum of parts + residual + norm, one launch, which may give the norm in eight bits too.
 
 Owns the sum of whatever kernels before it left in parts (split-K partials, routes of a token) and
 the norm that follows. Does not know what the parts are.
@@ -73,12 +73,25 @@ def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constex
 
 
 @triton.jit
+def _layer_norm(
+    x, weight, bias, is_column, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr
+):
+    """LayerNorm of the last dimension, 0 where padded, rounded once."""
+    mean = tl.sum(x, axis=-1, keep_dims=True) / SIZE
+    centred = tl.where(is_column, x - mean, 0.0)
+    variance = tl.sum(centred * centred, axis=-1, keep_dims=True) / SIZE
+    return (centred * tl.rsqrt(variance + EPS) * weight + bias).to(DTYPE)
+
+
+@triton.jit
 def _sum_norm_kernel(
-    parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, out_normed_ptr,
-    out_residual_ptr, values_ptr, scales_ptr, stride_t, stride_s, more_stride_t, more_stride_s,
+    parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, norm_bias_ptr,
+    out_normed_ptr, out_residual_ptr, values_ptr, scales_ptr,
+    stride_t, stride_s, more_stride_t, more_stride_s,
     EPS: tl.constexpr, SCALE: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
-    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, PDL: tl.constexpr,
+    HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, IS_LAYER_NORM: tl.constexpr,
+    PDL: tl.constexpr,
 ):  # fmt: skip
     dtype: tl.constexpr = out_residual_ptr.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
@@ -86,6 +99,8 @@ def _sum_norm_kernel(
     is_column = columns < H
     if HAS_NORM:
         norm_weight = tl.load(norm_weight_ptr + columns, mask=is_column, other=0.0)
+    if IS_LAYER_NORM:
+        norm_bias = tl.load(norm_bias_ptr + columns, mask=is_column, other=0.0)
     wait_for_previous(PDL)
     if HAS_RESIDUAL:
         residual = tl.load(residual_ptr + token * H + columns, mask=is_column, other=0.0)
@@ -112,7 +127,13 @@ def _sum_norm_kernel(
         x = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
     tl.store(out_residual_ptr + token * H + columns, x, mask=is_column)
     if HAS_NORM:
-        normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
+        if IS_LAYER_NORM:
+            normed = _layer_norm(
+                x.to(tl.float32), norm_weight.to(tl.float32), norm_bias.to(tl.float32), is_column,
+                EPS, H, dtype,
+            )  # fmt: skip
+        else:
+            normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
         tl.store(out_normed_ptr + token * H + columns, normed, mask=is_column)
         if GROUP > 0:
             store_quantized(normed, values_ptr, scales_ptr, token, columns, H, GROUP)
@@ -130,6 +151,7 @@ def sum_norm(
     norm_weight_H: torch.Tensor | None = None,
     eps: float = 0.0,
     *,
+    norm_bias_H: torch.Tensor | None = None,
     more_TMH: torch.Tensor | None = None,
     scale: float = 1.0,
     out_normed: torch.Tensor | None = None,
@@ -146,6 +168,7 @@ def sum_norm(
     Args:
         parts_TSH: any strides over tokens and parts; H contiguous.
         weights_TS: fp32; None for ones.
+        norm_bias_H: makes it a LayerNorm.
         more_TMH: further parts, of another buffer and of weight 1.
         out_quantized: takes the norm as `out_normed` does, in eight bits.
 
@@ -171,6 +194,9 @@ def sum_norm(
     if norm_weight_H is not None:
         assert norm_weight_H.shape == (H,)
         assert norm_weight_H.is_contiguous()
+    if norm_bias_H is not None:
+        assert norm_weight_H is not None
+        assert norm_bias_H.shape == (H,) and norm_bias_H.is_contiguous()
     if out_quantized is not None:
         assert norm_weight_H is not None and out_quantized.shape == (T, H)
     if T == 0:
@@ -183,8 +209,8 @@ def sum_norm(
     if norm_weight_H is None:  # programs may share a row
         block = min(block, _MAX_COLUMNS)
     _sum_norm_kernel[(T, triton.cdiv(H, block))](
-        parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, out_normed, out_residual,
-        values, scales,
+        parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, norm_bias_H,
+        out_normed, out_residual, values, scales,
         parts_TSH.stride(0), parts_TSH.stride(1),
         None if more_TMH is None else more_TMH.stride(0),
         None if more_TMH is None else more_TMH.stride(1),
@@ -192,6 +218,7 @@ def sum_norm(
         GROUP=group,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
+        IS_LAYER_NORM=norm_bias_H is not None,
         num_warps=row_warps(block, parts_TSH.itemsize),
         maxnreg=MAX_REGISTERS,
         enable_fp_fusion=False,  # multiply, then add: the bits of moe.routes.weighted_sum

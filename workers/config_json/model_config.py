@@ -20,7 +20,7 @@ from switchyard.model_files import read_object, shown
 from workers.attention.any import AnyAttention
 from workers.config_json.config_keys import read_keys
 from workers.config_json.decoder_names import DecoderNames
-from workers.config_json.model_types import ModelType, MoEKeys, Values
+from workers.config_json.model_types import ModelType, MoEKeys, NormKind, Values
 from workers.config_json.quantization import read_modelopt_file, read_quantization
 from workers.config_json.quantized_modules import Quantization
 from workers.config_json.rope_keys import RopeReader, unknown_rope_keys
@@ -47,6 +47,8 @@ class ModelConfig:
         eos_token_ids: of both files, those of generation_config.json first.
         dtype: the checkpoint's own, a torch dtype's name.
         quantization: of weights that have fewer bits than ``dtype``; None where none have.
+        norm: of layers and of what the last gives; those of q and k are RMSNorms.
+        lm_head_bias: whether the head has one.
         left_out: what the names of tensors begin with that the checkpoint holds for other uses.
         embedding_multiplier: of what the embedding gives.
         residual_multiplier: of what attention and MLPs add to the residual.
@@ -69,6 +71,8 @@ class ModelConfig:
     moe: MoEConfig | None
     moe_layers: tuple[bool, ...]
     quantization: Quantization | None = None
+    norm: NormKind = "rms"
+    lm_head_bias: bool = False
     left_out: tuple[str, ...] = ()
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -162,6 +166,8 @@ class ModelConfig:
             moe=None if entry.moe is None else entry.moe.config(values),
             moe_layers=_moe_layers(entry.moe, values, num_layers),
             quantization=quantization,
+            norm=entry.norm,
+            lm_head_bias=values.get("lm_head_bias", False),
             left_out=entry.left_out(values),
             **entry.multipliers(values),
             unknown_keys=(*unknown, *unknown_rope_keys(raw, entry.rope)),

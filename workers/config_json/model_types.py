@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from moe.config import MoEConfig, resolve_router
 from moe.names import QWEN_NAMES, MoENames
@@ -19,6 +19,7 @@ from workers.config_json.rope_keys import WHOLE_HEADS, RopeDefaults
 from workers.layers.rope_spec import RopeSpec
 
 Values = Mapping[str, Any]
+NormKind = Literal["rms", "layer"]
 
 # Fields of `MoEConfig` that keys of some types hold.
 _NUMBERS_OF_SOME = (
@@ -158,6 +159,7 @@ class ModelType:
         moe: None for a type that is always dense.
         rope: what its rotary embedding is where config.json says nothing.
         names: what its checkpoints call tensors.
+        norm: as `ModelConfig.norm`.
         extra_layers: spellings of the number of layers behind the last that are for speculation,
             the first one present counts.
         other_parts: what the names of tensors begin with that text does not need.
@@ -173,6 +175,7 @@ class ModelType:
     moe: MoEKeys | None = None
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES
+    norm: NormKind = "rms"
     extra_layers: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
     text_key: str | None = None

@@ -72,6 +72,8 @@ class LMHead(nn.Module):
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
+        *,
+        has_bias: bool = False,
     ) -> None:
         super().__init__()
         self.context = context
@@ -87,19 +89,23 @@ class LMHead(nn.Module):
         else:
             rows = torch.empty(self.stop - self.start, hidden_size, dtype=dtype, device=device)
             self.weight = nn.Parameter(rows, requires_grad=False)
+        self.bias: nn.Parameter | None = None
+        if has_bias:
+            bias = torch.empty(self.stop - self.start, dtype=dtype, device=device)
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     def forward(self, hidden_DH: torch.Tensor) -> torch.Tensor:
         """Logits ``[D, V]``, the same on every rank of the group; in fp32 without kernels."""
         if self.context is not None:
             return self._kernels(hidden_DH, self.context)
-        logits = F.linear(hidden_DH, self.weight)
+        logits = F.linear(hidden_DH, self.weight, self.bias)
         logits = F.pad(logits, (0, self.share - logits.shape[1]))
         return self.groups.gather_columns(logits)[:, : self.vocab_size].float()
 
     def _kernels(self, hidden_DH: torch.Tensor, context: KernelContext) -> torch.Tensor:
         """Logits in the dtype of the model."""
         partials_SDV = linear_parts(hidden_DH, Weight(self.weight), context, "head")
-        own_DV = DeferredSum(partials_SDV.transpose(0, 1)).total(hidden_DH.dtype, context)
+        own_DV = self.summed(partials_SDV, context)
         if self.groups.tp_size == 1:
             return own_DV
         rows, dtype, take = len(hidden_DH), hidden_DH.dtype, context.workspace.take
@@ -111,9 +117,17 @@ class LMHead(nn.Module):
         joined.copy_(gathered.transpose(0, 1))
         return joined.view(rows, -1)[:, : self.vocab_size]
 
+    def summed(self, partials_SDV: torch.Tensor, context: KernelContext) -> torch.Tensor:
+        """This rank's logits of their parts, with the bias."""
+        own = DeferredSum(partials_SDV.transpose(0, 1))
+        if self.bias is not None:
+            own = own.plus(DeferredSum(self.bias.expand(partials_SDV.shape[1], 1, -1)))
+        return own.total(context.dtype, context)
+
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
-        """This layer's tensor, none when it is the embedding's; ``prefix`` ends with a dot."""
-        if self.tied:
-            return
-        shape = (self.vocab_size, self.hidden_size)
-        yield part(f"{prefix}weight", shape, 0, self.start, self.weight)
+        """This layer's tensors, less one that is the embedding's; ``prefix`` ends with a dot."""
+        if not self.tied:
+            shape = (self.vocab_size, self.hidden_size)
+            yield part(f"{prefix}weight", shape, 0, self.start, self.weight)
+        if self.bias is not None:
+            yield part(f"{prefix}bias", (self.vocab_size,), 0, self.start, self.bias)

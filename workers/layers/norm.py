@@ -1,4 +1,4 @@
-"""RMSNorm."""
+"""RMSNorm and LayerNorm: what they share is where their input comes from and what they give."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
@@ -15,9 +16,8 @@ from moe.base.sum_norm import sum_norm
 from moe.base.tiles import MANY_ROWS
 
 
-class RMSNorm(nn.Module):
-    """``x / sqrt(mean(x²) + eps) · w`` over the last dimension, in fp32, cast before the weight
-    (Zhang & Sennrich, 2019; the order of casts is transformers').
+class Norm(nn.Module):
+    """A norm over the last dimension, which takes in what was left to add before.
 
     Args:
         quantize: readers multiply the norm with weights of eight bits.
@@ -39,14 +39,16 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(
             torch.empty(size, dtype=dtype, device=device), requires_grad=False
         )
+        self.bias: nn.Parameter | None = None
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        """The norm in plain torch."""
+        raise NotImplementedError
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
             return self._normed(x, DeferredSum.of(x), None, None)
-        if x.dtype == self.weight.dtype == torch.float32:
-            return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
-        return self.weight * scaled.to(x.dtype)
+        return self.plain(x)
 
     def add(
         self, residual_TH: torch.Tensor, update: DeferredSum
@@ -88,6 +90,7 @@ class RMSNorm(nn.Module):
             residual_TH,
             self.weight,
             self.eps,
+            norm_bias_H=self.bias,
             more_TMH=update.unweighted,
             scale=update.scale,
             out_normed=out_TH,
@@ -98,5 +101,43 @@ class RMSNorm(nn.Module):
         return out_TH
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
-        """This layer's tensor; ``prefix`` ends with the layer's own name and a dot."""
+        """This layer's tensors; ``prefix`` ends with the layer's own name and a dot."""
         yield whole(f"{prefix}weight", self.weight)
+        if self.bias is not None:
+            yield whole(f"{prefix}bias", self.bias)
+
+
+class RMSNorm(Norm):
+    """``x / sqrt(mean(x²) + eps) · w``, in fp32, cast before the weight (Zhang & Sennrich, 2019;
+    the order of casts is transformers')."""
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        if x.dtype == self.weight.dtype == torch.float32:
+            return torch.rms_norm(x, self.weight.shape, self.weight, self.eps)
+        scaled = torch.rms_norm(x.float(), self.weight.shape, None, self.eps)
+        return self.weight * scaled.to(x.dtype)
+
+
+class LayerNorm(Norm):
+    """``(x - mean(x)) / sqrt(var(x) + eps) · w + b``, in fp32, cast once (Ba et al., 2016), as
+    PhiMoE's layers have it."""
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        context: KernelContext | None = None,
+        quantize: bool = False,
+    ) -> None:
+        super().__init__(size, eps, dtype, device, context, quantize)
+        bias = torch.empty(size, dtype=dtype, device=device)
+        self.bias = nn.Parameter(bias, requires_grad=False)
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
+
+
+# By `ModelConfig.norm`.
+NORMS: dict[str, type[Norm]] = {"rms": RMSNorm, "layer": LayerNorm}

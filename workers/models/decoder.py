@@ -18,7 +18,7 @@ from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.mla_spec import MlaSpec
 from workers.config_json.model_config import ModelConfig
 from workers.layers.embedding import Embedding, LMHead
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import NORMS
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
@@ -49,8 +49,8 @@ class DecoderLayer(nn.Module):
         self.multiplier = config.residual_multiplier
         self.self_attn = attention
         self.mlp = mlp
-        self.input_layernorm = RMSNorm(*norm)
-        self.post_attention_layernorm = RMSNorm(*norm)
+        self.input_layernorm = NORMS[config.norm](*norm)
+        self.post_attention_layernorm = NORMS[config.norm](*norm)
 
     def forward(
         self,
@@ -88,11 +88,13 @@ class Decoder(nn.Module):
             self._layer(config, build, each) for each in range(config.num_layers)
         )
         self.layers = cast(Sequence[DecoderLayer], layers)
-        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
+        norm = NORMS[config.norm]
+        self.norm = norm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
         tied = self.embed_tokens if config.tie_word_embeddings else None
         self.lm_head = LMHead(
-            config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context
-        )
+            config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context,
+            has_bias=config.lm_head_bias,
+        )  # fmt: skip
         # A tied head is sometimes saved all the same.
         self.tied_weights = frozenset({"lm_head.weight"} if config.tie_word_embeddings else ())
 

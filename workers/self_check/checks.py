@@ -19,7 +19,7 @@ from triton.errors import TritonError
 from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.embedding import Embedding, LMHead
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import LayerNorm, Norm, RMSNorm
 from workers.models.attention import Attention
 from workers.models.base import BuildContext, Model
 from workers.models.dense_mlp import DenseMLP
@@ -47,6 +47,7 @@ CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
     DenseMLP: check_mlp,
     SparseMoeBlock: check_sparse,
     RMSNorm: check_norm,
+    LayerNorm: check_norm,
     LMHead: check_head,
 }
 
@@ -97,7 +98,7 @@ def make_setting(
         parallel=build.parallel,
         max_tokens=build.max_tokens,
         max_positions=build.max_positions,
-        norm=next(each for each in modules if isinstance(each, RMSNorm) and each.context),
+        norm=next(each for each in modules if isinstance(each, Norm) and each.context),
         builder=builder,
         sizes=sizes,
     )
@@ -130,7 +131,7 @@ def _exchanges(model: nn.Module, build: BuildContext) -> Iterator[Finding]:
 
 def _has_kernels(module: nn.Module) -> bool:
     """The norms of single heads have none: their kernel is attention's."""
-    return not isinstance(module, RMSNorm) or module.context is not None
+    return not isinstance(module, Norm) or module.context is not None
 
 
 def _shape(module: nn.Module) -> tuple[object, ...]:

@@ -18,7 +18,7 @@ from moe.base.swiglu import swiglu
 from moe.base.weight import Weight
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import Norm
 from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import (
     EIGHT_BITS,
@@ -49,7 +49,7 @@ def check_embedding(embedding: Embedding, setting: Setting) -> Iterator[Finding]
         yield count(what, (got_TH != expected_TH) & expected_TH.isfinite())
 
 
-def check_norm(norm: RMSNorm, setting: Setting) -> Iterator[Finding]:
+def check_norm(norm: Norm, setting: Setting) -> Iterator[Finding]:
     """Of what no layer has added to yet."""
     for T in setting.steps:
         x_TH = setting.rows(T, norm.weight.shape[0])
@@ -76,8 +76,12 @@ def check_head(head: LMHead, setting: Setting) -> Iterator[Finding]:
     for T in setting.decodes:
         x_TH, weight = setting.rows(T, head.hidden_size), Weight(head.weight)
         parts_STV = linear_parts(x_TH, weight, setting.context, "head")
-        logits_TV = DeferredSum(parts_STV.transpose(0, 1)).total(setting.dtype, setting.context)
-        yield check_rows(f"head {shape_of(weight)}, {told(T)}", logits_TV, product(x_TH, weight), 1)
+        logits_TV = head.summed(parts_STV, setting.context)
+        expected_TV, num_roundings = product(x_TH, weight), 1
+        if head.bias is not None:
+            expected_TV, num_roundings = expected_TV + head.bias.float(), 2
+        what = f"head {shape_of(weight)}, {told(T)}"
+        yield check_rows(what, logits_TV, expected_TV, num_roundings)
 
 
 def check_row_parallel(
@@ -135,13 +139,13 @@ def check_update(
 
 def check_normed(
     what: str,
-    norm: RMSNorm,
+    norm: Norm,
     x_TH: torch.Tensor,
     normed_TH: torch.Tensor,
     quantized_TH: Quantized | None,
 ) -> Iterator[Finding]:
     """Rows and their norm, also in eight bits if it was made."""
-    expected_TH = rms_norm(x_TH.float(), norm.weight, norm.eps)
+    expected_TH = _normed(norm, x_TH.float())
     what = f"{what}, {told(len(x_TH))} of {x_TH.shape[1]}"
     yield check_rows(what, normed_TH, expected_TH, 2)
     if quantized_TH is not None:
@@ -170,6 +174,14 @@ def product(x_MK: torch.Tensor | Quantized, weight_NK: Weight) -> torch.Tensor:
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
     """RMSNorm of the last dimension in fp32."""
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps) * weight.float()
+
+
+def _normed(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    """Of fp32 rows; LayerNorm is RMSNorm of rows less their mean, and a bias."""
+    if norm.bias is None:
+        return rms_norm(x, norm.weight, norm.eps)
+    centred = x - x.mean(-1, keepdim=True)
+    return rms_norm(centred, norm.weight, norm.eps) + norm.bias.float()
 
 
 def shape_of(weight: Weight) -> str:

@@ -15,7 +15,7 @@ from moe.base.quantize import FP8
 from moe.base.quantized import GROUP, Quantized
 from moe.base.tiles import MANY_ROWS
 from workers.attention.kv_cache import CacheSizes
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import Norm
 from workers.step.batch import BatchBuilder
 
 # Rows of steps: decodes by a matrix-vector kernel, by few rows and by many, and a prefill.
@@ -40,7 +40,7 @@ class Setting:
     parallel: ParallelConfig
     max_tokens: int
     max_positions: int
-    norm: RMSNorm
+    norm: Norm
     builder: BatchBuilder
     sizes: CacheSizes
 

@@ -16,6 +16,7 @@ import transformers
 from transformers import (
     Dots1Config,
     MixtralConfig,
+    PhimoeConfig,
     Qwen3Config,
     Qwen3MoeConfig,
 )
@@ -74,6 +75,26 @@ def mixtral(rng: random.Random) -> MixtralConfig:
     )
 
 
+def phimoe(rng: random.Random) -> PhimoeConfig:
+    """Longrope where no sequence is long: transformers' never takes the long factors."""
+    shared = common(rng)
+    head_dim = rng.choice([8, 12])
+    scaled = rope(
+        rng, rope_type="longrope", original_max_position_embeddings=512,
+        short_factor=[rng.uniform(1.0, 2.0) for _ in range(head_dim // 2)],
+        long_factor=[4.0] * (head_dim // 2), short_mscale=1.2, long_mscale=1.4,
+    )  # fmt: skip
+    return PhimoeConfig(
+        **shared | {"hidden_size": head_dim * shared["num_attention_heads"]},
+        rope_parameters=rng.choice([rope(rng), scaled]),
+        attention_bias=rng.random() < 0.6,
+        lm_head_bias=rng.random() < 0.6,
+        sliding_window=rng.choice([None, None, 7]),
+        num_local_experts=rng.choice([2, 4, 7]),
+        router_jitter_noise=rng.choice([0.01, 0.2]),
+    )
+
+
 def dots1(rng: random.Random) -> Dots1Config:
     shared = common(rng)
     groups = rng.choice([1, 2, 4])
@@ -105,6 +126,7 @@ FAMILIES: dict[str, Draw] = {
     "qwen3_moe": qwen3_moe,
     "dots1": dots1,
     "mixtral": mixtral,
+    "phimoe": phimoe,
     "qwen2_moe": qwen2_moe,
     "olmoe": olmoe,
     "glm4_moe": glm4_moe,

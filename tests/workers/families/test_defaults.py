@@ -12,6 +12,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from tests.workers.families.draws import FAMILIES
+from workers.attention.spec import AttentionSpec
 from workers.config_json.model_config import ModelConfig
 from workers.families import MODEL_TYPES
 
@@ -81,3 +82,28 @@ def test_no_key_that_transformers_saves_is_unknown(family: str, tmp_path: Path) 
         assert ModelConfig.from_hf(raw).unknown_keys == ()
         whole = {**config.to_dict(), "dtype": "float32"}
         assert ModelConfig.from_hf(whole).unknown_keys == ()
+
+
+def test_phi_as_on_the_hub() -> None:
+    """Its rotary embedding's spelling, biases, and a window that is the whole context."""
+    factors = {"short_factor": [1.0] * 64, "long_factor": [2.0] * 64}
+    scaling = {"type": "longrope", "short_mscale": 1.25, "long_mscale": 1.25, **factors}
+    config = ModelConfig.from_hf(
+        {
+            "model_type": "phimoe",
+            "attention_bias": True,
+            "lm_head_bias": True,
+            "input_jitter_noise": 0.01,
+            "original_max_position_embeddings": 4096,
+            "rope_scaling": scaling | {"original_max_position_embeddings": 4096},
+            "rope_theta": 10000.0,
+            "sliding_window": 131072,
+        }
+    )
+    assert config.unknown_keys == ()
+    assert (config.norm, config.lm_head_bias) == ("layer", True)
+    spec = config.attention[0]
+    assert isinstance(spec, AttentionSpec)
+    assert (spec.qkv_bias, spec.o_bias) == (True, True)
+    assert config.moe is not None
+    assert (config.moe.router, config.moe.router_jitter_noise) == ("sparsemixer", 0.01)

@@ -9,7 +9,7 @@ from moe.base.deferred_sum import DeferredSum
 from moe.base.tiles import MANY_ROWS
 from tests.moe.builders import interpreted
 from tests.moe.fp8 import check_quantized
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import LayerNorm, RMSNorm
 
 
 def make_norm(size: int, dtype: torch.dtype, *, kernels: bool, quantize: bool = True) -> RMSNorm:
@@ -57,3 +57,29 @@ def test_no_eight_bits(size: int, dtype: torch.dtype, kernels: bool, quantize: b
     norm = make_norm(size, dtype, kernels=kernels, quantize=quantize)
     residual_TH = torch.randn(MANY_ROWS, size).to(dtype)
     assert norm.add_quantized(residual_TH, None)[2] is None
+
+
+@pytest.mark.interpreter
+@pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
+@pytest.mark.parametrize("size", [24, 64])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_layer_norm(size: int, dtype: torch.dtype) -> None:
+    """torch's in fp32, of rows whose mean is far from 0, alone and behind a sum."""
+    norms = [
+        LayerNorm(size, 1e-2, dtype, torch.device("cpu"), context)
+        for context in (None, interpreted(dtype))
+    ]
+    theirs = torch.nn.LayerNorm(size, 1e-2)
+    torch.nn.init.normal_(theirs.weight, mean=1.0)
+    torch.nn.init.normal_(theirs.bias)
+    x_TH, parts_T2H = (torch.randn(5, size) + 3).to(dtype), torch.randn(5, 2, size).to(dtype)
+    for norm in norms:
+        norm.load_state_dict(theirs.state_dict())
+        theirs.load_state_dict(norm.state_dict())
+        wanted_TH = theirs(x_TH.float()).to(dtype)
+        torch.testing.assert_close(norm(x_TH).clone(), wanted_TH, rtol=2e-3, atol=1e-5)
+        total_TH, normed_TH = norm.add(x_TH.clone(), DeferredSum(parts_T2H))
+        wanted_TH = theirs(total_TH.float()).to(dtype)
+        torch.testing.assert_close(normed_TH, wanted_TH, rtol=2e-3, atol=1e-5)
+        names = [each.name for each in norm.checkpoint_slices("norm.")]
+        assert names == ["norm.weight", "norm.bias"]
