@@ -95,7 +95,7 @@ def _experts(entry: ModelType) -> str:
         return "none"
     moe = entry.moe
     shared = moe.shared_size is not None or moe.num_shared is not None
-    words = _ROUTERS[resolve_router(entry.defaults)]
+    words = _ROUTERS[resolve_router(entry.defaults)] + (", bias" if moe.correction_bias else "")
     if not shared:
         return words
     return f"{words}; shared ones{', gated' if moe.shared_gated else ''}"

@@ -29,6 +29,8 @@ _LARGEST_OF = {
     "n_routed_experts": 1 << 14,
     "num_nextn_predict_layers": 1 << 10,
     "num_mtp_layers": 1 << 10,
+    "num_mtp_modules": 1 << 10,
+    "moe_num_experts": 1 << 14,
     "rms_norm_eps": 1,
 }
 """Far above any model, and below what would take the machine's memory for tables and lists."""
@@ -37,9 +39,13 @@ _MAY_BE_ZERO = frozenset(
     {
         "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
         "shared_expert_intermediate_size", "first_k_dense_replace", "n_group", "topk_group",
-        "num_nextn_predict_layers", "num_mtp_layers", "sliding_window",
+        "num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "sliding_window",
+        "moe_num_experts", "moe_num_shared_experts", "moe_layer_start_index",
     }
 )  # fmt: skip
+
+# An index, of which -1 is the last.
+_MAY_BE_LAST = frozenset({"moe_layer_end_index"})
 
 # Whose default, none, does not say so.
 _FLOATS = frozenset({"clip_qkv"})
@@ -62,6 +68,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
             "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
             "num_shared_experts", "shared_expert_intermediate_size", "first_k_dense_replace",
             "mlp_layer_types",
+            "shared_intermediate_size", "rotary_dim",
         ),
         _OFF,
     ),
@@ -69,6 +76,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
         (
             "partial_rotary_factor", "rotary_pct", "routed_scaling_factor", "moe_layer_freq",
             "embedding_multiplier", "residual_multiplier", "logits_scaling", "logit_scale",
+            "attention_multiplier",
         ),
         _ONE,
     ),
@@ -126,13 +134,17 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
         ValueError: one line naming a key whose value has the wrong type or size, or asks for what
             is not built.
     """
-    experts = entry.moe.num_experts if entry.moe is not None else ()
+    moe = entry.moe
+    experts = () if moe is None else (*moe.num_experts, *moe.num_experts_per_tok)
     numbers = ("head_dim", *experts, *entry.extra_layers)
     honored = {**dict.fromkeys(numbers, 0), **entry.defaults}
-    open_keys = {key: said for key, said in NEUTRAL.items() if key not in honored}
+    harmless = {*entry.rope.keys, *entry.without_effect}
+    known = honored.keys() | harmless
+    open_keys = {key: said for key, said in NEUTRAL.items() if key not in known}
     neutral = {**open_keys, **entry.allowed}
     values, unknown = dict(entry.defaults), []
-    for key, value in raw.items():
+    for key, said in raw.items():
+        value = _one(key, said, raw) if key in entry.one_a_layer else said
         if key in neutral and value not in neutral[key]:
             raise ValueError(
                 f"{key} is {shown(value)}, which changes the mathematics and is not built for "
@@ -143,9 +155,21 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
                 _check(key, value, honored[key])
             if value is not None or key in _NULLABLE:
                 values[key] = value
-        elif key not in neutral and key not in _WITHOUT_EFFECT and key not in _READ_ELSEWHERE:
+        elif key not in neutral.keys() | harmless | _WITHOUT_EFFECT | _READ_ELSEWHERE:
             unknown.append(key)
     return values, tuple(unknown)
+
+
+def _one(key: str, said: Any, raw: Values) -> Any:
+    """The number that a list has for each layer."""
+    if not isinstance(said, list):
+        return said
+    if not said or any(each != said[0] for each in said):
+        raise ValueError(
+            f"{key} is {shown(said)}; layers that differ in it are not built for "
+            f"{raw['model_type']}: serve a model in which all are alike"
+        )
+    return said[0]
 
 
 def _check(key: str, value: Any, default: Any) -> None:
@@ -172,7 +196,7 @@ def _check(key: str, value: Any, default: Any) -> None:
 
 def _check_number(key: str, value: Any, *, is_float: bool) -> None:
     kinds = (float, int) if is_float else (int,)
-    least = 0 if is_float or key in _MAY_BE_ZERO else 1
+    least = -1 if key in _MAY_BE_LAST else 0 if is_float or key in _MAY_BE_ZERO else 1
     most = _LARGEST_OF.get(key, _LARGEST)
     # A bool is an int to isinstance, and no comparison holds for NaN.
     if type(value) not in kinds or not least <= value <= most:

@@ -28,6 +28,11 @@ _NUMBERS_OF_SOME = (
 )  # fmt: skip
 
 
+def _first(spellings: tuple[str, ...], values: Values) -> int:
+    """The number of the first one that is there; 0 without any."""
+    return next((int(values[key]) for key in spellings if key in values), 0)
+
+
 class RopeOf(Protocol):
     """Reads the rotary embedding of heads of a width, or that of layers of one type, and numbers
     beside it; see `workers.config_json.rope_keys.RopeReader`."""
@@ -45,13 +50,15 @@ class MoEKeys:
     and the number is `MoEConfig`'s default.
 
     Attributes:
-        num_experts: spellings, the first one present counts; 0 experts make a model dense.
+        num_experts, num_experts_per_tok: spellings, the first one present counts; 0 experts make a
+            model dense.
         shared_size: width of all shared experts together.
         num_shared: number of shared experts as wide as a routed one, instead of `shared_size`.
         shared_gated: not a key: whether a sigmoid gate weighs the shared experts.
         correction_bias: not a key: whether a sigmoid router has a bias. noaux_tc and softmax_bias
             always have one.
         first_sparse: index of the first layer that may be a mixture.
+        last_sparse: index of the last one; -1: that of the last layer.
         sparse_step: every so many-th layer is a mixture.
         dense_layers: layers that are not, whatever the others say.
         mlp_types: of each layer, sparse or dense; where config.json has them, no other says which
@@ -61,7 +68,7 @@ class MoEKeys:
 
     num_experts: tuple[str, ...] = ("num_local_experts", "num_experts")
     intermediate_size: str = "moe_intermediate_size"
-    num_experts_per_tok: str = "num_experts_per_tok"
+    num_experts_per_tok: tuple[str, ...] = ("num_experts_per_tok",)
     norm_topk_prob: str = "norm_topk_prob"
     n_group: str | None = None
     topk_group: str | None = None
@@ -74,6 +81,7 @@ class MoEKeys:
     shared_gated: bool = False
     correction_bias: bool = False
     first_sparse: str | None = None
+    last_sparse: str | None = None
     sparse_step: str | None = None
     dense_layers: str | None = None
     mlp_types: str | None = None
@@ -101,7 +109,7 @@ class MoEKeys:
             hidden_size=values["hidden_size"],
             intermediate_size=values[self.intermediate_size],
             num_experts=num_experts,
-            num_experts_per_tok=values[self.num_experts_per_tok],
+            num_experts_per_tok=_first(self.num_experts_per_tok, values),
             norm_topk_prob=values[self.norm_topk_prob],
             router=resolve_router(values),
             use_correction_bias=self.correction_bias,
@@ -123,6 +131,8 @@ class MoEKeys:
             return self._type(self.mlp_types, values, layer) == "sparse"
         if self.first_sparse is not None and layer < values[self.first_sparse]:
             return False
+        if self.last_sparse is not None and -1 != values[self.last_sparse] < layer:
+            return False
         if self.dense_layers is not None and layer in (values[self.dense_layers] or ()):
             return False
         return self.sparse_step is None or (layer + 1) % int(values[self.sparse_step]) == 0
@@ -137,7 +147,7 @@ class MoEKeys:
         return str(types[layer])
 
     def _num_experts(self, values: Values) -> int:
-        return next((int(values[key]) for key in self.num_experts if key in values), 0)
+        return _first(self.num_experts, values)
 
     def _shared_size(self, values: Values) -> int:
         if self.num_shared is not None:
@@ -156,6 +166,8 @@ class ModelType:
         allowed: of keys that choose between kinds of mathematics, the values that are built, None
             for absent first.
         attention: that of a layer, from the values, its index, and what reads a rotary embedding.
+        one_a_layer: keys that hold a number, or a list with the same one for each layer.
+        without_effect: keys of this type that do not matter to its answers.
         moe: None for a type that is always dense.
         rope: what its rotary embedding is where config.json says nothing.
         names: what its checkpoints call tensors.
@@ -172,6 +184,8 @@ class ModelType:
     defaults: Values
     attention: Callable[[Values, int, RopeOf], AnyAttention]
     allowed: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    one_a_layer: tuple[str, ...] = ()
+    without_effect: frozenset[str] = frozenset()
     moe: MoEKeys | None = None
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES
@@ -183,13 +197,16 @@ class ModelType:
 
     def left_out(self, values: Values) -> tuple[str, ...]:
         """What the names of a checkpoint's tensors begin with that are not served."""
-        extra = next((values[key] for key in self.extra_layers if key in values), 0)
+        extra = _first(self.extra_layers, values)
         first = values["num_hidden_layers"]
         layers = (self.names.layer(first + index) for index in range(extra))
         return (*self.other_parts, *layers)
 
     def multipliers(self, values: Values) -> dict[str, float]:
-        """Fields of `ModelConfig`."""
+        """Fields of `ModelConfig`. Raises ValueError: one is 0."""
+        for key in self.multiplier_keys.values():
+            if not values[key]:
+                raise ValueError(f"{key} is 0, which leaves nothing of the tokens; say another")
         return {field: float(values[key]) for field, key in self.multiplier_keys.items()}
 
 

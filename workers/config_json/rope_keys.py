@@ -28,6 +28,7 @@ class RopeDefaults:
         sliding_theta: that of layers with a window, where types of layers have their own.
         partial: share of a head that is turned. None: whole heads, and config.json may not ask for
             less, since transformers would not hear it.
+        dim_key: of how many dimensions are turned, where no share of a head is said.
         interleaved: see `RopeSpec`.
         ignored: keys beside the embedding's that do not matter to text, or that the type reads.
         absent: the object where config.json has none.
@@ -36,6 +37,7 @@ class RopeDefaults:
     theta: float = 10000.0
     sliding_theta: float | None = None
     partial: float | None = None
+    dim_key: str | None = None
     interleaved: bool = False
     ignored: frozenset[str] = frozenset()
     absent: Mapping[str, Any] = dataclasses.field(default_factory=dict)
@@ -45,6 +47,12 @@ class RopeDefaults:
         if layer_type == "sliding_attention" and self.sliding_theta is not None:
             return self.sliding_theta
         return self.theta
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What is read beside the embedding's object that not every type reads."""
+        share = () if self.partial is None else ("partial_rotary_factor",)
+        return share if self.dim_key is None else (*share, self.dim_key)
 
 
 WHOLE_HEADS = RopeDefaults()
@@ -100,7 +108,7 @@ def read_rope(
     """
     said = _read_object(raw, layer_type, defaults)
     theta = said.first("rope_theta", raw, defaults.theta_of(layer_type), least=1, most=1e15)
-    dim = _turned(said, raw, head_dim, defaults.partial)
+    dim = _turned(said, raw, head_dim, defaults)
     kind = said.kind
     scaling = None
     if kind != "default":
@@ -153,10 +161,10 @@ def _read_object(
     return whole.part(layer_type)
 
 
-def _turned(said: RopeObject, raw: Mapping[str, Any], head_dim: int, partial: float | None) -> int:
+def _turned(said: RopeObject, raw: Mapping[str, Any], head_dim: int, defaults: RopeDefaults) -> int:
     """Dimensions of a head that are turned."""
     key = "partial_rotary_factor"
-    if partial is None:
+    if defaults.partial is None:
         if (asked := said.values.get(key)) not in (None, 1):
             raise ValueError(
                 f"{said.where} has {key} {shown(asked)}; only full rotary embedding is built for "
@@ -165,7 +173,10 @@ def _turned(said: RopeObject, raw: Mapping[str, Any], head_dim: int, partial: fl
         if head_dim % 2:
             raise ValueError(f"head_dim {head_dim} is odd; rotary embedding needs pairs")
         return head_dim
-    share = said.first(key, raw, partial, least=SMALLEST, most=1)
+    share = defaults.partial
+    if defaults.dim_key is not None and (said_dim := raw.get(defaults.dim_key)) is not None:
+        share = bounded(defaults.dim_key, said_dim, 2, head_dim) / head_dim
+    share = said.first(key, raw, share, least=SMALLEST, most=1)
     dim = int(head_dim * share)
     if dim < 2 or dim % 2:
         raise ValueError(

@@ -15,12 +15,14 @@ def grouped_query(
     qkv_bias: bool = False,
     o_bias: bool = False,
     clip_qkv: float | None = None,
+    scale: float | None = None,
     layer_type: str | None = None,
 ) -> AttentionSpec:
     """From ``num_attention_heads``, ``num_key_value_heads`` (null: as many), ``head_dim`` (null or
     absent: hidden_size / heads); the rest as in `AttentionSpec`.
 
     Args:
+        scale: None: one by the root of head_dim.
         layer_type: of which it has the rotary embedding, where types have their own.
     """
     heads, kv_heads = values["num_attention_heads"], values["num_key_value_heads"]
@@ -30,7 +32,7 @@ def grouped_query(
         num_kv_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         v_head_dim=head_dim,
-        scale=head_dim**-0.5,
+        scale=head_dim**-0.5 if scale is None else scale,
         rope=rope(head_dim, layer_type),
         qk_norm=qk_norm,
         qkv_bias=qkv_bias,

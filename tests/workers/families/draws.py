@@ -30,6 +30,12 @@ from tests.workers.families.grouped_query_draws import (
     qwen3_vl_moe,
 )
 from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3, glm4_moe_lite, mistral4
+from tests.workers.families.mixture_draws import (
+    ernie4_5_moe,
+    granitemoe,
+    hunyuan_v1_moe,
+    minimax_m2,
+)
 from workers.families import MODEL_TYPES
 
 Draw = Callable[[random.Random], Any]
@@ -132,6 +138,10 @@ FAMILIES: dict[str, Draw] = {
     "glm4_moe": glm4_moe,
     "mellum": mellum,
     "qwen3_vl_moe": qwen3_vl_moe,
+    "minimax_m2": minimax_m2,
+    "granitemoe": granitemoe,
+    "hunyuan_v1_moe": hunyuan_v1_moe,
+    "ernie4_5_moe": ernie4_5_moe,
 }
 
 

@@ -1,0 +1,100 @@
+"""Keys of published config.json files that transformers' classes lack, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.refusals import refusal
+from workers.config_json.model_config import ModelConfig
+
+CONFIGS = Path(__file__).parents[3] / "benchmarks" / "configs"
+
+
+def read(model_type: str, **keys: Any) -> ModelConfig:
+    return ModelConfig.from_hf({"model_type": model_type, "head_dim": 128, **keys})
+
+
+@pytest.mark.parametrize("name", ["minimax-m2", "hunyuan-a13b", "ernie-4.5-21b-a3b"])
+def test_nothing_of_a_published_file_is_unknown(name: str) -> None:
+    assert ModelConfig.from_folder(CONFIGS / name).unknown_keys == ()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "keys", "dim"),
+    [
+        ("minimax_m2", {}, 128),
+        ("minimax_m2", {"rotary_dim": 64}, 64),
+        ("minimax_m2", {"rotary_dim": 64, "partial_rotary_factor": 0.25}, 32),
+        (
+            "minimax_m2",
+            {"rotary_dim": 64, "rope_parameters": {"partial_rotary_factor": 0.75}},
+            96,
+        ),
+        ("glm4_moe", {"partial_rotary_factor": 0.25}, 32),
+    ],
+)
+def test_how_much_of_a_head_is_turned(model_type: str, keys: dict[str, Any], dim: int) -> None:
+    """A share counts before a number of dimensions."""
+    (rope,) = read(model_type, **keys).ropes
+    assert rope.dim == dim
+
+
+def test_layers_that_are_for_speculation_are_left_out() -> None:
+    assert read("minimax_m2", num_mtp_modules=2).left_out == (
+        "model.layers.62.",
+        "model.layers.63.",
+    )
+    assert read("ernie4_5_moe").left_out == ("model.mtp_",)
+
+
+def test_a_list_may_say_one_number_for_all_layers() -> None:
+    keys = {"num_experts": [64] * 32, "moe_topk": [8] * 32, "num_shared_expert": [1] * 32}
+    moe = read("hunyuan_v1_moe", intermediate_size=3072, moe_intermediate_size=[3072], **keys).moe
+    assert moe is not None
+    assert (moe.num_experts, moe.num_experts_per_tok) == (64, 8)
+    assert (moe.intermediate_size, moe.shared_expert_size) == (3072, 3072)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "key"), [("hunyuan_v1_moe", "moe_topk"), ("ernie4_5_moe", "moe_k")]
+)
+def test_both_spellings_of_experts_a_token_count(model_type: str, key: str) -> None:
+    numbers = {"num_experts": 16, "num_experts_per_tok": 5}
+    both = read(model_type, **numbers), read(model_type, num_experts=16, **{key: 5})
+    assert both[0] == both[1]
+    assert both[0].moe is not None
+    assert both[0].moe.num_experts_per_tok == 5
+
+
+@pytest.mark.parametrize(
+    ("model_type", "change", "words"),
+    [
+        ("minimax_m2", {"attn_type_list": [1, 0]}, "attn_type_list is [1, 0]; only 1"),
+        ("minimax_m2", {"scoring_func": "softmax"}, "scoring_func is 'softmax'"),
+        ("minimax_m2", {"use_qk_norm": False}, "use_qk_norm is False"),
+        ("minimax_m2", {"qk_norm_type": "per_head"}, "qk_norm_type is 'per_head'"),
+        ("minimax_m2", {"use_routing_bias": False}, "use_routing_bias is False"),
+        ("minimax_m2", {"shared_intermediate_size": 8}, "shared_intermediate_size is 8"),
+        ("minimax_m2", {"rotary_dim": 200}, "rotary_dim is 200; it must be a number from 2 to 128"),
+        ("mixtral", {"rotary_dim": 64}, "rotary_dim is 64, which changes the mathematics"),
+        ("mixtral", {"attention_multiplier": 0.1}, "attention_multiplier is 0.1"),
+        ("granitemoe", {"logits_scaling": 0}, "logits_scaling is 0, which leaves nothing"),
+        ("hunyuan_v1_moe", {"moe_topk": [1, 2]}, "moe_topk is [1, 2]; layers that differ in it"),
+        ("hunyuan_v1_moe", {"moe_topk": []}, "moe_topk is []"),
+        ("hunyuan_v1_moe", {"moe_intermediate_size": 8}, "moe_intermediate_size is 8, intermed"),
+        ("hunyuan_v1_moe", {"num_shared_expert": [2]}, "num_shared_expert is 2"),
+        ("hunyuan_v1_moe", {"use_cla": True}, "use_cla is True"),
+        ("hunyuan_v1_moe", {"use_mla": True}, "use_mla is True"),
+        ("hunyuan_v1_moe", {"use_mixed_mlp_moe": False}, "use_mixed_mlp_moe is False"),
+        ("ernie4_5_moe", {"use_bias": True}, "use_bias is True"),
+        ("ernie4_5_moe", {"moe_use_aux_free": False}, "moe_use_aux_free is False"),
+        ("ernie4_5_moe", {"moe_layer_end_index": -2}, "moe_layer_end_index is -2"),
+    ],
+)
+def test_what_is_not_built_is_refused_by_name(
+    model_type: str, change: dict[str, Any], words: str
+) -> None:
+    assert words in refusal(lambda: read(model_type, **change))
