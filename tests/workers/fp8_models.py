@@ -73,10 +73,24 @@ def quantize_folder(
     form: str = "hub",
 ) -> torch.nn.Module:
     """Quantize a folder of plain weights; arguments and result as of `save_block_fp8`."""
+    plain = load_file(folder / "model.safetensors")
+    tensors, dequantized, said = quantized(plain, block=block, skipped=skipped)
+    oracle = load_oracle(folder, dequantized)
+    if form != "hub":
+        tensors = packed(tensors, "weight_scale_inv")
+    if form == "packed":
+        tensors = packed(tensors, "weight")
+    write(folder, tensors, said)
+    return oracle
+
+
+def quantized(
+    plain: Tensors, *, block: tuple[int, int], skipped: tuple[str, ...]
+) -> tuple[Tensors, Tensors, dict[str, Any]]:
+    """Weights in 8 bits by the Hub's names, what they are worth, and what config.json says."""
     quantizer = FineGrainedFP8HfQuantizer(
         FineGrainedFP8Config(weight_block_size=block, modules_to_not_convert=list(skipped))
     )
-    plain = load_file(folder / "model.safetensors")
     tensors: Tensors = {}
     for name, value in plain.items():
         is_skipped = any(name.startswith(f"{module}.") for module in skipped)
@@ -89,13 +103,7 @@ def quantize_folder(
         for name, value in tensors.items()
         if not name.endswith("_scale_inv")
     }
-    oracle = load_oracle(folder, dequantized)
-    if form != "hub":
-        tensors = packed(tensors, "weight_scale_inv")
-    if form == "packed":
-        tensors = packed(tensors, "weight")
-    write(folder, tensors, quantizer.quantization_config.to_dict())
-    return oracle
+    return tensors, dequantized, quantizer.quantization_config.to_dict()
 
 
 def save_scaled_fp8(

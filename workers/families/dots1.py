@@ -41,6 +41,8 @@ TYPES = {
             "routed_scaling_factor": 1.0,
             "first_k_dense_replace": 0,
         },
+        # Its folders name the router twice.
+        allowed={"scoring_func": (None, "noaux_tc"), "topk_method": (None, "noaux_tc")},
         moe=MoEKeys(
             num_experts=("num_local_experts", "n_routed_experts"),
             n_group="n_group",

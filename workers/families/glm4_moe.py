@@ -5,6 +5,7 @@ from __future__ import annotations
 from workers.attention.spec import AttentionSpec
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
 from workers.config_json.rope_keys import RopeDefaults
+from workers.families.deepseek_v3 import SIGMOID_ROUTER
 from workers.families.grouped_query import grouped_query
 
 
@@ -46,6 +47,7 @@ TYPES = {
             "first_k_dense_replace": 1,
             "num_mtp_layers": 1,
         },
+        allowed=SIGMOID_ROUTER,
         moe=MoEKeys(
             num_experts=("num_local_experts", "n_routed_experts"),
             n_group="n_group",

@@ -7,6 +7,7 @@ import json
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.refusals import refusal
 from tests.workers.families.draws import FAMILIES, save_family
+from tests.workers.fp8_models import quantized, write
 from tests.workers.steps import prefill_step, relative_error, start_rank, step_logits
 from workers.config_json.model_config import ModelConfig
 
@@ -107,18 +109,48 @@ def test_the_same_model_in_other_tensors(
     assert relative_error(logits_of(tmp_path), expected) <= 1e-6
 
 
-def test_turned_experts_are_quantized_as_they_are_read(tmp_path: Path) -> None:
-    """In blocks that divide every matrix."""
-    config = FAMILIES["qwen3_vl_moe"](random.Random("qwen3_vl_moe 0"))
-    text = config.text_config
-    text.hidden_size = config.vision_config.out_hidden_size = text.intermediate_size = 64
+def in_whole_blocks(family: str) -> Any:
+    """A draw whose matrices have sides that are multiples of 32."""
+    config = FAMILIES[family](random.Random(f"{family} 0"))
+    text = config.get_text_config()
+    text.hidden_size = text.intermediate_size = text.moe_intermediate_size = 64
     text.num_attention_heads, text.num_key_value_heads, text.head_dim = 4, 2, 16
-    text.moe_intermediate_size = 64
-    save_family(config, tmp_path)
+    if text is not config:
+        config.vision_config.out_hidden_size = 64
+    return config
+
+
+def test_turned_experts_are_quantized_as_they_are_read(tmp_path: Path) -> None:
+    save_family(in_whole_blocks("qwen3_vl_moe"), tmp_path)
     expected = logits_of(tmp_path, quantization="fp8").clone()
     path = tmp_path / "model.safetensors"
     save_file(turned(load_file(path)), path)
     assert relative_error(logits_of(tmp_path, quantization="fp8"), expected) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("family", "skipped"),
+    [
+        ("glm4_moe", ("lm_head", "model.layers.1.mlp.shared_experts", "model.layers.1.mlp.gate")),
+        (
+            "qwen3_vl_moe",
+            ("lm_head", "model.language_model.layers.1.self_attn.o_proj", "model.visual"),
+        ),
+    ],
+)
+def test_folders_of_eight_bits(family: str, skipped: tuple[str, ...], tmp_path: Path) -> None:
+    """By the names of modules that they say are not."""
+    save_family(in_whole_blocks(family), tmp_path)
+    plain = load_file(tmp_path / "model.safetensors")
+    tensors, dequantized, said = quantized(
+        per_expert(plain) if family == "qwen3_vl_moe" else plain, block=(32, 32), skipped=skipped
+    )
+    write(tmp_path, dequantized, None)
+    expected = logits_of(tmp_path).clone()
+    write(tmp_path, tensors, said)
+    assert relative_error(logits_of(tmp_path), expected) <= 1e-5
+    write(tmp_path, tensors, {**said, "modules_to_not_convert": ["lm_head"]})
+    assert skipped[1] in refusal(lambda: logits_of(tmp_path))
 
 
 @pytest.mark.parametrize("key", ["num_nextn_predict_layers", "num_mtp_layers"])
@@ -127,6 +159,12 @@ def test_both_spellings_of_layers_for_speculation(key: str) -> None:
     assert ModelConfig.from_hf(raw).left_out == ("model.layers.3.",)
     assert ModelConfig.from_hf({**raw, key: 0}).left_out == ()
     assert ModelConfig.from_hf({**raw, key: 2}).left_out == ("model.layers.3.", "model.layers.4.")
+
+
+def test_the_share_of_a_head_that_is_turned_may_stand_alone() -> None:
+    raw = {"model_type": "glm4_moe", "head_dim": 128}
+    assert ModelConfig.from_hf(raw).ropes[0].dim == 64
+    assert ModelConfig.from_hf({**raw, "partial_rotary_factor": 0.25}).ropes[0].dim == 32
 
 
 def test_keys_of_a_text_model_stand_in_an_object() -> None:
