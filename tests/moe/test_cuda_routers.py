@@ -50,9 +50,19 @@ MODELS = {
         64, 4, router="sigmoid", norm_topk_prob=True, n_group=4, topk_group=2,
         use_correction_bias=True,
     ),
+    "ernie-4.5": make_config(
+        64, 6, router="softmax_bias", norm_min=1e-12, shared_expert_size=256
+    ),
+    "laguna": make_config(
+        256, 8, router="sigmoid", norm_topk_prob=True, use_correction_bias=True, logit_softcap=30.0
+    ),
+    "phi-3.5-moe": make_config(16, 2, router="sparsemixer", router_jitter_noise=0.01),
 }  # fmt: skip
 # Kinds whose logits are fp32 from bf16 inputs too, at their real hidden size.
-FP32_LOGITS = {"deepseek-v3": 7168, "kimi-k2": 7168, "deepseek-v2": 5120, "deepseek-v2-lite": 2048}
+FP32_LOGITS = {
+    "deepseek-v3": 7168, "kimi-k2": 7168, "deepseek-v2": 5120, "deepseek-v2-lite": 2048,
+    "ernie-4.5": 2560,
+}  # fmt: skip
 
 
 def randomize(module: torch.nn.Module) -> None:

@@ -36,10 +36,11 @@ TYPES = {
             "lm_head_bias": False,
             "num_experts_per_tok": 2,
             "num_local_experts": 16,
-            "scoring_func": "sparsemixer",
+            "moe_router_backend": "sparsemixer",
             "norm_topk_prob": False,
             "router_jitter_noise": 0.01,
         },
+        allowed={"moe_router_backend": (None, "sparsemixer")},
         moe=MoEKeys(
             intermediate_size="intermediate_size",
             router_jitter_noise="router_jitter_noise",
