@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from moe.config import resolve_router
 from workers.attention.any import AnyAttention
@@ -71,7 +71,11 @@ def markdown_table(lines: list[Row]) -> str:
 
 def _attention(model_type: str) -> str:
     """With the numbers that absent keys have, but for heads of a usual width."""
-    specs = ModelConfig.from_hf({"model_type": model_type, "head_dim": 128}).attention
+    entry = MODEL_TYPES[model_type]
+    raw: dict[str, Any] = {"model_type": model_type, "head_dim": 128}
+    if entry.text_types:
+        raw[str(entry.text_key)] = {"model_type": entry.text_types[-1]}
+    specs = ModelConfig.from_hf(raw).attention
     return _words(specs[0], has_windows=any(spec.window for spec in specs))
 
 

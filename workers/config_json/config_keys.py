@@ -115,6 +115,16 @@ _WITHOUT_EFFECT = frozenset(
     }
 )  # fmt: skip
 
+# Of what images become, in models whose text is served.
+_OF_IMAGES = frozenset(
+    {
+        "ignore_index", "image_token_index", "media_placeholder_token_id",
+        "multimodal_projector_bias", "projection_hidden_size", "projection_layer_norm_eps",
+        "projector_hidden_act", "spatial_merge_size", "use_unified_vision_chunk",
+        "video_placeholder", "vision_feature_layer",
+    }
+)  # fmt: skip
+
 # Of every type, in forms of their own: `ModelConfig` reads them.
 _READ_ELSEWHERE = frozenset(
     {
@@ -125,6 +135,8 @@ _READ_ELSEWHERE = frozenset(
         "quantization_config", "compression_config",
     }
 )  # fmt: skip
+
+_KNOWN = _WITHOUT_EFFECT | _OF_IMAGES | _READ_ELSEWHERE
 
 
 def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -155,7 +167,7 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
                 _check(key, value, honored[key])
             if value is not None or key in _NULLABLE:
                 values[key] = value
-        elif key not in neutral.keys() | harmless | _WITHOUT_EFFECT | _READ_ELSEWHERE:
+        elif key not in neutral.keys() | harmless | _KNOWN:
             unknown.append(key)
     return values, tuple(unknown)
 

@@ -10,13 +10,14 @@ class DecoderNames:
     """Names of modules; the defaults are Llama's, which most families took over.
 
     Attributes:
-        model: all but the head.
+        model: all but the head; head: what makes logits.
         attention, mlp, attention_norm, mlp_norm: of a layer; a norm stands before what it is named
             after.
         q_norm, k_norm: of attention.
     """
 
     model: str = "model"
+    head: str = "lm_head"
     attention: str = "self_attn"
     mlp: str = "mlp"
     attention_norm: str = "input_layernorm"

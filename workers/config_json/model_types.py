@@ -176,6 +176,7 @@ class ModelType:
             the first one present counts.
         other_parts: what the names of tensors begin with that text does not need.
         text_key: of the object that holds the keys of the text model; None: they are not in one.
+        text_types: model_type there, None for absent; empty: it is not looked at.
         multiplier_keys: of fields of `ModelConfig`, the keys that hold them.
     """
 
@@ -193,6 +194,7 @@ class ModelType:
     extra_layers: tuple[str, ...] = ()
     other_parts: tuple[str, ...] = ()
     text_key: str | None = None
+    text_types: tuple[str | None, ...] = ()
     multiplier_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def left_out(self, values: Values) -> tuple[str, ...]:

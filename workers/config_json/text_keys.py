@@ -19,6 +19,10 @@ _OF_THE_WHOLE = frozenset(
         "tie_word_embeddings", "torch_dtype",
     }
 )  # fmt: skip
+# In the text model's object, where the whole has none of them.
+_OR_OF_THE_TEXT = (
+    {"dtype", "torch_dtype"}, {"compression_config", "quantization_config"},
+)  # fmt: skip
 
 
 def text_keys(raw: Mapping[str, Any], entry: ModelType) -> dict[str, Any]:
@@ -26,7 +30,7 @@ def text_keys(raw: Mapping[str, Any], entry: ModelType) -> dict[str, Any]:
     whole model or that the text model does not have.
 
     Raises:
-        ValueError: it is not an object.
+        ValueError: it is not an object, or of a text model that is not this type's.
     """
     key = entry.text_key
     if key is None:
@@ -34,12 +38,18 @@ def text_keys(raw: Mapping[str, Any], entry: ModelType) -> dict[str, Any]:
     text = raw.get(key) or {}
     if not isinstance(text, dict):
         raise ValueError(f"{key} is {shown(text)}; it must be an object")
+    if entry.text_types and text.get("model_type") not in entry.text_types:
+        known = " or ".join(each for each in entry.text_types if each is not None)
+        raise ValueError(
+            f"{key}.model_type is {shown(text.get('model_type'))}; with model_type "
+            f"{shown(raw.get('model_type'))} only {known} is built"
+        )
     beside = {
         name: value
         for name, value in raw.items()
         if name != key and name not in entry.defaults and name not in NEUTRAL
     }
     whole = {name: raw[name] for name in _OF_THE_WHOLE if name in raw}
-    types = {"dtype", "torch_dtype"} if not whole.keys() & {"dtype", "torch_dtype"} else set()
-    own = {name: value for name, value in text.items() if name not in _OF_THE_WHOLE - types}
+    unsaid = {name for group in _OR_OF_THE_TEXT if not whole.keys() & group for name in group}
+    own = {name: value for name, value in text.items() if name not in _OF_THE_WHOLE - unsaid}
     return {**beside, **own, **whole}

@@ -1,10 +1,13 @@
-"""DeepSeek-V3 and Kimi-K2: transformers' DeepseekV3ForCausalLM."""
+"""DeepSeek-V3 and Kimi-K2: transformers' DeepseekV3ForCausalLM; and the text of Kimi-K2.5:
+Kimi_K25ForConditionalGeneration without images.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 
 from workers.attention.mla_spec import MlaSpec
+from workers.config_json.decoder_names import DecoderNames
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
 from workers.families.latent import DEEPSEEK_MIXTURES, LATENT_DEFAULTS, latent
 
@@ -53,4 +56,14 @@ _DEEPSEEK_V3 = ModelType(
 TYPES = {
     "deepseek_v3": _DEEPSEEK_V3,
     "kimi_k2": dataclasses.replace(_DEEPSEEK_V3, models="Kimi-K2"),
+    "kimi_k25": dataclasses.replace(
+        _DEEPSEEK_V3,
+        architecture="Kimi_K25ForConditionalGeneration",
+        models="Kimi-K2.5, Kimi-K2.6 (text)",
+        defaults={**_DEEPSEEK_V3.defaults, "tie_word_embeddings": True},
+        names=DecoderNames(model="language_model.model", head="language_model.lm_head"),
+        other_parts=("vision_tower.", "mm_projector.", "model.mm_projector."),
+        text_key="text_config",
+        text_types=(None, "deepseek_v3", "kimi_k2"),
+    ),
 }

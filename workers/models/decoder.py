@@ -88,15 +88,15 @@ class Decoder(nn.Module):
             self._layer(config, build, each) for each in range(config.num_layers)
         )
         self.layers = cast(Sequence[DecoderLayer], layers)
-        norm = NORMS[config.norm]
+        norm, is_tied = NORMS[config.norm], config.tie_word_embeddings
         self.norm = norm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
-        tied = self.embed_tokens if config.tie_word_embeddings else None
+        tied = self.embed_tokens if is_tied else None
         self.lm_head = LMHead(
             config.vocab_size, config.hidden_size, tied, build.groups, dtype, device, context,
             has_bias=config.lm_head_bias,
         )  # fmt: skip
         # A tied head is sometimes saved all the same.
-        self.tied_weights = frozenset({"lm_head.weight"} if config.tie_word_embeddings else ())
+        self.tied_weights = frozenset({f"{config.names.head}.weight"} if is_tied else ())
 
     def _layer(self, config: ModelConfig, build: BuildContext, index: int) -> DecoderLayer:
         spec, names = config.attention[index], config.names
@@ -147,7 +147,7 @@ class Decoder(nn.Module):
                 f"{prefix}{names.mlp_norm}."
             )
         yield from self.norm.checkpoint_slices(f"{names.model}.norm.")
-        yield from self.lm_head.checkpoint_slices("lm_head.")
+        yield from self.lm_head.checkpoint_slices(f"{names.head}.")
 
 
 def _rotaries(config: ModelConfig, build: BuildContext) -> nn.ModuleList:
