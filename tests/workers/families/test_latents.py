@@ -1,4 +1,4 @@
-"""Families with attention over latents: what is read, what is refused, and sums by hand."""
+"""Families with attention over latents: what is read and what is refused."""
 
 from __future__ import annotations
 
@@ -9,17 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from moe.base.fp8_format import Fp8Format
-from moe.base.parallel import ParallelConfig, resolve_parallel
 from tests.refusals import refusal
 from tests.workers.families.draws import FAMILIES
-from workers.attention.kv_cache import CacheSizes
 from workers.attention.mla_spec import MlaSpec, QueryGrowth
 from workers.config_json.model_config import ModelConfig
 from workers.layers.rope_spec import YarnScaling
-from workers.step.roofline import Roofline, StepWork
 
 CONFIGS = Path("benchmarks/configs")
 LATENT_FAMILIES = ("deepseek_v2", "deepseek_v3", "glm4_moe_lite", "mistral4")
@@ -124,59 +120,6 @@ def test_mistral4_without_a_rotary_embedding_has_the_class_s() -> None:
     assert spec.rope.dim == 64
     assert isinstance(spec.rope.scaling, YarnScaling)
     assert spec.rope.scaling.factor == 128
-
-
-def layout(tp: int, dp: int = 1) -> ParallelConfig:
-    return resolve_parallel(tp=tp, dp=dp, ep=None, backend="auto", has_experts=True)
-
-
-def bytes_of_a_token(config: ModelConfig) -> int:
-    spec = config.attention[0]
-    sizes = CacheSizes(
-        num_layers=config.num_layers, block_size=16, num_kv_heads=1, head_dim=spec.key_width,
-        v_head_dim=spec.value_width, dtype=torch.bfloat16,
-    )  # fmt: skip
-    assert sizes.bytes_per_block % 16 == 0
-    return sizes.bytes_per_block // 16
-
-
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        ("deepseek-v2-lite", 27 * (512 + 64) * 2),
-        ("deepseek-v3", 61 * (512 + 64) * 2),
-        ("glm-4.7-flash", 47 * (512 + 64) * 2),
-    ],
-)
-@pytest.mark.parametrize("tp", [1, 2, 4])
-def test_a_token_is_one_latent_a_layer_on_every_rank(name: str, expected: int, tp: int) -> None:
-    config = ModelConfig.from_folder(CONFIGS / name)
-    assert bytes_of_a_token(config) == expected
-    roofline = Roofline.of_layout(config, layout(tp), dtype="bfloat16")
-    assert roofline.cache_bytes == expected
-
-
-def test_deepseek_v2_lite_by_hand() -> None:
-    """Each matrix of its paper's table, of a rank of one and of two."""
-    config = ModelConfig.from_folder(CONFIGS / "deepseek-v2-lite")
-    hidden, heads, layers = 2048, 16, 27
-    whole = hidden * 576
-    split = hidden * heads * 192 + 512 * heads * 256 + heads * 128 * hidden
-    dense_mlp, expert = 3 * hidden * 10944, 3 * hidden * 1408
-    gate, shared = hidden * 64, 2 * expert
-    for tp in (1, 2):
-        dense = layers * (whole + split / tp) + dense_mlp / tp + 26 * (gate + shared / tp)
-        roofline = Roofline.of_layout(config, layout(tp), dtype="bfloat16")
-        assert roofline.dense == dense
-        assert roofline.expert == expert
-        assert roofline.head == 102400 * hidden / tp
-        cost = roofline.cost(StepWork(tokens=1, draws=1, cached=1000, attended=1000), 26 * 6)
-        assert cost.dense_bytes == 2 * dense
-        assert cost.expert_bytes == 2 * 26 * 6 * expert
-        assert cost.cache_bytes == 1000 * 31104
-        assert roofline.pair_flops == layers * 2 * heads // tp * (192 + 128)
-    total = layers * (whole + split + 2 * hidden + 512) + dense_mlp + 26 * (gate + 66 * expert)
-    assert total + 2 * 102400 * hidden + hidden == 15_706_484_224  # 15.7 B, as the paper says
 
 
 def options(config: Any) -> dict[str, Any]:
