@@ -25,7 +25,8 @@ class AttentionSpec:
         clip_qkv: bounds q and k, once they are normed, and v on both sides; None: no bound.
         window: keys that a query sees, its own included; None: all before it.
         sinks: each query head has a learned score of no key, which takes its share of the weights.
-        gate: what attention found is weighed before the output projection, by head or by number.
+        gate: what attention found is weighed before the output projection, by head or by number, by
+            the softplus of a projection of the layer's input.
     """
 
     num_heads: int

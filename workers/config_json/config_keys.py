@@ -163,7 +163,7 @@ def read_keys(raw: Values, entry: ModelType) -> tuple[dict[str, Any], tuple[str,
                 f"{raw['model_type']}; serve a model in which it is {_words(neutral[key])}"
             )
         if key in honored:
-            if value is not None:
+            if value is not None and key not in entry.allowed:
                 _check(key, value, honored[key])
             if value is not None or key in _NULLABLE:
                 values[key] = value

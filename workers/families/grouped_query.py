@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workers.attention.spec import AttentionSpec, QkNorm
+from workers.attention.spec import AttentionSpec, Gate, QkNorm
 from workers.config_json.model_types import RopeOf, Values
 
 
@@ -16,6 +16,7 @@ def grouped_query(
     o_bias: bool = False,
     clip_qkv: float | None = None,
     scale: float | None = None,
+    gate: Gate = "none",
     layer_type: str | None = None,
 ) -> AttentionSpec:
     """From ``num_attention_heads``, ``num_key_value_heads`` (null: as many), ``head_dim`` (null or
@@ -39,4 +40,5 @@ def grouped_query(
         o_bias=o_bias,
         clip_qkv=clip_qkv,
         window=window,
+        gate=gate,
     )

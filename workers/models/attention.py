@@ -24,6 +24,7 @@ from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, Shard
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.heads import QkvHeads
+from workers.models.output_gate import OutputGate
 
 
 class Attention(nn.Module):
@@ -84,6 +85,9 @@ class Attention(nn.Module):
             weight_format,
             has_bias=spec.o_bias,
         )
+        self.gate: OutputGate | None = None
+        if spec.gate != "none":
+            self.gate = OutputGate(spec, size, build, prefix)
         self.sinks: nn.Parameter | None = None
         if spec.sinks:
             sinks = torch.empty(self.num_heads, dtype=torch.float32, device=device)
@@ -102,6 +106,8 @@ class Attention(nn.Module):
             attended = self._plain(qkv_STW[0], cache, batch)
         else:
             attended = self._kernels(qkv_STW, cache, batch, self.context)
+        if self.gate is not None:
+            attended = self.gate(attended, hidden_TH, quantized_TH)
         update: DeferredSum = self.o_proj(attended)
         return update
 
@@ -130,6 +136,8 @@ class Attention(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)
         yield from self.o_proj.checkpoint_slices(f"{prefix}o_proj.")
+        if self.gate is not None:
+            yield from self.gate.checkpoint_slices(prefix)
         norms = (f"{prefix}{self.names.q_norm}.", f"{prefix}{self.names.k_norm}.")
         yield from self.heads.checkpoint_slices(*norms)
         if self.sinks is not None:

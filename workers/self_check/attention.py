@@ -13,9 +13,11 @@ from collections.abc import Iterator
 import torch
 
 from switchyard.worker.v1 import worker_pb2
+from workers.attention.kernels.output_gate import output_gate
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention
 from workers.models.attention import Attention
+from workers.models.output_gate import OutputGate, gated
 from workers.self_check.dense import check_parts, check_row_parallel, check_rows
 from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
 from workers.self_check.setting import Setting
@@ -82,6 +84,19 @@ def _check_step(
     expected = _attend(q_TND, keys, values, cache, batch, attention)
     what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
     yield check_rows(what, attended, expected, 3)
+    if attention.gate is not None:
+        yield from _check_gate(attention.gate, x_TH, kernels, setting)
+
+
+def _check_gate(
+    gate: OutputGate, x_TH: torch.Tensor, attended_TW: torch.Tensor, setting: Setting
+) -> Iterator[Finding]:
+    """``attended_TW`` is written."""
+    parts_STG = gate.g_proj(x_TH, setting.quantized(x_TH))
+    yield check_parts("gates", x_TH, gate.g_proj.weight, parts_STG, setting)
+    expected = gated(attended_TW.float(), parts_STG.float().sum(0))
+    found = output_gate(parts_STG, attended_TW, pdl=setting.context.pdl)
+    yield check_rows(f"{parts_STG.shape[2]} gates, {told(len(x_TH))}", found, expected, 4)
 
 
 def _held(cache: LayerCache) -> tuple[torch.Tensor, torch.Tensor]:

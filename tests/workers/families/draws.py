@@ -34,6 +34,7 @@ from tests.workers.families.mixture_draws import (
     ernie4_5_moe,
     granitemoe,
     hunyuan_v1_moe,
+    laguna,
     minimax_m2,
 )
 from workers.families import MODEL_TYPES
@@ -142,6 +143,7 @@ FAMILIES: dict[str, Draw] = {
     "granitemoe": granitemoe,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "ernie4_5_moe": ernie4_5_moe,
+    "laguna": laguna,
 }
 
 

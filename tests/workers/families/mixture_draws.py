@@ -8,10 +8,11 @@ from transformers import (
     Ernie4_5_MoeConfig,
     GraniteMoeConfig,
     HunYuanMoEV1Config,
+    LagunaConfig,
     MiniMaxM2Config,
 )
 
-from tests.workers.families.draw_parts import common, rope
+from tests.workers.families.draw_parts import common, layer_types, rope, yarn
 
 
 def minimax_m2(rng: random.Random) -> MiniMaxM2Config:
@@ -75,4 +76,34 @@ def ernie4_5_moe(rng: random.Random) -> Ernie4_5_MoeConfig:
         moe_layer_end_index=rng.choice([-1, layers - 2, layers - 1]),
         moe_layer_interval=rng.choice([1, 1, 2]),
         moe_norm_min=rng.choice([1e-12, 0.6]),
+    )
+
+
+def laguna(rng: random.Random) -> LagunaConfig:
+    """Layers differ in heads, windows, rotary embeddings and MLPs."""
+    shared = common(rng)
+    layers, kv_heads = shared["num_hidden_layers"], shared["num_key_value_heads"]
+    share = rng.choice([0.5, 1.0])
+    ropes = {
+        "full_attention": rng.choice([rope, yarn])(rng) | {"partial_rotary_factor": share},
+        "sliding_attention": rope(rng, partial_rotary_factor=rng.choice([0.5, 1.0])),
+    }
+    heads = [kv_heads * rng.choice([1, 2, 3]) for _ in range(layers)]
+    types = ["sparse", *(rng.choice(["dense", "sparse"]) for _ in range(layers - 1))]
+    return LagunaConfig(
+        **shared,
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rng.choice([None, ropes, ropes]),
+        attention_bias=rng.random() < 0.5,
+        gating=rng.choice([True, "per-head", "per-element", "per-element"]),
+        num_attention_heads_per_layer=rng.choice([None, heads, heads]),
+        sliding_window=rng.choice([1, 6]),
+        layer_types=rng.choice([None, *[layer_types(rng, layers) for _ in range(2)]]),
+        mlp_layer_types=rng.choice([None, types]),
+        moe_intermediate_size=rng.choice([8, 20]),
+        shared_expert_intermediate_size=rng.choice([12, 24]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        moe_routed_scaling_factor=rng.choice([1.0, 2.5]),
+        moe_router_logit_softcapping=rng.choice([0.0, 1.5]),
     )

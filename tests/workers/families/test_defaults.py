@@ -25,7 +25,7 @@ OF_FORMULAS = {
     "first_k_dense_replace",
 }
 # Of the Hub's config.json, which the class does not read.
-OF_THE_HUB = {"attn_type_list", "moe_intermediate_size", "num_shared_expert"}
+OF_THE_HUB = {"attn_type_list", "gating_types", "moe_intermediate_size", "num_shared_expert"}
 # The class says none, with which its model cannot be built.
 NOT_SAID = {("dots1", "num_experts_per_tok"), ("deepseek_v2", "num_experts_per_tok")}
 

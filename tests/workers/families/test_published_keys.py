@@ -69,6 +69,31 @@ def test_both_spellings_of_experts_a_token_count(model_type: str, key: str) -> N
     assert both[0].moe.num_experts_per_tok == 5
 
 
+def test_layers_of_laguna_differ() -> None:
+    """As Laguna-XS.2 has them: one of four sees all, with fewer heads, half of each turned."""
+    types = ["full_attention", *["sliding_attention"] * 3] * 2
+    full = {"rope_type": "yarn", "rope_theta": 5e5, "factor": 32.0, "partial_rotary_factor": 0.5}
+    config = read(
+        "laguna",
+        num_hidden_layers=8,
+        layer_types=types,
+        num_attention_heads_per_layer=[48, 64, 64, 64] * 2,
+        gating="per-head",
+        gating_types=["per_head"] * 8,
+        rope_parameters={
+            "full_attention": full | {"original_max_position_embeddings": 8192},
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+        },
+    )
+    assert config.unknown_keys == ()
+    assert [spec.num_heads for spec in config.attention[:2]] == [48, 64]
+    assert [spec.window for spec in config.attention[:2]] == [None, 512]
+    assert [rope.dim for rope in config.ropes] == [64, 128]
+    assert {spec.gate for spec in config.attention} == {"head"}
+    assert config.moe_layers == (False, *[True] * 7)
+    assert read("laguna", gating="per-element").attention[0].gate == "element"
+
+
 @pytest.mark.parametrize(
     ("model_type", "change", "words"),
     [
@@ -92,6 +117,13 @@ def test_both_spellings_of_experts_a_token_count(model_type: str, key: str) -> N
         ("ernie4_5_moe", {"use_bias": True}, "use_bias is True"),
         ("ernie4_5_moe", {"moe_use_aux_free": False}, "moe_use_aux_free is False"),
         ("ernie4_5_moe", {"moe_layer_end_index": -2}, "moe_layer_end_index is -2"),
+        ("laguna", {"gating": False}, "gating is False, which changes the mathematics"),
+        ("laguna", {"gating_types": ["per_head", "per_element"]}, "gating_types is ['per_head', "),
+        ("laguna", {"num_attention_heads_per_layer": [8]}, "num_attention_heads_per_layer is [8]"),
+        ("laguna", {"num_attention_heads_per_layer": [0] * 40}, "must be a number from 1 on"),
+        ("laguna", {"num_attention_heads_per_layer": [12] * 40}, "12 is not a multiple of"),
+        ("laguna", {"moe_apply_router_weight_on_input": True}, "router_weight_on_input is True"),
+        ("laguna", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types is ['sparse']"),
     ],
 )
 def test_what_is_not_built_is_refused_by_name(

@@ -28,6 +28,12 @@ PHI: dict[str, Any] = {
     "num_local_experts": 4, "max_position_embeddings": 512, "attention_bias": True,
     "lm_head_bias": True,
 }  # fmt: skip
+LAGUNA: dict[str, Any] = {
+    "model_type": "laguna", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "gating": "per-element",
+}  # fmt: skip
 RANKS: list[dict[str, Any]] = [
     {},
     {"moe": False, "tie_word_embeddings": True, "dtype": FP16, "max_tokens": 9},
@@ -36,6 +42,7 @@ RANKS: list[dict[str, Any]] = [
     {"fp8": True, "fp8_cache": True, "dtype": FP16, "max_tokens": 12},
     {"said": {**GPTQ, "group_size": 32}, "dtype": FP16, "max_tokens": 12},
     {"config": PHI, "max_tokens": 5},
+    {"config": LAGUNA, "max_tokens": 5},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5, "use_sliding_window": True, "sliding_window": 3},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},
