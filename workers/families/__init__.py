@@ -6,6 +6,7 @@ from workers.families import (
     deepseek_v3,
     dots1,
     ernie4_5_moe,
+    exaone_moe,
     glm4_moe,
     glm4_moe_lite,
     granitemoe,
@@ -20,6 +21,7 @@ from workers.families import (
     qwen2_moe,
     qwen3,
     qwen3_vl_moe,
+    solar_open,
 )
 
 _FAMILIES = (
@@ -27,6 +29,7 @@ _FAMILIES = (
     deepseek_v3,
     dots1,
     ernie4_5_moe,
+    exaone_moe,
     glm4_moe,
     glm4_moe_lite,
     granitemoe,
@@ -41,6 +44,7 @@ _FAMILIES = (
     qwen2_moe,
     qwen3,
     qwen3_vl_moe,
+    solar_open,
 )
 
 MODEL_TYPES: dict[str, ModelType] = {

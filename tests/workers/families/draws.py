@@ -23,11 +23,13 @@ from transformers import (
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
 from tests.workers.families.grouped_query_draws import (
+    exaone_moe,
     glm4_moe,
     mellum,
     olmoe,
     qwen2_moe,
     qwen3_vl_moe,
+    solar_open,
 )
 from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3, glm4_moe_lite, mistral4
 from tests.workers.families.mixture_draws import (
@@ -139,6 +141,8 @@ FAMILIES: dict[str, Draw] = {
     "glm4_moe": glm4_moe,
     "mellum": mellum,
     "qwen3_vl_moe": qwen3_vl_moe,
+    "solar_open": solar_open,
+    "exaone_moe": exaone_moe,
     "minimax_m2": minimax_m2,
     "granitemoe": granitemoe,
     "hunyuan_v1_moe": hunyuan_v1_moe,

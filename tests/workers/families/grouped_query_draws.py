@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from transformers import (
+    ExaoneMoeConfig,
     Glm4MoeConfig,
     MellumConfig,
     OlmoeConfig,
     Qwen2MoeConfig,
     Qwen3VLMoeConfig,
+    SolarOpenConfig,
 )
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
@@ -114,3 +117,46 @@ def qwen3_vl_moe(rng: random.Random) -> Qwen3VLMoeConfig:
         "num_position_embeddings": 16,
     }  # fmt: skip
     return Qwen3VLMoeConfig(text_config=text, vision_config=vision, tie_word_embeddings=is_tied)
+
+
+def sigmoid_mixtures(rng: random.Random) -> dict[str, Any]:
+    groups = rng.choice([1, 2, 4])
+    return {
+        "moe_intermediate_size": rng.choice([8, 20]),
+        "num_experts_per_tok": rng.choice([2, 3]),
+        "n_group": groups,
+        "topk_group": rng.randint(1 if groups < 4 else 2, groups),
+        "norm_topk_prob": rng.random() < 0.5,
+        "routed_scaling_factor": rng.choice([1.0, 2.5]),
+    }
+
+
+def solar_open(rng: random.Random) -> SolarOpenConfig:
+    shared = common(rng)
+    del shared["intermediate_size"]
+    return SolarOpenConfig(
+        **shared | sigmoid_mixtures(rng),
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rng.choice([rope, yarn])(rng),
+        attention_bias=rng.random() < 0.5,
+        n_routed_experts=8,
+        n_shared_experts=rng.choice([1, 2]),
+    )
+
+
+def exaone_moe(rng: random.Random) -> ExaoneMoeConfig:
+    """Layers without a window know no position."""
+    shared = common(rng)
+    layers = shared["num_hidden_layers"]
+    types = ["full_attention", *layer_types(rng, layers - 1)]
+    return ExaoneMoeConfig(
+        **shared | sigmoid_mixtures(rng),
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rope(rng),
+        layer_types=rng.choice([None, types, types]),
+        sliding_window=rng.choice([1, 6]),
+        num_experts=8,
+        num_shared_experts=rng.choice([1, 2]),
+        first_k_dense_replace=rng.choice([0, 1]),
+        mlp_layer_types=rng.choice([None, ["sparse", *["dense"] * (layers - 1)]]),
+    )
