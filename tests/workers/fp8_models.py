@@ -16,7 +16,11 @@ from transformers.quantizers.quantizer_finegrained_fp8 import FineGrainedFP8HfQu
 from tests.workers.tiny_models import save_model
 
 FP8 = torch.float8_e4m3fn
-PROJECTIONS = tuple(f"{name}_proj.weight" for name in ["q", "k", "v", "o", "gate", "up", "down"])
+PROJECTIONS = (
+    *(f"{name}_proj.weight" for name in ["q", "k", "v", "o", "gate", "up", "down"]),
+    *(f"{name}_proj.weight" for name in ["q_a", "q_b", "kv_b"]),
+    "kv_a_proj_with_mqa.weight",
+)
 Tensors = dict[str, torch.Tensor]
 
 SIZES = {
