@@ -24,7 +24,7 @@ def latents(rng: random.Random) -> dict[str, Any]:
 
 def yarn_of_latents(rng: random.Random) -> dict[str, Any]:
     """With both mscales, of which either may be without effect; one is part of scores' scale."""
-    whole = rng.choice([0.0, 0.707, 1.2])
+    whole = rng.choice([1.2, 0.707, 0.0])
     return yarn(rng) | {"mscale": rng.choice([0.707, 1.0]), "mscale_all_dim": whole}
 
 
@@ -57,7 +57,7 @@ def deepseek_v2(rng: random.Random) -> DeepseekV2Config:
     method = rng.choice(["greedy", "group_limited_greedy"])
     return DeepseekV2Config(
         **all_heads_alike(rng) | latents(rng) | deepseek_mixtures(rng),
-        rope_parameters=rng.choice([rope, yarn_of_latents])(rng),
+        rope_parameters=rng.choice([yarn_of_latents, yarn_of_latents, rope])(rng),
         topk_method=method,
     )
 
@@ -65,7 +65,7 @@ def deepseek_v2(rng: random.Random) -> DeepseekV2Config:
 def deepseek_v3(rng: random.Random) -> DeepseekV3Config:
     return DeepseekV3Config(
         **all_heads_alike(rng) | latents(rng) | deepseek_mixtures(rng),
-        rope_parameters=rng.choice([rope, yarn_of_latents])(rng),
+        rope_parameters=rng.choice([yarn_of_latents, yarn_of_latents, rope])(rng),
         rope_interleave=rng.random() < 0.6,
     )
 
@@ -77,7 +77,7 @@ def glm4_moe_lite(rng: random.Random) -> Glm4MoeLiteConfig:
     types = [rng.choice(["dense", "sparse"]) for _ in range(layers)]
     return Glm4MoeLiteConfig(
         **shared,
-        rope_parameters=rng.choice([rope, yarn_of_latents])(rng),
+        rope_parameters=rng.choice([yarn_of_latents, yarn_of_latents, rope])(rng),
         rope_interleave=rng.random() < 0.6,
         mlp_layer_types=rng.choice([None, types]),
     )
@@ -86,7 +86,7 @@ def glm4_moe_lite(rng: random.Random) -> Glm4MoeLiteConfig:
 def mistral4(rng: random.Random) -> Mistral4Config:
     """Queries grow every 8 or 16 positions. transformers turns too much without YaRN."""
     said = yarn_of_latents(rng) | {
-        "llama_4_scaling_beta": rng.choice([0.0, 0.1, 0.7]),
+        "llama_4_scaling_beta": rng.choice([0.7, 0.1, 0.0]),
         "max_position_embeddings": 512,
     }
     return Mistral4Config(
