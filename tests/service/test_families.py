@@ -35,10 +35,13 @@ CASES = [
     ("olmoe", "--tp 4", "fused"),
     ("qwen2_moe", "--dp 2", "legacy"),
 ]
+BOTH_RUNNERS = ("deepseek_v2",)  # in each layout
 GRID = [
-    pytest.param(family, layout, RUNNERS[(row + column) % 2], marks=pytest.mark.grid)
+    pytest.param(family, layout, runner, marks=pytest.mark.grid)
     for row, family in enumerate(FAMILIES)
     for column, layout in enumerate(LAYOUTS)
+    for runner in RUNNERS
+    if family in BOTH_RUNNERS or runner == RUNNERS[(row + column) % 2]
     if family != "qwen3"  # has no experts
 ]
 
