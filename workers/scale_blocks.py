@@ -19,13 +19,15 @@ from workers.attention.projection import Side
 from workers.config_json.decoder_names import MLP_MODULES, DecoderNames
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantization import MADE
-from workers.config_json.quantized_modules import Quantization
+from workers.config_json.quantized_modules import ModuleNames, Quantization
 
 _MADE_SIZES = (128, 64, 32)  # of blocks and groups: the first that all shares are multiples of
 _MADE: dict[str, Callable[[int], WeightFormat]] = {
     "fp8": lambda size: dataclasses.replace(MADE, block=(size, size)),
     "int4": lambda size: Int4Format(group=size),
 }
+# A row for each head: too few for blocks.
+_HEAD_GATES = ModuleNames(names=frozenset({"self_attn.g_proj"}))
 _MOST_TP = 64  # of those that are looked at for a remedy
 
 
@@ -79,8 +81,10 @@ def with_quantization(
 
 
 def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
+    gated = any(getattr(spec, "gate", "none") == "head" for spec in config.attention)
+    skipped = _HEAD_GATES if gated else ModuleNames()
     for size in _MADE_SIZES:
-        made = Quantization(weight_format=_MADE[flag](size))
+        made = Quantization(weight_format=_MADE[flag](size), skipped=skipped)
         problem = _problem(config, made, _layout(parallel))
         if problem is None:
             return dataclasses.replace(config, quantization=made)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
 from workers.config_json.model_config import ModelConfig
+from workers.config_json.quantization import MADE
+from workers.scale_blocks import with_quantization
 
 CONFIGS = Path(__file__).parents[3] / "benchmarks" / "configs"
 
@@ -92,6 +96,19 @@ def test_layers_of_laguna_differ() -> None:
     assert {spec.gate for spec in config.attention} == {"head"}
     assert config.moe_layers == (False, *[True] * 7)
     assert read("laguna", gating="per-element").attention[0].gate == "element"
+
+
+@pytest.mark.parametrize(("gating", "is_made"), [("per-head", False), ("per-element", True)])
+def test_gates_of_few_rows_stay_as_they_are(gating: str, is_made: bool) -> None:
+    """48 heads are no whole blocks."""
+    config = read("laguna", gating=gating)
+    parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
+    served = with_quantization(config, "fp8", parallel, made_up=True).quantization
+    assert served is not None
+    assert served.weight_format == dataclasses.replace(MADE, block=(128, 128))
+    gate = served.format_of(["model.layers.1.self_attn.g_proj"])
+    assert (gate is not None) == is_made
+    assert served.format_of(["model.layers.1.self_attn.q_proj"]) is not None
 
 
 @pytest.mark.parametrize(
