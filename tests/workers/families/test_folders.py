@@ -74,6 +74,11 @@ def with_mtp(tensors: Tensors) -> Tensors:
     return {**tensors, "mtp.layers.0.norm.weight": torch.zeros(3)}
 
 
+def with_mtp_block(tensors: Tensors) -> Tensors:
+    """As ERNIE-4.5's folders."""
+    return {**tensors, "model.mtp_block.0.mlp.down_proj.weight": torch.zeros(3)}
+
+
 def logits_of(folder: Path, **settings: object) -> torch.Tensor:
     return step_logits(start_rank(folder, **settings), prefill_step(0, 2, TOKENS, [4]))
 
@@ -92,6 +97,7 @@ def _no_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
         ("qwen3_vl_moe", turned),
         ("qwen3_vl_moe", per_expert),
         ("mellum", with_mtp),
+        ("ernie4_5_moe", with_mtp_block),
         ("glm4_moe", with_speculation),
     ],
 )
@@ -132,6 +138,7 @@ def test_turned_experts_are_quantized_as_they_are_read(tmp_path: Path) -> None:
     ("family", "skipped"),
     [
         ("glm4_moe", ("lm_head", "model.layers.1.mlp.shared_experts", "model.layers.1.mlp.gate")),
+        ("minimax_m2", ("lm_head", "model.layers.1.self_attn.o_proj", "gate")),
         (
             "qwen3_vl_moe",
             ("lm_head", "model.language_model.layers.1.self_attn.o_proj", "model.visual"),
