@@ -117,3 +117,27 @@ def test_phi_as_on_the_hub() -> None:
     assert (spec.qkv_bias, spec.o_bias) == (True, True)
     assert config.moe is not None
     assert (config.moe.router, config.moe.router_jitter_noise) == ("sparsemixer", 0.01)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_types_of_layers_that_are_not_said_are_those_of_the_class(family: str) -> None:
+    """transformers always saves them; folders on the Hub may not have them."""
+    for seed in range(8):
+        raw = FAMILIES[family](random.Random(f"{family} {seed}")).to_dict()
+        raw = {key: value for key, value in raw.items() if not key.endswith("layer_types")}
+        theirs = CONFIG_MAPPING[family].from_dict(dict(raw))
+        ours = ModelConfig.from_hf(raw)
+        if hasattr(theirs, "mlp_layer_types"):
+            assert ours.moe_layers == tuple(each == "sparse" for each in theirs.mlp_layer_types)
+        if hasattr(theirs, "layer_types"):
+            windows = [getattr(spec, "window", None) is not None for spec in ours.attention]
+            assert windows == [each == "sliding_attention" for each in theirs.layer_types]
+
+
+def test_types_of_layers_have_the_class_s_embeddings() -> None:
+    types = ["sliding_attention", "full_attention"]
+    raw = {"model_type": "mellum", "num_hidden_layers": 2, "layer_types": types}
+    ropes = CONFIG_MAPPING["mellum"](num_hidden_layers=2, layer_types=types).rope_parameters
+    for spec, kind in zip(ModelConfig.from_hf(raw).attention, types, strict=True):
+        assert spec.rope is not None
+        assert spec.rope.theta == ropes[kind]["rope_theta"]
