@@ -17,6 +17,7 @@ import argparse
 import re
 import statistics
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -29,6 +30,7 @@ from benchmarks import report
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
+from workers.attention.mla_spec import MlaSpec
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
 from workers.rank.startup import LoadedRank, start
@@ -45,6 +47,10 @@ _LABELS = {
     "^_qk_(rope|squares)": "qk-norm + rope + cache",
     "^_(chunk|tile)_kernel": "attention",
     "^_join": "attention join",
+    "^_latent": "norms + latents",
+    "^_absorb": "absorbed queries",
+    "^_new": "attention to new",
+    "^_project": "values",
     "^_topk": "top-k",
     "^_align": "align",
     "^_gate_up": "experts gate·up",
@@ -60,11 +66,15 @@ _LANDMARKS = {*_LABELS.values()} - {"gemm", "copies"}
 _BEHIND = {
     "attention": "o_proj",
     "attention join": "o_proj",
+    "norms + latents": "queries",
+    "absorbed queries": "keys and values",
+    "values": "o_proj",
     "swiglu": "dense down",
     "expert load": "head",
 }
 _BEFORE = {
     "qk-norm + rope + cache": "qkv",
+    "norms + latents": "latents",
     "top-k": "router",
     "swiglu": "dense gate·up",
     "draw": "head",
@@ -216,14 +226,13 @@ def floors(
 
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
     sparse_layers = sum(config.moe_layers)
-    cached, qkv, o_proj, pair = _attention_sizes(config)
+    cached, pair = _attention_sizes(config)
     dense = (layers - sparse_layers) * hidden * config.intermediate_size
     cached = cached if cache_bytes is None else cache_bytes / value_bytes
     head = hidden * config.vocab_size
     found = {
-        "qkv": gemm(qkv, qkv * tokens),
+        **{label: gemm(size, size * tokens) for label, size in _projections(config).items()},
         "attention": least(cached * work.cached, pair * work.attended),
-        "o_proj": gemm(o_proj, o_proj * tokens),
         "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
         "dense down": gemm(dense, dense * tokens),
         "head": least(head, head * work.draws),
@@ -236,18 +245,32 @@ def floors(
     return found
 
 
-def _attention_sizes(config: ModelConfig) -> tuple[int, int, int, int]:
-    """Over all layers: numbers that a token has in the cache, weights of the projections before and
-    behind attention, and products of a query-key pair."""
-    cached = before = behind = pair = 0
+def _attention_sizes(config: ModelConfig) -> tuple[int, int]:
+    """Over all layers: numbers that a token has in the cache, and products of a query-key pair."""
+    cached = pair = 0
     for spec in config.attention:
         cached += spec.cache_heads * (spec.key_width + spec.value_width)
         pair += spec.pair_products
+    return cached, pair
+
+
+def _projections(config: ModelConfig) -> Counter[str]:
+    """Weights of attention's matrices over all layers, by the label that reads them."""
+    sizes: Counter[str] = Counter()
+    for spec in config.attention:
         for module, outputs, inputs in spec.projections(config.hidden_size):
             size = outputs.size * inputs.size
-            behind += size if module == "o_proj" else 0
-            before += size if module != "o_proj" else 0
-    return cached, before, behind, pair
+            if module == "o_proj":
+                sizes["o_proj"] += size
+            elif not isinstance(spec, MlaSpec):
+                sizes["qkv"] += size
+            elif module == "kv_b_proj":
+                of_keys = spec.num_heads * spec.qk_nope_head_dim * inputs.size
+                sizes["absorbed queries"] += of_keys
+                sizes["values"] += size - of_keys
+            else:
+                sizes["queries" if module == "q_b_proj" else "latents"] += size
+    return sizes
 
 
 def _weight_bytes(config: ModelConfig, value_bytes: int) -> float:

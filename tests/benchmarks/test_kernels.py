@@ -13,17 +13,20 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DeepseekV3Config
 
 from benchmarks import kernels
 from benchmarks.kernels import Launch
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
+from tests.workers.families.draws import save_family
 from tests.workers.steps import interpreted, start_rank
 from tests.workers.tiny_models import random_config, save_model
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantization import MADE
 from workers.config_json.quantized_modules import Quantization
+from workers.models.mla import LatentAttention
 from workers.step.batch import BatchBuilder
 from workers.step.roofline import Device, Roofline, StepWork
 from workers.step.runner import Measure
@@ -138,6 +141,36 @@ def test_every_launch_of_a_model_has_a_label(
     assert LIBRARY_GEMM in ran
 
 
+@pytest.mark.interpreter
+@pytest.mark.parametrize("narrow", [True, False])
+def test_every_launch_of_latent_attention_has_a_label(
+    narrow: bool, ran: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Queries are made of latents or not; prompts meet each other by kernels of their own."""
+    monkeypatch.setattr("workers.rank.kv_sizing.warm_up_steps", lambda **shape: iter(()))
+    monkeypatch.setattr(LatentAttention, "few_tokens", 8)
+    config = DeepseekV3Config(
+        vocab_size=97, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, num_key_value_heads=2, q_lora_rank=16 if narrow else None,
+        kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8, v_head_dim=8, eos_token_id=1,
+        max_position_embeddings=64, first_k_dense_replace=1,
+    )  # fmt: skip
+    save_family(config, tmp_path)
+    rank = start_rank(tmp_path, interpreted(), max_batch_size=1, max_num_batched_tokens=12)
+    of_layer = ("latents", "norms + latents", "absorbed queries", "attention", "values", "o_proj")
+    shared = Counter((*of_layer, *["queries"] * narrow))
+    first, decode, *_ = kernels.decode_steps(1, 20, 16)
+    rank.runner.launch(first).result()
+    prefill = next(kernels.prefill_steps(12, 16, config.vocab_size))
+    both = {"keys and values": 1, "attention to new": 1}
+    for step, own in ((decode, {"attention join": 1}), (prefill, both)):
+        ran.clear()
+        rank.runner.launch(step).result()
+        found = Counter(kernels.labels(ran))
+        assert {label: found[label] for label in shared | own} == shared | own
+        assert found["other gemm"] == found["qkv"] == 0
+
+
 def test_a_part_begins_where_the_one_before_ended() -> None:
     """But for the host's own time: before the first kernel, and before the copies ahead of it."""
     launches = [
@@ -173,15 +206,18 @@ WORKS = {
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
-@pytest.mark.parametrize(("name", "hits"), [("qwen3-30b-a3b", 5000), ("qwen3-8b", 0)])
+@pytest.mark.parametrize(
+    ("name", "hits"), [("qwen3-30b-a3b", 5000), ("qwen3-8b", 0), ("deepseek-v2-lite", 1000)]
+)
 def test_floors_add_up_to_the_roofline_s(name: str, hits: int, work: StepWork) -> None:
-    """All but the router's, which is too small to have one."""
+    """All but the router's, which is too small to have one, and shared experts'."""
     config = ModelConfig.from_folder(CONFIGS / name)
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     cost = Roofline.of_layout(config, parallel, dtype="bfloat16").cost(work, hits)
-    routers = 0
+    others = 0
     if config.moe is not None:
-        routers = config.num_layers * config.hidden_size * config.moe.num_experts
+        rows = config.moe.num_experts + 3 * config.moe.shared_expert_size
+        others = sum(config.moe_layers) * config.hidden_size * rows
 
     def total(bytes_per_second: float, flops_per_second: float) -> float:
         device = Device(
@@ -189,8 +225,8 @@ def test_floors_add_up_to_the_roofline_s(name: str, hits: int, work: StepWork) -
         )
         return sum(kernels.floors(config, work, hits, 2, device).values())
 
-    assert total(1e6, 1e30) == pytest.approx(cost.bytes_moved - 2 * routers)
-    assert total(1e30, 1e6) == pytest.approx(cost.flops - 2 * routers * work.tokens)
+    assert total(1e6, 1e30) == pytest.approx(cost.bytes_moved - 2 * others)
+    assert total(1e30, 1e6) == pytest.approx(cost.flops - 2 * others * work.tokens)
 
 
 def test_a_floor_is_the_longer_of_bytes_and_operations() -> None:
