@@ -14,8 +14,8 @@ from demo import CHECKPOINT
 from tests.server import Server
 from tests.service.test_fp8 import Demo, check
 from tests.service.test_fp8_kv_cache import CPU, right_answers
+from tests.workers.config_json.test_int4_methods import AWQ, GPTQ, pack_quantized
 from tests.workers.int4_models import quantize_folder
-from tests.workers.test_int4_methods import AWQ, GPTQ, pack_quantized
 
 pytestmark = pytest.mark.processes
 

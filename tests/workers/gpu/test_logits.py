@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from demo import CHECKPOINT
+from tests.workers.config_json.test_quantization import COMPRESSED
 from tests.workers.fp8_models import fp8_config, save_block_fp8, save_scaled_fp8
 from tests.workers.gpu.driver import (
     CUDA,
@@ -19,7 +20,6 @@ from tests.workers.gpu.driver import (
 from tests.workers.int4_models import save_int4
 from tests.workers.models.test_int4_parity import FORMS
 from tests.workers.steps import prefill_step, relative_error, start_rank, step_logits
-from tests.workers.test_quantization import COMPRESSED
 from tests.workers.tiny_models import random_config, save_model
 
 pytestmark = pytest.mark.gpu

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import FineGrainedFP8Config, Qwen3MoeForCausalLM
 
 from tests.refusals import refusal
+from tests.workers.config_json.test_quantization import COMPRESSED, MODELOPT, compressed
 from tests.workers.fp8_models import FP8, SIZES, fp8_config, save_block_fp8, save_scaled_fp8
 from tests.workers.steps import (
     decode_step,
@@ -23,7 +24,6 @@ from tests.workers.steps import (
     start_rank,
     step_logits,
 )
-from tests.workers.test_quantization import COMPRESSED, MODELOPT, compressed
 from tests.workers.test_weight_loading import layout
 from tests.workers.tiny_models import save_model
 from workers.rank.description import describe, summary

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from tests.workers.config_json.test_int4_methods import AWQ, GPTQ, pack_quantized
 from tests.workers.fp8_models import fp8_config
 from tests.workers.int4_models import save_int4
 from tests.workers.models.test_fp8_parity import check, held_bytes
 from tests.workers.steps import interpreted, prefill_step, start_rank, step_logits
-from tests.workers.test_int4_methods import AWQ, GPTQ, pack_quantized
 from tests.workers.test_weight_loading import layout
 from workers.rank.description import describe, summary
 

@@ -10,8 +10,8 @@ import torch
 
 from moe.base.tiles import MANY_ROWS
 from moe.layer import SparseMoeBlock
+from tests.workers.config_json.test_int4_methods import GPTQ
 from tests.workers.self_check.rank import make_rank
-from tests.workers.test_int4_methods import GPTQ
 from workers.layers.norm import RMSNorm
 from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import TENSOR_CORE_SUMS

@@ -14,8 +14,8 @@ from torch import nn
 from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from moe.layer import SparseMoeBlock
+from tests.workers.config_json.test_int4_methods import GPTQ
 from tests.workers.self_check.rank import first_wrong, make_rank
-from tests.workers.test_int4_methods import GPTQ
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.models.attention import Attention

@@ -14,7 +14,7 @@ from transformers import AutoConfig, Qwen3Config, Qwen3MoeConfig
 from transformers.generation.configuration_utils import GenerationConfig
 
 from tests.refusals import refusal
-from tests.workers.test_model_config import CONFIGS, assert_same
+from tests.workers.config_json.test_model_config import CONFIGS, assert_same
 from workers.config_json.config_keys import NEUTRAL
 from workers.config_json.model_config import ModelConfig
 

@@ -9,7 +9,7 @@ import pytest
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
-from tests.workers.test_quantization import SIZES, read
+from tests.workers.config_json.test_quantization import SIZES, read
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantization import read_quantization
 from workers.scale_blocks import with_quantization
