@@ -25,9 +25,9 @@ NUM_TOKENS = 6
 # Its heads are 64 wide and its experts 128: blocks, and layouts that do not cut them.
 CASES = [
     (128, "--tp 1"),
-    (64, "--tp 2"),
+    pytest.param(64, "--tp 2", marks=pytest.mark.grid),
     (64, "--tp 2 --ep 1"),
-    (128, "--dp 2"),
+    pytest.param(128, "--dp 2", marks=pytest.mark.grid),
     (128, "--dp 2 --moe-ep-backend all_to_all"),
 ]
 

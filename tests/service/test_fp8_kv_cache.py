@@ -106,12 +106,15 @@ async def right_answers(server: Server, count: int) -> tuple[int, int]:
     return sum(answered), len(answered)
 
 
-async def test_the_demo_answers_as_without(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("count", "layouts"), [(3, "2"), pytest.param(6, "12", marks=pytest.mark.grid)]
+)
+async def test_the_demo_answers_as_without(count: int, layouts: str, tmp_path: Path) -> None:
     """Within half a point, on one rank and on two."""
     right = []
-    for flags in (("--tp", "1"), (*FP8, "--tp", "1"), (*FP8, "--tp", "2")):
+    for flags in (("--tp", "1"), *((*FP8, "--tp", each) for each in layouts)):
         with Server(tmp_path, *CPU, *flags) as server:
-            number, asked = await right_answers(server, 6)
+            number, asked = await right_answers(server, count)
             right.append(number)
             said = f" tokens{' in fp8_e4m3' * (flags[0] == FP8[0])})"
             assert said in server.log

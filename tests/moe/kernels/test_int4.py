@@ -50,10 +50,16 @@ def test_vectors(depth: int, int4: Int4Format, dtype: torch.dtype) -> None:
     check(make_ids(2, 3, 2, DEVICE), E=3, tiles=tiles, dtype=dtype, int4=int4, **sizes)
 
 
-@pytest.mark.parametrize("tiles", [VECTORS, (tile(64, 32, 32), tile(64, 16, 64, swap=True))])
-def test_sizes_that_no_tile_divides(tiles: tuple[Tiles, Tiles]) -> None:
+UNEVEN_TILES = (tile(64, 32, 32), tile(64, 16, 64, swap=True))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "tiles"),
+    [(2, VECTORS), pytest.param(5, VECTORS, marks=pytest.mark.grid), (5, UNEVEN_TILES)],
+)
+def test_sizes_that_no_tile_divides(tokens: int, tiles: tuple[Tiles, Tiles]) -> None:
     for int4 in (Int4Format(group=32, zero_points=True), Int4Format(group=None)):
-        check(make_ids(5, 4, 3, DEVICE), E=4, H=160, width=96, tiles=tiles, int4=int4)
+        check(make_ids(tokens, 4, 3, DEVICE), E=4, H=160, width=96, tiles=tiles, int4=int4)
 
 
 @pytest.mark.parametrize("tiles", [VECTORS, (tile(), tile(swap=True))])
