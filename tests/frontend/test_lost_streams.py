@@ -216,7 +216,7 @@ async def test_thoughts_come_once(monkeypatch: pytest.MonkeyPatch) -> None:
             assert await told(given) == whole, f"lost after {num_messages} messages"
             if not given.resumes:
                 break  # it has no more messages than that
-    assert num_messages > 3
+    assert num_messages > 1, "nothing was lost"
 
 
 async def test_chats_and_streams_without_asyncio_go_on_too(serving: Serving) -> None:
