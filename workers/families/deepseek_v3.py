@@ -9,12 +9,8 @@ import dataclasses
 from workers.attention.mla_spec import MlaSpec
 from workers.config_json.decoder_names import DecoderNames
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
-from workers.families.latent import DEEPSEEK_MIXTURES, LATENT_DEFAULTS, latent
-
-SIGMOID_ROUTER: dict[str, tuple[str | None, ...]] = {
-    "scoring_func": (None, "sigmoid"),
-    "topk_method": (None, "noaux_tc"),
-}
+from workers.families.deepseek_mixtures import DEEPSEEK_MIXTURES, SIGMOID_ROUTER
+from workers.families.latent import LATENT_DEFAULTS, latent
 
 
 def _attention(values: Values, layer: int, rope: RopeOf) -> MlaSpec:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from workers.attention.spec import AttentionSpec
-from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
+from workers.families.deepseek_mixtures import ROUTED_MIXTURES
 from workers.families.grouped_query import grouped_query
 from workers.families.windows import WINDOW_DEFAULTS, window
 
@@ -43,13 +44,6 @@ TYPES = {
         },
         # Its folders name the router twice.
         allowed={"scoring_func": (None, "noaux_tc"), "topk_method": (None, "noaux_tc")},
-        moe=MoEKeys(
-            num_experts=("num_local_experts", "n_routed_experts"),
-            n_group="n_group",
-            topk_group="topk_group",
-            routed_scaling_factor="routed_scaling_factor",
-            num_shared="n_shared_experts",
-            first_sparse="first_k_dense_replace",
-        ),
+        moe=ROUTED_MIXTURES,
     ),
 }

@@ -7,7 +7,7 @@ import dataclasses
 from moe.names import MoENames
 from workers.attention.spec import AttentionSpec
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
-from workers.families.deepseek_v3 import SIGMOID_ROUTER
+from workers.families.deepseek_mixtures import SIGMOID_ROUTER
 from workers.families.grouped_query import grouped_query
 from workers.families.windows import WINDOW_DEFAULTS, window
 

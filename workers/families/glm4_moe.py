@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from workers.attention.spec import AttentionSpec
-from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
 from workers.config_json.rope_keys import RopeDefaults
-from workers.families.deepseek_v3 import SIGMOID_ROUTER
+from workers.families.deepseek_mixtures import ROUTED_MIXTURES, SIGMOID_ROUTER
 from workers.families.grouped_query import grouped_query
 
 
@@ -48,14 +48,7 @@ TYPES = {
             "num_mtp_layers": 1,
         },
         allowed=SIGMOID_ROUTER,
-        moe=MoEKeys(
-            num_experts=("num_local_experts", "n_routed_experts"),
-            n_group="n_group",
-            topk_group="topk_group",
-            routed_scaling_factor="routed_scaling_factor",
-            num_shared="n_shared_experts",
-            first_sparse="first_k_dense_replace",
-        ),
+        moe=ROUTED_MIXTURES,
         rope=RopeDefaults(partial=0.5),
         extra_layers=("num_nextn_predict_layers", "num_mtp_layers"),
     ),

@@ -6,8 +6,8 @@ import dataclasses
 
 from workers.attention.mla_spec import MlaSpec
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
-from workers.families.deepseek_v3 import SIGMOID_ROUTER
-from workers.families.latent import DEEPSEEK_MIXTURES, LATENT_DEFAULTS, latent
+from workers.families.deepseek_mixtures import DEEPSEEK_MIXTURES, SIGMOID_ROUTER
+from workers.families.latent import LATENT_DEFAULTS, latent
 
 
 def _attention(values: Values, layer: int, rope: RopeOf) -> MlaSpec:

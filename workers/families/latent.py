@@ -1,11 +1,11 @@
-"""Latent attention and mixtures as config.json files of DeepSeek's kind describe them."""
+"""Latent attention as config.json files of DeepSeek's kind describe it."""
 
 from __future__ import annotations
 
 import dataclasses
 
 from workers.attention.mla_spec import MlaSpec, QueryGrowth, softmax_scale
-from workers.config_json.model_types import MoEKeys, RopeOf, Values
+from workers.config_json.model_types import RopeOf, Values
 from workers.layers.rope_spec import RopeSpec
 
 LATENT_DEFAULTS: Values = {
@@ -17,15 +17,6 @@ LATENT_DEFAULTS: Values = {
     "num_key_value_heads": None,  # without effect: all heads' keys are made of one latent
 }
 """Of DeepseekV2Config and DeepseekV3Config."""
-
-DEEPSEEK_MIXTURES = MoEKeys(
-    num_experts=("num_local_experts", "num_experts", "n_routed_experts"),
-    n_group="n_group",
-    topk_group="topk_group",
-    routed_scaling_factor="routed_scaling_factor",
-    num_shared="n_shared_experts",
-    first_sparse="first_k_dense_replace",
-)
 
 
 def latent(values: Values, rope: RopeOf, *, interleaved: bool) -> MlaSpec:

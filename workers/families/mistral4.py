@@ -10,7 +10,8 @@ from workers.attention.mla_spec import MlaSpec, QueryGrowth
 from workers.config_json.decoder_names import DecoderNames
 from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
 from workers.config_json.rope_keys import RopeDefaults
-from workers.families.latent import DEEPSEEK_MIXTURES, LATENT_DEFAULTS, latent_of
+from workers.families.deepseek_mixtures import DEEPSEEK_MIXTURES
+from workers.families.latent import LATENT_DEFAULTS, latent_of
 
 _GROWTH = "llama_4_scaling_beta"
 _LENGTH = "original_max_position_embeddings"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from workers.attention.spec import AttentionSpec
-from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, MoEKeys, RopeOf, Values
+from workers.config_json.model_types import COMMON_DEFAULTS, ModelType, RopeOf, Values
 from workers.config_json.rope_keys import RopeDefaults
-from workers.families.deepseek_v3 import SIGMOID_ROUTER
+from workers.families.deepseek_mixtures import ROUTED_MIXTURES, SIGMOID_ROUTER
 from workers.families.grouped_query import grouped_query
 
 
@@ -42,13 +44,7 @@ TYPES = {
             "routed_scaling_factor": 1.0,
         },
         allowed=SIGMOID_ROUTER,
-        moe=MoEKeys(
-            num_experts=("num_local_experts", "n_routed_experts"),
-            n_group="n_group",
-            topk_group="topk_group",
-            routed_scaling_factor="routed_scaling_factor",
-            num_shared="n_shared_experts",
-        ),
+        moe=dataclasses.replace(ROUTED_MIXTURES, first_sparse=None),
         rope=RopeDefaults(theta=1e6),
     ),
 }

@@ -8,7 +8,8 @@ heads, D head_dim, L context.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import torch
 
@@ -17,6 +18,7 @@ from workers.attention.kernels.output_gate import output_gate
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention
 from workers.models.attention import Attention
+from workers.models.mla import LatentAttention
 from workers.models.output_gate import OutputGate, gated
 from workers.self_check.dense import check_parts, check_row_parallel, check_rows
 from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
@@ -29,6 +31,10 @@ _QUERIES_AT_ONCE = 128  # whose scores are in memory together
 _SPARE = 8  # positions that are left to decodes
 
 
+AttentionT = TypeVar("AttentionT", Attention, LatentAttention)
+CheckStep = Callable[[AttentionT, LayerCache, AttentionBatch, Setting], Iterator[Finding]]
+
+
 @dataclasses.dataclass(slots=True)
 class _Sequences:
     """Their lengths, by slot; the next block that nobody has."""
@@ -38,13 +44,20 @@ class _Sequences:
 
 
 def check_attention(attention: Attention, setting: Setting) -> Iterator[Finding]:
-    """A step of prompts, two that go on with the longest, and decodes."""
-    most = most_blocks(setting)
+    """All stages of it."""
+    return check_steps(attention, setting, _check_step)
+
+
+def check_steps(
+    attention: AttentionT, setting: Setting, check_step: CheckStep[AttentionT]
+) -> Iterator[Finding]:
+    """A step of prompts, two that go on with the longest, and decodes; then the last projection."""
+    most = _most_blocks(setting)
     sizes = dataclasses.replace(setting.sizes, num_layers=1)
     cache = KVCache(sizes, most, setting.device).layers[0]
-    for step in made_up_steps(setting, most):
+    for step in _made_up_steps(setting, most):
         batch = setting.builder.build(step).forward.attention
-        yield from _check_step(attention, cache, batch, setting)
+        yield from check_step(attention, cache, batch, setting)
     for T in setting.steps:
         x_TI = setting.rows(T, attention.o_proj.weight.shape[1])
         yield from check_row_parallel("output projection", attention.o_proj, x_TI, setting)
@@ -147,7 +160,7 @@ def _attend(
     return torch.cat(outputs)
 
 
-def made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
+def _made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
     """Blocks are given from the last one down, so that no sequence has the block of its number."""
     prompts = _prompts(setting)
     sequences = _Sequences([0] * len(prompts))
@@ -202,7 +215,7 @@ def _chunks(setting: Setting, length: int) -> list[int]:
     return [chunk] * min(2, room // chunk)
 
 
-def most_blocks(setting: Setting) -> int:
+def _most_blocks(setting: Setting) -> int:
     """Blocks that all made-up steps take, and one that none does."""
     size, prompts = setting.builder.block_size, _prompts(setting)
     first = prompts[0] + sum(_chunks(setting, prompts[0])) + _SPARE

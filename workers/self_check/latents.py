@@ -8,16 +8,15 @@ latent, E = C + R, V of a value, L context.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import torch
 
-from workers.attention.kv_cache import KVCache, LayerCache
+from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch
 from workers.models.mla import LatentAttention
-from workers.self_check.attention import cache_rows, made_up_steps, most_blocks
-from workers.self_check.dense import check_parts, check_row_parallel, check_rows, product, rms_norm
+from workers.self_check.attention import cache_rows, check_steps
+from workers.self_check.dense import check_parts, check_rows, product, rms_norm
 from workers.self_check.finding import Finding, compare, roundings, told
 from workers.self_check.setting import Setting
 
@@ -25,16 +24,8 @@ _QUERIES_AT_ONCE = 128  # whose scores are in memory together
 
 
 def check_latents(attention: LatentAttention, setting: Setting) -> Iterator[Finding]:
-    """A step of prompts, two that go on with the longest, and decodes."""
-    most = most_blocks(setting)
-    sizes = dataclasses.replace(setting.sizes, num_layers=1)
-    cache = KVCache(sizes, most, setting.device).layers[0]
-    for step in made_up_steps(setting, most):
-        batch = setting.builder.build(step).forward.attention
-        yield from _check_step(attention, cache, batch, setting)
-    for T in setting.steps:
-        x_TI = setting.rows(T, attention.o_proj.weight.shape[1])
-        yield from check_row_parallel("output projection", attention.o_proj, x_TI, setting)
+    """All stages of it."""
+    return check_steps(attention, setting, _check_step)
 
 
 def _check_step(
