@@ -77,7 +77,6 @@ def _linear_kernel(
             total += scale_sums(sums, sums_M, scales_N, zeros_N, ZEROS, SWAP)
             scales_N, zeros_N = next_scales_N, next_zeros_N
         else:
-            sums_M += input_sums(x_low, x_high, ZEROS)
             total = add_int4_dot(total, x_low, x_high, w, PRECISION, SWAP, ASM)
     if GROUP == 0:
         total = scale_sums(total, sums_M, scales_N, zeros_N, ZEROS, SWAP)

@@ -3,8 +3,9 @@
 Owns device functions, and what a launch says of groups. A byte holds two numbers that are 16 inputs
 apart (`int4_pack`), so a step multiplies two tiles of numbers with two of inputs. Numbers count
 from 8, and what a zero point differs from that is taken from the sum of a group's inputs. GROUP
-inputs have one scale and zero point, 0: all of a row have. Scales and zero points lie by groups, so
-that those of neighbouring rows are neighbours. M rows of inputs, N rows and K inputs of a matrix.
+inputs have one scale and zero point; 0: all of a row have one scale and no zero point. Scales and
+zero points lie by groups, so that those of neighbouring rows are neighbours. M rows of inputs, N
+rows and K inputs of a matrix.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def int4_options(weight: Weight) -> dict[str, Any]:
     group = weight.block[1]
     assert group % UNIT == 0 and (group == weight.shape[-1] or group & (group - 1) == 0)
     return {
-        "GROUP": 0 if group == weight.shape[-1] else group,
+        # With zero points a row counts as one group: where inputs are summed over many steps while
+        # tensor cores read the same memory, Triton 3.6 gives sums of other inputs.
+        "GROUP": 0 if group == weight.shape[-1] and weight.zeros is None else group,
         "ZEROS": weight.zeros is not None,
         "ASM": weight.values.is_cuda,
     }

@@ -92,7 +92,6 @@ def _gate_up_kernel(
             gate_scales_N, up_scales_N = next_gate_N, next_up_N
             gate_zeros_N, up_zeros_N = next_gate_zeros_N, next_up_zeros_N
         else:
-            sums_M += input_sums(x_low, x_high, ZEROS)
             gate = add_int4_dot(gate, x_low, x_high, w_gate, PRECISION, SWAP, ASM)
             up = add_int4_dot(up, x_low, x_high, w_up, PRECISION, SWAP, ASM)
     if GROUP == 0:
@@ -163,7 +162,6 @@ def _down_kernel(
             total += scale_sums(part, sums_M, scales_N, zeros_N, ZEROS, SWAP)
             scales_N, zeros_N = next_scales_N, next_zeros_N
         else:
-            sums_M += input_sums(x_low, x_high, ZEROS)
             total = add_int4_dot(total, x_low, x_high, w, PRECISION, SWAP, ASM)
     if GROUP == 0:
         total = scale_sums(total, sums_M, scales_N, zeros_N, ZEROS, SWAP)

@@ -176,7 +176,7 @@ def test_what_is_guessed_for_weights_of_eight_bits(M: int) -> None:
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("block", [(128, 128), (64, 32), ROWS], ids=str)
-@pytest.mark.parametrize("M", [1, 2, 8, 33, 64, 65, 256, 1000])
+@pytest.mark.parametrize("M", [1, 2, 8, 33, 64, 65, 256, 500])
 @pytest.mark.parametrize(("N", "K"), [(5120, 2048), (2048, 4096), (384, 2048), (12288, 4096)])
 def test_real_shapes_of_eight_bits(N: int, K: int, M: int, block: tuple[int, int]) -> None:
     context = make_context(torch.device("cuda"), torch.bfloat16)

@@ -85,7 +85,7 @@ def test_right_kernels_pass_within_half_a_second(
 
 def test_right_kernels_of_the_demo_pass() -> None:
     for settings in ({}, FP8 | FP8_CACHE):
-        start(CHECKPOINT, **settings)
+        start(CHECKPOINT, max_model_len=1024, **settings)
 
 
 def test_a_wrong_kernel_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
