@@ -17,12 +17,14 @@ from moe.base.workspace import Workspace
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class KernelContext:
-    """`pdl`: kernels are chained by programmatic dependent launch. `num_cores`: multiprocessors."""
+    """`pdl`: kernels are chained by programmatic dependent launch. `num_cores`: multiprocessors.
+    `specialized`: many rows of eight bits are multiplied by kernels of Hopper GPUs alone."""
 
     workspace: Workspace
     tiles: TileTable
     pdl: bool
     num_cores: int
+    specialized: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -45,4 +47,5 @@ def make_context(device: torch.device, dtype: torch.dtype) -> KernelContext:
         ),
         pdl=properties.major >= 9,
         num_cores=properties.multi_processor_count,
+        specialized=properties.major == 9,
     )

@@ -2,8 +2,8 @@
 fill the device.
 
 Owns those kernels and the choice between them, the library's GEMM, `gemm_int4` and, for many rows
-and weights of eight bits, `gemm_fp8`. Where the depth is cut, the result is fp32 parts, which the
-next kernel sums in fixed order. M rows, N outputs, K inputs, S parts.
+and weights of eight bits, `gemm_fp8` or `specialized_fp8`. Where the depth is cut, the result is
+fp32 parts, which the next kernel sums in fixed order. M rows, N outputs, K inputs, S parts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from moe.base.gemm_fp8 import linear_fp8
 from moe.base.gemm_int4 import linear_int4, linear_int4_vector
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
-from moe.base.promoted_dot import fits
+from moe.base.promoted_dot import fits, specializes
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
 from moe.base.scaled_dot import (
@@ -28,6 +28,7 @@ from moe.base.scaled_dot import (
     scale_rows,
     within_blocks,
 )
+from moe.base.specialized_fp8 import specialized_linear
 from moe.base.tiles import FP8_NAME, INT4_NAME, MANY_ROWS, Tiles
 from moe.base.weight import Weight
 
@@ -35,6 +36,8 @@ from moe.base.weight import Weight
 _PREFETCH_BYTES = 32 << 20
 # Of so many inputs each weight is asked for by so many programs that asking early costs more.
 _PREFETCH_ROWS = 2048
+# Outputs of a GEMM that give every multiprocessor a tile of `specialized_fp8`.
+_FULL = 128 * 128 * 256
 
 
 @triton.jit(do_not_specialize=["M"])
@@ -165,9 +168,16 @@ def _takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -
     """Whether so many rows and this weight are multiplied in eight bits."""
     if num_rows < MANY_ROWS or weight_NK.kind != FP8_NAME or context.tiles.item_size == 4:
         return False
+    if _takes_specialized(num_rows, weight_NK, context):
+        return True
     N, K = weight_NK.shape
     tiles = context.tiles.linear(N, K, num_rows, weights=weight_NK.kind)
     return tiles is not None and fits(tiles, weight_NK)
+
+
+def _takes_specialized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
+    N = weight_NK.shape[0]
+    return context.specialized and num_rows * N >= _FULL and specializes(weight_NK, N)
 
 
 def _quantized(
@@ -178,12 +188,15 @@ def _quantized(
     dtype: torch.dtype,
 ) -> torch.Tensor:
     (M, K), N = x_MK.shape, weight_NK.shape[0]
-    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind)
-    assert tiles is not None
     out_1MN = context.workspace.take(name, (1, M, N), dtype)
     if not isinstance(x_MK, Quantized):
         own = take_quantized(context.workspace, "quantized", (M, K))
         x_MK = quantize_rows(x_MK, out=own, pdl=context.pdl)
+    if _takes_specialized(M, weight_NK, context):
+        specialized_linear(x_MK, weight_NK, out_MN=out_1MN[0])
+        return out_1MN
+    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind)
+    assert tiles is not None
     linear_fp8(x_MK, weight_NK, tiles, out_MN=out_1MN[0], pdl=context.pdl)
     return out_1MN
 

@@ -1,8 +1,9 @@
 """Products of eight-bit activations and weights: one step of a GEMM, and which tiles may take it.
 
-Owns a device function and the choice of tiles. A step is a dot of its own, whose fp32 sums are
-multiplied by the scales of its rows and of its block of weights before they are added up: tensor
-cores keep fewer bits of sums of FP8 than fp32 has. N outputs, K inputs.
+Owns a device function, the choice of tiles, and what `specialized_fp8` multiplies. A step is a dot
+of its own, whose fp32 sums are multiplied by the scales of its rows and of its block of weights
+before they are added up: tensor cores keep fewer bits of sums of FP8 than fp32 has. N outputs, K
+inputs.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ _MIN_ROWS = 64  # of a tile: one wgmma
 _MIN_DEPTH = 32
 _MAX_COLUMNS = 128  # of one dot; a tile has one or two
 _TMA_BYTES = 16  # strides and addresses of a descriptor are multiples
+_SPECIALIZED_BLOCK = (128, 128)
 
 
 @triton.jit
@@ -52,5 +54,19 @@ def fits(tiles: Tiles, weight: Weight, group: int = GROUP) -> bool:
         and inputs % group == 0
         and group % depth == 0
         and inputs % _TMA_BYTES == 0
+        and weight.values.data_ptr() % _TMA_BYTES == 0
+    )
+
+
+def specializes(weight: Weight, num_outputs: int, group: int = GROUP) -> bool:
+    """Whether `specialized_fp8` may multiply activations of eight bits, a group of so many inputs
+    under one scale, with matrices [..., N, K] of so many outputs."""
+    inputs = weight.shape[-1]
+    return (
+        weight.kind == FP8_NAME
+        and weight.block in (_SPECIALIZED_BLOCK, (1, inputs))
+        and num_outputs % (2 * _MAX_COLUMNS) == 0
+        and group == GROUP
+        and inputs % GROUP == 0
         and weight.values.data_ptr() % _TMA_BYTES == 0
     )

@@ -11,8 +11,14 @@ from __future__ import annotations
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.promoted_dot import specializes
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
+from moe.base.specialized_fp8 import (
+    SPECIALIZED_ROWS,
+    specialized_down,
+    specialized_gate_up,
+)
 from moe.base.tiles import MANY_ROWS, ExpertTiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align, max_tiles, scratch_size
@@ -22,6 +28,8 @@ from moe.kernels.vector import down_vector, gate_up_vector
 from moe.kernels.wide_fp8 import down_fp8, experts_fit, gate_up_fp8
 
 _SMALLEST_BLOCK = 16  # rows of a tile
+# Rows an expert from which `specialized_fp8` is faster: with 64 it is not, with 256 by a third.
+_SPECIALIZED_MEAN = 96
 
 
 def expert_routes(
@@ -50,12 +58,17 @@ def expert_routes(
         gate_up_vector(hidden_TH, w13, *routing, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
         down_vector(inner_PI, w2, *routing, tiles.down, out_PH=routes_PH, pdl=pdl)
     else:
-        aligned = _align(ids_TK, expert_map_E, E, tiles, context)
-        if T >= MANY_ROWS and hidden_TH.itemsize == 2 and experts_fit(tiles, w13, w2):
+        eight_bits = T >= MANY_ROWS and hidden_TH.itemsize == 2
+        num_experts = E if expert_map_E is None else len(expert_map_E)
+        specialized = eight_bits and _specializes(w13, w2, T * K / num_experts, context)
+        block_m = SPECIALIZED_ROWS if specialized else tiles.gate_up.block_m
+        aligned = _align(ids_TK, expert_map_E, E, block_m, context)
+        if specialized or (eight_bits and experts_fit(tiles, w13, w2)):
             if quantized_TH is None:
                 quantized_TH = take_quantized(context.workspace, "quantized", (T, H))
                 quantize_rows(hidden_TH, out=quantized_TH, pdl=context.pdl)
-            _quantized_routes(quantized_TH, w13, w2, aligned, K, tiles, context, routes_PH)
+            chosen = None if specialized else tiles
+            _quantized_routes(quantized_TH, w13, w2, aligned, K, chosen, context, routes_PH)
         else:
             inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
             gate_up(hidden_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=context.pdl)
@@ -67,40 +80,47 @@ def expert_routes(
     return routes_PH.view(T, K, H), weights_TK
 
 
+def _specializes(w13: Weight, w2: Weight, mean_rows: float, context: KernelContext) -> bool:
+    """Whether both GEMMs are those of `specialized_fp8`, whose tiles want many rows an expert."""
+    return (
+        context.specialized
+        and mean_rows >= _SPECIALIZED_MEAN
+        and specializes(w13, w13.shape[1])
+        and specializes(w2, w2.shape[1])
+    )
+
+
 def _quantized_routes(
     x_TH: Quantized,
     w13: Weight,
     w2: Weight,
     aligned: Alignment,
     num_routes_per_token: int,
-    tiles: ExpertTiles,
+    tiles: ExpertTiles | None,
     context: KernelContext,
     out_PH: torch.Tensor,
 ) -> None:
-    """Activations of eight bits, between the GEMMs too."""
-    shape = (out_PH.shape[0], w2.shape[2])
+    """Activations of eight bits, between the GEMMs too; without tiles by `specialized_fp8`."""
+    shape, K, pdl = (out_PH.shape[0], w2.shape[2]), num_routes_per_token, context.pdl
+    if tiles is None:
+        inner_PI = take_quantized(context.workspace, "inner", shape)
+        specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
+        specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
+        return
     inner_PI = take_quantized(context.workspace, "inner", shape, tiles.gate_up.block_n)
-    gate_up_fp8(
-        x_TH,
-        w13,
-        aligned,
-        num_routes_per_token,
-        tiles.gate_up,
-        out_PI=inner_PI,
-        pdl=context.pdl,
-    )
-    down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=context.pdl)
+    gate_up_fp8(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
+    down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=pdl)
 
 
 def _align(
     ids_TK: torch.Tensor,
     expert_map_E: torch.Tensor | None,
     num_local: int,
-    tiles: ExpertTiles,
+    block_m: int,
     context: KernelContext,
 ) -> Alignment:
     """The routes in order of expert, in the workspace's buffers."""
-    P, block_m = ids_TK.numel(), tiles.gate_up.block_m
+    P = ids_TK.numel()
     # Room for the smallest tiles: it grows with the routes alone, whichever tiles they get.
     room = max_tiles(P, num_local, _SMALLEST_BLOCK)
     sizes = {"order": P, "offsets": num_local + 1, "tile_expert": room, "tile_start": room}

@@ -14,6 +14,7 @@ from moe.base.gemm_fp8 import linear_fp8
 from moe.base.promoted_dot import fits
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
+from moe.base.specialized_fp8 import specialized_linear
 from moe.base.tiles import FP8_NAME, MANY_ROWS, Tiles
 from moe.base.workspace import Workspace
 from tests.moe.base.test_gemm import context_of
@@ -32,12 +33,16 @@ def make_rows(x_MK: torch.Tensor, group: int = 128) -> Quantized:
 def check(
     M: int, N: int, K: int, tiles: Tiles, block: tuple[int, int],
     *, dtype: torch.dtype = torch.float32, group: int = 128, device: str = DEVICE,
-    pdl: bool = False,
+    pdl: bool = False, roles: bool = False,
 ) -> None:  # fmt: skip
+    """With ``roles`` by programs whose warps have some."""
     x_MK = make_rows(torch.randn(M, K, device=device), group)
     weight = make_fp8((N, K), block, size=K**-0.5, device=device)
     out_MN = torch.full((M + 1, N), torch.nan, device=device, dtype=dtype)
-    linear_fp8(x_MK, weight, tiles, out_MN=out_MN[:M], pdl=pdl)
+    if roles:
+        specialized_linear(x_MK, weight, out_MN=out_MN[:M])
+    else:
+        linear_fp8(x_MK, weight, tiles, out_MN=out_MN[:M], pdl=pdl)
     assert out_MN[M].isnan().all()
     check_product(out_MN[:M], x_MK.plain().double(), exact(weight))
 
@@ -134,7 +139,9 @@ def test_real_shapes(N: int, K: int, M: int, block: tuple[int, int]) -> None:
     context = make_context(torch.device("cuda"), torch.bfloat16)
     tiles = context.tiles.linear(N, K, max(M, MANY_ROWS), weights=FP8_NAME)
     assert tiles is not None
-    check(M, N, K, tiles, block, dtype=torch.bfloat16, device="cuda", pdl=context.pdl)
+    for roles in (False, True):
+        check(M, N, K, tiles, block, dtype=torch.bfloat16, device="cuda", pdl=context.pdl,
+              roles=roles)  # fmt: skip
 
 
 @pytest.mark.gpu

@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from moe.base.context import make_context
+from moe.base.gemm_fp8 import linear_fp8
+from moe.base.promoted_dot import specializes
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
+from moe.base.specialized_fp8 import (
+    specialized_down,
+    specialized_gate_up,
+    specialized_linear,
+)
 from moe.base.tiles import FP8_NAME, MANY_ROWS, ExpertTiles, Tiles, experts_key
+from moe.base.weight import Weight
 from moe.base.workspace import Workspace
 from moe.kernels.align import align
 from moe.kernels.experts import expert_routes
@@ -41,7 +49,7 @@ def check(
     E: int,
     H: int,
     width: int,
-    tiles: ExpertTiles,
+    tiles: ExpertTiles | None,
     block: tuple[int, int],
     expert_map_E: torch.Tensor | None = None,
     dtype: torch.dtype = torch.float32,
@@ -50,20 +58,25 @@ def check(
     pdl: bool = False,
 ) -> None:
     """Rows of local routes are right, no other is written; the second GEMM is right of what the
-    first one made."""
+    first one made. Without tiles by programs whose warps have roles."""
     T, K = ids_TK.shape
     w13, w2 = make_fp8_experts(E, H, width, block, device)
-    assert experts_fit(tiles, w13, w2)
+    assert specializes(w13, 2 * width) if tiles is None else experts_fit(tiles, w13, w2)
+    block_m, group = (128, 128) if tiles is None else (tiles.gate_up.block_m, tiles.gate_up.block_n)
     x_TH = make_rows(torch.randn(T, H, device=device))
-    inner_PI = take_quantized(Workspace(device), "inner", (T * K, width), tiles.gate_up.block_n)
+    inner_PI = take_quantized(Workspace(device), "inner", (T * K, width), group)
     inner_PI.values.view(torch.uint8).fill_(0x7F)  # NaN
     inner_PI.scales.fill_(torch.nan)
     out_PH = torch.full((T * K, H), torch.nan, dtype=dtype, device=device)
-    aligned = align(ids_TK.view(-1), expert_map_E, E, tiles.gate_up.block_m)
+    aligned = align(ids_TK.view(-1), expert_map_E, E, block_m)
     order_R = aligned.order[: int(aligned.offsets[-1])].long()
     aligned = spread(aligned) if gaps else aligned
-    gate_up_fp8(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
-    down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=pdl)
+    if tiles is None:
+        specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
+        specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
+    else:
+        gate_up_fp8(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
+        down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=pdl)
     local_P = local_ids(ids_TK, expert_map_E).flatten()
     expected_PI, _ = expected_routes(x_TH.plain(), local_P.view(T, K), exact(w13), exact(w2))
     count = len(order_R)
@@ -203,3 +216,77 @@ def test_random_shapes(seed: int) -> None:
         tiles=ExpertTiles(gate_up=gate_up, down=down), block=block, dtype=torch.bfloat16,
         device="cuda", pdl=draw.choice([False, True]), gaps=draw.choice([False, True]),
     )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("block", [(128, 128), ROWS], ids=str)
+@pytest.mark.parametrize("T", [512, 1000, 4096])
+def test_real_shapes_by_warps_with_roles(T: int, block: tuple[int, int]) -> None:
+    for num_ranks in (1, 2):
+        place = ExpertPlacement(num_experts=128, num_ranks=num_ranks, rank=num_ranks - 1)
+        check(
+            make_ids(T, 128, 8, "cuda"), E=place.num_local, H=2048, width=768, tiles=None,
+            block=block, dtype=torch.bfloat16, device="cuda",
+            expert_map_E=None if num_ranks == 1 else place.expert_map("cuda"),
+        )  # fmt: skip
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("seed", range(20))
+def test_random_shapes_by_warps_with_roles(seed: int) -> None:
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    E, T = draw.randint(1, 9), draw.randint(1, 900)
+    check(
+        make_ids(T, E, min(E, draw.randint(1, 8)), "cuda"), E=E, H=draw.randint(1, 8) * 256,
+        width=draw.randint(1, 8) * 128, tiles=None, block=draw.choice([(128, 128), ROWS]),
+        dtype=torch.bfloat16, device="cuda", gaps=draw.choice([False, True]),
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_warps_with_roles_give_the_bits_of_others() -> None:
+    """Of experts and dense; the same at every launch."""
+    torch.manual_seed(0)
+    E, K, T, H, width = 16, 4, 1500, 512, 384
+    w13, w2 = make_fp8_experts(E, H, width, (128, 128), "cuda")
+    x_TH = make_rows(torch.randn(T, H, device="cuda"))
+    aligned = align(make_ids(T, E, K, "cuda").view(-1), None, E, 128)
+    usual = Tiles(block_m=128, block_n=128, block_k=128, warps=8, stages=2)
+
+    def run(*, roles: bool) -> list[torch.Tensor]:
+        inner_PI = take_quantized(Workspace("cuda"), "inner", (T * K, width))
+        out_PH = torch.empty(T * K, H, device="cuda", dtype=torch.bfloat16)
+        out_TN = torch.empty(T, 2 * width, device="cuda", dtype=torch.bfloat16)
+        dense = Weight(w13.values[0], w13.scales[0], w13.block)
+        if roles:
+            specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
+            specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
+            specialized_linear(x_TH, dense, out_MN=out_TN)
+        else:
+            gate_up_fp8(x_TH, w13, aligned, K, usual, out_PI=inner_PI, pdl=False)
+            down_fp8(inner_PI, w2, aligned, usual, out_PH=out_PH, pdl=False)
+            linear_fp8(x_TH, dense, usual, out_MN=out_TN, pdl=False)
+        return [inner_PI.values.view(torch.uint8), inner_PI.scales, out_PH, out_TN]
+
+    expected = run(roles=False)
+    for _ in range(5):
+        for made, right in zip(run(roles=True), expected, strict=True):
+            assert torch.equal(made, right)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("T", "expected"), [(1000, False), (2048, True)])
+def test_many_rows_an_expert_are_multiplied_by_warps_with_roles(
+    T: int, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = make_context(torch.device("cuda"), torch.bfloat16)
+    w13, w2 = make_fp8_experts(128, 512, 256, (128, 128), "cuda")
+    launched = []
+    monkeypatch.setattr(
+        "moe.kernels.experts.specialized_down", lambda *_, **__: launched.append(True)
+    )
+    hidden = torch.randn(T, 512, device="cuda", dtype=torch.bfloat16)
+    ids_TK = make_ids(T, 128, 8, "cuda")
+    expert_routes(hidden, torch.rand(T, 8, device="cuda"), ids_TK, w13, w2, None, context)
+    assert bool(launched) == (expected and context.specialized)

@@ -28,6 +28,7 @@ from workers.attention.mla_spec import QueryGrowth
 _MAX_BLOCK = 64  # tokens, and columns, of a program
 _MIN_COLUMNS = 16
 _DEPTH = 64  # inputs of a step
+_FEW_TOKENS, _FEW_DEPTH = 16, 256  # of few tokens a step takes more, since it waits for memory
 _MOST_NUMBERS = 8192  # of a step's queries, all parts of which are in flight together
 
 
@@ -237,7 +238,7 @@ def absorb_queries(
     if halves is not None:
         halves.check(T, N, P, value_width, out_TNE.dtype)
         parts = halves.q_TNP, halves.old_lse_TN, halves.new_lse_TN
-    block_t, block_c = _block_t(T), _columns(weight, N, C, T, num_cores)
+    block_t, block_c = _block_t(T, parts=S), _columns(weight, N, C, T, num_cores)
     _absorb_kernel[(N * (triton.cdiv(C, block_c) + 1), triton.cdiv(T, block_t))](
         q_STW, weight.values, weight.scales, cos_PR, sin_PR, positions_T, out_TNE, *parts,
         q_STW.stride(0), q_STW.stride(1), T,
@@ -278,7 +279,7 @@ def project_values(
     _project_kernel[(N * triton.cdiv(V, block_v), triton.cdiv(T, block_t))](
         found_TNC, weight.values, weight.scales, out_TW, *parts, T,
         N=N, P=P, V=V, C=C, BLOCK_T=block_t, BLOCK_V=block_v,
-        BLOCK_C=min(_depth(C), _one_block(weight)),
+        BLOCK_C=min(_depth(C, block_t), _one_block(weight)),
         **_options(weight, out_TW.dtype, pdl),
     )  # fmt: skip
     return out_TW
@@ -292,8 +293,10 @@ def check_weight(weight: Weight, rows: int, dtype: torch.dtype) -> None:
     assert weight.scales is None or weight.scales.is_contiguous()
 
 
-def _block_t(num_tokens: int) -> int:
-    return min(_MAX_BLOCK, max(16, triton.next_power_of_2(num_tokens)))
+def _block_t(num_tokens: int, parts: int = 1) -> int:
+    """Of a program: fewer where all parts of their queries would leave a step few inputs."""
+    most = max(16, min(_MAX_BLOCK, _MOST_NUMBERS // (_DEPTH * triton.next_power_of_2(parts))))
+    return min(most, max(16, triton.next_power_of_2(num_tokens)))
 
 
 def _columns(weight: Weight | None, num_heads: int, width: int, num_tokens: int, cores: int) -> int:
@@ -308,16 +311,16 @@ def _columns(weight: Weight | None, num_heads: int, width: int, num_tokens: int,
     return columns
 
 
-def _depth(inputs: int, rows: int = 1) -> int:
+def _depth(inputs: int, rows: int) -> int:
     """Of a step, for so many rows of all parts of a program's queries."""
-    most = min(_DEPTH, _MOST_NUMBERS // rows)
+    most = min(_FEW_DEPTH if rows <= _FEW_TOKENS else _DEPTH, _MOST_NUMBERS // rows)
     return max(16, min(1 << (most.bit_length() - 1), triton.next_power_of_2(inputs)))
 
 
 def _one_block(weight: Weight) -> int:
     """Columns of W that surely have one scale, a power of two."""
     if weight.block is None or weight.block[1] == weight.shape[1]:
-        return _MAX_BLOCK
+        return triton.next_power_of_2(weight.shape[1])
     return weight.block[1] & -weight.block[1]
 
 

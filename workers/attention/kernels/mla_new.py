@@ -25,16 +25,16 @@ _BLOCK_N = 64
 _SHARED_BYTES = 224 << 10
 
 
-@triton.jit(do_not_specialize=["T"])
+@triton.jit(do_not_specialize=["first", "T"])
 def _new_kernel(
-    q_ptr, entries_q_ptr, kv_ptr, turned_ptr, positions_ptr, starts_ptr, out_ptr, lse_ptr, T,
+    q_ptr, entries_q_ptr, kv_ptr, turned_ptr, positions_ptr, starts_ptr, out_ptr, lse_ptr, first, T,
     SCALE: tl.constexpr, N: tl.constexpr, P: tl.constexpr, R: tl.constexpr, V: tl.constexpr,
     C: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_P: tl.constexpr,
     BLOCK_R: tl.constexpr, BLOCK_V: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One head of a block of tokens, the last blocks first; grid (N, blocks)."""
+    """One head of a block of tokens from ``first`` on, the last blocks first; grid (N, blocks)."""
     head = tl.program_id(0)
-    first = (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
+    first += (tl.num_programs(1) - 1 - tl.program_id(1)) * BLOCK_M
     tokens = first + tl.arange(0, BLOCK_M)
     is_token = tokens < T
     positions = tl.load(positions_ptr + tokens, mask=is_token, other=0)
@@ -108,13 +108,12 @@ def attend_new(
     assert all(tensor.is_contiguous() for tensor in inputs)
     if first == T:
         return
-    rest = (each[first:] for each in (halves.q_TNP, *inputs, halves.new_TNV, halves.new_lse_TN))
     block_p, block_v = (max(16, triton.next_power_of_2(each)) for each in (P, V))
     block_r, size = max(16, triton.next_power_of_2(R)), q_TNE.element_size()
     queries = _BLOCK_M * (block_p + block_r) * size
     stage = _BLOCK_N * (block_p + block_r + block_v) * size
     _new_kernel[(N, triton.cdiv(T - first, _BLOCK_M))](
-        *rest, T - first,
+        halves.q_TNP, *inputs, halves.new_TNV, halves.new_lse_TN, first, T,
         SCALE=scale * math.log2(math.e), N=N, P=P, R=R, V=V, C=E - R,
         BLOCK_M=_BLOCK_M, BLOCK_N=_BLOCK_N, BLOCK_P=block_p, BLOCK_R=block_r, BLOCK_V=block_v,
         PRECISION=precision(q_TNE.dtype),
