@@ -66,12 +66,12 @@ def expert_shape(config: ModelConfig, parallel: ParallelConfig) -> ExpertShape |
 
 
 def linear_shapes(config: ModelConfig, parallel: ParallelConfig) -> list[LinearShape]:
-    """Of attention, router, dense MLP and head; one of each size."""
+    """Of attention, router, dense MLP and head; one of each size. Routers of fp32 are not tuned."""
     tp, hidden = parallel.tp, config.hidden_size
     sizes = [
         each for spec in dict.fromkeys(config.attention) for each in _projections(spec, tp, hidden)
     ]
-    if config.moe is not None and any(config.moe_layers):
+    if config.moe is not None and any(config.moe_layers) and not config.moe.fp32_gate:
         sizes.append(("router", config.moe.num_experts, hidden))
     if not all(config.moe_layers):
         width = config.intermediate_size // tp

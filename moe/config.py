@@ -42,7 +42,8 @@ class MoEConfig:
     softmax, softmax_groups, sigmoid and noaux_tc. `use_correction_bias` gives a sigmoid router the
     bias that noaux_tc and softmax_bias always have. `norm_min` is the least sum that softmax_bias
     divides weights by. `logit_softcap` bounds the logits of sigmoids; 0: none.
-    `router_jitter_noise` says which logits sparsemixer takes to be near the best.
+    `router_jitter_noise` says which logits sparsemixer takes to be near the best. With `fp32_gate`
+    the router's weight is held in fp32 whatever the model's dtype, and its logits are of fp32.
     """
 
     hidden_size: int
@@ -58,6 +59,7 @@ class MoEConfig:
     norm_min: float = 0.0
     logit_softcap: float = 0.0
     router_jitter_noise: float = 0.0
+    fp32_gate: bool = False
     shared_expert_size: int = 0
     shared_expert_gated: bool = False
     names: MoENames = QWEN_NAMES

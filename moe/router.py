@@ -23,8 +23,6 @@ from moe.routes import TopK
 
 Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
 
-# transformers computes these kinds' logits in fp32, whatever the model's dtype.
-_FP32_LOGITS = ("greedy", "group_limited_greedy", "noaux_tc", "softmax_bias")
 _SIGMOIDS = ("sigmoid", "noaux_tc")
 
 
@@ -43,10 +41,10 @@ class TopKRouter(nn.Module):
         self.context = context
         self.config = config
         self.rule = topk_rule(config)
-        self.logits_dtype = torch.float32 if config.router in _FP32_LOGITS else dtype
+        self.logits_dtype = torch.float32 if config.fp32_gate else dtype
         shape = (config.num_experts, config.hidden_size)
         self.weight = nn.Parameter(
-            torch.empty(shape, dtype=dtype, device=device), requires_grad=False
+            torch.empty(shape, dtype=self.logits_dtype, device=device), requires_grad=False
         )
         self.e_score_correction_bias: nn.Parameter | None = None
         if config.has_correction_bias:
@@ -59,7 +57,7 @@ class TopKRouter(nn.Module):
         num_valid: torch.Tensor | None = None,
         out_ids_P: torch.Tensor | None = None,
     ) -> TopK:
-        """Logits in the model's dtype, or fp32 for `_FP32_LOGITS`; everything after in fp32.
+        """Logits in the model's dtype, or with `fp32_gate` in fp32; everything after in fp32.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
         `out_ids_P` [T·K] int32 takes the ids.
@@ -100,10 +98,7 @@ class TopKRouter(nn.Module):
         return TopK(weights, ids)
 
     def _select(self, hidden_TH: torch.Tensor) -> TopK:
-        if self.config.router in _FP32_LOGITS:
-            logits_TE = F.linear(hidden_TH.float(), self.weight.float())
-        else:
-            logits_TE = F.linear(hidden_TH, self.weight).float()
+        logits_TE = F.linear(hidden_TH.to(self.weight.dtype), self.weight).float()
         return SELECTIONS[self.config.router](logits_TE, self.e_score_correction_bias, self.config)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:

@@ -3,7 +3,8 @@ fill the device.
 
 Owns those kernels and the choice between them, the library's GEMM, `gemm_int4` and, for many rows
 and weights of eight bits, `gemm_fp8` or `specialized_fp8`. Where the depth is cut, the result is
-fp32 parts, which the next kernel sums in fixed order. M rows, N outputs, K inputs, S parts.
+fp32 parts, which the next kernel sums in fixed order. Weights may be of fp32 under rows of 16 bits,
+as routers are. M rows, N outputs, K inputs, S parts.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.base.add_dot import add_fp32_dot
 from moe.base.context import KernelContext
 from moe.base.gemm_fp8 import linear_fp8
 from moe.base.gemm_int4 import linear_int4, linear_int4_vector
@@ -71,7 +73,10 @@ def _linear_kernel(
             is_k = (ks[None, :] + k < K) & (tl.arange(0, BLOCK_K)[None, :] + k < K_PART)
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None] & is_k, other=0.0)
             w = tl.load(w_ptrs + k, mask=is_column_N[:, None] & is_k, other=0.0)
-        total = add_scaled_dot(total, x, w, scale, SCALES, PRECISION, SWAP)
+        if w.dtype == tl.float32 and x.dtype != tl.float32:
+            total = add_fp32_dot(total, x, w, SWAP)
+        else:
+            total = add_scaled_dot(total, x, w, scale, SCALES, PRECISION, SWAP)
     total = scale_rows(total, scales_ptr, 0, columns_N, is_column_N, N, SCALES, SWAP)
     if SWAP:
         total = total.T
@@ -135,10 +140,7 @@ def linear_parts(
     assert weight_NK.values.is_contiguous() and x_MK.is_contiguous()
     if M == 0:
         return x_MK.new_empty((1, 0, N), dtype=dtype)
-    # The library's GEMM gives what it was given, and knows no scales.
-    may_be_library = dtype == x_MK.dtype and weight_NK.scales is None
-    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind, library=may_be_library)
-    tiles = tiles and within_blocks(tiles, weight_NK)
+    tiles = _tiles(x_MK, weight_NK, context, dtype)
     depth = _part_depth(tiles, weight_NK)
     splits = triton.cdiv(K, depth)
     part_dtype = dtype if splits == 1 else torch.float32
@@ -151,6 +153,18 @@ def linear_parts(
     else:
         _tiled(x_MK, weight_NK, out_SMN, depth, tiles, context.pdl)
     return out_SMN
+
+
+def _tiles(
+    x_MK: torch.Tensor, weight_NK: Weight, context: KernelContext, dtype: torch.dtype
+) -> Tiles | None:
+    """None: the library's GEMM, which gives what it was given, and knows no scales."""
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    if weight_NK.values.dtype == torch.float32 != x_MK.dtype:
+        return context.tiles.fp32_linear(N, K, M)
+    may_be_library = dtype == x_MK.dtype and weight_NK.scales is None
+    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind, library=may_be_library)
+    return tiles and within_blocks(tiles, weight_NK)
 
 
 def rows_for(

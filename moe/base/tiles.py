@@ -191,9 +191,7 @@ class TileTable:
         wide = rows * outputs >= _MANY_PROGRAMS * 128 * 128
         block = min(128 if wide and self.item_size == 2 else 64, rows)
         programs = -(-rows // block) * -(-outputs // block)
-        splits = 1
-        while splits < 8 and 2 * splits * programs <= _MANY_PROGRAMS and inputs >= 1024 * splits:
-            splits *= 2
+        splits = _splits_of_programs(programs, inputs)
         block_k = min(128 // self.item_size, power_of_2(inputs))
         return Tiles(
             block_m=block,
@@ -201,6 +199,35 @@ class TileTable:
             block_k=block_k,
             warps=8 if block == 128 else 4,
             stages=self._stages(self.item_size * 2 * block * block_k, 4),
+            splits=splits,
+        )
+
+    def fp32_linear(self, outputs: int, inputs: int, tokens: int) -> Tiles:
+        """For weights of fp32, some hundred outputs, under rows of 16 bits: never measured.
+
+        Few tokens are a stream of weights that all multiprocessors share, more are cut as
+        `_guess_without_library` does. Weights stand on the side that is taken from registers, where
+        each is split in two.
+        """
+        if tokens == 1 and power_of_2(inputs) <= 8192:
+            wide = power_of_2(inputs) > 4096
+            return Tiles(block_m=1, block_n=2 if wide else 4, block_k=power_of_2(inputs))
+        rows = power_of_2(tokens)
+        if rows <= 64:
+            block_m, block_n, block_k = rows, 16, min(128, power_of_2(inputs))
+            splits = _splits(outputs, inputs)
+        else:
+            block_m = block_n = 128 if rows * outputs >= _MANY_PROGRAMS * 128 * 128 else 64
+            block_k = min(32, power_of_2(inputs))
+            programs = rows // block_m * -(-outputs // block_n)
+            splits = _splits_of_programs(programs, inputs)
+        return Tiles(
+            block_m=block_m,
+            block_n=block_n,
+            block_k=block_k,
+            warps=8 if block_n == 128 else 4,
+            stages=self._stages((self.item_size * block_m + 4 * block_n) * block_k, 4),
+            swap=True,
             splits=splits,
         )
 
@@ -328,6 +355,14 @@ def _splits(outputs: int, inputs: int) -> int:
     """Parts of the depth of few columns, so that their programs fill a device."""
     splits = 1
     while splits < 8 and outputs * splits < 64 * 256 and inputs // (2 * splits) >= 256:
+        splits *= 2
+    return splits
+
+
+def _splits_of_programs(programs: int, inputs: int) -> int:
+    """Parts of the depth of so many programs, while they leave most multiprocessors idle."""
+    splits = 1
+    while splits < 8 and 2 * splits * programs <= _MANY_PROGRAMS and inputs >= 1024 * splits:
         splits *= 2
     return splits
 

@@ -24,11 +24,11 @@ _NUMBERS = torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).float(
 class Weight:
     """``values`` [..., N, K] and, where their type needs it, ``scales`` [..., n, k].
 
-    A weight without scales, a plain one, has values of the model's type and no ``block``. With
-    scales a value counts times the scale of its block of (bn, bk): (1, K) is a scale a row. Values
-    of four bits are packed in bytes [..., N, K / 2] (`int4_pack`) and have blocks of one row; their
-    zero points, `MIDDLE` without ``zeros`` (bytes of the scales' shape), are subtracted before.
-    The last rows of a matrix, not of several, may be less than a block.
+    A weight without scales, a plain one, has values of the model's type, or of fp32, and no
+    ``block``. With scales a value counts times the scale of its block of (bn, bk): (1, K) is a
+    scale a row. Values of four bits are packed in bytes [..., N, K / 2] (`int4_pack`) and have
+    blocks of one row; their zero points, `MIDDLE` without ``zeros`` (bytes of the scales' shape),
+    are subtracted before. The last rows of a matrix, not of several, may be less than a block.
     """
 
     values: torch.Tensor

@@ -52,12 +52,13 @@ GROUPS = {"n_group": 4, "topk_group": 2, "routed_scaling_factor": 1.7}
 # One of each.
 KINDS: list[dict[str, Any]] = [
     {"norm_topk_prob": True},
-    {"router": "greedy", "routed_scaling_factor": 1.7},
+    {"router": "greedy", "routed_scaling_factor": 1.7, "fp32_gate": True},
     {"router": "group_limited_greedy", **GROUPS},
     {"router": "sigmoid", "norm_topk_prob": True, "use_correction_bias": True, **GROUPS},
     {"router": "noaux_tc", "norm_topk_prob": True, **GROUPS},
+    {"router": "noaux_tc", "norm_topk_prob": True, "fp32_gate": True, **GROUPS},
     {"router": "softmax_groups", "norm_topk_prob": True, **GROUPS},
-    {"router": "softmax_bias", "norm_min": 0.3},
+    {"router": "softmax_bias", "norm_min": 0.3, "fp32_gate": True},
     {"router": "sigmoid", "norm_topk_prob": True, "logit_softcap": 1.5},
     {"router": "sparsemixer", "num_experts_per_tok": 2, "router_jitter_noise": 0.2},
 ]
@@ -139,7 +140,8 @@ def test_deepseek_v2(method: str, n_group: int, topk_group: int, dtype: torch.dt
     theirs.to(dtype)
     hidden = torch.randn(200, H, dtype=dtype)
     _, weights, ids = theirs(hidden)
-    assert_same_routes(make_router(theirs, dtype, router=method, **groups)(hidden), weights, ids)
+    ours = make_router(theirs, dtype, router=method, fp32_gate=True, **groups)
+    assert_same_routes(ours(hidden), weights, ids)
 
 
 @pytest.mark.parametrize("norm", [False, True])

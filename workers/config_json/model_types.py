@@ -57,6 +57,7 @@ class MoEKeys:
         shared_gated: not a key: whether a sigmoid gate weighs the shared experts.
         correction_bias: not a key: whether a sigmoid router has a bias. noaux_tc and softmax_bias
             always have one.
+        fp32_gate: not a key: whether routers are held in fp32, whatever the model's dtype.
         first_sparse: index of the first layer that may be a mixture.
         last_sparse: index of the last one; -1: that of the last layer.
         sparse_step: every so many-th layer is a mixture.
@@ -80,6 +81,7 @@ class MoEKeys:
     num_shared: str | None = None
     shared_gated: bool = False
     correction_bias: bool = False
+    fp32_gate: bool = False
     first_sparse: str | None = None
     last_sparse: str | None = None
     sparse_step: str | None = None
@@ -113,6 +115,7 @@ class MoEKeys:
             norm_topk_prob=values[self.norm_topk_prob],
             router=resolve_router(values),
             use_correction_bias=self.correction_bias,
+            fp32_gate=self.fp32_gate,
             shared_expert_size=shared_size,
             shared_expert_gated=self.shared_gated and shared_size > 0,
             names=self.names,

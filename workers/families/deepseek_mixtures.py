@@ -13,6 +13,7 @@ ROUTED_MIXTURES = MoEKeys(
     routed_scaling_factor="routed_scaling_factor",
     num_shared="n_shared_experts",
     first_sparse="first_k_dense_replace",
+    fp32_gate=True,
 )
 
 DEEPSEEK_MIXTURES = dataclasses.replace(

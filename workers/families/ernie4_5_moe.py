@@ -58,6 +58,7 @@ TYPES = {
             num_experts_per_tok=("num_experts_per_tok", "moe_k"),
             norm_min="moe_norm_min",
             num_shared="moe_num_shared_experts",
+            fp32_gate=True,
             first_sparse="moe_layer_start_index",
             last_sparse="moe_layer_end_index",
             sparse_step="moe_layer_interval",

@@ -54,6 +54,7 @@ TYPES = {
             topk_group="topk_group",
             routed_scaling_factor="routed_scaling_factor",
             num_shared="num_shared_experts",
+            fp32_gate=True,
             first_sparse="first_k_dense_replace",
             mlp_types="mlp_layer_types",
             names=MoENames(correction_bias="e_score_correction_bias"),

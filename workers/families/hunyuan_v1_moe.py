@@ -82,6 +82,7 @@ TYPES = {
             intermediate_size="intermediate_size",
             num_experts_per_tok=("num_experts_per_tok", "moe_topk"),
             num_shared="num_shared_expert",
+            fp32_gate=True,
             names=_NAMES,
         ),
         names=DecoderNames(q_norm="query_layernorm", k_norm="key_layernorm"),

@@ -1,4 +1,7 @@
-"""MiniMax-M2, M2.1 and M2.5: transformers' MiniMaxM2ForCausalLM."""
+"""MiniMax-M2, M2.1 and M2.5: transformers' MiniMaxM2ForCausalLM.
+
+Its checkpoints hold routers in fp32, and transformers' router computes in its weight's type.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +61,12 @@ TYPES = {
                 "mtp_transformer_layers", "shared_moe_mode", "use_mtp",
             }
         ),
-        moe=MoEKeys(intermediate_size="intermediate_size", correction_bias=True, names=_NAMES),
+        moe=MoEKeys(
+            intermediate_size="intermediate_size",
+            correction_bias=True,
+            fp32_gate=True,
+            names=_NAMES,
+        ),
         rope=RopeDefaults(theta=5e6, partial=1.0, dim_key="rotary_dim"),
         names=DecoderNames(mlp="block_sparse_moe"),
         extra_layers=("num_mtp_modules",),

@@ -68,7 +68,7 @@ _MISTRAL4 = ModelType(
         "first_k_dense_replace": 0,
     },
     allowed={"moe_router_backend": (None, "softmax_groups")},
-    moe=DEEPSEEK_MIXTURES,
+    moe=dataclasses.replace(DEEPSEEK_MIXTURES, fp32_gate=False),
     rope=RopeDefaults(
         ignored=frozenset({_GROWTH, _LENGTH, "max_position_embeddings"}),
         absent={

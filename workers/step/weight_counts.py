@@ -19,11 +19,13 @@ from workers.config_json.quantized_modules import Quantization
 
 
 class _Matrix(NamedTuple):
-    """One matrix of a rank; one that is never quantized has no name."""
+    """One matrix of a rank; one that is never quantized has no name, and one that is always fp32
+    says so."""
 
     module: str
     rows: float
     columns: float
+    is_fp32: bool = False
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -67,7 +69,9 @@ def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_
         if moe is None or not is_moe:
             yield from _mlp(prefix, MLP_MODULES, config.intermediate_size / tp, hidden)
             continue
-        yield _Matrix("", moe.num_experts + moe.shared_expert_gated, hidden)
+        yield _Matrix("", moe.num_experts, hidden, is_fp32=moe.fp32_gate)
+        if moe.shared_expert_gated:
+            yield _Matrix("", 1, hidden)
         if moe.shared_expert_size:
             shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
             yield from _mlp(prefix, moe.shared_modules, shared, hidden)
@@ -86,11 +90,11 @@ def _count(
     matrices: Iterable[_Matrix], quantization: Quantization | None, value_bytes: int
 ) -> WeightCount:
     parameters = fp8 = num_bytes = 0.0
-    for module, rows, columns in matrices:
+    for module, rows, columns, is_fp32 in matrices:
         size = rows * columns
         parameters += size
         if quantization is None or not module or module in quantization.skipped:
-            num_bytes += value_bytes * size
+            num_bytes += (4 if is_fp32 else value_bytes) * size
             continue
         if isinstance(quantization.weight_format, Fp8Format):
             fp8 += size

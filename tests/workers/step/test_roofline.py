@@ -238,3 +238,13 @@ def test_parameters_are_those_of_the_checkpoint(seed: int, tmp_path: Path) -> No
 def test_no_torch() -> None:
     code = "import sys, workers.step.roofline; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize(("dtype", "value_bytes"), [("bfloat16", 2), ("float32", 4)])
+def test_routers_of_fp32_have_its_bytes(dtype: str, value_bytes: int) -> None:
+    """Of two mixtures behind a dense layer."""
+    shape = {"num_hidden_layers": 3, "n_routed_experts": 16, "hidden_size": 64, "head_dim": 16}
+    config = ModelConfig.from_hf({"model_type": "glm4_moe", "dtype": dtype, **shape})
+    roofline = Roofline.of_layout(config, layout(1, 1, 1), dtype=dtype)
+    wider = (4 - value_bytes) * 2 * 16 * 64
+    assert roofline.dense_bytes == value_bytes * roofline.dense + wider
