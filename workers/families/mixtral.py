@@ -36,6 +36,7 @@ TYPES = {
             "num_local_experts": 8,
             "norm_topk_prob": True,
         },
+        allowed={"norm_topk_prob": (None, True)},
         moe=MoEKeys(intermediate_size="intermediate_size", names=MIXTRAL_NAMES),
         rope=RopeDefaults(theta=1e6),
         names=DecoderNames(mlp="block_sparse_moe"),

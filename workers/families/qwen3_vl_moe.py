@@ -35,6 +35,7 @@ TYPES = {
             "norm_topk_prob": True,
             "mlp_only_layers": [],
         },
+        allowed={"norm_topk_prob": (None, True)},
         moe=MoEKeys(sparse_step="decoder_sparse_step", dense_layers="mlp_only_layers"),
         # Positions of text are the same in all sections of a head.
         rope=RopeDefaults(

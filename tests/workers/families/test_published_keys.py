@@ -123,6 +123,12 @@ def test_gates_of_few_rows_stay_as_they_are(gating: str, is_made: bool) -> None:
         ("minimax_m2", {"rotary_dim": 200}, "rotary_dim is 200; it must be a number from 2 to 128"),
         ("mixtral", {"rotary_dim": 64}, "rotary_dim is 64, which changes the mathematics"),
         ("mixtral", {"attention_multiplier": 0.1}, "attention_multiplier is 0.1"),
+        ("mixtral", {"norm_topk_prob": False}, "norm_topk_prob is False"),
+        (
+            "qwen3_vl_moe",
+            {"text_config": {"norm_topk_prob": False}},
+            "norm_topk_prob is False",
+        ),
         ("granitemoe", {"logits_scaling": 0}, "logits_scaling is 0, which leaves nothing"),
         ("hunyuan_v1_moe", {"moe_topk": [1, 2]}, "moe_topk is [1, 2]; layers that differ in it"),
         ("hunyuan_v1_moe", {"moe_topk": []}, "moe_topk is []"),
