@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import math
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,9 +35,10 @@ _DERIVED = ("rotary_emb.inv_freq", "rotary_emb.cos_cached", "rotary_emb.sin_cach
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """What a file's header says of one tensor."""
+    """What a file's header says of one tensor; ``name`` is what the file calls it."""
 
     file: Path
+    name: str
     shape: tuple[int, ...]
     dtype: str
 
@@ -50,6 +52,7 @@ class Checkpoint:
             `num_left_out`, and are no part of `tensors`.
         fp8: weights may be 8-bit floats, as config.json says.
         int4: weights may be packed 4-bit integers, as config.json says.
+        aliases: what the names of tensors may begin with, and what they begin with in `tensors`.
 
     Raises:
         ValueError: one line naming the file, and what is wrong: it is missing, truncated, malformed
@@ -57,7 +60,13 @@ class Checkpoint:
     """
 
     def __init__(
-        self, folder: Path, *, fp8: bool = False, int4: bool = False, left_out: tuple[str, ...] = ()
+        self,
+        folder: Path,
+        *,
+        fp8: bool = False,
+        int4: bool = False,
+        left_out: tuple[str, ...] = (),
+        aliases: Mapping[str, str] | None = None,
     ) -> None:
         self.folder = folder
         not_asked = {*(() if fp8 else (FP8,)), *(() if int4 else INT4)}
@@ -67,6 +76,8 @@ class Checkpoint:
         for name in [SINGLE] if mapping is None else sorted(set(mapping.values())):
             self._add_file(name, is_indexed=mapping is not None)
         self._check_mapping(mapping or {})
+        for alias, begins in (aliases or {}).items():
+            self._rename(alias, begins)
         beside = [name for name in self.tensors if name.startswith(left_out)] if left_out else []
         self.num_left_out = len(beside)
         for name in beside:
@@ -140,6 +151,13 @@ class Checkpoint:
         if len(self.tensors) > _MAX_TENSORS:
             raise ValueError(f"{path}: the folder has more than {_MAX_TENSORS} tensors")
 
+    def _rename(self, alias: str, begins: str) -> None:
+        """One of two tensors that would have one name keeps its own, which no model asks for."""
+        for name in [name for name in self.tensors if name.startswith(alias)]:
+            known = begins + name.removeprefix(alias)
+            if known not in self.tensors:
+                self.tensors[known] = self.tensors.pop(name)
+
     def _check_mapping(self, mapping: dict[str, str]) -> None:
         for tensor, file in mapping.items():
             info = self.tensors.get(tensor)
@@ -186,7 +204,7 @@ def _read_header(path: Path, size: int, types: dict[str, int]) -> dict[str, Tens
             f"{'truncated' if size < at else 'longer than its header says'}"
         )
     return {
-        name: TensorInfo(path, tuple(entry["shape"]), entry["dtype"])
+        name: TensorInfo(path, name, tuple(entry["shape"]), entry["dtype"])
         for name, entry in header.items()
         if not is_derived(name)
     }

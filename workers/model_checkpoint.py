@@ -23,7 +23,11 @@ def open_checkpoint(folder: Path, config: ModelConfig) -> tuple[Checkpoint, Mode
         ValueError: as `Checkpoint` does.
     """
     checkpoint = Checkpoint(
-        folder, fp8=config.reads_fp8, int4=config.reads_int4, left_out=config.left_out
+        folder,
+        fp8=config.reads_fp8,
+        int4=config.reads_int4,
+        left_out=config.left_out,
+        aliases=config.aliases,
     )
     return checkpoint, with_headers(_with_experts(config, checkpoint), checkpoint)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,8 @@ def load_weights(
             by_file.setdefault(checkpoint.tensors[piece.name].file, []).append(piece)
     bytes_read, needed = 0, expected_bytes(wanted, checkpoint)
     for path, pieces in by_file.items():
-        for num_bytes in _load_file(path, pieces):
+        names = {piece.name: checkpoint.tensors[piece.name].name for piece in pieces}
+        for num_bytes in _load_file(path, pieces, names):
             bytes_read += num_bytes
             progress(bytes_read, needed)
     assert bytes_read == needed, f"read {bytes_read} bytes of weights, this rank holds {needed}"
@@ -143,20 +144,22 @@ def expected_bytes(slices: Iterable[CheckpointSlice], checkpoint: Checkpoint) ->
     )
 
 
-def _values(file: Any, piece: CheckpointSlice) -> torch.Tensor:
-    """A piece's values, from the opened file that holds it."""
+def _values(file: Any, name: str, piece: CheckpointSlice) -> torch.Tensor:
+    """A piece's values, from the opened file that holds it by this name."""
     values: torch.Tensor = (
-        file.get_slice(piece.name)[piece.index] if piece.shape else file.get_tensor(piece.name)
+        file.get_slice(name)[piece.index] if piece.shape else file.get_tensor(name)
     )
     return values
 
 
-def _load_file(path: Path, pieces: list[CheckpointSlice]) -> Iterator[int]:
-    """Read a file's pieces; yields the bytes of each."""
+def _load_file(
+    path: Path, pieces: list[CheckpointSlice], names: Mapping[str, str]
+) -> Iterator[int]:
+    """Read a file's pieces, whose ``names`` there are by theirs; yields the bytes of each."""
     try:
         with safe_open(path, framework="pt") as file:
             for piece in pieces:
-                values = _values(file, piece)
+                values = _values(file, names[piece.name], piece)
                 piece.fill(values)
                 yield values.numel() * values.element_size()
     except (SafetensorError, OSError, ValueError) as error:

@@ -252,3 +252,16 @@ def test_what_is_not_served_is_left_out_and_counted(tmp_path: Path) -> None:
     checkpoint = Checkpoint(tmp_path, left_out=("model.layers.2.",))
     assert sorted(checkpoint.tensors) == ["model.layers.1.a", "model.layers.20.a"]
     assert checkpoint.num_left_out == 2
+
+
+def test_what_programs_call_otherwise(tmp_path: Path) -> None:
+    """Of two tensors that would have one name, one is unexpected."""
+    names = ("text.blocks.0.a", "text.blocks.1.a", "text.layers.1.a", "eyes.blocks.0.a")
+    write_file(tmp_path / SINGLE, header_of(**{name: [2] for name in names}), 8 * len(names))
+    aliases = {"text.blocks.": "text.layers."}
+    tensors = Checkpoint(tmp_path, aliases=aliases, left_out=("eyes.",)).tensors
+    assert {name: info.name for name, info in tensors.items()} == {
+        "text.layers.0.a": "text.blocks.0.a",
+        "text.layers.1.a": "text.layers.1.a",
+        "text.blocks.1.a": "text.blocks.1.a",
+    }

@@ -49,6 +49,7 @@ class ModelConfig:
         quantization: of weights that have fewer bits than ``dtype``; None where none have.
         norm: of layers and of what the last gives; those of q and k are RMSNorms.
         lm_head_bias: whether the head has one.
+        aliases: what the names of tensors may begin with, and what they begin with here.
         left_out: what the names of tensors begin with that the checkpoint holds for other uses.
         embedding_multiplier: of what the embedding gives.
         residual_multiplier: of what attention and MLPs add to the residual.
@@ -73,6 +74,7 @@ class ModelConfig:
     quantization: Quantization | None = None
     norm: NormKind = "rms"
     lm_head_bias: bool = False
+    aliases: Values = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
     embedding_multiplier: float = 1.0
     residual_multiplier: float = 1.0
@@ -168,6 +170,7 @@ class ModelConfig:
             quantization=quantization,
             norm=entry.norm,
             lm_head_bias=values.get("lm_head_bias", False),
+            aliases=entry.aliases,
             left_out=entry.left_out(values),
             **entry.multipliers(values),
             unknown_keys=(*unknown, *unknown_rope_keys(raw, entry.rope)),

@@ -177,6 +177,8 @@ class ModelType:
         norm: as `ModelConfig.norm`.
         extra_layers: spellings of the number of layers behind the last that are for speculation,
             the first one present counts.
+        aliases: what the names of tensors may begin with, and what they begin with as ``names`` has
+            it.
         other_parts: what the names of tensors begin with that text does not need.
         text_key: of the object that holds the keys of the text model; None: they are not in one.
         text_types: model_type there, None for absent; empty: it is not looked at.
@@ -195,6 +197,7 @@ class ModelType:
     names: DecoderNames = LLAMA_NAMES
     norm: NormKind = "rms"
     extra_layers: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     other_parts: tuple[str, ...] = ()
     text_key: str | None = None
     text_types: tuple[str | None, ...] = ()

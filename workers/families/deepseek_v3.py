@@ -58,6 +58,8 @@ TYPES = {
         models="Kimi-K2.5, Kimi-K2.6 (text)",
         defaults={**_DEEPSEEK_V3.defaults, "tie_word_embeddings": True},
         names=DecoderNames(model="language_model.model", head="language_model.lm_head"),
+        # transformers 5.24 takes the text's layers for those of the eyes when it saves them.
+        aliases={"language_model.model.blocks.": "language_model.model.layers."},
         other_parts=("vision_tower.", "mm_projector.", "model.mm_projector."),
         text_key="text_config",
         text_types=(None, "deepseek_v3", "kimi_k2"),
