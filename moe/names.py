@@ -20,6 +20,8 @@ class MoENames:
         is_turned: they are [E, H, 2I] and [E, I, H].
         shared: the module of shared experts; None: `shared_experts`, or where a gate weighs them
             `shared_expert`.
+        shared_matrices: of shared experts gate, up and down; where the first two have one name,
+            both stand in it, the gate first.
         shared_gate: what weighs them.
     """
 
@@ -32,6 +34,7 @@ class MoENames:
     is_packed: bool = False
     is_turned: bool = False
     shared: str | None = None
+    shared_matrices: Mlp = ("gate_proj", "up_proj", "down_proj")
     shared_gate: str = "shared_expert_gate.weight"
 
     def expert_modules(self, expert: int) -> Mlp:
@@ -42,7 +45,8 @@ class MoENames:
     def shared_modules(self, *, is_gated: bool) -> Mlp:
         """Gate, up and down of the shared experts."""
         name = self.shared or ("shared_expert" if is_gated else "shared_experts")
-        return f"{name}.gate_proj", f"{name}.up_proj", f"{name}.down_proj"
+        gate, up, down = (f"{name}.{each}" for each in self.shared_matrices)
+        return gate, up, down
 
 
 QWEN_NAMES = MoENames()

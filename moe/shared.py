@@ -96,11 +96,16 @@ class SharedExperts(nn.Module):
         gate_name, up_name, down_name = (
             f"{prefix}{each}.weight" for each in self.config.shared_modules
         )
-        shape = (self.config.shared_expert_size, self.config.hidden_size)
+        size, hidden, at = (
+            self.config.shared_expert_size,
+            self.config.hidden_size,
+            self.first_column,
+        )
+        behind = size if gate_name == up_name else 0
+        shape = (size + behind, hidden)
         gate, up = self.w13.split([self.width, self.width])
-        for weight, target in ((gate_name, gate), (up_name, up)):
-            yield from weight_part(weight, shape, 0, self.first_column, target, self.weight_format)
-        at = self.first_column
-        yield from weight_part(down_name, shape[::-1], 1, at, self.w2, self.weight_format)
+        for name, first, target in ((gate_name, at, gate), (up_name, behind + at, up)):
+            yield from weight_part(name, shape, 0, first, target, self.weight_format)
+        yield from weight_part(down_name, (hidden, size), 1, at, self.w2, self.weight_format)
         if self.gate is not None:
             yield whole(f"{prefix}{self.config.names.shared_gate}", self.gate)

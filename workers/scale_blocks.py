@@ -169,7 +169,7 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
             yield _Matrix(layers, f"{config.names.attention}.{module}", outputs, inputs)
     sparse, moe = list(config.moe_layers), config.moe
     dense = [not is_sparse for is_sparse in sparse]
-    mlp = config.names.mlp
+    mlp = config.names.mlp_prefix
     mlps = [(dense, MLP_MODULES, _Side("intermediate_size", config.intermediate_size, layout.tp))]
     if moe is not None:
         width = _Side("moe_intermediate_size", moe.intermediate_size, layout.experts)
@@ -178,8 +178,8 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
         width = _Side("the shared experts' width", moe.shared_expert_size, layout.shared)
         mlps.append((sparse, moe.shared_modules, width))
     for layers, (gate, _, down), width in mlps:
-        yield _Matrix(layers, f"{mlp}.{gate}", width, hidden)
-        yield _Matrix(layers, f"{mlp}.{down}", hidden, width)
+        yield _Matrix(layers, f"{mlp}{gate}", width, hidden)
+        yield _Matrix(layers, f"{mlp}{down}", hidden, width)
 
 
 def _side(side: Side, tp: int) -> _Side:

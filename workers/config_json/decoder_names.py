@@ -12,7 +12,7 @@ class DecoderNames:
     Attributes:
         model: all but the head; head: what makes logits.
         attention, mlp, attention_norm, mlp_norm: of a layer; a norm stands before what it is named
-            after.
+            after. An mlp of no name has its modules in the layer's.
         q_norm, k_norm: of attention.
     """
 
@@ -25,6 +25,11 @@ class DecoderNames:
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
 
+    @property
+    def mlp_prefix(self) -> str:
+        """What the names of an MLP's modules begin with in a layer."""
+        return f"{self.mlp}." if self.mlp else ""
+
     def layer(self, index: int) -> str:
         """What the names of a layer's modules begin with."""
         return f"{self.model}.layers.{index}."
@@ -35,7 +40,7 @@ class DecoderNames:
 
     def layer_mlp(self, index: int) -> str:
         """What the names of its MLP's modules begin with."""
-        return f"{self.layer(index)}{self.mlp}."
+        return f"{self.layer(index)}{self.mlp_prefix}"
 
 
 LLAMA_NAMES = DecoderNames()

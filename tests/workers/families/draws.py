@@ -35,6 +35,7 @@ from tests.workers.families.latent_draws import deepseek_v2, deepseek_v3, glm4_m
 from tests.workers.families.mixture_draws import (
     ernie4_5_moe,
     granitemoe,
+    granitemoeshared,
     hunyuan_v1_moe,
     laguna,
     minimax_m2,
@@ -145,6 +146,7 @@ FAMILIES: dict[str, Draw] = {
     "exaone_moe": exaone_moe,
     "minimax_m2": minimax_m2,
     "granitemoe": granitemoe,
+    "granitemoeshared": granitemoeshared,
     "hunyuan_v1_moe": hunyuan_v1_moe,
     "ernie4_5_moe": ernie4_5_moe,
     "laguna": laguna,

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 from transformers import (
     Ernie4_5_MoeConfig,
     GraniteMoeConfig,
+    GraniteMoeSharedConfig,
     HunYuanMoEV1Config,
     LagunaConfig,
     MiniMaxM2Config,
@@ -30,21 +32,29 @@ def minimax_m2(rng: random.Random) -> MiniMaxM2Config:
     )
 
 
-def granitemoe(rng: random.Random) -> GraniteMoeConfig:
+def _granite(rng: random.Random) -> dict[str, Any]:
     """Each multiplier, also whole."""
     shared = common(rng)
     heads = shared["num_attention_heads"]
-    return GraniteMoeConfig(
-        **shared | {"hidden_size": heads * rng.choice([8, 16])},
-        rope_parameters=rope(rng),
-        attention_bias=rng.random() < 0.3,
-        embedding_multiplier=rng.choice([1.0, 0.5, 12]),
-        residual_multiplier=rng.choice([1.0, 0.22]),
-        attention_multiplier=rng.choice([0.015625, 0.5]),
-        logits_scaling=rng.choice([1.0, 6]),
-        num_local_experts=rng.choice([4, 7]),
-        num_experts_per_tok=rng.choice([1, 3]),
-    )
+    return shared | {
+        "hidden_size": heads * rng.choice([8, 16]),
+        "rope_parameters": rope(rng),
+        "attention_bias": rng.random() < 0.3,
+        "embedding_multiplier": rng.choice([1.0, 0.5, 12]),
+        "residual_multiplier": rng.choice([1.0, 0.22]),
+        "attention_multiplier": rng.choice([0.015625, 0.5]),
+        "logits_scaling": rng.choice([1.0, 6]),
+        "num_local_experts": rng.choice([4, 7]),
+        "num_experts_per_tok": rng.choice([1, 3]),
+    }
+
+
+def granitemoe(rng: random.Random) -> GraniteMoeConfig:
+    return GraniteMoeConfig(**_granite(rng))
+
+
+def granitemoeshared(rng: random.Random) -> GraniteMoeSharedConfig:
+    return GraniteMoeSharedConfig(**_granite(rng), shared_intermediate_size=rng.choice([0, 12, 24]))
 
 
 def hunyuan_v1_moe(rng: random.Random) -> HunYuanMoEV1Config:
