@@ -74,13 +74,15 @@ def load_local(ids_ptr, map_ptr, routes, P, HAS_MAP: tl.constexpr):
     return ids
 
 
-@triton.jit(do_not_specialize=["P", "max_tiles"])
+@triton.jit(do_not_specialize=["P", "max_tiles", "shift"])
 def _align_few_kernel(
-    ids_ptr, map_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, P, max_tiles,
-    NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr,
+    ids_ptr, map_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, P, max_tiles, shift,
+    NUM_LOCAL: tl.constexpr, BLOCK_E: tl.constexpr, BLOCK: tl.constexpr,
     HAS_MAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
-    """One expert's share of the tables; every program counts all P ≤ BLOCK routes for itself."""
+    """One expert's share of the tables; every program counts all P ≤ BLOCK routes for itself.
+    Tiles have 1 << shift rows, in no variant of its own: sizes of steps that differ in both BLOCK
+    and rows would be more than a warm-up sees."""
     expert = tl.program_id(0)
     tiles = tl.arange(0, 128)
     routes = tl.arange(0, BLOCK)
@@ -88,11 +90,11 @@ def _align_few_kernel(
     local = load_local(ids_ptr, map_ptr, routes, P, HAS_MAP)
     experts_E = tl.arange(0, BLOCK_E)
     counts_E = tl.histogram(local, BLOCK_E, mask=local >= 0)
-    tiles_E = (counts_E + (BLOCK_M - 1)) // BLOCK_M
+    tiles_E = (counts_E + ((1 << shift) - 1)) >> shift
     first = tl.sum(tl.where(experts_E < expert, counts_E, 0), axis=0)
     count = tl.sum(tl.where(experts_E == expert, counts_E, 0), axis=0)
     first_tile = tl.sum(tl.where(experts_E < expert, tiles_E, 0), axis=0)
-    end_tile = first_tile + (count + (BLOCK_M - 1)) // BLOCK_M
+    end_tile = first_tile + ((count + ((1 << shift) - 1)) >> shift)
     if expert == NUM_LOCAL - 1:
         tl.store(offsets_ptr + NUM_LOCAL, first + count)
         end_tile = max_tiles
@@ -100,7 +102,7 @@ def _align_few_kernel(
     tile = first_tile
     while tile < end_tile:
         entries = tile + tiles
-        starts = (entries - first_tile) * BLOCK_M
+        starts = (entries - first_tile) << shift
         is_entry = entries < end_tile
         tl.store(tile_expert_ptr + entries, tl.where(starts < count, expert, -1), mask=is_entry)
         tl.store(tile_start_ptr + entries, first + starts, mask=is_entry)
@@ -163,8 +165,8 @@ def _scatter(
 
 @triton.jit
 def _write_tiles(
-    counts_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, part, num_blocks, max_tiles,
-    NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_E: tl.constexpr,
+    counts_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, part, num_blocks, max_tiles, shift,
+    NUM_LOCAL: tl.constexpr, BLOCK_E: tl.constexpr,
     ENTRIES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """ENTRIES of the tile table and, in part 0, the offsets."""
@@ -174,25 +176,25 @@ def _write_tiles(
     wait_for_previous(PDL)
     count_E, _ = _sum_counts(counts_ptr, 0, num_blocks, BLOCK_E)
     end_E = tl.cumsum(count_E, axis=0)
-    tiles_E = (count_E + (BLOCK_M - 1)) // BLOCK_M
+    tiles_E = (count_E + ((1 << shift) - 1)) >> shift
     end_tile_E = tl.cumsum(tiles_E, axis=0)
     # The expert of an entry comes after all whose tiles end at or before it.
     is_past = end_tile_E[None, :] <= entries[:, None]
     expert = tl.sum(is_past.to(tl.int32), axis=1)
-    first_E = (end_E - count_E) - (end_tile_E - tiles_E) * BLOCK_M
+    first_E = (end_E - count_E) - ((end_tile_E - tiles_E) << shift)
     first = tl.gather(first_E, tl.minimum(expert, BLOCK_E - 1), axis=0)
     tl.store(tile_expert_ptr + entries, tl.where(expert < BLOCK_E, expert, -1), mask=is_entry)
-    tl.store(tile_start_ptr + entries, first + entries * BLOCK_M, mask=is_entry)
+    tl.store(tile_start_ptr + entries, first + (entries << shift), mask=is_entry)
     if part == 0:
         tl.store(offsets_ptr + 1 + experts_E, end_E, mask=experts_E < NUM_LOCAL)
         tl.store(offsets_ptr, 0)
 
 
-@triton.jit(do_not_specialize=["P", "num_blocks", "max_tiles"])
+@triton.jit(do_not_specialize=["P", "num_blocks", "max_tiles", "shift"])
 def _align_many_kernel(
     ids_ptr, map_ptr, counts_ptr, order_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr,
-    P, num_blocks, max_tiles, NUM_LOCAL: tl.constexpr, BLOCK_M: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
+    P, num_blocks, max_tiles, shift, NUM_LOCAL: tl.constexpr, BLOCK_E: tl.constexpr,
+    BLOCK: tl.constexpr, ENTRIES: tl.constexpr,
     HAS_MAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """From the blocks' counts: one block's part of the order, or one of the tables."""
@@ -205,7 +207,7 @@ def _align_many_kernel(
     else:
         _write_tiles(
             counts_ptr, offsets_ptr, tile_expert_ptr, tile_start_ptr, program - num_blocks,
-            num_blocks, max_tiles, NUM_LOCAL, BLOCK_M, BLOCK_E, ENTRIES, PDL,
+            num_blocks, max_tiles, shift, NUM_LOCAL, BLOCK_E, ENTRIES, PDL,
         )  # fmt: skip
 
 
@@ -263,8 +265,8 @@ def _launch_few(
     sizes = ((128, 1), (512, 4), (_FEW_ROUTES, 8))
     block, warps = next(size for size in sizes if ids_P.numel() <= size[0])
     _align_few_kernel[(num_local,)](
-        ids_P, expert_map_E, *out, ids_P.numel(), out.tile_expert.shape[0],
-        NUM_LOCAL=num_local, BLOCK_M=block_m, BLOCK_E=triton.next_power_of_2(num_local),
+        ids_P, expert_map_E, *out, ids_P.numel(), out.tile_expert.shape[0], _shift(block_m),
+        NUM_LOCAL=num_local, BLOCK_E=triton.next_power_of_2(num_local),
         BLOCK=block, HAS_MAP=expert_map_E is not None, num_warps=warps, **launch_options(pdl),
     )  # fmt: skip
 
@@ -285,6 +287,11 @@ def _launch_many(
     options |= {"HAS_MAP": expert_map_E is not None, "num_warps": _WARPS}
     _align_count_kernel[(num_blocks,)](ids_P, expert_map_E, scratch, P, **options)
     _align_many_kernel[(num_blocks + triton.cdiv(tiles, _ENTRIES),)](
-        ids_P, expert_map_E, scratch, *out, P, num_blocks, tiles,
-        NUM_LOCAL=num_local, BLOCK_M=block_m, ENTRIES=_ENTRIES, **options,
+        ids_P, expert_map_E, scratch, *out, P, num_blocks, tiles, _shift(block_m),
+        NUM_LOCAL=num_local, ENTRIES=_ENTRIES, **options,
     )  # fmt: skip
+
+
+def _shift(block_m: int) -> int:
+    assert block_m & (block_m - 1) == 0, block_m
+    return block_m.bit_length() - 1
