@@ -27,6 +27,7 @@ from moe.base.weight_slices import (
     weight_slices,
 )
 from moe.config import MoEConfig
+from moe.kernels.eight_bits import eight_bit_gemms
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
 from moe.runner import RUNNERS
@@ -85,6 +86,14 @@ class FusedMoeExperts(nn.Module):
         """
         weights = self.w13, self.w2
         return self.run(hidden_TH, topk, *weights, self.expert_map, self.context, quantized_TH)
+
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are computed in eight bits."""
+        if self.context is None or num_tokens == 0 or self.w13.shape[0] == 0:
+            return False
+        top_k, weights = self.config.num_experts_per_tok, (self.w13, self.w2)
+        gemms = eight_bit_gemms(num_tokens, top_k, *weights, self.expert_map, self.context)
+        return gemms is not None
 
     def checkpoint_slices(
         self, prefix: str, packed: bool = False, packed_scales: bool = False

@@ -16,6 +16,7 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.parallel import ParallelConfig
 from moe.base.quantized import Quantized
+from moe.base.tiles import MANY_ROWS
 from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig, check_widths
 from moe.dispatch import DISPATCHERS
@@ -122,6 +123,13 @@ class SparseMoeBlock(nn.Module):
         if self.shared_experts is not None:
             shared = self.shared_experts(share.hidden, quantized_TH)
         return self.dispatcher.combine(expert_out, dispatched, shared)
+
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens of this replica are computed in eight bits, some of the layer's at
+        least."""
+        if num_tokens >= MANY_ROWS:
+            return True
+        return self.tokens_replicated and self.experts.takes_quantized(num_tokens)
 
     def _valid_of(self, share: TokenShare, num_valid: torch.Tensor | None) -> torch.Tensor | None:
         """Number of tokens in the share that are no padding; it may be negative where all are."""

@@ -34,6 +34,12 @@ from moe.base.workspace import Workspace
 from moe.kernels.align import Alignment, align, allocate_alignment
 from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
+from moe.kernels.narrow_fp8 import (
+    down_narrow,
+    down_narrow_fits,
+    gate_up_narrow,
+    gate_up_narrow_fits,
+)
 from moe.kernels.vector import down_vector, gate_up_vector
 from moe.kernels.wide_fp8 import down_fp8, gate_up_fits, gate_up_fp8
 from moe.placement import ExpertPlacement
@@ -90,8 +96,9 @@ class ExpertProblem:
         self.map_E = None if shape.num_local == shape.num_experts else self.local_map_E
         self.weights_TK = torch.ones(tokens, shape.top_k, device=device)
         self._aligned: dict[int, list[Alignment]] = {}
-        self.many = tokens >= MANY_ROWS and w13.kind == FP8_NAME and dtype.itemsize == 2
-        self.quantized_TH = _quantized(self.x_TH, GROUP) if self.many else None
+        is_fp8 = w13.kind == FP8_NAME and dtype.itemsize == 2
+        self.many = tokens >= MANY_ROWS and is_fp8
+        self.quantized_TH = _quantized(self.x_TH, GROUP) if is_fp8 else None
         self._inner: dict[int, Quantized] = {}  # by group
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
@@ -155,7 +162,7 @@ class ExpertProblem:
             self.align_calls(tiles.block_m)
             rows = torch.arange(len(routes), device=routes.device)
             routes = self._aligned[tiles.block_m][0].order[: len(routes)].long()
-        if op == "gate_up" and self.quantized_TH is not None and gate_up_fits(tiles, self.w13[0]):
+        if op == "gate_up" and self.quantized_TH is not None and self._gate_up_of_8(tiles):
             self._inner.pop(tiles.block_n, None)
             self.calls(op, tiles)[0]()
             x_TH, result = self.quantized_TH.plain(), self._inner_of(tiles.block_n).plain()[rows]
@@ -204,13 +211,20 @@ class ExpertProblem:
             gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
             return
         aligned = self._aligned[tiles.block_m][copy]
-        if self.quantized_TH is not None and gate_up_fits(tiles, w13):
+        launch = self._gate_up_of_8(tiles)
+        if self.quantized_TH is not None and launch:
             own = self._inner_of(tiles.block_n)
-            gate_up_fp8(
-                self.quantized_TH, w13, aligned, self.shape.top_k, tiles, out_PI=own, pdl=pdl
-            )
+            launch(self.quantized_TH, w13, aligned, self.shape.top_k, tiles, out_PI=own, pdl=pdl)
         else:
             gate_up(x, w13, aligned, self.shape.top_k, tiles, out_PI=out, pdl=pdl)
+
+    def _gate_up_of_8(self, tiles: Tiles) -> Callable[..., None] | None:
+        """The launcher of activations of eight bits that takes these tiles."""
+        if self.quantized_TH is None:
+            return None
+        if gate_up_narrow_fits(tiles, self.w13[0]):
+            return gate_up_narrow
+        return gate_up_fp8 if self.many and gate_up_fits(tiles, self.w13[0]) else None
 
     def _down(self, tiles: Tiles, copy: int) -> None:
         inner, w2, out, pdl = self.inner_PI, self.w2[copy], self.out_PH, self.context.pdl
@@ -219,7 +233,8 @@ class ExpertProblem:
             return
         aligned, quantized = self._aligned[tiles.block_m][copy], self._quantized_inner(tiles)
         if quantized is not None:
-            down_fp8(quantized, w2, aligned, tiles, out_PH=out, pdl=pdl)
+            launch = down_narrow if tiles.swap else down_fp8
+            launch(quantized, w2, aligned, tiles, out_PH=out, pdl=pdl)
         else:
             down(inner, w2, aligned, tiles, out_PH=out, pdl=pdl)
 
@@ -227,7 +242,8 @@ class ExpertProblem:
         """What a launch of `down` reads in place of `inner_PI`, if it does: in groups that are as
         deep as its steps."""
         group = min(tiles.block_k, GROUP)
-        if not self.many or not fits(tiles, self.w2[0], group):
+        is_narrow = self.quantized_TH is not None and down_narrow_fits(tiles, self.w2[0], group)
+        if not is_narrow and not (self.many and fits(tiles, self.w2[0], group)):
             return None
         return self._inner_of(group)
 

@@ -249,9 +249,9 @@ class TileTable:
                 gate_up=self._fit_both_fp8(block_m, width, hidden, 2),
                 down=self._fit_both_fp8(block_m, hidden, width, 1),
             )
-        block_m = 16 if mean <= 12 else 32 if mean <= 24 else 64
+        block_m = 16 if mean <= 16 else 32 if mean <= 32 else 64
         gate_up, down = (
-            self._fit_fp8(block_m, columns, depth, matrices)
+            self._fit_narrow_fp8(block_m, columns, depth, matrices)
             for matrices, (columns, depth) in zip((2, 1), extents, strict=True)
         )
         return ExpertTiles(gate_up=gate_up, down=down)
@@ -274,6 +274,22 @@ class TileTable:
         stage = (self.item_size * block_m + matrices * block_n) * block_k
         return Tiles(
             block_m=block_m, block_n=block_n, block_k=block_k, stages=self._stages(stage, 4)
+        )
+
+    def _fit_narrow_fp8(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:
+        """Weights on the wide side of the tensor core, as many bytes of both GEMMs in a stage; a
+        tile of gate and up has columns that divide all, as one of many rows. In fp32 as above."""
+        if self.item_size == 4:
+            return self._fit_fp8(block_m, columns, depth, matrices)
+        block_n = 64 if matrices == 2 or columns % 128 else 128
+        block_k = min(128, power_of_2(depth))
+        stage = (self.item_size * block_m + matrices * block_n) * block_k
+        return Tiles(
+            block_m=block_m,
+            block_n=min(block_n, power_of_2(columns)),
+            block_k=block_k,
+            stages=self._stages(stage, 6 if matrices == 2 else 4),
+            swap=True,
         )
 
     def _fit_both_fp8(self, block_m: int, columns: int, depth: int, matrices: int) -> Tiles:

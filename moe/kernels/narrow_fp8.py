@@ -28,11 +28,18 @@ _FEWEST_INPUTS = 32
 
 def narrow_fits(tiles: ExpertTiles, w13: Weight, w2: Weight) -> bool:
     """Whether launches with these tiles use these kernels, both of them."""
-    width, group = w13.shape[-2] // 2, tiles.gate_up.block_n
-    return width % group == 0 and _fits(tiles.gate_up, w13, GROUP) and _fits(tiles.down, w2, group)
+    first = gate_up_narrow_fits(tiles.gate_up, w13)
+    return first and down_narrow_fits(tiles.down, w2, tiles.gate_up.block_n)
 
 
-def _fits(tiles: Tiles, weight: Weight, group: int) -> bool:
+def gate_up_narrow_fits(tiles: Tiles, w13: Weight) -> bool:
+    """Whether a launch may use `gate_up_narrow`: a tile has columns of the width alone, since they
+    get one scale."""
+    return w13.shape[-2] // 2 % tiles.block_n == 0 and down_narrow_fits(tiles, w13, GROUP)
+
+
+def down_narrow_fits(tiles: Tiles, weight: Weight, group: int) -> bool:
+    """Whether a launch may use `down_narrow` on rows in such groups."""
     if weight.kind != FP8_NAME or not tiles.swap or tiles.block_n < _FEWEST_COLUMNS:
         return False
     assert weight.block is not None
@@ -161,7 +168,8 @@ def gate_up_narrow(
     E, double, H = w13.shape
     width = double // 2
     assert w13.values.is_contiguous() and x_TH.shape[1] == H and out_PI.shape[1] == width
-    assert _fits(tiles, w13, x_TH.group) and out_PI.group == tiles.block_n
+    assert x_TH.group == GROUP and gate_up_narrow_fits(tiles, w13)
+    assert out_PI.group == tiles.block_n
     grid = (aligned.tile_expert.shape[0] * (width // tiles.block_n),)
     _gate_up_kernel[grid](
         x_TH.values, x_TH.scales, w13.values, w13.scales, out_PI.values, out_PI.scales,
@@ -187,7 +195,7 @@ def down_narrow(
     E, H, width = w2.shape
     assert w2.values.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
-    assert _fits(tiles, w2, inner_PI.group)
+    assert down_narrow_fits(tiles, w2, inner_PI.group)
     grid = (aligned.tile_expert.shape[0] * (H // tiles.block_n),)
     _down_kernel[grid](
         inner_PI.values, inner_PI.scales, w2.values, w2.scales, out_PH,

@@ -13,7 +13,6 @@ from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import GROUP, Quantized, take_quantized
 from moe.base.sum_norm import sum_norm
-from moe.base.tiles import MANY_ROWS
 
 
 class Norm(nn.Module):
@@ -60,12 +59,12 @@ class Norm(nn.Module):
         return residual_TH, self._normed(residual_TH, update, residual_TH, None)
 
     def add_quantized(
-        self, residual_TH: torch.Tensor, update: DeferredSum | None
+        self, residual_TH: torch.Tensor, update: DeferredSum | None, *, wanted: bool
     ) -> tuple[torch.Tensor, torch.Tensor, Quantized | None]:
-        """As ``add``, or with nothing to add as ``forward``; and the norm in eight bits where
-        readers may take it, as they do in steps of many tokens."""
+        """As ``add``, or with nothing to add as ``forward``; and the norm in eight bits where it is
+        wanted and readers have weights of them."""
         T, H = residual_TH.shape
-        if self.context is None or not self.quantize or T < MANY_ROWS:
+        if self.context is None or not self.quantize or not wanted:
             if update is None:
                 return residual_TH, self(residual_TH), None
             return *self.add(residual_TH, update), None

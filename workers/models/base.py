@@ -130,6 +130,10 @@ class MLP(Protocol):
         eight bits, if the norm made it."""
         ...
 
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are read in eight bits where there are such weights."""
+        ...
+
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """Its tensors; ``prefix`` ends in ``mlp.``."""
         ...

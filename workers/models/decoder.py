@@ -13,6 +13,7 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
+from moe.base.tiles import MANY_ROWS
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.mla_spec import MlaSpec
@@ -62,11 +63,13 @@ class DecoderLayer(nn.Module):
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
         before."""
         norm = self.input_layernorm.add_quantized
-        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        T = len(residual_TH)
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=T >= MANY_ROWS)
         update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
         update = update.times(self.multiplier)
         norm = self.post_attention_layernorm.add_quantized
-        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update)
+        wanted = self.mlp.takes_quantized(T)
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=wanted)
         return residual_TH, self.mlp(hidden_TH, batch, quantized_TH).times(self.multiplier)
 
 

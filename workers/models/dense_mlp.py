@@ -12,6 +12,7 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
+from moe.base.tiles import MANY_ROWS
 from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.models.base import BuildContext, ForwardBatch
@@ -55,6 +56,10 @@ class DenseMLP(nn.Module):
             swiglu(partials_STW, out_TI=inner_TI, pdl=self.context.pdl)
         update: DeferredSum = self.down_proj(inner_TI)
         return update
+
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are read in eight bits where there are such weights."""
+        return num_tokens >= MANY_ROWS
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.gate_up_proj.checkpoint_slices(prefix)

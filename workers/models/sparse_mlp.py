@@ -61,6 +61,10 @@ class SparseMLP(nn.Module):
         update: DeferredSum = self.block(hidden_TH, batch.max_tokens, batch.num_valid, quantized_TH)
         return update
 
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are read in eight bits where there are such weights."""
+        return self.block.takes_quantized(num_tokens)
+
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         return self.block.checkpoint_slices(prefix, self.packed_experts, self.packed_scales)
 

@@ -60,7 +60,9 @@ def check_steps(
         yield from check_step(attention, cache, batch, setting)
     for T in setting.steps:
         x_TI = setting.rows(T, attention.o_proj.weight.shape[1])
-        yield from check_row_parallel("output projection", attention.o_proj, x_TI, setting)
+        yield from check_row_parallel(
+            "output projection", attention.o_proj, x_TI, setting, before_mixture=True
+        )
 
 
 def _check_step(

@@ -99,6 +99,7 @@ def make_setting(
         max_tokens=build.max_tokens,
         max_positions=build.max_positions,
         norm=next(each for each in modules if isinstance(each, Norm) and each.context),
+        sparse=next((each for each in modules if isinstance(each, SparseMoeBlock)), None),
         builder=builder,
         sizes=sizes,
     )

@@ -15,6 +15,7 @@ from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
+from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
@@ -53,7 +54,8 @@ def check_norm(norm: Norm, setting: Setting) -> Iterator[Finding]:
     """Of what no layer has added to yet."""
     for T in setting.steps:
         x_TH = setting.rows(T, norm.weight.shape[0])
-        _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None)
+        wanted = T >= MANY_ROWS
+        _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None, wanted=wanted)
         yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
 
 
@@ -85,16 +87,25 @@ def check_head(head: LMHead, setting: Setting) -> Iterator[Finding]:
 
 
 def check_row_parallel(
-    what: str, layer: RowParallelLinear, x_TK: torch.Tensor | Quantized, setting: Setting
+    what: str,
+    layer: RowParallelLinear,
+    x_TK: torch.Tensor | Quantized,
+    setting: Setting,
+    *,
+    before_mixture: bool = False,
 ) -> Iterator[Finding]:
-    """The layer without its all-reduce, and the sum behind it."""
+    """The layer without its all-reduce, and the sum behind it, whose norm a mixture of experts may
+    read."""
     parts_STH = linear_parts(x_TK, layer.weight, setting.context, "row_parallel")
     yield check_parts(what, x_TK, layer.weight, parts_STH, setting)
     update = DeferredSum(parts_STH.transpose(0, 1))
     expected_TH = parts_STH.float().sum(0)
     allowed = roundings(3, setting.dtype)
     is_alone = setting.parallel.tp == 1
-    yield from check_update(what, update, expected_TH, allowed, setting, is_alone=is_alone)
+    wanted = before_mixture and setting.mixture_takes(x_TK.shape[0])
+    yield from check_update(
+        what, update, expected_TH, allowed, setting, is_alone=is_alone, wanted=wanted
+    )
 
 
 def check_parts(
@@ -119,17 +130,21 @@ def check_update(
     setting: Setting,
     *,
     is_alone: bool,
+    wanted: bool = False,
 ) -> Iterator[Finding]:
     """A sum as the next norm adds it to a residual of its size, and the norm.
 
     Args:
         is_alone: ranks have nothing to add to it before.
+        wanted: the norm makes eight bits of few rows too.
     """
     if not is_alone:
         update = DeferredSum.of(update.total(setting.dtype, setting.context))
     size = expected_TH.square().mean().sqrt()
     before_TH = (setting.rows(*expected_TH.shape).float() * size).to(setting.dtype)
-    residual_TH, normed_TH, quantized_TH = setting.norm.add_quantized(before_TH.clone(), update)
+    residual_TH, normed_TH, quantized_TH = setting.norm.add_quantized(
+        before_TH.clone(), update, wanted=wanted or len(before_TH) >= MANY_ROWS
+    )
     added = f"sum of {what}, {told(len(before_TH))}"
     yield compare(added, residual_TH, before_TH.float() + expected_TH, allowed)
     yield from check_normed(

@@ -84,11 +84,14 @@ def _check_experts(block: SparseMoeBlock, T: int, setting: Setting) -> Iterator[
         per_row, num_rows = experts.config.num_experts_per_tok, expert_rows(parallel, T, T)
     x_TH = setting.rows(num_rows, experts.config.hidden_size)
     topk = made_up_routes(experts, num_rows, per_row, only_local=block.needs_host_sync)
-    quantized_TH = setting.quantized(x_TH) if block.tokens_replicated else None
+    eight_bits = experts.takes_quantized(num_rows)
+    quantized_TH = None
+    if block.tokens_replicated:
+        quantized_TH = setting.quantized(x_TH, wanted=block.takes_quantized(T))
     update = experts(x_TH, topk, quantized_TH)
     expected_TH = sum_of_experts(x_TH, topk, experts)
     what = f"experts {shape_of(experts.w13)}"
-    allowed = _allowed(experts.w2, num_rows, setting)
+    allowed = SUMS_OF_EIGHT_BITS if eight_bits else roundings(5, setting.dtype)
     sharing = parallel.tp if parallel.ep == 1 else parallel.world_size
     is_alone = block.tokens_replicated and sharing == 1
     yield from check_update(what, update, expected_TH, allowed, setting, is_alone=is_alone)

@@ -14,6 +14,7 @@ from moe.base.parallel import ParallelConfig
 from moe.base.quantize import FP8
 from moe.base.quantized import GROUP, Quantized
 from moe.base.tiles import MANY_ROWS
+from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.norm import Norm
 from workers.step.batch import BatchBuilder
@@ -32,6 +33,7 @@ class Setting:
     """
     Attributes:
         norm: one of the residual stream.
+        sparse: a layer's mixture of experts, if there is one.
         builder: stages the made-up steps; their sequences take its slots.
         sizes: of the cache that serves.
     """
@@ -41,6 +43,7 @@ class Setting:
     max_tokens: int
     max_positions: int
     norm: Norm
+    sparse: SparseMoeBlock | None
     builder: BatchBuilder
     sizes: CacheSizes
 
@@ -79,10 +82,15 @@ class Setting:
         x_TK[:, ::_LARGEST_EVERY] = _LARGEST * (1 - 2 * (x_TK[:, ::_LARGEST_EVERY] < 0).float())
         return (x_TK * _SCALE).to(self.dtype)
 
-    def quantized(self, rows_TK: torch.Tensor) -> Quantized | None:
-        """`rows` of eight bits, where the norm before would make them."""
+    def mixture_takes(self, num_rows: int) -> bool:
+        """Whether the norm before a mixture of experts makes so many rows of eight bits."""
+        return self.sparse is not None and self.sparse.takes_quantized(num_rows)
+
+    def quantized(self, rows_TK: torch.Tensor, *, wanted: bool | None = None) -> Quantized | None:
+        """`rows` of eight bits, where the norm before would make them; ``wanted`` where others than
+        many are."""
         T, columns = rows_TK.shape
-        if not self.norm.quantize or T < MANY_ROWS:
+        if not self.norm.quantize or not (T >= MANY_ROWS if wanted is None else wanted):
             return None
         values = (rows_TK.float() / _SCALE).to(FP8)
         return Quantized(

@@ -22,6 +22,7 @@ from moe.base.weight import Weight
 from moe.base.workspace import Workspace
 from moe.kernels.align import align
 from moe.kernels.experts import expert_routes
+from moe.kernels.narrow_fp8 import down_narrow, gate_up_narrow, narrow_fits
 from moe.kernels.wide_fp8 import down_fp8, experts_fit, gate_up_fp8
 from moe.placement import ExpertPlacement
 from moe.routes import local_ids
@@ -58,10 +59,15 @@ def check(
     pdl: bool = False,
 ) -> None:
     """Rows of local routes are right, no other is written; the second GEMM is right of what the
-    first one made. Without tiles by programs whose warps have roles."""
+    first one made. Without tiles by programs whose warps have roles; of few rows where tiles are
+    swapped."""
     T, K = ids_TK.shape
     w13, w2 = make_fp8_experts(E, H, width, block, device)
-    assert specializes(w13, 2 * width) if tiles is None else experts_fit(tiles, w13, w2)
+    narrow = tiles is not None and tiles.gate_up.swap
+    if tiles is None:
+        assert specializes(w13, 2 * width) and specializes(w2, H)
+    else:
+        assert (narrow_fits if narrow else experts_fit)(tiles, w13, w2)
     block_m, group = (128, 128) if tiles is None else (tiles.gate_up.block_m, tiles.gate_up.block_n)
     x_TH = make_rows(torch.randn(T, H, device=device))
     inner_PI = take_quantized(Workspace(device), "inner", (T * K, width), group)
@@ -75,8 +81,9 @@ def check(
         specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
         specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
     else:
-        gate_up_fp8(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
-        down_fp8(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=pdl)
+        gate_up, down = (gate_up_narrow, down_narrow) if narrow else (gate_up_fp8, down_fp8)
+        gate_up(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
+        down(inner_PI, w2, aligned, tiles.down, out_PH=out_PH, pdl=pdl)
     local_P = local_ids(ids_TK, expert_map_E).flatten()
     expected_PI, _ = expected_routes(x_TH.plain(), local_P.view(T, K), exact(w13), exact(w2))
     count = len(order_R)
@@ -288,7 +295,7 @@ def test_many_rows_an_expert_are_multiplied_by_warps_with_roles(
     w13, w2 = make_fp8_experts(128, 512, 256, (128, 128), "cuda")
     launched = []
     monkeypatch.setattr(
-        "moe.kernels.experts.specialized_down", lambda *_, **__: launched.append(True)
+        "moe.kernels.eight_bits.specialized_down", lambda *_, **__: launched.append(True)
     )
     hidden = torch.randn(T, 512, device="cuda", dtype=torch.bfloat16)
     ids_TK = make_ids(T, 128, 8, "cuda")

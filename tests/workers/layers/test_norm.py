@@ -23,13 +23,14 @@ def make_norm(size: int, dtype: torch.dtype, *, kernels: bool, quantize: bool = 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="kernels are not interpreted")
 @pytest.mark.parametrize("tokens", [3, MANY_ROWS])
 @pytest.mark.parametrize("is_first", [False, True])
-def test_eight_bits_beside_the_norm(is_first: bool, tokens: int) -> None:
-    """Of many tokens alone; what it is without them, with or without a sum to add."""
+@pytest.mark.parametrize("wanted", [False, True])
+def test_eight_bits_beside_the_norm(wanted: bool, is_first: bool, tokens: int) -> None:
+    """Where they are wanted; the norm is what it is without them, with or without a sum to add."""
     norm = make_norm(128, torch.float16, kernels=True)
     residual_TH = torch.randn(tokens, 128).half()
     update = None if is_first else DeferredSum(torch.randn(tokens, 2, 128).half())
     kept_TH = residual_TH.clone()
-    total_TH, normed_TH, quantized_TH = norm.add_quantized(residual_TH, update)
+    total_TH, normed_TH, quantized_TH = norm.add_quantized(residual_TH, update, wanted=wanted)
     normed_TH = normed_TH.clone()
     if update is None:
         expected = kept_TH, norm(kept_TH)
@@ -37,7 +38,7 @@ def test_eight_bits_beside_the_norm(is_first: bool, tokens: int) -> None:
         expected = norm.add(kept_TH, update)
     assert torch.equal(total_TH, expected[0])
     assert torch.equal(normed_TH, expected[1])
-    assert (quantized_TH is not None) == (tokens == MANY_ROWS)
+    assert (quantized_TH is not None) == wanted
     if quantized_TH is not None:
         check_quantized(quantized_TH, normed_TH)
 
@@ -56,7 +57,7 @@ def test_no_eight_bits(size: int, dtype: torch.dtype, kernels: bool, quantize: b
     """Without kernels, in fp32, of columns that are no whole groups, or where nobody reads them."""
     norm = make_norm(size, dtype, kernels=kernels, quantize=quantize)
     residual_TH = torch.randn(MANY_ROWS, size).to(dtype)
-    assert norm.add_quantized(residual_TH, None)[2] is None
+    assert norm.add_quantized(residual_TH, None, wanted=True)[2] is None
 
 
 @pytest.mark.interpreter

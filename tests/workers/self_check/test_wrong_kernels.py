@@ -107,6 +107,7 @@ def one_wrong(x: torch.Tensor) -> torch.Tensor:
 
 GEMM, EXPERTS, NORM = "moe.base.gemm.", "moe.kernels.experts.", "workers.layers.norm."
 ATTENTION = "workers.attention.layer."
+EIGHT_BITS = "moe.kernels.eight_bits."
 ROPE, SWIGLU = "workers.models.heads.qk_rope", "workers.self_check.dense.swiglu"
 CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
     ("embedding of 97", Embedding, {}, "workers.layers.embedding.embed",
@@ -178,10 +179,10 @@ WIDE_CASES: list[tuple[str, type[nn.Module], str, Breaks]] = [
      spoilt(lambda *_, out_TI, **__: out_TI.scales, lambda scales: scales.roll(1, 1))),
     ("norm behind down", DenseMLP, NORM + "sum_norm",
      spoilt(lambda *_, out_quantized, **__: out_quantized.scales, lambda scales: 1.2 * scales)),
-    ("sum of experts", SparseMoeBlock, EXPERTS + "gate_up_fp8", placed(1, swapped)),
-    ("sum of experts", SparseMoeBlock, EXPERTS + "gate_up_fp8",
+    ("sum of experts", SparseMoeBlock, EIGHT_BITS + "gate_up_fp8", placed(1, swapped)),
+    ("sum of experts", SparseMoeBlock, EIGHT_BITS + "gate_up_fp8",
      spoilt(lambda *_, out_PI, **__: out_PI.scales, lambda scales: 1.3 * scales)),
-    ("sum of experts", SparseMoeBlock, EXPERTS + "down_fp8", placed(1, without_scales)),
+    ("sum of experts", SparseMoeBlock, EIGHT_BITS + "down_fp8", placed(1, without_scales)),
 ]  # fmt: skip
 
 
