@@ -28,6 +28,7 @@ RUNNERS = ("fused", "legacy")
 
 # Family, layout, runner.
 CASES = [
+    ("afmoe", "--tp 2", "fused"),
     ("deepseek_v2", "--tp 2", "legacy"),
     ("deepseek_v3", "--dp 2", "fused"),
     ("glm4_moe", "--tp 2", "fused"),

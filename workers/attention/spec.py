@@ -10,6 +10,7 @@ from workers.layers.rope_spec import RopeSpec
 
 QkNorm = Literal["none", "head", "head_after_rotary", "all_heads"]
 Gate = Literal["none", "head", "element"]
+GateActivation = Literal["softplus", "sigmoid"]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +27,7 @@ class AttentionSpec:
         window: keys that a query sees, its own included; None: all before it.
         sinks: each query head has a learned score of no key, which takes its share of the weights.
         gate: what attention found is weighed before the output projection, by head or by number, by
-            the softplus of a projection of the layer's input.
+            the ``gate_activation`` of a projection of the layer's input, ``gate_name``.
     """
 
     num_heads: int
@@ -42,6 +43,8 @@ class AttentionSpec:
     window: int | None = None
     sinks: bool = False
     gate: Gate = "none"
+    gate_activation: GateActivation = "softplus"
+    gate_name: str = "g_proj"
 
     def __post_init__(self) -> None:
         if self.window == 0:
@@ -84,7 +87,7 @@ class AttentionSpec:
         ]
         if self.gate != "none":
             width = heads if self.gate == "head" else heads * self.v_head_dim
-            found.append(Projection("g_proj", Side(query, width, heads), hidden))
+            found.append(Projection(self.gate_name, Side(query, width, heads), hidden))
         return found
 
     def check_heads(self, tp: int) -> None:

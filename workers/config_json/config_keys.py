@@ -39,7 +39,7 @@ _MAY_BE_ZERO = frozenset(
     {
         "num_experts", "num_local_experts", "n_routed_experts", "n_shared_experts",
         "shared_expert_intermediate_size", "shared_intermediate_size",
-        "first_k_dense_replace", "n_group", "topk_group",
+        "first_k_dense_replace", "num_dense_layers", "n_group", "topk_group",
         "num_nextn_predict_layers", "num_mtp_layers", "num_mtp_modules", "sliding_window",
         "moe_num_experts", "moe_num_shared_experts", "moe_layer_start_index",
     }

@@ -11,8 +11,9 @@ class DecoderNames:
 
     Attributes:
         model: all but the head; head: what makes logits.
-        attention, mlp, attention_norm, mlp_norm: of a layer; a norm stands before what it is named
-            after. An mlp of no name has its modules in the layer's.
+        attention, mlp: of a layer; an mlp of no name has its modules in the layer's.
+        attention_norm, mlp_norm: of a layer, each before what it is named after.
+        attention_end_norm, mlp_end_norm: of a layer, each behind it.
         q_norm, k_norm: of attention.
     """
 
@@ -22,6 +23,8 @@ class DecoderNames:
     mlp: str = "mlp"
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
+    attention_end_norm: str = ""
+    mlp_end_norm: str = ""
     q_norm: str = "q_norm"
     k_norm: str = "k_norm"
 

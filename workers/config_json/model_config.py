@@ -20,7 +20,7 @@ from switchyard.model_files import read_object, shown
 from workers.attention.any import AnyAttention
 from workers.config_json.config_keys import read_keys
 from workers.config_json.decoder_names import DecoderNames
-from workers.config_json.model_types import ModelType, MoEKeys, NormKind, Values
+from workers.config_json.model_types import ModelType, MoEKeys, NormKind, NormPlaces, Values
 from workers.config_json.quantization import read_modelopt_file, read_quantization
 from workers.config_json.quantized_modules import Quantization
 from workers.config_json.rope_keys import RopeReader, unknown_rope_keys
@@ -48,6 +48,7 @@ class ModelConfig:
         dtype: the checkpoint's own, a torch dtype's name.
         quantization: of weights that have fewer bits than ``dtype``; None where none have.
         norm: of layers and of what the last gives; those of q and k are RMSNorms.
+        norms: where they stand in a layer: before attention and MLP, behind them, or both.
         lm_head_bias: whether the head has one.
         aliases: what the names of tensors may begin with, and what they begin with here.
         left_out: what the names of tensors begin with that the checkpoint holds for other uses.
@@ -73,6 +74,7 @@ class ModelConfig:
     moe_layers: tuple[bool, ...]
     quantization: Quantization | None = None
     norm: NormKind = "rms"
+    norms: NormPlaces = "before"
     lm_head_bias: bool = False
     aliases: Values = dataclasses.field(default_factory=dict)
     left_out: tuple[str, ...] = ()
@@ -169,6 +171,7 @@ class ModelConfig:
             moe_layers=_moe_layers(entry.moe, values, num_layers),
             quantization=quantization,
             norm=entry.norm,
+            norms=entry.norms,
             lm_head_bias=values.get("lm_head_bias", False),
             aliases=entry.aliases,
             left_out=entry.left_out(values),

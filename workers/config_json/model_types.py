@@ -20,6 +20,7 @@ from workers.layers.rope_spec import RopeSpec
 
 Values = Mapping[str, Any]
 NormKind = Literal["rms", "layer"]
+NormPlaces = Literal["before", "behind", "both"]
 
 # Fields of `MoEConfig` that keys of some types hold.
 _NUMBERS_OF_SOME = (
@@ -174,7 +175,7 @@ class ModelType:
         moe: None for a type that is always dense.
         rope: what its rotary embedding is where config.json says nothing.
         names: what its checkpoints call tensors.
-        norm: as `ModelConfig.norm`.
+        norm, norms: as `ModelConfig` has them.
         extra_layers: spellings of the number of layers behind the last that are for speculation,
             the first one present counts.
         aliases: what the names of tensors may begin with, and what they begin with as ``names`` has
@@ -183,6 +184,8 @@ class ModelType:
         text_key: of the object that holds the keys of the text model; None: they are not in one.
         text_types: model_type there, None for absent; empty: it is not looked at.
         multiplier_keys: of fields of `ModelConfig`, the keys that hold them.
+        embedding_root_key: where it holds true, the embedding is multiplied by the root of
+            hidden_size.
     """
 
     architecture: str
@@ -196,12 +199,14 @@ class ModelType:
     rope: RopeDefaults = WHOLE_HEADS
     names: DecoderNames = LLAMA_NAMES
     norm: NormKind = "rms"
+    norms: NormPlaces = "before"
     extra_layers: tuple[str, ...] = ()
     aliases: Mapping[str, str] = dataclasses.field(default_factory=dict)
     other_parts: tuple[str, ...] = ()
     text_key: str | None = None
     text_types: tuple[str | None, ...] = ()
     multiplier_keys: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    embedding_root_key: str | None = None
 
     def left_out(self, values: Values) -> tuple[str, ...]:
         """What the names of a checkpoint's tensors begin with that are not served."""
@@ -215,7 +220,10 @@ class ModelType:
         for key in self.multiplier_keys.values():
             if not values[key]:
                 raise ValueError(f"{key} is 0, which leaves nothing of the tokens; say another")
-        return {field: float(values[key]) for field, key in self.multiplier_keys.items()}
+        found = {field: float(values[key]) for field, key in self.multiplier_keys.items()}
+        if self.embedding_root_key is not None and values[self.embedding_root_key]:
+            found["embedding_multiplier"] = values["hidden_size"] ** 0.5
+        return found
 
 
 COMMON_DEFAULTS: Values = {

@@ -2,11 +2,13 @@
 
 from workers.config_json.model_types import ModelType
 from workers.families import (
+    afmoe,
     deepseek_v2,
     deepseek_v3,
     dots1,
     ernie4_5_moe,
     exaone_moe,
+    flex_olmo,
     glm4_moe,
     glm4_moe_lite,
     granitemoe,
@@ -25,11 +27,13 @@ from workers.families import (
 )
 
 _FAMILIES = (
+    afmoe,
     deepseek_v2,
     deepseek_v3,
     dots1,
     ernie4_5_moe,
     exaone_moe,
+    flex_olmo,
     glm4_moe,
     glm4_moe_lite,
     granitemoe,

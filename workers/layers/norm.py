@@ -73,6 +73,17 @@ class Norm(nn.Module):
         update = update or DeferredSum.of(residual_TH)
         return residual_TH, self._normed(residual_TH, update, residual, quantized_TH), quantized_TH
 
+    def of_sum(self, update: DeferredSum) -> DeferredSum:
+        """The norm of a sum by itself, which is rounded before, as one part: to be read before the
+        next such one is made."""
+        if self.context is None:
+            return DeferredSum.of(self.plain(update.total(self.weight.dtype)))
+        T, _, H = update.parts.shape
+        take = self.context.workspace.take
+        out_TH = take("end_normed", (T, H), self.weight.dtype)
+        self._launch(update, None, out_TH, take("end_sum", (T, H), self.weight.dtype), None)
+        return DeferredSum.of(out_TH)
+
     def _normed(
         self,
         out_residual_TH: torch.Tensor,
@@ -83,6 +94,18 @@ class Norm(nn.Module):
         assert self.context is not None
         shape = tuple(out_residual_TH.shape)
         out_TH = self.context.workspace.take("normed", shape, out_residual_TH.dtype)
+        self._launch(update, residual_TH, out_TH, out_residual_TH, quantized_TH)
+        return out_TH
+
+    def _launch(
+        self,
+        update: DeferredSum,
+        residual_TH: torch.Tensor | None,
+        out_TH: torch.Tensor,
+        out_residual_TH: torch.Tensor,
+        quantized_TH: Quantized | None,
+    ) -> None:
+        assert self.context is not None
         sum_norm(
             update.parts,
             update.weights,
@@ -97,7 +120,6 @@ class Norm(nn.Module):
             out_quantized=quantized_TH,
             pdl=self.context.pdl,
         )
-        return out_TH
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors; ``prefix`` ends with the layer's own name and a dot."""

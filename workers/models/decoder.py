@@ -24,6 +24,7 @@ from workers.layers.rotary import RotaryEmbedding
 from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
 from workers.models.dense_mlp import DenseMLP
+from workers.models.end_norms import EndNormLayer
 from workers.models.mla import LatentAttention
 from workers.models.sparse_mlp import SparseMLP, make_expert_load
 
@@ -47,6 +48,7 @@ class DecoderLayer(nn.Module):
             build.context,
             build.has_fp8,
         )
+        self.names = config.names
         self.multiplier = config.residual_multiplier
         self.self_attn = attention
         self.mlp = mlp
@@ -72,11 +74,18 @@ class DecoderLayer(nn.Module):
         residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=wanted)
         return residual_TH, self.mlp(hidden_TH, batch, quantized_TH).times(self.multiplier)
 
+    def norm_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        """Those of its norms; ``prefix`` is that of the layer."""
+        yield from self.input_layernorm.checkpoint_slices(f"{prefix}{self.names.attention_norm}.")
+        yield from self.post_attention_layernorm.checkpoint_slices(
+            f"{prefix}{self.names.mlp_norm}."
+        )
+
 
 class Decoder(nn.Module):
     """One rank's share of a model; a `workers.models.base.Model`."""
 
-    layers: Sequence[DecoderLayer]
+    layers: Sequence[DecoderLayer | EndNormLayer]
 
     def __init__(self, config: ModelConfig, build: BuildContext) -> None:
         super().__init__()
@@ -90,7 +99,7 @@ class Decoder(nn.Module):
         layers = nn.ModuleList(
             self._layer(config, build, each) for each in range(config.num_layers)
         )
-        self.layers = cast(Sequence[DecoderLayer], layers)
+        self.layers = cast(Sequence[DecoderLayer | EndNormLayer], layers)
         norm, is_tied = NORMS[config.norm], config.tie_word_embeddings
         self.norm = norm(config.hidden_size, config.rms_norm_eps, dtype, device, context)
         tied = self.embed_tokens if is_tied else None
@@ -101,7 +110,9 @@ class Decoder(nn.Module):
         # A tied head is sometimes saved all the same.
         self.tied_weights = frozenset({f"{config.names.head}.weight"} if is_tied else ())
 
-    def _layer(self, config: ModelConfig, build: BuildContext, index: int) -> DecoderLayer:
+    def _layer(
+        self, config: ModelConfig, build: BuildContext, index: int
+    ) -> DecoderLayer | EndNormLayer:
         spec, names = config.attention[index], config.names
         rotary, prefix = None, names.layer_attention(index)
         if spec.rope is not None:
@@ -112,7 +123,8 @@ class Decoder(nn.Module):
             attention = LatentAttention(spec, config.hidden_size, build, rotary, prefix)
         else:
             attention = Attention(spec, config, build, rotary, prefix)
-        return DecoderLayer(config, build, attention, _mlp(config, build, self.expert_load, index))
+        kind = DecoderLayer if config.norms == "before" else EndNormLayer
+        return kind(config, build, attention, _mlp(config, build, self.expert_load, index))
 
     @property
     def num_kv_heads(self) -> int:
@@ -144,11 +156,7 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             yield from layer.self_attn.checkpoint_slices(names.layer_attention(index))
             yield from layer.mlp.checkpoint_slices(names.layer_mlp(index))
-            prefix = names.layer(index)
-            yield from layer.input_layernorm.checkpoint_slices(f"{prefix}{names.attention_norm}.")
-            yield from layer.post_attention_layernorm.checkpoint_slices(
-                f"{prefix}{names.mlp_norm}."
-            )
+            yield from layer.norm_slices(names.layer(index))
         yield from self.norm.checkpoint_slices(f"{names.model}.norm.")
         yield from self.lm_head.checkpoint_slices(f"{names.head}.")
 

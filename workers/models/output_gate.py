@@ -1,6 +1,7 @@
 """The gate on what attention found, before its output projection: a module, and plain torch.
 
-transformers' LagunaAttention. T tokens, H hidden, N heads of this rank, V width of a value.
+transformers' LagunaAttention and AfmoeAttention. T tokens, H hidden, N heads of this rank, V width
+of a value.
 """
 
 from __future__ import annotations
@@ -14,13 +15,13 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.quantized import Quantized
 from workers.attention.kernels.output_gate import output_gate
-from workers.attention.spec import AttentionSpec
+from workers.attention.spec import AttentionSpec, GateActivation
 from workers.layers.linear import ColumnParallelLinear, ShardRows
 from workers.models.base import BuildContext
 
 
 class OutputGate(nn.Module):
-    """``attended · softplus(G x)``, a gate for each head or for each of its numbers.
+    """``attended · f(G x)``, a gate for each head or for each of its numbers, f the spec's.
 
     Args:
         prefix: of attention's name in the checkpoint, ending in a dot.
@@ -31,15 +32,16 @@ class OutputGate(nn.Module):
     ) -> None:
         super().__init__()
         self.context = build.context
+        self.activation = spec.gate_activation
         width = spec.num_heads * (1 if spec.gate == "head" else spec.v_head_dim)
         rows = ShardRows.shard(width, build.groups.tp_rank, build.groups.tp_size)
         self.g_proj = ColumnParallelLinear(
             hidden_size,
-            {"g_proj": rows},
+            {spec.gate_name: rows},
             build.dtype,
             build.device,
             build.context,
-            build.format_of([f"{prefix}g_proj"]),
+            build.format_of([f"{prefix}{spec.gate_name}"]),
         )
 
     def forward(
@@ -48,15 +50,19 @@ class OutputGate(nn.Module):
         """``[T, N·V]``; by kernels in the place of ``attended_TW``."""
         gates_STG = self.g_proj(hidden_TH, quantized_TH)
         if self.context is None:
-            return gated(attended_TW, gates_STG[0])
-        return output_gate(gates_STG, attended_TW, pdl=self.context.pdl)
+            return gated(attended_TW, gates_STG[0], self.activation)
+        return output_gate(gates_STG, attended_TW, self.activation, pdl=self.context.pdl)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         return self.g_proj.checkpoint_slices(prefix)
 
 
-def gated(attended_TW: torch.Tensor, gates_TG: torch.Tensor) -> torch.Tensor:
+def gated(
+    attended_TW: torch.Tensor, gates_TG: torch.Tensor, activation: GateActivation
+) -> torch.Tensor:
     """The oracle of `output_gate`: each gate weighs as many numbers as there are for one."""
-    gates_TG1 = F.softplus(gates_TG.float()).to(attended_TW.dtype)[:, :, None]
+    gates_TG = gates_TG.float()
+    gates_TG = gates_TG.sigmoid() if activation == "sigmoid" else F.softplus(gates_TG)
+    gates_TG1 = gates_TG.to(attended_TW.dtype)[:, :, None]
     weighed: torch.Tensor = attended_TW.unflatten(1, (gates_TG.shape[1], -1)) * gates_TG1
     return weighed.flatten(1)

@@ -109,8 +109,8 @@ def _check_gate(
     """``attended_TW`` is written."""
     parts_STG = gate.g_proj(x_TH, setting.quantized(x_TH))
     yield check_parts("gates", x_TH, gate.g_proj.weight, parts_STG, setting)
-    expected = gated(attended_TW.float(), parts_STG.float().sum(0))
-    found = output_gate(parts_STG, attended_TW, pdl=setting.context.pdl)
+    expected = gated(attended_TW.float(), parts_STG.float().sum(0), gate.activation)
+    found = output_gate(parts_STG, attended_TW, gate.activation, pdl=setting.context.pdl)
     yield check_rows(f"{parts_STG.shape[2]} gates, {told(len(x_TH))}", found, expected, 4)
 
 

@@ -23,7 +23,9 @@ from transformers import (
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
 from tests.workers.families.grouped_query_draws import (
+    afmoe,
     exaone_moe,
+    flex_olmo,
     glm4_moe,
     mellum,
     olmoe,
@@ -144,6 +146,8 @@ FAMILIES: dict[str, Draw] = {
     "qwen3_vl_moe": qwen3_vl_moe,
     "solar_open": solar_open,
     "exaone_moe": exaone_moe,
+    "flex_olmo": flex_olmo,
+    "afmoe": afmoe,
     "minimax_m2": minimax_m2,
     "granitemoe": granitemoe,
     "granitemoeshared": granitemoeshared,
@@ -161,7 +165,7 @@ def save_family(config: Any, folder: Path, seed: int = 0) -> torch.nn.Module:
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if "norm" in name.rpartition(".")[0].rpartition(".")[2] and name.endswith(".weight"):
             tensor.data.uniform_(0.5, 1.5)
-        elif name.endswith("correction_bias"):
+        elif name.endswith(("correction_bias", "expert_bias")):
             tensor.data.uniform_(-0.4, 0.4)
         elif name.endswith(".bias"):
             tensor.data.normal_(0.0, 0.2)

@@ -6,7 +6,9 @@ import random
 from typing import Any
 
 from transformers import (
+    AfmoeConfig,
     ExaoneMoeConfig,
+    FlexOlmoConfig,
     Glm4MoeConfig,
     MellumConfig,
     OlmoeConfig,
@@ -159,4 +161,39 @@ def exaone_moe(rng: random.Random) -> ExaoneMoeConfig:
         num_shared_experts=rng.choice([1, 2]),
         first_k_dense_replace=rng.choice([0, 1]),
         mlp_layer_types=rng.choice([None, ["sparse", *["dense"] * (layers - 1)]]),
+    )
+
+
+def flex_olmo(rng: random.Random) -> FlexOlmoConfig:
+    shared = common(rng)
+    return FlexOlmoConfig(
+        **shared | {"hidden_size": shared["num_attention_heads"] * rng.choice([8, 16])},
+        rope_parameters=rope(rng),
+        attention_bias=rng.random() < 0.5,
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        norm_topk_prob=rng.random() < 0.5,
+    )
+
+
+def afmoe(rng: random.Random) -> AfmoeConfig:
+    """Layers without a window know no position."""
+    shared = common(rng, max_layers=4)
+    layers = shared["num_hidden_layers"]
+    types = ["full_attention", *layer_types(rng, layers - 1)]
+    return AfmoeConfig(
+        **shared,
+        head_dim=rng.choice([8, 16]),
+        rope_parameters=rng.choice([rope, yarn])(rng),
+        attention_bias=rng.random() < 0.5,
+        global_attn_every_n_layers=rng.choice([2, 4]),
+        layer_types=rng.choice([None, types]),
+        sliding_window=rng.choice([1, 6]),
+        mup_enabled=rng.random() < 0.5,
+        moe_intermediate_size=rng.choice([8, 20]),
+        num_dense_layers=rng.choice([0, 1]),
+        num_experts=rng.choice([4, 7]),
+        num_experts_per_tok=rng.choice([1, 3]),
+        num_shared_experts=rng.choice([1, 2]),
+        route_scale=rng.choice([1.0, 2.5]),
     )

@@ -26,8 +26,8 @@ from tests.workers.steps import (
 NUM_MODELS = 8
 # By whose kernels' options all of them are met.
 INTERPRETED = (
-    "deepseek_v2", "ernie4_5_moe", "granitemoe", "hunyuan_v1_moe", "laguna", "mistral4", "olmoe",
-    "phimoe", "qwen2_moe",
+    "afmoe", "deepseek_v2", "ernie4_5_moe", "flex_olmo", "granitemoe", "hunyuan_v1_moe", "laguna",
+    "mistral4", "olmoe", "phimoe", "qwen2_moe",
 )  # fmt: skip
 MODELS = [
     pytest.param(family, seed, marks=() if seed < 2 else pytest.mark.grid)

@@ -98,6 +98,44 @@ def test_layers_of_laguna_differ() -> None:
     assert read("laguna", gating="per-element").attention[0].gate == "element"
 
 
+def test_trinity_says_how_it_routes() -> None:
+    """Keys of Trinity-Nano, every fourth of whose layers sees all and knows no position."""
+    types = [*["sliding_attention"] * 3, "full_attention"] * 2
+    config = read(
+        "afmoe",
+        hidden_size=1024,
+        num_hidden_layers=8,
+        layer_types=types,
+        load_balance_coeff=0.001,
+        mup_enabled=True,
+        n_group=1,
+        num_attention_heads=8,
+        num_dense_layers=2,
+        num_expert_groups=1,
+        num_key_value_heads=2,
+        num_limited_groups=1,
+        rope_scaling=None,
+        rope_theta=10000,
+        route_norm=True,
+        route_scale=2.826,
+        score_func="sigmoid",
+        sliding_window=2048,
+        topk_group=1,
+        use_grouped_mm=True,
+    )
+    assert config.unknown_keys == ()
+    assert config.embedding_multiplier == 32
+    assert [spec.window for spec in config.attention] == [2048, 2048, 2048, None] * 2
+    assert [getattr(spec, "rope", None) is None for spec in config.attention[:4]] == [
+        *[False] * 3,
+        True,
+    ]
+    assert config.moe_layers == (False, False, *[True] * 6)
+    assert config.moe is not None
+    assert (config.moe.router, config.moe.routed_scaling_factor) == ("sigmoid", 2.826)
+    assert read("afmoe").embedding_multiplier == 1
+
+
 @pytest.mark.parametrize(("gating", "is_made"), [("per-head", False), ("per-element", True)])
 def test_gates_of_few_rows_stay_as_they_are(gating: str, is_made: bool) -> None:
     """48 heads are no whole blocks."""
@@ -140,6 +178,9 @@ def test_gates_of_few_rows_stay_as_they_are(gating: str, is_made: bool) -> None:
         ("ernie4_5_moe", {"use_bias": True}, "use_bias is True"),
         ("ernie4_5_moe", {"moe_use_aux_free": False}, "moe_use_aux_free is False"),
         ("ernie4_5_moe", {"moe_layer_end_index": -2}, "moe_layer_end_index is -2"),
+        ("afmoe", {"score_func": "softmax"}, "score_func is 'softmax'"),
+        ("afmoe", {"route_norm": False}, "route_norm is False"),
+        ("afmoe", {"n_group": 2}, "n_group is 2"),
         ("laguna", {"gating": False}, "gating is False, which changes the mathematics"),
         ("laguna", {"gating_types": ["per_head", "per_element"]}, "gating_types is ['per_head', "),
         ("laguna", {"num_attention_heads_per_layer": [8]}, "num_attention_heads_per_layer is [8]"),

@@ -1,4 +1,5 @@
-"""What attention found, weighed by a softplus of the token's own, by head or by number.
+"""What attention found, weighed by a softplus or sigmoid of the token's own, by head or
+by number.
 
 Owns one elementwise kernel and its launch. T tokens, S parts, N heads, V width of a value, G gates
 of a token: N or N·V.
@@ -12,6 +13,7 @@ import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
 from moe.base.sum_norm import add_parts, load_parts
+from workers.attention.spec import GateActivation
 
 _BLOCK = 1024
 
@@ -29,7 +31,7 @@ def _softplus(x):
 @triton.jit
 def _output_gate_kernel(
     gates_ptr, attended_ptr, stride_s, stride_t, S: tl.constexpr, W: tl.constexpr,
-    V: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
+    V: tl.constexpr, BLOCK: tl.constexpr, SIGMOID: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A block of one token's W numbers, V of which share a gate."""
     dtype: tl.constexpr = attended_ptr.dtype.element_ty
@@ -41,14 +43,20 @@ def _output_gate_kernel(
     attended = tl.load(attended_ptrs, mask=mask, other=0.0).to(tl.float32)
     parts = load_parts(gates_ptr + row * stride_t + columns // V, mask, stride_s, S)
     # Rounded where the projection and the activation round in plain torch.
-    gate = _softplus(add_parts(parts, S).to(dtype).to(tl.float32)).to(dtype).to(tl.float32)
+    gate = add_parts(parts, S).to(dtype).to(tl.float32)
+    gate = 1.0 / (1.0 + tl.exp(-gate)) if SIGMOID else _softplus(gate)
+    gate = gate.to(dtype).to(tl.float32)
     tl.store(attended_ptrs, (attended * gate).to(dtype), mask=mask)
 
 
 def output_gate(
-    gates_STG: torch.Tensor, attended_TW: torch.Tensor, *, pdl: bool = False
+    gates_STG: torch.Tensor,
+    attended_TW: torch.Tensor,
+    activation: GateActivation,
+    *,
+    pdl: bool = False,
 ) -> torch.Tensor:
-    """``attended_TW`` times the softplus of the parts' sum, in place; G divides W."""
+    """``attended_TW`` times the activation of the parts' sum, in place; G divides W."""
     S, T, G = gates_STG.shape
     W = attended_TW.shape[1]
     assert attended_TW.shape == (T, W) and attended_TW.is_contiguous()
@@ -58,6 +66,7 @@ def output_gate(
     block = min(_BLOCK, triton.next_power_of_2(W))
     _output_gate_kernel[(T, triton.cdiv(W, block))](
         gates_STG, attended_TW, gates_STG.stride(0), gates_STG.stride(1),
-        S=S, W=W, V=W // G, BLOCK=block, num_warps=max(1, block // 256), **launch_options(pdl),
+        S=S, W=W, V=W // G, BLOCK=block, SIGMOID=activation == "sigmoid",
+        num_warps=max(1, block // 256), **launch_options(pdl),
     )  # fmt: skip
     return attended_TW
