@@ -23,11 +23,18 @@ from workers.layers.norm import LayerNorm, Norm, RMSNorm
 from workers.models.attention import Attention
 from workers.models.base import BuildContext, Model
 from workers.models.dense_mlp import DenseMLP
+from workers.models.end_norms import EndNormLayer
 from workers.models.mla import LatentAttention
 from workers.sampling.triton_sampler import TritonSampler
 from workers.self_check.attention import check_attention
 from workers.self_check.collectives import check_collectives
-from workers.self_check.dense import check_embedding, check_head, check_mlp, check_norm
+from workers.self_check.dense import (
+    check_embedding,
+    check_end_norms,
+    check_head,
+    check_mlp,
+    check_norm,
+)
 from workers.self_check.experts import check_sparse
 from workers.self_check.finding import Finding
 from workers.self_check.latents import check_latents
@@ -45,6 +52,7 @@ CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
     Attention: check_attention,
     LatentAttention: check_latents,
     DenseMLP: check_mlp,
+    EndNormLayer: check_end_norms,
     SparseMoeBlock: check_sparse,
     RMSNorm: check_norm,
     LayerNorm: check_norm,

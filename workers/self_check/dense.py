@@ -21,6 +21,7 @@ from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
 from workers.layers.norm import Norm
 from workers.models.dense_mlp import DenseMLP
+from workers.models.end_norms import EndNormLayer
 from workers.self_check.finding import (
     EIGHT_BITS,
     TENSOR_CORE_SUMS,
@@ -34,6 +35,7 @@ from workers.self_check.finding import (
 from workers.self_check.setting import Setting
 
 _ROWS_AT_ONCE = 4096  # of a matrix in fp32
+_PARTS = 3
 
 
 def check_embedding(embedding: Embedding, setting: Setting) -> Iterator[Finding]:
@@ -57,6 +59,21 @@ def check_norm(norm: Norm, setting: Setting) -> Iterator[Finding]:
         wanted = T >= MANY_ROWS
         _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None, wanted=wanted)
         yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
+
+
+def check_end_norms(layer: EndNormLayer, setting: Setting) -> Iterator[Finding]:
+    """The norm of a sum of parts that is added to nothing, and what a residual is with it."""
+    norm = layer.mlp_end_norm
+    for T in setting.steps:
+        parts_TSH = setting.rows(_PARTS * T, norm.weight.shape[0]).view(T, _PARTS, -1)
+        sum_TH = parts_TSH.float().sum(1).to(setting.dtype)
+        update = norm.of_sum(DeferredSum(parts_TSH))
+        what = f"norm of a sum, {told(T)} of {sum_TH.shape[1]}"
+        yield check_rows(what, update.parts[:, 0], _normed(norm, sum_TH.float()), 2)
+        residual_TH = sum_TH.clone()
+        update.add_to(residual_TH, setting.context)
+        expected_TH = sum_TH.float() + update.parts[:, 0].float()
+        yield check_rows(f"residual with the {what}", residual_TH, expected_TH, 1)
 
 
 def check_mlp(mlp: DenseMLP, setting: Setting) -> Iterator[Finding]:

@@ -27,6 +27,12 @@ from workers.self_check.finding import Finding
 from workers.self_check.setting import Setting
 from workers.weight_loading import make_up_weights
 
+TRINITY: dict[str, Any] = {
+    "model_type": "afmoe", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
+    "moe_intermediate_size": 32, "num_shared_experts": 1,
+}  # fmt: skip
 NOBODY: Any = object()  # in the place of a process group
 
 

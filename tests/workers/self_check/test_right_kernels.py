@@ -11,7 +11,7 @@ import torch
 from moe.base.tiles import MANY_ROWS
 from moe.layer import SparseMoeBlock
 from tests.workers.config_json.test_int4_methods import GPTQ
-from tests.workers.self_check.rank import make_rank
+from tests.workers.self_check.rank import TRINITY, make_rank
 from workers.layers.norm import RMSNorm
 from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import TENSOR_CORE_SUMS
@@ -34,6 +34,13 @@ LAGUNA: dict[str, Any] = {
     "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "gating": "per-element",
 }  # fmt: skip
+# Whose router is of fp32.
+ERNIE: dict[str, Any] = {
+    "model_type": "ernie4_5_moe", "vocab_size": 97, "hidden_size": 512, "intermediate_size": 32,
+    "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
+    "moe_num_experts": 24, "moe_k": 2, "max_position_embeddings": 512,
+    "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
+}  # fmt: skip
 RANKS: list[dict[str, Any]] = [
     {},
     {"moe": False, "tie_word_embeddings": True, "dtype": FP16, "max_tokens": 9},
@@ -43,6 +50,8 @@ RANKS: list[dict[str, Any]] = [
     {"said": {**GPTQ, "group_size": 32}, "dtype": FP16, "max_tokens": 12},
     {"config": PHI, "max_tokens": 5},
     {"config": LAGUNA, "max_tokens": 5},
+    {"config": TRINITY, "dtype": FP16, "max_tokens": 5},
+    {"config": ERNIE, "dtype": FP16, "max_tokens": 20},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5, "use_sliding_window": True, "sliding_window": 3},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},

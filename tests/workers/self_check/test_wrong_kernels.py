@@ -15,11 +15,12 @@ from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from moe.layer import SparseMoeBlock
 from tests.workers.config_json.test_int4_methods import GPTQ
-from tests.workers.self_check.rank import first_wrong, make_rank
+from tests.workers.self_check.rank import TRINITY, first_wrong, make_rank
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.models.attention import Attention
 from workers.models.dense_mlp import DenseMLP
+from workers.models.end_norms import EndNormLayer
 from workers.sampling.kernels.draw import Kept
 from workers.self_check.sampling import check_sampler
 from workers.self_check.setting import Setting
@@ -63,6 +64,7 @@ def spoilt(get: Callable[..., torch.Tensor], change: Callable[[torch.Tensor], An
 INT4 = {"dtype": torch.float16, "said": {**GPTQ, "group_size": 32}}
 # Routes that tiles take.
 MANY_FP16, MANY_FP8 = FP16 | {"max_tokens": 12}, FP8 | {"max_tokens": 12}
+END_NORMS = {"config": TRINITY, "max_tokens": 3}
 
 
 def spoilt_result(change: Callable[[torch.Tensor], torch.Tensor]) -> Breaks:
@@ -154,6 +156,9 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
      spoilt(lambda *_, out_ids_TK, **__: out_ids_TK, lambda ids: ids - 6)),
     ("top 3 of 6 experts, 1 row, weights", SparseMoeBlock, {}, "moe.router.select_experts",
      spoilt(lambda *_, out_weights_TK, **__: out_weights_TK, lambda x: x.roll(1, 1))),
+    ("norm of a sum", EndNormLayer, END_NORMS, NORM + "sum_norm", placed(4, lambda eps: 1.0)),
+    ("norm of a sum", EndNormLayer, END_NORMS, NORM + "sum_norm",
+     placed(0, lambda parts: parts[:, 1:])),
     ("sum of experts", SparseMoeBlock, {}, EXPERTS + "gate_up_vector", placed(1, swapped)),
     ("sum of experts", SparseMoeBlock, {}, EXPERTS + "down_vector",
      placed(2, lambda ids: ids.roll(1, 1))),
