@@ -103,9 +103,10 @@ class WorkerConfig:
     cuda_graphs: str = flag(
         "off launches steps kernel by kernel", "on", choices=("on", "off"), seldom=True
     )
-    self_check: bool = flag(
-        "compare kernels and exchanges with plain torch before serving", False, seldom=True
-    )
+    self_check: str = flag(
+        "compare kernels and exchanges with plain torch before serving", "on",
+        choices=("on", "off"), seldom=True,
+    )  # fmt: skip
     link_secret_file: Path | None = flag(
         "secret that frontends must know to be served", None, unset="none", shared=False
     )

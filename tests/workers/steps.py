@@ -35,6 +35,7 @@ def start_rank(model: Path, context: KernelContext | None = None, **settings: ob
         "max_batch_size": 8,
         "max_num_batched_tokens": 256,
         "num_blocks": 64,
+        "self_check": "off",
         **settings,
     }
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)

@@ -166,7 +166,7 @@ def _make_runner(
         v_head_dim=model_config.attention[0].value_width,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
-    if config.self_check:
+    if config.self_check == "on":
         sampler, vocab_size = factory.sampler.triton, model_config.vocab_size
         check_rank(model, factory.builder, sampler, sizes, build, vocab_size=vocab_size)
     num_blocks = kv_sizing.num_cache_blocks(factory, sizes, config, build)

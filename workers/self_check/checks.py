@@ -171,6 +171,6 @@ def _line(what: str, device: torch.device) -> str:
     card = torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
     versions = f"Triton {triton.__version__} and torch {torch.__version__}"
     return (
-        f"self-check: {what}; on {card} with {versions}: report this line; without "
-        "--self-check it serves all the same"
+        f"self-check: {what}; on {card} with {versions}: report this line; with "
+        "--self-check off it serves all the same"
     )

@@ -42,7 +42,7 @@ def two_layers(name: str, folder: Path) -> Path:
 
 def start(folder: Path, **settings: Any) -> None:
     usual = {"device": "cuda", "dtype": "bfloat16", "max_batch_size": 64, "num_blocks": 4096}
-    usual |= {"max_num_batched_tokens": 2048, "max_model_len": 4096}
+    usual |= {"max_num_batched_tokens": 2048, "max_model_len": 4096, "self_check": "on"}
     start_rank(folder, **usual | settings)
 
 
@@ -54,7 +54,7 @@ def test_right_kernels_pass_within_half_a_second(
     compiled all kernels that the check runs."""
     folder = two_layers(name, tmp_path)
     settings = {"load_format": "dummy", **settings}
-    start(folder, **settings, self_check=False)
+    start(folder, **settings, self_check="off")
     seconds, found = [], []
     check_rank, is_right = startup.check_rank, Finding.is_right.fget
     assert is_right is not None
@@ -74,8 +74,8 @@ def test_right_kernels_pass_within_half_a_second(
     monkeypatch.setattr(startup, "check_rank", timed)
     monkeypatch.setattr(Finding, "is_right", property(noted))
     with compilations() as compiled:
-        start(folder, **settings, self_check=True)
-    start(folder, **settings, self_check=True)
+        start(folder, **settings, self_check="on")
+    start(folder, **settings, self_check="on")
     found.sort(key=lambda each: each.error / each.allowed if each.allowed else 0.0)
     closest = "\n".join(map(str, found[-8:]))
     sys.stdout.write(f"\n{len(found) // 2} comparisons in {seconds} s\n{closest}\n{compiled}\n")

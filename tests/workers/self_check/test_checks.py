@@ -20,8 +20,8 @@ from workers.self_check.checks import CHECKS, kernel_checks
 
 LINE = (
     r"self-check: embedding of \d+, 1 row: share of wrong ones 1, allowed 0, so answers would be "
-    r"wrong; on cpu with Triton [\d.]+ and torch \S+: report this line; without "
-    "--self-check it serves all the same"
+    r"wrong; on cpu with Triton [\d.]+ and torch \S+: report this line; with "
+    "--self-check off it serves all the same"
 )
 
 
@@ -77,9 +77,9 @@ def test_a_start_with_a_wrong_kernel_is_refused(
     monkeypatch.setattr(kv_sizing, "warm_up_steps", warm_up_steps)
     monkeypatch.setattr("workers.layers.embedding.embed", lambda *_, out_TH, **__: out_TH.fill_(9))
     with pytest.raises(ValueError, match=f"^{LINE}$"):
-        start_rank(tmp_path, interpreted(), self_check=True)
+        start_rank(tmp_path, interpreted(), self_check="on")
     assert not warm_ups
-    start_rank(tmp_path, interpreted(), self_check=False)
+    start_rank(tmp_path, interpreted(), self_check="off")
     assert warm_ups
 
 

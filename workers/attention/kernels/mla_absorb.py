@@ -28,6 +28,8 @@ from workers.attention.mla_spec import QueryGrowth
 _MAX_BLOCK = 64  # tokens, and columns, of a program
 _MIN_COLUMNS = 16
 _DEPTH = 64  # inputs of a step
+# Of queries: a head's part without a position is one step or two, whose loads are not moved ahead.
+_QUERY_DEPTH = 128
 _FEW_TOKENS, _FEW_DEPTH = 16, 256  # of few tokens a step takes more, since it waits for memory
 _MOST_NUMBERS = 8192  # of a step's queries, all parts of which are in flight together
 
@@ -245,8 +247,8 @@ def absorb_queries(
         S=S, N=N, P=P, R=R, V=value_width, C=C, INTERLEAVED=interleaved,
         BETA=None if growth is None else growth.beta,
         LENGTH=1 if growth is None else growth.length,
-        BLOCK_T=block_t, BLOCK_P=_depth(P, block_t * S), BLOCK_C=block_c,
-        BLOCK_H=triton.next_power_of_2(R // 2),
+        BLOCK_T=block_t, BLOCK_P=_depth(P, block_t * S, _QUERY_DEPTH), BLOCK_C=block_c,
+        BLOCK_H=triton.next_power_of_2(R // 2), num_stages=1 if block_t == _MAX_BLOCK else 3,
         **_options(weight, out_TNE.dtype, pdl),
     )  # fmt: skip
     return out_TNE
@@ -279,7 +281,7 @@ def project_values(
     _project_kernel[(N * triton.cdiv(V, block_v), triton.cdiv(T, block_t))](
         found_TNC, weight.values, weight.scales, out_TW, *parts, T,
         N=N, P=P, V=V, C=C, BLOCK_T=block_t, BLOCK_V=block_v,
-        BLOCK_C=min(_depth(C, block_t), _one_block(weight)),
+        BLOCK_C=min(_depth(C, block_t, _DEPTH), _one_block(weight)), num_stages=3,
         **_options(weight, out_TW.dtype, pdl),
     )  # fmt: skip
     return out_TW
@@ -311,9 +313,9 @@ def _columns(weight: Weight | None, num_heads: int, width: int, num_tokens: int,
     return columns
 
 
-def _depth(inputs: int, rows: int) -> int:
+def _depth(inputs: int, rows: int, usual: int) -> int:
     """Of a step, for so many rows of all parts of a program's queries."""
-    most = min(_FEW_DEPTH if rows <= _FEW_TOKENS else _DEPTH, _MOST_NUMBERS // rows)
+    most = min(_FEW_DEPTH if rows <= _FEW_TOKENS else usual, _MOST_NUMBERS // rows)
     return max(16, min(1 << (most.bit_length() - 1), triton.next_power_of_2(inputs)))
 
 
@@ -328,7 +330,6 @@ def _options(weight: Weight, dtype: torch.dtype, pdl: bool) -> dict[str, Any]:
     return {
         "PRECISION": precision(dtype),
         "num_warps": 4,
-        "num_stages": 3,
         **scale_options(weight),
         **launch_options(pdl),
     }
