@@ -34,15 +34,19 @@ def make_config(num_experts: int, num_experts_per_tok: int, **kind: Any) -> MoEC
     )
 
 
-V3 = {"router": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5}
+V3 = {
+    "router": "noaux_tc", "norm_topk_prob": True, "routed_scaling_factor": 2.5, "fp32_gate": True,
+}  # fmt: skip
 MODELS = {
     "deepseek-v3": make_config(256, 8, **V3, n_group=8, topk_group=4, shared_expert_size=256),
     "kimi-k2": make_config(384, 8, **V3, n_group=1, topk_group=1, shared_expert_size=128),
     "deepseek-v2": make_config(
         160, 6, router="group_limited_greedy", n_group=8, topk_group=3,
-        routed_scaling_factor=16.0, shared_expert_size=256,
+        routed_scaling_factor=16.0, shared_expert_size=256, fp32_gate=True,
     ),
-    "deepseek-v2-lite": make_config(64, 6, router="greedy", shared_expert_size=256),
+    "deepseek-v2-lite": make_config(
+        64, 6, router="greedy", shared_expert_size=256, fp32_gate=True
+    ),
     "qwen3-next": make_config(
         512, 10, norm_topk_prob=True, shared_expert_size=512, shared_expert_gated=True
     ),
@@ -51,15 +55,15 @@ MODELS = {
         use_correction_bias=True,
     ),
     "ernie-4.5": make_config(
-        64, 6, router="softmax_bias", norm_min=1e-12, shared_expert_size=256
+        64, 6, router="softmax_bias", norm_min=1e-12, shared_expert_size=256, fp32_gate=True
     ),
     "laguna": make_config(
         256, 8, router="sigmoid", norm_topk_prob=True, use_correction_bias=True, logit_softcap=30.0
     ),
     "phi-3.5-moe": make_config(16, 2, router="sparsemixer", router_jitter_noise=0.01),
 }  # fmt: skip
-# Kinds whose logits are fp32 from bf16 inputs too, at their real hidden size.
-FP32_LOGITS = {
+# Routers of fp32 from bf16 inputs, at their real hidden size.
+FP32_GATES = {
     "deepseek-v3": 7168, "kimi-k2": 7168, "deepseek-v2": 5120, "deepseek-v2-lite": 2048,
     "ernie-4.5": 2560,
 }  # fmt: skip
@@ -156,10 +160,10 @@ def test_routes_in_fp32(model: str, num_tokens: int) -> None:
 
 
 @pytest.mark.parametrize("num_tokens", [1, 64, 100, 1000])
-@pytest.mark.parametrize("model", FP32_LOGITS)
+@pytest.mark.parametrize("model", FP32_GATES)
 @torch.inference_mode()
-def test_routes_in_bf16_from_logits_in_fp32(model: str, num_tokens: int) -> None:
-    config = dataclasses.replace(MODELS[model], hidden_size=FP32_LOGITS[model])
+def test_routes_of_bf16_by_gates_of_fp32(model: str, num_tokens: int) -> None:
+    config = dataclasses.replace(MODELS[model], hidden_size=FP32_GATES[model])
     check_routes(config, num_tokens, torch.bfloat16)
 
 
