@@ -227,7 +227,10 @@ def floors(
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
     sparse_layers = sum(config.moe_layers)
     cached, pair = _attention_sizes(config)
-    dense = (layers - sparse_layers) * hidden * config.intermediate_size
+    widths = (layers - sparse_layers) * config.intermediate_size
+    if config.moe is not None:  # shared experts are dense MLPs too
+        widths += sparse_layers * config.moe.shared_expert_size
+    dense = hidden * widths
     cached = cached if cache_bytes is None else cache_bytes / value_bytes
     head = hidden * config.vocab_size
     found = {

@@ -210,16 +210,15 @@ WORKS = {
     ("name", "hits"), [("qwen3-30b-a3b", 5000), ("qwen3-8b", 0), ("deepseek-v2-lite", 1000)]
 )
 def test_floors_add_up_to_the_roofline_s(name: str, hits: int, work: StepWork) -> None:
-    """All but the router's, which is too small to have one, and shared experts'."""
+    """All but the router's, which is too small to have one."""
     config = ModelConfig.from_folder(CONFIGS / name)
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     cost = Roofline.of_layout(config, parallel, dtype="bfloat16").cost(work, hits)
     others = other_bytes = 0
     if config.moe is not None:
         row = sum(config.moe_layers) * config.hidden_size
-        router, shared = row * config.moe.num_experts, 3 * row * config.moe.shared_expert_size
-        others = router + shared
-        other_bytes = (4 if config.moe.fp32_gate else 2) * router + 2 * shared
+        others = row * config.moe.num_experts
+        other_bytes = (4 if config.moe.fp32_gate else 2) * others
 
     def total(bytes_per_second: float, flops_per_second: float) -> float:
         device = Device(
