@@ -173,9 +173,11 @@ def rows_for(
     """Memory for rows [M, K] that are made to be multiplied with this weight alone, of eight bits
     where its GEMM takes such; it belongs to ``name``."""
     shape = (num_rows, weight_NK.shape[1])
+    # Taken in any case: a frozen workspace must have room for fewer rows that are plain.
+    plain_MK = context.workspace.take(name, shape, context.dtype)
     if _takes_quantized(num_rows, weight_NK, context):
         return take_quantized(context.workspace, name, shape)
-    return context.workspace.take(name, shape, context.dtype)
+    return plain_MK
 
 
 def _takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:

@@ -38,6 +38,10 @@ class Quantized:
         """That of the values."""
         return self.values.shape
 
+    def first(self, count: int) -> Quantized:
+        """So many rows, in place."""
+        return Quantized(self.values[:count], self.scales[:count], self.group)
+
     def plain(self) -> torch.Tensor:
         """The rows themselves, in fp32."""
         return self.values.float() * self.scales.repeat_interleave(self.group, 1)

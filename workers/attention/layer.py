@@ -12,6 +12,7 @@ import dataclasses
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.quantized import Quantized
 from workers.attention import plain
 from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_attention
 from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefill_attention
@@ -124,15 +125,24 @@ def kernel_attention(
     kind: AttentionKind,
     *,
     scale: float,
+    out: torch.Tensor | Quantized,
     sinks_N: torch.Tensor | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Quantized:
     """As ``paged_attention``, with keys and values that `kernels.qk_rope` has stored, and the
-    window of ``kind``, which is one of the batch's."""
+    window of ``kind``, which is one of the batch's.
+
+    Args:
+        out: ``[T, N·V]``; rows of no sequence may keep what it holds.
+
+    Returns:
+        ``out``.
+    """
     T, N, _ = q_TND.shape
     V = cache.values.shape[3]
     plan = batch.plans[kind]
     take = context.workspace.take
-    out_TNV = take("attended", (T, N, V), q_TND.dtype)
+    # As the kernels take them.
+    rows = out if isinstance(out, Quantized) else out.view(T, N, V)
     decodes = batch.num_decodes
     if decodes:
         assert plan.chunks is not None
@@ -150,7 +160,7 @@ def kernel_attention(
             plan.chunks,
             scale=scale,
             sinks_N=sinks_N,
-            out=out_TNV[:decodes],
+            out=rows.first(decodes) if isinstance(rows, Quantized) else rows[:decodes],
             workspace=workspace,
             pdl=context.pdl,
         )
@@ -163,11 +173,11 @@ def kernel_attention(
             scale=scale,
             window=kind.window,
             sinks_N=sinks_N,
-            out=out_TNV,
+            out=rows,
             workspace=prefill_workspace(batch, plan.tiles, T, cache.values.shape[2:], context),
             pdl=context.pdl,
         )
-    return out_TNV.view(T, N * V)
+    return out
 
 
 def prefill_workspace(

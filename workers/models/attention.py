@@ -14,7 +14,7 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice, part
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.quantized import Quantized
+from moe.base.quantized import GROUP, Quantized
 from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, kernel_attention, paged_attention
 from workers.attention.plan import AttentionKind
@@ -102,11 +102,14 @@ class Attention(nn.Module):
     ) -> DeferredSum:
         """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
         qkv_STW = self.qkv_proj(hidden_TH, quantized_TH)
+        attended: torch.Tensor | Quantized
         if self.context is None:
             attended = self._plain(qkv_STW[0], cache, batch)
         else:
-            attended = self._kernels(qkv_STW, cache, batch, self.context)
+            q_TND = self.heads(qkv_STW, self.qkv_proj.bias, cache, batch, self.context)
+            attended = self.attend(q_TND, cache, batch, self.context)
         if self.gate is not None:
+            assert isinstance(attended, torch.Tensor)
             attended = self.gate(attended, hidden_TH, quantized_TH)
         update: DeferredSum = self.o_proj(attended)
         return update
@@ -119,19 +122,32 @@ class Attention(nn.Module):
         scale, window = self.spec.scale, self.kind.window
         return paged_attention(*heads, cache, batch, scale=scale, window=window, sinks_N=self.sinks)
 
-    def _kernels(
+    def attend(
         self,
-        qkv_STW: torch.Tensor,
+        q_TND: torch.Tensor,
         cache: LayerCache,
         batch: AttentionBatch,
         context: KernelContext,
-    ) -> torch.Tensor:
-        """Norms, rotation and new cache entries, then attention ``[T, N·V]``, by kernels."""
-        q_TND = self.heads(qkv_STW, self.qkv_proj.bias, cache, batch, context)
-        scale = self.spec.scale
+    ) -> torch.Tensor | Quantized:
+        """Attention by kernels, given what `heads` made, in `rows`."""
         return kernel_attention(
-            q_TND, cache, batch, context, self.kind, scale=scale, sinks_N=self.sinks
+            q_TND,
+            cache,
+            batch,
+            context,
+            self.kind,
+            scale=self.spec.scale,
+            sinks_N=self.sinks,
+            out=self.rows(len(q_TND), context),
         )
+
+    def rows(self, num_tokens: int, context: KernelContext) -> torch.Tensor | Quantized:
+        """Workspace ``[T, N·V]`` for what attention finds; of eight bits where the output
+        projection takes such, no gate is before it and heads are whole groups."""
+        if self.gate is None and self.spec.v_head_dim % GROUP == 0:
+            return self.o_proj.rows(num_tokens, "attended")
+        shape = (num_tokens, self.num_heads * self.spec.v_head_dim)
+        return context.workspace.take("attended", shape, context.dtype)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.qkv_proj.checkpoint_slices(prefix)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from moe.base.tiles import MANY_ROWS
 from switchyard.worker.v1 import worker_pb2
 
 _DECODES = (1, 3, 17, 65)  # see attention.plan.decode_tiles and kernels.scaled_logits
@@ -22,8 +23,8 @@ def warm_up_steps(
     """The steps in order: prefills of the largest size, of each power of two below it and of a few
     sizes between, which draw one row or a few, in turn plainly and with filters and suppressed
     tokens; decodes of all slots, and of the fewest for each way that attention cuts them, plainly
-    and with filters, with and without all sampling options; decodes beside a prefill; the largest
-    prefill again, with log-probabilities of its prompts.
+    and with filters, with and without all sampling options; decodes beside a prefill, of a token
+    and of many; the largest prefill again, with log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
@@ -37,7 +38,12 @@ def warm_up_steps(
             yield _decode(size, plain=plain)
             yield _with_options(_decode(size, plain=plain))
     if num_sequences > 1 and num_tokens > 1:
-        yield _mixed()
+        yield _mixed(1, 1, block_size)
+    # Beside many tokens decodes are attended to in eight bits, where the model has such weights.
+    for size in _DECODES:
+        length = min(num_tokens - size, max_model_len)
+        if size < num_sequences and size + length >= MANY_ROWS:
+            yield _mixed(size, length, block_size)
     yield _with_options(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
 
 
@@ -46,7 +52,8 @@ def warm_up_blocks(
 ) -> int:
     """Blocks that ``warm_up_steps`` touches."""
     rows = -(-num_tokens // max_model_len)
-    return max(num_sequences, -(-num_tokens // block_size) + rows) + 1
+    decodes = min(num_sequences, max(_DECODES))
+    return max(num_sequences, decodes - (-num_tokens // block_size) + rows) + 1
 
 
 def made_up_prefill(
@@ -77,10 +84,13 @@ def _decode(num_sequences: int, *, plain: bool) -> worker_pb2.StepRequest:
     return step
 
 
-def _mixed() -> worker_pb2.StepRequest:
-    step = worker_pb2.StepRequest(num_decodes=1, max_replica_tokens=2)
-    _add_decode(step, 0, top_p=1.0)
-    _add_prefill(step, 1, 1, [1], plain=True)
+def _mixed(num_decodes: int, length: int, block_size: int) -> worker_pb2.StepRequest:
+    """Decodes beside a prompt of ``length``."""
+    step = worker_pb2.StepRequest(num_decodes=num_decodes, max_replica_tokens=num_decodes + length)
+    for slot in range(num_decodes):
+        _add_decode(step, slot, top_p=1.0)
+    blocks = range(num_decodes, num_decodes - (-length // block_size))
+    _add_prefill(step, num_decodes, length, blocks, plain=True)
     return step
 
 

@@ -13,10 +13,11 @@ from typing import TypeVar
 
 import torch
 
+from moe.base.quantized import Quantized
 from switchyard.worker.v1 import worker_pb2
 from workers.attention.kernels.output_gate import output_gate
 from workers.attention.kv_cache import KVCache, LayerCache
-from workers.attention.layer import AttentionBatch, kernel_attention
+from workers.attention.layer import AttentionBatch
 from workers.models.attention import Attention
 from workers.models.mla import LatentAttention
 from workers.models.output_gate import OutputGate, gated
@@ -60,8 +61,10 @@ def check_steps(
         yield from check_step(attention, cache, batch, setting)
     for T in setting.steps:
         x_TI = setting.rows(T, attention.o_proj.weight.shape[1])
+        own = attention.rows(T, setting.context) if isinstance(attention, Attention) else x_TI
+        as_served = setting.eight_bits(x_TI) if isinstance(own, Quantized) else x_TI
         yield from check_row_parallel(
-            "output projection", attention.o_proj, x_TI, setting, before_mixture=True
+            "output projection", attention.o_proj, as_served, setting, before_mixture=True
         )
 
 
@@ -84,23 +87,15 @@ def _check_step(
     yield check_rows(f"norm and rotation of {what}", q_TND, q, 4)
     yield compare(f"keys of {dtype}, {what}", keys[rows_T], k, allowed)
     yield compare(f"values of {dtype}, {what}", values[rows_T], v, allowed)
-    kernels = kernel_attention(
-        q_TND,
-        cache,
-        batch,
-        context,
-        attention.kind,
-        scale=attention.spec.scale,
-        sinks_N=attention.sinks,
-    )
-    attended = kernels.view(T, N, -1)
+    attended = attention.attend(q_TND, cache, batch, context)
     kind = "decode" if batch.num_decodes else "prefill"
     longest = max(batch.lengths)
     expected = _attend(q_TND, keys, values, cache, batch, attention)
     what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
     yield check_rows(what, attended, expected, 3)
     if attention.gate is not None:
-        yield from _check_gate(attention.gate, x_TH, kernels, setting)
+        assert isinstance(attended, torch.Tensor)
+        yield from _check_gate(attention.gate, x_TH, attended, setting)
 
 
 def _check_gate(

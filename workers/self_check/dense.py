@@ -187,10 +187,11 @@ def check_normed(
 def check_rows(
     what: str, got: torch.Tensor | Quantized, expected: torch.Tensor, num_roundings: int
 ) -> Finding:
-    """Rows that were rounded so often to their type, or made eight bits wide."""
+    """Rows that were rounded so often to their type, or made eight bits wide; what is a row, the
+    expected ones say."""
     if isinstance(got, Quantized):
-        return compare(what, got.plain(), expected, EIGHT_BITS)
-    return compare(what, got, expected, roundings(num_roundings, got.dtype))
+        return compare(what, got.plain().view(expected.shape), expected, EIGHT_BITS)
+    return compare(what, got.view(expected.shape), expected, roundings(num_roundings, got.dtype))
 
 
 def product(x_MK: torch.Tensor | Quantized, weight_NK: Weight) -> torch.Tensor:

@@ -89,9 +89,14 @@ class Setting:
     def quantized(self, rows_TK: torch.Tensor, *, wanted: bool | None = None) -> Quantized | None:
         """`rows` of eight bits, where the norm before would make them; ``wanted`` where others than
         many are."""
-        T, columns = rows_TK.shape
-        if not self.norm.quantize or not (T >= MANY_ROWS if wanted is None else wanted):
+        many = len(rows_TK) >= MANY_ROWS
+        if not self.norm.quantize or not (many if wanted is None else wanted):
             return None
+        return self.eight_bits(rows_TK)
+
+    def eight_bits(self, rows_TK: torch.Tensor) -> Quantized:
+        """`rows` exactly."""
+        T, columns = rows_TK.shape
         values = (rows_TK.float() / _SCALE).to(FP8)
         return Quantized(
             values, values.new_full((T, columns // GROUP), _SCALE, dtype=torch.float32), GROUP

@@ -86,8 +86,11 @@ def test_each_kind_attends_by_its_own_plan() -> None:
             q_TND = torch.randn(T, kind.num_heads, D)
             options = Options(scale=0.3, window=kind.window, sinks_N=torch.randn(kind.num_heads))
             out = kernel_attention(
-                q_TND, cache, batch, context, kind, scale=0.3, sinks_N=options.sinks_N
-            ).unflatten(1, (-1, V))
+                q_TND, cache, batch, context, kind, scale=0.3, sinks_N=options.sinks_N,
+                out=torch.empty(T, kind.num_heads * V),
+            )  # fmt: skip
+            assert isinstance(out, torch.Tensor)
+            out = out.unflatten(1, (-1, V))
             start = 0
             for slot, length, count in zip(
                 batch.slots, batch.lengths, batch.num_tokens, strict=True

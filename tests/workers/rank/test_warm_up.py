@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from moe.base.tiles import MANY_ROWS
 from switchyard.worker.v1 import worker_pb2
-from workers.attention.plan import AttentionKind, prefill_tiles
+from workers.attention.plan import AttentionKind, decode_tiles, prefill_tiles
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 from workers.step.batch import AttentionShape, BatchBuilder
 
@@ -89,6 +90,22 @@ def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: 
     assert alone == sorted(4 * decodes)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
     assert len(mixed) == (num_sequences > 1)
+
+
+def test_decodes_of_every_cut_run_beside_many_tokens() -> None:
+    """Where they may be attended to in eight bits; what ranks take of it says the test above."""
+    shape = {"num_tokens": 1000, "num_sequences": 70, "max_model_len": 8192, "block_size": 16}
+    builder = BatchBuilder(
+        num_slots=70, max_blocks=512, block_size=16, max_tokens=1000, device=torch.device("cpu")
+    )
+    cuts = set()
+    for step in warm_up_steps(**shape):
+        assert len(set(step.new_blocks)) == len(step.new_blocks)
+        assert max(step.new_blocks) < warm_up_blocks(**shape)
+        assert builder.build(step).rows.num_tokens.sum() == step.max_replica_tokens
+        if step.num_tokens and step.num_decodes and step.max_replica_tokens >= MANY_ROWS:
+            cuts.add(str(decode_tiles(step.num_decodes)))
+    assert cuts == {str(decode_tiles(num_rows)) for num_rows in range(1, 70)}
 
 
 @pytest.mark.parametrize("num_tokens", [1, 100, 700, 4096, 5000])

@@ -13,6 +13,7 @@ from moe.layer import SparseMoeBlock
 from tests.workers.config_json.test_int4_methods import GPTQ
 from tests.workers.self_check.rank import TRINITY, make_rank
 from workers.layers.norm import RMSNorm
+from workers.models.attention import Attention
 from workers.models.dense_mlp import DenseMLP
 from workers.self_check.finding import TENSOR_CORE_SUMS
 
@@ -89,9 +90,9 @@ def test_right_kernels_of_eight_bits_pass() -> None:
     """Of activations too: what such steps compute is far from what others do, and told apart."""
     rank = make_rank(
         fp8=True, dtype=FP16, max_tokens=MANY_ROWS, max_batch_size=1, hidden_size=128,
-        moe_intermediate_size=128, intermediate_size=256, head_dim=64,
+        moe_intermediate_size=128, intermediate_size=256, head_dim=128,
     )  # fmt: skip
-    for kind in (SparseMoeBlock, DenseMLP, RMSNorm):
+    for kind in (SparseMoeBlock, DenseMLP, Attention, RMSNorm):
         findings = rank.findings(kind)
         assert all(each.is_right for each in findings)
         many = [each for each in findings if f"{MANY_ROWS} rows" in each.what]

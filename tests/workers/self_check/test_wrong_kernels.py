@@ -180,6 +180,8 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
 # Steps of so many tokens that activations have eight bits: one kernel after the other is wrong.
 WIDE_CASES: list[tuple[str, type[nn.Module], str, Breaks]] = [
     ("gate and up", DenseMLP, GEMM + "linear_fp8", placed(1, other_scales)),
+    ("prefill attention", Attention, ATTENTION + "prefill_attention",
+     spoilt(lambda *_, out, **__: out.scales, lambda scales: scales.roll(1, 1))),
     ("SwiGLU", DenseMLP, SWIGLU,
      spoilt(lambda *_, out_TI, **__: out_TI.scales, lambda scales: scales.roll(1, 1))),
     ("norm behind down", DenseMLP, NORM + "sum_norm",
@@ -225,7 +227,7 @@ def test_a_wrong_kernel_of_eight_bits_is_found(
     rank = make_rank(
         moe=kind is SparseMoeBlock, fp8=True, dtype=torch.float16, max_tokens=MANY_ROWS,
         max_batch_size=1, hidden_size=256, moe_intermediate_size=256, intermediate_size=256,
-        head_dim=64,
+        head_dim=128,
     )  # fmt: skip
     monkeypatch.setattr(Setting, "steps", [MANY_ROWS])
     monkeypatch.setattr(launcher, breaks(pkgutil.resolve_name(launcher)))

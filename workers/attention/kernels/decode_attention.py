@@ -25,6 +25,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.quantized import Quantized, split_quantized
 from workers.attention.kernels.join_chunks import join_apart, join_chunks
 from workers.attention.kernels.key_tiles import (
     beside_sinks,
@@ -34,6 +35,7 @@ from workers.attention.kernels.key_tiles import (
     places,
     soften,
 )
+from workers.attention.kernels.store_heads import store_heads, store_options
 from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import CHUNK_FIELDS, DecodeTiles, decode_tiles
 
@@ -99,6 +101,7 @@ def _chunk_kernel(
     chunks_ptr,
     sinks_ptr,  # None: there are none
     out_ptr,
+    out_scales_ptr,  # None but for rows of eight bits
     partials_ptr,
     lse_ptr,
     finished_ptr,
@@ -117,6 +120,8 @@ def _chunk_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One chunk of one row, for one key head and its query heads; grid (K, C)."""
@@ -213,11 +218,15 @@ def _chunk_kernel(
     # A padding row saw no token: zeros, so that nothing behind it meets a NaN.
     acc = acc / tl.where(stop > start, total, 1.0)[:, None]
     out_ptr += (row.to(tl.int64) * HEADS + head) * V_HEAD_DIM
+    if out_scales_ptr is not None:
+        out_scales_ptr += (row.to(tl.int64) * HEADS + head) * (V_HEAD_DIM // COLUMNS)
     if count == 1:
         if sinks_ptr is not None:
             sinks = tl.load(sinks_ptr + head + g, mask=g < GROUP, other=0.0)
             acc = beside_sinks(acc, top + tl.log2(total), sinks)
-        tl.store(out_ptr + gv, acc.to(out_ptr.dtype.element_ty), mask=real_gv)
+        store_heads(
+            acc, out_ptr + gv, real_gv, out_scales_ptr, g, g < GROUP, V_HEAD_DIM, ROUND, COLUMNS
+        )
     else:
         partials_ptr += head * V_HEAD_DIM
         lse_ptr += head
@@ -235,8 +244,8 @@ def _chunk_kernel(
                 if sinks_ptr is not None:
                     sinks_ptr += head
                 join_chunks(
-                    partials_ptr, lse_ptr, sinks_ptr, out_ptr, count,
-                    HEADS, GROUP, V_HEAD_DIM, JOIN, BLOCK_V,
+                    partials_ptr, lse_ptr, sinks_ptr, out_ptr, out_scales_ptr, count,
+                    HEADS, GROUP, V_HEAD_DIM, JOIN, BLOCK_V, ROUND, COLUMNS,
                 )  # fmt: skip
                 tl.store(finished_ptr, 0)
 
@@ -249,11 +258,11 @@ def decode_attention(
     *,
     scale: float,
     sinks_N: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor | Quantized | None = None,
     workspace: DecodeWorkspace | None = None,
     pdl: bool = False,
     tiles: DecodeTiles | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Quantized:
     """Attend with one query a row, whose key and value are in the cache.
 
     Same launches whatever ``chunks`` holds, so a CUDA graph may replay them.
@@ -265,7 +274,7 @@ def decode_attention(
         chunks: int32 ``[C, 8]`` on the device, of plan_decode, which knows the window.
         scale: what scores are multiplied by, above 0.
         sinks_N: a score each query head has besides, of no key and not scaled; None: none.
-        out: ``[S, N, V]``; padding rows become zeros.
+        out: ``[S, N, V]``, or ``[S, N·V]`` of eight bits; padding rows become zeros.
         workspace: for at least C chunks and S rows.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``decode_tiles`` unless given; any do for any chunks.
@@ -286,6 +295,7 @@ def decode_attention(
         width = max(head_dim, v_head_dim)
         tiles = decode_tiles(num_rows, fp8=cache.scales is not None, width=width)
     check_operands(q_SND, cache, tables, out, sinks_N)
+    out_values, out_scales, _ = split_quantized(out)
     assert scale > 0
     assert chunks.shape == (capacity, CHUNK_FIELDS) and chunks.is_contiguous()
     assert chunks.dtype == torch.int32
@@ -303,7 +313,8 @@ def decode_attention(
         tables,
         chunks,
         sinks_N,
-        out,
+        out_values,
+        out_scales,
         workspace.partials_CNV,
         workspace.lse_CN,
         workspace.finished_SK,
@@ -322,6 +333,7 @@ def decode_attention(
         BLOCK_D=block_d,
         BLOCK_V=block_v,
         PRECISION=precision(q_SND.dtype),
+        **store_options(out, q_SND.dtype),
         num_warps=tiles.num_warps,
         num_stages=tiles.num_stages,
         **({"maxnreg": tiles.max_registers} if capped else {}),
@@ -330,7 +342,7 @@ def decode_attention(
     if tiles.join == 0:
         join_apart(
             workspace.partials_CNV, workspace.lse_CN, sinks_N, chunks, CHUNK_FIELDS,
-            out=out, pdl=pdl,
+            out=out, dtype=q_SND.dtype, pdl=pdl,
         )  # fmt: skip
     return out
 

@@ -17,6 +17,7 @@ import torch
 import triton
 import triton.language as tl
 
+from moe.base.quantized import Quantized
 from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
 
 
@@ -76,7 +77,7 @@ def check_operands(
     q_TND: torch.Tensor,
     cache: LayerCache,
     tables: torch.Tensor,
-    out_TNV: torch.Tensor,
+    out: torch.Tensor | Quantized,
     sinks_N: torch.Tensor | None,
 ) -> None:
     """Assert the shapes, types and strides that `decode_attention` and `prefill_attention` say."""
@@ -84,11 +85,15 @@ def check_operands(
     v_head_dim = cache.values.shape[3]
     check_cache(cache, head_dim, q_TND.dtype, v_head_dim)
     assert v_head_dim
-    assert q_TND.dtype == out_TNV.dtype
     assert num_heads % cache.keys.shape[2] == 0
     assert q_TND.stride()[1:] == (head_dim, 1)
     assert tables.dtype == torch.int32 and tables.stride(1) == 1
-    assert out_TNV.shape == (num_tokens, num_heads, v_head_dim) and out_TNV.is_contiguous()
+    if isinstance(out, Quantized):
+        assert out.shape == (num_tokens, num_heads * v_head_dim)
+        assert v_head_dim % out.group == 0, f"a head of {v_head_dim} in groups of {out.group}"
+    else:
+        assert out.shape == (num_tokens, num_heads, v_head_dim) and out.is_contiguous()
+        assert out.dtype == q_TND.dtype
     if sinks_N is not None:
         assert sinks_N.shape == (num_heads,) and sinks_N.is_contiguous()
 

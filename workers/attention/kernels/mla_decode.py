@@ -141,5 +141,5 @@ def decode_latents(
     )  # fmt: skip
     if not join:
         parts = workspace.partials_CNV, workspace.lse_CN
-        join_apart(*parts, None, chunks, CHUNK_FIELDS, out=out_SNC, pdl=pdl)
+        join_apart(*parts, None, chunks, CHUNK_FIELDS, out=out_SNC, dtype=out_SNC.dtype, pdl=pdl)
     return out_SNC

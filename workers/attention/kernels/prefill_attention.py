@@ -26,6 +26,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, precision, wait_for_previous
+from moe.base.quantized import Quantized, split_quantized
 from workers.attention.kernels.key_tiles import (
     beside_sinks,
     check_operands,
@@ -34,6 +35,7 @@ from workers.attention.kernels.key_tiles import (
     places,
     soften,
 )
+from workers.attention.kernels.store_heads import store_heads, store_options
 from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import PrefillTiles, prefill_tile_tokens, prefill_tiles
 from workers.attention.prefill_split import SPLIT_FIELDS
@@ -95,6 +97,7 @@ def _tile_kernel(
     tiles_ptr,
     sinks_ptr,  # None: there are none
     out_ptr,
+    out_scales_ptr,  # None but for rows of eight bits
     partials_ptr,  # this one and the next two: None without SPLIT
     lse_ptr,
     finished_ptr,
@@ -114,6 +117,8 @@ def _tile_kernel(
     BLOCK_D: tl.constexpr,
     BLOCK_V: tl.constexpr,
     PRECISION: tl.constexpr,
+    ROUND: tl.constexpr,
+    COLUMNS: tl.constexpr,
     PDL: tl.constexpr,
 ):
     """One tile of queries, or with SPLIT a range of its keys, for one key head and its query heads;
@@ -213,6 +218,9 @@ def _tile_kernel(
     acc = acc / total[:, None]
     out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * V_HEAD_DIM)
     to = out_ptr + query[:, None] * (KV_HEADS * GROUP * V_HEAD_DIM) + in_out_row
+    heads = query * (KV_HEADS * GROUP) + head
+    if out_scales_ptr is not None:
+        out_scales_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * (V_HEAD_DIM // COLUMNS))
     if SPLIT:
         if num_splits > 0:
             PART: tl.constexpr = KV_HEADS * BLOCK_M
@@ -234,16 +242,23 @@ def _tile_kernel(
                     partials_ptr, lse_ptr, sinks_ptr, m, head, real_mv, at_mv, num_splits,
                     KV_HEADS, BLOCK_M, BLOCK_V, V_HEAD_DIM,
                 )  # fmt: skip
-                tl.store(to, joined.to(out_ptr.dtype.element_ty), mask=real_mv)
+                store_heads(
+                    joined, to, real_mv, out_scales_ptr, heads, query < count,
+                    V_HEAD_DIM, ROUND, COLUMNS,
+                )  # fmt: skip
                 tl.store(finished_ptr, 0)
         else:
             if sinks_ptr is not None:
                 acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
-            tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_mv)
+            store_heads(
+                acc, to, real_mv, out_scales_ptr, heads, query < count, V_HEAD_DIM, ROUND, COLUMNS
+            )
     else:
         if sinks_ptr is not None:
             acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
-        tl.store(to, acc.to(out_ptr.dtype.element_ty), mask=real_mv)
+        store_heads(
+            acc, to, real_mv, out_scales_ptr, heads, query < count, V_HEAD_DIM, ROUND, COLUMNS
+        )
 
 
 def prefill_attention(
@@ -255,11 +270,11 @@ def prefill_attention(
     scale: float,
     window: int | None = None,
     sinks_N: torch.Tensor | None = None,
-    out: torch.Tensor | None = None,
+    out: torch.Tensor | Quantized | None = None,
     workspace: PrefillWorkspace | None = None,
     pdl: bool = False,
     tiles: PrefillTiles | None = None,
-) -> torch.Tensor:
+) -> torch.Tensor | Quantized:
     """Attend with each tile's queries to all up to themselves.
 
     Args:
@@ -272,7 +287,7 @@ def prefill_attention(
         scale: what scores are multiplied by, above 0.
         window: keys that a query sees, its own included; None: all. Whole tiles alone have one.
         sinks_N: a score each query head has besides, of no key and not scaled; None: none.
-        out: ``[T, N, V]``.
+        out: ``[T, N, V]``, or ``[T, N·V]`` of eight bits.
         workspace: for entries alone, of at least as many splits as they name.
         pdl: launch while the kernel before ends (CUDA only).
         tiles: of ``prefill_tiles`` for T tokens unless given.
@@ -288,6 +303,7 @@ def prefill_attention(
         width = max(head_dim, v_head_dim)
         tiles = prefill_tiles(num_tokens, fp8=cache.scales is not None, width=width)
     check_operands(q_TND, cache, tables, out, sinks_N)
+    out_values, out_scales, _ = split_quantized(out)
     assert scale > 0 and (window is None or window > 0)
     assert prefill_tile_tokens(tiles.block_m, num_heads, kv_heads)
     split = plan.shape[1] == SPLIT_FIELDS
@@ -311,7 +327,8 @@ def prefill_attention(
         tables,
         plan,
         sinks_N,
-        out,
+        out_values,
+        out_scales,
         *parts,
         q_TND.stride(0),
         tables.stride(0),
@@ -329,6 +346,7 @@ def prefill_attention(
         BLOCK_D=block_d,
         BLOCK_V=block_v,
         PRECISION=precision(q_TND.dtype),
+        **store_options(out, q_TND.dtype),
         num_warps=tiles.num_warps,
         num_stages=num_stages,
         **({"maxnreg": tiles.max_registers} if tiles.max_registers else {}),
