@@ -39,7 +39,10 @@ _THREADS = gl.constexpr(128)  # of a group of warps
 _REGISTERS = 224  # of a thread that multiplies
 _LARGEST = gl.constexpr(448.0)  # as quantize_rows has them
 _LEAST = gl.constexpr(1e-20)
-_meet = gl.thread_barrier if hasattr(gl, "thread_barrier") else gl.barrier  # its newer name
+# Newer names first.
+_meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
+_load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
+_load_rows = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 _BUFFER = gl.constexpr(gl.NVMMASharedLayout(128, 8, rank=2))
 
 
@@ -99,13 +102,9 @@ def _load(
                 stage = step % _STAGES
                 mbarrier.wait(empty.index(stage), ((step // _STAGES) & 1) ^ 1)
                 mbarrier.expect(full.index(stage), 2 * _COLUMNS * _DEPTH)
-                tma.async_copy_global_to_shared(
-                    w_desc, [row, k], full.index(stage), firsts.index(stage)
-                )
-                tma.async_copy_global_to_shared(
-                    w_desc, [row + apart, k], full.index(stage), seconds.index(stage)
-                )
-                async_copy.async_copy_global_to_shared(inputs.index(stage), x_ptrs + k)
+                _load_tile(w_desc, [row, k], full.index(stage), firsts.index(stage))
+                _load_tile(w_desc, [row + apart, k], full.index(stage), seconds.index(stage))
+                _load_rows(inputs.index(stage), x_ptrs + k)
                 async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
                 step += 1
 
