@@ -31,10 +31,8 @@ CASES = [
     ("afmoe", "--tp 2", "fused"),
     ("deepseek_v2", "--tp 2", "legacy"),
     ("deepseek_v3", "--dp 2", "fused"),
-    ("glm4_moe", "--tp 2", "fused"),
     ("mellum", "--tp 2 --ep 1", "legacy"),
     ("olmoe", "--tp 4", "fused"),
-    ("qwen2_moe", "--dp 2", "legacy"),
 ]
 BOTH_RUNNERS = ("deepseek_v2",)  # in each layout
 GRID = [

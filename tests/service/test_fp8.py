@@ -91,7 +91,9 @@ def test_a_checkpoint_of_8_bit_weights(
     check(demo, tmp_path, str(demo.folder), *layout.split(), label=f"fp8 {size}x{size}")
 
 
-@pytest.mark.parametrize(("size", "layout"), [(128, "--tp 1"), (64, "--tp 2")])
+@pytest.mark.parametrize(
+    ("size", "layout"), [pytest.param(128, "--tp 1", marks=pytest.mark.grid), (64, "--tp 2")]
+)
 def test_8_bit_weights_that_are_made_at_load(
     size: int, layout: str, demos: dict[int, Demo], tmp_path: Path
 ) -> None:

@@ -26,7 +26,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "int4 by 32 with zero points": pack_quantized(symmetric=False),
 }
 CASES = [
-    ("int4 by 128", "--tp 1"),
+    pytest.param("int4 by 128", "--tp 1", marks=pytest.mark.grid),
     pytest.param("int4 by 128", "--tp 2", marks=pytest.mark.grid),
     ("int4 by 64 with zero points", "--tp 2 --ep 1"),
     pytest.param("int4 by 32 with zero points", "--dp 2", marks=pytest.mark.grid),

@@ -55,7 +55,11 @@ UNEVEN_TILES = (tile(64, 32, 32), tile(64, 16, 64, swap=True))
 
 @pytest.mark.parametrize(
     ("tokens", "tiles"),
-    [(2, VECTORS), pytest.param(5, VECTORS, marks=pytest.mark.grid), (5, UNEVEN_TILES)],
+    [
+        pytest.param(2, VECTORS, marks=pytest.mark.grid),
+        pytest.param(5, VECTORS, marks=pytest.mark.grid),
+        (5, UNEVEN_TILES),
+    ],
 )
 def test_sizes_that_no_tile_divides(tokens: int, tiles: tuple[Tiles, Tiles]) -> None:
     for int4 in (Int4Format(group=32, zero_points=True), Int4Format(group=None)):
