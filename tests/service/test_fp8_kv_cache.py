@@ -107,7 +107,7 @@ async def right_answers(server: Server, count: int) -> tuple[int, int]:
 
 
 @pytest.mark.parametrize(
-    ("count", "layouts"), [(2, "2"), pytest.param(6, "12", marks=pytest.mark.grid)]
+    ("count", "layouts"), [(3, "2"), pytest.param(6, "12", marks=pytest.mark.grid)]
 )
 async def test_the_demo_answers_as_without(count: int, layouts: str, tmp_path: Path) -> None:
     """Within half a point, on one rank and on two."""
