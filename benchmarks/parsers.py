@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import report
+from benchmarks.roofline import CONFIGS
 from benchmarks.server import Server, add_flags, started
 from demo import CHECKPOINT
 from switchyard.client import AsyncClient
 
-_CONFIGS = Path(__file__).parent / "configs"
 _OFF = ("--reasoning-parser", "none", "--tool-call-parser", "none")
 _KINDS: dict[str, tuple[str, ...]] = {"with": (), "without": _OFF}
 _QUESTION = "Tell me a story about a fox."
@@ -77,7 +77,7 @@ def main() -> None:
 def demo_of_sizes(name: str, folder: Path) -> Path:
     """``folder``, with the sizes of a model of benchmarks/configs, and the demo's words."""
     own = json.loads((CHECKPOINT / "config.json").read_text())
-    sizes = json.loads((_CONFIGS / name / "config.json").read_text())
+    sizes = json.loads((CONFIGS / name / "config.json").read_text())
     words = {key: own[key] for key in own if key == "vocab_size" or key.endswith("_token_id")}
     (folder / "config.json").write_text(json.dumps(sizes | words))
     for path in CHECKPOINT.glob("tokenizer*.json"):

@@ -1,10 +1,14 @@
 """Launches compiled for a GPU that is not there: Triton's interpreter runs what no compiler takes.
 
-For a process of its own, without the interpreter: it replaces Triton's driver and launches.
+For a process of its own, without the interpreter: it replaces Triton's driver and launches. A test
+runs such a process by `compiled`.
 """
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -50,3 +54,21 @@ def compile_launches() -> list[tuple[str, int]]:
     driver.set_active(_Hopper())
     JITFunction.__getitem__ = launcher
     return launches
+
+
+def tell(launches: list[tuple[str, int]]) -> None:
+    """Write what `compiled` reads."""
+    for name, shared in launches:
+        sys.stdout.write(f"{name} {shared}\n")
+
+
+def compiled(module: str, *arguments: str) -> list[str]:
+    """Kernels of the launches that ``python -m module`` has compiled and told; all fit a Hopper
+    GPU."""
+    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", module, *arguments]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr[-2000:]
+    launches = [line.split() for line in result.stdout.splitlines()]
+    assert max(int(shared) for _, shared in launches) <= SHARED_BYTES
+    return [name for name, _ in launches]

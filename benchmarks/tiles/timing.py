@@ -162,7 +162,8 @@ class ExpertProblem:
             self.align_calls(tiles.block_m)
             rows = torch.arange(len(routes), device=routes.device)
             routes = self._aligned[tiles.block_m][0].order[: len(routes)].long()
-        if op == "gate_up" and self.quantized_TH is not None and self._gate_up_of_8(tiles):
+        if op == "gate_up" and self._gate_up_of_8(tiles):
+            assert self.quantized_TH is not None
             self._inner.pop(tiles.block_n, None)
             self.calls(op, tiles)[0]()
             x_TH, result = self.quantized_TH.plain(), self._inner_of(tiles.block_n).plain()[rows]
@@ -211,8 +212,7 @@ class ExpertProblem:
             gate_up_vector(x, w13, self.ids_CTK[copy], self.map_E, tiles, out_PI=out, pdl=pdl)
             return
         aligned = self._aligned[tiles.block_m][copy]
-        launch = self._gate_up_of_8(tiles)
-        if self.quantized_TH is not None and launch:
+        if launch := self._gate_up_of_8(tiles):
             own = self._inner_of(tiles.block_n)
             launch(self.quantized_TH, w13, aligned, self.shape.top_k, tiles, out_PI=own, pdl=pdl)
         else:

@@ -15,14 +15,14 @@ from moe.base.launch import launch_options, wait_for_previous
 from moe.base.quantized import Quantized
 
 _BLOCK = 2048  # columns of a program
-_LARGEST = tl.constexpr(448.0)
-_LEAST = tl.constexpr(1e-20)  # magnitude that a scale is made for
+LARGEST = tl.constexpr(448.0)
+LEAST = tl.constexpr(1e-20)  # magnitude that a scale is made for
 
 
 @triton.jit
 def quantize_groups(x):
     """x [R, N], each row a group: e4m3 [R, N] and the scales [R]. What is not finite makes NaNs."""
-    scales_R = tl.maximum(tl.max(tl.abs(x), axis=1), _LEAST) / _LARGEST
+    scales_R = tl.maximum(tl.max(tl.abs(x), axis=1), LEAST) / LARGEST
     return (x * (1.0 / scales_R)[:, None]).to(tl.float8e4nv), scales_R
 
 

@@ -26,6 +26,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
 from moe.base.promoted_dot import specializes
+from moe.base.quantize_rows import LARGEST, LEAST
 from moe.base.quantized import Quantized
 from moe.base.weight import Weight
 
@@ -37,8 +38,6 @@ _DEPTH = gl.constexpr(128)  # inputs of a step
 _STAGES = gl.constexpr(4)  # steps in the ring: 192 KiB
 _THREADS = gl.constexpr(128)  # of a group of warps
 _REGISTERS = 224  # of a thread that multiplies
-_LARGEST = gl.constexpr(448.0)  # as quantize_rows has them
-_LEAST = gl.constexpr(1e-20)
 # Newer names first.
 _meet = gl.barrier if hasattr(gl, "barrier") else gl.thread_barrier
 _load_tile = getattr(tma, "async_load", None) or tma.async_copy_global_to_shared
@@ -73,9 +72,8 @@ def _end(tiles, expert, GROUPED: gl.constexpr):
 
 @gluon.jit
 def _load(
-    x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-    ring,
-    BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
+    x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
+    GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
     K: gl.constexpr, ROUTES: gl.constexpr,
 ):  # fmt: skip
     """The warps that load: inputs by cp.async, since experts' rows lie anywhere, weights by TMA."""
@@ -132,7 +130,7 @@ def _store_swiglu(
     """silu(gate) · up in eight bits, a row's columns under one scale."""
     stored: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
     inner = gate / (1.0 + gl.exp(-gate)) * up
-    scales = gl.maximum(gl.max(gl.abs(inner), axis=1), _LEAST) / _LARGEST
+    scales = gl.maximum(gl.max(gl.abs(inner), axis=1), LEAST) / LARGEST
     inner = (inner * (1.0 / scales)[:, None]).to(gl.float8e4nv)
     rows = start + gl.arange(0, _HALF, layout=gl.SliceLayout(1, layout))
     gl.store(out_scales_ptr + rows * (I // _COLUMNS) + n, scales, mask=rows < end)
@@ -161,8 +159,7 @@ def _store_columns(
 
 @gluon.jit
 def _multiply(
-    x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-    ring,
+    x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles, ring,
     BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
     K: gl.constexpr, ROUTES: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
@@ -265,16 +262,16 @@ def _roles_kernel(
     gl.warp_specialize(
         [
             (_load, (
-                x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr,
-                tiles, num_tiles, ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES,
+                x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
+                GROUPED, SWIGLU, N, K, ROUTES,
             )),
             (_multiply, (
-                x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr,
-                tiles, num_tiles, ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 0,
+                x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 0,
             )),
             (_multiply, (
-                x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr,
-                tiles, num_tiles, ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 1,
+                x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 1,
             )),
         ],
         [4, 4],

@@ -41,7 +41,6 @@ def expert_routes(
     """
     T, K = ids_TK.shape
     E, H, width = w2.shape
-    tiles = tiles_of(T, K, w2, context)
     eight_bits = eight_bit_gemms(T, K, w13, w2, expert_map_E, context)
     routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
     if eight_bits is not None:
@@ -54,7 +53,7 @@ def expert_routes(
         eight_bits.down(own_PI, w2, aligned, out_PH=routes_PH)
     else:
         inner_PI = context.workspace.take("inner", (T * K, width), hidden_TH.dtype)
-        pdl = context.pdl
+        tiles, pdl = tiles_of(T, K, w2, context), context.pdl
         if tiles.gate_up.block_m == 1:
             routing = ids_TK, expert_map_E
             gate_up_vector(hidden_TH, w13, *routing, tiles.gate_up, out_PI=inner_PI, pdl=pdl)

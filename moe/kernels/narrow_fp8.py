@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
+from moe.base.promoted_dot import step_depth
 from moe.base.quantize_rows import quantize_groups
 from moe.base.quantized import GROUP, Quantized
 from moe.base.scaled_dot import block_scale, scale_options, scale_rows
@@ -43,7 +44,7 @@ def down_narrow_fits(tiles: Tiles, weight: Weight, group: int) -> bool:
     if weight.kind != FP8_NAME or not tiles.swap or tiles.block_n < _FEWEST_COLUMNS:
         return False
     assert weight.block is not None
-    (bn, bk), depth = weight.block, _depth(tiles, weight, group)
+    (bn, bk), depth = weight.block, step_depth(tiles, weight, group)
     outputs, inputs = weight.shape[-2:]
     return (
         depth >= _FEWEST_INPUTS
@@ -52,13 +53,6 @@ def down_narrow_fits(tiles: Tiles, weight: Weight, group: int) -> bool:
         and group % depth == 0
         and (bn == 1 or (bn % tiles.block_n == 0 and bk % depth == 0))
     )
-
-
-def _depth(tiles: Tiles, weight: Weight, group: int) -> int:
-    """Inputs of one step, which have one scale a row and one a block of weights."""
-    assert weight.block is not None
-    depth = min(tiles.block_k, group)
-    return depth if weight.block[0] == 1 else min(depth, weight.block[1])
 
 
 @triton.jit
@@ -175,7 +169,7 @@ def gate_up_narrow(
         x_TH.values, x_TH.scales, w13.values, w13.scales, out_PI.values, out_PI.scales,
         aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
         K=num_routes_per_token, H=H, I=width, GROUP=x_TH.group,
-        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=_depth(tiles, w13, x_TH.group),
+        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=step_depth(tiles, w13, x_TH.group),
         num_warps=tiles.warps, num_stages=tiles.stages,
         **scale_options(w13), **launch_options(pdl),
     )  # fmt: skip
@@ -201,7 +195,7 @@ def down_narrow(
         inner_PI.values, inner_PI.scales, w2.values, w2.scales, out_PH,
         aligned.order, aligned.offsets, aligned.tile_expert, aligned.tile_start,
         H=H, I=width, GROUP=inner_PI.group,
-        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=_depth(tiles, w2, inner_PI.group),
+        BLOCK_M=tiles.block_m, BLOCK_N=tiles.block_n, BLOCK_K=step_depth(tiles, w2, inner_PI.group),
         num_warps=tiles.warps, num_stages=tiles.stages,
         **scale_options(w2), **launch_options(pdl),
     )  # fmt: skip

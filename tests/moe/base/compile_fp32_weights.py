@@ -6,8 +6,6 @@ memory: routers of 64 and 384 experts, for one row, few and many.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 from moe.base.context import KernelContext
@@ -15,7 +13,7 @@ from moe.base.gemm import linear_parts
 from moe.base.tiles import TileTable
 from moe.base.weight import Weight
 from moe.base.workspace import Workspace
-from tests.absent_gpu import SHARED_BYTES, compile_launches
+from tests.absent_gpu import SHARED_BYTES, compile_launches, tell
 
 META = torch.device("meta")
 
@@ -28,5 +26,4 @@ if __name__ == "__main__":
         for rows in (1, 16, 64, 512, 8192):
             x = torch.empty(rows, hidden, dtype=torch.bfloat16, device=META)
             linear_parts(x, weight, context, "router", dtype=torch.float32)
-    for name, shared in launches:
-        sys.stdout.write(f"{name} {shared}\n")
+    tell(launches)

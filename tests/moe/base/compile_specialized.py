@@ -6,15 +6,13 @@ memory: gate·up, down and a dense GEMM, with scales of blocks and of rows.
 
 from __future__ import annotations
 
-import sys
-
 import torch
 
 from moe.base.quantized import Quantized
 from moe.base.specialized_fp8 import specialized_down, specialized_gate_up, specialized_linear
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
-from tests.absent_gpu import compile_launches
+from tests.absent_gpu import compile_launches, tell
 
 META = torch.device("meta")
 FP8 = torch.float8_e4m3fn
@@ -49,5 +47,4 @@ if __name__ == "__main__":
         specialized_gate_up(rows(T, H), w13, aligned, K, out_PI=inner)
         specialized_down(inner, w2, aligned, out_PH=plain(T * K, H))
         specialized_linear(rows(T, H), weight(block, 768, H), out_MN=plain(T, 768))
-    for name, shared in launches:
-        sys.stdout.write(f"{name} {shared}\n")
+    tell(launches)

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -14,7 +10,7 @@ from moe.base.gemm import linear_parts
 from moe.base.tiles import Tiles, TileTable
 from moe.base.weight import Weight
 from moe.base.workspace import Workspace
-from tests.absent_gpu import SHARED_BYTES
+from tests.absent_gpu import SHARED_BYTES, compiled
 from tests.moe.builders import interpreted
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -61,10 +57,5 @@ def test_a_buffer_for_the_most_rows_of_a_power_of_two_holds_those_of_fewer() -> 
 @pytest.mark.processes
 def test_compiles() -> None:
     """For a Hopper GPU, and fits it."""
-    environment = {key: value for key, value in os.environ.items() if key != "TRITON_INTERPRET"}
-    command = [sys.executable, "-m", "tests.moe.base.compile_fp32_weights"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert result.returncode == 0, result.stderr[-2000:]
-    launches = [line.split() for line in result.stdout.splitlines()]
-    assert len(launches) == 10
-    assert max(int(shared) for _, shared in launches) <= SHARED_BYTES
+    kernels = compiled("tests.moe.base.compile_fp32_weights")
+    assert len(kernels) == 10

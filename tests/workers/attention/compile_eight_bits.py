@@ -12,7 +12,7 @@ import sys
 import torch
 
 from moe.base.quantized import Quantized
-from tests.absent_gpu import compile_launches
+from tests.absent_gpu import compile_launches, tell
 from workers.attention.kernels.decode_attention import decode_attention
 from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefill_attention
 from workers.attention.kv_cache import FP8, SCALE_DTYPE, LayerCache
@@ -67,5 +67,4 @@ if __name__ == "__main__":
             prefills(num_tokens, dim, fp8=fp8, split=split)
         for num_rows in (1, 8, 64, 256):
             decodes(num_rows, dim, fp8=fp8)
-    for name, shared in launches:
-        sys.stdout.write(f"{name} {shared}\n")
+    tell(launches)

@@ -116,6 +116,23 @@ def compilations() -> Iterator[list[str]]:
         knobs.jit_post_compile_hook = before
 
 
+def check_compilations(rank: LoadedRank, vocab_size: int, longest: int) -> None:
+    """Nothing is compiled by prompts of any length, decodes of any number of rows and both, with
+    all that rows may ask; ``longest``: of the prompts beside decodes. Takes 40 slots."""
+    frontend, rng = Frontend(rank), random.Random(2)
+    with compilations() as names:
+        for slot, prompt in random_prompts(40, vocab_size, 300, 4).items():
+            rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
+        assert names == []
+        for count in range(1, 41):
+            rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
+        assert names == []
+        for slot, prompt in random_prompts(40, vocab_size, longest, 5).items():
+            decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
+            rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
+    assert names == []
+
+
 @contextlib.contextmanager
 def no_synchronisation() -> Iterator[None]:
     torch.cuda.set_sync_debug_mode("error")

@@ -16,9 +16,7 @@ from tests.workers.families.draws import FAMILIES, save_family
 from tests.workers.gpu.driver import (
     CONFIGS,
     CUDA,
-    Frontend,
-    compilations,
-    random_prompts,
+    check_compilations,
 )
 from tests.workers.gpu.test_graphs import check_graphs
 from tests.workers.steps import (
@@ -28,7 +26,6 @@ from tests.workers.steps import (
     start_rank,
     step_logits,
 )
-from workers.rank.startup import LoadedRank
 
 pytestmark = pytest.mark.gpu
 
@@ -105,7 +102,7 @@ def test_graphs_of_real_sizes(name: str, tmp_path: Path) -> None:
     )  # fmt: skip
     assert rank.runner.graphs.num_allocations == 0
     check_graphs(rank, WORDS)
-    check_compilations(rank)
+    check_compilations(rank, WORDS, 900)
 
 
 @pytest.mark.parametrize("name", ["deepseek-v2-lite", "glm-4.7-flash", "olmoe-1b-7b"])
@@ -115,20 +112,4 @@ def test_no_step_compiles_without_graphs(name: str, tmp_path: Path) -> None:
         max_num_batched_tokens=1024, max_model_len=4096, num_blocks=4096, cuda_graphs="off",
         **CUDA,
     )  # fmt: skip
-    check_compilations(rank)
-
-
-def check_compilations(rank: LoadedRank) -> None:
-    """Of prompts of any length, decodes of any number of rows, and both together."""
-    frontend, rng = Frontend(rank), random.Random(2)
-    with compilations() as names:
-        for slot, prompt in random_prompts(40, WORDS, 300, 4).items():
-            rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
-        assert names == []
-        for count in range(1, 41):
-            rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
-        assert names == []
-        for slot, prompt in random_prompts(40, WORDS, 900, 5).items():
-            decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
-            rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
-    assert names == []
+    check_compilations(rank, WORDS, 900)

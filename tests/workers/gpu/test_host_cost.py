@@ -15,6 +15,7 @@ from tests.workers.gpu.driver import (
     PARAMS,
     Frontend,
     Params,
+    check_compilations,
     compilations,
     no_synchronisation,
     random_prompts,
@@ -43,24 +44,12 @@ def num_allocations() -> int:
 def test_no_step_after_start_up_compiles(
     cuda_graphs: str, quantization: str, kv_cache_dtype: str
 ) -> None:
-    """Prompts of any length, decodes of any number of rows and both, with all that rows may ask."""
     rank = start_rank(
         CHECKPOINT, dtype="bfloat16", max_batch_size=40, max_num_batched_tokens=512,
         num_blocks=4096, cuda_graphs=cuda_graphs, quantization=quantization,
         kv_cache_dtype=kv_cache_dtype, **CUDA,
     )  # fmt: skip
-    frontend, rng = Frontend(rank), random.Random(2)
-    with compilations() as names:
-        for slot, prompt in random_prompts(40, 1000, 300, 4).items():
-            rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
-        assert names == []
-        for count in range(1, 41):
-            rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
-        assert names == []
-        for slot, prompt in random_prompts(40, 1000, 400, 5).items():
-            decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
-            rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
-    assert names == []
+    check_compilations(rank, 1000, 400)
 
 
 def test_a_compilation_would_be_counted() -> None:

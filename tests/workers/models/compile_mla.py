@@ -17,7 +17,7 @@ from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from moe.groups import ExpertGroups
-from tests.absent_gpu import SHARED_BYTES, compile_launches
+from tests.absent_gpu import SHARED_BYTES, compile_launches, tell
 from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch, AttentionPlan
 from workers.attention.mla_spec import MlaSpec, QueryGrowth, head_groups
@@ -106,5 +106,4 @@ if __name__ == "__main__":
     launches = compile_launches()
     for num_tokens, num_decodes in ((8, 8), (64, 64), (1000, 0)):
         run(layer_of(model, tp), num_tokens, num_decodes)
-    for name, shared in launches:
-        sys.stdout.write(f"{name} {shared}\n")
+    tell(launches)
