@@ -1,4 +1,4 @@
-"""StepStats which tiles the GEMMs of a model want on this GPU, and keeps them.
+"""Measures which tiles the GEMMs of a model want on this GPU, and keeps them.
 
 ``python -m benchmarks.tune MODEL [--tp N] [--dp N] [--ep N] [--moe-ep-backend B] [--dtype D]
 [--weights fp8|int4] [--gemms experts qkv] [--tokens 1 64] [--known] [--seconds 300] [--ship]``
