@@ -113,6 +113,7 @@ async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
     assert "switchyard: stopping: no request is open\n" in log
 
 
+@pytest.mark.grid  # test_outside.py kills one too
 async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
     asked = mixed_requests(seed=8, count=7, max_new_tokens=80)
     with Server(tmp_path, "--tp", "2") as server:

@@ -73,6 +73,7 @@ async def test_neither_a_log_that_nobody_takes_nor_a_stop_costs_a_recovery(tmp_p
         assert (server.launcher(), server.frontend()) == (launcher, frontend)
         given = await shaken(server, asked, lambda: send(launcher, KILL))
         assert outcomes(given) == outcomes(quiet)
+        assert any(each.replays for each in given)
         assert server.launcher() != launcher
         send(frontend, KILL)
         await serves_again(server, frontend)

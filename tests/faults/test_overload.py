@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(180)]
 SLOTS, QUEUE = 8, 8
 FLAGS = ("--max-batch-size", str(SLOTS), "--max-queued-requests", str(QUEUE))
 BURST = 5 * (SLOTS + QUEUE)
-OUTPUT = 200
+OUTPUT = 100
 
 
 class Burst:

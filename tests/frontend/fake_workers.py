@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import hashlib
 from collections import deque
 
@@ -17,6 +18,7 @@ from frontend.scheduler.step import Drawn, NewSequence, ReplicaBatch, Step, Step
 VOCAB = 50
 
 
+@functools.lru_cache(maxsize=1 << 16)  # every step asks for those of all positions before
 def chain(parent: bytes, token: int) -> bytes:
     return hashlib.blake2b(parent + token.to_bytes(4, "little"), digest_size=8).digest()
 

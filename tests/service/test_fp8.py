@@ -24,7 +24,7 @@ pytestmark = pytest.mark.processes
 NUM_TOKENS = 6
 # Its heads are 64 wide and its experts 128: blocks, and layouts that do not cut them.
 CASES = [
-    (128, "--tp 1"),
+    pytest.param(128, "--tp 1", marks=pytest.mark.grid),
     pytest.param(64, "--tp 2", marks=pytest.mark.grid),
     (64, "--tp 2 --ep 1"),
     pytest.param(128, "--dp 2", marks=pytest.mark.grid),

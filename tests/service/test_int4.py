@@ -13,7 +13,7 @@ import pytest
 from demo import CHECKPOINT
 from tests.server import Server
 from tests.service.test_fp8 import Demo, check
-from tests.service.test_fp8_kv_cache import CPU, right_answers
+from tests.service.test_fp8_kv_cache import CPU_TOGETHER, right_answers
 from tests.workers.config_json.test_int4_methods import AWQ, GPTQ, pack_quantized
 from tests.workers.int4_models import quantize_folder
 
@@ -63,7 +63,7 @@ def test_a_checkpoint_of_4_bit_weights(
 @pytest.mark.parametrize("layout", [pytest.param("--tp 1", marks=pytest.mark.grid), "--tp 2"])
 async def test_4_bit_weights_that_are_made_at_load(layout: str, tmp_path: Path) -> None:
     """And answers, most of them right: to within two points of weights that are not quantized."""
-    flags = (*CPU, *layout.split(), "--quantization", "int4")
+    flags = (*CPU_TOGETHER, *layout.split(), "--quantization", "int4")
     with Server(tmp_path, *flags) as server:
         right, asked = await right_answers(server, 2)
         assert "int4 by 128, KV cache" in server.log

@@ -1,7 +1,7 @@
 """The same tokens for every layout, runner, chunk size, cache size and company, in fp32 on the CPU.
 
-CI runs cases in which every pair of choices meets at least once where it can; the marker ``grid``
-runs all of them.
+CI runs a case of each of some layouts, between which every pair of choices meets at least once where
+it can; the marker ``grid`` runs all of them.
 """
 
 import asyncio
@@ -46,6 +46,19 @@ LAYOUTS = (
     "--tp 2 --dp 2 --ep 1",
     "--dp 4",
     "--dp 4 --moe-ep-backend all_to_all",
+)
+# The others' exchanges are of the same kinds between as many ranks, or more.
+CHOSEN = (
+    "--tp 1",
+    "--tp 2",
+    "--tp 2 --ep 1",
+    "--tp 2 --moe-ep-backend allgather_reducescatter",
+    "--tp 2 --moe-ep-backend all_to_all",
+    "--dp 2",
+    "--dp 2 --moe-ep-backend all_to_all",
+    "--tp 4",
+    "--tp 2 --dp 2",
+    "--tp 2 --dp 2 --moe-ep-backend all_to_all",
 )
 CHOICES = {
     "runner": ("fused", "legacy"),
@@ -96,9 +109,9 @@ def pairs_of(case: Case) -> set[tuple[tuple[str, object], ...]]:
 
 def pairwise_cases() -> list[Case]:
     """One case a layout: the first preempts, each other adds the most pairs not seen yet."""
-    chosen = [Case(LAYOUTS[0], "fused", True, None, small_cache=True, together=True)]
+    chosen = [Case(CHOSEN[0], "fused", True, None, small_cache=True, together=True)]
     seen = pairs_of(chosen[0])
-    for layout in LAYOUTS[1:]:
+    for layout in CHOSEN[1:]:
         mine = [case for case in all_cases() if case.layout == layout]
         best = max(mine, key=lambda case: len(pairs_of(case) - seen))
         seen |= pairs_of(best)

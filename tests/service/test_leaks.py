@@ -28,7 +28,7 @@ from tests.workers.launched import launched
 
 pytestmark = pytest.mark.processes
 
-NUM_REQUESTS = 400
+NUM_REQUESTS = 200
 CONCURRENCY = 48
 MAX_QUEUED = 30  # with 16 slots small enough that some requests are refused
 FLAGS = ("--max-batch-size", "16", "--num-blocks", "20")
@@ -119,7 +119,7 @@ async def test_nothing_leaks(tmp_path: Path) -> None:
                 ended[how] = ended.get(how, 0) + 1
 
         # A first round makes connections, threads and caches that stay.
-        await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(200)))
+        await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(100)))
         before = await settled(scheduler, rank)
         ended.clear()
         await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(NUM_REQUESTS)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 import json
 import random
 from typing import Any
@@ -40,6 +42,11 @@ TURN = f"{THOUGHTS}so, f{NEXT}{PREAMBLE}Let me see.{NEXT}{THOUGHTS}and{NEXT}{CAL
 ANSWER = f"{THOUGHTS}so, no call{NEXT}{FINAL}yes, stop<|return|>"
 
 
+@functools.cache
+def encode(text: str) -> list[int]:
+    return TOKENIZER.encode(text)
+
+
 @dataclasses.dataclass(frozen=True)
 class Model:
     """Says a text as far as it may; where it was made to say something else, it goes on with what
@@ -48,13 +55,14 @@ class Model:
     text: str
 
     def __call__(self, output: list[int]) -> int:
-        tokens = TOKENIZER.encode(self.text)
-        for length in range(min(len(output), len(tokens)), -1, -1):
-            end = output[len(output) - length :]
-            for place in range(length, len(tokens)):
-                if tokens[place - length : place] == end:
-                    return tokens[place]
-        return tokens[-1]
+        tokens = encode(self.text)
+
+        def common(place: int) -> int:
+            """How many of the last tokens are those before a place of the text."""
+            pairs = zip(reversed(output), reversed(tokens[:place]), strict=False)
+            return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+        return tokens[max(range(len(tokens)), key=common)]
 
 
 def use_of(mode: Mode, *tools: Tool, **more: Any) -> ToolUse:
@@ -318,13 +326,13 @@ class Babbler:
         choose = random.Random(f"{self.seed} {output}")
         begun = [
             (length, tokens[length])
-            for tokens in map(TOKENIZER.encode, PIECES)
+            for tokens in map(encode, PIECES)
             for length in range(1, len(tokens))
             if output[-length:] == tokens[:length]
         ]
         if begun and choose.random() < 0.85:
             return max(begun)[1] if choose.random() < 0.8 else choose.choice(begun)[1]
-        return TOKENIZER.encode(choose.choice(PIECES))[0]
+        return encode(choose.choice(PIECES))[0]
 
 
 @pytest.mark.slow

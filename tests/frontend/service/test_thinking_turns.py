@@ -6,6 +6,7 @@ The model says thoughts that quote a call, then text, a call and more text.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from typing import Any
 
@@ -117,10 +118,16 @@ def parts(name: str, text: str) -> list[Content | Call]:
     return made
 
 
+# The default run takes each format with each budget, and both beginnings with either.
+SCRIPTS = [
+    pytest.param(name, opens, budget, marks=() if opens == number % 2 else pytest.mark.grid)
+    for number, (name, budget) in enumerate(itertools.product(CALLS, (None, 0, 1)))
+    for opens in (False, True)
+]
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("budget", [None, 0, 1])
-@pytest.mark.parametrize("opens", [False, True])
-@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize(("name", "opens", "budget"), SCRIPTS)
 async def test_every_cut(name: str, opens: bool, budget: int | None) -> None:
     script = Script(CALLS[name], opens, budget)
     num_before = len(script.tokens) - len(script.answer) - 1

@@ -26,8 +26,8 @@ from tests.workers.steps import (
 NUM_MODELS = 8
 # By whose kernels' options all of them are met.
 INTERPRETED = (
-    "afmoe", "deepseek_v2", "ernie4_5_moe", "flex_olmo", "granitemoe", "hunyuan_v1_moe", "laguna",
-    "mistral4", "olmoe", "phimoe", "qwen2_moe",
+    "afmoe", "deepseek_v2", "ernie4_5_moe", "flex_olmo", "hunyuan_v1_moe", "laguna", "mistral4",
+    "olmoe", "phimoe", "qwen2_moe",
 )  # fmt: skip
 MODELS = [
     pytest.param(family, seed, marks=() if seed < 2 else pytest.mark.grid)
@@ -92,7 +92,7 @@ def test_kernels_compute_the_same(family: str, tmp_path: Path) -> None:
     tokens = tokens_of(0, 12)
     with torch.inference_mode():
         expected = oracle(torch.tensor([tokens])).logits[0]
-    chunks = [(0, 1), (1, 5), (5, 11)]
+    chunks = [(0, 5), (5, 11)]
     steps = [
         prefill_step(
             number, 5, tokens[a:b], [9, 3, 7, 1] if number == 0 else [], position=a, draw=False
@@ -101,7 +101,7 @@ def test_kernels_compute_the_same(family: str, tmp_path: Path) -> None:
     ]
     parts = [step_logits(rank, step).clone() for step in steps]
     rank.runner.builder.last_token[5] = tokens[11]
-    parts.append(step_logits(rank, decode_step(3, [5], [11], [[]])))
+    parts.append(step_logits(rank, decode_step(2, [5], [11], [[]])))
     assert relative_error(torch.cat(parts), expected) <= 1e-4
 
 

@@ -84,7 +84,7 @@ def test_a_dense_model_has_no_load() -> None:
     ("flags", "num_replicas"),
     [
         ("--tp 2", 1),
-        ("--tp 2 --dp 2", 2),
+        pytest.param("--tp 2 --dp 2", 2, marks=pytest.mark.grid),
         ("--tp 2 --dp 2 --moe-ep-backend all_to_all", 2),
     ],
 )

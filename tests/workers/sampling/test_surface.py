@@ -35,8 +35,15 @@ def test_every_token_and_logprob_is_the_defined_one(
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("graphs", [False, True])
+@pytest.mark.parametrize(
+    ("dtype", "graphs"),
+    [
+        (torch.float32, False),
+        (torch.bfloat16, True),
+        pytest.param(torch.bfloat16, False, marks=pytest.mark.grid),
+        pytest.param(torch.float32, True, marks=pytest.mark.grid),
+    ],
+)
 def test_kernels_and_padded_steps_draw_the_same(dtype: torch.dtype, graphs: bool) -> None:
     """Kernels are interpreted; their logits are the model's type and lie where a graph leaves
     them, so that a bias or a penalty must not be rounded as they are."""
