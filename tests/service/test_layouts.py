@@ -1,7 +1,7 @@
 """The same tokens for every layout, runner, chunk size, cache size and company, in fp32 on the CPU.
 
-CI runs a case of each of some layouts, between which every pair of choices meets at least once where
-it can; the marker ``grid`` runs all of them.
+CI runs a case each of some layouts, between which every pair of choices meets at least once; the
+marker ``grid`` runs all of them.
 """
 
 import asyncio
