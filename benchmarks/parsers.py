@@ -59,7 +59,7 @@ def main() -> None:
     title = ""
     with report.progress() as bar, tempfile.TemporaryDirectory() as folder:
         if flags.sizes:
-            flags.model = str(demo_of_sizes(flags.sizes, Path(folder)))
+            flags.model = str(demo_of_sizes(flags.sizes, Path(folder) / flags.sizes))
             flags.serve_args = ["--load-format", "dummy", *flags.serve_args]
         task = bar.add_task("servers", total=flags.repeat * len(_KINDS))
         for _ in range(flags.repeat):
@@ -75,7 +75,8 @@ def main() -> None:
 
 
 def demo_of_sizes(name: str, folder: Path) -> Path:
-    """``folder``, with the sizes of a model of benchmarks/configs, and the demo's words."""
+    """A new ``folder``, with the sizes of a model of benchmarks/configs, and the demo's words."""
+    folder.mkdir()
     own = json.loads((CHECKPOINT / "config.json").read_text())
     sizes = json.loads((CONFIGS / name / "config.json").read_text())
     words = {key: own[key] for key in own if key == "vocab_size" or key.endswith("_token_id")}

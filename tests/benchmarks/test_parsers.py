@@ -12,11 +12,12 @@ from workers.config_json.model_config import ModelConfig
 
 
 def test_a_model_of_real_sizes_has_the_words_of_the_demo(tmp_path: Path) -> None:
-    config = ModelConfig.from_folder(demo_of_sizes("qwen3-30b-a3b", tmp_path))
+    folder = demo_of_sizes("qwen3-30b-a3b", tmp_path / "sizes")
+    config = ModelConfig.from_folder(folder)
     own = ModelConfig.from_folder(CHECKPOINT)
     assert (config.num_layers, config.hidden_size) == (48, 2048)
     assert config.vocab_size == own.vocab_size
     turns = [{"role": "user", "content": "Hello"}]
-    both = (AutoTokenizer.from_pretrained(each) for each in (tmp_path, CHECKPOINT))
+    both = (AutoTokenizer.from_pretrained(each) for each in (folder, CHECKPOINT))
     ours, theirs = (each.apply_chat_template(turns, tokenize=False) for each in both)
     assert ours == theirs
