@@ -20,8 +20,10 @@ from workers.step.batch import BatchBuilder, BatchShape, DeviceBatch
 
 Forward = Callable[[DeviceBatch], torch.Tensor]
 
-# Steps with a prefill of more tokens are bound by the device: a graph would not shorten them.
+# Steps with a prefill of more tokens are bound by the device, if the host launches kernels in time.
 _MIXED_TOKENS = (16, 32, 64, 128, 192, 256, 384, 512, 768, 1024, 1280, 1536, 2048)
+# Of a step that is this full at least padding costs less than a slow host does.
+_FULL = 15 / 16
 # In a captured mixed step one program per key head reads a decode's whole context.
 _MIXED_CONTEXT = 4096
 
@@ -34,8 +36,8 @@ def batch_sizes(largest: int) -> list[int]:
 
 
 def mixed_sizes(max_tokens: int) -> list[int]:
-    """Tokens of steps with prefills to capture."""
-    return [size for size in _MIXED_TOKENS if size <= max_tokens]
+    """Tokens of steps with prefills to capture: small ones, and full ones."""
+    return [*(size for size in _MIXED_TOKENS if size < max_tokens), max_tokens]
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -97,9 +99,11 @@ class StepGraphs:
         sizes = self.decodes if step.decode_only else self.mixed
         if not sizes or tokens > sizes[-1]:
             return None
-        if not step.decode_only and _longest_decode(step) > _MIXED_CONTEXT:
+        size = sizes[bisect_left(sizes, tokens)]
+        is_device_bound = size > _MIXED_TOKENS[-1] and tokens < _FULL * size
+        if not step.decode_only and (is_device_bound or _longest_decode(step) > _MIXED_CONTEXT):
             return None
-        return BatchShape(sizes[bisect_left(sizes, tokens)], decodes=step.decode_only)
+        return BatchShape(size, decodes=step.decode_only)
 
     def replay(self, shape: BatchShape) -> torch.Tensor:
         """Start the graph on what was staged last; what `forward` returned, at its fixed place."""
