@@ -23,7 +23,7 @@ from moe.base.context import KernelContext
 from moe.base.fp8_format import Fp8Format
 from moe.base.gemm import linear_parts
 from moe.base.int4_format import Int4Format
-from moe.base.promoted_dot import fits
+from moe.base.promoted_dot import fits, narrow_fits
 from moe.base.quantize import empty_weight
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import GROUP, Quantized, take_quantized
@@ -36,7 +36,6 @@ from moe.kernels.experts import expert_routes
 from moe.kernels.grouped import down, gate_up
 from moe.kernels.narrow_fp8 import (
     down_narrow,
-    down_narrow_fits,
     gate_up_narrow,
     gate_up_narrow_fits,
 )
@@ -242,7 +241,7 @@ class ExpertProblem:
         """What a launch of `down` reads in place of `inner_PI`, if it does: in groups that are as
         deep as its steps."""
         group = min(tiles.block_k, GROUP)
-        is_narrow = self.quantized_TH is not None and down_narrow_fits(tiles, self.w2[0], group)
+        is_narrow = self.quantized_TH is not None and narrow_fits(tiles, self.w2[0], group)
         if not is_narrow and not (self.many and fits(tiles, self.w2[0], group)):
             return None
         return self._inner_of(group)
@@ -263,8 +262,8 @@ class LinearProblem:
         self.shape, self.tokens, self.w, self.context = shape, tokens, w, context
         device, dtype = w.values.device, _dtype(context)
         self.x = torch.randn(tokens, shape.inputs, device=device, dtype=dtype)
-        many = tokens >= MANY_ROWS and w.kind == FP8_NAME and dtype.itemsize == 2
-        self.quantized = _quantized(self.x, GROUP) if many else None
+        is_fp8 = w.kind == FP8_NAME and dtype.itemsize == 2
+        self.quantized = _quantized(self.x, GROUP) if is_fp8 else None
 
     def calls(self, op: str, tiles: Tiles | None) -> list[Call]:
         """One launch a copy of the weights."""
@@ -300,8 +299,9 @@ class LinearProblem:
         """Whether the first copy's result is that of plain torch in fp32."""
         result = self.calls(op, tiles)[0]()
         seen = self.x.float()
-        if self.quantized is not None and tiles is not None and fits(tiles, self.w[0]):
-            seen = self.quantized.plain()
+        if self.quantized is not None and tiles is not None:
+            takes = fits if self.tokens >= MANY_ROWS else narrow_fits
+            seen = self.quantized.plain() if takes(tiles, self.w[0]) else seen
         return _close(result.float().sum(dim=0), seen @ _matrix(self.w[0]).t())
 
 

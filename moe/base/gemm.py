@@ -1,10 +1,10 @@
 """y = x Wᵀ: for few rows x a stream of weights, cut along the depth where columns are too few to
 fill the device.
 
-Owns those kernels and the choice between them, the library's GEMM, `gemm_int4` and, for many rows
-and weights of eight bits, `gemm_fp8` or `specialized_fp8`. Where the depth is cut, the result is
-fp32 parts, which the next kernel sums in fixed order. Weights may be of fp32 under rows of 16 bits,
-as routers are. M rows, N outputs, K inputs, S parts.
+Owns those kernels and the choice between them, the library's GEMM, `gemm_int4` and, for rows and
+weights of eight bits, `gemm_narrow_fp8`, `gemm_fp8` or `specialized_fp8`. Where the depth is cut,
+the result is fp32 parts, which the next kernel sums in fixed order. Weights may be of fp32 under
+rows of 16 bits, as routers are. M rows, N outputs, K inputs, S parts.
 """
 
 from __future__ import annotations
@@ -17,9 +17,10 @@ from moe.base.add_dot import add_fp32_dot
 from moe.base.context import KernelContext
 from moe.base.gemm_fp8 import linear_fp8
 from moe.base.gemm_int4 import linear_int4, linear_int4_vector
+from moe.base.gemm_narrow_fp8 import linear_narrow
 from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.prefetch import prefetch_tile
-from moe.base.promoted_dot import fits, specializes
+from moe.base.promoted_dot import fits, narrow_fits, specializes
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
 from moe.base.scaled_dot import (
@@ -127,12 +128,17 @@ def linear_parts(
         name: of the workspace buffer that holds them.
         dtype: that of plain ``x_MK``, else the model's, where it is not given. Products and sums
             are those of fp32 anyway.
-        quantized_MK: plain ``x_MK`` in eight bits, if anyone made it: a launch less where it is
-            used.
+        quantized_MK: plain ``x_MK`` in eight bits, if anyone made it. Many rows that nobody made
+            take a launch more; few are then multiplied as they are.
     """
     M, K = x_MK.shape
-    if _takes_quantized(M, weight_NK, context):
-        return _quantized(quantized_MK or x_MK, weight_NK, context, name, dtype or context.dtype)
+    if takes_quantized(M, weight_NK, context):
+        eight_bits_MK = x_MK if isinstance(x_MK, Quantized) else quantized_MK
+        if M >= MANY_ROWS:
+            rows_MK = eight_bits_MK or x_MK
+            return _quantized(rows_MK, weight_NK, context, name, dtype or context.dtype)
+        if eight_bits_MK is not None:
+            return _narrow(eight_bits_MK, weight_NK, context, name, dtype or context.dtype)
     assert isinstance(x_MK, torch.Tensor)
     dtype = dtype or x_MK.dtype
     N = weight_NK.shape[0]
@@ -171,24 +177,34 @@ def rows_for(
     weight_NK: Weight, num_rows: int, context: KernelContext, name: str
 ) -> torch.Tensor | Quantized:
     """Memory for rows [M, K] that are made to be multiplied with this weight alone, of eight bits
-    where its GEMM takes such; it belongs to ``name``."""
+    where they are many and its GEMM takes such; it belongs to ``name``.
+
+    Few stay as they are: what makes them would take longer by more than the GEMM gains.
+    """
     shape = (num_rows, weight_NK.shape[1])
     # Taken in any case: a frozen workspace must have room for fewer rows that are plain.
     plain_MK = context.workspace.take(name, shape, context.dtype)
-    if _takes_quantized(num_rows, weight_NK, context):
+    if num_rows >= MANY_ROWS and takes_quantized(num_rows, weight_NK, context):
         return take_quantized(context.workspace, name, shape)
     return plain_MK
 
 
-def _takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
-    """Whether so many rows and this weight are multiplied in eight bits."""
-    if num_rows < MANY_ROWS or weight_NK.kind != FP8_NAME or context.tiles.item_size == 4:
+def takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
+    """Whether so many rows and this weight are multiplied in eight bits, if rows have them."""
+    if weight_NK.kind != FP8_NAME or context.tiles.item_size == 4:
         return False
-    if _takes_specialized(num_rows, weight_NK, context):
+    many = num_rows >= MANY_ROWS
+    if many and _takes_specialized(num_rows, weight_NK, context):
         return True
+    tiles = _fp8_tiles(num_rows, weight_NK, context)
+    return fits(tiles, weight_NK) if many else narrow_fits(tiles, weight_NK)
+
+
+def _fp8_tiles(num_rows: int, weight_NK: Weight, context: KernelContext) -> Tiles:
     N, K = weight_NK.shape
     tiles = context.tiles.linear(N, K, num_rows, weights=weight_NK.kind)
-    return tiles is not None and fits(tiles, weight_NK)
+    assert tiles is not None, "the library has no GEMM of these weights"
+    return tiles
 
 
 def _takes_specialized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
@@ -211,10 +227,25 @@ def _quantized(
     if _takes_specialized(M, weight_NK, context):
         specialized_linear(x_MK, weight_NK, out_MN=out_1MN[0])
         return out_1MN
-    tiles = context.tiles.linear(N, K, M, weights=weight_NK.kind)
-    assert tiles is not None
+    tiles = _fp8_tiles(M, weight_NK, context)
     linear_fp8(x_MK, weight_NK, tiles, out_MN=out_1MN[0], pdl=context.pdl)
     return out_1MN
+
+
+def _narrow(
+    x_MK: Quantized, weight_NK: Weight, context: KernelContext, name: str, dtype: torch.dtype
+) -> torch.Tensor:
+    (M, K), N = x_MK.shape, weight_NK.shape[0]
+    tiles = _fp8_tiles(M, weight_NK, context)
+    depth = _part_depth(tiles, weight_NK)
+    splits = triton.cdiv(K, depth)
+    part_dtype = dtype if splits == 1 else torch.float32
+    out_SMN = context.workspace.take(name, (splits, M, N), part_dtype)
+    prefetch = context.pdl and _fits_cache(weight_NK.values, depth)
+    linear_narrow(
+        x_MK, weight_NK, depth, tiles, out_SMN=out_SMN, prefetch=prefetch, pdl=context.pdl
+    )
+    return out_SMN
 
 
 def _part_depth(tiles: Tiles | None, weight_NK: Weight) -> int:

@@ -1,6 +1,6 @@
 """Products of eight-bit activations and weights: one step of a GEMM, and which tiles may take it.
 
-Owns a device function, the choice of tiles, and what `specialized_fp8` multiplies. A step is a dot
+Owns device functions, the choice of tiles, and what `specialized_fp8` multiplies. A step is a dot
 of its own, whose fp32 sums are multiplied by the scales of its rows and of its block of weights
 before they are added up: tensor cores keep fewer bits of sums of FP8 than fp32 has. N outputs, K
 inputs.
@@ -15,7 +15,7 @@ from moe.base.quantized import GROUP
 from moe.base.tiles import FP8_NAME, Tiles
 from moe.base.weight import Weight
 
-_MIN_ROWS = 64  # of a tile: one wgmma
+_MIN_ROWS = 64  # of a tile's wide side: one wgmma
 _MIN_DEPTH = 32
 _MAX_COLUMNS = 128  # of one dot; a tile has one or two
 _TMA_BYTES = 16  # strides and addresses of a descriptor are multiples
@@ -55,6 +55,23 @@ def fits(tiles: Tiles, weight: Weight, group: int = GROUP) -> bool:
         and group % depth == 0
         and inputs % _TMA_BYTES == 0
         and weight.values.data_ptr() % _TMA_BYTES == 0
+    )
+
+
+def narrow_fits(tiles: Tiles, weight: Weight, group: int = GROUP) -> bool:
+    """Whether a launch may multiply few rows of eight bits, in such groups, with a weight that
+    fills the wide side of the tensor core."""
+    if weight.kind != FP8_NAME or not tiles.swap or tiles.block_n < _MIN_ROWS:
+        return False
+    assert weight.block is not None
+    (bn, bk), depth = weight.block, step_depth(tiles, weight, group)
+    outputs, inputs = weight.shape[-2:]
+    return (
+        depth >= _MIN_DEPTH
+        and outputs % tiles.block_n == 0
+        and inputs % group == 0
+        and group % depth == 0
+        and (bn == 1 or (bn % tiles.block_n == 0 and bk % depth == 0))
     )
 
 

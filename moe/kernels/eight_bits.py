@@ -22,7 +22,7 @@ from moe.base.specialized_fp8 import (
 )
 from moe.base.tiles import MANY_ROWS, ExpertTiles
 from moe.base.weight import Weight
-from moe.kernels.narrow_fp8 import down_narrow, gate_up_narrow, narrow_fits
+from moe.kernels.narrow_fp8 import down_narrow, experts_narrow_fit, gate_up_narrow
 from moe.kernels.wide_fp8 import down_fp8, experts_fit, gate_up_fp8
 
 # Rows an expert from which `specialized_fp8` is faster: with 64 it is not, with 256 by a third.
@@ -74,7 +74,7 @@ def eight_bit_gemms(
         and specializes(w2, w2.shape[1])
     ):
         return EightBitGemms(SPECIALIZED_ROWS, GROUP, specialized_gate_up, specialized_down)
-    if narrow_fits(tiles, w13, w2):
+    if experts_narrow_fit(tiles, w13, w2):
         gate_up, down = gate_up_narrow, down_narrow
     elif many and experts_fit(tiles, w13, w2):
         gate_up, down = gate_up_fp8, down_fp8

@@ -13,46 +13,27 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
-from moe.base.promoted_dot import step_depth
+from moe.base.promoted_dot import narrow_fits, step_depth
 from moe.base.quantize_rows import quantize_groups
 from moe.base.quantized import GROUP, Quantized
 from moe.base.scaled_dot import block_scale, scale_options, scale_rows
 from moe.base.silu import silu
-from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles
+from moe.base.tiles import ExpertTiles, Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
 from moe.kernels.locate import locate
 
-_FEWEST_COLUMNS = 64  # of a tile: one wgmma
-_FEWEST_INPUTS = 32
 
-
-def narrow_fits(tiles: ExpertTiles, w13: Weight, w2: Weight) -> bool:
+def experts_narrow_fit(tiles: ExpertTiles, w13: Weight, w2: Weight) -> bool:
     """Whether launches with these tiles use these kernels, both of them."""
     first = gate_up_narrow_fits(tiles.gate_up, w13)
-    return first and down_narrow_fits(tiles.down, w2, tiles.gate_up.block_n)
+    return first and narrow_fits(tiles.down, w2, tiles.gate_up.block_n)
 
 
 def gate_up_narrow_fits(tiles: Tiles, w13: Weight) -> bool:
     """Whether a launch may use `gate_up_narrow`: a tile has columns of the width alone, since they
     get one scale."""
-    return w13.shape[-2] // 2 % tiles.block_n == 0 and down_narrow_fits(tiles, w13, GROUP)
-
-
-def down_narrow_fits(tiles: Tiles, weight: Weight, group: int) -> bool:
-    """Whether a launch may use `down_narrow` on rows in such groups."""
-    if weight.kind != FP8_NAME or not tiles.swap or tiles.block_n < _FEWEST_COLUMNS:
-        return False
-    assert weight.block is not None
-    (bn, bk), depth = weight.block, step_depth(tiles, weight, group)
-    outputs, inputs = weight.shape[-2:]
-    return (
-        depth >= _FEWEST_INPUTS
-        and outputs % tiles.block_n == 0
-        and inputs % group == 0
-        and group % depth == 0
-        and (bn == 1 or (bn % tiles.block_n == 0 and bk % depth == 0))
-    )
+    return w13.shape[-2] // 2 % tiles.block_n == 0 and narrow_fits(tiles, w13)
 
 
 @triton.jit
@@ -189,7 +170,7 @@ def down_narrow(
     E, H, width = w2.shape
     assert w2.values.is_contiguous() and out_PH.is_contiguous()
     assert inner_PI.shape[1] == width and out_PH.shape[1] == H
-    assert down_narrow_fits(tiles, w2, inner_PI.group)
+    assert narrow_fits(tiles, w2, inner_PI.group)
     grid = (aligned.tile_expert.shape[0] * (H // tiles.block_n),)
     _down_kernel[grid](
         inner_PI.values, inner_PI.scales, w2.values, w2.scales, out_PH,

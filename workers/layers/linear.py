@@ -15,7 +15,7 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
-from moe.base.gemm import linear_parts, rows_for
+from moe.base.gemm import linear_parts, rows_for, takes_quantized
 from moe.base.quantize import empty_weight
 from moe.base.quantized import Quantized
 from moe.base.weight import held_weight
@@ -83,6 +83,10 @@ class ColumnParallelLinear(nn.Module):
         return linear_parts(
             x_TI, self.weight, self.context, "column_parallel", quantized_MK=quantized_TI
         )
+
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are multiplied in eight bits."""
+        return self.context is not None and takes_quantized(num_tokens, self.weight, self.context)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""

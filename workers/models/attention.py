@@ -114,6 +114,12 @@ class Attention(nn.Module):
         update: DeferredSum = self.o_proj(attended)
         return update
 
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are multiplied in eight bits, by some of its weights at least."""
+        if self.gate is not None and self.gate.g_proj.takes_quantized(num_tokens):
+            return True
+        return self.qkv_proj.takes_quantized(num_tokens)
+
     def _plain(
         self, qkv_TW: torch.Tensor, cache: LayerCache, batch: AttentionBatch
     ) -> torch.Tensor:

@@ -131,7 +131,7 @@ class MLP(Protocol):
         ...
 
     def takes_quantized(self, num_tokens: int) -> bool:
-        """Whether so many tokens are read in eight bits where there are such weights."""
+        """Whether so many tokens are multiplied in eight bits, by some of its weights at least."""
         ...
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:

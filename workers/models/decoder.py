@@ -13,7 +13,6 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
-from moe.base.tiles import MANY_ROWS
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache, LayerCache
 from workers.attention.mla_spec import MlaSpec
@@ -66,7 +65,8 @@ class DecoderLayer(nn.Module):
         before."""
         norm = self.input_layernorm.add_quantized
         T = len(residual_TH)
-        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=T >= MANY_ROWS)
+        wanted = self.self_attn.takes_quantized(T)
+        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=wanted)
         update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
         update = update.times(self.multiplier)
         norm = self.post_attention_layernorm.add_quantized

@@ -12,7 +12,6 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
-from moe.base.tiles import MANY_ROWS
 from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
 from workers.models.base import BuildContext, ForwardBatch
@@ -58,8 +57,8 @@ class DenseMLP(nn.Module):
         return update
 
     def takes_quantized(self, num_tokens: int) -> bool:
-        """Whether so many tokens are read in eight bits where there are such weights."""
-        return num_tokens >= MANY_ROWS
+        """Whether so many tokens are multiplied in eight bits."""
+        return self.gate_up_proj.takes_quantized(num_tokens)
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         yield from self.gate_up_proj.checkpoint_slices(prefix)

@@ -14,7 +14,6 @@ from torch import nn
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
-from moe.base.tiles import MANY_ROWS
 from workers.attention.kv_cache import LayerCache
 from workers.config_json.model_config import ModelConfig
 from workers.layers.norm import NORMS, Norm
@@ -68,7 +67,10 @@ class EndNormLayer(nn.Module):
         """As `DecoderLayer` does."""
         T = len(residual_TH)
         residual_TH, hidden_TH, quantized_TH = self._enter(
-            self.attention_norm, residual_TH, update, wanted=T >= MANY_ROWS
+            self.attention_norm,
+            residual_TH,
+            update,
+            wanted=self.self_attn.takes_quantized(T),
         )
         update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
         update = self.attention_end_norm.of_sum(update)

@@ -115,6 +115,10 @@ class LatentAttention(nn.Module):
         update: DeferredSum = self.o_proj(attended_TW)
         return update
 
+    def takes_quantized(self, num_tokens: int) -> bool:
+        """Whether so many tokens are multiplied in eight bits."""
+        return self.qkv_a_proj.takes_quantized(num_tokens)
+
     def _plain(
         self, down_TW: torch.Tensor, cache: LayerCache, batch: AttentionBatch
     ) -> torch.Tensor:

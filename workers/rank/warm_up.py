@@ -6,12 +6,14 @@ kernels are cut. Knows nothing of the model.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
-from moe.base.tiles import MANY_ROWS
 from switchyard.worker.v1 import worker_pb2
 
 _DECODES = (1, 3, 17, 65)  # see attention.plan.decode_tiles and kernels.scaled_logits
+_POWERS = (8, 16, 64)  # of these decodes
+_BESIDE = (2, 4, *(1 << n for n in range(4, 10)))  # tokens of steps with decodes and prompts
 _BETWEEN = (24, 48, 96)  # routes are aligned in blocks of powers of two, and of experts' means
 _MAX_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
 _PROCESSED = 64  # sequences whose logits change: as many as logits_processor.py changes at once
@@ -23,8 +25,9 @@ def warm_up_steps(
     """The steps in order: prefills of the largest size, of each power of two below it and of a few
     sizes between, which draw one row or a few, in turn plainly and with filters and suppressed
     tokens; decodes of all slots, and of the fewest for each way that attention cuts them, plainly
-    and with filters, with and without all sampling options; decodes beside a prefill, of a token
-    and of many; the largest prefill again, with log-probabilities of its prompts.
+    and with filters, with and without all sampling options; decodes of a few powers of two; decodes
+    of every cut beside prompts, in steps of each power of two that GEMMs choose by; the largest
+    prefill again, with log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
@@ -37,13 +40,13 @@ def warm_up_steps(
         for plain in (False, True):
             yield _decode(size, plain=plain)
             yield _with_options(_decode(size, plain=plain))
-    if num_sequences > 1 and num_tokens > 1:
-        yield _mixed(1, 1, block_size)
-    # Beside many tokens decodes are attended to in eight bits, where the model has such weights.
-    for size in _DECODES:
-        length = min(num_tokens - size, max_model_len)
-        if size < num_sequences and size + length >= MANY_ROWS:
-            yield _mixed(size, length, block_size)
+    # A step's tokens say whether what attention found becomes eight bits wide, where weights are.
+    for size in _POWERS:
+        if size < num_sequences:
+            yield _decode(size, plain=True)
+    for size, tokens in itertools.product(decodes, _BESIDE):
+        if size < tokens <= num_tokens:
+            yield _mixed(size, tokens, num_sequences, max_model_len, block_size)
     yield _with_options(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
 
 
@@ -65,15 +68,7 @@ def made_up_prefill(
     plain: bool = True,
 ) -> worker_pb2.StepRequest:
     """A step of ``num_tokens`` prompt tokens, in as few sequences as their length allows."""
-    step = worker_pb2.StepRequest()
-    used, left, slot = 0, num_tokens, 0
-    while left and slot < num_sequences:
-        length = min(left, max_model_len)
-        blocks = -(-length // block_size)
-        _add_prefill(step, slot, length, range(used, used + blocks), plain=plain)
-        used, left, slot = used + blocks, left - length, slot + 1
-    step.max_replica_tokens = num_tokens - left
-    return step
+    return _mixed(0, num_tokens, num_sequences, max_model_len, block_size, plain=plain)
 
 
 def _decode(num_sequences: int, *, plain: bool) -> worker_pb2.StepRequest:
@@ -84,13 +79,27 @@ def _decode(num_sequences: int, *, plain: bool) -> worker_pb2.StepRequest:
     return step
 
 
-def _mixed(num_decodes: int, length: int, block_size: int) -> worker_pb2.StepRequest:
-    """Decodes beside a prompt of ``length``."""
-    step = worker_pb2.StepRequest(num_decodes=num_decodes, max_replica_tokens=num_decodes + length)
+def _mixed(
+    num_decodes: int,
+    num_tokens: int,
+    num_sequences: int,
+    max_model_len: int,
+    block_size: int,
+    *,
+    plain: bool = True,
+) -> worker_pb2.StepRequest:
+    """Decodes beside prompts, which have the rest of ``num_tokens`` as far as slots hold it."""
+    step = worker_pb2.StepRequest(num_decodes=num_decodes)
     for slot in range(num_decodes):
         _add_decode(step, slot, top_p=1.0)
-    blocks = range(num_decodes, num_decodes - (-length // block_size))
-    _add_prefill(step, num_decodes, length, blocks, plain=True)
+    used = slot = num_decodes
+    left = num_tokens - num_decodes
+    while left and slot < num_sequences:
+        length = min(left, max_model_len)
+        blocks = -(-length // block_size)
+        _add_prefill(step, slot, length, range(used, used + blocks), plain=plain)
+        used, left, slot = used + blocks, left - length, slot + 1
+    step.max_replica_tokens = num_tokens - left
     return step
 
 

@@ -64,7 +64,7 @@ def check_steps(
         own = attention.rows(T, setting.context) if isinstance(attention, Attention) else x_TI
         as_served = setting.eight_bits(x_TI) if isinstance(own, Quantized) else x_TI
         yield from check_row_parallel(
-            "output projection", attention.o_proj, as_served, setting, before_mixture=True
+            "output projection", attention.o_proj, as_served, setting, before_mlp=True
         )
 
 
@@ -74,7 +74,7 @@ def _check_step(
     T, context, weight = len(batch.positions_T), setting.context, attention.qkv_proj.weight
     N, K, D = attention.num_heads, attention.num_kv_heads, attention.head_dim
     x_TH = setting.rows(T, weight.shape[1])
-    qkv_STW = attention.qkv_proj(x_TH, setting.quantized(x_TH))
+    qkv_STW = attention.qkv_proj(x_TH, setting.quantized(x_TH, wanted=attention.takes_quantized(T)))
     yield check_parts("q, k and v", x_TH, weight, qkv_STW, setting)
     heads, bias = attention.heads, attention.qkv_proj.bias
     q_TND = heads(qkv_STW, bias, cache, batch, context)
@@ -102,7 +102,9 @@ def _check_gate(
     gate: OutputGate, x_TH: torch.Tensor, attended_TW: torch.Tensor, setting: Setting
 ) -> Iterator[Finding]:
     """``attended_TW`` is written."""
-    parts_STG = gate.g_proj(x_TH, setting.quantized(x_TH))
+    parts_STG = gate.g_proj(
+        x_TH, setting.quantized(x_TH, wanted=gate.g_proj.takes_quantized(len(x_TH)))
+    )
     yield check_parts("gates", x_TH, gate.g_proj.weight, parts_STG, setting)
     expected = gated(attended_TW.float(), parts_STG.float().sum(0), gate.activation)
     found = output_gate(parts_STG, attended_TW, gate.activation, pdl=setting.context.pdl)

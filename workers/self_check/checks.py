@@ -45,6 +45,7 @@ from workers.step.batch import BatchBuilder
 log = logging.getLogger(__name__)
 
 _ALIGNED = 16  # bytes
+_MLPS = (SparseMoeBlock, DenseMLP)
 
 # By the modules that run the kernels; one of each kind and shape is checked.
 CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
@@ -107,7 +108,8 @@ def make_setting(
         max_tokens=build.max_tokens,
         max_positions=build.max_positions,
         norm=next(each for each in modules if isinstance(each, Norm) and each.context),
-        sparse=next((each for each in modules if isinstance(each, SparseMoeBlock)), None),
+        attention=next(each for each in modules if isinstance(each, Attention | LatentAttention)),
+        mlp=next(each for kind in _MLPS for each in modules if isinstance(each, kind)),
         builder=builder,
         sizes=sizes,
     )

@@ -15,7 +15,6 @@ from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts
 from moe.base.quantized import Quantized
 from moe.base.swiglu import swiglu
-from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
@@ -56,7 +55,7 @@ def check_norm(norm: Norm, setting: Setting) -> Iterator[Finding]:
     """Of what no layer has added to yet."""
     for T in setting.steps:
         x_TH = setting.rows(T, norm.weight.shape[0])
-        wanted = T >= MANY_ROWS
+        wanted = setting.attention.takes_quantized(T)
         _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None, wanted=wanted)
         yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
 
@@ -81,7 +80,7 @@ def check_mlp(mlp: DenseMLP, setting: Setting) -> Iterator[Finding]:
     context, gate_up = setting.context, mlp.gate_up_proj.weight
     for T in setting.steps:
         x_TH = setting.rows(T, gate_up.shape[1])
-        parts_STW = mlp.gate_up_proj(x_TH, setting.quantized(x_TH))
+        parts_STW = mlp.gate_up_proj(x_TH, setting.quantized(x_TH, wanted=mlp.takes_quantized(T)))
         yield check_parts("gate and up", x_TH, gate_up, parts_STW, setting)
         inner_TI = mlp.down_proj.rows(T, "inner")
         swiglu(parts_STW, out_TI=inner_TI, pdl=context.pdl)
@@ -109,19 +108,18 @@ def check_row_parallel(
     x_TK: torch.Tensor | Quantized,
     setting: Setting,
     *,
-    before_mixture: bool = False,
+    before_mlp: bool = False,
 ) -> Iterator[Finding]:
-    """The layer without its all-reduce, and the sum behind it, whose norm a mixture of experts may
-    read."""
+    """The layer without its all-reduce, and the sum behind it, whose norm an MLP or the next
+    attention reads."""
     parts_STH = linear_parts(x_TK, layer.weight, setting.context, "row_parallel")
     yield check_parts(what, x_TK, layer.weight, parts_STH, setting)
     update = DeferredSum(parts_STH.transpose(0, 1))
     expected_TH = parts_STH.float().sum(0)
     allowed = roundings(3, setting.dtype)
     is_alone = setting.parallel.tp == 1
-    wanted = before_mixture and setting.mixture_takes(x_TK.shape[0])
     yield from check_update(
-        what, update, expected_TH, allowed, setting, is_alone=is_alone, wanted=wanted
+        what, update, expected_TH, allowed, setting, is_alone=is_alone, before_mlp=before_mlp
     )
 
 
@@ -147,20 +145,21 @@ def check_update(
     setting: Setting,
     *,
     is_alone: bool,
-    wanted: bool = False,
+    before_mlp: bool = False,
 ) -> Iterator[Finding]:
     """A sum as the next norm adds it to a residual of its size, and the norm.
 
     Args:
         is_alone: ranks have nothing to add to it before.
-        wanted: the norm makes eight bits of few rows too.
+        before_mlp: an MLP reads the norm, else the next attention.
     """
     if not is_alone:
         update = DeferredSum.of(update.total(setting.dtype, setting.context))
     size = expected_TH.square().mean().sqrt()
     before_TH = (setting.rows(*expected_TH.shape).float() * size).to(setting.dtype)
+    reader = setting.mlp if before_mlp else setting.attention
     residual_TH, normed_TH, quantized_TH = setting.norm.add_quantized(
-        before_TH.clone(), update, wanted=wanted or len(before_TH) >= MANY_ROWS
+        before_TH.clone(), update, wanted=reader.takes_quantized(len(before_TH))
     )
     added = f"sum of {what}, {told(len(before_TH))}"
     yield compare(added, residual_TH, before_TH.float() + expected_TH, allowed)

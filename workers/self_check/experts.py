@@ -11,8 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from moe.base.gemm import linear_parts
-from moe.base.tiles import FP8_NAME, MANY_ROWS
+from moe.base.gemm import linear_parts, takes_quantized
 from moe.base.weight import Weight
 from moe.expert_load import expert_rows
 from moe.experts import FusedMoeExperts
@@ -99,7 +98,8 @@ def _check_experts(block: SparseMoeBlock, T: int, setting: Setting) -> Iterator[
 
 def _check_shared(shared: SharedExperts, T: int, setting: Setting) -> Iterator[Finding]:
     x_TH = setting.rows(T, shared.config.hidden_size)
-    quantized_TH = setting.quantized(x_TH) if setting.parallel.tokens_replicated else None
+    is_read = setting.parallel.tokens_replicated and setting.mlp.takes_quantized(T)
+    quantized_TH = setting.quantized(x_TH, wanted=is_read)
     got_TH = shared(x_TH, quantized_TH).parts.float().sum(1)
     gate_TI, up_TI = product(x_TH, shared.w13).chunk(2, dim=-1)
     inner_TI = F.silu(gate_TI) * up_TI
@@ -112,7 +112,7 @@ def _check_shared(shared: SharedExperts, T: int, setting: Setting) -> Iterator[F
 
 def _allowed(weight: Weight, num_rows: int, setting: Setting) -> Tolerance:
     """Of an MLP, whose inner rows may have eight bits, or are rounded four times."""
-    eight_bits = weight.kind == FP8_NAME and num_rows >= MANY_ROWS and setting.dtype.itemsize == 2
+    eight_bits = takes_quantized(num_rows, weight, setting.context)
     return SUMS_OF_EIGHT_BITS if eight_bits else roundings(5, setting.dtype)
 
 

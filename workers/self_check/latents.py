@@ -40,7 +40,9 @@ def _check_step(
 
     weight = attention.qkv_a_proj.weight
     x_TH = setting.rows(T, weight.shape[1])
-    down_STW = attention.qkv_a_proj(x_TH, setting.quantized(x_TH))
+    down_STW = attention.qkv_a_proj(
+        x_TH, setting.quantized(x_TH, wanted=attention.takes_quantized(T))
+    )
     yield check_parts("first projection", x_TH, weight, down_STW, setting)
     # What is projected next is written over it.
     down_TW = down_STW.float().sum(0)

@@ -13,10 +13,12 @@ from moe.base.context import KernelContext
 from moe.base.parallel import ParallelConfig
 from moe.base.quantize import FP8
 from moe.base.quantized import GROUP, Quantized
-from moe.base.tiles import MANY_ROWS
 from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.norm import Norm
+from workers.models.attention import Attention
+from workers.models.dense_mlp import DenseMLP
+from workers.models.mla import LatentAttention
 from workers.step.batch import BatchBuilder
 
 # Rows of steps: decodes by a matrix-vector kernel, by few rows and by many, and a prefill.
@@ -33,7 +35,8 @@ class Setting:
     """
     Attributes:
         norm: one of the residual stream.
-        sparse: a layer's mixture of experts, if there is one.
+        attention: a layer's.
+        mlp: a layer's mixture of experts if there is one, else a dense MLP.
         builder: stages the made-up steps; their sequences take its slots.
         sizes: of the cache that serves.
     """
@@ -43,7 +46,8 @@ class Setting:
     max_tokens: int
     max_positions: int
     norm: Norm
-    sparse: SparseMoeBlock | None
+    attention: Attention | LatentAttention
+    mlp: SparseMoeBlock | DenseMLP
     builder: BatchBuilder
     sizes: CacheSizes
 
@@ -82,17 +86,9 @@ class Setting:
         x_TK[:, ::_LARGEST_EVERY] = _LARGEST * (1 - 2 * (x_TK[:, ::_LARGEST_EVERY] < 0).float())
         return (x_TK * _SCALE).to(self.dtype)
 
-    def mixture_takes(self, num_rows: int) -> bool:
-        """Whether the norm before a mixture of experts makes so many rows of eight bits."""
-        return self.sparse is not None and self.sparse.takes_quantized(num_rows)
-
-    def quantized(self, rows_TK: torch.Tensor, *, wanted: bool | None = None) -> Quantized | None:
-        """`rows` of eight bits, where the norm before would make them; ``wanted`` where others than
-        many are."""
-        many = len(rows_TK) >= MANY_ROWS
-        if not self.norm.quantize or not (many if wanted is None else wanted):
-            return None
-        return self.eight_bits(rows_TK)
+    def quantized(self, rows_TK: torch.Tensor, *, wanted: bool) -> Quantized | None:
+        """`rows` of eight bits, where the norm before would make them if they are wanted."""
+        return self.eight_bits(rows_TK) if wanted and self.norm.quantize else None
 
     def eight_bits(self, rows_TK: torch.Tensor) -> Quantized:
         """`rows` exactly."""

@@ -10,7 +10,7 @@ import torch
 from moe.base.context import make_context
 from moe.base.tiles import FP8_NAME, ExpertTiles, Tiles, experts_key
 from moe.kernels.eight_bits import eight_bit_gemms
-from moe.kernels.narrow_fp8 import narrow_fits
+from moe.kernels.narrow_fp8 import experts_narrow_fit
 from moe.placement import ExpertPlacement
 from tests.moe.builders import interpreted
 from tests.moe.fp8 import ROWS, make_fp8
@@ -61,8 +61,8 @@ def test_routes_of_other_ranks_and_tiles_of_no_expert() -> None:
 )
 def test_tiles_that_do_not_fit(gate_up: Tiles, down: Tiles) -> None:
     weights = make_fp8((2, 384, 128), ROWS, size=1.0), make_fp8((2, 128, 192), ROWS, size=1.0)
-    assert narrow_fits(ExpertTiles(gate_up=tile(), down=tile()), *weights)
-    assert not narrow_fits(ExpertTiles(gate_up=gate_up, down=down), *weights)
+    assert experts_narrow_fit(ExpertTiles(gate_up=tile(), down=tile()), *weights)
+    assert not experts_narrow_fit(ExpertTiles(gate_up=gate_up, down=down), *weights)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of a context without a device")

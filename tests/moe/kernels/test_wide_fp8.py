@@ -22,7 +22,7 @@ from moe.base.weight import Weight
 from moe.base.workspace import Workspace
 from moe.kernels.align import align
 from moe.kernels.experts import expert_routes
-from moe.kernels.narrow_fp8 import down_narrow, gate_up_narrow, narrow_fits
+from moe.kernels.narrow_fp8 import down_narrow, experts_narrow_fit, gate_up_narrow
 from moe.kernels.wide_fp8 import down_fp8, experts_fit, gate_up_fp8
 from moe.placement import ExpertPlacement
 from moe.routes import local_ids
@@ -67,7 +67,7 @@ def check(
     if tiles is None:
         assert specializes(w13, 2 * width) and specializes(w2, H)
     else:
-        assert (narrow_fits if narrow else experts_fit)(tiles, w13, w2)
+        assert (experts_narrow_fit if narrow else experts_fit)(tiles, w13, w2)
     block_m, group = (128, 128) if tiles is None else (tiles.gate_up.block_m, tiles.gate_up.block_n)
     x_TH = make_rows(torch.randn(T, H, device=device))
     inner_PI = take_quantized(Workspace(device), "inner", (T * K, width), group)

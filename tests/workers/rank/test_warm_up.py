@@ -78,25 +78,45 @@ def test_no_more_than_all_slots_can_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "decodes"), [(1, [1]), (2, [1, 2]), (9, [1, 3, 9]), (80, [1, 3, 17, 65, 80])]
+    ("num_sequences", "decodes", "powers"),
+    [
+        (1, [1], []),
+        (2, [1, 2], []),
+        (9, [1, 3, 9], [8]),
+        (80, [1, 3, 17, 65, 80], [8, 16, 64]),
+    ],
 )
-def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: list[int]) -> None:
+def test_decodes_of_all_slots_and_beside_prefills(
+    num_sequences: int, decodes: list[int], powers: list[int]
+) -> None:
     """None is marked as one that a graph may take: they run kernel by kernel."""
     steps = list(
         warm_up_steps(num_tokens=96, num_sequences=num_sequences, max_model_len=40, block_size=16)
     )
     assert not any(step.decode_only for step in steps)
     alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]
-    assert alone == sorted(4 * decodes)
+    assert sorted(alone) == sorted(4 * decodes + powers)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
-    assert len(mixed) == (num_sequences > 1)
+    beside = {(step.num_decodes, step.max_replica_tokens) for step in mixed}
+    totals = [2, 4, 16, 32, 64]
+    most = 80 if num_sequences > 2 else 41  # a prompt of the one slot that is left
+    expected = {
+        (size, min(total, most)) for size in decodes[:-1] for total in totals if size < total
+    }
+    assert beside == expected
 
 
-def test_decodes_of_every_cut_run_beside_many_tokens() -> None:
+@pytest.mark.parametrize("max_model_len", [100, 8192])
+def test_decodes_of_every_cut_run_beside_many_tokens(max_model_len: int) -> None:
     """Where they may be attended to in eight bits; what ranks take of it says the test above."""
-    shape = {"num_tokens": 1000, "num_sequences": 70, "max_model_len": 8192, "block_size": 16}
+    shape = {
+        "num_tokens": 1000,
+        "num_sequences": 72,
+        "max_model_len": max_model_len,
+        "block_size": 16,
+    }
     builder = BatchBuilder(
-        num_slots=70, max_blocks=512, block_size=16, max_tokens=1000, device=torch.device("cpu")
+        num_slots=72, max_blocks=512, block_size=16, max_tokens=1000, device=torch.device("cpu")
     )
     cuts = set()
     for step in warm_up_steps(**shape):
@@ -105,7 +125,7 @@ def test_decodes_of_every_cut_run_beside_many_tokens() -> None:
         assert builder.build(step).rows.num_tokens.sum() == step.max_replica_tokens
         if step.num_tokens and step.num_decodes and step.max_replica_tokens >= MANY_ROWS:
             cuts.add(str(decode_tiles(step.num_decodes)))
-    assert cuts == {str(decode_tiles(num_rows)) for num_rows in range(1, 70)}
+    assert cuts == {str(decode_tiles(num_rows)) for num_rows in range(1, 72)}
 
 
 @pytest.mark.parametrize("num_tokens", [1, 100, 700, 4096, 5000])
