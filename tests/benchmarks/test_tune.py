@@ -326,10 +326,21 @@ def small_experts(num_local: int, tokens: int = 5, weights: str | None = None) -
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("tiles", [SMALL, VECTOR], ids=["tiles", "vectors"])
-@pytest.mark.parametrize(("num_local", "weights"), [(6, None), (3, None), (3, "fp8"), (3, "int4")])
+@pytest.mark.parametrize(
+    ("num_local", "weights", "tiles"),
+    [
+        (6, None, SMALL),
+        (3, None, VECTOR),
+        (3, "fp8", SMALL),
+        (3, "int4", VECTOR),
+        pytest.param(6, None, VECTOR, marks=pytest.mark.grid),
+        pytest.param(3, None, SMALL, marks=pytest.mark.grid),
+        pytest.param(3, "fp8", VECTOR, marks=pytest.mark.grid),
+        pytest.param(3, "int4", SMALL, marks=pytest.mark.grid),
+    ],
+)
 def test_expert_launches_are_right_and_mistakes_are_seen(
-    tiles: Tiles, num_local: int, weights: str | None, monkeypatch: pytest.MonkeyPatch
+    num_local: int, weights: str | None, tiles: Tiles, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     problem = small_experts(num_local, weights=weights)
     assert len(problem.calls("gate_up", tiles)) == 2

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.interpreter
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 # On a GPU each shape is compiled.
-EXAMPLES = 40 if DEVICE == "cpu" else 4
+EXAMPLES = 20 if DEVICE == "cpu" else 4
 
 
 @pytest.mark.parametrize("P", [1, 255, 256, 257, 600])

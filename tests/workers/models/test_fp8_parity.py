@@ -140,8 +140,15 @@ def test_its_roofline_counts_every_byte(
 
 
 @pytest.mark.interpreter
-@pytest.mark.parametrize("moe", [True, False])
-@pytest.mark.parametrize("form", ["block", "row"])
+@pytest.mark.parametrize(
+    ("form", "moe"),
+    [
+        ("block", True),
+        ("row", False),
+        pytest.param("block", False, marks=pytest.mark.grid),
+        pytest.param("row", True, marks=pytest.mark.grid),
+    ],
+)
 def test_kernels_compute_the_same(
     form: str, moe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -124,7 +124,14 @@ def test_a_folder_without_its_weights_is_made_up(form: str, tmp_path: Path) -> N
 
 @pytest.mark.interpreter
 @pytest.mark.parametrize(
-    ("form", "moe"), [("gptq", True), ("awq", True), ("packed by row", True), ("awq", False)]
+    ("form", "moe"),
+    [
+        ("gptq", False),
+        ("awq", True),
+        ("packed by row", True),
+        pytest.param("gptq", True, marks=pytest.mark.grid),
+        pytest.param("awq", False, marks=pytest.mark.grid),
+    ],
 )
 def test_kernels_compute_the_same(
     form: str, moe: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,21 @@ CASES = [
 ]
 
 
+def choices_of(seed: int, moe: bool) -> set[tuple[bool, str, str]]:
+    """What was drawn for a model."""
+    config = random_config(seed, moe=moe)
+    drawn = config.to_diff_dict() | {"num_hidden_layers": config.num_hidden_layers}
+    drawn.pop("layer_types", None)
+    drawn["mlp_only_layers"] = "mlp_only_layers" in drawn
+    drawn["num_attention_heads"] = config.num_attention_heads // config.num_key_value_heads
+    return {(moe, name, str(value)) for name, value in drawn.items()}
+
+
+def test_the_models_meet_every_choice() -> None:
+    met = set().union(*(choices_of(seed, moe) for seed, moe, _ in CASES))
+    assert met == set().union(*(choices_of(n, moe) for n in range(100) for moe in (True, False)))
+
+
 @pytest.mark.parametrize(("seed", "moe", "moe_runner"), CASES)
 def test_logits_equal_transformers(seed: int, moe: bool, moe_runner: str, tmp_path: Path) -> None:
     config = random_config(seed, moe=moe)
