@@ -103,7 +103,7 @@ def main() -> None:
     report.add_flags(parser)
     flags = parser.parse_args()
     prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
-    rank = _start(
+    rank = start_rank(
         flags.model,
         max_batch_size=max([1, *flags.batch_sizes, *prompts]),
         quantization=flags.weights or "auto",
@@ -311,9 +311,10 @@ def table(
     ]
 
 
-def _start(
+def start_rank(
     model: Path, *, max_batch_size: int, quantization: str, kv_cache_dtype: str
 ) -> LoadedRank:
+    """The only one, in this process, with made-up weights."""
     config = WorkerConfig(
         model=model, listen="unix:", load_format="dummy", max_batch_size=max_batch_size,
         quantization=quantization, kv_cache_dtype=kv_cache_dtype,

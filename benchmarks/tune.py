@@ -57,10 +57,10 @@ from workers.step.roofline import Device, device_ceilings
 Shape = ExpertShape | LinearShape
 
 _COMPILE_SHARE = 0.6  # of the time
-_NAMES = {"fp8": FP8_NAME, "int4": INT4_NAME}
-_LIMITS: dict[str, dict[str, Any]] = {"fp8": {"block": (128, 128)}, "int4": {"group": 128}}
+NAMES = {"fp8": FP8_NAME, "int4": INT4_NAME}
+LIMITS: dict[str, dict[str, Any]] = {"fp8": {"block": (128, 128)}, "int4": {"group": 128}}
 _VALUE_BYTES = {"fp8": 1.0, "int4": 0.5}
-_ALWAYS_PLAIN = ("router", "head")
+ALWAYS_PLAIN = ("router", "head")
 
 
 class Tuning:
@@ -235,15 +235,15 @@ def main(arguments: list[str] | None = None) -> None:
         context = make_context(torch.device("cuda", torch.cuda.current_device()), dtype)
     except ValueError as error:
         parser.error(str(error))
-    book, name = context.tiles, _NAMES.get(flags.weights)
+    book, name = context.tiles, NAMES.get(flags.weights)
     limits = DeviceLimits(
         shared_bytes=book.shared_bytes,
         item_size=book.item_size,
-        **_LIMITS.get(flags.weights, {}),
+        **LIMITS.get(flags.weights, {}),
     )
     experts, linears = expert_shape(config, parallel), linear_shapes(config, parallel)
     if name is not None:
-        linears = [shape for shape in linears if shape.name not in _ALWAYS_PLAIN]
+        linears = [shape for shape in linears if shape.name not in ALWAYS_PLAIN]
     tasks = plan(experts, linears, book, limits, name)
     asked = [task for task in tasks if _is_asked(task, flags)]
     if flags.known:
@@ -286,7 +286,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ep", type=int, help="default: all ranks, as `switchyard serve`")
     parser.add_argument("--moe-ep-backend", default="auto")
     parser.add_argument("--dtype", default="bfloat16", choices=("bfloat16", "float32"))
-    parser.add_argument("--weights", choices=tuple(_NAMES), help="default: of the model's type")
+    parser.add_argument("--weights", choices=tuple(NAMES), help="default: of the model's type")
     parser.add_argument("--gemms", nargs="+", help="experts, qkv, o_proj, …; default: all")
     parser.add_argument("--tokens", type=int, nargs="+", help="default: all")
     parser.add_argument("--known", action="store_true", help="time what is in use, write nothing")

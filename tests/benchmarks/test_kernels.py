@@ -343,7 +343,7 @@ def test_a_run_but_for_the_device(
         assert kv_cache_dtype == "auto"
         return rank
 
-    monkeypatch.setattr(kernels, "_start", start)
+    monkeypatch.setattr(kernels, "start_rank", start)
     launches = [
         Launch(COPY_IN, 0.0, 1.0),
         Launch("_embed_kernel", 900.0, 902.0),

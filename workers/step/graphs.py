@@ -41,7 +41,7 @@ def mixed_sizes(max_tokens: int) -> list[int]:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class _Captured:
+class Captured:
     """A graph and what it writes."""
 
     graph: torch.cuda.CUDAGraph
@@ -57,7 +57,7 @@ class StepGraphs:
         num_allocations: of device memory while capturing; 0 where every buffer is a workspace's.
     """
 
-    def __init__(self, captured: Mapping[BatchShape, _Captured], num_allocations: int) -> None:
+    def __init__(self, captured: Mapping[BatchShape, Captured], num_allocations: int) -> None:
         self.decodes = sorted(shape.tokens for shape in captured if shape.decodes)
         self.mixed = sorted(shape.tokens for shape in captured if not shape.decodes)
         self.num_allocations = num_allocations
@@ -86,7 +86,7 @@ class StepGraphs:
         builder.columns.freeze()
         captured, num_allocations = {}, 0
         for shape in shapes:
-            captured[shape], allocated = _capture(forward, builder, shape, pool)
+            captured[shape], allocated = capture_shape(forward, builder, shape, pool)
             num_allocations += allocated
         torch.cuda.synchronize()
         return cls(captured, num_allocations)
@@ -116,9 +116,9 @@ NO_GRAPHS = StepGraphs({}, 0)
 """Every step is launched kernel by kernel."""
 
 
-def _capture(
+def capture_shape(
     forward: Forward, builder: BatchBuilder, shape: BatchShape, pool: torch.cuda._POOL_HANDLE
-) -> tuple[_Captured, int]:
+) -> tuple[Captured, int]:
     """The graph of a shape, and how often it allocated device memory."""
     batch = builder.build(_no_rows(), shape)
     graph = torch.cuda.CUDAGraph()
@@ -130,7 +130,7 @@ def _capture(
         allocated = _allocations() - before
     finally:
         graph.capture_end()
-    return _Captured(graph, out), allocated
+    return Captured(graph, out), allocated
 
 
 def _longest_decode(step: worker_pb2.StepRequest) -> int:
