@@ -37,7 +37,7 @@ from workers.rank.startup import LoadedRank, start
 from workers.step.roofline import Device, StepWork
 
 _WARM_UP, _REPEAT = 2, 5  # steps that are not measured, and that are
-_PROMPT = 1024  # most tokens of a prompt
+PROMPT = 1024  # most tokens of a prompt
 
 # What a launch is for, by the first pattern that its name has. GEMMs, ours and the library's, have
 # the same names all over a layer.
@@ -102,7 +102,7 @@ def main() -> None:
     parser.add_argument("--prefill", type=int, nargs="*", default=[1024, 8192], help="tokens")
     report.add_flags(parser)
     flags = parser.parse_args()
-    prompts = [-(-tokens // _PROMPT) for tokens in flags.prefill]
+    prompts = [-(-tokens // PROMPT) for tokens in flags.prefill]
     rank = start_rank(
         flags.model,
         max_batch_size=max([1, *flags.batch_sizes, *prompts]),
@@ -141,7 +141,7 @@ def decode_steps(batch: int, context: int, block_size: int) -> Iterator[worker_p
 
 def prefill_steps(tokens: int, block_size: int, vocab: int) -> Iterator[worker_pb2.StepRequest]:
     """Prompts of random tokens, all but the last as long as may be."""
-    lengths = [min(_PROMPT, tokens - first) for first in range(0, tokens, _PROMPT)]
+    lengths = [min(PROMPT, tokens - first) for first in range(0, tokens, PROMPT)]
     num_blocks = [-(-length // block_size) for length in lengths]
     for seed in range(_WARM_UP + _REPEAT):
         generator = torch.Generator().manual_seed(seed)

@@ -1,14 +1,14 @@
-"""Measures in whole steps which tiles the GEMMs of few tokens want on this GPU, and keeps them.
+"""Measures in whole steps which tiles the GEMMs of a model want on this GPU, and keeps them.
 
 ``python -m benchmarks.tune_steps MODEL [--weights fp8|int4] [--gemms experts qkv]
-[--tokens 1 8 32 64] [--context 1088] [--seconds 300] [--ship]``
+[--tokens 1 8 32 64] [--context 1088] [--prefill 1024] [--seconds 300] [--ship]``
 
 What wins alone, as `benchmarks.tune` times it, may lose in its step: it leaves the next kernel more
-parts to add, or starts later beside the one before. Here a decode step of made-up weights is
-captured with one GEMM's tiles changed, and its replays are timed. Candidates are those of
-`benchmarks.tune`, whose choice is a good start; they are compiled in processes side by side. GEMM
-after GEMM keeps the tiles whose step is the fastest, if by more than chance. Results are compared
-with nothing: a start's self-check does that. One rank, one CUDA device.
+parts to add, or starts later beside the one before. Here a decode step of made-up weights, or one
+of prompts, is captured with one GEMM's tiles changed, and its replays are timed. Candidates are
+those of `benchmarks.tune`, whose choice is a good start; they are compiled in processes side by
+side. GEMM after GEMM keeps the tiles whose step is the fastest, if by more than chance. Results are
+compared with nothing: a start's self-check does that. One rank, one CUDA device.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import statistics
 import sys
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ import triton
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, expert_shape, linear_shapes
-from benchmarks.kernels import decode_steps, start_rank
+from benchmarks.kernels import PROMPT, decode_steps, prefill_steps, start_rank
 from benchmarks.tiles.candidates import DeviceLimits, describe
 from benchmarks.tiles.compile import compile_jobs
 from benchmarks.tiles.tasks import Deadline, Entry, Task, by_op, jobs, plan, tables
@@ -48,19 +49,22 @@ _COMPILE_SHARE = 0.5  # of the time
 Measure = Callable[[], float | None]
 
 
-class DecodeSteps:
-    """Times captured decode steps of one number of sequences on a rank.
+class CapturedSteps:
+    """Times captured steps of one number of tokens on a rank.
 
     Args:
-        context: tokens of each sequence.
+        context: tokens of each decoding sequence; None: the step is of prompts.
     """
 
-    def __init__(self, rank: LoadedRank, tokens: int, context: int) -> None:
-        self.runner, self.shape = rank.runner, BatchShape(tokens, decodes=True)
+    def __init__(self, rank: LoadedRank, tokens: int, context: int | None) -> None:
+        self.runner, self.shape = rank.runner, BatchShape(tokens, decodes=context is not None)
         self.stream = torch.cuda.Stream()
-        prompts, *steps = decode_steps(tokens, context, self.runner.builder.block_size)
-        self.runner.launch(prompts).result()
-        *before, self.step = steps[:3]
+        size = self.runner.builder.block_size
+        if context is None:
+            steps = prefill_steps(tokens, size, rank.model_config.vocab_size)
+        else:
+            steps = decode_steps(tokens, context, size)
+        *before, self.step = itertools.islice(steps, 4)
         for step in before:
             self.runner.launch(step).result()
         torch.cuda.synchronize()
@@ -146,15 +150,14 @@ def main(arguments: list[str] | None = None) -> None:
     deadline = Deadline(flags.seconds)
     rank = start_rank(
         flags.model,
-        max_batch_size=max(flags.tokens),
+        max_batch_size=max([*flags.tokens, *(-(-each // PROMPT) for each in flags.prefill)]),
         quantization=flags.weights or "auto",
         kv_cache_dtype="auto",
     )
-    context = _context(rank)
-    context.workspace.frozen = (
-        False  # other tiles may leave more parts; no served graph is replayed
-    )
-    table, name = context.tiles, NAMES.get(flags.weights)
+    kernels = _context(rank)
+    # Other tiles may leave more parts, and no graph of the rank's own is replayed any more.
+    kernels.workspace.frozen = False
+    table, name = kernels.tiles, NAMES.get(flags.weights)
     dtype = name or table.dtype
     limits = DeviceLimits(
         shared_bytes=table.shared_bytes,
@@ -169,13 +172,15 @@ def main(arguments: list[str] | None = None) -> None:
     if name is not None:
         linears = [shape for shape in linears if shape.name not in ALWAYS_PLAIN]
     tasks = plan(experts, linears, table, limits, name)
-    asked = [task for task in tasks if task.tokens in flags.tokens and _is_asked(task, flags.gemms)]
+    sizes = {*flags.tokens, *flags.prefill}
+    asked = [task for task in tasks if task.tokens in sizes and _is_asked(task, flags.gemms)]
     timeout = deadline.left(_COMPILE_SHARE)
     compile_jobs(jobs(asked), rank.dtype, timeout, weights=flags.weights)
     chosen: dict[Task, Entry] = {}
     rows = []
     for tokens in sorted({task.tokens for task in asked}):
-        steps = DecodeSteps(rank, tokens, flags.context)
+        context = None if tokens in flags.prefill else flags.context
+        steps = CapturedSteps(rank, tokens, context)
         for task in asked:
             if task.tokens != tokens or not deadline.left():
                 continue
@@ -221,8 +226,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("model", type=Path, help="a folder with config.json")
     parser.add_argument("--weights", choices=tuple(NAMES), help="default: of the model's type")
     parser.add_argument("--gemms", nargs="+", help="experts, qkv, o_proj, …; default: all")
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1, 8, 32, 64])
-    parser.add_argument("--context", type=int, default=1088, help="tokens of each sequence")
+    parser.add_argument("--tokens", type=int, nargs="*", default=[1, 8, 32, 64], help="of decodes")
+    parser.add_argument("--context", type=int, default=1088, help="tokens of a decoding sequence")
+    parser.add_argument("--prefill", type=int, nargs="*", default=[], help="tokens of prompts")
     parser.add_argument("--seconds", type=float, default=300, help="bound of the whole run")
     parser.add_argument("--ship", action="store_true", help="write the file the project ships")
     report.add_flags(parser)

@@ -354,7 +354,7 @@ def test_a_run_but_for_the_device(
     ]
     monkeypatch.setattr(kernels, "profile", lambda activities: nullcontext(profiler_of(launches)))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
-    monkeypatch.setattr(kernels, "_PROMPT", 3)
+    monkeypatch.setattr(kernels, "PROMPT", 3)
     flags = ["--batch-sizes", "2", "--context", "20", "--prefill", "9", "--json", "-"]
     monkeypatch.setattr(sys, "argv", ["kernels", str(tmp_path), *flags])
     kernels.main()
