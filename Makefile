@@ -12,6 +12,8 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 TORCH_FOR_CPU = $(PIP) '$(TORCH)' --index-url $(CPU_INDEX) --timeout 10 --retries 1 2>/dev/null
 HTTP_PORT ?= 8000
+# Tests start many processes, which start in less time when what they import has been compiled.
+unexport PYTHONDONTWRITEBYTECODE
 PROTOS := $(wildcard proto/switchyard/*/*.proto proto/switchyard/*/*/*.proto)
 
 .PHONY: serve check test lint soak fuzz bench protos

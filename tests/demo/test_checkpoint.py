@@ -18,7 +18,8 @@ MAX_PARAMETERS, MAX_BYTES = 8_000_000, 16_000_000
 
 @pytest.fixture(scope="module")
 def answer() -> Answerer:
-    return transformers_answerer(CHECKPOINT)
+    """In batches of few tasks each, which do not wait for the longest answers of all."""
+    return transformers_answerer(CHECKPOINT, batch_size=32)
 
 
 def test_size() -> None:

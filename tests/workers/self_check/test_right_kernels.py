@@ -53,10 +53,13 @@ RANKS: list[dict[str, Any]] = [
     {"config": PHI, "max_tokens": 5},
     {"config": LAGUNA, "max_tokens": 5},
     {"config": TRINITY, "dtype": FP16, "max_tokens": 5},
-    {"config": ERNIE, "dtype": FP16, "max_tokens": 20},
+    {"config": ERNIE, "dtype": FP16, "max_tokens": 5},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5, "use_sliding_window": True, "sliding_window": 3},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},
+]
+# Whose attention is a single rank's.
+REPLICAS: list[dict[str, Any]] = [
     {"dp": 2, "max_tokens": 3, "max_batch_size": 2},
     {"dp": 2, "backend": "all_to_all", "max_tokens": 3, "max_batch_size": 2},
     {"dp": 8, "max_tokens": 2, "max_batch_size": 1},  # more ranks than experts
@@ -74,6 +77,13 @@ def test_right_kernels_pass(settings: dict[str, Any]) -> None:
     findings = make_rank(**settings).all_findings()
     assert all(each.is_right for each in findings)
     assert len(findings) > 30
+
+
+@pytest.mark.parametrize("settings", REPLICAS, ids=str)
+def test_right_experts_of_replicas_pass(settings: dict[str, Any]) -> None:
+    findings = make_rank(**settings).findings(SparseMoeBlock)
+    assert all(each.is_right for each in findings)
+    assert len(findings) > 5
 
 
 def test_parts_have_the_limits_of_sums() -> None:
