@@ -118,6 +118,7 @@ def made_up_service(streams: int, step_seconds: float) -> tuple[Service, Engine]
         vocab_size=VOCAB_SIZE,
         max_model_len=limits.max_model_len,
         num_blocks=limits.num_blocks,
+        group_windows=limits.windows,
         block_size=limits.block_size,
         data_parallel_size=1,
         max_batch_size=streams,

@@ -34,6 +34,7 @@ from workers.attention.mla_spec import MlaSpec
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
 from workers.rank.startup import LoadedRank, start
+from workers.step.block_tables import in_groups
 from workers.step.roofline import Device, StepWork
 
 _WARM_UP, _REPEAT = 2, 5  # steps that are not measured, and that are
@@ -115,6 +116,8 @@ def main() -> None:
     }
     prefills = {f"prefill {T}": list(prefill_steps(T, size, vocab)) for T in flags.prefill}
     cases = decodes | prefills
+    for step in (step for steps in cases.values() for step in steps):
+        in_groups(step, rank.model.layer_groups.num_groups)
     for what, steps in cases.items():
         _check_fits(rank, what, steps[0])
     rows = [row for what, steps in cases.items() for row in _measure(rank, what, steps)]

@@ -40,6 +40,7 @@ from moe.base.tile_files import shipped_file, user_file, write_tables
 from moe.base.tiles import ExpertTiles, TileTable
 from workers.rank.startup import LoadedRank
 from workers.step.batch import BatchShape
+from workers.step.block_tables import in_groups
 from workers.step.graphs import capture_shape
 
 _WARM_UP, _REPLAYS = 3, 12
@@ -64,7 +65,8 @@ class CapturedSteps:
             steps = prefill_steps(tokens, size, rank.model_config.vocab_size)
         else:
             steps = decode_steps(tokens, context, size)
-        *before, self.step = itertools.islice(steps, 4)
+        num_groups = rank.model.layer_groups.num_groups
+        *before, self.step = (in_groups(step, num_groups) for step in itertools.islice(steps, 4))
         for step in before:
             self.runner.launch(step).result()
         torch.cuda.synchronize()

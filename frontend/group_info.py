@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from frontend.cache_groups import CacheGroups
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class GroupInfo:
@@ -39,3 +41,13 @@ class GroupInfo:
     timed_tokens: int = 0
     timed_seconds: float = 0.0
     quantization: str = ""
+    group_windows: tuple[int, ...] = (0,)
+
+    @property
+    def cache_groups(self) -> CacheGroups:
+        """What a sequence needs of a replica's cache."""
+        return CacheGroups(
+            block_size=self.block_size,
+            windows=self.group_windows,
+            step_tokens=self.max_num_batched_tokens,
+        )

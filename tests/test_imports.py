@@ -22,7 +22,8 @@ RULES = {
 SHARED = {"frontend.bounds", "frontend.errors"}
 LAYERS = {
     "frontend/requests": SHARED,
-    "frontend/scheduler": SHARED | {"frontend.prefixes", "frontend.requests"},
+    "frontend/scheduler": SHARED
+    | {"frontend.cache_groups", "frontend.prefixes", "frontend.requests"},
     "frontend/engine": SHARED
     | {"frontend.prefixes", "frontend.records", "frontend.requests", "frontend.scheduler"},
     "frontend/link": SHARED

@@ -109,4 +109,5 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         timed_tokens=first.timed_tokens,
         timed_seconds=first.timed_seconds,
         quantization=first.quantization,
+        group_windows=tuple(first.group_windows),
     )

@@ -148,6 +148,7 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
         max_model_len=info.max_model_len,
         block_size=info.block_size,
         num_blocks=info.num_blocks,
+        windows=info.group_windows,
         num_replicas=info.data_parallel_size,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,

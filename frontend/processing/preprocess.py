@@ -101,7 +101,7 @@ async def make_requests(
         request.stop_conditions,
         prompt_tokens=len(ids),
         max_context=info.max_model_len,
-        cache_tokens=info.num_blocks * info.block_size,
+        cache_tokens=info.cache_groups.longest(info.num_blocks, info.max_model_len),
         eos_token_ids=frozenset(backend.end_token_ids),
     )
     plan = None

@@ -1,7 +1,7 @@
 """KV blocks of one replica: which are in use, and which prefixes they contain.
 
-Owns reference counts, the free blocks and the index of published prefixes. Knows block ids and
-digests only: nothing of sequences, slots or steps.
+Owns reference counts, the free blocks and the index of published prefixes, one for each group of
+layers. Knows block ids and digests only: nothing of sequences, slots, steps or windows.
 
 A block is in exactly one of three states: held (one or more holders), free with a published
 prefix (may be found again, reused least recently used first), or free without.
@@ -21,6 +21,9 @@ DIGEST_BYTES = 16
 ROOT = b""
 """Parent of a sequence's first block."""
 
+FREED = -1
+"""Stands in a sequence's list for a block behind a window, which it holds no more."""
+
 
 def extend_prefixes(
     prefixes: list[PrefixBlock], token_ids: Sequence[int], num_blocks: int, block_size: int
@@ -35,7 +38,7 @@ def extend_prefixes(
 
 
 class PoolObserver(Protocol):
-    """Is told what can be found in a pool."""
+    """Is told what can be found in a pool, of the first group of layers."""
 
     def stored(self, prefix: PrefixBlock) -> None:
         """It can be found from now on."""
@@ -59,6 +62,7 @@ class BlockPool:
     __slots__ = (
         "_block_of",
         "_cached",
+        "_group_of",
         "_holders",
         "_prefix_of",
         "_unused",
@@ -67,12 +71,14 @@ class BlockPool:
         "size",
     )
 
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    def __init__(self, num_blocks: int, block_size: int, num_groups: int = 1) -> None:
         self.size = num_blocks
         self.block_size = block_size
         self._holders = [0] * num_blocks
         self._prefix_of: list[PrefixBlock | None] = [None] * num_blocks
-        self._block_of: dict[bytes, int] = {}
+        # Of a published block, its group; and the blocks of each group by digest.
+        self._group_of = [0] * num_blocks
+        self._block_of: list[dict[bytes, int]] = [{} for _ in range(num_groups)]
         # Free blocks without a prefix, the next one last; and those with one, oldest first.
         self._unused = list(range(num_blocks - 1, -1, -1))
         self._cached: OrderedDict[int, None] = OrderedDict()
@@ -88,27 +94,40 @@ class BlockPool:
         return -(-num_tokens // self.block_size)
 
     def published(self) -> list[PrefixBlock]:
-        """All that can be found, in no order."""
-        return [prefix for prefix in self._prefix_of if prefix is not None]
+        """All that can be found of the first group, in no order."""
+        columns = zip(self._prefix_of, self._group_of, strict=True)
+        return [prefix for prefix, group in columns if prefix is not None and not group]
 
-    def match(self, prefixes: Sequence[PrefixBlock]) -> list[int]:
-        """The blocks of the longest published part of ``prefixes``; adds no holder."""
+    def match(self, prefixes: Sequence[PrefixBlock], group: int = 0) -> list[int]:
+        """A group's blocks of the longest published part of ``prefixes``; adds no holder."""
         blocks = []
         for prefix in prefixes:
-            block = self._block_of.get(prefix.digest)
+            block = self._block_of[group].get(prefix.digest)
             if block is None:
                 break
             blocks.append(block)
         return blocks
 
+    def last_missing(
+        self, prefixes: Sequence[PrefixBlock], group: int, first: int, stop: int
+    ) -> int | None:
+        """The last of ``prefixes`` in this range that the group has no block of; None: it has."""
+        block_of = self._block_of[group]
+        for index in range(stop - 1, first - 1, -1):
+            if prefixes[index].digest not in block_of:
+                return index
+        return None
+
     def num_idle(self, blocks: Sequence[int]) -> int:
         """How many of ``blocks`` have no holder: what acquiring them takes from ``num_free``."""
         holders = self._holders
-        return sum(not holders[block] for block in blocks)
+        return sum(block != FREED and not holders[block] for block in blocks)
 
     def acquire(self, blocks: Sequence[int]) -> None:
         """Add a holder to blocks that ``match`` found."""
         for block in blocks:
+            if block == FREED:
+                continue
             assert self._prefix_of[block] is not None, f"block {block} has no published prefix"
             if self._holders[block] == 0:
                 del self._cached[block]
@@ -135,6 +154,8 @@ class BlockPool:
         Its tail is freed first, so that the end of a prefix is reused before its beginning.
         """
         for block in reversed(blocks):
+            if block == FREED:
+                continue
             self._holders[block] -= 1
             assert self._holders[block] >= 0, f"block {block} was freed twice"
             if self._holders[block]:
@@ -144,23 +165,25 @@ class BlockPool:
             else:
                 self._cached[block] = None
 
-    def publish(self, block: int, prefix: PrefixBlock) -> None:
-        """Let later sequences find a held block that is full and whose tokens are all known.
+    def publish(self, block: int, prefix: PrefixBlock, group: int = 0) -> None:
+        """Let later sequences find a group's held block that is full and whose tokens are known.
 
         Of two blocks with the same content the first one stays.
         """
         assert self._holders[block] > 0, f"block {block} is published and nobody holds it"
         assert self._prefix_of[block] is None, f"block {block} is published twice"
-        if prefix.digest not in self._block_of:
-            self._block_of[prefix.digest] = block
+        if prefix.digest not in self._block_of[group]:
+            self._block_of[group][prefix.digest] = block
             self._prefix_of[block] = prefix
-            if self.observer is not None:
+            self._group_of[block] = group
+            if self.observer is not None and not group:
                 self.observer.stored(prefix)
 
     def _forget(self, block: int) -> None:
         prefix = self._prefix_of[block]
         assert prefix is not None, f"block {block} is cached without a prefix"
-        del self._block_of[prefix.digest]
+        group = self._group_of[block]
+        del self._block_of[group][prefix.digest]
         self._prefix_of[block] = None
-        if self.observer is not None:
+        if self.observer is not None and not group:
             self.observer.removed(prefix)

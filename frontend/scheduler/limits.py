@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from frontend.cache_groups import CacheGroups
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class SchedulerLimits:
@@ -15,6 +17,7 @@ class SchedulerLimits:
         max_model_len: prompt plus output of one sequence.
         block_size: tokens in a KV block.
         num_blocks: KV blocks.
+        windows: of each group of layers, as in CacheGroups.
         num_replicas: attention replicas.
         max_queued_requests: requests that may wait, not counting those that a free slot can take.
         max_queued_tokens: tokens of prompts that may wait.
@@ -29,6 +32,7 @@ class SchedulerLimits:
     max_queued_requests: int
     max_queued_tokens: int
     num_replicas: int = 1
+    windows: tuple[int, ...] = (0,)
     enable_prefix_cache: bool = True
 
     def __post_init__(self) -> None:
@@ -40,3 +44,12 @@ class SchedulerLimits:
                 f"max_num_batched_tokens is {self.max_num_batched_tokens}, must be at least "
                 f"max_batch_size {self.max_batch_size}: a step holds a token of every sequence"
             )
+
+    @property
+    def groups(self) -> CacheGroups:
+        """What a sequence needs of a replica's cache."""
+        return CacheGroups(
+            block_size=self.block_size,
+            windows=self.windows,
+            step_tokens=self.max_num_batched_tokens,
+        )

@@ -15,8 +15,8 @@ from frontend.requests.request import Request
 from frontend.scheduler.admission_queue import AdmissionQueue, check_room, expired
 from frontend.scheduler.crash_recovery import Quarantine, poison_error, why_lost
 from frontend.scheduler.limits import SchedulerLimits
+from frontend.scheduler.placement import choose_replica, make_replicas
 from frontend.scheduler.prefix_log import PrefixLog
-from frontend.scheduler.replica import choose_replica, make_replicas
 from frontend.scheduler.sequence import Phase, Sequence, check_fits
 from frontend.scheduler.slot_shares import yielding_sequence
 from frontend.scheduler.step import ReplicaBatch, Step
@@ -153,7 +153,8 @@ class Scheduler:
                 self._preempt(victim)
         budget = budget_of(self.limits, self._times, max(batch.num_decodes for batch in batches))
         for replica, batch in zip(self._replicas, batches, strict=True):
-            replica.schedule_prefills(batch, budget, step_id)
+            for victim in replica.schedule_prefills(batch, budget, step_id):
+                self._preempt(victim)
         self._admit(batches, budget, step_id, quarantined, now)
         max_replica_tokens = max(batch.total_tokens for batch in batches)
         if max_replica_tokens == 0:
@@ -266,7 +267,7 @@ class Scheduler:
             if not request.admitted:
                 request.admitted = now
                 request.cached_tokens = min(
-                    len(matched) * self.limits.block_size, sequence.num_prompt
+                    len(matched[0]) * self.limits.block_size, sequence.num_prompt
                 )
                 self.prefix_query_tokens += len(request.prompt_ids)
                 self.prefix_hit_tokens += request.cached_tokens

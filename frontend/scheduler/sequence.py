@@ -42,9 +42,12 @@ class Sequence:
             that ``tokens`` will have when all steps in flight have answered.
         prefill_end: tokens known at admission: where prefill ends and the first draw happens.
         last_step: step of its newest row.
-        blocks: its KV blocks, in order of position.
-        unsent_blocks: blocks that the workers do not know yet; its first row sends them.
-        capacity: positions these blocks hold.
+        blocks: its KV blocks of each group of layers, in order of position; FREED before those it
+            holds.
+        num_freed: how many are, of each group.
+        unsent_blocks: blocks of each group that the workers do not know yet; its next row sends
+            them.
+        capacity: positions that its blocks hold, once its prompt is scheduled.
         prefixes: its leading full blocks, as far as they were needed.
         num_published: leading blocks that are in the prefix cache.
         leader: the sample of its call whose prompt must be computed before it is admitted, while it
@@ -60,6 +63,7 @@ class Sequence:
         "last_step",
         "leader",
         "max_tokens",
+        "num_freed",
         "num_prompt",
         "num_published",
         "num_scheduled",
@@ -87,8 +91,9 @@ class Sequence:
         self.num_scheduled = 0
         self.prefill_end = 0
         self.last_step = 0
-        self.blocks: list[int] = []
-        self.unsent_blocks: list[int] = []
+        self.blocks: list[list[int]] = []
+        self.num_freed: list[int] = []
+        self.unsent_blocks: list[list[int]] = []
         self.capacity = 0
         self.prefixes: list[PrefixBlock] = []
         self.num_published = 0
@@ -138,7 +143,7 @@ class Sequence:
         self.has_yielded = False
         self.replica = self.slot = -1
         self.num_scheduled = self.prefill_end = self.last_step = 0
-        self.blocks, self.unsent_blocks = [], []
+        self.blocks, self.num_freed, self.unsent_blocks = [], [], []
         self.capacity = self.num_published = 0
 
 
@@ -149,9 +154,10 @@ def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) ->
         RequestError: INVALID_ARGUMENT with the numbers.
     """
     assert 0 < num_prompt < limits.max_model_len, "refused where the prompt is encoded"
-    capacity = limits.num_blocks * limits.block_size
+    groups = limits.groups
     num_cached = min(num_prompt + max_new_tokens, limits.max_model_len) - 1
-    if num_cached > capacity:
+    if groups.needed(num_cached) > limits.num_blocks:
+        capacity = groups.longest(limits.num_blocks, limits.max_model_len)
         raise RequestError(
             Code.INVALID_ARGUMENT,
             f"prompt of {num_prompt} tokens and max_new_tokens "

@@ -50,7 +50,8 @@ class ReplicaBatch:
     """One replica's share of a step: R rows, the first ``num_decodes`` of them with one token.
 
     Attributes:
-        slots, positions, num_new_blocks: one value a row.
+        slots, positions: one value a row.
+        num_new_blocks: one value a row and group of layers.
         num_tokens, draws: one value a row after the decodes.
         token_ids, new_blocks: values of all rows, one row after the other.
         total_tokens: tokens of all rows.

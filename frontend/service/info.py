@@ -55,7 +55,7 @@ def server_info(
         moe_ep_backend=info.moe_ep_backend,
         device=info.device,
         dtype=info.dtype,
-        kv_cache_tokens=info.num_blocks * info.block_size * replicas,
+        kv_cache_tokens=info.cache_groups.told_tokens(info.num_blocks) * replicas,
         block_size=info.block_size,
         bytes_per_second=info.bytes_per_second,
         flops_per_second=info.flops_per_second,

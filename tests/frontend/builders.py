@@ -233,5 +233,5 @@ def random_limits(rng: random.Random) -> SchedulerLimits:
 
 def tight(limits: SchedulerLimits, rng: random.Random) -> SchedulerLimits:
     """Just enough blocks for one sequence, or a few more."""
-    needed = -(-limits.max_model_len // limits.block_size)
+    needed = limits.groups.needed(limits.max_model_len)
     return dataclasses.replace(limits, num_blocks=needed + rng.choice([0, 1, needed]))

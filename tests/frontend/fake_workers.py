@@ -1,7 +1,9 @@
 """Workers that play a deterministic model and check every step against worker.proto.
 
-The model's next token depends on all tokens before it, read back through the block table: a cache
-entry is the digest of the whole prefix it ends, so a wrong block, slot or position is noticed.
+The model's next token depends on all tokens before it, read back through the block tables: a cache
+entry is the digest of the whole prefix it ends, so a wrong block, slot or position is noticed. Each
+group of layers has entries of its own, and of one with a window only those that a query sees are
+read.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def run_alone(
 @dataclasses.dataclass
 class _Slot:
     new: NewSequence
-    blocks: list[int] = dataclasses.field(default_factory=list)
+    tables: list[list[int]]
     next_position: int | None = None
     last_token: int | None = None
 
@@ -62,12 +64,15 @@ class FakeReplica:
 
     def __init__(self, limits: SchedulerLimits) -> None:
         self.limits = limits
-        self.cache: dict[tuple[int, int], tuple[int, bytes]] = {}
+        # The group, token and prefix of what stands at a place of a block.
+        self.cache: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         self.slots: dict[int, _Slot] = {}
 
     def run(self, batch: ReplicaBatch) -> list[int]:
         rows = len(batch.slots)
-        assert len(batch.positions) == len(batch.num_new_blocks) == rows
+        num_groups = len(self.limits.windows)
+        assert len(batch.positions) == rows
+        assert len(batch.num_new_blocks) == rows * num_groups
         assert len(batch.num_tokens) == len(batch.draws) == rows - batch.num_decodes
         assert len(set(batch.slots)) == rows, "a slot has two rows"
         assert sum(batch.num_new_blocks) == len(batch.new_blocks)
@@ -76,14 +81,16 @@ class FakeReplica:
         assert batch.total_tokens <= self.limits.max_num_batched_tokens
         for new in batch.new_sequences:
             assert 0 <= new.slot < self.limits.max_batch_size
-            self.slots[new.slot] = _Slot(new)
+            self.slots[new.slot] = _Slot(new, [[] for _ in range(num_groups)])
         token_ids, new_blocks = deque(batch.token_ids), deque(batch.new_blocks)
+        counts = deque(batch.num_new_blocks)
         drawn = []
         for row in range(rows):
             slot = self.slots[batch.slots[row]]
-            slot.blocks += [new_blocks.popleft() for _ in range(batch.num_new_blocks[row])]
-            assert all(0 <= block < self.limits.num_blocks for block in slot.blocks)
-            assert len(set(slot.blocks)) == len(slot.blocks), "a table has a block twice"
+            for table in slot.tables:
+                table += [new_blocks.popleft() for _ in range(counts.popleft())]
+                assert all(0 <= block < self.limits.num_blocks for block in table)
+            self._check_tables(slot, batch.positions[row])
             index = row - batch.num_decodes
             if index < 0:
                 assert slot.last_token is not None, "a decode without a drawn token"
@@ -104,21 +111,47 @@ class FakeReplica:
             assert position % self.limits.block_size == 0, "reuse is of whole blocks"
         else:
             assert position == slot.next_position, "positions have a gap"
-        prefix = b""
-        for place in range(position):
-            token, digest = self.cache[self._where(slot, place)]
-            prefix = chain(prefix, token)
-            assert digest == prefix, f"position {place} was overwritten"
+        prefixes = [self._read(slot, group, position) for group in range(len(slot.tables))]
+        # A window of 1 sees no key before its query's own.
+        (prefix,) = {each for each in prefixes if each is not None}
         for offset, token in enumerate(tokens):
             prefix = chain(prefix, token)
-            self.cache[self._where(slot, position + offset)] = (token, prefix)
+            for group in range(len(slot.tables)):
+                self.cache[self._where(slot, group, position + offset)] = (group, token, prefix)
         slot.next_position = position + len(tokens)
         assert slot.next_position < self.limits.max_model_len
         return prefix
 
-    def _where(self, slot: _Slot, position: int) -> tuple[int, int]:
+    def _read(self, slot: _Slot, group: int, position: int) -> bytes | None:
+        """Of all that a query at ``position`` sees before it, the digest of the whole prefix."""
+        prefix = b"" if position == 0 else None
+        for place in range(self._first_seen(group, position), position):
+            of_group, token, digest = self.cache[self._where(slot, group, place)]
+            assert of_group == group, f"position {place} is another group's"
+            if prefix is None and place == 0:
+                prefix = b""
+            if prefix is not None:
+                assert digest == chain(prefix, token), f"position {place} was overwritten"
+            prefix = digest
+        return prefix
+
+    def _first_seen(self, group: int, position: int) -> int:
+        window = self.limits.windows[group]
+        return max(0, position - window + 1) if window else 0
+
+    def _check_tables(self, slot: _Slot, position: int) -> None:
+        """No block is twice in what the tables of a sequence have from what is seen on."""
+        size = self.limits.block_size
+        seen = [
+            block
+            for group, table in enumerate(slot.tables)
+            for block in table[self._first_seen(group, position) // size :]
+        ]
+        assert len(set(seen)) == len(seen), "a table has a block twice"
+
+    def _where(self, slot: _Slot, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.limits.block_size)
-        return slot.blocks[index], offset
+        return slot.tables[group][index], offset
 
     def _draw(self, slot: _Slot, prefix: bytes) -> int:
         assert slot.next_position is not None

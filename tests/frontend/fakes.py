@@ -243,6 +243,7 @@ def describe(**changes: Any) -> worker_pb2.DescribeResponse:
         "max_model_len": MAX_CONTEXT, "max_batch_size": 4, "max_num_batched_tokens": 64,
         "block_size": 4, "num_blocks": 64, "eos_token_ids": [EOS], "device": "cpu",
         "dtype": "float32", "weights_sha256": "00", "kv_cache_dtype": "float32",
+        "group_windows": [0],
     }  # fmt: skip
     return worker_pb2.DescribeResponse(**(facts | changes))
 

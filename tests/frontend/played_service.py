@@ -65,7 +65,7 @@ class PlayedReplica(FakeReplica):
         sampling = new.sampling
         if self._say is not None:
             places = range(new.num_prompt, position)
-            said = self._say([self.cache[self._where(slot, place)][0] for place in places])
+            said = self._say([self.cache[self._where(slot, 0, place)][1] for place in places])
             return said if said in allowed else min(allowed)
         chance = int.from_bytes(prefix, "little") ^ sampling.seed ^ sampling.sample_index << 20
         token = sorted(allowed)[chance % 8191 % len(allowed)]

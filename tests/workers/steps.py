@@ -13,6 +13,7 @@ from moe.base.workspace import Workspace
 from switchyard.worker.v1 import worker_pb2
 from workers.config import WorkerConfig
 from workers.rank.startup import LoadedRank, start
+from workers.step.block_tables import in_groups
 
 
 def interpreted() -> KernelContext:
@@ -34,7 +35,7 @@ def start_rank(model: Path, context: KernelContext | None = None, **settings: ob
         "dtype": "float32",
         "max_batch_size": 8,
         "max_num_batched_tokens": 256,
-        "num_blocks": 64,
+        "num_blocks": 256,
         "self_check": "off",
         **settings,
     }
@@ -87,7 +88,8 @@ def decode_step(
 
 @torch.inference_mode()
 def step_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
-    """Run a step and return the logits of all its tokens."""
+    """Run a step and return the logits of all its tokens. Its blocks are one group's of layers."""
+    in_groups(step, rank.model.layer_groups.num_groups)
     batch = rank.runner.builder.build(step)
     return rank.model.logits(rank.model.forward(batch.forward, rank.runner.forward.cache))
 

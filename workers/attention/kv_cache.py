@@ -90,6 +90,7 @@ class CacheSizes:
     """What one block of a rank's cache holds: the same numbers for any number of blocks.
 
     Attributes:
+        num_layers: of a group of layers, which is what a block holds keys and values of.
         head_dim: of keys; v_head_dim: of values, 0 where they are made of the keys.
         dtype: of an entry's numbers; FP8 has scales besides.
     """
@@ -103,14 +104,17 @@ class CacheSizes:
 
     @property
     def bytes_per_block(self) -> int:
-        """Bytes one block takes on one rank over all layers: keys and values."""
+        """Bytes one block takes on one rank over its layers: keys and values."""
         scale = SCALE_DTYPE.itemsize if self.dtype == FP8 else 0
         width = (self.head_dim + self.v_head_dim) * self.dtype.itemsize + 2 * scale
         return self.num_layers * self.block_size * self.num_kv_heads * width
 
 
 class KVCache:
-    """One LayerCache a layer, allocated once."""
+    """A LayerCache for each place of a layer in its group, allocated once.
+
+    Layers of different groups at one place share it: no block is two groups'.
+    """
 
     def __init__(self, sizes: CacheSizes, num_blocks: int, device: torch.device) -> None:
         self.num_blocks = num_blocks
@@ -155,21 +159,36 @@ def unused_bytes(device: torch.device, ranks_here: int) -> int:
     return _available_memory() // ranks_here
 
 
-def blocks_that_fit(config: WorkerConfig, max_model_len: int, block_bytes: int, budget: int) -> int:
-    """Blocks of the KV cache: as many as fit, but not more than all slots together can use.
+def blocks_that_fit(
+    config: WorkerConfig,
+    max_model_len: int,
+    block_bytes: int,
+    budget: int,
+    num_groups: int = 1,
+) -> int:
+    """Blocks of the KV cache: as many as fit, but not more than all slots together can use with
+    those behind windows, which later sequences may find.
+
+    Args:
+        num_groups: groups of layers, each of which takes blocks of its own.
 
     Raises:
-        ValueError: not even one fits.
+        ValueError: not even one for each group fits.
     """
     if config.num_blocks is not None:
+        if config.num_blocks < num_groups:
+            raise ValueError(
+                f"--num-blocks {config.num_blocks}: layers of different windows take blocks of "
+                f"their own, a token's needs {num_groups}; raise it"
+            )
         return config.num_blocks
-    usable = config.max_batch_size * -(-max_model_len // config.block_size)
+    usable = num_groups * config.max_batch_size * -(-max_model_len // config.block_size)
     num_blocks = min(usable, budget // block_bytes)
-    if num_blocks < 1:
+    if num_blocks < num_groups:
         raise ValueError(
             f"--memory-fraction {config.memory_fraction} leaves {budget / 2**30:.1f} GiB for the "
-            f"KV cache, one block takes {block_bytes / 2**20:.1f} MiB; raise it, or lower "
-            "--max-num-batched-tokens or --max-batch-size"
+            f"KV cache, one block takes {num_groups * block_bytes / 2**20:.1f} MiB; raise it, or "
+            "lower --max-num-batched-tokens or --max-batch-size"
         )
     return num_blocks
 

@@ -45,8 +45,10 @@ class AttentionBatch:
     Attributes:
         positions_T: position of each token in its sequence, int32.
         slots_T: slot of each token's sequence, int32; -1 is padding.
-        tables: blocks of each slot, int32 ``[num_slots, max_blocks]``; behind a sequence's own,
-            any valid ids.
+        tables: blocks of each slot in the group of the layers that attend, int32 ``[num_slots,
+            max_blocks]``; behind a sequence's own, and before what a window's queries may see, any
+            valid ids: keys there may be another sequence's, are masked, and finite as all are.
+        other_tables: of what all groups share, those of the groups behind the first.
         slots: slot of each row, on the host.
         lengths: context of each row after this step, on the host.
         num_tokens: tokens of each row, on the host.
@@ -69,6 +71,12 @@ class AttentionBatch:
     finished_SK: torch.Tensor | None = None
     finished_CK: torch.Tensor | None = None
     starts_T: torch.Tensor | None = None
+    other_tables: tuple[torch.Tensor, ...] = ()
+
+    def of_groups(self) -> list[AttentionBatch]:
+        """Of each group of layers, with its tables."""
+        others = [dataclasses.replace(self, tables=tables) for tables in self.other_tables]
+        return [self, *others]
 
 
 def paged_attention(

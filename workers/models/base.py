@@ -23,6 +23,7 @@ from moe.dispatch import ExpertGroups
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache
 from workers.attention.layer import AttentionBatch
+from workers.attention.layer_groups import LayerGroups
 from workers.config_json.quantized_modules import Quantization
 from workers.distributed import Groups
 
@@ -95,6 +96,11 @@ class Model(Protocol):
     @property
     def num_kv_heads(self) -> int:
         """KV heads of this rank, the same in every layer."""
+        ...
+
+    @property
+    def layer_groups(self) -> LayerGroups:
+        """Which layers share block tables; the cache and its batches are made for these groups."""
         ...
 
     @property

@@ -5,6 +5,7 @@ Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -15,6 +16,7 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
 from moe.expert_load import ExpertCounters
 from workers.attention.kv_cache import KVCache, LayerCache
+from workers.attention.layer_groups import LayerGroups
 from workers.attention.mla_spec import MlaSpec
 from workers.config_json.model_config import ModelConfig
 from workers.layers.embedding import Embedding, LMHead
@@ -91,6 +93,7 @@ class Decoder(nn.Module):
         super().__init__()
         dtype, device, context = build.dtype, build.device, build.context
         self.names = config.names
+        self.layer_groups = LayerGroups.of(config.attention, build.max_positions)
         self.embedding_multiplier = config.embedding_multiplier
         self.logits_divisor = config.logits_divisor
         self.embed_tokens = Embedding(config.vocab_size, config.hidden_size, dtype, device, context)
@@ -139,8 +142,12 @@ class Decoder(nn.Module):
         if self.embedding_multiplier != 1:
             residual_TH.mul_(self.embedding_multiplier)
         update = None
-        for layer, layer_cache in zip(self.layers, cache.layers, strict=True):
-            residual_TH, update = layer(residual_TH, update, layer_cache, batch)
+        of_groups = [
+            dataclasses.replace(batch, attention=each) for each in batch.attention.of_groups()
+        ]
+        for layer, (group, place) in zip(self.layers, self.layer_groups.places, strict=True):
+            own = of_groups[group]
+            residual_TH, update = layer(residual_TH, update, cache.layers[place], own)
         assert update is not None
         return self.norm.add(residual_TH, update)[1]
 

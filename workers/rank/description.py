@@ -52,12 +52,14 @@ def describe(
         timed_seconds=ready.timed_seconds,
         quantization=_quantization(ready),
         kv_cache_dtype=ready.kv_cache_dtype,
+        group_windows=[window or 0 for window in ready.model.layer_groups.windows],
     )
 
 
 def summary(ready: LoadedRank, parallel: ParallelConfig) -> str:
     """The group in a line: architecture, devices, dtype, what its KV caches hold."""
-    tokens = ready.num_blocks * ready.runner.builder.block_size * parallel.dp
+    blocks = ready.num_blocks // ready.model.layer_groups.num_groups
+    tokens = blocks * ready.runner.builder.block_size * parallel.dp
     kv_type = "" if ready.kv_cache_dtype == _dtype(ready) else f" in {ready.kv_cache_dtype}"
     return (
         f"{ready.model_config.architecture} on {ready.groups.world_size} × {ready.device_name}, "

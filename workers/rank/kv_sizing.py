@@ -21,6 +21,7 @@ from workers.distributed import ranks_here
 from workers.models.base import BuildContext
 from workers.rank.runner_factory import RunnerFactory
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
+from workers.step.block_tables import in_groups
 from workers.step.runner import Runner
 
 log = logging.getLogger(__name__)
@@ -42,7 +43,13 @@ def num_cache_blocks(
         torch.cuda.empty_cache()  # in pieces that the cache could not use
     budget = free_bytes(build.device, config.memory_fraction, workspace, ranks_here())
     return build.groups.minimum(
-        blocks_that_fit(config, build.max_positions, sizes.bytes_per_block, budget)
+        blocks_that_fit(
+            config,
+            build.max_positions,
+            sizes.bytes_per_block,
+            budget,
+            factory.model.layer_groups.num_groups,
+        )
     )
 
 
@@ -55,13 +62,15 @@ def time_prefill(runner: Runner, config: WorkerConfig, build: BuildContext) -> t
     """
     if build.context is not None and build.device.type != "cuda":
         return 0, 0.0
+    num_groups = runner.forward.model.layer_groups.num_groups
     num_tokens = min(
         build.max_tokens,
         _TIMED_TOKENS[build.device.type],
-        runner.forward.cache.num_blocks * config.block_size,
+        runner.forward.cache.num_blocks // num_groups * config.block_size,
         build.max_positions,
     )
     step = made_up_prefill(num_tokens, 1, build.max_positions, config.block_size)
+    in_groups(step, num_groups)
     runner.launch(step).result()
     began = time.perf_counter()
     runner.launch(step).result()
@@ -88,13 +97,14 @@ def _warm_up(factory: RunnerFactory, sizes: CacheSizes, shape: dict[str, int]) -
         Bytes of device memory they took at their peak beyond what stays, 0 on a CPU.
     """
     device = factory.device
-    cache = KVCache(sizes, warm_up_blocks(**shape), device)
+    num_groups = factory.model.layer_groups.num_groups
+    cache = KVCache(sizes, num_groups * warm_up_blocks(**shape), device)
     runner = factory.runner(factory.forward(cache))
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()
     for step in warm_up_steps(**shape):
-        runner.launch(step).result()
+        runner.launch(in_groups(step, num_groups)).result()
     if not on_cuda:
         return 0
     return torch.cuda.max_memory_allocated() - torch.cuda.memory_allocated()

@@ -50,6 +50,7 @@ class RunnerFactory:
             max_tokens=build.max_tokens,
             device=build.device,
             attention=attention_shape(model_config, model.num_kv_heads, build),
+            num_groups=model.layer_groups.num_groups,
         )
         load = model.expert_load
         self.results = ResultBuffer(

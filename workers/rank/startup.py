@@ -159,7 +159,7 @@ def _make_runner(
     a timed prefill."""
     factory = RunnerFactory(model, config, model_config, build, kv_cache_dtype)
     sizes = CacheSizes(
-        num_layers=model_config.num_layers,
+        num_layers=model.layer_groups.size,
         block_size=config.block_size,
         num_kv_heads=model.num_kv_heads,
         head_dim=model_config.attention[0].key_width,

@@ -24,6 +24,7 @@ from workers.models.output_gate import OutputGate, gated
 from workers.self_check.dense import check_parts, check_row_parallel, check_rows
 from workers.self_check.finding import EIGHT_BITS, Finding, compare, roundings, told
 from workers.self_check.setting import Setting
+from workers.step.block_tables import in_groups
 
 _SEQUENCES = 64
 _SHORT = 6  # the longest prompt but one
@@ -55,8 +56,11 @@ def check_steps(
     """A step of prompts, two that go on with the longest, and decodes; then the last projection."""
     most = _most_blocks(setting)
     sizes = dataclasses.replace(setting.sizes, num_layers=1)
-    cache = KVCache(sizes, most, setting.device).layers[0]
+    num_groups = len(setting.builder.tables.groups)
+    cache = KVCache(sizes, num_groups * most, setting.device).layers[0]
     for step in _made_up_steps(setting, most):
+        # The check's cache is one layer's, which has the first group's tables.
+        in_groups(step, num_groups)
         batch = setting.builder.build(step).forward.attention
         yield from check_step(attention, cache, batch, setting)
     for T in setting.steps:

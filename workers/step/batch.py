@@ -1,8 +1,8 @@
 """From a StepRequest's columns to a batch on the device.
 
-Owns what outlives a step on this rank: every slot's block table, last drawn token and the state of
-its logits processor (device), its table's length and sampling parameters (host). Of the model it
-knows only the heads that attention is divided by.
+Owns what outlives a step on this rank: every slot's block tables, last drawn token, the state of
+its logits processor and its sampling parameters. Of the model it knows only the heads that
+attention is divided by, and how many groups of layers have tables of their own.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from workers.sampling.options import SamplingMetadata
 from workers.sampling.slot_params import SlotParams
 from workers.sampling.torch_sampler import SamplingRows
 from workers.staging import Staging
-from workers.zeros import zeros
+from workers.step.block_tables import BlockTables
 
 _SPARE_WORDS = 1 << 16  # initial size of the staging that no graph reads
 
@@ -82,10 +82,11 @@ class BatchBuilder:
 
     Args:
         num_slots: slots of this replica.
-        max_blocks: blocks of the longest sequence.
+        max_blocks: blocks of the longest sequence, in each group of layers.
         block_size: tokens in a block.
         max_tokens: most tokens of a step.
         attention: plans for attention kernels are made with it; None: there are none.
+        num_groups: groups of layers.
     """
 
     def __init__(
@@ -97,26 +98,27 @@ class BatchBuilder:
         max_tokens: int,
         device: torch.device,
         attention: AttentionShape | None = None,
+        num_groups: int = 1,
     ) -> None:
         self.num_slots = num_slots
         self.block_size = block_size
         self.device = device
         self.attention = attention
-        self.tables = zeros((num_slots, max_blocks), torch.int32, device)
+        self.tables = BlockTables(
+            num_groups=num_groups, num_slots=num_slots, max_blocks=max_blocks, device=device
+        )
         kv_heads = 0 if attention is None else attention.kv_heads
         # Between steps zeros, which decode attention leaves behind.
         self.finished_SK = torch.zeros(num_slots, kv_heads, dtype=torch.int32, device=device)
         num_splits = max_splits(kv_heads, attention.num_cores) if attention is not None else 0
         # Likewise, by prefill attention.
         self.finished_CK = torch.zeros(num_splits, kv_heads, dtype=torch.int32, device=device)
-        self.table_lengths = np.zeros(num_slots, dtype=np.int64)
         self.params = SlotParams(num_slots)
         self.logits_processor = LogitsProcessor(num_slots=num_slots, device=device)
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         num_kinds = 1 if attention is None else len(attention.kinds)
         a_kind = 8 * max_tokens + 64 * num_slots + SPLIT_FIELDS * num_splits
         self.columns = Staging(device, 8 * max_tokens + 192 * num_slots + num_kinds * a_kind + 4096)
-        self.table_changes = Staging(device, _SPARE_WORDS)
         self.pairs = Staging(device, _SPARE_WORDS)
 
     def build(self, step: worker_pb2.StepRequest, shape: BatchShape | None = None) -> DeviceBatch:
@@ -132,12 +134,12 @@ class BatchBuilder:
         for new in step.new_sequences:
             self.params.set(new)
             self.logits_processor.forget(new.slot)
-            self.table_lengths[new.slot] = 0
+            self.tables.clear(new.slot)
         rows = StepRows.from_step(step)
         rows.check_slots(self.num_slots)
         metadata = self._metadata(step, rows)
-        self._add_blocks(step, rows.slots)
-        rows.check_room(self.table_lengths * self.block_size)
+        self.tables.extend(step, rows.slots)
+        rows.check_room(self.tables.lengths_GS.min(0) * self.block_size)
         num_tokens = int(rows.num_tokens.sum())
         padded = rows.padded(shape.tokens) if shape is not None and shape.decodes else rows
         columns = self._token_columns(step, padded, num_tokens if shape is None else shape.tokens)
@@ -173,29 +175,6 @@ class BatchBuilder:
         if not (self.params.has_options[rows.slots].any() or step.masked_draws or step.draw_masks):
             return None
         return SamplingMetadata.of(step, rows, self.params.options)
-
-    def _add_blocks(self, step: worker_pb2.StepRequest, slots: np.ndarray) -> None:
-        """Append new blocks to the rows' tables."""
-        counts = np.array(step.num_new_blocks, dtype=np.int64)
-        blocks = int32s(step, "new_blocks")
-        if len(counts) != len(slots) or counts.sum() != len(blocks):
-            raise ValueError(
-                f"step {step.step_id}: {len(counts)} block counts that sum to {counts.sum()} for "
-                f"{len(slots)} rows and {len(blocks)} blocks"
-            )
-        if not len(blocks):
-            return
-        slot_of_block = np.repeat(slots.astype(np.int64), counts)
-        offsets = np.arange(len(blocks)) - np.repeat(np.cumsum(counts) - counts, counts)
-        places = self.table_lengths[slot_of_block] + offsets
-        max_blocks = self.tables.shape[1]
-        if places.max() >= max_blocks:
-            raise ValueError(f"step {step.step_id}: a sequence of more than {max_blocks} blocks")
-        changes = self.table_changes.copy(
-            {"places": slot_of_block * max_blocks + places, "blocks": blocks}
-        )
-        self.tables.view(-1).index_copy_(0, changes["places"], changes["blocks"])
-        self.table_lengths[slots] += counts
 
     def _token_columns(
         self, step: worker_pb2.StepRequest, rows: StepRows, size: int
@@ -260,7 +239,8 @@ class BatchBuilder:
         return AttentionBatch(
             positions_T=on["positions"],
             slots_T=on["slots"],
-            tables=self.tables,
+            tables=self.tables.groups[0],
+            other_tables=tuple(self.tables.groups[1:]),
             slots=rows.slots.tolist(),
             lengths=rows.lengths.tolist(),
             num_tokens=rows.num_tokens.tolist(),

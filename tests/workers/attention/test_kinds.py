@@ -3,6 +3,8 @@ as large as any of its captured shape, and each attends as it should."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -10,7 +12,7 @@ from switchyard.worker.v1 import worker_pb2
 from tests.workers.attention.test_kernels import Options, assert_close, oracle
 from tests.workers.steps import decode_step, interpreted, prefill_step
 from workers.attention.kv_cache import CacheSizes, KVCache, LayerCache
-from workers.attention.layer import kernel_attention
+from workers.attention.layer import AttentionBatch, kernel_attention
 from workers.attention.plan import AttentionKind
 from workers.step.batch import AttentionShape, BatchBuilder, BatchShape
 
@@ -71,6 +73,15 @@ def steps() -> list[tuple[worker_pb2.StepRequest, BatchShape | None]]:
     ]
 
 
+def others_behind(batch: AttentionBatch, window: int) -> AttentionBatch:
+    """The batch, with another block wherever no query of a row sees any key."""
+    tables = batch.tables.clone()
+    for slot, length, count in zip(batch.slots, batch.lengths, batch.num_tokens, strict=True):
+        if length:
+            tables[slot, : max(0, length - count - window + 1) // BLOCK] = 50
+    return dataclasses.replace(batch, tables=tables)
+
+
 @pytest.mark.interpreter
 def test_each_kind_attends_by_its_own_plan() -> None:
     torch.manual_seed(0)
@@ -80,7 +91,7 @@ def test_each_kind_attends_by_its_own_plan() -> None:
         batch = builder.build(step, shape).forward.attention
         for slot, num_tokens in zip(step.slots, step.num_tokens or [1, 1], strict=False):
             contexts[slot] += num_tokens
-        T = len(batch.positions_T)
+        T, num_real = len(batch.positions_T), sum(step.num_tokens) + step.num_decodes
         assert list(batch.plans) == list(KINDS)
         for kind in KINDS:
             q_TND = torch.randn(T, kind.num_heads, D)
@@ -90,13 +101,20 @@ def test_each_kind_attends_by_its_own_plan() -> None:
                 out=torch.empty(T, kind.num_heads * V),
             )  # fmt: skip
             assert isinstance(out, torch.Tensor)
+            if kind.window is not None:
+                again = kernel_attention(
+                    q_TND, cache, others_behind(batch, kind.window), context, kind, scale=0.3,
+                    sinks_N=options.sinks_N, out=torch.empty(T, kind.num_heads * V),
+                )  # fmt: skip
+                assert isinstance(again, torch.Tensor)
+                assert torch.equal(out[:num_real], again[:num_real])
             out = out.unflatten(1, (-1, V))
             start = 0
             for slot, length, count in zip(
                 batch.slots, batch.lengths, batch.num_tokens, strict=True
             ):
                 if length:
-                    k, v = cache.read(builder.tables[slot], torch.float32)
+                    k, v = cache.read(builder.tables.groups[0][slot], torch.float32)
                     k_LKD, v_LKV = (each.flatten(0, 1)[:length] for each in (k, v))
                     own = slice(start, start + count)
                     assert_close(out[own], oracle(q_TND[own], k_LKD, v_LKV, options))

@@ -43,7 +43,7 @@ def test_steps_are_ones_a_frontend_could_send(shape: dict[str, int]) -> None:
         rows = builder.build(step).rows
         assert rows.num_tokens.sum() == step.max_replica_tokens <= max_tokens(shape)
         assert rows.lengths.max() <= shape["max_model_len"]
-        held = builder.table_lengths[rows.slots] * block_size
+        held = builder.tables.lengths_GS[0, rows.slots] * block_size
         assert (held >= rows.lengths).all()
         # Two rows of a step never write to one block.
         assert len(set(step.new_blocks)) == len(step.new_blocks)

@@ -148,7 +148,7 @@ def make_rank(
         model=model,
         factory=RunnerFactory(model, flags, model_config, build, cache),
         sizes=CacheSizes(
-            num_layers=model_config.num_layers,
+            num_layers=model.layer_groups.size,
             block_size=flags.block_size,
             num_kv_heads=model.num_kv_heads,
             head_dim=model_config.attention[0].key_width,

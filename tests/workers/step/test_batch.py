@@ -6,6 +6,7 @@ import torch
 from switchyard.worker.v1 import worker_pb2
 from tests.workers.steps import decode_step, prefill_step
 from workers.step.batch import BatchBuilder, BatchShape
+from workers.step.block_tables import in_groups
 
 BLOCK = 4
 
@@ -22,11 +23,11 @@ def test_a_prompt_in_chunks_keeps_its_table(builder: BatchBuilder) -> None:
     assert first.forward.ids_T.tolist() == [9, 8, 7, 6, 5]
     assert first.forward.attention.positions_T.tolist() == [0, 1, 2, 3, 4]
     assert first.forward.attention.slots_T.tolist() == [1] * 5
-    assert builder.tables[1, :2].tolist() == [3, 6]
+    assert builder.tables.groups[0][1, :2].tolist() == [3, 6]
     assert first.sampling is None
     second = builder.build(prefill_step(1, 1, [4, 3, 2, 1], [5], position=5))
     assert second.forward.attention.positions_T.tolist() == [5, 6, 7, 8]
-    assert builder.tables[1, :3].tolist() == [3, 6, 5]
+    assert builder.tables.groups[0][1, :3].tolist() == [3, 6, 5]
     assert second.forward.attention.slots == [1]
     assert second.forward.attention.lengths == [9]
     assert second.last_D is not None
@@ -38,8 +39,8 @@ def test_a_prompt_in_chunks_keeps_its_table(builder: BatchBuilder) -> None:
 def test_a_new_sequence_empties_its_slot(builder: BatchBuilder) -> None:
     builder.build(prefill_step(0, 1, [1] * 9, [3, 6, 2]))
     builder.build(prefill_step(1, 1, [2, 2], [7]))
-    assert builder.tables[1, 0] == 7
-    assert builder.table_lengths[1] == 1
+    assert builder.tables.groups[0][1, 0] == 7
+    assert builder.tables.lengths_GS[0, 1] == 1
 
 
 def test_decodes_take_the_last_token_of_their_slot_beside_a_prefill(builder: BatchBuilder) -> None:
@@ -120,3 +121,35 @@ def test_columns_that_contradict_each_other_are_refused(
     getattr(step, field).extend(value)
     with pytest.raises(ValueError, match="step 7"):
         builder.build(step)
+
+
+def test_each_group_of_layers_has_a_table() -> None:
+    """With blocks of its own, as many as its row says; a row has room where all of them do."""
+    builder = BatchBuilder(
+        num_slots=3, max_blocks=5, block_size=BLOCK, max_tokens=64, device=torch.device("cpu"),
+        num_groups=2,
+    )  # fmt: skip
+    step = prefill_step(0, 1, [1] * 6, [], draw=False)
+    step.num_new_blocks[:], step.new_blocks[:] = [3, 2], [7, 8, 9, 4, 5]
+    batch = builder.build(step).forward.attention
+    first, second = (each.tables for each in batch.of_groups())
+    assert first[1, :3].tolist() == [7, 8, 9]
+    assert second[1, :2].tolist() == [4, 5]
+    more = prefill_step(1, 1, [1] * 3, [], position=6)
+    more.num_new_blocks[:] = [0, 0]
+    with pytest.raises(ValueError, match="its blocks hold 8"):
+        builder.build(more)
+    more.num_new_blocks[:], more.new_blocks[:] = [0, 1], [6]
+    more.slots.append(2)
+    more.positions.append(0)
+    more.num_tokens.append(1)
+    more.token_ids.append(1)
+    more.draws.append(True)
+    more.num_new_blocks.extend([1, 1])
+    more.new_blocks.extend([1, 2])
+    builder.build(more)
+    assert [each[1, :3].tolist() for each in (first, second)] == [[7, 8, 9], [4, 5, 6]]
+    assert [each[2, 0].item() for each in (first, second)] == [1, 2]
+    assert builder.tables.lengths_GS.tolist() == [[0, 3, 1], [0, 3, 1]]
+    builder.build(in_groups(prefill_step(2, 1, [1] * 6, [5, 3]), 2))
+    assert [each[1, :2].tolist() for each in (first, second)] == [[10, 6], [11, 7]]
