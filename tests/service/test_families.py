@@ -14,11 +14,14 @@ from typing import Any
 
 import pytest
 
+from frontend.cache_groups import CacheGroups
 from tests.server import Server
 from tests.service.oracle import check_tokens, generate, greedy
 from tests.service.test_layouts import LAYOUTS
 from tests.workers.families.draw_parts import VOCAB
 from tests.workers.families.draws import FAMILIES, save_family
+from tests.workers.families.test_windows import config_of as windowed_config
+from workers.attention.layer_groups import LayerGroups
 from workers.config_json.model_config import ModelConfig
 
 pytestmark = pytest.mark.processes
@@ -73,3 +76,29 @@ def test_tokens_equal_transformers(family: str, layout: str, runner: str, tmp_pa
         check_tokens(oracle, *columns) for columns in zip(prompts, ours, expected, strict=True)
     )
     assert ties <= 1, "random models of spread logits rarely tie"
+
+
+def test_a_cache_that_is_enough_since_blocks_behind_windows_are_freed(tmp_path: Path) -> None:
+    config = windowed_config("mellum")
+    oracle = save_family(config, tmp_path)
+    rng = random.Random(0)
+    prompts = [[rng.randrange(VOCAB) for _ in range(size)] for size in (90, 9)]
+    longest = 90 + NUM_TOKENS
+    windows = LayerGroups.of(ModelConfig.from_hf(config.to_dict()).attention, 160).windows
+    groups = CacheGroups(
+        block_size=4, windows=tuple(window or 0 for window in windows), step_tokens=16
+    )
+    num_blocks = groups.needed(longest)
+    assert num_blocks < len(windows) * (longest // 4)
+    flags = [
+        "--device", "cpu", "--dtype", "float32", "--block-size", "4", "--max-model-len", "160",
+        "--max-num-batched-tokens", "16", "--max-batch-size", "4", "--num-blocks", str(num_blocks),
+    ]  # fmt: skip
+    with Server(tmp_path, str(tmp_path), *flags) as server:
+        ours = asyncio.run(
+            generate(
+                server.address, prompts, temperature=0, max_new_tokens=NUM_TOKENS, ignore_eos=True
+            )
+        )
+    for prompt, output in zip(prompts, ours, strict=True):
+        check_tokens(oracle, prompt, output, greedy(oracle, prompt, NUM_TOKENS))

@@ -68,13 +68,13 @@ def test_kernels_compute_what_transformers_does(family: str, tmp_path: Path) -> 
             continue  # older versions of transformers turn all of a head
         oracle = save_family(config, tmp_path, seed)
         rank = start_rank(
-            tmp_path, block_size=(16, 4)[seed], cuda_graphs="off", num_blocks=128, **CUDA
+            tmp_path, block_size=(16, 4)[seed], cuda_graphs="off", num_blocks=512, **CUDA
         )
         tokens = torch.randint(VOCAB, (200,), generator=torch.manual_seed(seed)).tolist()
         with torch.inference_mode():
             expected = oracle(torch.tensor([tokens])).logits[0]
         count = -(-len(tokens) // rank.runner.builder.block_size)
-        blocks = torch.randperm(rank.num_blocks).tolist()[: 2 * count]
+        blocks = torch.randperm(rank.num_blocks // rank.model.layer_groups.num_groups).tolist()
         ours = step_logits(rank, prefill_step(0, 2, tokens, blocks[:count]))
         assert relative_error(ours, expected) <= 1e-4
         chunks = [(0, 1), (1, 17), (17, 199)]
@@ -82,7 +82,12 @@ def test_kernels_compute_what_transformers_does(family: str, tmp_path: Path) -> 
             step_logits(
                 rank,
                 prefill_step(
-                    n, 5, tokens[a:b], blocks[count:] if n == 0 else [], position=a, draw=False
+                    n,
+                    5,
+                    tokens[a:b],
+                    blocks[count : 2 * count] if n == 0 else [],
+                    position=a,
+                    draw=False,
                 ),
             ).clone()
             for n, (a, b) in enumerate(chunks)
