@@ -36,6 +36,7 @@ from tests.faults.fuzz.values import Bytes
 from tests.frontend.processing.tool_calls.reading import tools_of
 from tests.workers.steps import decode_step, prefill_step
 from workers.step.batch import BatchBuilder
+from workers.step.block_tables import in_groups
 
 pytestmark = pytest.mark.slow
 
@@ -224,7 +225,7 @@ async def test_an_answer_that_cannot_be_true_loses_the_group(
 
 # ---- the worker's reading of steps ----
 
-NUM_SLOTS, MAX_BLOCKS, BLOCK = 4, 8, 4
+NUM_SLOTS, MAX_BLOCKS, BLOCK, NUM_GROUPS = 4, 8, 4, 2
 
 
 def _builder() -> BatchBuilder:
@@ -234,9 +235,10 @@ def _builder() -> BatchBuilder:
         block_size=BLOCK,
         max_tokens=64,
         device=torch.device("cpu"),
+        num_groups=NUM_GROUPS,
     )
     for slot in (0, 1):
-        builder.build(prefill_step(slot, slot, [1, 2, 3], [slot]))
+        builder.build(in_groups(prefill_step(slot, slot, [1, 2, 3], [slot]), NUM_GROUPS))
     return builder
 
 
@@ -251,6 +253,7 @@ def _a_step(data: Bytes) -> worker_pb2.StepRequest:
             step = decode_step(2, [1], [3], [[]])
             step.MergeFrom(prefill_step(2, 3, [7, 8], [6]))
             step.decode_only = False
+    in_groups(step, NUM_GROUPS)
     columns = [
         field for field in step.DESCRIPTOR.fields if field.is_repeated and not field.message_type
     ]
@@ -289,7 +292,8 @@ def test_a_step_is_a_batch_within_bounds_or_refused(data: bytes) -> None:
     assert len(np.unique(rows.slots)) == len(rows.slots)
     assert rows.positions.min() >= 0
     assert rows.num_tokens.min() >= 1
-    # What a row writes has a place in its own table.
-    assert (rows.lengths <= builder.table_lengths[rows.slots] * BLOCK).all()
-    assert builder.table_lengths.max() <= MAX_BLOCKS
+    # What a row writes has a place in each of its own tables.
+    lengths_GS = builder.tables.lengths_GS
+    assert (rows.lengths <= lengths_GS[:, rows.slots] * BLOCK).all()
+    assert lengths_GS.max() <= MAX_BLOCKS
     assert batch.forward.attention.positions_T.max() < MAX_BLOCKS * BLOCK
