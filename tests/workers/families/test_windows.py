@@ -80,7 +80,8 @@ def check_greedy(oracle: torch.nn.Module, prompt: list[int], output: list[int]) 
     ],
 )
 def test_long_sequences_in_few_blocks(family: str, kernels: bool, tmp_path: Path) -> None:
-    """Prompts in chunks beside decodes, with two steps in flight."""
+    """Prompts in chunks beside decodes, with two steps in flight; then a turn that goes on from
+    what is left of its conversation, whose first blocks are gone where layers have windows."""
     config = config_of(family)
     oracle = save_family(config, tmp_path)
     context: KernelContext | None = interpreted() if kernels else None
@@ -96,7 +97,7 @@ def test_long_sequences_in_few_blocks(family: str, kernels: bool, tmp_path: Path
         max_queued_requests=9,
         max_queued_tokens=1000,
     )
-    num_blocks = limits.groups.needed(length) + 2
+    num_blocks = limits.groups.needed(length + 9) + 2
     assert num_blocks < groups.num_groups * -(-length // BLOCK)
     rank = start_rank(tmp_path, context, block_size=BLOCK, num_blocks=num_blocks, **sizes)
     assert rank.model.layer_groups == groups
@@ -115,7 +116,15 @@ def test_long_sequences_in_few_blocks(family: str, kernels: bool, tmp_path: Path
     for request in requests:
         request.sampling = dataclasses.replace(request.sampling, temperature=0.0)
     driver.run(*requests)
+    output_of: dict[str, list[int]] = {}
     for request in requests:
-        output = taken(request).token_ids
+        output = output_of[request.id] = taken(request).token_ids
         assert len(output) == length - len(request.prompt_ids)
         check_greedy(oracle, request.prompt_ids, output)
+    last = max(requests, key=lambda request: request.finished)
+    before = [*last.prompt_ids, *output_of[last.id], 3]
+    turn = make_request("turn", before, max_new_tokens=8)
+    turn.sampling = dataclasses.replace(turn.sampling, temperature=0.0)
+    driver.run(turn)
+    assert turn.cached_tokens >= length - 2 * BLOCK
+    check_greedy(oracle, before, taken(turn).token_ids)
