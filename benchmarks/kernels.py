@@ -229,16 +229,17 @@ def floors(
 
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
     sparse_layers = sum(config.moe_layers)
-    cached, pair = _attention_sizes(config)
+    cached, pairs = _attention_work(config, work)
     widths = (layers - sparse_layers) * config.intermediate_size
     if config.moe is not None:  # shared experts are dense MLPs too
         widths += sparse_layers * config.moe.shared_expert_size
     dense = hidden * widths
-    cached = cached if cache_bytes is None else cache_bytes / value_bytes
+    if cache_bytes is not None:
+        cached *= cache_bytes / (value_bytes * _token_numbers(config))
     head = hidden * config.vocab_size
     found = {
         **{label: gemm(size, size * tokens) for label, size in _projections(config).items()},
-        "attention": least(cached * work.cached, pair * work.attended),
+        "attention": least(cached, pairs),
         "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
         "dense down": gemm(dense, dense * tokens),
         "head": least(head, head * work.draws),
@@ -251,13 +252,19 @@ def floors(
     return found
 
 
-def _attention_sizes(config: ModelConfig) -> tuple[int, int]:
-    """Over all layers: numbers that a token has in the cache, and products of a query-key pair."""
-    cached = pair = 0
+def _attention_work(config: ModelConfig, work: StepWork) -> tuple[float, float]:
+    """Over all layers: numbers in the cache that are read or written, and products."""
+    numbers = products = 0.0
     for spec in config.attention:
-        cached += spec.cache_heads * (spec.key_width + spec.value_width)
-        pair += spec.pair_products
-    return cached, pair
+        seen = work.seen(spec.window)
+        numbers += spec.cache_heads * (spec.key_width + spec.value_width) * seen.cached
+        products += spec.pair_products * seen.attended
+    return numbers, products
+
+
+def _token_numbers(config: ModelConfig) -> int:
+    """Numbers that a token has in the cache, over all layers."""
+    return sum(spec.cache_heads * (spec.key_width + spec.value_width) for spec in config.attention)
 
 
 def _projections(config: ModelConfig) -> Counter[str]:

@@ -28,7 +28,7 @@ from workers.config_json.quantization import MADE
 from workers.config_json.quantized_modules import Quantization
 from workers.models.mla import LatentAttention
 from workers.step.batch import BatchBuilder
-from workers.step.roofline import Device, Roofline, StepWork
+from workers.step.roofline import Device, Roofline, Seen, StepWork
 from workers.step.runner import Measure
 
 CONFIGS = Path("benchmarks/configs")
@@ -206,12 +206,22 @@ WORKS = {
 
 
 @pytest.mark.parametrize("work", WORKS.values(), ids=WORKS)
+@pytest.mark.parametrize("window", [None, 512])
 @pytest.mark.parametrize(
     ("name", "hits"), [("qwen3-30b-a3b", 5000), ("qwen3-8b", 0), ("deepseek-v2-lite", 1000)]
 )
-def test_floors_add_up_to_the_roofline_s(name: str, hits: int, work: StepWork) -> None:
-    """All but the router's, which is too small to have one."""
+def test_floors_add_up_to_the_roofline_s(
+    name: str, hits: int, window: int | None, work: StepWork
+) -> None:
+    """All but the router's, which is too small to have one; half of the layers with a window."""
     config = ModelConfig.from_folder(CONFIGS / name)
+    if window is not None and name != "deepseek-v2-lite":
+        attention = [
+            dataclasses.replace(spec, window=window) if index % 2 else spec
+            for index, spec in enumerate(config.attention)
+        ]
+        config = dataclasses.replace(config, attention=tuple(attention))
+        work = dataclasses.replace(work, windows={window: Seen(64 * 512, 64 * 512)})
     parallel = resolve_parallel(tp=1, dp=1, ep=None, backend="auto", has_experts=True)
     cost = Roofline.of_layout(config, parallel, dtype="bfloat16").cost(work, hits)
     others = other_bytes = 0

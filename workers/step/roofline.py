@@ -5,7 +5,8 @@ Owns the arithmetic and the measured ceilings of known devices. Imports no torch
 how steps are run or measured.
 
 Counted: the matrices of attention, router, head and MLPs, those of experts when they are hit, and
-keys and values, each read or written once; 8-bit matrices with their scales. Neglected:
+keys and values, each read or written once, of layers with a window those that it shows; 8-bit
+matrices with their scales. Neglected:
 activations, embedding rows, norms, and what ranks say to each other. So it is less than any device
 can need, by about 1 % in decodes. An operation on 8-bit weights counts half: tensor cores do two in
 the time of one.
@@ -14,6 +15,8 @@ the time of one.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 
@@ -52,6 +55,18 @@ def device_ceilings(name: str, dtype: str = "bfloat16") -> Device | None:
     return next((device for device in _MEASURED if device.name == name), None)
 
 
+class Seen(NamedTuple):
+    """What one layer's attention of a step sees.
+
+    Attributes:
+        cached: tokens whose keys and values are read or written.
+        attended: query-key pairs.
+    """
+
+    cached: float
+    attended: float
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StepWork:
     """The work of one step of one replica.
@@ -59,26 +74,62 @@ class StepWork:
     Attributes:
         tokens: tokens computed.
         draws: rows whose next token is drawn.
-        cached: tokens whose keys and values are read or written: every row's length after the step.
-        attended: query-key pairs.
+        cached, attended: as in `Seen`, of layers without a window: every row's length after the
+            step, and the pairs of its queries.
+        windows: by their width, what layers with one see.
     """
 
     tokens: int
     draws: int
     cached: float
     attended: float
+    windows: Mapping[int, Seen] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of_rows(cls, positions: np.ndarray, num_tokens: np.ndarray, *, draws: int) -> StepWork:
+    def of_rows(
+        cls,
+        positions: np.ndarray,
+        num_tokens: np.ndarray,
+        *,
+        draws: int,
+        windows: Iterable[int] = (),
+    ) -> StepWork:
         """Of rows that compute ``num_tokens`` tokens each, from ``positions`` on."""
         positions, num_tokens = positions.astype(np.int64), num_tokens.astype(np.int64)
-        attended = num_tokens * positions + num_tokens * (num_tokens + 1) // 2
+        whole = _seen(positions, num_tokens, None)
         return cls(
             tokens=int(num_tokens.sum()),
             draws=draws,
-            cached=int((positions + num_tokens).sum()),
-            attended=int(attended.sum()),
+            cached=whole.cached,
+            attended=whole.attended,
+            windows={window: _seen(positions, num_tokens, window) for window in windows},
         )
+
+    def seen(self, window: int | None) -> Seen:
+        """By a layer with this window."""
+        if window is None:
+            return Seen(self.cached, self.attended)
+        return self.windows[window]
+
+
+def _seen(positions: np.ndarray, num_tokens: np.ndarray, window: int | None) -> Seen:
+    """Of rows with so many queries from ``positions`` on, int64."""
+    lengths = positions + num_tokens
+    if window is None:
+        pairs = num_tokens * positions + num_tokens * (num_tokens + 1) // 2
+        return Seen(int(lengths.sum()), int(pairs.sum()))
+    # A row's first queries see all before them, its others as much as the window.
+    few = np.clip(window - positions, 0, num_tokens)
+    pairs = few * positions + few * (few + 1) // 2 + (num_tokens - few) * window
+    cached = np.minimum(lengths, window - 1 + num_tokens)
+    return Seen(int(cached.sum()), int(pairs.sum()))
+
+
+class WindowShare(NamedTuple):
+    """Of a `Roofline`, what layers with one window make up."""
+
+    cache_bytes: int
+    pair_flops: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,6 +176,7 @@ class Roofline:
         moe_layers: layers with experts.
         cache_bytes: of one token's keys and values in this rank's cache.
         pair_flops: operations of one query-key pair, over all layers and this rank's heads.
+        windows: by their width, what of both is that of layers with a window.
     """
 
     value_bytes: int
@@ -143,6 +195,7 @@ class Roofline:
     moe_layers: int
     cache_bytes: int
     pair_flops: int
+    windows: Mapping[int, WindowShare] = dataclasses.field(default_factory=dict)
 
     @classmethod
     def of_rank(
@@ -163,6 +216,16 @@ class Roofline:
         num_experts = moe.num_experts if moe else 0
         dense = dense_weights(config, parallel, _BYTES[dtype])
         expert = expert_weights(config, tp if parallel.ep == 1 else 1, _BYTES[dtype])
+
+        def share(specs: Iterable[AnyAttention]) -> WindowShare:
+            layers = list(specs)
+            return WindowShare(
+                round(sum(_token_bytes(each, tp, dtype, kv_cache_dtype) for each in layers)),
+                round(sum(2 * each.pair_products / tp for each in layers)),
+            )
+
+        whole = share(config.attention)
+        windows = {each.window for each in config.attention if each.window is not None}
         return cls(
             value_bytes=_BYTES[dtype],
             dense=dense.parameters,
@@ -178,10 +241,12 @@ class Roofline:
             replicas=parallel.dp,
             expert_replicas=parallel.dp if parallel.ep > 1 else 1,
             moe_layers=sum(config.moe_layers) if moe else 0,
-            cache_bytes=round(
-                sum(_token_bytes(each, tp, dtype, kv_cache_dtype) for each in config.attention)
-            ),
-            pair_flops=round(sum(2 * each.pair_products / tp for each in config.attention)),
+            cache_bytes=whole.cache_bytes,
+            pair_flops=whole.pair_flops,
+            windows={
+                window: share(each for each in config.attention if each.window == window)
+                for window in sorted(windows)
+            },
         )
 
     @classmethod
@@ -211,12 +276,17 @@ class Roofline:
         routes = work.tokens * self.expert_replicas * self.experts_per_token * self.local_share
         dense = work.tokens * (2 * self.dense - self.dense_fp8) + work.draws * 2 * self.head
         experts = routes * self.moe_layers * (2 * self.expert - self.expert_fp8)
+        cached, attended = self.cache_bytes * work.cached, self.pair_flops * work.attended
+        for window, share in self.windows.items():
+            seen = work.seen(window)
+            cached -= share.cache_bytes * (work.cached - seen.cached)
+            attended -= share.pair_flops * (work.attended - seen.attended)
         return StepCost(
             dense_bytes=self.dense_bytes if work.tokens else 0,
             head_bytes=self.value_bytes * self.head if work.draws else 0,
             expert_bytes=self.expert_bytes * experts_hit,
-            cache_bytes=self.cache_bytes * work.cached,
-            flops=dense + experts + self.pair_flops * work.attended,
+            cache_bytes=cached,
+            flops=dense + experts + attended,
         )
 
     def expected_hits(self, tokens: int) -> float:
@@ -233,15 +303,21 @@ class Roofline:
         tokens each: what the busiest replica's rank is expected to cost."""
         here = -(-batch // self.replicas)
         read = here * context
-        work = StepWork(tokens=here, draws=here, cached=read, attended=read)
+        seen = {window: here * min(context, window) for window in self.windows}
+        work = StepWork(
+            tokens=here,
+            draws=here,
+            cached=read,
+            attended=read,
+            windows={window: Seen(each, each) for window, each in seen.items()},
+        )
         return self.cost(work, self.expected_hits(min(batch, here * self.expert_replicas)))
 
     def prefill(self, *, prompts: int, length: int) -> StepCost:
         """``prompts`` prompts, spread over the replicas, in one step, and each one's first draw."""
         here = -(-prompts // self.replicas)
-        tokens = here * length
-        pairs = tokens * (length + 1) / 2
-        work = StepWork(tokens=tokens, draws=here, cached=tokens, attended=pairs)
+        starts, lengths = np.zeros(here, np.int64), np.full(here, length, np.int64)
+        work = StepWork.of_rows(starts, lengths, draws=here, windows=self.windows)
         reached = min(prompts, here * self.expert_replicas) * length
         return self.cost(work, self.expected_hits(reached))
 

@@ -119,7 +119,12 @@ class Runner:
             results=results,
             num_tokens=num_draws if self.sampler.reports else 0,
             hits_at=self.results.hits_at,
-            work=StepWork.of_rows(rows.positions, rows.num_tokens, draws=num_draws),
+            work=StepWork.of_rows(
+                rows.positions,
+                rows.num_tokens,
+                draws=num_draws,
+                windows=self.measure.roofline.windows,
+            ),
             measure=self.measure,
             started=started,
             done=self.last_done,

@@ -160,6 +160,45 @@ def test_an_fp8_cache_moves_a_byte_a_number_and_two_of_scale(tp: int, kv_heads: 
     assert dataclasses.replace(fp8, cache_bytes=plain.cache_bytes) == plain
 
 
+def with_windows(*windows: int | None) -> ModelConfig:
+    """The model above, a window a layer."""
+    layers = zip(CONFIG.attention, windows, strict=True)
+    attention = tuple(dataclasses.replace(spec, window=window) for spec, window in layers)
+    return dataclasses.replace(CONFIG, attention=attention)
+
+
+@pytest.mark.parametrize("window", [1, 3, 8, 40])
+def test_layers_with_a_window_cost_what_it_shows(window: int) -> None:
+    """Of decodes, chunks and whole prompts, shorter and longer than it."""
+    config = with_windows(None, window, window, None)
+    roofline = Roofline.of_layout(config, layout(), dtype="bfloat16")
+    whole = Roofline.of_layout(CONFIG, layout(), dtype="bfloat16")
+    positions, counts = np.array([0, 7, 2, 30, 11, 0]), np.array([1, 1, 1, 9, 4, 12])
+    work = StepWork.of_rows(positions, counts, draws=4, windows=roofline.windows)
+    keys, pairs = 0, 0
+    for position, count in zip(positions.tolist(), counts.tolist(), strict=True):
+        seen = [
+            set(range(max(0, at - window + 1), at + 1)) for at in range(position, position + count)
+        ]
+        keys += len(set().union(*seen))
+        pairs += sum(map(len, seen))
+    assert work.seen(window) == (keys, pairs)
+    cost, most = roofline.cost(work, 5), whole.cost(work, 5)
+    assert cost.cache_bytes == whole.cache_bytes * (work.cached + keys) / 2
+    assert most.flops - cost.flops == whole.pair_flops * (work.attended - pairs) / 2
+    assert cost.dense_bytes == most.dense_bytes
+
+
+def test_expected_steps_know_windows() -> None:
+    roofline = Roofline.of_layout(with_windows(*[6] * 4), layout(), dtype="bfloat16")
+    assert roofline.decode(batch=3, context=100).cache_bytes == 3 * 6 * roofline.cache_bytes
+    assert roofline.decode(batch=3, context=4).cache_bytes == 3 * 4 * roofline.cache_bytes
+    whole = Roofline.of_layout(CONFIG, layout(), dtype="bfloat16")
+    hidden = 2 * sum(at + 1 - 6 for at in range(6, 20))
+    less = whole.prefill(prompts=2, length=20).flops - roofline.prefill(prompts=2, length=20).flops
+    assert less == whole.pair_flops * hidden
+
+
 def test_long_contexts_do_not_overflow_the_columns_of_a_step() -> None:
     """Rows come as int32; 65,536 tokens attend to 2,147,516,416 pairs."""
     columns = np.array([0], dtype=np.int32), np.array([65_536], dtype=np.int32)
