@@ -21,7 +21,8 @@ libc.mallinfo2.restype, libc.malloc.restype = Info, ctypes.c_void_p
 libc.free.argtypes = [ctypes.c_void_p]
 if sys.argv[1] == "settled":
     interpreter.settle()
-for place in [libc.malloc(48) for _ in range(1000)]:
+places = [libc.malloc(48) for _ in range(1000)]  # freed at the end: a large one joins all others
+for place in places:
     libc.free(place)
 print(libc.mallinfo2().smblks)
 """
