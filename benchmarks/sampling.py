@@ -118,7 +118,7 @@ def make_runner(batch_size: int, vocab_size: int, device: torch.device) -> Runne
         device=device,
     )  # fmt: skip
     cost = StepCost(dense_bytes=0, head_bytes=0, expert_bytes=0, cache_bytes=0, flops=0)
-    roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost)
+    roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost, windows=())
     model = MadeUpModel(batch_size, vocab_size, device)
     results = ResultBuffer(num_slots=batch_size, num_sparse_layers=0, device=device)
     sampler = TokenSampler(

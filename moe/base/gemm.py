@@ -66,7 +66,9 @@ def _linear_kernel(
     wait_for_previous(PDL)
     row = tl.program_id(0) * BLOCK_N
     for k in range(0, K_PART, BLOCK_K):
-        scale = block_scale(scales_ptr, 0, row, part * K_PART + k, N, K, SCALES, BN, BK)
+        # Of a last part that is shorter than the others there are no scales behind its end.
+        at = part * K_PART + k if even else tl.minimum(part * K_PART + k, K - 1)
+        scale = block_scale(scales_ptr, 0, row, at, N, K, SCALES, BN, BK)
         if even:
             x = tl.load(x_ptrs + k, mask=is_row_M[:, None], other=0.0)
             w = tl.load(w_ptrs + k)

@@ -111,7 +111,7 @@ def make_runner(
         device=device,
     )  # fmt: skip
     cost = StepCost(dense_bytes=0, head_bytes=0, expert_bytes=0, cache_bytes=0, flops=0)
-    roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost)
+    roofline: Any = SimpleNamespace(cost=lambda work, experts_hit: cost, windows=())
     vocab_size = model.of_token.shape[1]
     results = ResultBuffer(num_slots=num_slots, num_sparse_layers=0, device=device)
     triton = TritonSampler(max_rows=num_slots, vocab_size=vocab_size, device=device, pdl=False)
