@@ -27,7 +27,7 @@ LAYOUTS = {
 }
 CASES = [
     ("tp2", (STOP, KILL)),
-    ("dp2", (KILL, KILL)),
+    ("dp2", (KILL,)),
     pytest.param("tp1", (KILL, KILL, KILL), marks=pytest.mark.grid),
     pytest.param("tp2", (KILL, STOP, STOP, KILL), marks=pytest.mark.grid),
     pytest.param("dp2", (KILL, KILL, KILL), marks=pytest.mark.grid),

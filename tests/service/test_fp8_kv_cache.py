@@ -107,18 +107,27 @@ async def right_answers(server: Server, count: int) -> tuple[int, int]:
     return sum(answered), len(answered)
 
 
+PLAIN = ("--tp", "1")
+
+
 @pytest.mark.parametrize(
-    ("count", "layouts"), [(3, "2"), pytest.param(6, "12", marks=pytest.mark.grid)]
+    ("count", "several"),
+    [
+        (3, [(*FP8, "--tp", "2")]),
+        pytest.param(6, [PLAIN, (*FP8, "--tp", "1"), (*FP8, "--tp", "2")], marks=pytest.mark.grid),
+    ],
 )
-async def test_the_demo_answers_as_without(count: int, layouts: str, tmp_path: Path) -> None:
-    """Within half a point, on one rank and on two."""
+async def test_the_demo_answers_as_without(
+    count: int, several: list[tuple[str, ...]], tmp_path: Path
+) -> None:
+    """Nearly all held-out questions, and within half a point of the same without."""
     right = []
-    for flags in (("--tp", "1"), *((*FP8, "--tp", each) for each in layouts)):
+    for flags in several:
         with Server(tmp_path, *CPU_TOGETHER, *flags) as server:
             number, asked = await right_answers(server, count)
             right.append(number)
             said = f" tokens{' in fp8_e4m3' * (flags[0] == FP8[0])})"
             assert said in server.log
     assert asked >= 100
-    assert right[0] / asked > 0.97
+    assert min(right) / asked > 0.97
     assert all(abs(number - right[0]) / asked <= 0.005 for number in right), right
