@@ -30,6 +30,7 @@ from benchmarks import report
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import resolve_parallel
 from switchyard.worker.v1 import worker_pb2
+from workers.attention.any import AnyAttention
 from workers.attention.mla_spec import MlaSpec
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
@@ -235,7 +236,7 @@ def floors(
         widths += sparse_layers * config.moe.shared_expert_size
     dense = hidden * widths
     if cache_bytes is not None:
-        cached *= cache_bytes / (value_bytes * _token_numbers(config))
+        cached *= cache_bytes / (value_bytes * sum(map(_cache_numbers, config.attention)))
     head = hidden * config.vocab_size
     found = {
         **{label: gemm(size, size * tokens) for label, size in _projections(config).items()},
@@ -257,14 +258,14 @@ def _attention_work(config: ModelConfig, work: StepWork) -> tuple[float, float]:
     numbers = products = 0.0
     for spec in config.attention:
         seen = work.seen(spec.window)
-        numbers += spec.cache_heads * (spec.key_width + spec.value_width) * seen.cached
+        numbers += _cache_numbers(spec) * seen.cached
         products += spec.pair_products * seen.attended
     return numbers, products
 
 
-def _token_numbers(config: ModelConfig) -> int:
-    """Numbers that a token has in the cache, over all layers."""
-    return sum(spec.cache_heads * (spec.key_width + spec.value_width) for spec in config.attention)
+def _cache_numbers(spec: AnyAttention) -> int:
+    """That a token has in one layer's cache."""
+    return spec.cache_heads * (spec.key_width + spec.value_width)
 
 
 def _projections(config: ModelConfig) -> Counter[str]:

@@ -89,10 +89,6 @@ class BlockPool:
         """Blocks that ``allocate`` could give."""
         return len(self._unused) + len(self._cached)
 
-    def blocks_for(self, num_tokens: int) -> int:
-        """Blocks that hold ``num_tokens`` tokens."""
-        return -(-num_tokens // self.block_size)
-
     def published(self) -> list[PrefixBlock]:
         """All that can be found of the first group, in no order."""
         columns = zip(self._prefix_of, self._group_of, strict=True)

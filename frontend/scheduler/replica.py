@@ -102,7 +102,7 @@ class Replica:
     ) -> None:
         """Give a sequence its slot and blocks, and a first row if the budget has room for it."""
         pool, num_matched = self.pool, len(matched[0])
-        num_blocks = pool.blocks_for(len(sequence.tokens))
+        num_blocks = self._groups.blocks_for(len(sequence.tokens))
         for blocks in matched:
             pool.acquire(blocks)
         held = [blocks.copy() for blocks in matched]
@@ -311,7 +311,7 @@ class Replica:
             self._num_to_take(group, sequence.prefill_end, listed, sequence.num_freed[group])
             for group in self._windowed
         )
-        wanted = min(pool.blocks_for(end) - listed, may_take)
+        wanted = min(self._groups.blocks_for(end) - listed, may_take)
         is_oldest = sequence is self._prefilling[0]
         if wanted > 0 and listed * size == sequence.num_scheduled and is_oldest:
             while pool.num_free < len(self._windowed) and len(self._prefilling) > 1:

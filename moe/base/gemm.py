@@ -149,10 +149,7 @@ def linear_parts(
     if M == 0:
         return x_MK.new_empty((1, 0, N), dtype=dtype)
     tiles = _tiles(x_MK, weight_NK, context, dtype)
-    depth = _part_depth(tiles, weight_NK)
-    splits = triton.cdiv(K, depth)
-    part_dtype = dtype if splits == 1 else torch.float32
-    out_SMN = context.workspace.take(name, (splits, M, N), part_dtype)
+    out_SMN, depth = _parts(M, weight_NK, tiles, context, name, dtype)
     if tiles is None:
         torch.mm(x_MK, weight_NK.values.t(), out=out_SMN[0])
     elif tiles.block_m == 1:
@@ -186,9 +183,14 @@ def rows_for(
     shape = (num_rows, weight_NK.shape[1])
     # Taken in any case: a frozen workspace must have room for fewer rows that are plain.
     plain_MK = context.workspace.take(name, shape, context.dtype)
-    if num_rows >= MANY_ROWS and takes_quantized(num_rows, weight_NK, context):
+    if makes_quantized(num_rows, weight_NK, context):
         return take_quantized(context.workspace, name, shape)
     return plain_MK
+
+
+def makes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
+    """Whether `rows_for` so many rows has eight bits."""
+    return num_rows >= MANY_ROWS and takes_quantized(num_rows, weight_NK, context)
 
 
 def takes_quantized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
@@ -237,17 +239,29 @@ def _quantized(
 def _narrow(
     x_MK: Quantized, weight_NK: Weight, context: KernelContext, name: str, dtype: torch.dtype
 ) -> torch.Tensor:
-    (M, K), N = x_MK.shape, weight_NK.shape[0]
-    tiles = _fp8_tiles(M, weight_NK, context)
-    depth = _part_depth(tiles, weight_NK)
-    splits = triton.cdiv(K, depth)
-    part_dtype = dtype if splits == 1 else torch.float32
-    out_SMN = context.workspace.take(name, (splits, M, N), part_dtype)
+    tiles = _fp8_tiles(x_MK.shape[0], weight_NK, context)
+    out_SMN, depth = _parts(x_MK.shape[0], weight_NK, tiles, context, name, dtype)
     prefetch = context.pdl and _fits_cache(weight_NK.values, depth)
     linear_narrow(
         x_MK, weight_NK, depth, tiles, out_SMN=out_SMN, prefetch=prefetch, pdl=context.pdl
     )
     return out_SMN
+
+
+def _parts(
+    M: int,
+    weight_NK: Weight,
+    tiles: Tiles | None,
+    context: KernelContext,
+    name: str,
+    dtype: torch.dtype,
+) -> tuple[torch.Tensor, int]:
+    """Memory for the parts of M rows, and the inputs of a part."""
+    N, K = weight_NK.shape
+    depth = _part_depth(tiles, weight_NK)
+    splits = triton.cdiv(K, depth)
+    part_dtype = dtype if splits == 1 else torch.float32
+    return context.workspace.take(name, (splits, M, N), part_dtype), depth
 
 
 def _part_depth(tiles: Tiles | None, weight_NK: Weight) -> int:

@@ -1,6 +1,6 @@
 """Products of eight-bit activations and weights: one step of a GEMM, and which tiles may take it.
 
-Owns device functions, the choice of tiles, and what `specialized_fp8` multiplies. A step is a dot
+Owns a device function, the choice of tiles, and what `specialized_fp8` multiplies. A step is a dot
 of its own, whose fp32 sums are multiplied by the scales of its rows and of its block of weights
 before they are added up: tensor cores keep fewer bits of sums of FP8 than fp32 has. N outputs, K
 inputs.

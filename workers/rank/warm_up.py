@@ -6,14 +6,12 @@ kernels are cut. Knows nothing of the model.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 
+from moe.base.tiles import MANY_ROWS
 from switchyard.worker.v1 import worker_pb2
 
 _DECODES = (1, 3, 17, 65)  # see attention.plan.decode_tiles and kernels.scaled_logits
-_POWERS = (8, 16, 64)  # of these decodes
-_BESIDE = (2, 4, *(1 << n for n in range(4, 10)))  # tokens of steps with decodes and prompts
 _BETWEEN = (24, 48, 96)  # routes are aligned in blocks of powers of two, and of experts' means
 _MAX_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
 _PROCESSED = 64  # sequences whose logits change: as many as logits_processor.py changes at once
@@ -25,9 +23,9 @@ def warm_up_steps(
     """The steps in order: prefills of the largest size, of each power of two below it and of a few
     sizes between, which draw one row or a few, in turn plainly and with filters and suppressed
     tokens; decodes of all slots, and of the fewest for each way that attention cuts them, plainly
-    and with filters, with and without all sampling options; decodes of a few powers of two; decodes
-    of every cut beside prompts, in steps of each power of two that GEMMs choose by; the largest
-    prefill again, with log-probabilities of its prompts.
+    and with filters, with and without all sampling options; a decode beside a prompt of one token,
+    and decodes of every cut beside many tokens; the largest prefill again, with log-probabilities
+    of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
@@ -40,13 +38,11 @@ def warm_up_steps(
         for plain in (False, True):
             yield _decode(size, plain=plain)
             yield _with_options(_decode(size, plain=plain))
-    # A step's tokens say whether what attention found becomes eight bits wide, where weights are.
-    for size in _POWERS:
-        if size < num_sequences:
-            yield _decode(size, plain=True)
-    for size, tokens in itertools.product(decodes, _BESIDE):
-        if size < tokens <= num_tokens:
-            yield _mixed(size, tokens, num_sequences, max_model_len, block_size)
+    if num_sequences > 1 and num_tokens > 1:
+        yield _mixed(1, 2, num_sequences, max_model_len, block_size)
+    # Beside many tokens decodes are attended to in eight bits, where the model has such weights.
+    for size in decodes if num_tokens >= MANY_ROWS else ():
+        yield _mixed(size, MANY_ROWS, num_sequences, max_model_len, block_size)
     yield _with_options(made_up_prefill(num_tokens, num_sequences, max_model_len, block_size))
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 from torch.nn import functional as F
 
-from moe.base.gemm import linear_parts, takes_quantized
+from moe.base.gemm import linear_parts, makes_quantized
 from moe.base.weight import Weight
 from moe.expert_load import expert_rows
 from moe.experts import FusedMoeExperts
@@ -112,7 +112,7 @@ def _check_shared(shared: SharedExperts, T: int, setting: Setting) -> Iterator[F
 
 def _allowed(weight: Weight, num_rows: int, setting: Setting) -> Tolerance:
     """Of an MLP, whose inner rows may have eight bits, or are rounded four times."""
-    eight_bits = takes_quantized(num_rows, weight, setting.context)
+    eight_bits = makes_quantized(num_rows, weight, setting.context)
     return SUMS_OF_EIGHT_BITS if eight_bits else roundings(5, setting.dtype)
 
 

@@ -46,7 +46,7 @@ class PoolMachine(RuleBasedStateMachine):
         for place, block in enumerate(matched):
             prefix = tuple(tokens[: (place + 1) * BLOCK_SIZE])
             assert self.content[block] == prefix, "a hit has another prefix"
-        wanted = self.pool.blocks_for(len(tokens)) - len(matched)
+        wanted = -(-len(tokens) // self.pool.block_size) - len(matched)
         if wanted > self.pool.num_free - self.pool.num_idle(matched):
             return
         held = {block for holder in self.holders for block in holder.blocks}

@@ -78,32 +78,18 @@ def test_no_more_than_all_slots_can_hold() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_sequences", "decodes", "powers"),
-    [
-        (1, [1], []),
-        (2, [1, 2], []),
-        (9, [1, 3, 9], [8]),
-        (80, [1, 3, 17, 65, 80], [8, 16, 64]),
-    ],
+    ("num_sequences", "decodes"), [(1, [1]), (2, [1, 2]), (9, [1, 3, 9]), (80, [1, 3, 17, 65, 80])]
 )
-def test_decodes_of_all_slots_and_beside_prefills(
-    num_sequences: int, decodes: list[int], powers: list[int]
-) -> None:
+def test_decodes_of_all_slots_and_beside_a_prefill(num_sequences: int, decodes: list[int]) -> None:
     """None is marked as one that a graph may take: they run kernel by kernel."""
     steps = list(
         warm_up_steps(num_tokens=96, num_sequences=num_sequences, max_model_len=40, block_size=16)
     )
     assert not any(step.decode_only for step in steps)
     alone = [step.num_decodes for step in steps if step.num_decodes == len(step.slots)]
-    assert sorted(alone) == sorted(4 * decodes + powers)
+    assert alone == sorted(4 * decodes)
     mixed = [step for step in steps if 0 < step.num_decodes < len(step.slots)]
-    beside = {(step.num_decodes, step.max_replica_tokens) for step in mixed}
-    totals = [2, 4, 16, 32, 64]
-    most = 80 if num_sequences > 2 else 41  # a prompt of the one slot that is left
-    expected = {
-        (size, min(total, most)) for size in decodes[:-1] for total in totals if size < total
-    }
-    assert beside == expected
+    assert len(mixed) == (num_sequences > 1)
 
 
 @pytest.mark.parametrize("max_model_len", [100, 8192])
