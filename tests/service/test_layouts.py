@@ -47,19 +47,16 @@ LAYOUTS = (
     "--dp 4",
     "--dp 4 --moe-ep-backend all_to_all",
 )
-# The others' exchanges are of the same kinds between as many ranks, or more.
-CHOSEN = (
-    "--tp 1",
-    "--tp 2",
-    "--tp 2 --ep 1",
-    "--tp 2 --moe-ep-backend allgather_reducescatter",
-    "--tp 2 --moe-ep-backend all_to_all",
-    "--dp 2",
-    "--dp 2 --moe-ep-backend all_to_all",
-    "--tp 4",
-    "--tp 2 --dp 2",
-    "--tp 2 --dp 2 --moe-ep-backend all_to_all",
-)
+# Of the same kinds between as many ranks as others, or fewer: with the whole grid alone.
+_LIKE_OTHERS = {
+    "--dp 2 --ep 1",
+    "--tp 4 --ep 1",
+    "--tp 4 --moe-ep-backend allgather_reducescatter",
+    "--tp 2 --dp 2 --ep 1",
+    "--dp 4",
+    "--dp 4 --moe-ep-backend all_to_all",
+}
+CHOSEN = tuple(layout for layout in LAYOUTS if layout not in _LIKE_OTHERS)
 CHOICES = {
     "runner": ("fused", "legacy"),
     "prefix_cache": (True, False),
