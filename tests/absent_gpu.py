@@ -10,7 +10,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from triton.backends.compiler import GPUTarget
@@ -36,18 +36,27 @@ class _Hopper:
         return torch.device("meta")
 
 
-def compile_launches() -> list[tuple[str, int]]:
+class Launch(NamedTuple):
+    """A kernel, its bytes of shared memory, and what Triton made of it before LLVM."""
+
+    name: str
+    shared: int
+    ttgir: str
+
+
+def compile_launches() -> list[Launch]:
     """From now on a launch, with tensors on the meta device, compiles its kernel and runs nothing.
 
     Returns:
-        Each launch's kernel and bytes of shared memory; it grows.
+        The launches; it grows.
     """
-    launches: list[tuple[str, int]] = []
+    launches: list[Launch] = []
 
     def launcher(kernel: Any, grid: Any) -> Callable[..., None]:
         def compile_kernel(*args: Any, **options: Any) -> None:
             compiled = kernel.run(*args, grid=grid, warmup=True, **options)
-            launches.append((kernel.__name__, compiled.metadata.shared))
+            shared, ttgir = compiled.metadata.shared, compiled.asm["ttgir"]
+            launches.append(Launch(kernel.__name__, shared, ttgir))
 
         return compile_kernel
 
@@ -56,9 +65,9 @@ def compile_launches() -> list[tuple[str, int]]:
     return launches
 
 
-def tell(launches: list[tuple[str, int]]) -> None:
+def tell(launches: list[Launch]) -> None:
     """Write what `compiled` reads."""
-    for name, shared in launches:
+    for name, shared, _ in launches:
         sys.stdout.write(f"{name} {shared}\n")
 
 

@@ -25,6 +25,7 @@ from triton.experimental.gluon.language.nvidia.hopper import (
 )
 from triton.experimental.gluon.nvidia.hopper import TensorDescriptor
 
+from moe.base.launch import launch_options, wait_for_previous
 from moe.base.promoted_dot import specializes
 from moe.base.quantize_rows import LARGEST, LEAST
 from moe.base.quantized import Quantized
@@ -74,12 +75,13 @@ def _end(tiles, expert, GROUPED: gl.constexpr):
 def _load(
     x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
     GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """The warps that load: inputs by cp.async, since experts' rows lie anywhere, weights by TMA."""
     inputs, firsts, seconds, full, empty = ring
     layout: gl.constexpr = gl.BlockedLayout([1, 16], [4, 8], [4, 1], [1, 0])
     columns = gl.arange(0, _DEPTH, layout=gl.SliceLayout(0, layout))
+    wait_for_previous(PDL)
     # Gate and up lie half a matrix apart, both halves of a tile's columns side by side.
     num_n: gl.constexpr = N // (2 * _COLUMNS)
     width: gl.constexpr = _COLUMNS if SWIGLU else 2 * _COLUMNS
@@ -161,7 +163,7 @@ def _store_columns(
 def _multiply(
     x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles, ring,
     BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr, WHICH: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, PDL: gl.constexpr, WHICH: gl.constexpr,
 ):  # fmt: skip
     """The warps that multiply the first half of a tile's rows, or the second."""
     inputs, firsts, seconds, full, empty = ring
@@ -172,6 +174,7 @@ def _multiply(
     num_steps: gl.constexpr = K // _DEPTH
     nothing = gl.zeros([_HALF, _COLUMNS], gl.float32, layout=layout)
     step = 0
+    wait_for_previous(PDL)
     last = num_tiles - 1
     expert, tile_start = _place(tiles, gl.minimum(gl.program_id(0) // num_n, last), GROUPED)
     end = _end(tiles, expert, GROUPED)
@@ -244,7 +247,7 @@ def _roles_kernel(
     x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, offsets_ptr,
     tile_expert_ptr, tile_start_ptr, num_rows, num_tiles,
     BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr, REGISTERS: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, REGISTERS: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """A matrix has N outputs and K inputs; BLOCKS of 128 x 128 weights have scales, else rows.
     GROUPED: tiles are experts', and without SWIGLU results go to routes' own rows."""
@@ -263,15 +266,15 @@ def _roles_kernel(
         [
             (_load, (
                 x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
-                GROUPED, SWIGLU, N, K, ROUTES,
+                GROUPED, SWIGLU, N, K, ROUTES, PDL,
             )),
             (_multiply, (
                 x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 0,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, PDL, 0,
             )),
             (_multiply, (
                 x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, 1,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, PDL, 1,
             )),
         ],
         [4, 4],
@@ -286,25 +289,38 @@ def specialized_gate_up(
     num_routes_per_token: int,
     *,
     out_PI: Quantized,
+    pdl: bool,
 ) -> None:
     """As `moe.kernels.wide_fp8.gate_up_fp8` with tiles of 128 rows and columns; ``tiles`` is an
     `Alignment`."""
     assert out_PI.group == _COLUMNS.value
-    _launch(
-        x_TH, w13, tiles, out_PI.values, out_PI.scales, SWIGLU=True, ROUTES=num_routes_per_token
-    )
+    out = out_PI.values, out_PI.scales
+    _launch(x_TH, w13, tiles, *out, pdl, SWIGLU=True, ROUTES=num_routes_per_token)
 
 
 def specialized_down(
-    inner_PI: Quantized, w2: Weight, tiles: tuple[torch.Tensor, ...], *, out_PH: torch.Tensor
+    inner_PI: Quantized,
+    w2: Weight,
+    tiles: tuple[torch.Tensor, ...],
+    *,
+    out_PH: torch.Tensor,
+    pdl: bool,
 ) -> None:
     """As `moe.kernels.wide_fp8.down_fp8` with tiles of 128 rows."""
-    _launch(inner_PI, w2, tiles, out_PH, None, SWIGLU=False, ROUTES=1)
+    _launch(inner_PI, w2, tiles, out_PH, None, pdl, SWIGLU=False, ROUTES=1)
 
 
-def specialized_linear(x_MK: Quantized, weight_NK: Weight, *, out_MN: torch.Tensor) -> None:
+def linear_tiles(num_rows: int, num_outputs: int) -> int:
+    """Of a dense GEMM."""
+    columns: int = 2 * _COLUMNS.value
+    return -(-num_rows // SPECIALIZED_ROWS) * (num_outputs // columns)
+
+
+def specialized_linear(
+    x_MK: Quantized, weight_NK: Weight, *, out_MN: torch.Tensor, pdl: bool
+) -> None:
     """As `gemm_fp8.linear_fp8`."""
-    _launch(x_MK, weight_NK, None, out_MN, None, SWIGLU=False, ROUTES=1)
+    _launch(x_MK, weight_NK, None, out_MN, None, pdl, SWIGLU=False, ROUTES=1)
 
 
 def _launch(
@@ -313,6 +329,7 @@ def _launch(
     tiles: tuple[torch.Tensor, ...] | None,
     out: torch.Tensor,
     out_scales: torch.Tensor | None,
+    pdl: bool,
     **constants: Any,
 ) -> None:
     N, K = weight.shape[-2:]
@@ -330,7 +347,7 @@ def _launch(
         x.values, x.scales, descriptor, weight.scales, out, out_scales, order, offsets,
         tile_expert, tile_start, num_rows, num_tiles,
         BLOCKS=weight.block[0] > 1, GROUPED=tile_expert is not None, N=N, K=K,
-        REGISTERS=_REGISTERS, num_warps=4, **constants,
+        REGISTERS=_REGISTERS, num_warps=4, **constants, **launch_options(pdl),
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ if __name__ == "__main__":
     inner = rows(T * K, WIDTH)
     for block in ((128, 128), (1, 0)):
         w13, w2 = weight(block, E, 2 * WIDTH, H), weight(block, E, H, WIDTH)
-        specialized_gate_up(rows(T, H), w13, aligned, K, out_PI=inner)
-        specialized_down(inner, w2, aligned, out_PH=plain(T * K, H))
-        specialized_linear(rows(T, H), weight(block, 768, H), out_MN=plain(T, 768))
+        specialized_gate_up(rows(T, H), w13, aligned, K, out_PI=inner, pdl=True)
+        specialized_down(inner, w2, aligned, out_PH=plain(T * K, H), pdl=True)
+        specialized_linear(rows(T, H), weight(block, 768, H), out_MN=plain(T, 768), pdl=True)
     tell(launches)

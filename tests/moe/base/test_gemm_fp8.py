@@ -8,6 +8,7 @@ import random
 import pytest
 import torch
 
+from moe.base import gemm
 from moe.base.context import make_context
 from moe.base.gemm import linear_parts, rows_for
 from moe.base.gemm_fp8 import linear_fp8
@@ -40,7 +41,7 @@ def check(
     weight = make_fp8((N, K), block, size=K**-0.5, device=device)
     out_MN = torch.full((M + 1, N), torch.nan, device=device, dtype=dtype)
     if roles:
-        specialized_linear(x_MK, weight, out_MN=out_MN[:M])
+        specialized_linear(x_MK, weight, out_MN=out_MN[:M], pdl=True)
     else:
         linear_fp8(x_MK, weight, tiles, out_MN=out_MN[:M], pdl=pdl)
     assert out_MN[M].isnan().all()
@@ -162,3 +163,23 @@ def test_random_shapes(seed: int) -> None:
     group = draw.choice([64, 128])
     check(M, N, K, tiles, block, dtype=torch.bfloat16, group=group, device="cuda",
           pdl=draw.choice([False, True]))  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("M", "N", "roles"),
+    [(1024, 5120, False), (2048, 5120, True), (1024, 2048, False), (2048, 2048, True)],
+)
+def test_warps_have_roles_where_their_tiles_fill_the_device(
+    M: int, N: int, roles: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """160, 320, 64 and 128 tiles on 132 multiprocessors."""
+    launched = []
+    for name in ("specialized_linear", "linear_fp8"):
+        monkeypatch.setattr(gemm, name, lambda *_, name=name, **__: launched.append(name))
+    tiles = Tiles(block_m=64, block_n=128, block_k=128)
+    context = context_of(N, 256, tiles, torch.bfloat16, FP8_NAME)
+    context = dataclasses.replace(context, num_cores=132, specialized=True)
+    weight = make_fp8((N, 256), (128, 128), device=DEVICE)
+    rows = rows_for(weight, M, context, "x")
+    linear_parts(rows, weight, context, "out")
+    assert launched == ["specialized_linear" if roles else "linear_fp8"]

@@ -78,8 +78,8 @@ def check(
     order_R = aligned.order[: int(aligned.offsets[-1])].long()
     aligned = spread(aligned) if gaps else aligned
     if tiles is None:
-        specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
-        specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
+        specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI, pdl=True)
+        specialized_down(inner_PI, w2, aligned, out_PH=out_PH, pdl=True)
     else:
         gate_up, down = (gate_up_narrow, down_narrow) if narrow else (gate_up_fp8, down_fp8)
         gate_up(x_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
@@ -270,9 +270,9 @@ def test_warps_with_roles_give_the_bits_of_others() -> None:
         out_TN = torch.empty(T, 2 * width, device="cuda", dtype=torch.bfloat16)
         dense = Weight(w13.values[0], w13.scales[0], w13.block)
         if roles:
-            specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI)
-            specialized_down(inner_PI, w2, aligned, out_PH=out_PH)
-            specialized_linear(x_TH, dense, out_MN=out_TN)
+            specialized_gate_up(x_TH, w13, aligned, K, out_PI=inner_PI, pdl=True)
+            specialized_down(inner_PI, w2, aligned, out_PH=out_PH, pdl=True)
+            specialized_linear(x_TH, dense, out_MN=out_TN, pdl=True)
         else:
             gate_up_fp8(x_TH, w13, aligned, K, usual, out_PI=inner_PI, pdl=False)
             down_fp8(inner_PI, w2, aligned, usual, out_PH=out_PH, pdl=False)

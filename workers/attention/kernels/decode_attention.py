@@ -225,7 +225,7 @@ def _chunk_kernel(
             sinks = tl.load(sinks_ptr + head + g, mask=g < GROUP, other=0.0)
             acc = beside_sinks(acc, top + tl.log2(total), sinks)
         store_heads(
-            acc, out_ptr + gv, real_gv, out_scales_ptr, g, g < GROUP, V_HEAD_DIM, ROUND, COLUMNS
+            acc, out_ptr, gv, real_gv, out_scales_ptr, g, g < GROUP, V_HEAD_DIM, ROUND, COLUMNS
         )
     else:
         partials_ptr += head * V_HEAD_DIM

@@ -73,7 +73,7 @@ def join_chunks(
     if sinks_ptr is not None:
         sinks = tl.load(sinks_ptr + g, mask=real_g, other=0.0)
         acc = beside_sinks(acc, top + tl.log2(total), sinks)
-    store_heads(acc, out_ptr + gd, real_gd, out_scales_ptr, g, real_g, V_HEAD_DIM, ROUND, COLUMNS)
+    store_heads(acc, out_ptr, gd, real_gd, out_scales_ptr, g, real_g, V_HEAD_DIM, ROUND, COLUMNS)
 
 
 @triton.jit

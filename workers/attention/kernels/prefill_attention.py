@@ -217,7 +217,7 @@ def _tile_kernel(
 
     acc = acc / total[:, None]
     out_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * V_HEAD_DIM)
-    to = out_ptr + query[:, None] * (KV_HEADS * GROUP * V_HEAD_DIM) + in_out_row
+    to = query[:, None] * (KV_HEADS * GROUP * V_HEAD_DIM) + in_out_row
     heads = query * (KV_HEADS * GROUP) + head
     if out_scales_ptr is not None:
         out_scales_ptr += first.to(tl.int64) * (KV_HEADS * GROUP * (V_HEAD_DIM // COLUMNS))
@@ -243,7 +243,7 @@ def _tile_kernel(
                     KV_HEADS, BLOCK_M, BLOCK_V, V_HEAD_DIM,
                 )  # fmt: skip
                 store_heads(
-                    joined, to, real_mv, out_scales_ptr, heads, query < count,
+                    joined, out_ptr, to, real_mv, out_scales_ptr, heads, query < count,
                     V_HEAD_DIM, ROUND, COLUMNS,
                 )  # fmt: skip
                 tl.store(finished_ptr, 0)
@@ -251,13 +251,31 @@ def _tile_kernel(
             if sinks_ptr is not None:
                 acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
             store_heads(
-                acc, to, real_mv, out_scales_ptr, heads, query < count, V_HEAD_DIM, ROUND, COLUMNS
+                acc,
+                out_ptr,
+                to,
+                real_mv,
+                out_scales_ptr,
+                heads,
+                query < count,
+                V_HEAD_DIM,
+                ROUND,
+                COLUMNS,
             )
     else:
         if sinks_ptr is not None:
             acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
         store_heads(
-            acc, to, real_mv, out_scales_ptr, heads, query < count, V_HEAD_DIM, ROUND, COLUMNS
+            acc,
+            out_ptr,
+            to,
+            real_mv,
+            out_scales_ptr,
+            heads,
+            query < count,
+            V_HEAD_DIM,
+            ROUND,
+            COLUMNS,
         )
 
 

@@ -13,7 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.base.quantize_rows import quantize_groups
+from moe.base.quantize_rows import STORED, quantize_groups
 from moe.base.quantized import Quantized
 
 _ROUND = {torch.bfloat16: tl.bfloat16, torch.float16: tl.float16, torch.float32: tl.float32}
@@ -41,7 +41,8 @@ def store_options(out: torch.Tensor | Quantized, dtype: torch.dtype) -> StoreOpt
 @triton.jit
 def store_heads(
     acc_MV,
-    to_MV,
+    out_ptr,
+    at_MV,
     real_MV,
     scales_ptr,  # None but for eight bits
     heads_M,
@@ -54,16 +55,18 @@ def store_heads(
 
     Args:
         acc_MV: zeros where there is no column.
+        at_MV: places behind ``out_ptr``; those of a head lie side by side.
         heads_M: each row's place among heads, counted from that of ``scales_ptr``.
     """
     if scales_ptr is None:
-        tl.store(to_MV, acc_MV.to(to_MV.dtype.element_ty), mask=real_MV)
+        tl.store(out_ptr + at_MV, acc_MV.to(out_ptr.dtype.element_ty), mask=real_MV)
     else:
         BLOCK_M: tl.constexpr = acc_MV.shape[0]
         BLOCK_V: tl.constexpr = acc_MV.shape[1]
         NUM_GROUPS: tl.constexpr = BLOCK_V // COLUMNS
         rounded = acc_MV.to(ROUND).to(tl.float32).reshape(BLOCK_M * NUM_GROUPS, COLUMNS)
         values, scales = quantize_groups(rounded)
+        to_MV = tl.multiple_of(out_ptr + at_MV, (1, STORED))
         tl.store(to_MV, values.reshape(BLOCK_M, BLOCK_V), mask=real_MV)
         groups = tl.arange(0, NUM_GROUPS)
         real = real_M[:, None] & (groups < V_HEAD_DIM // COLUMNS)[None, :]
