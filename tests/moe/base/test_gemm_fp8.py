@@ -179,7 +179,7 @@ def test_warps_have_roles_where_their_tiles_fill_the_device(
     tiles = Tiles(block_m=64, block_n=128, block_k=128)
     context = context_of(N, 256, tiles, torch.bfloat16, FP8_NAME)
     context = dataclasses.replace(context, num_cores=132, specialized=True)
-    weight = make_fp8((N, 256), (128, 128), device=DEVICE)
+    weight = make_fp8((N, 256), (128, 128), size=0.1, device=DEVICE)
     rows = rows_for(weight, M, context, "x")
     linear_parts(rows, weight, context, "out")
     assert launched == ["specialized_linear" if roles else "linear_fp8"]
