@@ -78,6 +78,7 @@ _BEFORE = {
     "qk-norm + rope + cache": "qkv",
     "norms + latents": "latents",
     "top-k": "router",
+    "experts gate·up": "router",  # where it chooses its experts itself
     "swiglu": "dense gate·up",
     "draw": "head",
 }

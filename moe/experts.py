@@ -28,6 +28,7 @@ from moe.base.weight_slices import (
 )
 from moe.config import MoEConfig
 from moe.kernels.eight_bits import eight_bit_gemms
+from moe.kernels.experts import takes_choice
 from moe.placement import ExpertPlacement
 from moe.routes import TopK
 from moe.runner import RUNNERS
@@ -94,6 +95,13 @@ class FusedMoeExperts(nn.Module):
         top_k, weights = self.config.num_experts_per_tok, (self.w13, self.w2)
         gemms = eight_bit_gemms(num_tokens, top_k, *weights, self.expert_map, self.context)
         return gemms is not None
+
+    def chooses(self, num_tokens: int) -> bool:
+        """Whether the kernels for so many tokens take a `Choice` of experts in place of ids."""
+        if self.context is None or self.run is not RUNNERS["fused"] or self.w13.shape[0] == 0:
+            return False
+        top_k = self.config.num_experts_per_tok
+        return takes_choice(num_tokens, top_k, self.w13, self.w2, self.context)
 
     def checkpoint_slices(
         self, prefix: str, packed: bool = False, packed_scales: bool = False

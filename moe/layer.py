@@ -113,7 +113,9 @@ class SparseMoeBlock(nn.Module):
             return DeferredSum.of(hidden_TH)
         share = self.dispatcher.share(hidden_TH, max_tokens)
         num_valid = self._valid_of(share, num_valid)
-        topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden))
+        num_tokens = share.hidden.shape[0]
+        defer = self.tokens_replicated and self.experts.chooses(num_tokens)
+        topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden), defer=defer)
         dispatched = self.dispatcher.dispatch(share, topk)
         self._keep(dispatched.topk)
         if not self.tokens_replicated:  # a share and what is exchanged are other rows

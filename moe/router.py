@@ -18,7 +18,7 @@ from moe.base.context import KernelContext
 from moe.base.gemm import linear_parts
 from moe.base.weight import Weight
 from moe.config import MoEConfig
-from moe.kernels.topk import TopKRule, select_experts
+from moe.kernels.topk import TopKRule, make_choice, select_experts
 from moe.routes import TopK
 
 Selection = Callable[[torch.Tensor, torch.Tensor | None, MoEConfig], TopK]
@@ -56,14 +56,17 @@ class TopKRouter(nn.Module):
         hidden_TH: torch.Tensor,
         num_valid: torch.Tensor | None = None,
         out_ids_P: torch.Tensor | None = None,
+        *,
+        defer: bool = False,
     ) -> TopK:
         """Logits in the model's dtype, or with `fp32_gate` in fp32; everything after in fp32.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
-        `out_ids_P` [T·K] int32 takes the ids.
+        `out_ids_P` [T·K] int32 takes the ids. With `defer`, for kernels alone, whoever computes the
+        experts chooses them, by `TopK.choice`.
         """
         if self.context is not None:
-            return self._kernels(hidden_TH, num_valid, out_ids_P, self.context)
+            return self._kernels(hidden_TH, num_valid, out_ids_P, defer, self.context)
         topk = self._select(hidden_TH)
         if num_valid is not None:
             is_pad_T1 = torch.arange(len(hidden_TH), device=hidden_TH.device)[:, None] >= num_valid
@@ -79,19 +82,23 @@ class TopKRouter(nn.Module):
         hidden_TH: torch.Tensor,
         num_valid: torch.Tensor | None,
         out_ids_P: torch.Tensor | None,
+        defer: bool,
         context: KernelContext,
     ) -> TopK:
         shape = (hidden_TH.shape[0], self.config.num_experts_per_tok)
         take = context.workspace.take
         ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
+        weights_TK = take("weights", shape, torch.float32)
         dtype = self.logits_dtype
+        logits = linear_parts(hidden_TH, Weight(self.weight), context, "router", dtype=dtype)
+        how = self.rule, self.e_score_correction_bias, num_valid
+        if defer:
+            return TopK(weights_TK, ids_TK, make_choice(logits, *how, dtype))
         weights, ids = select_experts(
-            linear_parts(hidden_TH, Weight(self.weight), context, "router", dtype=dtype),
-            self.rule,
-            self.e_score_correction_bias,
-            num_valid,
+            logits,
+            *how,
             logits_dtype=dtype,
-            out_weights_TK=take("weights", shape, torch.float32),
+            out_weights_TK=weights_TK,
             out_ids_TK=ids_TK,
             pdl=context.pdl,
         )

@@ -10,12 +10,18 @@ from typing import NamedTuple
 
 import torch
 
+from moe.kernels.topk import Choice
+
 
 class TopK(NamedTuple):
-    """Where each token goes: `weights` fp32 [T,K], `ids` int32 [T,K], global, −1 for padding."""
+    """Where each token goes: `weights` fp32 [T,K], `ids` int32 [T,K], global, −1 for padding.
+
+    With a `choice` nobody has chosen yet: the kernels that compute the experts do, and write both.
+    """
 
     weights: torch.Tensor
     ids: torch.Tensor
+    choice: Choice | None = None
 
 
 def local_ids(ids_TK: torch.Tensor, expert_map_E: torch.Tensor | None) -> torch.Tensor:

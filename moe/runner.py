@@ -57,7 +57,9 @@ def fused_experts(
     if context is not None:
         routing = topk.weights, topk.ids
         return DeferredSum(
-            *expert_routes(hidden_TH, *routing, w13, w2, expert_map_E, context, quantized_TH)
+            *expert_routes(
+                hidden_TH, *routing, w13, w2, expert_map_E, context, quantized_TH, topk.choice
+            )
         )
     local_P = local_ids(topk.ids, expert_map_E).flatten()
     # Below two routes an expert a matrix-vector product each beats sorting them.

@@ -13,11 +13,13 @@ import torch
 from moe.base.context import KernelContext
 from moe.base.quantize_rows import quantize_rows
 from moe.base.quantized import Quantized, take_quantized
+from moe.base.tiles import FP8_NAME
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment, align, max_tiles, scratch_size
 from moe.kernels.eight_bits import eight_bit_gemms, tiles_of
 from moe.kernels.foreign import drop_foreign
 from moe.kernels.grouped import down, gate_up
+from moe.kernels.topk import Choice
 from moe.kernels.vector import down_vector, gate_up_vector
 
 _SMALLEST_BLOCK = 16  # rows of a tile
@@ -32,18 +34,21 @@ def expert_routes(
     expert_map_E: torch.Tensor | None,
     context: KernelContext,
     quantized_TH: Quantized | None = None,
+    choice: Choice | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Outputs of routes [T,K,H] and their weights [T,K], 0 for foreign routes, whose output is
     undefined.
 
     w13 [E,2I,H] has gate rows first, w2 is [E,H,I]; ids are global, −1 for none. `quantized_TH` is
-    `hidden_TH` in eight bits, if anyone made it: a launch less where it is used.
+    `hidden_TH` in eight bits, if anyone made it: a launch less where it is used. With a `choice`,
+    where `takes_choice`, ids and weights are written here.
     """
     T, K = ids_TK.shape
     E, H, width = w2.shape
     eight_bits = eight_bit_gemms(T, K, w13, w2, expert_map_E, context)
     routes_PH = context.workspace.take("routes", (T * K, H), hidden_TH.dtype)
     if eight_bits is not None:
+        assert choice is None
         aligned = _align(ids_TK, expert_map_E, E, eight_bits.block_m, context)
         if quantized_TH is None:
             quantized_TH = take_quantized(context.workspace, "quantized", (T, H))
@@ -56,9 +61,15 @@ def expert_routes(
         tiles, pdl = tiles_of(T, K, w2, context), context.pdl
         if tiles.gate_up.block_m == 1:
             routing = ids_TK, expert_map_E
-            gate_up_vector(hidden_TH, w13, *routing, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
-            down_vector(inner_PI, w2, *routing, tiles.down, out_PH=routes_PH, pdl=pdl)
+            gate_up_vector(
+                hidden_TH, w13, *routing, tiles.gate_up,
+                out_PI=inner_PI, pdl=pdl, choice=choice, out_weights_TK=weights_TK,
+            )  # fmt: skip
+            down_vector(
+                inner_PI, w2, *routing, tiles.down, out_PH=routes_PH, pdl=pdl, choice=choice
+            )
         else:
+            assert choice is None
             aligned = _align(ids_TK, expert_map_E, E, tiles.gate_up.block_m, context)
             gate_up(hidden_TH, w13, aligned, K, tiles.gate_up, out_PI=inner_PI, pdl=pdl)
             down(inner_PI, w2, aligned, tiles.down, out_PH=routes_PH, pdl=pdl)
@@ -67,6 +78,14 @@ def expert_routes(
         drop_foreign(weights_TK, ids_TK, expert_map_E, out_TK=out_TK, pdl=context.pdl)
         weights_TK = out_TK
     return routes_PH.view(T, K, H), weights_TK
+
+
+def takes_choice(num_tokens: int, K: int, w13: Weight, w2: Weight, context: KernelContext) -> bool:
+    """Whether so many tokens' experts are computed by kernels that choose them: a launch less."""
+    # Programs of plain weights are twice as many, those of more tokens have more warps: there
+    # choosing takes as long as the launch, or longer.
+    is_vector = tiles_of(num_tokens, K, w2, context).gate_up.block_m == 1
+    return is_vector and num_tokens == 1 and w13.kind == FP8_NAME
 
 
 def _align(

@@ -1,7 +1,7 @@
 """Which part of an expert GEMM a program computes.
 
-Owns device functions: a tile of rows and some columns of them, and the expert of one route. Does
-not know what is multiplied.
+Owns device functions: a tile of rows and some columns of them, and the expert of one route, from
+its id or from its token's logits. Does not know what is multiplied.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import wait_for_previous
+from moe.kernels.topk import choose_one
 
 
 @triton.jit
@@ -27,7 +28,21 @@ def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PD
 @triton.jit
 def local_expert(ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr):
     """Local expert of a route, −1 where there is none."""
-    expert = tl.load(ids_ptr + route)
+    return _to_local(tl.load(ids_ptr + route), map_ptr, HAS_MAP)
+
+
+@triton.jit
+def chosen_expert(choice, ids_ptr, map_ptr, route, HAS_MAP: tl.constexpr, CHOOSES: tl.constexpr):
+    """As `local_expert`, or with CHOOSES by a `Choice`: nobody has written ids yet."""
+    if CHOOSES:
+        expert = choose_one(choice, route // choice.k, route % choice.k)
+    else:
+        expert = tl.load(ids_ptr + route)
+    return _to_local(expert, map_ptr, HAS_MAP)
+
+
+@triton.jit
+def _to_local(expert, map_ptr, HAS_MAP: tl.constexpr):
     if HAS_MAP:
         expert = tl.where(expert < 0, -1, tl.load(map_ptr + tl.maximum(expert, 0)))
     return expert

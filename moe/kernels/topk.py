@@ -10,7 +10,9 @@ in its row, and the order of places is that of ids. Without groups there is one 
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -88,87 +90,227 @@ def _mixed_weights(
     return weights_K
 
 
+class Choice(NamedTuple):
+    """Logits, and how `choose` makes a token's experts of them: an argument of kernels.
+
+    Attributes:
+        logits: parts [S, T, E], of any strides over parts and tokens.
+        bias, num_valid: as in `select_experts`.
+        dtype: that the sum of the parts is rounded to.
+        sigmoid, renormalise, scale, softcap, norm_min, distance: of the `TopKRule`, as are
+            `groups`, `kept` of them, and the `best` experts that a group is judged by.
+        block_e, block_g, block_k: places of experts, of groups and of those chosen.
+        by_score: scores are what experts are chosen by; else logits are, in whose order the softmax
+            is: not so for sigmoids, with a bias, and where some are summed for a group.
+        key_dtype, wide, lowest: of the keys that experts are ordered by, of 64 bits if ``wide``.
+    """
+
+    logits: torch.Tensor
+    bias: torch.Tensor | None
+    num_valid: torch.Tensor | None
+    stride_s: int
+    stride_t: int
+    num_parts: tl.constexpr
+    num_experts: tl.constexpr
+    k: tl.constexpr
+    groups: tl.constexpr
+    kept: tl.constexpr
+    best: tl.constexpr
+    block_e: tl.constexpr
+    block_g: tl.constexpr
+    block_k: tl.constexpr
+    dtype: tl.constexpr
+    sigmoid: tl.constexpr
+    renormalise: tl.constexpr
+    scale: tl.constexpr
+    softcap: tl.constexpr
+    norm_min: tl.constexpr
+    distance: tl.constexpr | None
+    by_score: tl.constexpr
+    key_dtype: tl.constexpr
+    wide: tl.constexpr
+    lowest: tl.constexpr
+
+
 @triton.jit
-def _topk_kernel(
-    logits_ptr, bias_ptr, num_valid_ptr, weights_ptr, ids_ptr, stride_s, stride_t,
-    S: tl.constexpr, E: tl.constexpr, K: tl.constexpr,
-    G: tl.constexpr, KEPT: tl.constexpr, BEST: tl.constexpr,
-    BLOCK_E: tl.constexpr, BLOCK_G: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
-    SIGMOID: tl.constexpr, RENORMALISE: tl.constexpr, SCALE: tl.constexpr,
-    HAS_BIAS: tl.constexpr, HAS_VALID: tl.constexpr, SOFTCAP: tl.constexpr,
-    NORM_MIN: tl.constexpr, DISTANCE: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """One token. Softmax orders as logits do: they are chosen by. Scores are where that is not so:
-    sigmoids, with a bias, and where some are summed for a group."""
-    by_score: tl.constexpr = SIGMOID or HAS_BIAS or (G > 1 and BEST > 1)
-    key_dtype: tl.constexpr = tl.float32 if by_score else DTYPE
-    wide: tl.constexpr = tl.float32 == key_dtype
-    lowest: tl.constexpr = -(2**63) if wide else -(2**31)
-    size: tl.constexpr = E // G
-    row: tl.constexpr = BLOCK_E // BLOCK_G
-    token = tl.program_id(0)
-    places_E, ks = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK_K)
-    if G == 1:
-        experts_E, is_expert_E = places_E, places_E < E
-    else:
-        experts_E = places_E // row * size + places_E % row
-        is_expert_E = (places_E % row < size) & (places_E // row < G)
-    bias_E = tl.load(bias_ptr + experts_E, mask=is_expert_E, other=0.0) if HAS_BIAS else 0.0
+def _experts_at(choice, places):
+    """Ids by place."""
+    if choice.groups > 1:
+        size: tl.constexpr = choice.num_experts // choice.groups
+        row: tl.constexpr = choice.block_e // choice.block_g
+        places = places // row * size + places % row
+    return places
+
+
+@triton.jit
+def _ordered(choice, token, SUMS: tl.constexpr, PDL: tl.constexpr):
+    """A token's keys, which order its experts, their scores, and, with SUMS at least, the highest
+    logit and the softmax's denominator. With PDL it waits for the logits."""
+    places_E = tl.arange(0, choice.block_e)
+    experts_E = _experts_at(choice, places_E)
+    is_expert_E = places_E < choice.num_experts
+    if choice.groups > 1:
+        row: tl.constexpr = choice.block_e // choice.block_g
+        is_expert_E = places_E % row < choice.num_experts // choice.groups
+        is_expert_E &= places_E // row < choice.groups
+    bias_E = 0.0
+    if choice.bias is not None:
+        bias_E = tl.load(choice.bias + experts_E, mask=is_expert_E, other=0.0)
     wait_for_previous(PDL)
-    part_ptrs = logits_ptr + token.to(tl.int64) * stride_t + experts_E
-    num_valid = tl.load(num_valid_ptr) if HAS_VALID else 0
-    parts = load_parts(part_ptrs, is_expert_E, stride_s, S)
-    logits_E = add_parts(parts, S).to(DTYPE)  # transformers' logits have the model's dtype
+    part_ptrs = choice.logits + token.to(tl.int64) * choice.stride_t + experts_E
+    parts = load_parts(part_ptrs, is_expert_E, choice.stride_s, choice.num_parts)
+    # transformers' logits have the model's dtype
+    logits_E = add_parts(parts, choice.num_parts).to(choice.dtype)
     scores_E = tl.where(is_expert_E, logits_E.to(tl.float32), float("-inf"))
-    if SIGMOID:
-        if SOFTCAP != 0.0:
-            scores_E = _soft_cap(scores_E, SOFTCAP)
+    highest, denominator = 0.0, 1.0
+    if choice.sigmoid:
+        if choice.softcap != 0.0:
+            scores_E = _soft_cap(scores_E, choice.softcap)
         scores_E = 1.0 / (1.0 + tl.exp(-scores_E))
-        choice_E = nan_first(scores_E + bias_E)
-    else:
+    elif choice.by_score or SUMS:
         highest = tl.max(scores_E, axis=0)
         # NaN and +inf make this NaN, and with it every weight: as softmax does.
         denominator = tl.sum(tl.exp(scores_E - highest), axis=0)
-        if by_score:
+        if choice.by_score:
             scores_E = tl.exp(scores_E - highest) / denominator
-            choice_E = nan_first(scores_E + bias_E)
-        else:
-            choice_E = scores_E
-    keys_E = tl.where(is_expert_E, to_keys(choice_E, places_E, key_dtype, wide), lowest)
-    if G > 1:
-        keys_E = drop_groups(keys_E, G, KEPT, BEST, BLOCK_E, BLOCK_G, key_dtype, wide, lowest)
-    chosen_K = tl.full((BLOCK_K,), lowest, keys_E.dtype)
-    for k in tl.static_range(K):
+    choice_E = nan_first(scores_E + bias_E) if choice.by_score else scores_E
+    keys_E = to_keys(choice_E, places_E, choice.key_dtype, choice.wide)
+    keys_E = tl.where(is_expert_E, keys_E, choice.lowest)
+    if choice.groups > 1:
+        keys_E = drop_groups(
+            keys_E, choice.groups, choice.kept, choice.best, choice.block_e, choice.block_g,
+            choice.key_dtype, choice.wide, choice.lowest,
+        )  # fmt: skip
+    return keys_E, scores_E, highest, denominator
+
+
+@triton.jit
+def choose(choice, token, PDL: tl.constexpr):
+    """A token's experts [K], best first, and their weights: −1 and 0 for padding."""
+    places_E, ks = tl.arange(0, choice.block_e), tl.arange(0, choice.block_k)
+    keys_E, scores_E, highest, denominator = _ordered(choice, token, True, PDL)
+    chosen_K = tl.full((choice.block_k,), choice.lowest, keys_E.dtype)
+    for k in tl.static_range(choice.k):
         best = tl.max(keys_E, axis=0)
-        keys_E = tl.where(keys_E == best, lowest, keys_E)
+        keys_E = tl.where(keys_E == best, choice.lowest, keys_E)
         chosen_K = tl.where(ks == k, best, chosen_K)
-    choice_K, ids_K = from_keys(chosen_K, key_dtype, wide)
-    if by_score:
-        places_K = tl.where(ks < K, ids_K, 0)
-        weights_K = tl.where(ks < K, tl.gather(scores_E, places_K, axis=0), 0.0)
-    elif DISTANCE is not None:
+    choice_K, places_K = from_keys(chosen_K, choice.key_dtype, choice.wide)
+    if choice.by_score:
+        at_K = tl.where(ks < choice.k, places_K, 0)
+        weights_K = tl.where(ks < choice.k, tl.gather(scores_E, at_K, axis=0), 0.0)
+    elif choice.distance is not None:
         weights_K = _mixed_weights(
-            scores_E, places_E, is_expert_E, choice_K, ids_K, K, BLOCK_K, DISTANCE
-        )
+            scores_E, places_E, places_E < choice.num_experts, choice_K, places_K,
+            choice.k, choice.block_k, choice.distance,
+        )  # fmt: skip
     else:
-        weights_K = tl.where(ks < K, tl.exp(choice_K - highest) / denominator, 0.0)
-    if G > 1:
-        ids_K = ids_K // row * size + ids_K % row
-    if RENORMALISE:
+        weights_K = tl.where(ks < choice.k, tl.exp(choice_K - highest) / denominator, 0.0)
+    if choice.renormalise:
         total = tl.sum(weights_K, axis=0)
-        if SIGMOID:  # whose sum may be 0: transformers does so
+        if choice.sigmoid:  # whose sum may be 0: transformers does so
             total += 1e-20
-        if NORM_MIN > 0.0:
-            total = tl.maximum(total, NORM_MIN)
+        if choice.norm_min > 0.0:
+            total = tl.maximum(total, choice.norm_min)
         weights_K = weights_K / total
-    if SCALE != 1.0:
-        weights_K = weights_K * SCALE
-    if HAS_VALID:
-        weights_K = tl.where(token < num_valid, weights_K, 0.0)
-        ids_K = tl.where(token < num_valid, ids_K, -1)
-    routes_K = token * K + ks
-    tl.store(weights_ptr + routes_K, weights_K, mask=ks < K)
-    tl.store(ids_ptr + routes_K, ids_K, mask=ks < K)
+    if choice.scale != 1.0:
+        weights_K = weights_K * choice.scale
+    ids_K = _experts_at(choice, places_K)
+    if choice.num_valid is not None:
+        is_token = token < tl.load(choice.num_valid)
+        weights_K = tl.where(is_token, weights_K, 0.0)
+        ids_K = tl.where(is_token, ids_K, -1)
+    return ids_K, weights_K
+
+
+@triton.jit
+def choose_one(choice, token, k):
+    """A token's expert number k, −1 for padding, from logits that are there."""
+    keys_E, _, _, _ = _ordered(choice, token, False, False)
+    best = tl.max(keys_E, axis=0)
+    for _ in range(k):
+        keys_E = tl.where(keys_E == best, choice.lowest, keys_E)
+        best = tl.max(keys_E, axis=0)
+    _, place = from_keys(best, choice.key_dtype, choice.wide)
+    expert = _experts_at(choice, place)
+    if choice.num_valid is not None:
+        expert = tl.where(token < tl.load(choice.num_valid), expert, -1)
+    return expert
+
+
+@triton.jit
+def store_choice(choice, token, weights_ptr, ids_ptr, PDL: tl.constexpr):
+    """Choose for one token, and write it down."""
+    ids_K, weights_K = choose(choice, token, PDL)
+    ks = tl.arange(0, choice.block_k)
+    routes_K = token * choice.k + ks
+    tl.store(weights_ptr + routes_K, weights_K, mask=ks < choice.k)
+    tl.store(ids_ptr + routes_K, ids_K, mask=ks < choice.k)
+
+
+@triton.jit
+def _topk_kernel(choice, weights_ptr, ids_ptr, PDL: tl.constexpr):
+    store_choice(choice, tl.program_id(0), weights_ptr, ids_ptr, PDL)
+
+
+def make_choice(
+    logits_parts_STE: torch.Tensor,
+    rule: TopKRule,
+    bias_E: torch.Tensor | None,
+    num_valid: torch.Tensor | None,
+    logits_dtype: torch.dtype,
+) -> Choice:
+    """Of the arguments of `select_experts`."""
+    S, _, E = logits_parts_STE.shape
+    groups = rule.num_groups
+    assert S > 0
+    assert E % groups == 0
+    assert 0 < rule.k <= E // groups * rule.kept_groups
+    assert logits_parts_STE.stride(2) == 1 or E == 1
+    assert num_valid is None or num_valid.dtype == torch.int32
+    if bias_E is not None:
+        assert rule.mix_distance is None
+        assert bias_E.shape == (E,) and bias_E.dtype == torch.float32 and bias_E.is_contiguous()
+    constants = _constants(S, E, rule, logits_dtype, has_bias=bias_E is not None)
+    strides = logits_parts_STE.stride()[:2]
+    return Choice(logits_parts_STE, bias_E, num_valid, *strides, **constants)
+
+
+@functools.cache
+def _constants(
+    S: int, E: int, rule: TopKRule, logits_dtype: torch.dtype, *, has_bias: bool
+) -> dict[str, Any]:
+    """The fields of a `Choice` that kernels are compiled for."""
+    block_g = triton.next_power_of_2(rule.num_groups)
+    block_e = block_g * triton.next_power_of_2(E // rule.num_groups)
+    assert block_e <= 1 << 15
+    best = min(rule.group_best, E // rule.num_groups)
+    by_score = rule.sigmoid or has_bias or (rule.num_groups > 1 and best > 1)
+    key_dtype = tl.float32 if by_score else _TL_DTYPES[logits_dtype]
+    wide = key_dtype == tl.float32
+    values = {
+        "num_parts": S,
+        "num_experts": E,
+        "k": rule.k,
+        "groups": rule.num_groups,
+        "kept": rule.kept_groups,
+        "best": best,
+        "block_e": block_e,
+        "block_g": block_g,
+        "block_k": triton.next_power_of_2(rule.k),
+        "dtype": _TL_DTYPES[logits_dtype],
+        "sigmoid": rule.sigmoid,
+        "renormalise": rule.renormalise,
+        "scale": rule.scale,
+        "softcap": rule.softcap,
+        "norm_min": rule.norm_min,
+        "distance": rule.mix_distance,
+        "by_score": by_score,
+        "key_dtype": key_dtype,
+        "wide": wide,
+        "lowest": -(2**63) if wide else -(2**31),
+    }
+    # The interpreter takes a constant for what it holds, but for None.
+    return {name: None if it is None else tl.constexpr(it) for name, it in values.items()}
 
 
 def select_experts(
@@ -195,52 +337,20 @@ def select_experts(
         bias_E: fp32, added to the scores for the choice.
         num_valid: int32 [1] on the device; tokens from there on get ids −1 and weights 0.
     """
-    S, T, E = logits_parts_STE.shape
-    k, groups = rule.k, rule.num_groups
+    _, T, _ = logits_parts_STE.shape
     device = logits_parts_STE.device
     if out_weights_TK is None:
-        out_weights_TK = torch.empty((T, k), dtype=torch.float32, device=device)
+        out_weights_TK = torch.empty((T, rule.k), dtype=torch.float32, device=device)
     if out_ids_TK is None:
-        out_ids_TK = torch.empty((T, k), dtype=torch.int32, device=device)
-    assert S > 0
-    assert E % groups == 0
-    assert 0 < k <= E // groups * rule.kept_groups
-    assert logits_parts_STE.stride(2) == 1 or E == 1
-    _assert_operands(T, E, rule, bias_E, num_valid, out_weights_TK, out_ids_TK)
+        out_ids_TK = torch.empty((T, rule.k), dtype=torch.int32, device=device)
+    assert out_weights_TK.shape == out_ids_TK.shape == (T, rule.k)
+    assert out_weights_TK.dtype == torch.float32 and out_ids_TK.dtype == torch.int32
+    assert out_weights_TK.is_contiguous() and out_ids_TK.is_contiguous()
+    choice = make_choice(logits_parts_STE, rule, bias_E, num_valid, logits_dtype)
     if T > 0:
-        block_g = triton.next_power_of_2(groups)
-        block_e = block_g * triton.next_power_of_2(E // groups)
-        assert block_e <= 1 << 15
         # One warp a token: reductions need no barrier, and on 16-bit logits one instruction each.
         _topk_kernel[(T,)](
-            logits_parts_STE, bias_E, num_valid, out_weights_TK, out_ids_TK,
-            logits_parts_STE.stride(0), logits_parts_STE.stride(1), S=S, E=E, K=k,
-            G=groups, KEPT=rule.kept_groups, BEST=min(rule.group_best, E // groups),
-            BLOCK_E=block_e, BLOCK_G=block_g, BLOCK_K=triton.next_power_of_2(k),
-            DTYPE=_TL_DTYPES[logits_dtype], SIGMOID=rule.sigmoid, RENORMALISE=rule.renormalise,
-            SCALE=rule.scale, HAS_BIAS=bias_E is not None, HAS_VALID=num_valid is not None,
-            SOFTCAP=rule.softcap, NORM_MIN=rule.norm_min, DISTANCE=rule.mix_distance,
+            choice, out_weights_TK, out_ids_TK,
             num_warps=1, maxnreg=MAX_REGISTERS, **launch_options(pdl),
         )  # fmt: skip
     return out_weights_TK, out_ids_TK
-
-
-def _assert_operands(
-    T: int,
-    E: int,
-    rule: TopKRule,
-    bias_E: torch.Tensor | None,
-    num_valid: torch.Tensor | None,
-    out_weights_TK: torch.Tensor,
-    out_ids_TK: torch.Tensor,
-) -> None:
-    """Shapes and types of what stands beside the logits."""
-    assert out_weights_TK.shape == out_ids_TK.shape == (T, rule.k)
-    assert out_weights_TK.dtype == torch.float32
-    assert out_ids_TK.dtype == torch.int32
-    assert out_weights_TK.is_contiguous()
-    assert out_ids_TK.is_contiguous()
-    assert num_valid is None or num_valid.dtype == torch.int32
-    if bias_E is not None:
-        assert rule.mix_distance is None
-        assert bias_E.shape == (E,) and bias_E.dtype == torch.float32 and bias_E.is_contiguous()

@@ -16,20 +16,28 @@ from moe.base.silu import silu
 from moe.base.tiles import INT4_NAME, Tiles
 from moe.base.weight import Weight
 from moe.kernels.int4_vector import down_int4_vector, gate_up_int4_vector
-from moe.kernels.locate import local_expert
+from moe.kernels.locate import chosen_expert
+from moe.kernels.topk import Choice, store_choice
 
 
 @triton.jit
 def _gate_up_vector_kernel(
-    x_ptr, w13_ptr, scales_ptr, inner_ptr, ids_ptr, map_ptr,
-    K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    x_ptr, w13_ptr, scales_ptr, inner_ptr, choice, weights_ptr, ids_ptr, map_ptr,
+    K: tl.constexpr, H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr, CHOOSES: tl.constexpr,
     SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """With a `Choice` a program more a token writes down what all others choose for themselves."""
     num_n: tl.constexpr = (I + BLOCK_N - 1) // BLOCK_N
-    route, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    num_programs: tl.constexpr = K * num_n + CHOOSES
+    token, place = tl.program_id(0) // num_programs, tl.program_id(0) % num_programs
+    if CHOOSES:  # noqa: SIM102 - the kernel's language evaluates both sides of `and`
+        if place == K * num_n:
+            store_choice(choice, token, weights_ptr, ids_ptr, PDL)
+            return
+    route, n = token * K + place // num_n, place % num_n
     wait_for_previous(PDL)
-    expert = local_expert(ids_ptr, map_ptr, route, HAS_MAP)
+    expert = chosen_expert(choice, ids_ptr, map_ptr, route, HAS_MAP, CHOOSES)
     if expert < 0:
         return
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -66,8 +74,8 @@ def _gate_up_vector_kernel(
 
 @triton.jit
 def _down_vector_kernel(
-    inner_ptr, w2_ptr, scales_ptr, out_ptr, ids_ptr, map_ptr,
-    H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr,
+    inner_ptr, w2_ptr, scales_ptr, out_ptr, choice, ids_ptr, map_ptr,
+    H: tl.constexpr, I: tl.constexpr, HAS_MAP: tl.constexpr, CHOOSES: tl.constexpr,
     SCALES: tl.constexpr, BN: tl.constexpr, BK: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -76,8 +84,8 @@ def _down_vector_kernel(
     columns_N = n * BLOCK_N + tl.arange(0, BLOCK_N)
     is_column_N = columns_N < H
     ks = tl.arange(0, BLOCK_K)
-    # The routes are older than the kernel before, gate·up, which has waited for them itself.
-    expert = local_expert(ids_ptr, map_ptr, route, HAS_MAP)
+    # Routes or logits are older than the kernel before, gate·up, which has waited for them itself.
+    expert = chosen_expert(choice, ids_ptr, map_ptr, route, HAS_MAP, CHOOSES)
     if expert < 0:
         if PDL:
             tl.extra.cuda.gdc_wait()
@@ -110,26 +118,31 @@ def gate_up_vector(
     *,
     out_PI: torch.Tensor,
     pdl: bool,
+    choice: Choice | None = None,
+    out_weights_TK: torch.Tensor | None = None,
 ) -> None:
     """silu(gate·x) · (up·x) of every local route, at the route's own row.
 
     w13 [E,2I,H] has gate rows first; ids are global, −1 for none. Rows of other routes stay as they
-    are.
+    are. With a ``choice`` ids and weights are written as `select_experts` does; experts of four
+    bits take none.
     """
     E, double, H = w13.shape
     width = double // 2
     assert w13.values.is_contiguous() and x_TH.is_contiguous() and ids_TK.is_contiguous()
     assert x_TH.shape[1] == H and out_PI.shape == (ids_TK.numel(), width)
     if w13.kind == INT4_NAME:
+        assert choice is None
         routing = ids_TK, expert_map_E
         gate_up_int4_vector(x_TH, w13, *routing, tiles, out_PI=out_PI, pdl=pdl)
         return
     tiles = within_blocks(tiles, w13)
-    grid = (ids_TK.numel() * triton.cdiv(width, tiles.block_n),)
-    _gate_up_vector_kernel[grid](
-        x_TH, w13.values, w13.scales, out_PI, ids_TK,
+    T, K = ids_TK.shape
+    num_programs = K * triton.cdiv(width, tiles.block_n) + (choice is not None)
+    _gate_up_vector_kernel[(T * num_programs,)](
+        x_TH, w13.values, w13.scales, out_PI, choice, out_weights_TK, ids_TK,
         ids_TK if expert_map_E is None else expert_map_E,
-        K=ids_TK.shape[1], H=H, I=width, HAS_MAP=expert_map_E is not None,
+        K=K, H=H, I=width, HAS_MAP=expert_map_E is not None, CHOOSES=choice is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **scale_options(w13), **launch_options(pdl),
     )  # fmt: skip
@@ -144,21 +157,24 @@ def down_vector(
     *,
     out_PH: torch.Tensor,
     pdl: bool,
+    choice: Choice | None = None,
 ) -> None:
-    """down·inner of every local route, at the route's own row. w2 [E,H,I]."""
+    """down·inner of every local route, at the route's own row. w2 [E,H,I]; a ``choice`` is the one
+    of `gate_up_vector`."""
     E, H, width = w2.shape
     assert w2.values.is_contiguous() and inner_PI.is_contiguous() and ids_TK.is_contiguous()
     assert inner_PI.shape == (ids_TK.numel(), width) and out_PH.shape == (ids_TK.numel(), H)
     if w2.kind == INT4_NAME:
+        assert choice is None
         routing = ids_TK, expert_map_E
         down_int4_vector(inner_PI, w2, *routing, tiles, out_PH=out_PH, pdl=pdl)
         return
     tiles = within_blocks(tiles, w2)
     grid = (ids_TK.numel() * triton.cdiv(H, tiles.block_n),)
     _down_vector_kernel[grid](
-        inner_PI, w2.values, w2.scales, out_PH, ids_TK,
+        inner_PI, w2.values, w2.scales, out_PH, choice, ids_TK,
         ids_TK if expert_map_E is None else expert_map_E,
-        H=H, I=width, HAS_MAP=expert_map_E is not None,
+        H=H, I=width, HAS_MAP=expert_map_E is not None, CHOOSES=choice is not None,
         BLOCK_N=tiles.block_n, BLOCK_K=tiles.block_k,
         num_warps=tiles.warps, **scale_options(w2), **launch_options(pdl),
     )  # fmt: skip
