@@ -5,13 +5,36 @@ Owns the pinned memory, its reuse, and where a column lies. Knows nothing of wha
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import numpy as np
 import torch
 
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 _ALIGN_WORDS = 4  # 16 bytes: kernels compiled for aligned columns stay right for all steps
-_TORCH = {"int32": torch.int32, "int64": torch.int64, "float32": torch.float32}
+_TORCH = {
+    np.dtype(np.int32): torch.int32,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.float32): torch.float32,
+}
+_KEPT_LAYOUTS = 256
+
+Layout = tuple[tuple[str, np.dtype[Any], tuple[int, ...]], ...]
+
+
+class _Places(NamedTuple):
+    """Where columns of a layout lie, and what the device sees there.
+
+    Attributes:
+        words: first word and word behind the last of each column.
+        total: words of all.
+        views: of the buffer, by name.
+    """
+
+    words: list[tuple[int, int]]
+    total: int
+    views: dict[str, torch.Tensor]
 
 
 class Staging:
@@ -27,6 +50,7 @@ class Staging:
         self.turn = 0
         self.frozen = False
         self.pinned: list[torch.Tensor] = []
+        self._places: dict[Layout, _Places] = {}
         if self.on_cuda:
             self.copied = [torch.cuda.Event() for _ in range(MAX_STEPS_IN_FLIGHT)]
             self._allocate(num_words)
@@ -38,35 +62,45 @@ class Staging:
                 name: torch.from_numpy(np.require(column, requirements=("C", "W")))
                 for name, column in columns.items()
             }
-        places, total = _places(columns)
+        places = self._places_of(columns)
         self.turn = (self.turn + 1) % MAX_STEPS_IN_FLIGHT
-        if total > len(self.buffer):
-            if self.frozen:
-                raise RuntimeError(
-                    f"a step's columns take {total} words, the buffer that graphs read holds "
-                    f"{len(self.buffer)}"
-                )
-            self._allocate(2 * total)
         self.copied[self.turn].synchronize()
         host = self.pinned[self.turn]
         words = host.numpy()
-        for name, column in columns.items():
-            start, stop = places[name]
+        for (start, stop), column in zip(places.words, columns.values(), strict=True):
             words[start:stop] = np.ascontiguousarray(column).reshape(-1).view(np.int32)
+        total = places.total
         self.buffer[:total].copy_(host[:total], non_blocking=True)
         self.copied[self.turn].record()
-        return {
-            name: self.buffer[slice(*places[name])]
-            .view(_TORCH[column.dtype.name])
-            .view(column.shape)
-            for name, column in columns.items()
-        }
+        return dict(places.views)
 
     def freeze(self) -> None:
         """From now on the buffer keeps its address; `copy` raises RuntimeError rather than grow."""
         self.frozen = True
 
+    def _places_of(self, columns: dict[str, np.ndarray]) -> _Places:
+        """Kept, since steps have few layouts and views are made slowly."""
+        layout = tuple((name, column.dtype, column.shape) for name, column in columns.items())
+        if layout not in self._places:
+            words, total = _word_ranges(columns)
+            if total > len(self.buffer):
+                if self.frozen:
+                    raise RuntimeError(
+                        f"a step's columns take {total} words, the buffer that graphs read holds "
+                        f"{len(self.buffer)}"
+                    )
+                self._allocate(2 * total)
+            if len(self._places) >= _KEPT_LAYOUTS:
+                self._places.clear()
+            views = {
+                name: self.buffer[slice(*place)].view(_TORCH[dtype]).view(shape)
+                for (name, dtype, shape), place in zip(layout, words, strict=True)
+            }
+            self._places[layout] = _Places(words, total, views)
+        return self._places[layout]
+
     def _allocate(self, num_words: int) -> None:
+        self._places.clear()
         self.buffer = torch.empty(num_words, dtype=torch.int32, device=self.device)
         self.pinned = [
             torch.empty(num_words, dtype=torch.int32, pin_memory=True)
@@ -74,12 +108,12 @@ class Staging:
         ]
 
 
-def _places(columns: dict[str, np.ndarray]) -> tuple[dict[str, tuple[int, int]], int]:
+def _word_ranges(columns: dict[str, np.ndarray]) -> tuple[list[tuple[int, int]], int]:
     """First word and word behind the last of each column, and the words of all."""
-    places: dict[str, tuple[int, int]] = {}
+    ranges = []
     start = 0
-    for name, column in columns.items():
+    for column in columns.values():
         words = column.nbytes // 4
-        places[name] = (start, start + words)
+        ranges.append((start, start + words))
         start += -(-words // _ALIGN_WORDS) * _ALIGN_WORDS
-    return places, start
+    return ranges, start

@@ -38,6 +38,37 @@ def test_columns_arrive_as_they_were() -> None:
         check(staging, columns_of(seed))
 
 
+def holds(buffer: torch.Tensor, column: torch.Tensor) -> bool:
+    begin = column.data_ptr() - buffer.data_ptr()
+    return begin >= 0 and begin + column.nbytes <= buffer.nbytes
+
+
+class Copied:
+    """An event of a copy that is done at once."""
+
+    def synchronize(self) -> None: ...
+
+    def record(self) -> None: ...
+
+
+@pytest.mark.parametrize("kept", [2, 100])
+def test_layouts_come_again_and_the_buffer_grows(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The way of a GPU, in the host's memory: views of a layout are kept, the buffer's own."""
+    monkeypatch.setattr("workers.staging._KEPT_LAYOUTS", kept)
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, pin_memory=False, **how: empty(*size, **how))
+    staging = Staging(torch.device("cpu"), 8)
+    staging.on_cuda, staging.copied = True, [Copied()] * 9  # type: ignore[list-item]
+    staging._allocate(64)
+    for seed in range(30):
+        sizes = (3, 0, 5, 1) if seed % 3 else (3, 0, 5, seed)
+        staged = check(staging, columns_of(seed, sizes))
+        assert all(each.numel() == 0 or holds(staging.buffer, each) for each in staged.values())
+        assert len(staging._places) <= kept
+
+
 @pytest.fixture
 def on_gpu() -> Staging:
     return Staging(torch.device("cuda"), 4096)
