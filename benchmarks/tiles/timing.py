@@ -387,12 +387,13 @@ def _matrix(weight: Weight) -> torch.Tensor:
 
 
 def _with_tables(context: KernelContext, **tables: Any) -> KernelContext:
-    """The context with a book that has nothing but `tables`."""
+    """The context with a book that has nothing but `tables`, which kernels with tiles of their own
+    do not read."""
     book = context.tiles
     own = TileTable(
         dtype=book.dtype, item_size=book.item_size, shared_bytes=book.shared_bytes, **tables
     )
-    return dataclasses.replace(context, tiles=own)
+    return dataclasses.replace(context, tiles=own, specialized=False)
 
 
 def _quantized(x_TK: torch.Tensor, group: int) -> Quantized:

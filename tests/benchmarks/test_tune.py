@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import types
 from pathlib import Path
@@ -309,6 +310,16 @@ def test_copies_outgrow_the_cache_and_fit_memory() -> None:
 def context() -> KernelContext:
     own = TileTable(dtype="float32", item_size=4, shared_bytes=100_000)
     return KernelContext(workspace=Workspace("cpu"), tiles=own, pdl=False, num_cores=4)
+
+
+def test_tiles_are_timed_where_other_kernels_would_need_none() -> None:
+    """On a Hopper GPU many rows of eight bits go to kernels whose tiles nobody chooses."""
+    shape = LinearShape(name="qkv", outputs=256, inputs=128)
+    w = make_weights((256, 128), 1, torch.float32, torch.device("cpu"), made_format(shape, "fp8"))
+    hopper = dataclasses.replace(context(), specialized=True)
+    (call,) = LinearProblem(shape, 512, w, hopper).calls("linear", SMALL)
+    assert isinstance(call, functools.partial)
+    assert not call.args[2].specialized
 
 
 SMALL = Tiles(block_m=16, block_n=16, block_k=16, stages=2)
