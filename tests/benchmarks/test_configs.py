@@ -27,6 +27,7 @@ SIZES = {
     "glm-4.7-flash": (30, 3),
     "hunyuan-a13b": (80, 13),
     "minimax-m2": (230, 10),
+    "mixtral-8x7b": (46.7, 12.9),
     "olmoe-1b-7b": (6.9, 1.3),
     "qwen1.5-moe-a2.7b": (14.3, 2.7),
     "qwen3-235b-a22b": (235, 22),

@@ -114,6 +114,7 @@ def test_null_means_absent(key: str) -> None:
         "deepseek-v2-lite",
         "deepseek-v3",
         "glm-4.7-flash",
+        "mixtral-8x7b",
         "olmoe-1b-7b",
         "qwen1.5-moe-a2.7b",
         "glm-4.5-air",

@@ -35,6 +35,7 @@ REAL: dict[str, dict[str, Any]] = {
     "deepseek-v3": {"num_hidden_layers": 4, "n_routed_experts": 16, "n_group": 4, "topk_group": 2},
     "glm-4.7-flash": {"num_hidden_layers": 2},
     "glm-4.5-air": {"num_hidden_layers": 2},
+    "mixtral-8x7b": {"num_hidden_layers": 1},
     "olmoe-1b-7b": {"num_hidden_layers": 2},
     "qwen1.5-moe-a2.7b": {"num_hidden_layers": 2},
     "minimax-m2": {"num_hidden_layers": 1, "num_local_experts": 32},
