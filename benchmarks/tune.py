@@ -34,17 +34,9 @@ from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
 from benchmarks.tiles.candidates import DeviceLimits, describe, shortlist
 from benchmarks.tiles.compile import compile_jobs
+from benchmarks.tiles.problems import ExpertProblem, LinearProblem, made_format, make_weights
 from benchmarks.tiles.tasks import Deadline, Entry, Job, Task, by_op, choose, jobs, plan, tables
-from benchmarks.tiles.timing import (
-    REFUSALS,
-    Call,
-    ExpertProblem,
-    LinearProblem,
-    made_format,
-    make_weights,
-    num_copies,
-    time_us,
-)
+from benchmarks.tiles.timing import REFUSALS, Call, num_copies, time_us
 from moe.base.context import KernelContext, make_context
 from moe.base.parallel import resolve_parallel
 from moe.base.tile_files import shipped_file, user_file, write_tables

@@ -17,14 +17,9 @@ import torch
 
 from benchmarks import report
 from benchmarks.gemm_shapes import ExpertShape, LinearShape
+from benchmarks.tiles.problems import ExpertProblem, LinearProblem, made_format, make_weights
 from benchmarks.tiles.tasks import Job
-from benchmarks.tiles.timing import (
-    REFUSALS,
-    ExpertProblem,
-    LinearProblem,
-    made_format,
-    make_weights,
-)
+from benchmarks.tiles.timing import REFUSALS
 from moe.base.context import KernelContext, make_context
 from moe.base.tiles import MANY_ROWS
 

@@ -16,6 +16,12 @@ from benchmarks import tune
 from benchmarks.gemm_shapes import ExpertShape, LinearShape, expert_shape, linear_shapes
 from benchmarks.tiles.candidates import DeviceLimits, describe, fits, neighbours, shortlist
 from benchmarks.tiles.compile import compile_job
+from benchmarks.tiles.problems import (
+    ExpertProblem,
+    LinearProblem,
+    made_format,
+    make_weights,
+)
 from benchmarks.tiles.tasks import (
     EXPERT_TOKENS,
     LINEAR_TOKENS,
@@ -29,13 +35,7 @@ from benchmarks.tiles.tasks import (
     plan,
     tables,
 )
-from benchmarks.tiles.timing import (
-    ExpertProblem,
-    LinearProblem,
-    made_format,
-    make_weights,
-    num_copies,
-)
+from benchmarks.tiles.timing import num_copies
 from moe.base.context import KernelContext
 from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
