@@ -104,6 +104,7 @@ def test_right_kernels_of_eight_bits_pass(kind: type[nn.Module]) -> None:
     """Of activations too: what such steps compute is far from what others do, and told apart."""
     rank = make_rank(
         fp8=True, dtype=FP16, max_tokens=MANY_ROWS, max_batch_size=1, hidden_size=128,
+        max_position_embeddings=2 * MANY_ROWS,
         moe_intermediate_size=128, intermediate_size=256, head_dim=128,
     )  # fmt: skip
     findings = rank.findings(kind)
