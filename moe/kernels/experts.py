@@ -84,8 +84,9 @@ def takes_choice(num_tokens: int, K: int, w13: Weight, w2: Weight, context: Kern
     """Whether so many tokens' experts are computed by kernels that choose them: a launch less."""
     # Programs of plain weights are twice as many, those of more tokens have more warps: there
     # choosing takes as long as the launch, or longer.
-    is_vector = tiles_of(num_tokens, K, w2, context).gate_up.block_m == 1
-    return is_vector and num_tokens == 1 and w13.kind == FP8_NAME
+    if num_tokens != 1 or w13.kind != FP8_NAME:
+        return False
+    return tiles_of(num_tokens, K, w2, context).gate_up.block_m == 1
 
 
 def _align(

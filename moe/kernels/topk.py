@@ -144,8 +144,9 @@ def _experts_at(choice, places):
 
 @triton.jit
 def _ordered(choice, token, SUMS: tl.constexpr, PDL: tl.constexpr):
-    """A token's keys, which order its experts, their scores, and, with SUMS at least, the highest
-    logit and the softmax's denominator. With PDL it waits for the logits."""
+    """A token's keys, which order its experts, their scores, with SUMS at least the highest logit
+    and the softmax's denominator, and whether it is no padding. With PDL it waits for the logits.
+    """
     places_E = tl.arange(0, choice.block_e)
     experts_E = _experts_at(choice, places_E)
     is_expert_E = places_E < choice.num_experts
@@ -158,6 +159,9 @@ def _ordered(choice, token, SUMS: tl.constexpr, PDL: tl.constexpr):
         bias_E = tl.load(choice.bias + experts_E, mask=is_expert_E, other=0.0)
     wait_for_previous(PDL)
     part_ptrs = choice.logits + token.to(tl.int64) * choice.stride_t + experts_E
+    is_token = token >= 0
+    if choice.num_valid is not None:  # asked for beside the logits
+        is_token = token < tl.load(choice.num_valid)
     parts = load_parts(part_ptrs, is_expert_E, choice.stride_s, choice.num_parts)
     # transformers' logits have the model's dtype
     logits_E = add_parts(parts, choice.num_parts).to(choice.dtype)
@@ -181,14 +185,14 @@ def _ordered(choice, token, SUMS: tl.constexpr, PDL: tl.constexpr):
             keys_E, choice.groups, choice.kept, choice.best, choice.block_e, choice.block_g,
             choice.key_dtype, choice.wide, choice.lowest,
         )  # fmt: skip
-    return keys_E, scores_E, highest, denominator
+    return keys_E, scores_E, highest, denominator, is_token
 
 
 @triton.jit
 def choose(choice, token, PDL: tl.constexpr):
     """A token's experts [K], best first, and their weights: −1 and 0 for padding."""
     places_E, ks = tl.arange(0, choice.block_e), tl.arange(0, choice.block_k)
-    keys_E, scores_E, highest, denominator = _ordered(choice, token, True, PDL)
+    keys_E, scores_E, highest, denominator, is_token = _ordered(choice, token, True, PDL)
     chosen_K = tl.full((choice.block_k,), choice.lowest, keys_E.dtype)
     for k in tl.static_range(choice.k):
         best = tl.max(keys_E, axis=0)
@@ -216,7 +220,6 @@ def choose(choice, token, PDL: tl.constexpr):
         weights_K = weights_K * choice.scale
     ids_K = _experts_at(choice, places_K)
     if choice.num_valid is not None:
-        is_token = token < tl.load(choice.num_valid)
         weights_K = tl.where(is_token, weights_K, 0.0)
         ids_K = tl.where(is_token, ids_K, -1)
     return ids_K, weights_K
@@ -225,16 +228,13 @@ def choose(choice, token, PDL: tl.constexpr):
 @triton.jit
 def choose_one(choice, token, k):
     """A token's expert number k, −1 for padding, from logits that are there."""
-    keys_E, _, _, _ = _ordered(choice, token, False, False)
+    keys_E, _, _, _, is_token = _ordered(choice, token, False, False)
     best = tl.max(keys_E, axis=0)
     for _ in range(k):
         keys_E = tl.where(keys_E == best, choice.lowest, keys_E)
         best = tl.max(keys_E, axis=0)
     _, place = from_keys(best, choice.key_dtype, choice.wide)
-    expert = _experts_at(choice, place)
-    if choice.num_valid is not None:
-        expert = tl.where(token < tl.load(choice.num_valid), expert, -1)
-    return expert
+    return tl.where(is_token, _experts_at(choice, place), -1)
 
 
 @triton.jit
