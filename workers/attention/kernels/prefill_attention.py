@@ -88,6 +88,19 @@ def _join_parts(
 
 
 @triton.jit
+def _store_whole(
+    acc, top, total, sinks_ptr, heads_M, out_ptr, at_MV, real_MV, out_scales_ptr, places_M, real_M,
+    V_HEAD_DIM: tl.constexpr, ROUND: tl.constexpr, COLUMNS: tl.constexpr,
+):  # fmt: skip
+    """What rows found that have seen all their keys."""
+    if sinks_ptr is not None:
+        acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + heads_M))
+    store_heads(
+        acc, out_ptr, at_MV, real_MV, out_scales_ptr, places_M, real_M, V_HEAD_DIM, ROUND, COLUMNS
+    )
+
+
+@triton.jit
 def _tile_kernel(
     q_ptr,
     keys_ptr,
@@ -248,35 +261,15 @@ def _tile_kernel(
                 )  # fmt: skip
                 tl.store(finished_ptr, 0)
         else:
-            if sinks_ptr is not None:
-                acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
-            store_heads(
-                acc,
-                out_ptr,
-                to,
-                real_mv,
-                out_scales_ptr,
-                heads,
-                query < count,
-                V_HEAD_DIM,
-                ROUND,
-                COLUMNS,
-            )
+            _store_whole(
+                acc, top, total, sinks_ptr, head, out_ptr, to, real_mv, out_scales_ptr,
+                heads, query < count, V_HEAD_DIM, ROUND, COLUMNS,
+            )  # fmt: skip
     else:
-        if sinks_ptr is not None:
-            acc = beside_sinks(acc, top + tl.log2(total), tl.load(sinks_ptr + head))
-        store_heads(
-            acc,
-            out_ptr,
-            to,
-            real_mv,
-            out_scales_ptr,
-            heads,
-            query < count,
-            V_HEAD_DIM,
-            ROUND,
-            COLUMNS,
-        )
+        _store_whole(
+            acc, top, total, sinks_ptr, head, out_ptr, to, real_mv, out_scales_ptr,
+            heads, query < count, V_HEAD_DIM, ROUND, COLUMNS,
+        )  # fmt: skip
 
 
 def prefill_attention(
