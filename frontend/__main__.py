@@ -23,6 +23,7 @@ from frontend.backend import Backend
 from frontend.config import API_KEY_VARIABLE, FrontendConfig, environments_key, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.engine.kv_events import KvEvents
+from frontend.engine.step_depth import step_depth
 from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoadPoller
@@ -126,6 +127,7 @@ async def serve(config: FrontendConfig, defaults: SamplingDefaults, link_secret:
             Scheduler(limits_of(group.info, config), times, prefix_log),
             group,
             times=times,
+            depth=step_depth(group.info),
             step_timeout=config.step_timeout,
             observers=watching.step_observers,
         )

@@ -1,8 +1,8 @@
 """The loop that keeps the workers busy: schedule → send → receive → process → complete.
 
-Owns the number of steps in flight, and when to sleep. Knows nothing of
-how steps are chosen, how they travel, what tokens mean, or how a lost group is replaced. All of it
-runs in one asyncio loop; nothing here waits for a client.
+Owns the steps in flight, and when to sleep. Knows nothing of how steps are chosen, how they travel,
+what tokens mean, or how a lost group is replaced. All of it runs in one asyncio loop; nothing here
+waits for a client.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Protocol
 
 from frontend.engine.load import EngineLoad
 from frontend.engine.output_processor import OutputProcessor
+from frontend.engine.step_depth import StepDepth
 from frontend.engine.step_stats import StepStatsWindow
 from frontend.engine.step_watchdog import StepWatchdog
 from frontend.errors import Code, RequestError
@@ -27,7 +28,6 @@ from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.scheduler import Scheduler
 from frontend.scheduler.step import Step, StepResults
 from frontend.scheduler.step_times import StepTimes
-from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 TIMER_SLACK_SECONDS = 0.01
 """Timers may fire early by the clock's resolution."""
@@ -57,10 +57,10 @@ class Group(Protocol):
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class _Flight:
-    """A step in flight, and whether another was in flight as it was sent."""
+    """A step in flight, and how many others were as it was sent."""
 
     step: Step
-    back_to_back: bool
+    others: int
 
 
 class Engine:
@@ -70,7 +70,7 @@ class Engine:
         scheduler: chooses the steps.
         group: runs them.
         times: what steps take on this group.
-        depth: steps in flight; with two the workers never wait for the frontend.
+        depth: says how many steps should be in flight.
         step_timeout: seconds after which a step is overdue, unless a longer one was predicted.
         observers: called after every step.
     """
@@ -81,17 +81,15 @@ class Engine:
         group: Group,
         *,
         times: StepTimes | None = None,
-        depth: int = 2,
+        depth: StepDepth | None = None,
         step_timeout: float = math.inf,
         observers: Sequence[StepObserver] = (),
     ) -> None:
-        if not 1 <= depth <= MAX_STEPS_IN_FLIGHT:
-            raise ValueError(f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}")
         self._scheduler = scheduler
         self._outputs = OutputProcessor()
         self._group = group
         self._times = times or StepTimes()
-        self._depth = depth
+        self._depth = depth or StepDepth()
         self._watchdog = StepWatchdog(self._times, step_timeout)
         self._observers = observers
         self._in_flight: deque[_Flight] = deque()
@@ -187,13 +185,13 @@ class Engine:
     async def _send_next(self) -> bool:
         """Schedule and send a step; false when enough are in flight or there is nothing to do."""
         self._wake.clear()
-        if len(self._in_flight) >= self._depth:
+        if len(self._in_flight) >= self._depth.limit:
             return False
         step = self._scheduler.schedule(time.monotonic())
         if step is None:
             return False
         self._watchdog.sent(step)
-        self._in_flight.append(_Flight(step, bool(self._in_flight)))
+        self._in_flight.append(_Flight(step, len(self._in_flight)))
         await self._group.send(step)
         return True
 
@@ -208,14 +206,16 @@ class Engine:
         tokens_before = self._outputs.generated_tokens
         ended = self._outputs.process(flight.step, results.drawn, now)
         self._scheduler.complete(flight.step, [each.tokens for each in results.drawn], ended)
-        self._times.add(*flight.step.size, results.stats.device_seconds)
+        stats = results.stats
+        self._times.add(*flight.step.size, stats.device_seconds)
+        self._depth.add(stats.device_seconds, stats.idle_seconds, flight.others)
         self._notify(flight, self._outputs.generated_tokens - tokens_before, now)
         self._window.add(
-            results.stats,
+            stats,
             self._outputs.generated_tokens,
             now,
             decode_only=flight.step.decode_only,
-            back_to_back=flight.back_to_back,
+            back_to_back=flight.others > 0,
         )
         return True
 

@@ -10,6 +10,7 @@ import time
 import pytest
 
 from frontend.engine.engine import Engine
+from frontend.engine.step_depth import StepDepth
 from frontend.engine.step_stats import StepTotals
 from frontend.errors import Code, RequestError
 from frontend.requests.output import Delta, FinishReason
@@ -30,7 +31,7 @@ from tests.waiting import turns, until
 class Running:
     """An engine, its fake group and its running loop."""
 
-    def __init__(self, depth: int = 2, **limits: int) -> None:
+    def __init__(self, depth: StepDepth | None = None, **limits: int) -> None:
         self.limits = dataclasses.replace(LIMITS, **limits)  # type: ignore[arg-type]
         self.group = FakeGroup(self.limits)
         self.engine = Engine(Scheduler(self.limits), self.group, depth=depth)
@@ -57,7 +58,8 @@ class Running:
 @pytest.mark.parametrize("depth", [1, 2, 3])
 async def test_outputs_under_random_arrivals(depth: int) -> None:
     rng = random.Random(depth)
-    async with Running(depth, num_blocks=20, num_replicas=2, max_queued_requests=100) as running:
+    limits = {"num_blocks": 20, "num_replicas": 2, "max_queued_requests": 100}
+    async with Running(StepDepth(least=depth, most=depth), **limits) as running:
 
         async def client(request: Request) -> None:
             await turns(rng.randrange(60))
@@ -194,7 +196,12 @@ async def test_steps_are_measured() -> None:
         assert load.rates.device_busy == 1.0
 
 
-@pytest.mark.parametrize("depth", [0, MAX_STEPS_IN_FLIGHT + 1])
-async def test_a_depth_workers_have_no_buffers_for_is_refused(depth: int) -> None:
-    with pytest.raises(ValueError, match=f"depth is {depth}, must be 1 to {MAX_STEPS_IN_FLIGHT}"):
-        Engine(Scheduler(LIMITS), FakeGroup(LIMITS), depth=depth)
+@pytest.mark.parametrize(("idle_seconds", "depth"), [(0.0, 2), (0.0004, MAX_STEPS_IN_FLIGHT)])
+async def test_devices_that_wait_get_more_steps(idle_seconds: float, depth: int) -> None:
+    async with Running() as running:
+        # However many are in flight, these wait: the host seems to be slower each time.
+        running.group.stats = StepStats(device_seconds=0.001, idle_seconds=idle_seconds)
+        request = make_request(max_new_tokens=50)
+        running.engine.submit(request)
+        await running.output(request)
+        assert running.group.max_in_flight == depth
