@@ -102,6 +102,7 @@ async def _sweep(flags: argparse.Namespace, server: Server) -> list[report.Row]:
                     bar.advance(task)
                 row = _row(case, runs[1:]) | _live(before, await _decode_steps(client))
                 rows.append(row | _floors(case, row, roofline, server.info))
+                report.note(bar, rows[-1])
     return rows
 
 

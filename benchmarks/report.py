@@ -29,6 +29,12 @@ def progress() -> Progress:
     return Progress(console=Console(stderr=True))
 
 
+def note(bar: Progress, row: Row) -> None:
+    """One row as a line above the bar, for whoever ends a long run before its table."""
+    cells = (f"{name} {_cell(value)}" for name, value in row.items())
+    bar.console.print(", ".join(cells), soft_wrap=True)
+
+
 def show(title: str, rows: Sequence[Row], path: Path | None, **facts: Any) -> None:
     """Print rows as a table, and write them with the facts around them."""
     if str(path) == "-":
