@@ -7,11 +7,12 @@ nothing of requests. A failure on one rank fails the whole group.
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Coroutine, Sequence
 from contextlib import AsyncExitStack
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from frontend.link.group_check import check_agreement, check_first, group_info
 from frontend.link.rank_channel import GroupLost, RankChannel
@@ -112,7 +113,7 @@ class WorkerGroup:
         self._expected.append((step.step_id, [slots.expected(batch) for slots, batch in pairs]))
         size = self.info.tensor_parallel_size
         messages = [_encode(step, batch) for batch in step.batches]
-        writes = [rank.write(messages[rank.number // size]) for rank in self._ranks]
+        writes = [_begun(rank.write(messages[rank.number // size])) for rank in self._ranks]
         await self._unless_lost(asyncio.gather(*writes))
 
     async def receive(self) -> StepResults:
@@ -197,6 +198,14 @@ class WorkerGroup:
             self.lost.set_result(error)
             for rank in self._ranks:
                 rank.results.put_nowait(error)
+
+
+def _begun(work: Coroutine[Any, Any, _T]) -> asyncio.Task[_T]:
+    """A task that has begun, where Python can (3.12): its message leaves before streams that the
+    last results woke have their turn."""
+    if sys.version_info < (3, 12):
+        return asyncio.create_task(work)
+    return asyncio.Task(work, loop=asyncio.get_running_loop(), eager_start=True)
 
 
 async def _say_goodbye(ranks: Sequence[RankChannel], *, end_ranks: bool) -> None:

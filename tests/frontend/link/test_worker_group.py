@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack
@@ -550,3 +551,22 @@ def test_local_addresses() -> None:
     assert local_address("unix:/run/x/rank-{rank}.sock", 2) == "unix:/run/x/rank-2.sock"
     with pytest.raises(ValueError, match="must be host:port"):
         local_address("unix:/run/x.sock", 1)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="tasks begin when they are due")
+async def test_a_step_leaves_before_woken_streams_have_their_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+    async with Ranks(tmp_path, tp=2) as ranks:
+        group = await ranks.connect()
+        write = rank_channel.RankChannel.write
+
+        async def seen_write(self: rank_channel.RankChannel, message: bytes) -> None:
+            seen.append(str(self).split(" at")[0])
+            await write(self, message)
+
+        monkeypatch.setattr(rank_channel.RankChannel, "write", seen_write)
+        asyncio.get_running_loop().call_soon(seen.append, "stream")
+        await group.send(Step(1, [a_batch(0)], 6))
+        assert seen == ["rank 0", "rank 1", "stream"]
