@@ -208,7 +208,12 @@ class Engine:
         self._scheduler.complete(flight.step, [each.tokens for each in results.drawn], ended)
         stats = results.stats
         self._times.add(*flight.step.size, stats.device_seconds)
-        self._depth.add(stats.device_seconds, stats.idle_seconds, flight.others)
+        self._depth.add(
+            stats.device_seconds,
+            stats.idle_seconds,
+            flight.others,
+            decode_only=flight.step.decode_only,
+        )
         self._notify(flight, self._outputs.generated_tokens - tokens_before, now)
         self._window.add(
             stats,

@@ -14,8 +14,8 @@ from collections import deque
 from frontend.group_info import GroupInfo
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
-GAP_SECONDS = 30e-6
-"""Between two steps that follow each other at once: no waiting."""
+GAP_SHARE = 0.02
+"""Of the time that was to hide: between steps that follow each other at once lies as much."""
 SLACK = 0.1
 """Of a step's time: to hide less than that is not worth another step in flight."""
 WEIGHT = 1 / 16
@@ -47,26 +47,33 @@ class StepDepth:
         self._ends = deque([0.0], maxlen=MAX_STEPS_IN_FLIGHT)
         self.limit = least
 
-    def add(self, device_seconds: float, idle_seconds: float, others: int) -> None:
+    def add(
+        self, device_seconds: float, idle_seconds: float, others: int, *, decode_only: bool
+    ) -> None:
         """Take a step into account that is complete.
 
         Args:
             idle_seconds: that the devices waited for it.
             others: steps that were in flight as it was sent.
+            decode_only: it is one of those that are short and follow each other.
         """
         start = self._clock + idle_seconds
         self._clock = start + device_seconds
-        if 0 < others < len(self._ends) and device_seconds > 0:
+        if decode_only and 0 < others < len(self._ends):
             # It was sent upon the result of the step before those.
-            since = start - self._ends[-1 - others]
-            if idle_seconds > GAP_SECONDS:
-                seen = min(since, self._most * device_seconds)  # more would not be hidden either
-            else:
-                seen = min(since, self._host_seconds * FADE)
-            self._host_seconds += WEIGHT * (seen - self._host_seconds)
+            self._learn(start - self._ends[-1 - others], device_seconds, idle_seconds)
+        self._ends.append(self._clock)
+        if device_seconds > 0:
             needed = 1 + math.ceil(self._host_seconds / device_seconds - SLACK)
             self.limit = min(max(needed, self._least), self._most)
-        self._ends.append(self._clock)
+
+    def _learn(self, since: float, device_seconds: float, idle_seconds: float) -> None:
+        """The host took ``since``, or less where no device waited."""
+        if idle_seconds > GAP_SHARE * since:
+            seen = min(since, self._most * device_seconds)  # more would not be hidden either
+        else:
+            seen = min(since, FADE * self._host_seconds)
+        self._host_seconds += WEIGHT * (seen - self._host_seconds)
 
 
 def step_depth(info: GroupInfo) -> StepDepth:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import deque
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import pytest
 
@@ -13,30 +14,35 @@ from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from tests.frontend.fakes import group
 
 
-def simulate(depth: StepDepth, steps: list[tuple[float, float]]) -> Iterator[tuple[float, int]]:
-    """Seconds that devices waited for each step, and the limit after its result.
+class Made(NamedTuple):
+    """A step: seconds of the devices; of the host, from the result that it is sent upon to its
+    start; and that devices need between it and the one before."""
 
-    Args:
-        steps: seconds of the devices and, from the result that a step is sent upon to its start, of
-            the host.
-    """
-    to_send, flying, end = deque(steps), deque[tuple[float, float, int]](), 0.0
+    device: float
+    host: float
+    gap: float = 8e-6
+    decode_only: bool = True
+
+
+def simulate(depth: StepDepth, steps: list[Made]) -> Iterator[tuple[float, int]]:
+    """Seconds that devices waited for each step, and the limit after its result."""
+    to_send, flying, end = deque(steps), deque[tuple[Made, float, int]](), 0.0
     while to_send or flying:
         while to_send and len(flying) < depth.limit:
-            device, host = to_send.popleft()
-            flying.append((device, end + host, len(flying)))
-        device, ready, others = flying.popleft()
-        idle = max(0.0, ready - end)
-        end = max(end, ready) + device
-        depth.add(device, idle, others)
+            step = to_send.popleft()
+            flying.append((step, end + step.host, len(flying)))
+        step, ready, others = flying.popleft()
+        idle = max(step.gap, ready - end)
+        end += idle + step.device
+        depth.add(step.device, idle, others, decode_only=step.decode_only)
         yield idle, depth.limit
 
 
 def settled(device: float, host: float, num_steps: int = 2_000) -> tuple[float, list[int]]:
     """The share of the time that devices wait, and limits, once 200 steps have run."""
     depth = StepDepth()
-    seen = list(simulate(depth, [(device, host)] * num_steps))[200:]
-    idle = sum(seconds for seconds, _ in seen)
+    seen = list(simulate(depth, [Made(device, host)] * num_steps))[200:]
+    idle = sum(seconds - Made(device, host).gap for seconds, _ in seen)
     return idle / (idle + device * len(seen)), [limit for _, limit in seen]
 
 
@@ -62,7 +68,8 @@ def test_little_is_not_worth_another_step() -> None:
 
 def test_long_steps_need_no_third() -> None:
     depth, host = StepDepth(), 0.003
-    steps = [(0.002, host)] * 200 + [(0.1, host)] * 20 + [(0.002, host)] * 200
+    short, long = Made(0.002, host), Made(0.1, host)
+    steps = [short] * 200 + [long] * 20 + [short] * 200
     limits = [limit for _, limit in simulate(depth, steps)]
     assert limits[199] == 3
     assert set(limits[201:220]) == {2}
@@ -71,22 +78,29 @@ def test_long_steps_need_no_third() -> None:
 
 def test_a_host_that_becomes_quiet_is_noticed() -> None:
     depth = StepDepth()
-    steps = [(0.002, 0.003)] * 200 + [(0.002, 0.001)] * 10_000
+    steps = [Made(0.002, 0.003)] * 200 + [Made(0.002, 0.001)] * 10_000
     limits = [limit for _, limit in simulate(depth, steps)]
     assert limits[199] == 3
     assert set(limits[-200:]) == {2}
 
 
+def test_prompts_beside_decodes_raise_nothing() -> None:
+    """They are long, and launched kernel by kernel."""
+    prompt = Made(0.1, 0.001, gap=0.004, decode_only=False)
+    steps = [prompt, prompt, *[Made(0.002, 0.001)] * 20] * 50
+    assert {limit for _, limit in simulate(StepDepth(), steps)} == {2}
+
+
 def test_one_long_pause_changes_little() -> None:
     depth = StepDepth()
-    steps = [(0.02, 0.001)] * 100 + [(0.02, 5.0)] + [(0.02, 0.001)] * 100
+    steps = [Made(0.02, 0.001)] * 100 + [Made(0.02, 5.0)] + [Made(0.02, 0.001)] * 100
     assert {limit for _, limit in simulate(depth, steps)} == {2}
 
 
 def test_steps_that_waited_for_requests_say_nothing() -> None:
     depth = StepDepth()
     for _ in range(100):
-        depth.add(0.001, 0.5, 0)
+        depth.add(0.001, 0.5, 0, decode_only=True)
     assert depth.limit == 2
 
 
@@ -96,11 +110,14 @@ def test_random_steps_keep_the_devices_busy(seed: int) -> None:
     host = rng.uniform(0.0005, 0.003)
     device = host / rng.uniform(0.5, 2.5)
     steps = [
-        (device * rng.uniform(0.9, 1.1) * rng.choice([1] * 30 + [40]), host * rng.uniform(0.8, 1.2))
+        Made(
+            device * rng.uniform(0.9, 1.1) * rng.choice([1] * 30 + [40]),
+            host * rng.uniform(0.8, 1.2),
+        )
         for _ in range(3_000)
     ]
     waited = [idle for idle, _ in simulate(StepDepth(), list(steps))][300:]
-    assert sum(waited) < 0.03 * sum(seconds for seconds, _ in steps[300:])
+    assert sum(waited) < 0.03 * sum(step.device for step in steps[300:])
 
 
 @pytest.mark.parametrize(("least", "most"), [(0, 2), (3, 2), (2, MAX_STEPS_IN_FLIGHT + 1)])
@@ -112,4 +129,4 @@ def test_what_workers_have_no_buffers_for_is_refused(least: int, most: int) -> N
 def test_steps_that_are_not_captured_stay_two() -> None:
     for sizes, most in (([], 2), ([1, 2], MAX_STEPS_IN_FLIGHT)):
         depth = step_depth(group(graph_batch_sizes=sizes))
-        assert max(limit for _, limit in simulate(depth, [(0.001, 0.01)] * 100)) == most
+        assert max(limit for _, limit in simulate(depth, [Made(0.001, 0.01)] * 100)) == most
