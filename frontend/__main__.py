@@ -23,11 +23,10 @@ from frontend.backend import Backend
 from frontend.config import API_KEY_VARIABLE, FrontendConfig, environments_key, join_address
 from frontend.engine.engine import Engine, workers_lost
 from frontend.engine.kv_events import KvEvents
-from frontend.engine.step_depth import step_depth
 from frontend.errors import internal_error
 from frontend.group_info import GroupInfo
 from frontend.link.expert_load import ExpertLoadPoller
-from frontend.link.reconnect import GroupManager, limits_of, step_times
+from frontend.link.reconnect import GroupManager, limits_of, step_depth, step_times
 from frontend.link.supervisor_socket import Supervision
 from frontend.link.worker_group import GroupLost, WorkerGroup
 from frontend.model_folder import (

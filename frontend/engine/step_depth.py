@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 from collections import deque
 
-from frontend.group_info import GroupInfo
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 
 GAP_SHARE = 0.02
@@ -74,9 +73,3 @@ class StepDepth:
         else:
             seen = min(since, FADE * self._host_seconds)
         self._host_seconds += WEIGHT * (seen - self._host_seconds)
-
-
-def step_depth(info: GroupInfo) -> StepDepth:
-    """For the steps of a group. Those that are not captured are launched kernel by kernel: devices
-    wait for that, and no other step hides it."""
-    return StepDepth(most=MAX_STEPS_IN_FLIGHT if info.graph_batch_sizes else 2)

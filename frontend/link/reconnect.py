@@ -16,12 +16,14 @@ from collections.abc import Awaitable, Callable
 
 from frontend.config import FrontendConfig
 from frontend.engine.engine import Engine
+from frontend.engine.step_depth import StepDepth
 from frontend.group_info import GroupInfo
 from frontend.link.group_check import check_successor
 from frontend.link.rank_channel import GroupLost
 from frontend.link.worker_group import WorkerGroup
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.step_times import StepTimes
+from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from switchyard.worker.v1 import worker_pb2
 
 logger = logging.getLogger(__name__)
@@ -159,3 +161,9 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
 def step_times(info: GroupInfo) -> StepTimes:
     """A new predictor of step times that knows the group's own timed prefill."""
     return StepTimes(info.timed_tokens, info.timed_seconds)
+
+
+def step_depth(info: GroupInfo) -> StepDepth:
+    """For the steps of a group. Those that are not captured are launched kernel by kernel: devices
+    wait for that, and no other step hides it."""
+    return StepDepth(most=MAX_STEPS_IN_FLIGHT if info.graph_batch_sizes else 2)

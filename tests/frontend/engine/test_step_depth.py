@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import pytest
 
-from frontend.engine.step_depth import StepDepth, step_depth
+from frontend.engine.step_depth import StepDepth
+from frontend.link.reconnect import step_depth
 from switchyard.worker.link import MAX_STEPS_IN_FLIGHT
 from tests.frontend.fakes import group
 
