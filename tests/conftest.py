@@ -22,11 +22,12 @@ if not torch.cuda.is_available():
 
 from triton.runtime.interpreter import InterpretedFunction
 
-from tests.interpreter import patch_fp8_casts, patch_once_a_launch
+from tests.interpreter import patch_fp8_casts, patch_once_a_launch, patch_scalar_masks
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     patch_once_a_launch()
     patch_fp8_casts()
+    patch_scalar_masks()
 
 
 def _is_python(command: Any = None, *args: Any, **kwargs: Any) -> bool:

@@ -2,7 +2,8 @@
 
 Cost: it patches Triton's language at every call of one device function by another, a millisecond
 each, where once a launch is enough. Casts to FP8: it rounds ties up, and wrongly where that carries
-into the exponent; devices round to even, as torch does.
+into the exponent; devices round to even, as torch does. Masks: a comparison of scalars that is
+spread over a block becomes one of int32, which from Triton 3.9 on is no mask.
 """
 
 from __future__ import annotations
@@ -67,3 +68,19 @@ def _convert_float(values: Any, source: Any, target: Any, rounding_mode: Any) ->
 def patch_fp8_casts() -> None:
     """For the rest of this process."""
     interpreter._convert_float = _convert_float
+
+
+_splat = interpreter.InterpreterBuilder.create_splat
+
+
+def _create_splat(builder: Any, block_type: Any, scalar: Any) -> Any:
+    """As the interpreter's, but for truth values, which stay some."""
+    block = _splat(builder, block_type, scalar)
+    if scalar.data.dtype != np.bool_:
+        return block
+    return interpreter.TensorHandle(block.data.astype(np.bool_), tl.int1)
+
+
+def patch_scalar_masks() -> None:
+    """For the rest of this process."""
+    interpreter.InterpreterBuilder.create_splat = _create_splat
