@@ -42,8 +42,8 @@ class StepDepth:
             raise ValueError(f"{steps}, must be 1 to {MAX_STEPS_IN_FLIGHT} and in this order")
         self._least, self._most = least, most
         self._host_seconds = 0.0
-        self._clock = 0.0  # the devices', from the first step on, without what idle_seconds omits
-        self._ends = deque([0.0], maxlen=MAX_STEPS_IN_FLIGHT)
+        self._clock = 0.0  # seconds that devices worked and waited
+        self._ends = deque([0.0], maxlen=MAX_STEPS_IN_FLIGHT)  # of the last steps, by that clock
         self.limit = least
 
     def add(

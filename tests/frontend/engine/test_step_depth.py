@@ -117,7 +117,7 @@ def test_random_steps_keep_the_devices_busy(seed: int) -> None:
         )
         for _ in range(3_000)
     ]
-    waited = [idle for idle, _ in simulate(StepDepth(), list(steps))][300:]
+    waited = [idle for idle, _ in simulate(StepDepth(), steps)][300:]
     assert sum(waited) < 0.03 * sum(step.device for step in steps[300:])
 
 
