@@ -44,6 +44,11 @@ class Launch(NamedTuple):
     ttgir: str
 
 
+def compile_for_hopper() -> None:
+    """Kernels are compiled for a Hopper GPU from now on, whatever this machine has."""
+    driver.set_active(_Hopper())
+
+
 def compile_launches() -> list[Launch]:
     """From now on a launch, with tensors on the meta device, compiles its kernel and runs nothing.
 
@@ -60,7 +65,7 @@ def compile_launches() -> list[Launch]:
 
         return compile_kernel
 
-    driver.set_active(_Hopper())
+    compile_for_hopper()
     JITFunction.__getitem__ = launcher
     return launches
 

@@ -5,7 +5,9 @@ Shapes: T tokens of the step, D rows that draw, H hidden, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import cast
 
@@ -128,6 +130,23 @@ class Decoder(nn.Module):
             attention = Attention(spec, config, build, rotary, prefix)
         kind = DecoderLayer if config.norms == "before" else EndNormLayer
         return kind(config, build, attention, _mlp(config, build, self.expert_load, index))
+
+    def of_each_kind(self, config: ModelConfig) -> Decoder:
+        """A model of this one's weights that runs two layers of each kind, if there are so many:
+        what it launches is what the whole model does."""
+        found: Counter[object] = Counter()
+        indices = []
+        for index, layer in enumerate(cast(nn.ModuleList, self.layers)):
+            shapes = tuple((name, each.shape) for name, each in layer.named_parameters())
+            kind = config.attention[index], shapes
+            found[kind] += 1
+            if found[kind] <= 2:
+                indices.append(index)
+        few = copy.copy(self)
+        few._modules = {**self._modules, "layers": nn.ModuleList(self.layers[i] for i in indices)}
+        places = tuple(self.layer_groups.places[index] for index in indices)
+        few.layer_groups = dataclasses.replace(self.layer_groups, places=places)
+        return few
 
     @property
     def num_kv_heads(self) -> int:

@@ -21,10 +21,15 @@ log = logging.getLogger(__name__)
 
 
 def capturable(config: WorkerConfig, build: BuildContext) -> bool:
-    """Whether steps can be captured: no exchange or MoE runner reads numbers from the device."""
+    """Whether steps are to be captured, and can be."""
+    return config.cuda_graphs == "on" and launches_blindly(config, build)
+
+
+def launches_blindly(config: WorkerConfig, build: BuildContext) -> bool:
+    """Whether the host launches a step's kernels whatever they compute: no exchange or MoE runner
+    reads numbers from the device."""
     return (
         build.device.type == "cuda"
-        and config.cuda_graphs == "on"
         and not build.parallel.needs_host_sync
         and resolve_runner(config.moe_runner) != "legacy"
     )

@@ -18,7 +18,7 @@ from workers.attention.kv_cache import (
 )
 from workers.config import WorkerConfig
 from workers.distributed import ranks_here
-from workers.models.base import BuildContext
+from workers.models.base import BuildContext, Model
 from workers.rank.runner_factory import RunnerFactory
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
 from workers.step.block_tables import in_groups
@@ -38,7 +38,7 @@ def num_cache_blocks(
     Returns:
         The blocks of the cache to allocate, the same number on every rank.
     """
-    workspace = _warm_up(factory, sizes, _warm_up_shape(config, build))
+    workspace = _warm_up(factory, sizes, warm_up_shape(config, build))
     if build.device.type == "cuda":
         torch.cuda.empty_cache()  # in pieces that the cache could not use
     budget = free_bytes(build.device, config.memory_fraction, workspace, ranks_here())
@@ -78,7 +78,7 @@ def time_prefill(runner: Runner, config: WorkerConfig, build: BuildContext) -> t
     return num_tokens, -build.groups.minimum(-nanoseconds) / 1e9
 
 
-def _warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
+def warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
     """The largest steps on CUDA; on a CPU, where nothing is compiled, small ones."""
     on_cuda = build.device.type == "cuda"
     return {
@@ -87,6 +87,15 @@ def _warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
         "max_model_len": build.max_positions,
         "block_size": config.block_size,
     }
+
+
+def warm_up_runner(
+    factory: RunnerFactory, sizes: CacheSizes, shape: dict[str, int], model: Model | None = None
+) -> Runner:
+    """On a cache of its own, for steps of a warm-up; ``model`` as in `RunnerFactory.forward`."""
+    num_groups = factory.model.layer_groups.num_groups
+    cache = KVCache(sizes, num_groups * warm_up_blocks(**shape), factory.device)
+    return factory.runner(factory.forward(cache, model))
 
 
 def _warm_up(factory: RunnerFactory, sizes: CacheSizes, shape: dict[str, int]) -> int:
@@ -98,8 +107,7 @@ def _warm_up(factory: RunnerFactory, sizes: CacheSizes, shape: dict[str, int]) -
     """
     device = factory.device
     num_groups = factory.model.layer_groups.num_groups
-    cache = KVCache(sizes, num_groups * warm_up_blocks(**shape), device)
-    runner = factory.runner(factory.forward(cache))
+    runner = warm_up_runner(factory, sizes, shape)
     on_cuda = device.type == "cuda"
     if on_cuda:
         torch.cuda.reset_peak_memory_stats()

@@ -68,9 +68,10 @@ class RunnerFactory:
         )
         self.measure = _measure(model_config, build, kv_cache_dtype)
 
-    def forward(self, cache: KVCache) -> StepForward:
-        """What a runner on this cache runs, and what its graphs capture."""
-        return StepForward(self.model, cache, self.results.hits_L)
+    def forward(self, cache: KVCache, model: Model | None = None) -> StepForward:
+        """What a runner on this cache runs, and what its graphs capture; of the factory's model, or
+        of one with fewer of its layers."""
+        return StepForward(model or self.model, cache, self.results.hits_L)
 
     def runner(self, forward: StepForward, graphs: StepGraphs = NO_GRAPHS) -> Runner:
         """A runner whose graphs, if any, were captured from `forward`."""

@@ -1,7 +1,7 @@
 """From flags to a rank that is ready to run steps.
 
-Owns the order: group → model → weights → self-check → KV cache → graphs → runner. Knows nothing of
-gRPC.
+Owns the order: group → model → weights → kernels → self-check → KV cache → graphs → runner. Knows
+nothing of gRPC.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from workers.model_checkpoint import open_checkpoint
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
 from workers.rank import graph_capture, kv_sizing
+from workers.rank.compile_ahead import compile_ahead
 from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
 from workers.rank.runner_factory import RunnerFactory, device_name
@@ -149,7 +150,7 @@ def start(
 
 
 def _make_runner(
-    model: Model,
+    model: Decoder,
     config: WorkerConfig,
     model_config: ModelConfig,
     build: BuildContext,
@@ -166,6 +167,8 @@ def _make_runner(
         v_head_dim=model_config.attention[0].value_width,
         dtype=_CACHE_DTYPES[kv_cache_dtype],
     )
+    if graph_capture.launches_blindly(config, build):
+        compile_ahead(factory, model.of_each_kind(model_config), sizes, config, build)
     if config.self_check == "on":
         sampler, vocab_size = factory.sampler.triton, model_config.vocab_size
         check_rank(model, factory.builder, sampler, sizes, build, vocab_size=vocab_size)
