@@ -21,13 +21,21 @@ from tests.server import Server
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(400)]
 
 MODEL = ROOT / "benchmarks" / "configs" / "qwen3-30b-a3b"
+FORMATS: dict[str, tuple[int, tuple[str, ...]]] = {
+    "bf16": (1, ()),
+    "fp8": (1, ("--quantization", "fp8", "--kv-cache-dtype", "fp8_e4m3")),
+    "int4": (1, ("--quantization", "int4")),
+    "bf16 on two": (2, ()),
+}
 NUM_STREAMS, PROMPT, OUTPUT = 64, 1024, 512
 GOAL_SECONDS = 25.0
 FRONTEND_GOAL_SECONDS = 3.0
 
 
-@pytest.mark.parametrize("num_gpus", [1, 2])
-async def test_every_stream_goes_on_within_seconds(num_gpus: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("num_gpus", "format_flags"), FORMATS.values(), ids=FORMATS)
+async def test_every_stream_goes_on_within_seconds(
+    num_gpus: int, format_flags: tuple[str, ...], tmp_path: Path
+) -> None:
     if torch.cuda.device_count() < num_gpus:
         pytest.skip(f"needs {num_gpus} GPUs")
     rng = random.Random(0)
@@ -36,7 +44,7 @@ async def test_every_stream_goes_on_within_seconds(num_gpus: int, tmp_path: Path
         Asked(tuple(rng.randrange(1000, 100_000) for _ in range(PROMPT)), dict(options))
         for _ in range(NUM_STREAMS)
     ]
-    flags = [str(MODEL), "--load-format", "dummy", "--tp", str(num_gpus)]
+    flags = [str(MODEL), "--load-format", "dummy", "--tp", str(num_gpus), *format_flags]
     kills = [
         Kill(at_tokens=NUM_STREAMS * 100, rank=0),
         Kill(at_tokens=NUM_STREAMS * 300, rank=num_gpus - 1),
@@ -46,8 +54,8 @@ async def test_every_stream_goes_on_within_seconds(num_gpus: int, tmp_path: Path
         log = server.log
     for each in times:
         sys.stdout.write(
-            f"\n{num_gpus} GPU, B = {NUM_STREAMS}: noticed after {each.noticed:.3f} s, ready after "
-            f"{each.ready:.1f} s, streams move after {each.moving:.1f} s\n"
+            f"\n{' '.join(flags[3:])}, B = {NUM_STREAMS}: noticed after {each.noticed:.3f} s, "
+            f"ready after {each.ready:.1f} s, streams move after {each.moving:.1f} s\n"
         )
     assert all(answer.usage == (PROMPT, OUTPUT) for answer in ended), log
     assert all(answer.replays == len(kills) for answer in ended), log

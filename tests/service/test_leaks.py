@@ -1,4 +1,5 @@
-"""After many mixed requests everything is back where it was: blocks, slots, tasks, descriptors."""
+"""After many mixed requests everything is back where it was: blocks, slots, tasks, descriptors, a
+GPU's memory."""
 
 import asyncio
 import contextlib
@@ -9,6 +10,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from demo import CHECKPOINT
 from frontend.api.grpc.server import GrpcServer
@@ -32,12 +34,18 @@ NUM_REQUESTS = 200
 CONCURRENCY = 48
 MAX_QUEUED = 30  # with 16 slots small enough that some requests are refused
 FLAGS = ("--max-batch-size", "16", "--num-blocks", "20")
+CUDA = ("--device", "cuda")
+ON_GPUS = {
+    "bf16": CUDA,
+    "fp8": (*CUDA, "--quantization", "fp8", "--kv-cache-dtype", "fp8_e4m3"),
+    "int4": (*CUDA, "--quantization", "int4"),
+}
 
 
 @contextlib.asynccontextmanager
-async def service(folder: Path) -> AsyncIterator[tuple[str, Scheduler, int]]:
+async def service(folder: Path, *flags: str) -> AsyncIterator[tuple[str, Scheduler, int]]:
     """The frontend in this process, so that it can be looked into, on a real worker process."""
-    with launched(folder, *FLAGS) as workers:
+    with launched(folder, *FLAGS, *flags) as workers:
         group = await WorkerGroup.connect([workers.listen], startup_timeout=HANG_SECONDS)
         config = FrontendConfig(
             model=CHECKPOINT,
@@ -66,10 +74,11 @@ async def service(folder: Path) -> AsyncIterator[tuple[str, Scheduler, int]]:
         await group.close()
 
 
-def held(rank: int) -> tuple[int, int, int]:
-    """Tasks of this process, and descriptors of it and of the rank."""
+def held(rank: int, *, on_gpu: bool) -> tuple[int, ...]:
+    """Tasks of this process, descriptors of it and of the rank, bytes of the GPU."""
     gc.collect()
-    return len(asyncio.all_tasks()), *(len(list(open_files(pid))) for pid in (os.getpid(), rank))
+    files = (len(list(open_files(pid))) for pid in (os.getpid(), rank))
+    return len(asyncio.all_tasks()), *files, torch.cuda.mem_get_info()[0] if on_gpu else 0
 
 
 async def one_request(client: AsyncClient, scheduler: Scheduler, draw: random.Random) -> str:
@@ -100,16 +109,27 @@ async def one_request(client: AsyncClient, scheduler: Scheduler, draw: random.Ra
         return error.code.name
 
 
-async def settled(scheduler: Scheduler, rank: int) -> tuple[int, int, int]:
+async def settled(scheduler: Scheduler, rank: int, *, on_gpu: bool) -> tuple[int, ...]:
     """What is held once nothing runs and steps in flight have returned."""
     await until(lambda: not (scheduler.running_requests or scheduler.queued_requests))
-    return await steady(lambda: held(rank))
+    return await steady(lambda: held(rank, on_gpu=on_gpu))
 
 
 @pytest.mark.timeout(240)
-async def test_nothing_leaks(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "flags",
+    [
+        pytest.param((), id="cpu"),
+        *(pytest.param(each, id=name, marks=pytest.mark.gpu) for name, each in ON_GPUS.items()),
+    ],
+)
+async def test_nothing_leaks(flags: tuple[str, ...], tmp_path: Path) -> None:
     ended: dict[str, int] = {}
-    async with service(tmp_path) as (address, scheduler, rank), AsyncClient(address) as client:
+    on_gpu = "cuda" in flags
+    async with (
+        service(tmp_path, *flags) as (address, scheduler, rank),
+        AsyncClient(address) as client,
+    ):
         draw = random.Random(0)
         gate = asyncio.Semaphore(CONCURRENCY)
 
@@ -120,10 +140,10 @@ async def test_nothing_leaks(tmp_path: Path) -> None:
 
         # A first round makes connections, threads and caches that stay.
         await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(100)))
-        before = await settled(scheduler, rank)
+        before = await settled(scheduler, rank, on_gpu=on_gpu)
         ended.clear()
         await asyncio.gather(*(one(draw.getrandbits(32)) for _ in range(NUM_REQUESTS)))
-        after = await settled(scheduler, rank)
+        after = await settled(scheduler, rank, on_gpu=on_gpu)
     assert sum(ended.values()) == NUM_REQUESTS
     names = {"finished", "cancelled", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "RESOURCE_EXHAUSTED"}
     assert set(ended) == names, ended
