@@ -29,6 +29,7 @@ from moe.base.launch import launch_options, wait_for_previous
 from moe.base.promoted_dot import specializes
 from moe.base.quantize_rows import LARGEST, LEAST
 from moe.base.quantized import Quantized
+from moe.base.tile_order import tile_and_columns, together
 from moe.base.weight import Weight
 
 SPECIALIZED_ROWS = 128  # of a tile
@@ -75,7 +76,7 @@ def _end(tiles, expert, GROUPED: gl.constexpr):
 def _load(
     x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
     GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr, PDL: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, TOGETHER: gl.constexpr, PDL: gl.constexpr,
 ):  # fmt: skip
     """The warps that load: inputs by cp.async, since experts' rows lie anywhere, weights by TMA."""
     inputs, firsts, seconds, full, empty = ring
@@ -88,7 +89,8 @@ def _load(
     apart: gl.constexpr = N // 2 if SWIGLU else _COLUMNS
     step = 0
     for t in range(gl.program_id(0), num_tiles * num_n, gl.num_programs(0)):
-        expert, start = _place(tiles, t // num_n, GROUPED)
+        tile, n = tile_and_columns(t, num_tiles, num_n, TOGETHER)
+        expert, start = _place(tiles, tile, GROUPED)
         if expert >= 0:
             end = _end(tiles, expert, GROUPED)
             # Rows past the end repeat the last one and are never stored.
@@ -97,7 +99,7 @@ def _load(
             if SWIGLU:
                 rows = gl.load(order_ptr + rows) // ROUTES
             x_ptrs = x_ptr + rows.to(gl.int64)[:, None] * K + columns[None, :]
-            row = expert * N + t % num_n * width
+            row = expert * N + n * width
             for k in range(0, K, _DEPTH):
                 stage = step % _STAGES
                 mbarrier.wait(empty.index(stage), ((step // _STAGES) & 1) ^ 1)
@@ -163,7 +165,8 @@ def _store_columns(
 def _multiply(
     x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles, ring,
     BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr, PDL: gl.constexpr, WHICH: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, TOGETHER: gl.constexpr, PDL: gl.constexpr,
+    WHICH: gl.constexpr,
 ):  # fmt: skip
     """The warps that multiply the first half of a tile's rows, or the second."""
     inputs, firsts, seconds, full, empty = ring
@@ -175,16 +178,17 @@ def _multiply(
     nothing = gl.zeros([_HALF, _COLUMNS], gl.float32, layout=layout)
     step = 0
     wait_for_previous(PDL)
-    last = num_tiles - 1
-    expert, tile_start = _place(tiles, gl.minimum(gl.program_id(0) // num_n, last), GROUPED)
+    last = num_tiles * num_n - 1
+    tile, n = tile_and_columns(gl.program_id(0), num_tiles, num_n, TOGETHER)
+    expert, tile_start = _place(tiles, tile, GROUPED)
     end = _end(tiles, expert, GROUPED)
     for t in range(gl.program_id(0), num_tiles * num_n, gl.num_programs(0)):
         # What the next tile needs is asked for a tile ahead.
-        next_tile = gl.minimum((t + gl.num_programs(0)) // num_n, last)
+        coming = gl.minimum(t + gl.num_programs(0), last)
+        next_tile, next_n = tile_and_columns(coming, num_tiles, num_n, TOGETHER)
         next_expert, next_start = _place(tiles, next_tile, GROUPED)
         start = tile_start + WHICH * _HALF
         if (expert >= 0) & (start < end):
-            n = t % num_n
             row = expert * N + n * width
             rows = gl.minimum(
                 start + gl.arange(0, _HALF, layout=gl.SliceLayout(1, layout)), end - 1
@@ -232,6 +236,7 @@ def _multiply(
         expert = next_expert
         tile_start = next_start
         end = next_end
+        n = next_n
 
 
 def _name(specialization: Any) -> str:
@@ -247,7 +252,8 @@ def _roles_kernel(
     x_ptr, x_scales_ptr, w_desc, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, offsets_ptr,
     tile_expert_ptr, tile_start_ptr, num_rows, num_tiles,
     BLOCKS: gl.constexpr, GROUPED: gl.constexpr, SWIGLU: gl.constexpr, N: gl.constexpr,
-    K: gl.constexpr, ROUTES: gl.constexpr, REGISTERS: gl.constexpr, PDL: gl.constexpr,
+    K: gl.constexpr, ROUTES: gl.constexpr, TOGETHER: gl.constexpr, REGISTERS: gl.constexpr,
+    PDL: gl.constexpr,
 ):  # fmt: skip
     """A matrix has N outputs and K inputs; BLOCKS of 128 x 128 weights have scales, else rows.
     GROUPED: tiles are experts', and without SWIGLU results go to routes' own rows."""
@@ -266,15 +272,15 @@ def _roles_kernel(
         [
             (_load, (
                 x_ptr, w_desc, order_ptr, tiles, num_tiles, ring,
-                GROUPED, SWIGLU, N, K, ROUTES, PDL,
+                GROUPED, SWIGLU, N, K, ROUTES, TOGETHER, PDL,
             )),
             (_multiply, (
                 x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, PDL, 0,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, TOGETHER, PDL, 0,
             )),
             (_multiply, (
                 x_scales_ptr, w_scales_ptr, out_ptr, out_scales_ptr, order_ptr, tiles, num_tiles,
-                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, PDL, 1,
+                ring, BLOCKS, GROUPED, SWIGLU, N, K, ROUTES, TOGETHER, PDL, 1,
             )),
         ],
         [4, 4],
@@ -342,12 +348,14 @@ def _launch(
     descriptor = TensorDescriptor.from_tensor(
         matrices, [_COLUMNS.value, _DEPTH.value], _BUFFER.value
     )
+    matrix = N * K // 2 if constants["SWIGLU"] else N * K
     programs = min(_num_cores(matrices.device), num_tiles * (N // (2 * _COLUMNS.value)))
     _roles_kernel[(programs,)](
         x.values, x.scales, descriptor, weight.scales, out, out_scales, order, offsets,
         tile_expert, tile_start, num_rows, num_tiles,
         BLOCKS=weight.block[0] > 1, GROUPED=tile_expert is not None, N=N, K=K,
-        REGISTERS=_REGISTERS, num_warps=4, **constants, **launch_options(pdl),
+        TOGETHER=together(matrix), REGISTERS=_REGISTERS, num_warps=4, **constants,
+        **launch_options(pdl),
     )  # fmt: skip
 
 

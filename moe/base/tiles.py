@@ -15,7 +15,7 @@ log = logging.getLogger(__name__)
 
 _Entry = TypeVar("_Entry")
 
-_VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles
+_VECTOR_ROUTES = 32  # up to so many routes a stream of weights beats tiles, one stream a route
 _MIN_BLOCK = 16  # tl.dot takes no less
 _BARRIER_BYTES = 1024  # beside a kernel's tiles
 _MANY_PROGRAMS = 128  # fill a device
@@ -144,7 +144,7 @@ class TileTable:
 
     def _guess_experts(self, num_experts: int, width: int, hidden: int, routes: int) -> ExpertTiles:
         """Rows to hold most experts' routes in one tile; depth to keep ~100 KB a core in flight."""
-        if routes <= _VECTOR_ROUTES:
+        if _are_vectors(num_experts, routes):
             tiles = Tiles(block_m=1, block_n=8, block_k=256)
             return ExpertTiles(gate_up=tiles, down=tiles)
         mean = routes / num_experts
@@ -236,7 +236,7 @@ class TileTable:
     ) -> ExpertTiles:
         """As for wider weights, the same bytes in flight; of many tokens what registers hold."""
         extents = (width, hidden), (hidden, width)
-        if routes <= _VECTOR_ROUTES:
+        if _are_vectors(num_experts, routes):
             gate_up, down = (
                 Tiles(block_m=1, block_n=block_n, block_k=min(2048, power_of_2(depth)))
                 for block_n, (_, depth) in zip((4, 8), extents, strict=True)
@@ -315,7 +315,7 @@ class TileTable:
         self, num_experts: int, width: int, hidden: int, routes: int
     ) -> ExpertTiles:
         """Rows as for wider weights; a matrix-vector kernel has more of them for its inputs."""
-        if routes <= _VECTOR_ROUTES:
+        if _are_vectors(num_experts, routes):
             return ExpertTiles(
                 gate_up=Tiles(block_m=1, block_n=8, block_k=min(2048, power_of_2(hidden))),
                 down=Tiles(block_m=1, block_n=16, block_k=min(1024, power_of_2(width))),
@@ -365,6 +365,12 @@ class TileTable:
                 "`python -m benchmarks.tune` measures and keeps them",
                 key,
             )
+
+
+def _are_vectors(num_experts: int, routes: int) -> bool:
+    """Whether each route is to read its expert's weights, which tiles read once for all of an
+    expert's routes: with half as many random routes as experts, four of five are of another."""
+    return routes <= min(_VECTOR_ROUTES, num_experts // 2)
 
 
 def _splits(outputs: int, inputs: int) -> int:

@@ -37,7 +37,7 @@ def _gate_up_kernel(
     PRECISION: tl.constexpr, SWAP: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[row] = silu(gate·x) · (up·x) for the rows of one tile and BLOCK_N columns of I."""
-    tile, n, expert = locate(tile_expert_ptr, I, BLOCK_N, PDL)
+    tile, n, expert = locate(tile_expert_ptr, I, H, BLOCK_N, PDL)
     if expert < 0:
         return
     rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
@@ -89,7 +89,7 @@ def _down_kernel(
 ):  # fmt: skip
     """out[route] = down·inner[row] for the rows of one tile and BLOCK_N columns of H."""
     # The tables are older than the kernel before, gate·up, which has waited for them itself.
-    tile, n, expert = locate(tile_expert_ptr, H, BLOCK_N, False)
+    tile, n, expert = locate(tile_expert_ptr, H, I, BLOCK_N, False)
     if expert < 0:
         if PDL:
             tl.extra.cuda.gdc_wait()

@@ -10,17 +10,27 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import wait_for_previous
+from moe.base.tile_order import tile_and_columns, together
 from moe.kernels.topk import choose_one
 
 
 @triton.jit
-def locate(tile_expert_ptr, NUM_COLUMNS: tl.constexpr, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
-    """The program's tile, its block of columns and the tile's expert, −1 where no tile is.
+def locate(
+    tile_expert_ptr,
+    NUM_COLUMNS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    PDL: tl.constexpr,
+):
+    """The program's tile, its block of columns and the tile's expert, −1 where no tile is; a matrix
+    is [NUM_COLUMNS, DEPTH].
 
     With PDL it first waits for the kernel before, which may have written the tiles.
     """
     num_n: tl.constexpr = (NUM_COLUMNS + BLOCK_N - 1) // BLOCK_N
-    tile, n = tl.program_id(0) // num_n, tl.program_id(0) % num_n
+    tile, n = tile_and_columns(
+        tl.program_id(0), tl.num_programs(0) // num_n, num_n, together(NUM_COLUMNS * DEPTH)
+    )
     wait_for_previous(PDL)
     return tile, n, tl.load(tile_expert_ptr + tile)
 

@@ -69,7 +69,7 @@ def _gate_up_kernel(
     FEW: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[row] = silu(gate·x) · (up·x); a tile of at most FEW rows costs less."""
-    tile, n, expert = locate(tile_expert_ptr, I, BLOCK_N, PDL)
+    tile, n, expert = locate(tile_expert_ptr, I, H, BLOCK_N, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)
@@ -114,7 +114,7 @@ def _down_kernel(
     FEW: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[route] = down·inner[row]; a tile of at most FEW rows costs less."""
-    tile, n, expert = locate(tile_expert_ptr, H, BLOCK_N, PDL)
+    tile, n, expert = locate(tile_expert_ptr, H, I, BLOCK_N, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)

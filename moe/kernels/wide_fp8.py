@@ -86,7 +86,7 @@ def _gate_up_kernel(
     FEW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """inner[row] = silu(gate·x) · (up·x); a tile of at most FEW rows costs less."""
-    tile, n, expert = locate(tile_expert_ptr, I, BLOCK_N, PDL)
+    tile, n, expert = locate(tile_expert_ptr, I, H, BLOCK_N, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)
@@ -156,7 +156,7 @@ def _down_kernel(
     FEW: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out[route] = down·inner[row]; a tile of at most FEW rows costs less."""
-    tile, n, expert = locate(tile_expert_ptr, H, DOTS * HALF, PDL)
+    tile, n, expert = locate(tile_expert_ptr, H, I, DOTS * HALF, PDL)
     if expert < 0:
         return
     start, end = tl.load(tile_start_ptr + tile), tl.load(offsets_ptr + expert + 1)

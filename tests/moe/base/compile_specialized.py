@@ -1,10 +1,13 @@
 """Compiles what `moe.base.specialized_fp8` launches for a Hopper GPU.
 
 ``python -m tests.moe.base.compile_specialized`` writes each launch's kernel and bytes of shared
-memory: gate·up, down and a dense GEMM, with scales of blocks and of rows.
+memory: gate·up, down and a dense GEMM, with scales of blocks and of rows, of
+small matrices and of large ones.
 """
 
 from __future__ import annotations
+
+import itertools
 
 import torch
 
@@ -16,7 +19,8 @@ from tests.absent_gpu import compile_launches, tell
 
 META = torch.device("meta")
 FP8 = torch.float8_e4m3fn
-E, K, T, H, WIDTH = 8, 2, 1000, 512, 256
+E, K, T = 8, 2, 1000
+SIZES = (512, 256), (4096, 2048)  # hidden and expert width; the latter are read by tiles together
 
 
 def rows(count: int, columns: int) -> Quantized:
@@ -41,10 +45,11 @@ def plain(count: int, columns: int) -> torch.Tensor:
 if __name__ == "__main__":
     launches = compile_launches()
     aligned = Alignment(ints(T * K), ints(E + 1), ints(30), ints(30))
-    inner = rows(T * K, WIDTH)
-    for block in ((128, 128), (1, 0)):
-        w13, w2 = weight(block, E, 2 * WIDTH, H), weight(block, E, H, WIDTH)
+    for block, (H, width) in itertools.product(((128, 128), (1, 0)), SIZES):
+        inner, outputs = rows(T * K, width), 2 * width + 256
+        w13, w2 = weight(block, E, 2 * width, H), weight(block, E, H, width)
         specialized_gate_up(rows(T, H), w13, aligned, K, out_PI=inner, pdl=True)
         specialized_down(inner, w2, aligned, out_PH=plain(T * K, H), pdl=True)
-        specialized_linear(rows(T, H), weight(block, 768, H), out_MN=plain(T, 768), pdl=True)
+        dense = weight(block, outputs, H)
+        specialized_linear(rows(T, H), dense, out_MN=plain(T, outputs), pdl=True)
     tell(launches)

@@ -129,6 +129,18 @@ def test_real_shapes(T: int, num_ranks: int, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("T", [40, 700])
+def test_experts_too_large_for_the_cache(T: int) -> None:
+    """Whose tiles take blocks of columns together."""
+    context = make_context(torch.device("cuda"), torch.bfloat16)
+    tiles = context.tiles.experts(3, 2048, 4096, T, T * 2)
+    check(
+        make_ids(T, 3, 2, "cuda"), E=3, H=4096, width=2048, tiles=(tiles.gate_up, tiles.down),
+        dtype=torch.bfloat16, device="cuda", pdl=context.pdl,
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("block", [(128, 128), (64, 32), ROWS], ids=str)
 @pytest.mark.parametrize("T", [1, 2, 3, 4, 8, 16, 64, 256, 1000])
 def test_real_shapes_of_eight_bits(T: int, block: tuple[int, int]) -> None:

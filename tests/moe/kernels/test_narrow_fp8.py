@@ -99,6 +99,18 @@ def test_real_shapes(T: int, block: tuple[int, int]) -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("T", [40, 200])
+def test_experts_too_large_for_the_cache(T: int) -> None:
+    """Whose tiles take blocks of columns together."""
+    context = make_context(torch.device("cuda"), torch.bfloat16)
+    check(
+        make_ids(T, 3, 2, "cuda"), E=3, H=4096, width=2048, block=(128, 128), device="cuda",
+        tiles=context.tiles.experts(3, 2048, 4096, T, T * 2, weights=FP8_NAME),
+        dtype=torch.bfloat16, pdl=context.pdl,
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
 @pytest.mark.parametrize("seed", range(30))
 def test_random_shapes(seed: int) -> None:
     draw = random.Random(seed)
