@@ -31,6 +31,7 @@ from switchyard.client import AsyncClient
 
 _TIE = 1e-4
 _POINTS = 0.5
+_TOGETHER = 32  # prompts that transformers answers at once
 
 # By the number of ranks: flags of `switchyard serve`.
 LAYOUTS: dict[int, tuple[str, ...]] = {
@@ -87,19 +88,25 @@ class Oracle:
         return Questions(prompts=prompts, expected=[item.expected for item in items])
 
     @torch.inference_mode()
-    def answers(self, prompts: Sequence[list[int]]) -> Iterator[Tokens]:
-        """One prompt at a time: no padding that could move a logit."""
-        for prompt in prompts:
-            ids = torch.tensor([prompt], device=self.device)
-            out = self.model.generate(
-                ids,
-                attention_mask=torch.ones_like(ids),
-                do_sample=False,
-                max_new_tokens=MAX_NEW_TOKENS,
-                eos_token_id=self.eos,
-                pad_token_id=self.eos,
-            )
-            yield tuple(out[0, len(prompt) :].tolist())
+    def answers(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Tokens]]:
+        """By the prompt's index. Those of equal length go together: no padding moves a logit."""
+        equal: dict[int, list[int]] = {}
+        for index, prompt in enumerate(prompts):
+            equal.setdefault(len(prompt), []).append(index)
+        for indices in equal.values():
+            for first in range(0, len(indices), _TOGETHER):
+                batch = indices[first : first + _TOGETHER]
+                ids = torch.tensor([prompts[index] for index in batch], device=self.device)
+                out = self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    do_sample=False,
+                    max_new_tokens=MAX_NEW_TOKENS,
+                    eos_token_id=self.eos,
+                    pad_token_id=self.eos,
+                )
+                for index, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                    yield index, tuple(_until(tokens, self.eos))
 
     @torch.inference_mode()
     def margin(self, tokens: Sequence[int]) -> float:
@@ -111,6 +118,11 @@ class Oracle:
     def text(self, tokens: Tokens) -> str:
         """As a client would see it."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _until(tokens: list[int], last: int) -> list[int]:
+    """Up to the first ``last``, which is one of them."""
+    return tokens[: tokens.index(last) + 1] if last in tokens else tokens
 
 
 def main() -> None:
@@ -149,10 +161,11 @@ def _compare(
     layouts = [layout for ranks in flags.ranks for layout in LAYOUTS[ranks]]
     with report.progress() as bar:
         task = bar.add_task("transformers", total=len(questions.prompts))
-        reference: list[Tokens] = []
-        for answer in oracle.answers(questions.prompts):
-            reference.append(answer)
+        found: dict[int, Tokens] = {}
+        for index, answer in oracle.answers(questions.prompts):
+            found[index] = answer
             bar.advance(task)
+        reference = [found[index] for index in range(len(questions.prompts))]
         rows = [{"layout": "transformers", **_accuracy(oracle, questions, reference)}]
         rows[0] |= {"ties": 0, "differ": 0, "verdict": "ok"}
         differing: list[str] = []
