@@ -90,23 +90,18 @@ class Oracle:
     @torch.inference_mode()
     def answers(self, prompts: Sequence[list[int]]) -> Iterator[tuple[int, Tokens]]:
         """By the prompt's index. Those of equal length go together: no padding moves a logit."""
-        equal: dict[int, list[int]] = {}
-        for index, prompt in enumerate(prompts):
-            equal.setdefault(len(prompt), []).append(index)
-        for indices in equal.values():
-            for first in range(0, len(indices), _TOGETHER):
-                batch = indices[first : first + _TOGETHER]
-                ids = torch.tensor([prompts[index] for index in batch], device=self.device)
-                out = self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    do_sample=False,
-                    max_new_tokens=MAX_NEW_TOKENS,
-                    eos_token_id=self.eos,
-                    pad_token_id=self.eos,
-                )
-                for index, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
-                    yield index, tuple(_until(tokens, self.eos))
+        for batch in _of_equal_length(prompts):
+            ids = torch.tensor([prompts[index] for index in batch], device=self.device)
+            out = self.model.generate(
+                ids,
+                attention_mask=torch.ones_like(ids),
+                do_sample=False,
+                max_new_tokens=MAX_NEW_TOKENS,
+                eos_token_id=self.eos,
+                pad_token_id=self.eos,
+            )
+            for index, tokens in zip(batch, out[:, ids.shape[1] :].tolist(), strict=True):
+                yield index, tuple(_until(tokens, self.eos))
 
     @torch.inference_mode()
     def margin(self, tokens: Sequence[int]) -> float:
@@ -118,6 +113,16 @@ class Oracle:
     def text(self, tokens: Tokens) -> str:
         """As a client would see it."""
         return str(self.tokenizer.decode(tokens, skip_special_tokens=True))
+
+
+def _of_equal_length(prompts: Sequence[list[int]]) -> Iterator[list[int]]:
+    """Indices of prompts that are answered at once."""
+    equal: dict[int, list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        equal.setdefault(len(prompt), []).append(index)
+    for indices in equal.values():
+        for first in range(0, len(indices), _TOGETHER):
+            yield indices[first : first + _TOGETHER]
 
 
 def _until(tokens: list[int], last: int) -> list[int]:

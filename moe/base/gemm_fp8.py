@@ -14,6 +14,7 @@ from moe.base.launch import launch_options, wait_for_previous
 from moe.base.promoted_dot import add_promoted_dot, dot_columns, fits, step_depth
 from moe.base.quantized import Quantized
 from moe.base.scaled_dot import block_scale, scale_options, scale_rows
+from moe.base.tile_order import tile_and_columns
 from moe.base.tiles import Tiles
 from moe.base.weight import Weight
 
@@ -45,11 +46,8 @@ def _linear_fp8_kernel(
 ):  # fmt: skip
     """BLOCK_M rows and DOTS · HALF columns."""
     num_n: tl.constexpr = (N + DOTS * HALF - 1) // (DOTS * HALF)
-    first_m = tl.program_id(0) // (BAND * num_n) * BAND
-    place = tl.program_id(0) % (BAND * num_n)
-    height = tl.minimum((M + BLOCK_M - 1) // BLOCK_M - first_m, BAND)
-    start = (first_m + place % height) * BLOCK_M
-    row = place // height * (DOTS * HALF)
+    tile, n = tile_and_columns(tl.program_id(0), (M + BLOCK_M - 1) // BLOCK_M, num_n, BAND)
+    start, row = tile * BLOCK_M, n * (DOTS * HALF)
     rows_M = start + tl.arange(0, BLOCK_M)
     x_scales_ptrs = x_scales_ptr + tl.minimum(rows_M, M - 1) * (K // GROUP)
     first = tl.zeros((BLOCK_M, HALF), dtype=tl.float32)

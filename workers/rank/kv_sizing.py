@@ -17,6 +17,7 @@ from workers.attention.kv_cache import (
     free_bytes,
 )
 from workers.config import WorkerConfig
+from workers.config_json.model_config import ModelConfig
 from workers.distributed import ranks_here
 from workers.models.base import BuildContext, Model
 from workers.rank.runner_factory import RunnerFactory
@@ -87,6 +88,20 @@ def warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
         "max_model_len": build.max_positions,
         "block_size": config.block_size,
     }
+
+
+def cache_sizes(
+    model: Model, model_config: ModelConfig, block_size: int, dtype: torch.dtype
+) -> CacheSizes:
+    """Of a rank's model; ``dtype`` is that of an entry's numbers."""
+    return CacheSizes(
+        num_layers=model.layer_groups.size,
+        block_size=block_size,
+        num_kv_heads=model.num_kv_heads,
+        head_dim=model_config.attention[0].key_width,
+        v_head_dim=model_config.attention[0].value_width,
+        dtype=dtype,
+    )
 
 
 def warm_up_runner(

@@ -19,7 +19,7 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.config import resolve_runner
 from workers.attention.any import AnyAttention
-from workers.attention.kv_cache import FP8, CacheSizes, KVCache, unused_bytes
+from workers.attention.kv_cache import FP8, KVCache, unused_bytes
 from workers.attention.mla_spec import MlaSpec
 from workers.checkpoint import Checkpoint
 from workers.config import WorkerConfig
@@ -159,14 +159,8 @@ def _make_runner(
     """The runner that serves, on a cache of all memory that is left; and the tokens and seconds of
     a timed prefill."""
     factory = RunnerFactory(model, config, model_config, build, kv_cache_dtype)
-    sizes = CacheSizes(
-        num_layers=model.layer_groups.size,
-        block_size=config.block_size,
-        num_kv_heads=model.num_kv_heads,
-        head_dim=model_config.attention[0].key_width,
-        v_head_dim=model_config.attention[0].value_width,
-        dtype=_CACHE_DTYPES[kv_cache_dtype],
-    )
+    cache_dtype = _CACHE_DTYPES[kv_cache_dtype]
+    sizes = kv_sizing.cache_sizes(model, model_config, config.block_size, cache_dtype)
     if graph_capture.launches_blindly(config, build):
         compile_ahead(factory, model.of_each_kind(model_config), sizes, config, build)
     if config.self_check == "on":

@@ -24,12 +24,12 @@ from moe.base.workspace import Workspace
 from tests.absent_gpu import SHARED_BYTES, compile_for_hopper
 from tests.workers.families.draws import FAMILIES, save_family
 from tests.workers.steps import start_rank
-from workers.attention.kv_cache import CacheSizes
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
 from workers.rank import compile_ahead, startup
+from workers.rank.kv_sizing import cache_sizes
 from workers.rank.runner_factory import RunnerFactory
 from workers.step.runner import Runner
 
@@ -44,14 +44,7 @@ class Ahead:
     ) -> None:
         self.whole, self.few = model, model.of_each_kind(model_config)
         factory = RunnerFactory(model, config, model_config, build, "float32")
-        sizes = CacheSizes(
-            num_layers=model.layer_groups.size,
-            block_size=config.block_size,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model_config.attention[0].key_width,
-            v_head_dim=model_config.attention[0].value_width,
-            dtype=build.dtype,
-        )
+        sizes = cache_sizes(model, model_config, config.block_size, build.dtype)
         self.factory, self.rest = factory, (sizes, config, build)
 
     def run(self, model: Model) -> int:

@@ -20,6 +20,7 @@ from workers.distributed import Groups, expert_groups
 from workers.layers.norm import RMSNorm
 from workers.models.base import BuildContext, Model
 from workers.models.decoder import Decoder
+from workers.rank.kv_sizing import cache_sizes
 from workers.rank.runner_factory import RunnerFactory
 from workers.scale_blocks import with_quantization
 from workers.self_check.checks import CHECKS, check_rank, kernel_checks, make_setting
@@ -147,14 +148,7 @@ def make_rank(
     return MadeRank(
         model=model,
         factory=RunnerFactory(model, flags, model_config, build, cache),
-        sizes=CacheSizes(
-            num_layers=model.layer_groups.size,
-            block_size=flags.block_size,
-            num_kv_heads=model.num_kv_heads,
-            head_dim=model_config.attention[0].key_width,
-            v_head_dim=model_config.attention[0].value_width,
-            dtype=FP8 if fp8_cache else dtype,
-        ),
+        sizes=cache_sizes(model, model_config, flags.block_size, FP8 if fp8_cache else dtype),
         build=build,
         vocab_size=model_config.vocab_size,
     )
