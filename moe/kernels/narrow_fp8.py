@@ -13,6 +13,7 @@ import triton
 import triton.language as tl
 
 from moe.base.launch import launch_options, wait_for_previous
+from moe.base.prefetch import prefetch_tile
 from moe.base.promoted_dot import narrow_fits, step_depth
 from moe.base.quantize_rows import quantize_groups
 from moe.base.quantized import GROUP, Quantized
@@ -22,6 +23,11 @@ from moe.base.tiles import ExpertTiles, Tiles
 from moe.base.weight import Weight
 from moe.kernels.align import Alignment
 from moe.kernels.locate import locate
+
+# Weights of a row, in bytes, that are asked for before anything else: of gate and up while a tile's
+# tokens are looked up, of down while gate·up ends.
+_GATE_UP_AHEAD = tl.constexpr(512)
+_DOWN_AHEAD = tl.constexpr(128)
 
 
 def experts_narrow_fit(tiles: ExpertTiles, w13: Weight, w2: Weight) -> bool:
@@ -48,15 +54,19 @@ def _gate_up_kernel(
     tile, n, expert = locate(tile_expert_ptr, I, H, BLOCK_N, PDL)
     if expert < 0:
         return
+    row = n * BLOCK_N
+    w_ptr = w13_ptr + expert.to(tl.int64) * (2 * I * H)
+    if PDL:
+        prefetch_tile(w_ptr, row, 0, I, H, BLOCK_N, _GATE_UP_AHEAD)
+        prefetch_tile(w_ptr + I * H, row, 0, I, H, BLOCK_N, _GATE_UP_AHEAD)
     end = tl.load(offsets_ptr + expert + 1)
     rows_M = tl.load(tile_start_ptr + tile) + tl.arange(0, BLOCK_M)
     # Rows past the end repeat the last one: they cost no mask and are never stored.
     tokens_M = tl.load(order_ptr + tl.minimum(rows_M, end - 1)) // K
-    row = n * BLOCK_N
     columns_N, ks = row + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     x_ptrs = x_ptr + tokens_M.to(tl.int64)[:, None] * H + ks[None, :]
     x_scales_ptrs = x_scales_ptr + tokens_M * (H // GROUP)
-    gate_ptrs = w13_ptr + expert.to(tl.int64) * (2 * I * H) + columns_N[:, None] * H + ks[None, :]
+    gate_ptrs = w_ptr + columns_N[:, None] * H + ks[None, :]
     gate = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     up = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     # Scales are asked for a step ahead.
@@ -106,7 +116,10 @@ def _down_kernel(
     columns_N, ks = row + tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_K)
     inner_ptrs = inner_ptr + last_M.to(tl.int64)[:, None] * I + ks[None, :]
     inner_scales_ptrs = inner_scales_ptr + last_M * (I // GROUP)
-    w_ptrs = w2_ptr + expert.to(tl.int64) * (H * I) + columns_N[:, None] * I + ks[None, :]
+    w_ptr = w2_ptr + expert.to(tl.int64) * (H * I)
+    w_ptrs = w_ptr + columns_N[:, None] * I + ks[None, :]
+    if PDL:
+        prefetch_tile(w_ptr, row, 0, H, I, BLOCK_N, _DOWN_AHEAD)
     total = tl.zeros((BLOCK_N, BLOCK_M), dtype=tl.float32)
     scale = block_scale(scales_ptr, expert, row, 0, H, I, SCALES, BN, BK)
     wait_for_previous(PDL)
