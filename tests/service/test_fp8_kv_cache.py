@@ -40,8 +40,8 @@ def load_of(server: Server) -> pb.GetLoadResponse:
 
 
 def test_random_models_answer_as_transformers_over_rounded_keys_and_values(tmp_path: Path) -> None:
-    """With room on one rank; then on two, where they preempt each other and find each other's
-    blocks."""
+    """Alone and with room on one rank; then together on one and on two, where they preempt each
+    other and find each other's blocks."""
     config = Qwen3MoeConfig(
         vocab_size=301, hidden_size=48, intermediate_size=64, moe_intermediate_size=20,
         num_experts=7, num_experts_per_tok=3, norm_topk_prob=True, num_hidden_layers=3,
@@ -54,7 +54,7 @@ def test_random_models_answer_as_transformers_over_rounded_keys_and_values(tmp_p
     prompts[4][:32] = prompts[3][:32]
     expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
     options = {"max_new_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0.0}
-    for flags in (("--tp", "1"), ("--tp", "2", *SMALL_CACHE)):
+    for flags in (("--tp", "1"), ("--tp", "1", *SMALL_CACHE), ("--tp", "2", *SMALL_CACHE)):
         with Server(tmp_path, str(tmp_path), *CPU, *FP8, *flags) as server:
             ours = asyncio.run(generate(server.address, prompts, **options))
             again = asyncio.run(generate(server.address, prompts[3:], **options))
