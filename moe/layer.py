@@ -102,11 +102,13 @@ class SparseMoeBlock(nn.Module):
         max_tokens: int,
         num_valid: torch.Tensor | None = None,
         quantized_TH: Quantized | None = None,
+        logits_STE: torch.Tensor | None = None,
     ) -> DeferredSum:
         """`max_tokens` is the largest T of any replica in this step, a host number.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding, which no expert computes.
-        `quantized_TH` is `hidden_TH` in eight bits, if anyone made it.
+        `quantized_TH` is `hidden_TH` in eight bits, `logits_STE` parts of its products with
+        `router_weight`, if anyone made them.
         Every rank calls it in every step, also with T = 0: the other ranks wait for it.
         """
         if max_tokens == 0:
@@ -115,7 +117,9 @@ class SparseMoeBlock(nn.Module):
         num_valid = self._valid_of(share, num_valid)
         num_tokens = share.hidden.shape[0]
         defer = self.tokens_replicated and self.experts.chooses(num_tokens)
-        topk = self.gate(share.hidden, num_valid, self._ids_of(share.hidden), defer=defer)
+        assert logits_STE is None or self.tokens_replicated
+        out_ids_P = self._ids_of(share.hidden)
+        topk = self.gate(share.hidden, num_valid, out_ids_P, defer=defer, logits_STE=logits_STE)
         dispatched = self.dispatcher.dispatch(share, topk)
         self._keep(dispatched.topk)
         if not self.tokens_replicated:  # a share and what is exchanged are other rows
@@ -125,6 +129,11 @@ class SparseMoeBlock(nn.Module):
         if self.shared_experts is not None:
             shared = self.shared_experts(share.hidden, quantized_TH)
         return self.dispatcher.combine(expert_out, dispatched, shared)
+
+    @property
+    def router_weight(self) -> torch.Tensor | None:
+        """What whoever makes the rows may multiply them with; None where others' are routed too."""
+        return self.gate.weight if self.tokens_replicated else None
 
     def takes_quantized(self, num_tokens: int) -> bool:
         """Whether so many tokens of this replica are computed in eight bits, some of the layer's at

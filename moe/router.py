@@ -58,15 +58,20 @@ class TopKRouter(nn.Module):
         out_ids_P: torch.Tensor | None = None,
         *,
         defer: bool = False,
+        logits_STE: torch.Tensor | None = None,
     ) -> TopK:
         """Logits in the model's dtype, or with `fp32_gate` in fp32; everything after in fp32.
 
         Tokens from `num_valid`, int32 [1] on the device, on are padding: ids −1, weights 0.
         `out_ids_P` [T·K] int32 takes the ids. With `defer`, for kernels alone, whoever computes the
-        experts chooses them, by `TopK.choice`.
+        experts chooses them, by `TopK.choice`. `logits_STE`, for kernels too: parts of the logits
+        that someone has made.
         """
         if self.context is not None:
-            return self._kernels(hidden_TH, num_valid, out_ids_P, defer, self.context)
+            if logits_STE is None:
+                logits_STE = self._logits(hidden_TH, self.context)
+            return self._kernels(logits_STE, num_valid, out_ids_P, defer, self.context)
+        assert logits_STE is None
         topk = self._select(hidden_TH)
         if num_valid is not None:
             is_pad_T1 = torch.arange(len(hidden_TH), device=hidden_TH.device)[:, None] >= num_valid
@@ -77,25 +82,30 @@ class TopKRouter(nn.Module):
             out_ids_P.copy_(topk.ids.flatten())
         return topk
 
+    def _logits(self, hidden_TH: torch.Tensor, context: KernelContext) -> torch.Tensor:
+        """In parts."""
+        return linear_parts(
+            hidden_TH, Weight(self.weight), context, "router", dtype=self.logits_dtype
+        )
+
     def _kernels(
         self,
-        hidden_TH: torch.Tensor,
+        logits_STE: torch.Tensor,
         num_valid: torch.Tensor | None,
         out_ids_P: torch.Tensor | None,
         defer: bool,
         context: KernelContext,
     ) -> TopK:
-        shape = (hidden_TH.shape[0], self.config.num_experts_per_tok)
+        shape = (logits_STE.shape[1], self.config.num_experts_per_tok)
         take = context.workspace.take
         ids_TK = take("ids", shape, torch.int32) if out_ids_P is None else out_ids_P.view(shape)
         weights_TK = take("weights", shape, torch.float32)
         dtype = self.logits_dtype
-        logits = linear_parts(hidden_TH, Weight(self.weight), context, "router", dtype=dtype)
         how = self.rule, self.e_score_correction_bias, num_valid
         if defer:
-            return TopK(weights_TK, ids_TK, make_choice(logits, *how, dtype))
+            return TopK(weights_TK, ids_TK, make_choice(logits_STE, *how, dtype))
         weights, ids = select_experts(
-            logits,
+            logits_STE,
             *how,
             logits_dtype=dtype,
             out_weights_TK=weights_TK,

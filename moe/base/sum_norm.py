@@ -1,8 +1,9 @@
-"""Sum of parts + residual + norm, one launch, which may give the norm in eight bits too.
+"""Sum of parts + residual + norm, one launch, which may give the norm in eight bits too, and a
+router's logits of it.
 
 Owns the sum of whatever kernels before it left in parts (split-K partials, routes of a token) and
 the norm that follows. Does not know what the parts are.
-T tokens, S parts, M more of them, H hidden.
+T tokens, S parts, M more of them, H hidden, E experts.
 """
 
 from __future__ import annotations
@@ -19,6 +20,11 @@ from moe.base.quantized import Quantized, split_quantized
 _MANY_TOKENS = 256
 # Columns of one program where nothing is normed.
 _MAX_COLUMNS = 1024
+# Of a router's weights a thread holds so many, asked for before the parts are there; so many
+# programs run at once, and each sums and norms its token itself.
+_ROUTER_WEIGHTS = 32
+_ROUTER_WARPS = 8
+_ROUTER_PROGRAMS = 256
 # Given any limit, ptxas keeps loads above uses; given none it saves registers by mixing them, which
 # costs further round trips to memory.
 MAX_REGISTERS = 128
@@ -86,17 +92,28 @@ def _layer_norm(
 @triton.jit
 def _sum_norm_kernel(
     parts_ptr, weights_ptr, more_ptr, residual_ptr, norm_weight_ptr, norm_bias_ptr,
-    out_normed_ptr, out_residual_ptr, values_ptr, scales_ptr,
+    out_normed_ptr, out_residual_ptr, values_ptr, scales_ptr, router_ptr, logits_ptr,
     stride_t, stride_s, more_stride_t, more_stride_s,
     EPS: tl.constexpr, SCALE: tl.constexpr, S: tl.constexpr, M: tl.constexpr, H: tl.constexpr,
     GROUP: tl.constexpr, BLOCK: tl.constexpr, HAS_WEIGHTS: tl.constexpr, SKIP: tl.constexpr,
     HAS_RESIDUAL: tl.constexpr, HAS_NORM: tl.constexpr, IS_LAYER_NORM: tl.constexpr,
-    PDL: tl.constexpr,
+    E: tl.constexpr, BLOCK_E: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
+    """One token; without a norm some columns of it, with a router of E experts BLOCK_E of them."""
     dtype: tl.constexpr = out_residual_ptr.dtype.element_ty
     token = tl.program_id(0).to(tl.int64)
-    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
-    is_column = columns < H
+    if E > 0:
+        columns = tl.arange(0, BLOCK)
+        is_column = columns < H
+        experts = tl.program_id(1) * BLOCK_E + tl.arange(0, BLOCK_E)
+        is_weight = (experts < E)[:, None] & is_column[None, :]
+        router_ptrs = router_ptr + experts[:, None] * H + columns[None, :]
+        router = tl.load(router_ptrs, mask=is_weight, other=0.0)
+        is_stored = is_column & (tl.program_id(1) == 0)
+    else:
+        columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+        is_column = columns < H
+        is_stored = is_column
     if HAS_NORM:
         norm_weight = tl.load(norm_weight_ptr + columns, mask=is_column, other=0.0)
     if IS_LAYER_NORM:
@@ -125,7 +142,7 @@ def _sum_norm_kernel(
         x = (x.to(tl.float32) * SCALE).to(dtype)
     if HAS_RESIDUAL:
         x = (residual.to(tl.float32) + x.to(tl.float32)).to(dtype)
-    tl.store(out_residual_ptr + token * H + columns, x, mask=is_column)
+    tl.store(out_residual_ptr + token * H + columns, x, mask=is_stored)
     if HAS_NORM:
         if IS_LAYER_NORM:
             normed = _layer_norm(
@@ -134,7 +151,12 @@ def _sum_norm_kernel(
             )  # fmt: skip
         else:
             normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
-        tl.store(out_normed_ptr + token * H + columns, normed, mask=is_column)
+        tl.store(out_normed_ptr + token * H + columns, normed, mask=is_stored)
+        if E > 0:
+            products = router.to(tl.float32) * normed.to(tl.float32)[None, :]
+            tl.store(logits_ptr + token * E + experts, tl.sum(products, axis=1), mask=experts < E)
+            if tl.program_id(1) > 0:
+                return
         if GROUP > 0:
             store_quantized(normed, values_ptr, scales_ptr, token, columns, H, GROUP)
 
@@ -142,6 +164,20 @@ def _sum_norm_kernel(
 def row_warps(block: int, itemsize: int) -> int:
     """Warps for a row of ``block`` elements, each lane loading 16 bytes of it."""
     return min(16, max(1, block * itemsize // 512))
+
+
+def takes_router(num_tokens: int, router_EH: torch.Tensor) -> bool:
+    """Whether a norm of so many tokens makes a router's logits too: as long as its programs, of
+    which each norms its token again, run at once."""
+    E, H = router_EH.shape
+    block_e = _router_block(H)
+    return block_e > 0 and 0 < num_tokens * triton.cdiv(E, block_e) <= _ROUTER_PROGRAMS
+
+
+def _router_block(hidden: int) -> int:
+    """Experts of a program."""
+    row: int = triton.next_power_of_2(hidden)
+    return min(16, 32 * _ROUTER_WARPS * _ROUTER_WEIGHTS // row)
 
 
 def sum_norm(
@@ -157,13 +193,16 @@ def sum_norm(
     out_normed: torch.Tensor | None = None,
     out_residual: torch.Tensor | None = None,
     out_quantized: Quantized | None = None,
+    router_EH: torch.Tensor | None = None,
+    out_logits: torch.Tensor | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more) · scale + residual, then RMSNorm.
 
     A part of weight 0 is left out whatever it holds. The sum is rounded to the model's dtype, that
     of ``out_residual``; where that is not given, of the residual, else of the norm, else of the
-    parts. ``out_residual`` may be ``residual_TH``. Without a norm nothing is normed.
+    parts. ``out_residual`` may be ``residual_TH``, but not with a router. Without a norm nothing is
+    normed.
 
     Args:
         parts_TSH: any strides over tokens and parts; H contiguous.
@@ -171,6 +210,8 @@ def sum_norm(
         norm_bias_H: makes it a LayerNorm.
         more_TMH: further parts, of another buffer and of weight 1.
         out_quantized: takes the norm as `out_normed` does, in eight bits.
+        router_EH: contiguous, of any type, where `takes_router`; ``out_logits``, fp32 ``[T, E]``,
+            takes its products with the norm.
 
     Returns:
         Normed rows (None without a norm) and the new residual, both ``[T, H]``.
@@ -199,6 +240,14 @@ def sum_norm(
         assert norm_bias_H.shape == (H,) and norm_bias_H.is_contiguous()
     if out_quantized is not None:
         assert norm_weight_H is not None and out_quantized.shape == (T, H)
+    num_experts = block_e = 0
+    if router_EH is not None:
+        assert norm_weight_H is not None and out_logits is not None
+        assert out_residual is not residual_TH
+        num_experts, block_e = len(router_EH), _router_block(H)
+        assert router_EH.shape == (num_experts, H) and router_EH.is_contiguous()
+        assert out_logits.shape == (T, num_experts) and out_logits.dtype == torch.float32
+        assert out_logits.is_contiguous() and takes_router(T, router_EH)
     if T == 0:
         return out_normed, out_residual
     values = scales = None
@@ -208,9 +257,12 @@ def sum_norm(
     block = triton.next_power_of_2(H)
     if norm_weight_H is None:  # programs may share a row
         block = min(block, _MAX_COLUMNS)
-    _sum_norm_kernel[(T, triton.cdiv(H, block))](
+    warps, programs = row_warps(block, parts_TSH.itemsize), triton.cdiv(H, block)
+    if router_EH is not None:
+        warps, programs = min(warps, _ROUTER_WARPS), triton.cdiv(num_experts, block_e)
+    _sum_norm_kernel[(T, programs)](
         parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, norm_bias_H,
-        out_normed, out_residual, values, scales,
+        out_normed, out_residual, values, scales, router_EH, out_logits,
         parts_TSH.stride(0), parts_TSH.stride(1),
         None if more_TMH is None else more_TMH.stride(0),
         None if more_TMH is None else more_TMH.stride(1),
@@ -218,8 +270,8 @@ def sum_norm(
         GROUP=group,
         HAS_WEIGHTS=weights_TS is not None, SKIP=T >= _MANY_TOKENS,
         HAS_RESIDUAL=residual_TH is not None, HAS_NORM=norm_weight_H is not None,
-        IS_LAYER_NORM=norm_bias_H is not None,
-        num_warps=row_warps(block, parts_TSH.itemsize),
+        IS_LAYER_NORM=norm_bias_H is not None, E=num_experts, BLOCK_E=block_e,
+        num_warps=warps,
         maxnreg=MAX_REGISTERS,
         enable_fp_fusion=False,  # multiply, then add: the bits of moe.routes.weighted_sum
         **launch_options(pdl),

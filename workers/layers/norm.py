@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -12,7 +13,23 @@ from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import GROUP, Quantized, take_quantized
-from moe.base.sum_norm import sum_norm
+from moe.base.sum_norm import sum_norm, takes_router
+
+
+class Normed(NamedTuple):
+    """What a norm gives to those behind it.
+
+    Attributes:
+        residual: ``[T, H]``, with what was to be added.
+        rows: its norm.
+        quantized: ``rows`` in eight bits, or None.
+        logits: a router's, fp32 parts ``[1, T, E]``, or None.
+    """
+
+    residual: torch.Tensor
+    rows: torch.Tensor
+    quantized: Quantized | None = None
+    logits: torch.Tensor | None = None
 
 
 class Norm(nn.Module):
@@ -46,7 +63,7 @@ class Norm(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if self.context is not None:
-            return self._normed(x, DeferredSum.of(x), None, None)
+            return self._normed(x, DeferredSum.of(x), None)
         return self.plain(x)
 
     def add(
@@ -56,22 +73,51 @@ class Norm(nn.Module):
         if self.context is None:
             residual_TH = residual_TH + update.total(residual_TH.dtype)
             return residual_TH, self(residual_TH)
-        return residual_TH, self._normed(residual_TH, update, residual_TH, None)
+        return residual_TH, self._normed(residual_TH, update, residual_TH)
 
-    def add_quantized(
-        self, residual_TH: torch.Tensor, update: DeferredSum | None, *, wanted: bool
-    ) -> tuple[torch.Tensor, torch.Tensor, Quantized | None]:
+    def add_for_readers(
+        self,
+        residual_TH: torch.Tensor,
+        update: DeferredSum | None,
+        *,
+        in_eight_bits: bool,
+        router_EH: torch.Tensor | None = None,
+    ) -> Normed:
         """As ``add``, or with nothing to add as ``forward``; and the norm in eight bits where it is
-        wanted and readers have weights of them."""
-        T, H = residual_TH.shape
-        if self.context is None or not self.quantize or not wanted:
+        wanted and readers have weights of them, and a router's logits of few tokens. With those the
+        residual is in another place."""
+        context = self.context
+        if context is None:
             if update is None:
-                return residual_TH, self(residual_TH), None
-            return *self.add(residual_TH, update), None
-        quantized_TH = take_quantized(self.context.workspace, "normed_quantized", (T, H))
-        residual = None if update is None else residual_TH
-        update = update or DeferredSum.of(residual_TH)
-        return residual_TH, self._normed(residual_TH, update, residual, quantized_TH), quantized_TH
+                return Normed(residual_TH, self(residual_TH))
+            return Normed(*self.add(residual_TH, update))
+        T, H = residual_TH.shape
+        out_residual_TH, quantized_TH, logits_TE = residual_TH, None, None
+        if in_eight_bits and self.quantize:
+            quantized_TH = take_quantized(context.workspace, "normed_quantized", (T, H))
+        if update is not None and router_EH is not None and takes_router(T, router_EH):
+            logits_TE = context.workspace.take("logits", (T, len(router_EH)), torch.float32)
+            out_residual_TH = self._elsewhere(residual_TH, context)
+        rows_TH = context.workspace.take("normed", (T, H), residual_TH.dtype)
+        self._launch(
+            DeferredSum.of(residual_TH) if update is None else update,
+            None if update is None else residual_TH,
+            rows_TH,
+            out_residual_TH,
+            quantized_TH,
+            router_EH,
+            logits_TE,
+        )
+        logits_1TE = None if logits_TE is None else logits_TE.unsqueeze(0)
+        return Normed(out_residual_TH, rows_TH, quantized_TH, logits_1TE)
+
+    def _elsewhere(self, residual_TH: torch.Tensor, context: KernelContext) -> torch.Tensor:
+        """Workspace for a residual that all programs read: of two buffers the one it is not in."""
+        first, second = (
+            context.workspace.take(name, tuple(residual_TH.shape), residual_TH.dtype)
+            for name in ("residual", "residual_too")
+        )
+        return second if first.data_ptr() == residual_TH.data_ptr() else first
 
     def of_sum(self, update: DeferredSum) -> DeferredSum:
         """The norm of a sum by itself, which is rounded before, as one part: to be read before the
@@ -81,7 +127,7 @@ class Norm(nn.Module):
         T, _, H = update.parts.shape
         take = self.context.workspace.take
         out_TH = take("end_normed", (T, H), self.weight.dtype)
-        self._launch(update, None, out_TH, take("end_sum", (T, H), self.weight.dtype), None)
+        self._launch(update, None, out_TH, take("end_sum", (T, H), self.weight.dtype))
         return DeferredSum.of(out_TH)
 
     def _normed(
@@ -89,12 +135,11 @@ class Norm(nn.Module):
         out_residual_TH: torch.Tensor,
         update: DeferredSum,
         residual_TH: torch.Tensor | None,
-        quantized_TH: Quantized | None,
     ) -> torch.Tensor:
         assert self.context is not None
         shape = tuple(out_residual_TH.shape)
         out_TH = self.context.workspace.take("normed", shape, out_residual_TH.dtype)
-        self._launch(update, residual_TH, out_TH, out_residual_TH, quantized_TH)
+        self._launch(update, residual_TH, out_TH, out_residual_TH)
         return out_TH
 
     def _launch(
@@ -103,7 +148,9 @@ class Norm(nn.Module):
         residual_TH: torch.Tensor | None,
         out_TH: torch.Tensor,
         out_residual_TH: torch.Tensor,
-        quantized_TH: Quantized | None,
+        quantized_TH: Quantized | None = None,
+        router_EH: torch.Tensor | None = None,
+        logits_TE: torch.Tensor | None = None,
     ) -> None:
         assert self.context is not None
         sum_norm(
@@ -118,6 +165,8 @@ class Norm(nn.Module):
             out_normed=out_TH,
             out_residual=out_residual_TH,
             out_quantized=quantized_TH,
+            router_EH=None if logits_TE is None else router_EH,
+            out_logits=logits_TE,
             pdl=self.context.pdl,
         )
 

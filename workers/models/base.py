@@ -129,11 +129,23 @@ class Model(Protocol):
 class MLP(Protocol):
     """What stands behind attention in a decoder layer, dense or sparse."""
 
+    @property
+    def router_weight(self) -> torch.Tensor | None:
+        """A matrix whose products with its rows the norm may make."""
+        ...
+
     def __call__(
-        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+        self,
+        hidden_TH: torch.Tensor,
+        batch: ForwardBatch,
+        quantized_TH: Quantized | None = None,
+        logits_STE: torch.Tensor | None = None,
     ) -> DeferredSum:
-        """What it adds to the residual, a sum to ``[T, H]``; ``quantized_TH`` is ``hidden_TH`` in
-        eight bits, if the norm made it."""
+        """What it adds to the residual, a sum to ``[T, H]``.
+
+        If the norm made them, ``quantized_TH`` is ``hidden_TH`` in eight bits and ``logits_STE``,
+        where it has a ``router_weight``, are parts of the products with that.
+        """
         ...
 
     def takes_quantized(self, num_tokens: int) -> bool:

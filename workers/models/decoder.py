@@ -67,16 +67,19 @@ class DecoderLayer(nn.Module):
     ) -> tuple[torch.Tensor, DeferredSum]:
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
         before."""
-        norm = self.input_layernorm.add_quantized
         T = len(residual_TH)
-        wanted = self.self_attn.takes_quantized(T)
-        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=wanted)
-        update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
-        update = update.times(self.multiplier)
-        norm = self.post_attention_layernorm.add_quantized
-        wanted = self.mlp.takes_quantized(T)
-        residual_TH, hidden_TH, quantized_TH = norm(residual_TH, update, wanted=wanted)
-        return residual_TH, self.mlp(hidden_TH, batch, quantized_TH).times(self.multiplier)
+        normed = self.input_layernorm.add_for_readers(
+            residual_TH, update, in_eight_bits=self.self_attn.takes_quantized(T)
+        )
+        update = self.self_attn(normed.rows, cache, batch.attention, normed.quantized)
+        normed = self.post_attention_layernorm.add_for_readers(
+            normed.residual,
+            update.times(self.multiplier),
+            in_eight_bits=self.mlp.takes_quantized(T),
+            router_EH=self.mlp.router_weight,
+        )
+        update = self.mlp(normed.rows, batch, normed.quantized, normed.logits)
+        return normed.residual, update.times(self.multiplier)
 
     def norm_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """Those of its norms; ``prefix`` is that of the layer."""

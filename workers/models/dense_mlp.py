@@ -20,6 +20,8 @@ from workers.models.base import BuildContext, ForwardBatch
 class DenseMLP(nn.Module):
     """``down(silu(gate x) * up x)``, I / tp wide on each rank. ``prefix`` ends in ``mlp.``."""
 
+    router_weight: torch.Tensor | None = None
+
     def __init__(self, config: ModelConfig, build: BuildContext, prefix: str) -> None:
         super().__init__()
         groups, dtype, device = build.groups, build.dtype, build.device
@@ -42,9 +44,14 @@ class DenseMLP(nn.Module):
         )
 
     def forward(
-        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+        self,
+        hidden_TH: torch.Tensor,
+        batch: ForwardBatch,
+        quantized_TH: Quantized | None = None,
+        logits_STE: torch.Tensor | None = None,
     ) -> DeferredSum:
         """Each token by itself, padding too: nothing of the batch is read."""
+        assert logits_STE is None
         partials_STW: torch.Tensor = self.gate_up_proj(hidden_TH, quantized_TH)
         inner_TI: torch.Tensor | Quantized
         if self.context is None:

@@ -13,10 +13,9 @@ from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.deferred_sum import DeferredSum
-from moe.base.quantized import Quantized
 from workers.attention.kv_cache import LayerCache
 from workers.config_json.model_config import ModelConfig
-from workers.layers.norm import NORMS, Norm
+from workers.layers.norm import NORMS, Norm, Normed
 from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
 from workers.models.mla import LatentAttention
@@ -66,18 +65,21 @@ class EndNormLayer(nn.Module):
     ) -> tuple[torch.Tensor, DeferredSum]:
         """As `DecoderLayer` does."""
         T = len(residual_TH)
-        residual_TH, hidden_TH, quantized_TH = self._enter(
+        normed = self._enter(
             self.attention_norm,
             residual_TH,
             update,
-            wanted=self.self_attn.takes_quantized(T),
+            in_eight_bits=self.self_attn.takes_quantized(T),
         )
-        update = self.self_attn(hidden_TH, cache, batch.attention, quantized_TH)
-        update = self.attention_end_norm.of_sum(update)
-        residual_TH, hidden_TH, quantized_TH = self._enter(
-            self.mlp_norm, residual_TH, update, wanted=self.mlp.takes_quantized(T)
+        update = self.self_attn(normed.rows, cache, batch.attention, normed.quantized)
+        normed = self._enter(
+            self.mlp_norm,
+            normed.residual,
+            self.attention_end_norm.of_sum(update),
+            in_eight_bits=self.mlp.takes_quantized(T),
         )
-        return residual_TH, self.mlp_end_norm.of_sum(self.mlp(hidden_TH, batch, quantized_TH))
+        update = self.mlp(normed.rows, batch, normed.quantized)
+        return normed.residual, self.mlp_end_norm.of_sum(update)
 
     def _enter(
         self,
@@ -85,15 +87,14 @@ class EndNormLayer(nn.Module):
         residual_TH: torch.Tensor,
         update: DeferredSum | None,
         *,
-        wanted: bool,
-    ) -> tuple[torch.Tensor, torch.Tensor, Quantized | None]:
-        """The residual with the update, and what goes in: itself without a norm; in eight bits too
-        where it is normed and they are wanted."""
+        in_eight_bits: bool,
+    ) -> Normed:
+        """The residual with the update, and what goes in: itself without a norm."""
         if norm is not None:
-            return norm.add_quantized(residual_TH, update, wanted=wanted)
+            return norm.add_for_readers(residual_TH, update, in_eight_bits=in_eight_bits)
         if update is not None:
             update.add_to(residual_TH, self.context)
-        return residual_TH, residual_TH, None
+        return Normed(residual_TH, residual_TH)
 
     def norm_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """As `DecoderLayer` does."""

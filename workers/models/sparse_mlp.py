@@ -54,11 +54,22 @@ class SparseMLP(nn.Module):
             shared_format=build.format_of(shared),
         )
 
+    @property
+    def router_weight(self) -> torch.Tensor | None:
+        """As the block's."""
+        return self.block.router_weight
+
     def forward(
-        self, hidden_TH: torch.Tensor, batch: ForwardBatch, quantized_TH: Quantized | None = None
+        self,
+        hidden_TH: torch.Tensor,
+        batch: ForwardBatch,
+        quantized_TH: Quantized | None = None,
+        logits_STE: torch.Tensor | None = None,
     ) -> DeferredSum:
         """All ranks call it in every step: they exchange tokens; padding is not computed."""
-        update: DeferredSum = self.block(hidden_TH, batch.max_tokens, batch.num_valid, quantized_TH)
+        update: DeferredSum = self.block(
+            hidden_TH, batch.max_tokens, batch.num_valid, quantized_TH, logits_STE
+        )
         return update
 
     def takes_quantized(self, num_tokens: int) -> bool:

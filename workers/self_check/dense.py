@@ -18,7 +18,7 @@ from moe.base.swiglu import swiglu
 from moe.base.weight import Weight
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.linear import RowParallelLinear
-from workers.layers.norm import Norm
+from workers.layers.norm import Norm, Normed
 from workers.models.dense_mlp import DenseMLP
 from workers.models.end_norms import EndNormLayer
 from workers.self_check.finding import (
@@ -55,9 +55,9 @@ def check_norm(norm: Norm, setting: Setting) -> Iterator[Finding]:
     """Of what no layer has added to yet."""
     for T in setting.steps:
         x_TH = setting.rows(T, norm.weight.shape[0])
-        wanted = setting.attention.takes_quantized(T)
-        _, normed_TH, quantized_TH = norm.add_quantized(x_TH, None, wanted=wanted)
-        yield from check_normed("norm", norm, x_TH, normed_TH, quantized_TH)
+        in_eight_bits = setting.attention.takes_quantized(T)
+        normed = norm.add_for_readers(x_TH, None, in_eight_bits=in_eight_bits)
+        yield from check_normed("norm", norm, x_TH, normed)
 
 
 def check_end_norms(layer: EndNormLayer, setting: Setting) -> Iterator[Finding]:
@@ -158,29 +158,32 @@ def check_update(
     size = expected_TH.square().mean().sqrt()
     before_TH = (setting.rows(*expected_TH.shape).float() * size).to(setting.dtype)
     reader = setting.mlp if before_mlp else setting.attention
-    residual_TH, normed_TH, quantized_TH = setting.norm.add_quantized(
-        before_TH.clone(), update, wanted=reader.takes_quantized(len(before_TH))
+    normed = setting.norm.add_for_readers(
+        before_TH.clone(),
+        update,
+        in_eight_bits=reader.takes_quantized(len(before_TH)),
+        router_EH=setting.mlp.router_weight if before_mlp else None,
     )
     added = f"sum of {what}, {told(len(before_TH))}"
-    yield compare(added, residual_TH, before_TH.float() + expected_TH, allowed)
-    yield from check_normed(
-        f"norm behind {what}", setting.norm, residual_TH, normed_TH, quantized_TH
-    )
+    yield compare(added, normed.residual, before_TH.float() + expected_TH, allowed)
+    yield from check_normed(f"norm behind {what}", setting.norm, normed.residual, normed)
+    if normed.logits is not None and setting.mlp.router_weight is not None:
+        router = Weight(setting.mlp.router_weight)
+        yield check_parts("router beside its norm", normed.rows, router, normed.logits, setting)
 
 
 def check_normed(
     what: str,
     norm: Norm,
     x_TH: torch.Tensor,
-    normed_TH: torch.Tensor,
-    quantized_TH: Quantized | None,
+    normed: Normed,
 ) -> Iterator[Finding]:
     """Rows and their norm, also in eight bits if it was made."""
     expected_TH = _normed(norm, x_TH.float())
     what = f"{what}, {told(len(x_TH))} of {x_TH.shape[1]}"
-    yield check_rows(what, normed_TH, expected_TH, 2)
-    if quantized_TH is not None:
-        yield check_rows(f"{what}, in eight bits", quantized_TH, expected_TH, 2)
+    yield check_rows(what, normed.rows, expected_TH, 2)
+    if normed.quantized is not None:
+        yield check_rows(f"{what}, in eight bits", normed.quantized, expected_TH, 2)
 
 
 def check_rows(

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from moe.base.deferred_sum import DeferredSum, weighted_sum
-from moe.base.quantized import take_quantized
-from moe.base.sum_norm import sum_norm
+from moe.base.quantized import GROUP, take_quantized
+from moe.base.sum_norm import sum_norm, takes_router
 from moe.base.workspace import Workspace
 from tests.moe.builders import interpreted
 from tests.moe.fp8 import check_quantized
@@ -205,3 +205,51 @@ def test_the_norm_in_eight_bits(T: int, S: int, H: int) -> None:
 @pytest.mark.parametrize("H", [2048, 4096])
 def test_real_norms_in_eight_bits(S: int, H: int) -> None:
     check_quantized_norm(1000, S, H, torch.bfloat16)
+
+
+def check_router(
+    T: int, S: int, E: int, H: int, dtype: torch.dtype, router_dtype: torch.dtype
+) -> None:
+    """Its logits beside the norm, which is what it is without, in eight bits too."""
+    parts, residual = torch.randn(T, S, H, device=DEVICE), torch.randn(T, H, device=DEVICE)
+    norm = make_norm(H, dtype, DEVICE)
+    arguments = parts, None, residual.to(dtype), norm.weight, EPS
+    router = (torch.randn(E, H, device=DEVICE) / H**0.5).to(router_dtype)
+    logits = torch.full((T, E), torch.nan, device=DEVICE)
+    out = take_quantized(Workspace(DEVICE), "rows", (T, H)) if H % GROUP == 0 else None
+    assert takes_router(T, router)
+    normed, total = sum_norm(*arguments, out_quantized=out, router_EH=router, out_logits=logits)
+    alone = sum_norm(*arguments)
+    assert normed is not None
+    # A row's sum of squares is taken by as many threads as there are, in an order of theirs.
+    torch.testing.assert_close(normed, alone[0])
+    assert torch.equal(total, alone[1])
+    expected = normed.double() @ router.double().T
+    torch.testing.assert_close(logits.double(), expected, rtol=1e-5, atol=1e-5)
+    if out is not None:
+        check_quantized(out, normed)
+
+
+@pytest.mark.parametrize("router_dtype", [torch.float16, torch.float32])
+@pytest.mark.parametrize(("T", "S", "E", "H"), [(1, 1, 16, 128), (3, 2, 5, 256), (2, 4, 33, 48)])
+def test_a_router_beside_the_norm(
+    T: int, S: int, E: int, H: int, router_dtype: torch.dtype
+) -> None:
+    check_router(T, S, E, H, torch.float16, router_dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("router_dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(("T", "E", "H"), [(1, 128, 2048), (8, 128, 2048), (1, 256, 7168)])
+def test_real_routers_beside_the_norm(T: int, E: int, H: int, router_dtype: torch.dtype) -> None:
+    check_router(T, 4, E, H, torch.bfloat16, router_dtype)
+
+
+def test_few_programs_make_a_router_s_logits() -> None:
+    """As many as run at once, for each norms its token, and rows that its threads can hold."""
+    weight = torch.empty(128, 2048, device="meta")
+    assert takes_router(1, weight)
+    assert takes_router(8, weight)
+    assert not takes_router(9, weight)
+    assert not takes_router(0, weight)
+    assert not takes_router(1, torch.empty(8, 1 << 14, device="meta"))

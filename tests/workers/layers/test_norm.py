@@ -30,7 +30,9 @@ def test_eight_bits_beside_the_norm(wanted: bool, is_first: bool, tokens: int) -
     residual_TH = torch.randn(tokens, 128).half()
     update = None if is_first else DeferredSum(torch.randn(tokens, 2, 128).half())
     kept_TH = residual_TH.clone()
-    total_TH, normed_TH, quantized_TH = norm.add_quantized(residual_TH, update, wanted=wanted)
+    total_TH, normed_TH, quantized_TH, _ = norm.add_for_readers(
+        residual_TH, update, in_eight_bits=wanted
+    )
     normed_TH = normed_TH.clone()
     if update is None:
         expected = kept_TH, norm(kept_TH)
@@ -57,7 +59,7 @@ def test_no_eight_bits(size: int, dtype: torch.dtype, kernels: bool, quantize: b
     """Without kernels, in fp32, of columns that are no whole groups, or where nobody reads them."""
     norm = make_norm(size, dtype, kernels=kernels, quantize=quantize)
     residual_TH = torch.randn(MANY_ROWS, size).to(dtype)
-    assert norm.add_quantized(residual_TH, None, wanted=True)[2] is None
+    assert norm.add_for_readers(residual_TH, None, in_eight_bits=True).quantized is None
 
 
 @pytest.mark.interpreter
