@@ -127,13 +127,14 @@ def test_every_launch_of_a_model_has_a_label(
     assert (config.num_hidden_layers, config.decoder_sparse_step) == (2, 2)
     save_model(config, tmp_path)
     rank = start_rank(tmp_path, interpreted(), max_batch_size=1, max_num_batched_tokens=12)
-    once = ("embed", "dense gate·up", "dense down", "swiglu", "router", "top-k", "expert load")
+    once = ("embed", "dense gate·up", "dense down", "swiglu", "top-k", "expert load")
     shared = dict.fromkeys((*once, "experts gate·up", "experts down", "head"), 1)
     shared |= dict.fromkeys(("qkv", "qk-norm + rope + cache", "attention", "o_proj", "draw"), 2)
     shared |= {"sum + residual + norm": 5}
     first, decode, *_ = kernels.decode_steps(1, 20, 16)
     rank.runner.launch(first).result()
     prefill = next(kernels.prefill_steps(12, 16, config.vocab_size))
+    # The norm of so few tokens makes the router's logits.
     for step, own in ((decode, {"attention join": 2}), (prefill, {"align": 1})):
         ran.clear()
         rank.runner.launch(step).result()
