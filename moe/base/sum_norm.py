@@ -20,11 +20,11 @@ from moe.base.quantized import Quantized, split_quantized
 _MANY_TOKENS = 256
 # Columns of one program where nothing is normed.
 _MAX_COLUMNS = 1024
-# Of a router's weights a thread holds so many, asked for before the parts are there; so many
-# programs run at once, and each sums and norms its token itself.
-_ROUTER_WEIGHTS = 32
-_ROUTER_WARPS = 8
-_ROUTER_PROGRAMS = 256
+# A router's weights are asked for before the parts are there, at most so many by a thread. Each
+# program sums and norms its token itself, so not more than run at once.
+_ROUTER_WEIGHTS = 64
+_ROUTER_WARPS = (4, 16)
+_ROUTER_PROGRAMS = 128
 # Given any limit, ptxas keeps loads above uses; given none it saves registers by mixing them, which
 # costs further round trips to memory.
 MAX_REGISTERS = 128
@@ -168,16 +168,20 @@ def row_warps(block: int, itemsize: int) -> int:
 
 def takes_router(num_tokens: int, router_EH: torch.Tensor) -> bool:
     """Whether a norm of so many tokens makes a router's logits too: as long as its programs, of
-    which each norms its token again, run at once."""
+    which each norms its token again, run at once and hold their weights."""
     E, H = router_EH.shape
-    block_e = _router_block(H)
-    return block_e > 0 and 0 < num_tokens * triton.cdiv(E, block_e) <= _ROUTER_PROGRAMS
+    return num_tokens > 0 and _router_warps(_router_block(num_tokens, E), H) <= _ROUTER_WARPS[1]
 
 
-def _router_block(hidden: int) -> int:
+def _router_block(num_tokens: int, num_experts: int) -> int:
     """Experts of a program."""
+    block: int = triton.next_power_of_2(triton.cdiv(num_tokens * num_experts, _ROUTER_PROGRAMS))
+    return block
+
+
+def _router_warps(block_e: int, hidden: int) -> int:
     row: int = triton.next_power_of_2(hidden)
-    return min(16, 32 * _ROUTER_WARPS * _ROUTER_WEIGHTS // row)
+    return max(_ROUTER_WARPS[0], block_e * row // (32 * _ROUTER_WEIGHTS))
 
 
 def sum_norm(
@@ -224,30 +228,22 @@ def sum_norm(
         out_normed = torch.empty_like(out_residual)
     assert S > 0
     assert parts_TSH.stride(2) == 1 or H == 1
-    _assert_rows(T, H, out_residual.dtype, residual_TH, out_residual, out_normed)
-    if weights_TS is not None:
-        assert weights_TS.shape == (T, S)
-        assert weights_TS.dtype == torch.float32
-        assert weights_TS.is_contiguous()
+    _assert_given((T, H), out_residual.dtype, residual_TH, out_residual, out_normed)
+    _assert_given((T, S), torch.float32, weights_TS)
+    _assert_given((H,), None, norm_weight_H, norm_bias_H)
     if more_TMH is not None:
         assert more_TMH.shape[0] == T and more_TMH.shape[2] == H
         assert more_TMH.stride(2) == 1 or H == 1
-    if norm_weight_H is not None:
-        assert norm_weight_H.shape == (H,)
-        assert norm_weight_H.is_contiguous()
-    if norm_bias_H is not None:
-        assert norm_weight_H is not None
-        assert norm_bias_H.shape == (H,) and norm_bias_H.is_contiguous()
-    if out_quantized is not None:
-        assert norm_weight_H is not None and out_quantized.shape == (T, H)
+    if norm_weight_H is None:
+        assert norm_bias_H is None and out_quantized is None and router_EH is None
+    assert out_quantized is None or out_quantized.shape == (T, H)
     num_experts = block_e = 0
     if router_EH is not None:
-        assert norm_weight_H is not None and out_logits is not None
+        num_experts, block_e = len(router_EH), _router_block(T, len(router_EH))
+        assert takes_router(T, router_EH) and out_logits is not None
         assert out_residual is not residual_TH
-        num_experts, block_e = len(router_EH), _router_block(H)
-        assert router_EH.shape == (num_experts, H) and router_EH.is_contiguous()
-        assert out_logits.shape == (T, num_experts) and out_logits.dtype == torch.float32
-        assert out_logits.is_contiguous() and takes_router(T, router_EH)
+        _assert_given((num_experts, H), None, router_EH)
+        _assert_given((T, num_experts), torch.float32, out_logits)
     if T == 0:
         return out_normed, out_residual
     values = scales = None
@@ -259,7 +255,7 @@ def sum_norm(
         block = min(block, _MAX_COLUMNS)
     warps, programs = row_warps(block, parts_TSH.itemsize), triton.cdiv(H, block)
     if router_EH is not None:
-        warps, programs = min(warps, _ROUTER_WARPS), triton.cdiv(num_experts, block_e)
+        warps, programs = _router_warps(block_e, H), triton.cdiv(num_experts, block_e)
     _sum_norm_kernel[(T, programs)](
         parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, norm_bias_H,
         out_normed, out_residual, values, scales, router_EH, out_logits,
@@ -279,10 +275,12 @@ def sum_norm(
     return out_normed, out_residual
 
 
-def _assert_rows(T: int, H: int, dtype: torch.dtype, *rows: torch.Tensor | None) -> None:
-    """Each given is a contiguous [T,H] of the dtype."""
-    for rows_TH in rows:
-        if rows_TH is not None:
-            assert rows_TH.shape == (T, H)
-            assert rows_TH.dtype == dtype
-            assert rows_TH.is_contiguous()
+def _assert_given(
+    shape: tuple[int, ...], dtype: torch.dtype | None, *tensors: torch.Tensor | None
+) -> None:
+    """Each that is given is contiguous and of the shape, and of the dtype if one is named."""
+    for tensor in tensors:
+        if tensor is not None:
+            assert tensor.shape == shape
+            assert dtype is None or tensor.dtype == dtype
+            assert tensor.is_contiguous()

@@ -77,8 +77,9 @@ class EndNormLayer(nn.Module):
             normed.residual,
             self.attention_end_norm.of_sum(update),
             in_eight_bits=self.mlp.takes_quantized(T),
+            router_EH=self.mlp.router_weight,
         )
-        update = self.mlp(normed.rows, batch, normed.quantized)
+        update = self.mlp(normed.rows, batch, normed.quantized, normed.logits)
         return normed.residual, self.mlp_end_norm.of_sum(update)
 
     def _enter(
@@ -88,10 +89,13 @@ class EndNormLayer(nn.Module):
         update: DeferredSum | None,
         *,
         in_eight_bits: bool,
+        router_EH: torch.Tensor | None = None,
     ) -> Normed:
         """The residual with the update, and what goes in: itself without a norm."""
         if norm is not None:
-            return norm.add_for_readers(residual_TH, update, in_eight_bits=in_eight_bits)
+            return norm.add_for_readers(
+                residual_TH, update, in_eight_bits=in_eight_bits, router_EH=router_EH
+            )
         if update is not None:
             update.add_to(residual_TH, self.context)
         return Normed(residual_TH, residual_TH)

@@ -102,6 +102,9 @@ def make_setting(
     """What the checks of a rank's kernels share."""
     assert build.context is not None
     modules = list(model.modules())
+    mlp = next(each for kind in _MLPS for each in modules if isinstance(each, kind))
+    end_layers = [each for each in modules if isinstance(each, EndNormLayer)]
+    has_norm = all(each.mlp_norm is not None for each in end_layers)
     return Setting(
         context=build.context,
         parallel=build.parallel,
@@ -109,7 +112,8 @@ def make_setting(
         max_positions=build.max_positions,
         norm=next(each for each in modules if isinstance(each, Norm) and each.context),
         attention=next(each for each in modules if isinstance(each, Attention | LatentAttention)),
-        mlp=next(each for kind in _MLPS for each in modules if isinstance(each, kind)),
+        mlp=mlp,
+        router_EH=mlp.router_weight if has_norm else None,
         builder=builder,
         sizes=sizes,
     )

@@ -162,13 +162,13 @@ def check_update(
         before_TH.clone(),
         update,
         in_eight_bits=reader.takes_quantized(len(before_TH)),
-        router_EH=setting.mlp.router_weight if before_mlp else None,
+        router_EH=setting.router_EH if before_mlp else None,
     )
     added = f"sum of {what}, {told(len(before_TH))}"
     yield compare(added, normed.residual, before_TH.float() + expected_TH, allowed)
     yield from check_normed(f"norm behind {what}", setting.norm, normed.residual, normed)
-    if normed.logits is not None and setting.mlp.router_weight is not None:
-        router = Weight(setting.mlp.router_weight)
+    if normed.logits is not None and setting.router_EH is not None:
+        router = Weight(setting.router_EH)
         yield check_parts("router beside its norm", normed.rows, router, normed.logits, setting)
 
 

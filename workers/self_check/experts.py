@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from moe.base.gemm import linear_parts, makes_quantized
+from moe.base.sum_norm import takes_router
 from moe.base.weight import Weight
 from moe.expert_load import expert_rows
 from moe.experts import FusedMoeExperts
@@ -49,18 +50,22 @@ def check_sparse(block: SparseMoeBlock, setting: Setting) -> Iterator[Finding]:
 
 
 def _check_router(router: TopKRouter, T: int, setting: Setting) -> Iterator[Finding]:
-    """The matrix, on rows of all columns; the choice, on rows of one, whose logits are exact."""
+    """The matrix, on rows of all columns, if no norm makes the logits; the choice, on rows of one
+    column, whose logits are exact."""
     weight, config = Weight(router.weight), router.config
     E, H = weight.shape
-    x_TH = setting.rows(T, H)
-    parts_STE = linear_parts(x_TH, weight, setting.context, "router", dtype=router.logits_dtype)
-    yield check_parts("router", x_TH, weight, parts_STE, setting)
     columns_T = torch.arange(T, device=setting.device) * 37 % H
     one_hot_TH = F.one_hot(columns_T, H).to(setting.dtype)
-    topk = router(one_hot_TH)
+    logits_TE = weight.values.float().T[columns_T]
+    if setting.router_EH is not None and takes_router(T, setting.router_EH):
+        topk = router(one_hot_TH, logits_STE=logits_TE.unsqueeze(0))
+    else:
+        x_TH = setting.rows(T, H)
+        parts_STE = linear_parts(x_TH, weight, setting.context, "router", dtype=router.logits_dtype)
+        yield check_parts("router", x_TH, weight, parts_STE, setting)
+        topk = router(one_hot_TH)
     what = f"top {config.num_experts_per_tok} of {E} experts, {told(T)}"
     yield count(f"{what}, ids", (topk.ids < 0) | (topk.ids >= E))
-    logits_TE = weight.values.float().T[columns_T]
     bias_E = router.e_score_correction_bias
     expected = SELECTIONS[config.router](logits_TE, bias_E, config)
     # Logits may be so close that softmax gives both one score: either is right.

@@ -37,6 +37,7 @@ class Setting:
         norm: one of the residual stream.
         attention: a layer's.
         mlp: a layer's mixture of experts if there is one, else a dense MLP.
+        router_EH: of ``mlp``, if the norm before it makes the logits of few tokens.
         builder: stages the made-up steps; their sequences take its slots.
         sizes: of the cache that serves.
     """
@@ -48,6 +49,7 @@ class Setting:
     norm: Norm
     attention: Attention | LatentAttention
     mlp: SparseMoeBlock | DenseMLP
+    router_EH: torch.Tensor | None
     builder: BatchBuilder
     sizes: CacheSizes
 

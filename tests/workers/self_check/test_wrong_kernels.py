@@ -94,6 +94,11 @@ def scales_of(*_: Any, out: torch.Tensor | Quantized, **__: Any) -> torch.Tensor
     return out.scales if isinstance(out, Quantized) else out[:0]
 
 
+def logits_of(*_: Any, out_residual: torch.Tensor, out_logits: Any, **__: Any) -> torch.Tensor:
+    """Of a router, which a norm wrote; nothing of a norm that has none."""
+    return out_residual[:0] if out_logits is None else out_logits
+
+
 def swapped(weight: Weight) -> Weight:
     """Up in the place of gate."""
     gate, up = weight.values.chunk(2, dim=1)
@@ -154,8 +159,10 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
      spoilt(lambda *_, out, **__: out, lambda out: out.roll(1, 1))),
     ("output projection", Attention, FP8, "workers.self_check.dense.linear_parts",
      spoilt_result(lambda parts: parts * 1.02)),
-    ("router 6 x 64", SparseMoeBlock, {}, GEMM + "_vector",
+    ("router 6 x 64", SparseMoeBlock, {"dp": 2}, GEMM + "_vector",
      spoilt(lambda x, w, out, *_: out, lambda out: out.roll(1, -1))),
+    ("router beside its norm", Attention, {"moe": True}, NORM + "sum_norm",
+     spoilt(logits_of, lambda logits: logits.roll(1, -1))),
     ("top 3 of 6 experts, 1 row, choices", SparseMoeBlock, {}, "moe.router.select_experts",
      spoilt(lambda *_, out_ids_TK, **__: out_ids_TK, lambda ids: (ids + 1) % 6)),
     ("top 3 of 6 experts, 1 row, ids", SparseMoeBlock, {}, "moe.router.select_experts",
