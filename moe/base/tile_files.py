@@ -17,25 +17,31 @@ from moe.base.tiles import ExpertTiles, Tiles, TileTable
 log = logging.getLogger(__name__)
 
 _SHIPPED = Path(__file__).parent / "tuned"
+# How cards of one chip are named. They differ in memory, clocks and a few multiprocessors: what is
+# measured on one serves another better than a guess.
+_SAME_CHIP = ("NVIDIA H100", "NVIDIA H200", "NVIDIA GH200")
 
 
 def load_book(
     *, device_name: str, triton_version: str, dtype: str, item_size: int, shared_bytes: int
 ) -> TileTable:
     """The book for a device: for each shape the user's own measurements, else those the project
-    ships.
+    ships, else those it ships for another card of the chip.
 
     Raises ValueError naming a file that cannot be read.
     """
     tables: dict[str, Any] = {"experts": {}, "linear": {}}
     for path in (
+        *_of_same_chip(device_name, triton_version),
         _find_shipped(device_name, triton_version),
         user_file(device_name, triton_version),
     ):
         if path is None or not path.exists():
             continue
-        if triton_version not in path.name:
-            log.info("tiles of %s are used with Triton %s", path.name, triton_version)
+        if path.name != _file_name(device_name, triton_version):
+            log.info(
+                "tiles of %s are used on %s, Triton %s", path.name, device_name, triton_version
+            )
         for kind, entries in read_tables(path).items():
             tables[kind].update(entries)
     return TileTable(dtype=dtype, item_size=item_size, shared_bytes=shared_bytes, **tables)
@@ -56,6 +62,19 @@ def _find_shipped(device_name: str, triton_version: str) -> Path | None:
     exact = shipped_file(device_name, triton_version)
     others = sorted(_SHIPPED.glob(_file_name(device_name, "*")), reverse=True)
     return next((path for path in (exact, *others) if path.exists()), None)
+
+
+def _of_same_chip(device_name: str, triton_version: str) -> list[Path]:
+    """Shipped files of other cards, those of this Triton last, so that they win."""
+    if not device_name.startswith(_SAME_CHIP):
+        return []
+    others = [
+        path
+        for name in _SAME_CHIP
+        for path in sorted(_SHIPPED.glob(_file_name(name + "*", "*")))
+        if path not in _SHIPPED.glob(_file_name(device_name, "*"))
+    ]
+    return sorted(others, key=lambda path: path.name.endswith(_file_name("", triton_version)))
 
 
 def read_tables(path: Path) -> dict[str, Any]:

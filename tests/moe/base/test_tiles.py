@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from moe.base import tiles as tiles_module
-from moe.base.tile_files import load_book, read_tables, user_file, write_tables
+from moe.base.tile_files import load_book, read_tables, shipped_file, user_file, write_tables
 from moe.base.tiles import (
     FP8_NAME,
     INT4_NAME,
@@ -264,6 +264,17 @@ def test_another_triton_takes_the_shipped_file_and_another_device_none() -> None
     for name in ("NVIDIA H2", "Abacus"):
         book = load_bf16(name, "3.6.0")
         assert book.experts_tables == book.linear_tables == {}
+
+
+@pytest.mark.parametrize("version", ["3.6.0", "99.0"])
+def test_a_card_of_the_same_chip_has_what_its_own_file_lacks(version: str) -> None:
+    names = "NVIDIA H100 80GB HBM3", "NVIDIA H200"
+    files = {name: read_tables(shipped_file(name, "3.6.0"))["experts"] for name in names}
+    for name, other in (names, names[::-1]):
+        assert set(files[other]) - set(files[name])
+        assert load_bf16(name, version).experts_tables == files[other] | files[name]
+    third = load_bf16("NVIDIA GH200 480GB", version).experts_tables
+    assert set(third) == set(files[names[0]]) | set(files[names[1]])
 
 
 @pytest.mark.parametrize("path", sorted(SHIPPED.glob("*.json")), ids=lambda path: path.stem)
