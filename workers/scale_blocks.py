@@ -8,6 +8,7 @@ refuse a layout before anything heavy starts. Knows nothing of tensors.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
@@ -27,7 +28,9 @@ _MADE: dict[str, Callable[[int], WeightFormat]] = {
     "int4": lambda size: Int4Format(group=size),
 }
 # A row for each head: too few for blocks.
-_HEAD_GATES = ModuleNames(names=frozenset({"self_attn.g_proj"}))
+_HEAD_GATES = frozenset({"self_attn.g_proj"})
+# Dense MLPs of at most this share of a mixture's layers do not make everyone's blocks small.
+_FEW = 1 / 8
 _MOST_TP = 64  # of those that are looked at for a remedy
 
 
@@ -81,14 +84,26 @@ def with_quantization(
 
 
 def _with_made(config: ModelConfig, flag: str, parallel: ParallelConfig) -> ModelConfig:
-    gated = any(getattr(spec, "gate", "none") == "head" for spec in config.attention)
-    skipped = _HEAD_GATES if gated else ModuleNames()
-    for size in _MADE_SIZES:
-        made = Quantization(weight_format=_MADE[flag](size), skipped=skipped)
+    """In the largest blocks that do for all matrices, or for all but a mixture's few dense MLPs,
+    which then keep the model's dtype."""
+    for size, skipped in itertools.product(_MADE_SIZES, _left_as_they_are(config)):
+        names = ModuleNames(names=skipped)
+        made = Quantization(weight_format=_MADE[flag](size), skipped=names)
         problem = _problem(config, made, _layout(parallel))
         if problem is None:
             return dataclasses.replace(config, quantization=made)
     raise ValueError(f"--quantization {flag}: {problem}; {_remedy(config, made, parallel)}")
+
+
+def _left_as_they_are(config: ModelConfig) -> Iterator[frozenset[str]]:
+    """Modules that keep their dtype: those that must, then those that may."""
+    gated = any(getattr(spec, "gate", "none") == "head" for spec in config.attention)
+    skipped = _HEAD_GATES if gated else frozenset()
+    yield skipped
+    dense = [layer for layer, is_sparse in enumerate(config.moe_layers) if not is_sparse]
+    if 0 < len(dense) <= _FEW * len(config.moe_layers):
+        mlps = itertools.product(map(config.names.layer_mlp, dense), MLP_MODULES)
+        yield skipped | {f"{mlp}{module}" for mlp, module in mlps}
 
 
 def _layout(parallel: ParallelConfig) -> _Layout:

@@ -12,11 +12,13 @@ from moe.base.fp8_format import Fp8Format
 from moe.base.int4_format import Int4Format
 from moe.base.parallel import resolve_parallel
 from tests.refusals import refusal
+from workers.config_json.decoder_names import MLP_MODULES
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantization import read_quantization
 from workers.config_json.quantized_modules import ModuleNames, Quantization
 from workers.scale_blocks import with_quantization
 
+CONFIGS = Path(__file__).parents[3] / "benchmarks" / "configs"
 QWEN = {
     "quant_method": "fp8",
     "fmt": "e4m3",
@@ -225,6 +227,41 @@ def test_blocks_that_are_made_fit_the_layout(layout: dict[str, Any], size: int) 
     made = served(None, "fp8", **layout)
     assert made is not None
     assert made.weight_format == Fp8Format(block=(size, size), stored="plain")
+
+
+@pytest.mark.parametrize(("flag", "group"), [("fp8", None), ("int4", 128)])
+@pytest.mark.parametrize(
+    ("name", "tp", "dense_too"),
+    [
+        ("glm-4.5-air", 1, False),
+        ("deepseek-v2-lite", 2, False),
+        ("glm-4.7-flash", 2, True),
+    ],
+)
+def test_a_mixture_s_few_dense_layers_do_not_make_everyone_s_blocks_small(
+    name: str, tp: int, dense_too: bool, flag: str, group: int | None
+) -> None:
+    """10,944 columns are no whole blocks of 128, 10,240 are."""
+    config = ModelConfig.from_folder(CONFIGS / name)
+    parallel = resolve_parallel(tp=tp, dp=1, ep=None, backend="auto", has_experts=True)
+    made = with_quantization(config, flag, parallel, made_up=True).quantization
+    assert made is not None
+    expected = (
+        Fp8Format(block=(128, 128), stored="plain") if group is None else Int4Format(group=group)
+    )
+    assert made.weight_format == expected
+    dense = [f"model.layers.0.mlp.{module}" for module in MLP_MODULES]
+    assert (made.format_of(dense) is not None) == dense_too
+    for module in ("layers.0.self_attn.o_proj", "layers.1.mlp.experts.0.down_proj"):
+        assert made.format_of([f"model.{module}"]) == expected
+
+
+def test_many_dense_layers_do() -> None:
+    sizes = {"decoder_sparse_step": 2, "intermediate_size": 192}
+    made = served(None, "fp8", **sizes)
+    assert made is not None
+    assert made.weight_format == Fp8Format(block=(64, 64), stored="plain")
+    assert made.skipped == ModuleNames()
 
 
 @pytest.mark.parametrize("tp", [1, 8, 16])
