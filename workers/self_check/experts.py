@@ -37,6 +37,7 @@ _LOCAL = 16  # experts of this rank that get routes
 _FOREIGN = 4  # of other ranks
 _FADE = 0.4  # each expert gets fewer routes than the one before, by this power of e
 _PADDING_EVERY = 8
+_LOGITS_BY_ONE = 64  # made-up ones
 
 
 def check_sparse(block: SparseMoeBlock, setting: Setting) -> Iterator[Finding]:
@@ -87,18 +88,37 @@ def _check_experts(block: SparseMoeBlock, T: int, setting: Setting) -> Iterator[
     else:
         per_row, num_rows = experts.config.num_experts_per_tok, expert_rows(parallel, T, T)
     x_TH = setting.rows(num_rows, experts.config.hidden_size)
-    topk = made_up_routes(experts, num_rows, per_row, only_local=block.needs_host_sync)
+    topk = routes = made_up_routes(experts, num_rows, per_row, only_local=block.needs_host_sync)
+    chooses = block.tokens_replicated and experts.chooses(T)
+    if chooses:
+        topk, routes = _left_to_the_kernels(block.gate, x_TH, setting)
     eight_bits = experts.takes_quantized(num_rows)
     quantized_TH = None
     if block.tokens_replicated:
         quantized_TH = setting.quantized(x_TH, wanted=block.takes_quantized(T))
     update = experts(x_TH, topk, quantized_TH)
-    expected_TH = sum_of_experts(x_TH, topk, experts)
+    expected_TH = sum_of_experts(x_TH, routes, experts)
     what = f"experts {shape_of(experts.w13)}"
+    if chooses:
+        yield count(f"{what}, which choose, {told(T)}, ids", topk.ids != routes.ids)
     allowed = SUMS_OF_EIGHT_BITS if eight_bits else roundings(5, setting.dtype)
     sharing = parallel.tp if parallel.ep == 1 else parallel.world_size
     is_alone = block.tokens_replicated and sharing == 1
     yield from check_update(what, update, expected_TH, allowed, setting, is_alone=is_alone)
+
+
+def _left_to_the_kernels(
+    router: TopKRouter, x_TH: torch.Tensor, setting: Setting
+) -> tuple[TopK, TopK]:
+    """Routes that experts choose from logits themselves, and what plain torch chooses."""
+    T, E = len(x_TH), router.config.num_experts
+    generator = torch.Generator(setting.device).manual_seed(E)
+    noise_TE = torch.rand((T, E), generator=generator, device=setting.device)
+    # Each of a row has a logit of its own, which every type holds.
+    logits_TE = (noise_TE.argsort(dim=1) - E // 2).float() / _LOGITS_BY_ONE
+    select = SELECTIONS[router.config.router]
+    expected = select(logits_TE, router.e_score_correction_bias, router.config)
+    return router(x_TH, defer=True, logits_STE=logits_TE.unsqueeze(0)), expected
 
 
 def _check_shared(shared: SharedExperts, T: int, setting: Setting) -> Iterator[Finding]:

@@ -172,6 +172,7 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
     ("norm of a sum", EndNormLayer, END_NORMS, NORM + "sum_norm", placed(4, lambda eps: 1.0)),
     ("norm of a sum", EndNormLayer, END_NORMS, NORM + "sum_norm",
      placed(0, lambda parts: parts[:, 1:])),
+    ("experts 6", SparseMoeBlock, FP8, "moe.router.make_choice", placed(0, torch.neg)),
     ("sum of experts", SparseMoeBlock, {}, EXPERTS + "gate_up_vector", placed(1, swapped)),
     ("sum of experts", SparseMoeBlock, {}, EXPERTS + "down_vector",
      placed(2, lambda ids: ids.roll(1, 1))),
