@@ -22,10 +22,11 @@ if not torch.cuda.is_available():
 
 from triton.runtime.interpreter import InterpretedFunction
 
-from tests.interpreter import patch_fp8_casts, patch_once_a_launch, patch_scalar_masks
+from tests.interpreter import patch_cost, patch_fp8_casts, patch_once_a_launch, patch_scalar_masks
 
 if os.environ.get("TRITON_INTERPRET") == "1":
     patch_once_a_launch()
+    patch_cost()
     patch_fp8_casts()
     patch_scalar_masks()
 
