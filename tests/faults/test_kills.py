@@ -37,13 +37,13 @@ CASES = [
 
 @pytest.mark.parametrize(("layout", "signals"), CASES)
 async def test_streams_go_on_where_a_rank_was_killed(
-    layout: str, signals: tuple[signal.Signals, ...], tmp_path: Path
+    layout: str, signals: tuple[signal.Signals, ...], model: Path, tmp_path: Path
 ) -> None:
     """Or stopped. A rank of its own is killed in test_outside.py, more often."""
     flags = LAYOUTS[layout]
     num_ranks, num_kills = int(flags[1]), len(signals)
     requests = mixed_requests(seed=num_ranks, count=14)
-    with Server(tmp_path, *flags, "--restart-window", "1") as server:
+    with Server(tmp_path, str(model), *flags, "--restart-window", "1") as server:
         quiet = await answers(server.address, requests)
         called = await tool_calls(server.http_address, range(4))
         num_tokens = sum(answer.usage[1] for answer in quiet)

@@ -23,12 +23,12 @@ pytestmark = [pytest.mark.processes, pytest.mark.timeout(240)]
 
 
 @pytest.fixture(scope="module")
-def spoilt(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def spoilt(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """A server whose ranks go wrong over certain tokens; a rank that hangs is overdue before it
     notices by itself."""
     folder = tmp_path_factory.mktemp("spoilt")
     flags = ("--tp", "2", "--step-timeout", "2", "--restart-window", "0")
-    with Server(folder, *flags, path=(spoil_ranks(folder),)) as server:
+    with Server(folder, str(model), *flags, path=(spoil_ranks(folder),)) as server:
         yield server
 
 
@@ -63,9 +63,9 @@ async def test_a_rank_that_hangs_is_replaced(token: int, spoilt: Server) -> None
     assert "is not answered after" in log, log
 
 
-async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
+async def test_one_crash_too_many_ends_the_server(model: Path, tmp_path: Path) -> None:
     requests = mixed_requests(seed=5, count=4, max_new_tokens=400)
-    with Server(tmp_path, "--tp", "2", "--max-restarts", "0") as server:
+    with Server(tmp_path, str(model), "--tp", "2", "--max-restarts", "0") as server:
         everything = descendants(server.process.pid)
         async with AsyncClient(server.address, resume_seconds=0.0) as client:
             progress = Progress()
@@ -83,11 +83,11 @@ async def test_one_crash_too_many_ends_the_server(tmp_path: Path) -> None:
     assert "--max-restarts is 0" in log
 
 
-async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
+async def test_a_killed_frontend_is_started_again(model: Path, tmp_path: Path) -> None:
     """Idle, then under traffic. Ranks that did not hang in a half-sent step keep their weights;
     streams go on, unless their client wants them to end."""
     asked = mixed_requests(seed=6, count=7, max_new_tokens=60)
-    with Server(tmp_path, "--tp", "2") as server:
+    with Server(tmp_path, str(model), "--tp", "2") as server:
         quiet = await answers(server.address, asked)
         ranks, frontend = server.ranks(), server.frontend()
         send(frontend, signal.SIGKILL)
@@ -114,9 +114,9 @@ async def test_a_killed_frontend_is_started_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.grid  # test_outside.py kills one too
-async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
+async def test_a_killed_launcher_costs_no_stream(model: Path, tmp_path: Path) -> None:
     asked = mixed_requests(seed=8, count=7, max_new_tokens=80)
-    with Server(tmp_path, "--tp", "2") as server:
+    with Server(tmp_path, str(model), "--tp", "2") as server:
         quiet = await answers(server.address, asked)
         progress = Progress()
         running = asyncio.create_task(answers(server.address, asked, progress))
@@ -129,10 +129,10 @@ async def test_a_killed_launcher_costs_no_stream(tmp_path: Path) -> None:
     assert "the workers' launcher was killed by SIGKILL; starting it again" in log, log
 
 
-async def test_ranks_outlive_their_frontend_and_serve_the_next(tmp_path: Path) -> None:
+async def test_ranks_outlive_their_frontend_and_serve_the_next(model: Path, tmp_path: Path) -> None:
     """One that is killed under traffic, and one that is stopped."""
     asked = mixed_requests(seed=6, count=7, max_new_tokens=40)
-    with launched(tmp_path) as workers:
+    with launched(tmp_path, model=model) as workers:
         async with lone_frontend(workers.listen) as (process, address):
             quiet = await answers(address, asked)
             ranks = workers.ranks()

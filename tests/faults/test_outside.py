@@ -50,9 +50,11 @@ async def shaken(server: Server, asked: list[Asked], shake: Callable[[], None]) 
     return await running
 
 
-async def test_neither_a_log_that_nobody_takes_nor_a_stop_costs_a_recovery(tmp_path: Path) -> None:
+async def test_neither_a_log_that_nobody_takes_nor_a_stop_costs_a_recovery(
+    model: Path, tmp_path: Path
+) -> None:
     asked = mixed_requests(seed=11, count=5, max_new_tokens=60)
-    with full_pipe() as log, Server(tmp_path, "--tp", "2", stderr=log) as server:
+    with full_pipe() as log, Server(tmp_path, str(model), "--tp", "2", stderr=log) as server:
         quiet = await answers(server.address, asked)
         ranks, launcher, frontend = server.ranks(), server.launcher(), server.frontend()
 
@@ -81,9 +83,11 @@ async def test_neither_a_log_that_nobody_takes_nor_a_stop_costs_a_recovery(tmp_p
         assert await asyncio.to_thread(server.process.wait, HANG_SECONDS) == 0
 
 
-async def test_ranks_killed_whenever_health_is_well_convict_no_request(tmp_path: Path) -> None:
+async def test_ranks_killed_whenever_health_is_well_convict_no_request(
+    model: Path, tmp_path: Path
+) -> None:
     asked = mixed_requests(seed=12, count=7, max_new_tokens=60)
-    with Server(tmp_path, "--max-restarts", "1000") as server:
+    with Server(tmp_path, str(model), "--max-restarts", "1000") as server:
         quiet = await answers(server.address, asked)
         watch, progress = Watch(server.address), Progress()
         running = asyncio.create_task(answers(server.address, asked, progress))

@@ -26,8 +26,8 @@ ASKED = mixed_requests(seed=14, count=7, max_new_tokens=150)
 
 
 @pytest.mark.slow
-async def test_a_pause_of_20_s_costs_a_client_nothing(tmp_path: Path) -> None:
-    with launched(tmp_path) as workers:
+async def test_a_pause_of_20_s_costs_a_client_nothing(model: Path, tmp_path: Path) -> None:
+    with launched(tmp_path, model=model) as workers:
         async with lone_frontend(workers.listen) as (process, address):
             quiet = await answers(address, ASKED)
             progress = Progress()
@@ -42,13 +42,13 @@ async def test_a_pause_of_20_s_costs_a_client_nothing(tmp_path: Path) -> None:
 
 
 async def test_clients_that_gave_a_live_server_up_go_on_with_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It holds their streams still, for it has noticed nothing."""
     pings = ("grpc.keepalive_time_ms", "grpc.keepalive_timeout_ms", "grpc.http2.ping_timeout_ms")
     options = dict(client_module.CHANNEL_OPTIONS) | dict.fromkeys(pings, 1000)
     monkeypatch.setattr(client_module, "CHANNEL_OPTIONS", tuple(options.items()))
-    with launched(tmp_path) as workers:
+    with launched(tmp_path, model=model) as workers:
         async with lone_frontend(workers.listen) as (process, address):
             quiet = await answers(address, ASKED)
             async with AsyncClient(address) as client:

@@ -60,6 +60,7 @@ async def call_tools(client: openai.AsyncOpenAI, seed: int) -> Called:
         messages=[{"role": "user", "content": f"Which days are fine? {seed}"}],
         tools=TOOLS,
         tool_choice="required",
+        reasoning_effort="none",
         temperature=1.7,
         seed=seed,
         max_tokens=160,
