@@ -320,6 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except ValueError as error:
         return _fail(str(error), 2)
     _hide_torch()
+    interpreter.start()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(serve(config, defaults, link_secret))
 

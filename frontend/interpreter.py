@@ -17,6 +17,11 @@ turn of the loop that meets a busy thread waits so long."""
 _M_MXFAST = 1  # of mallopt(3)
 
 
+def start() -> None:
+    """Look for no garbage before `settle`: of what a start imports and reads little is any."""
+    gc.disable()
+
+
 def settle() -> None:
     """Look for cycles of garbage seldom, and let threads wait for the loop.
 
@@ -24,6 +29,7 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.enable()
     gc.set_threshold(OBJECTS_BETWEEN)
     sys.setswitchinterval(SWITCH_SECONDS)
     _join_freed_memory()

@@ -8,6 +8,7 @@ Owns the flags of the process. Exits 0 after a signal to end, 2 for what cannot 
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 
@@ -67,6 +68,7 @@ def configure(
 def main() -> int:
     """Check the flags, then keep the group alive; returns the exit status."""
     flags = parser().parse_args()
+    gc.disable()  # little of what imports make is garbage; the launcher looks at it once
     try:
         check_limits(ranks=True)
         config, parallel, launch, model = configure(flags)

@@ -28,6 +28,24 @@ print(libc.mallinfo2().smblks)
 """
 
 
+GARBAGE = """
+import gc
+from frontend import interpreter
+
+interpreter.start()
+print(gc.isenabled(), end=" ")
+interpreter.settle()
+print(gc.isenabled(), gc.get_threshold()[0])
+"""
+
+
+def test_garbage_is_looked_for_once_all_is_settled() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", GARBAGE], env=ENVIRONMENT, stdout=subprocess.PIPE, check=True
+    )
+    assert done.stdout.split() == [b"False", b"True", b"20000"]
+
+
 def test_freed_memory_is_not_kept_in_small_pieces() -> None:
     """Those that are kept are joined all at once, when the loop frees something large."""
 

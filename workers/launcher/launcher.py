@@ -68,6 +68,7 @@ class Launcher:
         adopt_orphans()
         gc.collect()
         gc.freeze()  # pages that ranks share stay shared
+        gc.enable()
         restarts = Restarts()
         while True:
             end = self._one_group()

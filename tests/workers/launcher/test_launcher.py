@@ -228,7 +228,7 @@ def test_a_checkpoint_is_compared_without_torchs_symbols() -> None:
 
 # Groups of one process each: some end by themselves, the last has a child and stays.
 LOOP = """
-import os, signal, sys, time
+import gc, os, signal, sys, time
 from workers.launcher.launcher import Launcher
 
 def run_group(reporter, epochs):
@@ -244,11 +244,12 @@ def run_group(reporter, epochs):
     if child == 0:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         os.kill(os.getpid(), signal.SIGSTOP) if number == 1 else time.sleep(60)
-    reporter.leaves(f"epoch {before}, child {child}")
+    reporter.leaves(f"epoch {before}, garbage {gc.isenabled()}, child {child}")
     if number == 1:
         os._exit(1)
     time.sleep(60)
 
+gc.disable()
 sys.exit(Launcher(run_group, 1).run())
 """
 
@@ -268,7 +269,7 @@ def test_groups_follow_each_other_and_leave_nothing(tmp_path: Path, number: int)
     assert launcher.returncode == 0
     killed, left = said.splitlines()
     assert killed.endswith("was killed by SIGKILL; starting the group again")
-    assert "epoch 5, child " in left
+    assert "epoch 5, garbage True, child " in left
     assert left.endswith("; starting the group again in 0.2 s")
     assert family
     assert not any(map(is_alive, [*family, int(left.split("child ")[1].split(";")[0])]))
