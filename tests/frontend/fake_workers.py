@@ -125,8 +125,9 @@ class FakeReplica:
     def _read(self, slot: _Slot, group: int, position: int) -> bytes | None:
         """Of all that a query at ``position`` sees before it, the digest of the whole prefix."""
         prefix = b"" if position == 0 else None
-        for place in range(self._first_seen(group, position), position):
-            of_group, token, digest = self.cache[self._where(slot, group, place)]
+        first = self._first_seen(group, position)
+        entries = self._entries(slot, group, first, position)
+        for place, (of_group, token, digest) in enumerate(entries, start=first):
             assert of_group == group, f"position {place} is another group's"
             if prefix is None and place == 0:
                 prefix = b""
@@ -148,6 +149,13 @@ class FakeReplica:
             for block in table[self._first_seen(group, position) // size :]
         ]
         assert len(set(seen)) == len(seen), "a table has a block twice"
+
+    def _entries(
+        self, slot: _Slot, group: int, first: int, end: int
+    ) -> list[tuple[int, int, bytes]]:
+        """What the cache has of a sequence's positions from ``first`` on, before ``end``."""
+        table, size, cache = slot.tables[group], self.limits.block_size, self.cache
+        return [cache[table[place // size], place % size] for place in range(first, end)]
 
     def _where(self, slot: _Slot, group: int, position: int) -> tuple[int, int]:
         index, offset = divmod(position, self.limits.block_size)

@@ -53,22 +53,27 @@ class PlayedReplica(FakeReplica):
     def _draw(self, slot: _Slot, prefix: bytes) -> int:
         new, position = slot.new, slot.next_position
         assert position is not None
-        allowed = set(range(self._vocab_size))
-        if position < new.suppress_until:
-            allowed -= set(new.suppressed_token_ids)
+        banned = set(new.suppressed_token_ids) if position < new.suppress_until else set()
+        mask = -1  # all
         bits, trigger = self._masks.get(self._num_draws, (b"", -1))
         self.num_triggered += trigger == slot.last_token
         if bits and trigger in (-1, slot.last_token):
             mask = int.from_bytes(bits, "little")
-            allowed = {token for token in allowed if mask >> token & 1}
         self._num_draws += 1
+
+        def is_allowed(token: int) -> bool:
+            return bool(mask >> token & 1) and token not in banned
+
         sampling = new.sampling
         if self._say is not None:
-            places = range(new.num_prompt, position)
-            said = self._say([self.cache[self._where(slot, 0, place)][1] for place in places])
-            return said if said in allowed else min(allowed)
+            output = self._entries(slot, 0, new.num_prompt, position)
+            said = self._say([token for _, token, _ in output])
+            tokens = range(self._vocab_size)
+            assert said in tokens
+            return said if is_allowed(said) else next(filter(is_allowed, tokens))
         chance = int.from_bytes(prefix, "little") ^ sampling.seed ^ sampling.sample_index << 20
-        token = sorted(allowed)[chance % 8191 % len(allowed)]
+        allowed = list(filter(is_allowed, range(self._vocab_size)))
+        token = allowed[chance % 8191 % len(allowed)]
         _report(self._logprobs, token, position, sampling.num_logprobs)
         return token
 

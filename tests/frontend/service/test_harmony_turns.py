@@ -59,6 +59,8 @@ class Model:
 
         def common(place: int) -> int:
             """How many of the last tokens are those before a place of the text."""
+            if not output or not place or output[-1] != tokens[place - 1]:
+                return 0
             pairs = zip(reversed(output), reversed(tokens[:place]), strict=False)
             return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 

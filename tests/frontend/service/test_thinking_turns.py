@@ -6,6 +6,7 @@ The model says thoughts that quote a call, then text, a call and more text.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
 from typing import Any
@@ -55,20 +56,24 @@ class Script:
     opens: bool
     budget: int | None = None
 
-    @property
+    @functools.cached_property
     def thoughts(self) -> list[int]:
         return TOKENIZER.encode(f"so {self.call} no")[: self.budget]
 
-    @property
+    @functools.cached_property
     def answer(self) -> list[int]:
         return TOKENIZER.encode(f"well, {self.call} then stop")
 
-    @property
+    @functools.cached_property
     def tokens(self) -> list[int]:
         return [*([] if self.opens else [OPEN]), *self.thoughts, CLOSE, GAP, *self.answer, END]
 
+    @functools.cached_property
+    def without_budget(self) -> list[int]:
+        return dataclasses.replace(self, budget=None).tokens
+
     def __call__(self, output: list[int]) -> int:
-        whole = dataclasses.replace(self, budget=None).tokens
+        whole = self.without_budget
         place = len(output)
         if CLOSE in output:
             place += whole.index(CLOSE) - output.index(CLOSE)
