@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
+from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from tests.waiting import HANG_SECONDS, wait_until
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'proto'}", "GRPC_VERBOSITY": "NONE"}
+
+
+def forks() -> ForkServerContext:
+    """Starts ranks of tests as forks of one process, which has imported for all what takes long."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.moe.ranks", "workers.self_check.collectives"])
+    return context
 
 
 def command(pid: int) -> bytes:

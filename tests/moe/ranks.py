@@ -20,8 +20,9 @@ from moe.config import MoEConfig
 from moe.groups import ExpertGroups
 from moe.layer import SparseMoeBlock
 from moe.routes import local_ids
-from tests.interpreter import patch_once_a_launch
+from tests.interpreter import patch_cost, patch_once_a_launch
 from tests.moe.builders import Weights, fill, interpreted, make_weights, oracle
+from tests.processes import forks
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +92,7 @@ class RankPool:
     outboxes: list[Any] = field(default_factory=list)
 
     def start(self) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("spawn") if self.on_cuda else forks()
         for rank in range(self.size):
             inbox, outbox = context.SimpleQueue(), context.SimpleQueue()
             args = (rank, self.size, self.on_cuda, str(self.folder / "rendezvous"), inbox, outbox)
@@ -161,6 +162,7 @@ def _context(case: Case, device: str) -> KernelContext | None:
     if not case.kernels:
         return None
     patch_once_a_launch()
+    patch_cost()
     return interpreted(case.dtype)
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from moe.base.parallel import resolve_parallel
+from tests.processes import forks
 from workers.distributed import SINGLE, Groups, expert_groups
 from workers.self_check import collectives
 from workers.self_check.collectives import check_collectives
@@ -92,7 +92,7 @@ def serve(rank: int, rendezvous: str, cases: list[Case], out: Any) -> None:
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[Case, list[Any]]:
     """Of each case what each rank found."""
     cases: list[Case] = [*((layout, None) for layout in CHECKED), *(case[:2] for case in WRONG)]
-    context = mp.get_context("spawn")
+    context = forks()
     out = context.SimpleQueue()
     path = str(tmp_path_factory.mktemp("ranks") / "rendezvous")
     processes = [
