@@ -8,6 +8,8 @@ T tokens, S parts, M more of them, H hidden, E experts.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton
 import triton.language as tl
@@ -166,6 +168,14 @@ def row_warps(block: int, itemsize: int) -> int:
     return min(16, max(1, block * itemsize // 512))
 
 
+class RouterLogits(NamedTuple):
+    """A router's matrix, contiguous and of any type, and where its products with a norm go, fp32
+    ``[T, E]``."""
+
+    weight_EH: torch.Tensor
+    out_TE: torch.Tensor
+
+
 def takes_router(num_tokens: int, router_EH: torch.Tensor) -> bool:
     """Whether a norm of so many tokens makes a router's logits too: as long as its programs, of
     which each norms its token again, run at once and hold their weights."""
@@ -197,8 +207,7 @@ def sum_norm(
     out_normed: torch.Tensor | None = None,
     out_residual: torch.Tensor | None = None,
     out_quantized: Quantized | None = None,
-    router_EH: torch.Tensor | None = None,
-    out_logits: torch.Tensor | None = None,
+    router: RouterLogits | None = None,
     pdl: bool = False,
 ) -> tuple[torch.Tensor | None, torch.Tensor]:
     """(Σ_s weight · part in fp32 from s = 0 upwards, + Σ_m more) · scale + residual, then RMSNorm.
@@ -214,8 +223,7 @@ def sum_norm(
         norm_bias_H: makes it a LayerNorm.
         more_TMH: further parts, of another buffer and of weight 1.
         out_quantized: takes the norm as `out_normed` does, in eight bits.
-        router_EH: contiguous, of any type, where `takes_router`; ``out_logits``, fp32 ``[T, E]``,
-            takes its products with the norm.
+        router: multiplied with the norm, where `takes_router`.
 
     Returns:
         Normed rows (None without a norm) and the new residual, both ``[T, H]``.
@@ -226,24 +234,16 @@ def sum_norm(
         out_residual = parts_TSH.new_empty((T, H), dtype=model.dtype)
     if out_normed is None and norm_weight_H is not None:
         out_normed = torch.empty_like(out_residual)
-    assert S > 0
-    assert parts_TSH.stride(2) == 1 or H == 1
     _assert_given((T, H), out_residual.dtype, residual_TH, out_residual, out_normed)
     _assert_given((T, S), torch.float32, weights_TS)
     _assert_given((H,), None, norm_weight_H, norm_bias_H)
-    if more_TMH is not None:
-        assert more_TMH.shape[0] == T and more_TMH.shape[2] == H
-        assert more_TMH.stride(2) == 1 or H == 1
+    _assert_parts(parts_TSH, more_TMH)
     if norm_weight_H is None:
-        assert norm_bias_H is None and out_quantized is None and router_EH is None
+        assert norm_bias_H is None and out_quantized is None and router is None
     assert out_quantized is None or out_quantized.shape == (T, H)
-    num_experts = block_e = 0
-    if router_EH is not None:
-        num_experts, block_e = len(router_EH), _router_block(T, len(router_EH))
-        assert takes_router(T, router_EH) and out_logits is not None
+    if router is not None:
         assert out_residual is not residual_TH
-        _assert_given((num_experts, H), None, router_EH)
-        _assert_given((T, num_experts), torch.float32, out_logits)
+        _assert_router(router, T, H)
     if T == 0:
         return out_normed, out_residual
     values = scales = None
@@ -254,7 +254,11 @@ def sum_norm(
     if norm_weight_H is None:  # programs may share a row
         block = min(block, _MAX_COLUMNS)
     warps, programs = row_warps(block, parts_TSH.itemsize), triton.cdiv(H, block)
-    if router_EH is not None:
+    router_EH = out_logits = None
+    num_experts = block_e = 0
+    if router is not None:
+        router_EH, out_logits = router
+        num_experts, block_e = len(router_EH), _router_block(T, len(router_EH))
         warps, programs = _router_warps(block_e, H), triton.cdiv(num_experts, block_e)
     _sum_norm_kernel[(T, programs)](
         parts_TSH, weights_TS, more_TMH, residual_TH, norm_weight_H, norm_bias_H,
@@ -273,6 +277,24 @@ def sum_norm(
         **launch_options(pdl),
     )  # fmt: skip
     return out_normed, out_residual
+
+
+def _assert_parts(parts_TSH: torch.Tensor, more_TMH: torch.Tensor | None) -> None:
+    """Columns of either are neighbours; both are of the same tokens and as wide."""
+    T, S, H = parts_TSH.shape
+    assert S > 0
+    assert parts_TSH.stride(2) == 1 or H == 1
+    if more_TMH is not None:
+        assert more_TMH.shape[0] == T and more_TMH.shape[2] == H
+        assert more_TMH.stride(2) == 1 or H == 1
+
+
+def _assert_router(router: RouterLogits, T: int, H: int) -> None:
+    """It is of these rows, which are few enough."""
+    weight_EH, out_TE = router
+    _assert_given((len(weight_EH), H), None, weight_EH)
+    _assert_given((T, len(weight_EH)), torch.float32, out_TE)
+    assert takes_router(T, weight_EH)
 
 
 def _assert_given(

@@ -13,7 +13,7 @@ from moe.base.checkpoint_slice import CheckpointSlice, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import GROUP, Quantized, take_quantized
-from moe.base.sum_norm import sum_norm, takes_router
+from moe.base.sum_norm import RouterLogits, sum_norm, takes_router
 
 
 class Normed(NamedTuple):
@@ -92,11 +92,12 @@ class Norm(nn.Module):
                 return Normed(residual_TH, self(residual_TH))
             return Normed(*self.add(residual_TH, update))
         T, H = residual_TH.shape
-        out_residual_TH, quantized_TH, logits_TE = residual_TH, None, None
+        out_residual_TH, quantized_TH, router = residual_TH, None, None
         if in_eight_bits and self.quantize:
             quantized_TH = take_quantized(context.workspace, "normed_quantized", (T, H))
         if update is not None and router_EH is not None and takes_router(T, router_EH):
             logits_TE = context.workspace.take("logits", (T, len(router_EH)), torch.float32)
+            router = RouterLogits(router_EH, logits_TE)
             out_residual_TH = self._elsewhere(residual_TH, context)
         rows_TH = context.workspace.take("normed", (T, H), residual_TH.dtype)
         self._launch(
@@ -105,10 +106,9 @@ class Norm(nn.Module):
             rows_TH,
             out_residual_TH,
             quantized_TH,
-            router_EH,
-            logits_TE,
+            router,
         )
-        logits_1TE = None if logits_TE is None else logits_TE.unsqueeze(0)
+        logits_1TE = None if router is None else router.out_TE.unsqueeze(0)
         return Normed(out_residual_TH, rows_TH, quantized_TH, logits_1TE)
 
     def _elsewhere(self, residual_TH: torch.Tensor, context: KernelContext) -> torch.Tensor:
@@ -149,8 +149,7 @@ class Norm(nn.Module):
         out_TH: torch.Tensor,
         out_residual_TH: torch.Tensor,
         quantized_TH: Quantized | None = None,
-        router_EH: torch.Tensor | None = None,
-        logits_TE: torch.Tensor | None = None,
+        router: RouterLogits | None = None,
     ) -> None:
         assert self.context is not None
         sum_norm(
@@ -165,8 +164,7 @@ class Norm(nn.Module):
             out_normed=out_TH,
             out_residual=out_residual_TH,
             out_quantized=quantized_TH,
-            router_EH=None if logits_TE is None else router_EH,
-            out_logits=logits_TE,
+            router=router,
             pdl=self.context.pdl,
         )
 

@@ -7,7 +7,7 @@ import torch
 
 from moe.base.deferred_sum import DeferredSum, weighted_sum
 from moe.base.quantized import GROUP, take_quantized
-from moe.base.sum_norm import sum_norm, takes_router
+from moe.base.sum_norm import RouterLogits, sum_norm, takes_router
 from moe.base.workspace import Workspace
 from tests.moe.builders import interpreted
 from tests.moe.fp8 import check_quantized
@@ -218,7 +218,7 @@ def check_router(
     logits = torch.full((T, E), torch.nan, device=DEVICE)
     out = take_quantized(Workspace(DEVICE), "rows", (T, H)) if H % GROUP == 0 else None
     assert takes_router(T, router)
-    normed, total = sum_norm(*arguments, out_quantized=out, router_EH=router, out_logits=logits)
+    normed, total = sum_norm(*arguments, out_quantized=out, router=RouterLogits(router, logits))
     alone = sum_norm(*arguments)
     assert normed is not None
     # A row's sum of squares is taken by as many threads as there are, in an order of theirs.

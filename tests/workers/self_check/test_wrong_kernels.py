@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from moe.base.quantized import Quantized
+from moe.base.sum_norm import RouterLogits
 from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from moe.layer import SparseMoeBlock
@@ -94,9 +95,11 @@ def scales_of(*_: Any, out: torch.Tensor | Quantized, **__: Any) -> torch.Tensor
     return out.scales if isinstance(out, Quantized) else out[:0]
 
 
-def logits_of(*_: Any, out_residual: torch.Tensor, out_logits: Any, **__: Any) -> torch.Tensor:
+def logits_of(
+    *_: Any, out_residual: torch.Tensor, router: RouterLogits | None, **__: Any
+) -> torch.Tensor:
     """Of a router, which a norm wrote; nothing of a norm that has none."""
-    return out_residual[:0] if out_logits is None else out_logits
+    return out_residual[:0] if router is None else router.out_TE
 
 
 def swapped(weight: Weight) -> Weight:
