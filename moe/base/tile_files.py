@@ -64,17 +64,15 @@ def _find_shipped(device_name: str, triton_version: str) -> Path | None:
     return next((path for path in (exact, *others) if path.exists()), None)
 
 
-def _of_same_chip(device_name: str, triton_version: str) -> list[Path]:
-    """Shipped files of other cards, those of this Triton last, so that they win."""
+def _of_same_chip(device_name: str, triton_version: str) -> list[Path | None]:
+    """What is shipped for other cards."""
     if not device_name.startswith(_SAME_CHIP):
         return []
-    others = [
-        path
-        for name in _SAME_CHIP
-        for path in sorted(_SHIPPED.glob(_file_name(name + "*", "*")))
-        if path not in _SHIPPED.glob(_file_name(device_name, "*"))
-    ]
-    return sorted(others, key=lambda path: path.name.endswith(_file_name("", triton_version)))
+    prefixes = tuple(_in_file_names(name) for name in _SAME_CHIP)
+    names = sorted({path.name.partition("--")[0] for path in _SHIPPED.glob("*.json")})
+    others = [each for each in names if each.startswith(prefixes)]
+    own = _in_file_names(device_name)
+    return [_find_shipped(each, triton_version) for each in others if each != own]
 
 
 def read_tables(path: Path) -> dict[str, Any]:
@@ -118,4 +116,8 @@ def _plain(entry: Any) -> Any:
 
 
 def _file_name(device_name: str, triton_version: str) -> str:
-    return f"{device_name.replace(' ', '-')}--triton-{triton_version}.json"
+    return f"{_in_file_names(device_name)}--triton-{triton_version}.json"
+
+
+def _in_file_names(device_name: str) -> str:
+    return device_name.replace(" ", "-")
