@@ -19,7 +19,7 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + eˣ) as torch has it: x above 20; below, with the bits that 1 + eˣ loses."""
     grown = tl.exp(tl.minimum(x, 20.0))
     total = 1.0 + grown
@@ -44,7 +44,7 @@ def _output_gate_kernel(
     parts = load_parts(gates_ptr + row * stride_t + columns // V, mask, stride_s, S)
     # Rounded where the projection and the activation round in plain torch.
     gate = add_parts(parts, S).to(dtype).to(tl.float32)
-    gate = 1.0 / (1.0 + tl.exp(-gate)) if SIGMOID else _softplus(gate)
+    gate = 1.0 / (1.0 + tl.exp(-gate)) if SIGMOID else softplus(gate)
     gate = gate.to(dtype).to(tl.float32)
     tl.store(attended_ptrs, (attended * gate).to(dtype), mask=mask)
 
