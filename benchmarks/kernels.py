@@ -237,7 +237,7 @@ def floors(
         widths += sparse_layers * config.moe.shared_expert_size
     dense = hidden * widths
     if cache_bytes is not None:
-        cached *= cache_bytes / (value_bytes * sum(map(_cache_numbers, config.attention)))
+        cached *= cache_bytes / (value_bytes * sum(map(_cache_numbers, config.cached)))
     head = hidden * config.vocab_size
     found = {
         **{label: gemm(size, size * tokens) for label, size in _projections(config).items()},
@@ -257,7 +257,7 @@ def floors(
 def _attention_work(config: ModelConfig, work: StepWork) -> tuple[float, float]:
     """Over all layers: numbers in the cache that are read or written, and products."""
     numbers = products = 0.0
-    for spec in config.attention:
+    for spec in config.cached:
         seen = work.seen(spec.window)
         numbers += _cache_numbers(spec) * seen.cached
         products += spec.pair_products * seen.attended
@@ -272,7 +272,7 @@ def _cache_numbers(spec: AnyAttention) -> int:
 def _projections(config: ModelConfig) -> Counter[str]:
     """Weights of attention's matrices over all layers, by the label that reads them."""
     sizes: Counter[str] = Counter()
-    for spec in config.attention:
+    for spec in config.cached:
         for module, outputs, inputs in spec.projections(config.hidden_size):
             size = outputs.size * inputs.size
             if module == "o_proj":

@@ -42,6 +42,7 @@ class GroupInfo:
     timed_seconds: float = 0.0
     quantization: str = ""
     group_windows: tuple[int, ...] = (0,)
+    keeps_states: bool = False
 
     @property
     def cache_groups(self) -> CacheGroups:

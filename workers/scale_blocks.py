@@ -179,9 +179,11 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
     hidden = _Side("hidden_size", config.hidden_size, 1)
     for spec in dict.fromkeys(config.attention):
         layers = [each == spec for each in config.attention]
+        layer = layers.index(True)
+        prefix = config.attention_prefix(layer).removeprefix(config.names.layer(layer))
         for module, *sides in spec.projections(config.hidden_size):
             outputs, inputs = (_side(each, layout.tp) for each in sides)
-            yield _Matrix(layers, f"{config.names.attention}.{module}", outputs, inputs)
+            yield _Matrix(layers, f"{prefix}{module}", outputs, inputs)
     sparse, moe = list(config.moe_layers), config.moe
     dense = [not is_sparse for is_sparse in sparse]
     mlp = config.names.mlp_prefix

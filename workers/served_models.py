@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from moe.config import resolve_router
-from workers.attention.any import AnyAttention
+from workers.attention.any import CachedAttention
 from workers.attention.mla_spec import MlaSpec
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.model_types import ModelType
@@ -75,11 +75,13 @@ def _attention(model_type: str) -> str:
     raw: dict[str, Any] = {"model_type": model_type, "head_dim": 128}
     if entry.text_types:
         raw[str(entry.text_key)] = {"model_type": entry.text_types[-1]}
-    specs = ModelConfig.from_hf(raw).attention
-    return _words(specs[0], has_windows=any(spec.window for spec in specs))
+    config = ModelConfig.from_hf(raw)
+    specs = config.cached
+    words = _words(specs[0], has_windows=any(spec.window for spec in specs))
+    return words if len(specs) == config.num_layers else f"{words}; gated delta layers"
 
 
-def _words(spec: AnyAttention, *, has_windows: bool) -> str:
+def _words(spec: CachedAttention, *, has_windows: bool) -> str:
     if isinstance(spec, MlaSpec):
         return "latents (MLA)"
     partial = spec.rope is not None and spec.rope.dim < spec.head_dim

@@ -110,4 +110,5 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         timed_seconds=first.timed_seconds,
         quantization=first.quantization,
         group_windows=tuple(first.group_windows),
+        keeps_states=first.keeps_states,
     )

@@ -154,7 +154,7 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
         num_replicas=info.data_parallel_size,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
-        enable_prefix_cache=config.prefix_cache,
+        enable_prefix_cache=config.prefix_cache and not info.keeps_states,
     )
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from workers.config import WorkerConfig
+from workers.linear_attention.states import StateSizes
 from workers.zeros import zeros
 
 GRAPH_RESERVE_BYTES = 2 << 30  # for CUDA graphs and the allocator's fragments
@@ -93,6 +94,7 @@ class CacheSizes:
         num_layers: of a group of layers, which is what a block holds keys and values of.
         head_dim: of keys; v_head_dim: of values, 0 where they are made of the keys.
         dtype: of an entry's numbers; FP8 has scales besides.
+        states: of the layers without keys and values; they are of no block.
     """
 
     num_layers: int
@@ -101,6 +103,7 @@ class CacheSizes:
     head_dim: int
     v_head_dim: int
     dtype: torch.dtype
+    states: StateSizes | None = None
 
     @property
     def bytes_per_block(self) -> int:
@@ -114,12 +117,16 @@ class KVCache:
     """A LayerCache for each place of a layer in its group, allocated once.
 
     Layers of different groups at one place share it: no block is two groups'.
+
+    Attributes:
+        states: of the layers that keep some in place of keys and values, in their order.
     """
 
     def __init__(self, sizes: CacheSizes, num_blocks: int, device: torch.device) -> None:
         self.num_blocks = num_blocks
         self.block_size = sizes.block_size
         self.layers = [_layer(sizes, num_blocks, device) for _ in range(sizes.num_layers)]
+        self.states = [] if sizes.states is None else sizes.states.allocate(device)
 
 
 def _layer(sizes: CacheSizes, num_blocks: int, device: torch.device) -> LayerCache:

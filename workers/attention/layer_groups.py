@@ -9,11 +9,13 @@ cache, kept apart by their groups' blocks.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from workers.attention.any import AnyAttention
+from workers.linear_attention.spec import DeltaSpec
 
 MOST_GROUPS = 8
 """Each has a table of its own and blocks of its own to be told."""
@@ -34,7 +36,7 @@ class LayerGroups:
         windows: keys that a query sees in the layers of each group; None: all before it. Groups
             without a window are the first.
         size: places of a group, of which the last ones may be empty.
-        places: of each layer.
+        places: of each layer; of those without keys and values, their place among such.
     """
 
     windows: tuple[int | None, ...]
@@ -52,7 +54,17 @@ class LayerGroups:
 
         One group where all layers have the same window, or where groups would need no less.
         """
-        windows = [spec.window_within(max_positions) for spec in attention]
+        cached = [spec for spec in attention if not isinstance(spec, DeltaSpec)]
+        groups = cls._of_windows([spec.window_within(max_positions) for spec in cached], max_positions)
+        places, states = iter(groups.places), itertools.count()
+        every = tuple(
+            LayerPlace(0, next(states)) if isinstance(spec, DeltaSpec) else next(places)
+            for spec in attention
+        )
+        return dataclasses.replace(groups, places=every)
+
+    @classmethod
+    def _of_windows(cls, windows: list[int | None], max_positions: int) -> LayerGroups:
         counts = Counter(windows)
 
         def reach(window: int | None) -> int:

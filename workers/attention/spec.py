@@ -28,6 +28,7 @@ class AttentionSpec:
         sinks: each query head has a learned score of no key, which takes its share of the weights.
         gate: what attention found is weighed before the output projection, by head or by number, by
             the ``gate_activation`` of a projection of the layer's input, ``gate_name``.
+        gate_in_query: that projection is in q_proj's tensor, each head's rows behind its query's.
     """
 
     num_heads: int
@@ -45,6 +46,7 @@ class AttentionSpec:
     gate: Gate = "none"
     gate_activation: GateActivation = "softplus"
     gate_name: str = "g_proj"
+    gate_in_query: bool = False
 
     def __post_init__(self) -> None:
         if self.window == 0:
@@ -53,6 +55,11 @@ class AttentionSpec:
     def window_within(self, max_positions: int) -> int | None:
         """The window, if sequences of that many positions at most meet it."""
         return self.window if self.window is not None and self.window < max_positions else None
+
+    @property
+    def query_rows(self) -> int:
+        """Of a head in q_proj's tensor."""
+        return self.head_dim + (self.v_head_dim if self.gate_in_query else 0)
 
     @property
     def cache_heads(self) -> int:
@@ -80,12 +87,12 @@ class AttentionSpec:
         query, key = "num_attention_heads × head_dim", "num_key_value_heads × head_dim"
         heads, kv_heads = self.num_heads, self.num_kv_heads
         found = [
-            Projection("q_proj", Side(query, heads * self.head_dim, heads), hidden),
+            Projection("q_proj", Side(query, heads * self.query_rows, heads), hidden),
             Projection("k_proj", Side(key, kv_heads * self.head_dim, kv_heads), hidden),
             Projection("v_proj", Side(key, kv_heads * self.v_head_dim, kv_heads), hidden),
             Projection("o_proj", hidden, Side(query, heads * self.v_head_dim, heads)),
         ]
-        if self.gate != "none":
+        if self.gate != "none" and not self.gate_in_query:
             width = heads if self.gate == "head" else heads * self.v_head_dim
             found.append(Projection(self.gate_name, Side(query, width, heads), hidden))
         return found

@@ -12,6 +12,7 @@ class DecoderNames:
     Attributes:
         model: all but the head; head: what makes logits.
         attention, mlp: of a layer; an mlp of no name has its modules in the layer's.
+        linear_attention: of a layer that keeps a state in place of keys and values.
         attention_norm, mlp_norm: of a layer, each before what it is named after.
         attention_end_norm, mlp_end_norm: of a layer, each behind it.
         q_norm, k_norm: of attention.
@@ -20,6 +21,7 @@ class DecoderNames:
     model: str = "model"
     head: str = "lm_head"
     attention: str = "self_attn"
+    linear_attention: str = "linear_attn"
     mlp: str = "mlp"
     attention_norm: str = "input_layernorm"
     mlp_norm: str = "post_attention_layernorm"
@@ -40,6 +42,10 @@ class DecoderNames:
     def layer_attention(self, index: int) -> str:
         """What the names of its attention's modules begin with."""
         return f"{self.layer(index)}{self.attention}."
+
+    def layer_linear_attention(self, index: int) -> str:
+        """The same of a layer that keeps a state."""
+        return f"{self.layer(index)}{self.linear_attention}."
 
     def layer_mlp(self, index: int) -> str:
         """What the names of its MLP's modules begin with."""

@@ -17,7 +17,7 @@ from moe.base.int4_format import Int4Format
 from moe.base.weight_format import WeightFormat
 from moe.config import MoEConfig
 from switchyard.model_files import read_object, shown
-from workers.attention.any import AnyAttention
+from workers.attention.any import AnyAttention, CachedAttention
 from workers.config_json.config_keys import read_keys
 from workers.config_json.decoder_names import DecoderNames
 from workers.config_json.model_types import ModelType, MoEKeys, NormKind, NormPlaces, Values
@@ -27,6 +27,7 @@ from workers.config_json.rope_keys import RopeReader, unknown_rope_keys
 from workers.config_json.text_keys import text_keys
 from workers.families import MODEL_TYPES
 from workers.layers.rope_spec import RopeSpec
+from workers.linear_attention.spec import DeltaSpec
 
 _Meaning = TypeVar("_Meaning")
 
@@ -40,7 +41,7 @@ class ModelConfig:
 
     Attributes:
         architecture: transformers' class, by which servers and clients know it.
-        attention: of each layer; all have the same entries in the cache.
+        attention: of each layer; all that have a cache have the same entries there.
         names: what the checkpoint calls tensors.
         moe: the experts' numbers; None for a dense model.
         moe_layers: for each layer, whether its MLP is a mixture.
@@ -89,7 +90,18 @@ class ModelConfig:
     @property
     def ropes(self) -> tuple[RopeSpec, ...]:
         """The rotary embeddings of the layers, each once."""
-        return tuple(dict.fromkeys(each.rope for each in self.attention if each.rope is not None))
+        return tuple(dict.fromkeys(each.rope for each in self.cached if each.rope is not None))
+
+    @property
+    def cached(self) -> tuple[CachedAttention, ...]:
+        """Attention of the layers that have keys and values."""
+        return tuple(each for each in self.attention if not isinstance(each, DeltaSpec))
+
+    def attention_prefix(self, layer: int) -> str:
+        """What the names of a layer's attention's modules begin with."""
+        if isinstance(self.attention[layer], DeltaSpec):
+            return self.names.layer_linear_attention(layer)
+        return self.names.layer_attention(layer)
 
     @property
     def reads_fp8(self) -> bool:

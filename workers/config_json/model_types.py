@@ -19,7 +19,7 @@ from workers.config_json.rope_keys import WHOLE_HEADS, RopeDefaults
 from workers.layers.rope_spec import RopeSpec
 
 Values = Mapping[str, Any]
-NormKind = Literal["rms", "layer"]
+NormKind = Literal["rms", "rms_of_one", "layer"]
 NormPlaces = Literal["before", "behind", "both"]
 
 # Fields of `MoEConfig` that keys of some types hold.

@@ -22,6 +22,7 @@ from workers.families import (
     phimoe,
     qwen2_moe,
     qwen3,
+    qwen3_next,
     qwen3_vl_moe,
     solar_open,
 )
@@ -47,6 +48,7 @@ _FAMILIES = (
     phimoe,
     qwen2_moe,
     qwen3,
+    qwen3_next,
     qwen3_vl_moe,
     solar_open,
 )

@@ -6,7 +6,7 @@ Shapes: T tokens, I inputs, O outputs of this rank.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -48,14 +48,15 @@ class ColumnParallelLinear(nn.Module):
     to whoever sums them, who rounds once.
 
     Args:
-        shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order.
+        shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order; a
+            name may come up several times.
         weight_format: of all the weights, where they have fewer bits than ``dtype``.
     """
 
     def __init__(
         self,
         in_features: int,
-        shards: dict[str, ShardRows],
+        shards: dict[str, ShardRows] | Sequence[tuple[str, ShardRows]],
         dtype: torch.dtype,
         device: torch.device,
         context: KernelContext | None = None,
@@ -66,8 +67,8 @@ class ColumnParallelLinear(nn.Module):
         super().__init__()
         self.weight_format = weight_format
         self.context = context
-        self.shards = shards
-        self.splits = [rows.stop - rows.start for rows in shards.values()]
+        self.shards = list(shards.items()) if isinstance(shards, dict) else shards
+        self.splits = [rows.stop - rows.start for _, rows in self.shards]
         shape = (sum(self.splits), in_features)
         weight = empty_weight(shape, weight_format, dtype=dtype, device=device)
         self.weight = held_weight(self, "weight", weight)
@@ -91,13 +92,13 @@ class ColumnParallelLinear(nn.Module):
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
         """This layer's tensors below ``prefix``."""
         targets = self.weight.split(self.splits)
-        for (name, rows), target in zip(self.shards.items(), targets, strict=True):
+        for (name, rows), target in zip(self.shards, targets, strict=True):
             shape = (rows.total, self.weight.shape[1])
             weight = f"{prefix}{name}.weight"
             yield from weight_part(weight, shape, 0, rows.start, target, self.weight_format)
         if self.bias is not None:
             biases = self.bias.split(self.splits)
-            for (name, rows), target in zip(self.shards.items(), biases, strict=True):
+            for (name, rows), target in zip(self.shards, biases, strict=True):
                 yield part(f"{prefix}{name}.bias", (rows.total,), 0, rows.start, target)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -186,6 +187,31 @@ class RMSNorm(Norm):
         return self.weight * scaled.to(x.dtype)
 
 
+class RMSNormOfOne(Norm):
+    """``x / sqrt(mean(x²) + eps) · (1 + w)``, in fp32, cast once, as Qwen3-Next's layers have it;
+    1 + w is held in fp32."""
+
+    def __init__(
+        self,
+        size: int,
+        eps: float,
+        dtype: torch.dtype,
+        device: torch.device,
+        context: KernelContext | None = None,
+        quantize: bool = False,
+    ) -> None:
+        super().__init__(size, eps, dtype, device, context, quantize)
+        weight = torch.empty(size, dtype=torch.float32, device=device)
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def plain(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
+
+    def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:
+        piece = whole(f"{prefix}weight", self.weight)
+        yield dataclasses.replace(piece, convert=lambda weight: 1 + weight.float())
+
+
 class LayerNorm(Norm):
     """``(x - mean(x)) / sqrt(var(x) + eps) · w + b``, in fp32, cast once (Ba et al., 2016), as
     PhiMoE's layers have it."""
@@ -208,4 +234,10 @@ class LayerNorm(Norm):
 
 
 # By `ModelConfig.norm`.
-NORMS: dict[str, type[Norm]] = {"rms": RMSNorm, "layer": LayerNorm}
+NORMS: dict[str, type[Norm]] = {
+    "rms": RMSNorm,
+    "rms_of_one": RMSNormOfOne,
+    "layer": LayerNorm,
+}
+# Of queries and keys, likewise.
+HEAD_NORMS: dict[str, type[Norm]] = {**NORMS, "layer": RMSNorm}

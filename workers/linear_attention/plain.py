@@ -62,8 +62,15 @@ def delta_row(
     beta_TN, step_TN = ba_TB.float().chunk(2, dim=1)
     log_decay_TN = -weights.rate_N.float().exp() * F.softplus(step_TN + weights.bias_N.float())
     before = states.recurrent.new_zeros((N, D, V)) if source < 0 else states.recurrent[source]
-    columns = (q_TND * D**-0.5, k_TND, v.view(T, N, V), log_decay_TN, beta_TN.sigmoid())
-    out, after = gated_delta_rule(*(each.unsqueeze(0) for each in (*columns, before)), first)
+    out, after = gated_delta_rule(
+        (q_TND * D**-0.5)[None],
+        k_TND[None],
+        v.view(1, T, N, V),
+        log_decay_TN[None],
+        beta_TN.sigmoid()[None],
+        before[None],
+        first,
+    )
     states.recurrent[target] = after[0]
     rows = torch.arange(first + T - W + 1, first + T, device=x_TX.device)
     states.inputs[target, rows % W] = inputs_UC[-(W - 1) :]

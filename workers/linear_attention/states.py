@@ -1,8 +1,8 @@
-"""Where one layer's states lie: a recurrent one and the last inputs of a convolution each.
+"""Where layers' states lie: a recurrent one and the last inputs of a convolution each.
 
-Owns their layout. Does not know whose they are, or when they are kept. P states, N value heads, D
-width of keys, V of values, C channels of the convolution (queries, keys and values of this rank), W
-its taps.
+Owns their layout and size. Does not know whose they are, or when they are kept. P states, N value
+heads, D width of keys, V of values, C channels of the convolution (queries, keys and values of this
+rank), W its taps.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from __future__ import annotations
 import dataclasses
 
 import torch
+
+from workers.zeros import zeros
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -28,3 +30,40 @@ class LayerStates:
     def taps(self) -> int:
         """W."""
         return self.inputs.shape[1]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StateSizes:
+    """What the states of one rank take.
+
+    Attributes:
+        num_states: of each layer.
+        inputs_dtype: the model's.
+    """
+
+    num_layers: int
+    num_states: int
+    num_heads: int
+    key_width: int
+    value_width: int
+    channels: int
+    taps: int
+    inputs_dtype: torch.dtype
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all layers' states."""
+        recurrent = self.num_heads * self.key_width * self.value_width * torch.float32.itemsize
+        inputs = self.taps * self.channels * self.inputs_dtype.itemsize
+        return self.num_layers * self.num_states * (recurrent + inputs)
+
+    def allocate(self, device: torch.device) -> list[LayerStates]:
+        """Of each layer, zeros."""
+        heads = (self.num_states, self.num_heads, self.key_width, self.value_width)
+        inputs = (self.num_states, self.taps, self.channels)
+        return [
+            LayerStates(
+                zeros(heads, torch.float32, device), zeros(inputs, self.inputs_dtype, device)
+            )
+            for _ in range(self.num_layers)
+        ]

@@ -21,10 +21,12 @@ from workers.attention.plan import AttentionKind
 from workers.attention.spec import AttentionSpec
 from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
+from workers.layers.norm import HEAD_NORMS
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.base import BuildContext
 from workers.models.heads import QkvHeads
 from workers.models.output_gate import OutputGate
+from workers.models.query_rows import query_shards
 
 
 class Attention(nn.Module):
@@ -60,8 +62,9 @@ class Attention(nn.Module):
         self.num_heads = spec.num_heads // groups.tp_size
         self.num_kv_heads = total_kv // kv_ranks
         self.kind = AttentionKind(spec.window_within(build.max_positions), self.num_heads)
-        shards = {"q_proj": q_rows, "k_proj": k_rows, "v_proj": v_rows}
-        weight_format = build.format_of(f"{prefix}{name}" for name in shards)
+        heads = range(self.num_heads * groups.tp_rank, self.num_heads * (groups.tp_rank + 1))
+        shards = [*query_shards(spec, heads), ("k_proj", k_rows), ("v_proj", v_rows)]
+        weight_format = build.format_of(f"{prefix}{name}" for name in dict(shards))
         self.qkv_proj = ColumnParallelLinear(
             size, shards, dtype, device, context, weight_format, has_bias=spec.qkv_bias
         )
@@ -69,6 +72,7 @@ class Attention(nn.Module):
             spec,
             build,
             config.rms_norm_eps,
+            HEAD_NORMS[config.norm],
             rotary,
             q_rows,
             k_rows,

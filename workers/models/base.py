@@ -26,6 +26,7 @@ from workers.attention.layer import AttentionBatch
 from workers.attention.layer_groups import LayerGroups
 from workers.config_json.quantized_modules import Quantization
 from workers.distributed import Groups
+from workers.linear_attention.states import StateSizes
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,6 +102,10 @@ class Model(Protocol):
     @property
     def layer_groups(self) -> LayerGroups:
         """Which layers share block tables; the cache and its batches are made for these groups."""
+        ...
+
+    def state_sizes(self, num_states: int) -> StateSizes | None:
+        """Of the layers that keep a state in place of keys and values; None without any."""
         ...
 
     @property

@@ -25,7 +25,10 @@ from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import NORMS
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.attention import Attention
+from workers.linear_attention.spec import DeltaSpec
+from workers.linear_attention.states import LayerStates, StateSizes
 from workers.models.base import MLP, BuildContext, ForwardBatch
+from workers.models.delta_net import DeltaNet
 from workers.models.dense_mlp import DenseMLP
 from workers.models.end_norms import EndNormLayer
 from workers.models.mla import LatentAttention
@@ -39,7 +42,7 @@ class DecoderLayer(nn.Module):
         self,
         config: ModelConfig,
         build: BuildContext,
-        attention: Attention | LatentAttention,
+        attention: Attention | LatentAttention | DeltaNet,
         mlp: MLP,
     ) -> None:
         super().__init__()
@@ -62,7 +65,7 @@ class DecoderLayer(nn.Module):
         self,
         residual_TH: torch.Tensor,
         update: DeferredSum | None,
-        cache: LayerCache,
+        cache: LayerCache | LayerStates,
         batch: ForwardBatch,
     ) -> tuple[torch.Tensor, DeferredSum]:
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
@@ -98,6 +101,7 @@ class Decoder(nn.Module):
         super().__init__()
         dtype, device, context = build.dtype, build.device, build.context
         self.names = config.names
+        self.attention_prefixes = [config.attention_prefix(i) for i in range(config.num_layers)]
         self.layer_groups = LayerGroups.of(config.attention, build.max_positions)
         self.embedding_multiplier = config.embedding_multiplier
         self.logits_divisor = config.logits_divisor
@@ -121,18 +125,23 @@ class Decoder(nn.Module):
     def _layer(
         self, config: ModelConfig, build: BuildContext, index: int
     ) -> DecoderLayer | EndNormLayer:
-        spec, names = config.attention[index], config.names
-        rotary, prefix = None, names.layer_attention(index)
-        if spec.rope is not None:
+        spec = config.attention[index]
+        rotary, prefix = None, config.attention_prefix(index)
+        if not isinstance(spec, DeltaSpec) and spec.rope is not None:
             rotary = cast(RotaryEmbedding, self.rotaries[config.ropes.index(spec.rope)])
-        attention: Attention | LatentAttention
-        if isinstance(spec, MlaSpec):
+        attention: Attention | LatentAttention | DeltaNet
+        if isinstance(spec, DeltaSpec):
+            attention = DeltaNet(spec, config, build, prefix)
+        elif isinstance(spec, MlaSpec):
             assert rotary is not None
             attention = LatentAttention(spec, config.hidden_size, build, rotary, prefix)
         else:
             attention = Attention(spec, config, build, rotary, prefix)
-        kind = DecoderLayer if config.norms == "before" else EndNormLayer
-        return kind(config, build, attention, _mlp(config, build, self.expert_load, index))
+        mlp = _mlp(config, build, self.expert_load, index)
+        if config.norms == "before":
+            return DecoderLayer(config, build, attention, mlp)
+        assert not isinstance(attention, DeltaNet)
+        return EndNormLayer(config, build, attention, mlp)
 
     def of_each_kind(self, config: ModelConfig) -> Decoder:
         """A model of this one's weights that runs two layers of each kind, if there are so many:
@@ -154,7 +163,13 @@ class Decoder(nn.Module):
     @property
     def num_kv_heads(self) -> int:
         """KV heads of this rank."""
-        return self.layers[0].self_attn.num_kv_heads
+        modules = (layer.self_attn for layer in self.layers)
+        return next(each.num_kv_heads for each in modules if not isinstance(each, DeltaNet))
+
+    def state_sizes(self, num_states: int) -> StateSizes | None:
+        """As `Model` says."""
+        found = [each for each in self.modules() if isinstance(each, DeltaNet)]
+        return found[0].state_sizes(len(found), num_states) if found else None
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
         """Last hidden states ``[T, H]``, normed."""
@@ -169,7 +184,9 @@ class Decoder(nn.Module):
         ]
         for layer, (group, place) in zip(self.layers, self.layer_groups.places, strict=True):
             own = of_groups[group]
-            residual_TH, update = layer(residual_TH, update, cache.layers[place], own)
+            has_state = isinstance(layer.self_attn, DeltaNet)
+            kept = cache.states[place] if has_state else cache.layers[place]
+            residual_TH, update = layer(residual_TH, update, kept, own)
         assert update is not None
         return self.norm.add(residual_TH, update)[1]
 
@@ -183,7 +200,7 @@ class Decoder(nn.Module):
         names = self.names
         yield from self.embed_tokens.checkpoint_slices(f"{names.model}.embed_tokens.")
         for index, layer in enumerate(self.layers):
-            yield from layer.self_attn.checkpoint_slices(names.layer_attention(index))
+            yield from layer.self_attn.checkpoint_slices(self.attention_prefixes[index])
             yield from layer.mlp.checkpoint_slices(names.layer_mlp(index))
             yield from layer.norm_slices(names.layer(index))
         yield from self.norm.checkpoint_slices(f"{names.model}.norm.")

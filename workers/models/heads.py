@@ -21,12 +21,12 @@ from workers.attention.kv_cache import LayerCache
 from workers.attention.layer import AttentionBatch
 from workers.attention.spec import AttentionSpec
 from workers.layers.linear import ShardRows
-from workers.layers.norm import RMSNorm
+from workers.layers.norm import Norm
 from workers.layers.rotary import RotaryEmbedding, rotate
 from workers.models.base import BuildContext
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
-Norms = tuple[RMSNorm, RMSNorm]
+Norms = tuple[Norm, Norm]
 Angles = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -34,6 +34,7 @@ class QkvHeads(nn.Module):
     """A layer's norms and rotation of this rank's heads of q and k.
 
     Args:
+        norm: that of q and k, if the spec has one.
         rotary: of ``spec.rope``; None where that is.
         q_rows, k_rows: which this rank has of all ranks' q and k.
         counts_keys: no other rank that has these KV heads counts their squares.
@@ -44,6 +45,7 @@ class QkvHeads(nn.Module):
         spec: AttentionSpec,
         build: BuildContext,
         eps: float,
+        norm: type[Norm],
         rotary: RotaryEmbedding | None,
         q_rows: ShardRows,
         k_rows: ShardRows,
@@ -59,12 +61,12 @@ class QkvHeads(nn.Module):
         self.head_dim = spec.head_dim
         self.num_heads = (self.widths[0] // spec.head_dim, self.widths[1] // spec.head_dim)
         self.counts_keys = counts_keys
-        self.q_norm: RMSNorm | None = None
-        self.k_norm: RMSNorm | None = None
+        self.q_norm: Norm | None = None
+        self.k_norm: Norm | None = None
         if spec.qk_norm != "none":
             sizes = self.widths if spec.qk_norm == "all_heads" else (spec.head_dim,) * 2
             self.q_norm, self.k_norm = (
-                RMSNorm(size, eps, build.dtype, build.device) for size in sizes
+                norm(size, eps, build.dtype, build.device) for size in sizes
             )
 
     @property
@@ -202,7 +204,7 @@ def finish_heads(
     return q_TND, k_TKD, v_TKV
 
 
-def _norm_all(x_TND: torch.Tensor, norm: RMSNorm, mean_square_T: torch.Tensor) -> torch.Tensor:
+def _norm_all(x_TND: torch.Tensor, norm: Norm, mean_square_T: torch.Tensor) -> torch.Tensor:
     """RMSNorm over more heads than these, cast before the weight and after it."""
     scale_T11 = torch.rsqrt(mean_square_T + norm.eps)[:, None, None]
     scaled = (x_TND.float() * scale_T11).to(x_TND.dtype)

@@ -16,8 +16,9 @@ from moe.base.checkpoint_slice import CheckpointSlice
 from moe.base.quantized import Quantized
 from workers.attention.kernels.output_gate import output_gate
 from workers.attention.spec import AttentionSpec, GateActivation
-from workers.layers.linear import ColumnParallelLinear, ShardRows
+from workers.layers.linear import ColumnParallelLinear
 from workers.models.base import BuildContext
+from workers.models.query_rows import gate_shards
 
 
 class OutputGate(nn.Module):
@@ -33,15 +34,15 @@ class OutputGate(nn.Module):
         super().__init__()
         self.context = build.context
         self.activation = spec.gate_activation
-        width = spec.num_heads * (1 if spec.gate == "head" else spec.v_head_dim)
-        rows = ShardRows.shard(width, build.groups.tp_rank, build.groups.tp_size)
+        rank, share = build.groups.tp_rank, spec.num_heads // build.groups.tp_size
+        shards = gate_shards(spec, range(rank * share, (rank + 1) * share))
         self.g_proj = ColumnParallelLinear(
             hidden_size,
-            {spec.gate_name: rows},
+            shards,
             build.dtype,
             build.device,
             build.context,
-            build.format_of([f"{prefix}{spec.gate_name}"]),
+            build.format_of(f"{prefix}{name}" for name in dict(shards)),
         )
 
     def forward(

@@ -53,6 +53,7 @@ def describe(
         quantization=_quantization(ready),
         kv_cache_dtype=ready.kv_cache_dtype,
         group_windows=[window or 0 for window in ready.model.layer_groups.windows],
+        keeps_states=bool(ready.runner.forward.cache.states),
     )
 
 

@@ -43,6 +43,7 @@ def num_cache_blocks(
     if build.device.type == "cuda":
         torch.cuda.empty_cache()  # in pieces that the cache could not use
     budget = free_bytes(build.device, config.memory_fraction, workspace, ranks_here())
+    budget -= 0 if sizes.states is None else sizes.states.num_bytes
     return build.groups.minimum(
         blocks_that_fit(
             config,
@@ -91,16 +92,17 @@ def warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
 
 
 def cache_sizes(
-    model: Model, model_config: ModelConfig, block_size: int, dtype: torch.dtype
+    model: Model, model_config: ModelConfig, block_size: int, dtype: torch.dtype, num_slots: int
 ) -> CacheSizes:
-    """Of a rank's model; ``dtype`` is that of an entry's numbers."""
+    """Of a rank's model; ``dtype`` is that of an entry's numbers, and each slot has a state."""
     return CacheSizes(
         num_layers=model.layer_groups.size,
         block_size=block_size,
         num_kv_heads=model.num_kv_heads,
-        head_dim=model_config.attention[0].key_width,
-        v_head_dim=model_config.attention[0].value_width,
+        head_dim=model_config.cached[0].key_width,
+        v_head_dim=model_config.cached[0].value_width,
         dtype=dtype,
+        states=model.state_sizes(num_slots),
     )
 
 

@@ -89,7 +89,7 @@ def attention_shape(
     if build.context is None:
         return None
     tp = build.parallel.tp
-    for spec in dict.fromkeys(config.attention):
+    for spec in dict.fromkeys(config.cached):
         if isinstance(spec, MlaSpec):
             _check_latents(spec)
             kv_heads = head_groups(spec.num_heads // tp)
@@ -97,7 +97,7 @@ def attention_shape(
             _check_heads(spec)
     kinds = {
         AttentionKind(each.window_within(build.max_positions), each.num_heads // tp): None
-        for each in config.attention
+        for each in config.cached
     }
     return AttentionShape(
         kinds=tuple(kinds),

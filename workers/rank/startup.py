@@ -160,7 +160,9 @@ def _make_runner(
     a timed prefill."""
     factory = RunnerFactory(model, config, model_config, build, kv_cache_dtype)
     cache_dtype = _CACHE_DTYPES[kv_cache_dtype]
-    sizes = kv_sizing.cache_sizes(model, model_config, config.block_size, cache_dtype)
+    sizes = kv_sizing.cache_sizes(
+        model, model_config, config.block_size, cache_dtype, config.max_batch_size
+    )
     if graph_capture.launches_blindly(config, build):
         compile_ahead(factory, model.of_each_kind(model_config), sizes, config, build)
     if config.self_check == "on":
@@ -221,7 +223,7 @@ def _settings(config: WorkerConfig, model: ModelConfig, device: torch.device) ->
     dtype = _dtype(config.dtype, model.dtype, device)
     return _Settings(
         dtype,
-        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.attention[0], device),
+        _kv_cache_dtype(config.kv_cache_dtype, dtype, model.cached[0], device),
         _max_model_len(config.max_model_len, model),
         step_tokens,
     )

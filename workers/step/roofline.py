@@ -21,7 +21,7 @@ from typing import NamedTuple
 import numpy as np
 
 from moe.base.parallel import ParallelConfig
-from workers.attention.any import AnyAttention
+from workers.attention.any import CachedAttention
 from workers.config_json.model_config import ModelConfig
 from workers.step.weight_counts import dense_weights, expert_weights
 
@@ -217,15 +217,15 @@ class Roofline:
         dense = dense_weights(config, parallel, _BYTES[dtype])
         expert = expert_weights(config, tp if parallel.ep == 1 else 1, _BYTES[dtype])
 
-        def share(specs: Iterable[AnyAttention]) -> WindowShare:
+        def share(specs: Iterable[CachedAttention]) -> WindowShare:
             layers = list(specs)
             return WindowShare(
                 round(sum(_token_bytes(each, tp, dtype, kv_cache_dtype) for each in layers)),
                 round(sum(2 * each.pair_products / tp for each in layers)),
             )
 
-        whole = share(config.attention)
-        windows = {each.window for each in config.attention if each.window is not None}
+        whole = share(config.cached)
+        windows = {each.window for each in config.cached if each.window is not None}
         return cls(
             value_bytes=_BYTES[dtype],
             dense=dense.parameters,
@@ -244,7 +244,7 @@ class Roofline:
             cache_bytes=whole.cache_bytes,
             pair_flops=whole.pair_flops,
             windows={
-                window: share(each for each in config.attention if each.window == window)
+                window: share(each for each in config.cached if each.window == window)
                 for window in sorted(windows)
             },
         )
@@ -322,7 +322,7 @@ class Roofline:
         return self.cost(work, self.expected_hits(reached))
 
 
-def _token_bytes(spec: AnyAttention, tp: int, dtype: str, kv_cache_dtype: str) -> float:
+def _token_bytes(spec: CachedAttention, tp: int, dtype: str, kv_cache_dtype: str) -> float:
     """Of a token's keys and values in one layer; see workers.attention.kv_cache.CacheSizes."""
     numbers = spec.key_width + spec.value_width
     entry = numbers + 4 if kv_cache_dtype == "fp8_e4m3" else numbers * _BYTES[dtype]

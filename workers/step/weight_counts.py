@@ -62,7 +62,7 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
 def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_Matrix]:
     tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
     for layer, is_moe in enumerate(config.moe_layers):
-        prefix = config.names.layer_attention(layer)
+        prefix = config.attention_prefix(layer)
         for module, outputs, inputs in config.attention[layer].projections(hidden):
             yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
         prefix = config.names.layer_mlp(layer)

@@ -148,7 +148,9 @@ def make_rank(
     return MadeRank(
         model=model,
         factory=RunnerFactory(model, flags, model_config, build, cache),
-        sizes=cache_sizes(model, model_config, flags.block_size, FP8 if fp8_cache else dtype),
+        sizes=cache_sizes(
+            model, model_config, flags.block_size, FP8 if fp8_cache else dtype, max_batch_size
+        ),
         build=build,
         vocab_size=model_config.vocab_size,
     )
