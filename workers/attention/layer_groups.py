@@ -55,7 +55,9 @@ class LayerGroups:
         One group where all layers have the same window, or where groups would need no less.
         """
         cached = [spec for spec in attention if not isinstance(spec, DeltaSpec)]
-        groups = cls._of_windows([spec.window_within(max_positions) for spec in cached], max_positions)
+        groups = cls._of_windows(
+            [spec.window_within(max_positions) for spec in cached], max_positions
+        )
         places, states = iter(groups.places), itertools.count()
         every = tuple(
             LayerPlace(0, next(states)) if isinstance(spec, DeltaSpec) else next(places)

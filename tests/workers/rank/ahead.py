@@ -44,7 +44,9 @@ class Ahead:
     ) -> None:
         self.whole, self.few = model, model.of_each_kind(model_config)
         factory = RunnerFactory(model, config, model_config, build, "float32")
-        sizes = cache_sizes(model, model_config, config.block_size, build.dtype, config.max_batch_size)
+        sizes = cache_sizes(
+            model, model_config, config.block_size, build.dtype, config.max_batch_size
+        )
         self.factory, self.rest = factory, (sizes, config, build)
 
     def run(self, model: Model) -> int:
