@@ -107,9 +107,9 @@ def _prepare_kernel(
         rate = tl.load(rate_ptr + heads, mask=is_head, other=0.0)
         bias = tl.load(bias_ptr + heads, mask=is_head, other=0.0)
         decay = -tl.exp(rate)[None, :] * softplus(a.to(tl.float32) + bias[None, :])
-        places = tokens[:, None] * N + heads[None, :]
-        tl.store(decay_ptr + places, decay, mask=each)
-        tl.store(beta_ptr + places, 1.0 / (1.0 + tl.exp(-b.to(tl.float32))), mask=each)
+        each_head = tokens[:, None] * N + heads[None, :]
+        tl.store(decay_ptr + each_head, decay, mask=each)
+        tl.store(beta_ptr + each_head, 1.0 / (1.0 + tl.exp(-b.to(tl.float32))), mask=each)
 
 
 @triton.jit
@@ -136,10 +136,8 @@ def _inverse(system, C: tl.constexpr, PIECE: tl.constexpr):
         found = tl.where(is_row, found - new[:, None, :], found)
     found = tl.where(is_own, found[:, :, None, :], 0.0).reshape(C, C)
     cs = tl.arange(0, C)
-    size: tl.constexpr = PIECE
     for level in tl.static_range(2):
-        half: tl.constexpr = size << level
-        rows, columns = cs[:, None] // half, cs[None, :] // half
+        rows, columns = cs[:, None] // (PIECE << level), cs[None, :] // (PIECE << level)
         is_below = (rows % 2 == 1) & (columns == rows - 1)
         below = tl.where(is_below, system, 0.0)
         left = tl.dot(found, below, input_precision="ieee")
@@ -171,12 +169,12 @@ def _solve_kernel(
     beta = tl.load(beta_ptr + (token + cs) * N + head, mask=is_token, other=0.0)
     is_seen = cs[:, None] >= cs[None, :]
     between = tl.exp(tl.where(is_seen, since[:, None] - since[None, :], 0.0))
-    products = tl.dot(k, tl.trans(k), input_precision=PRECISION)
-    system = tl.where(cs[:, None] > cs[None, :], beta[:, None] * products * between, 0.0)
     places = (chunk * N + head) * (C * C) + cs[:, None] * C + cs[None, :]
-    tl.store(solved_ptr + places, _inverse(system, C, PIECE).to(dtype))
     weights = tl.dot(q, tl.trans(k), input_precision=PRECISION)
     tl.store(weights_ptr + places, tl.where(is_seen, weights * between, 0.0).to(dtype))
+    products = tl.dot(k, tl.trans(k), input_precision=PRECISION)
+    system = tl.where(cs[:, None] > cs[None, :], beta[:, None] * products * between, 0.0)
+    tl.store(solved_ptr + places, _inverse(system, C, PIECE).to(dtype))
 
 
 @triton.jit
@@ -347,7 +345,7 @@ def prefill_delta(
     )  # fmt: skip
     _solve_kernel[(len(chunks_KF), N)](
         w.convolved_TC, w.log_decay_TN, w.beta_TN, chunks_KF, w.solved_KNCC, w.weights_KNCC,
-        **sizes, C=CHUNK, PIECE=_PIECE, BLOCK_D=max(16, block_d), PRECISION=precision, num_warps=4,
+        **sizes, C=CHUNK, PIECE=_PIECE, BLOCK_D=max(16, block_d), PRECISION=precision, num_warps=8,
         **options,
     )  # fmt: skip
     carried = max(16, min(_VALUES, block_v))
