@@ -19,6 +19,7 @@ from workers.attention.kernels.prefill_attention import PrefillWorkspace, prefil
 from workers.attention.kv_cache import LayerCache
 from workers.attention.plan import AttentionKind, prefill_tiles
 from workers.attention.prefill_split import SPLIT_FIELDS
+from workers.linear_attention.states import StatePlan
 
 # Decodes are gathered in groups of at most this many context tokens, which bounds the workspace.
 _MAX_GATHERED_TOKENS = 1 << 18
@@ -58,6 +59,7 @@ class AttentionBatch:
         finished_CK: of PrefillWorkspace, as above.
         starts_T: position of the first token of each token's row in this step, int32; read by
             kernels over latents alone.
+        states: of layers that keep states, for kernels; None without either.
     """
 
     positions_T: torch.Tensor
@@ -72,6 +74,7 @@ class AttentionBatch:
     finished_CK: torch.Tensor | None = None
     starts_T: torch.Tensor | None = None
     other_tables: tuple[torch.Tensor, ...] = ()
+    states: StatePlan | None = None
 
     def of_groups(self) -> list[AttentionBatch]:
         """Of each group of layers, with its tables."""

@@ -51,6 +51,7 @@ class ColumnParallelLinear(nn.Module):
         shards: for each tensor's name (without ``.weight``), the rows this rank holds, in order; a
             name may come up several times.
         weight_format: of all the weights, where they have fewer bits than ``dtype``.
+        parts: name of the workspace that takes the sums, which the next layer of that name reuses.
     """
 
     def __init__(
@@ -63,10 +64,12 @@ class ColumnParallelLinear(nn.Module):
         weight_format: WeightFormat | None = None,
         *,
         has_bias: bool = False,
+        parts: str = "column_parallel",
     ) -> None:
         super().__init__()
         self.weight_format = weight_format
         self.context = context
+        self.parts = parts
         self.shards = list(shards.items()) if isinstance(shards, dict) else shards
         self.splits = [rows.stop - rows.start for _, rows in self.shards]
         shape = (sum(self.splits), in_features)
@@ -82,7 +85,7 @@ class ColumnParallelLinear(nn.Module):
         if self.context is None:
             return F.linear(x_TI, self.weight.plain(x_TI.dtype)).unsqueeze(0)
         return linear_parts(
-            x_TI, self.weight, self.context, "column_parallel", quantized_MK=quantized_TI
+            x_TI, self.weight, self.context, self.parts, quantized_MK=quantized_TI
         )
 
     def takes_quantized(self, num_tokens: int) -> bool:

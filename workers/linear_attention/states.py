@@ -33,6 +33,21 @@ class LayerStates:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StatePlan:
+    """Which states a step's tokens read, and how kernels divide its prompts.
+
+    Attributes:
+        sources_T: of each token the state before its row, int32, -1: zeros.
+        chunks_KF, rows_RF: of the rows behind the decodes, as `plan.plan_rows` makes them, their
+            tokens counted from the first of these rows; None without any.
+    """
+
+    sources_T: torch.Tensor
+    chunks_KF: torch.Tensor | None
+    rows_RF: torch.Tensor | None
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StateSizes:
     """What the states of one rank take.
 

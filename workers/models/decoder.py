@@ -24,9 +24,9 @@ from workers.config_json.model_config import ModelConfig
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import NORMS
 from workers.layers.rotary import RotaryEmbedding
-from workers.models.attention import Attention
 from workers.linear_attention.spec import DeltaSpec
 from workers.linear_attention.states import LayerStates, StateSizes
+from workers.models.attention import Attention
 from workers.models.base import MLP, BuildContext, ForwardBatch
 from workers.models.delta_net import DeltaNet
 from workers.models.dense_mlp import DenseMLP

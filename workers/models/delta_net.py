@@ -12,11 +12,15 @@ import torch
 from torch import nn
 
 from moe.base.checkpoint_slice import CheckpointSlice, part, whole
+from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.quantized import Quantized
 from workers.attention.layer import AttentionBatch
 from workers.config_json.model_config import ModelConfig
 from workers.layers.linear import ColumnParallelLinear, RowParallelLinear, ShardRows
+from workers.linear_attention.delta_rule import CHUNK
+from workers.linear_attention.kernels.decode_delta import decode_delta
+from workers.linear_attention.kernels.prefill_delta import PrefillWorkspace, prefill_delta
 from workers.linear_attention.plain import DeltaWeights, delta_row
 from workers.linear_attention.spec import DeltaSpec
 from workers.linear_attention.states import LayerStates, StateSizes
@@ -49,7 +53,7 @@ class DeltaNet(nn.Module):
             build.format_of(f"{prefix}{name}" for name in dict(shards)),
         )  # fmt: skip
         self.in_proj_ba = ColumnParallelLinear(
-            config.hidden_size, small, dtype, device, build.context
+            config.hidden_size, small, dtype, device, build.context, parts="column_parallel_too"
         )
         self.out_proj = RowParallelLinear(
             spec.values_size, config.hidden_size, groups, dtype, device, build.context,
@@ -73,9 +77,60 @@ class DeltaNet(nn.Module):
         quantized_TH: Quantized | None = None,
     ) -> DeferredSum:
         """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
+        if self.context is not None:
+            return self._out(self._kernels(hidden_TH, states, batch, quantized_TH, self.context))
         x_TX = self.in_proj(hidden_TH, quantized_TH)[0]
         ba_TB = self.in_proj_ba(hidden_TH)[0]
-        update: DeferredSum = self.out_proj(self._plain(x_TX, ba_TB, states, batch))
+        return self._out(self._plain(x_TX, ba_TB, states, batch))
+
+    def _kernels(
+        self,
+        hidden_TH: torch.Tensor,
+        states: LayerStates,
+        batch: AttentionBatch,
+        quantized_TH: Quantized | None,
+        context: KernelContext,
+    ) -> torch.Tensor:
+        """What tokens read, in workspace ``[T, N·V]``."""
+        assert batch.states is not None
+        x_STX, ba_STB = self.in_proj(hidden_TH, quantized_TH), self.in_proj_ba(hidden_TH)
+        T, num_decodes, plan = len(hidden_TH), batch.num_decodes, batch.states
+        shape = (T, self.num_heads * self.spec.value_width)
+        out_TV = context.workspace.take("attended", shape, context.dtype)
+        weights = self.taps_C1W[:, 0], self.rate_N, self.bias_N, self.norm_V, states
+        options = {"num_key_heads": self.num_key_heads, "eps": self.eps, "pdl": context.pdl}
+        decodes, others = slice(0, num_decodes), slice(num_decodes, T)
+        if num_decodes:
+            decode_delta(
+                x_STX[:, decodes], ba_STB[:, decodes], *weights, plan.sources_T[decodes],
+                batch.slots_T[decodes], batch.positions_T[decodes], out=out_TV[decodes], **options,
+            )  # fmt: skip
+        if plan.chunks_KF is not None and plan.rows_RF is not None:
+            assert batch.starts_T is not None
+            prefill_delta(
+                x_STX[:, others], ba_STB[:, others], *weights, plan.sources_T[others],
+                batch.positions_T[others], batch.starts_T[others], plan.chunks_KF, plan.rows_RF,
+                self._workspace(T - num_decodes, len(plan.chunks_KF), context),
+                out=out_TV[others], **options,
+            )  # fmt: skip
+        return out_TV
+
+    def _workspace(
+        self, num_tokens: int, num_chunks: int, context: KernelContext
+    ) -> PrefillWorkspace:
+        N, take = self.num_heads, context.workspace.take
+        squares = (num_chunks, N, CHUNK, CHUNK)
+        return PrefillWorkspace(
+            take("delta_convolved", (num_tokens, self.channels), context.dtype),
+            take("delta_decay", (num_tokens, N), torch.float32),
+            take("delta_beta", (num_tokens, N), torch.float32),
+            take("delta_solved", squares, context.dtype),
+            take("delta_weights", squares, context.dtype),
+            take("delta_read", (num_tokens, N * self.spec.value_width), torch.float32),
+        )
+
+    def _out(self, attended_TV: torch.Tensor) -> DeferredSum:
+        update: DeferredSum = self.out_proj(attended_TV)
         return update
 
     def state_sizes(self, num_layers: int, num_states: int) -> StateSizes:

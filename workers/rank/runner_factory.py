@@ -51,6 +51,7 @@ class RunnerFactory:
             device=build.device,
             attention=attention_shape(model_config, model.num_kv_heads, build),
             num_groups=model.layer_groups.num_groups,
+            keeps_states=build.context is not None and model.state_sizes(1) is not None,
         )
         load = model.expert_load
         self.results = ResultBuffer(

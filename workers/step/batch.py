@@ -17,6 +17,8 @@ from switchyard.worker.v1 import worker_pb2
 from workers.attention.layer import AttentionBatch, AttentionPlan
 from workers.attention.plan import AttentionKind, decode_capacity, decode_tiles, plan_decode
 from workers.attention.prefill_split import SPLIT_FIELDS, max_splits, tile_columns
+from workers.linear_attention.plan import state_columns
+from workers.linear_attention.states import StatePlan
 from workers.models.base import ForwardBatch
 from workers.rows import StepRows, int32s
 from workers.sampling.logits_processor import LogitsProcessor
@@ -87,6 +89,7 @@ class BatchBuilder:
         max_tokens: most tokens of a step.
         attention: plans for attention kernels are made with it; None: there are none.
         num_groups: groups of layers.
+        keeps_states: some layers do, and kernels compute them.
     """
 
     def __init__(
@@ -99,7 +102,9 @@ class BatchBuilder:
         device: torch.device,
         attention: AttentionShape | None = None,
         num_groups: int = 1,
+        keeps_states: bool = False,
     ) -> None:
+        self.keeps_states = keeps_states
         self.num_slots = num_slots
         self.block_size = block_size
         self.device = device
@@ -118,6 +123,7 @@ class BatchBuilder:
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         num_kinds = 1 if attention is None else len(attention.kinds)
         a_kind = 8 * max_tokens + 64 * num_slots + SPLIT_FIELDS * num_splits
+        a_kind += 4 * max_tokens + 16 * num_slots if keeps_states else 0
         self.columns = Staging(device, 8 * max_tokens + 192 * num_slots + num_kinds * a_kind + 4096)
         self.pairs = Staging(device, _SPARE_WORDS)
 
@@ -149,6 +155,14 @@ class BatchBuilder:
             num_decodes = shape.tokens if shape.decodes else 0
         if self.attention is not None:
             columns |= self._attention_columns(num_decodes, padded, shape, self.attention)
+        if self.keeps_states:
+            columns |= state_columns(
+                padded,
+                columns["slots"],
+                columns["starts"],
+                num_decodes,
+                shape=None if shape is None else (shape.tokens, self.num_slots),
+            )
         slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
         columns |= self._draw_columns(padded, slots, lengths)
         on = self.columns.copy(columns)
@@ -252,6 +266,11 @@ class BatchBuilder:
             finished_SK=self.finished_SK,
             finished_CK=self.finished_CK,
             starts_T=on["starts"],
+            states=StatePlan(
+                sources_T=on["sources"], chunks_KF=on.get("chunks"), rows_RF=on.get("rows")
+            )
+            if self.keeps_states
+            else None,
         )
 
     def _suppressed(
