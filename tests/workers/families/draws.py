@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tests.workers.families.draw_parts import common, layer_types, rope, yarn
-from tests.workers.families.gated_delta_draws import qwen3_next
+from tests.workers.families.gated_delta_draws import qwen3_5_moe, qwen3_next
 from tests.workers.families.grouped_query_draws import (
     afmoe,
     exaone_moe,
@@ -156,6 +156,7 @@ FAMILIES: dict[str, Draw] = {
     "ernie4_5_moe": ernie4_5_moe,
     "laguna": laguna,
     "qwen3_next": qwen3_next,
+    "qwen3_5_moe": qwen3_5_moe,
 }
 
 
