@@ -47,26 +47,34 @@ LAYERS = {
     "workers/launcher": set(),
     "workers/layers": {"workers.distributed"},
     "workers/attention": {
-        "workers.config", "workers.layers.rope_spec", "workers.rows", "workers.zeros",
+        "workers.config", "workers.layers.rope_spec", "workers.linear_attention.spec",
+        "workers.linear_attention.states", "workers.rows", "workers.zeros",
+    },
+    "workers/linear_attention": {
+        "workers.attention.kernels.output_gate", "workers.attention.projection", "workers.rows",
+        "workers.zeros",
     },
     "workers/sampling": {"workers.rows", "workers.staging"},
     "workers/config_json": {
         "workers.attention.any", "workers.families", "workers.layers.rope_spec",
+        "workers.linear_attention.spec",
     },
     "workers/families": {
-        "workers.attention.mla_spec", "workers.attention.spec", "workers.config_json.decoder_names",
+        "workers.attention.any", "workers.attention.mla_spec", "workers.attention.spec",
+        "workers.linear_attention.spec", "workers.config_json.decoder_names",
         "workers.config_json.model_types", "workers.config_json.rope_keys",
         "workers.layers.rope_spec",
     },
     "workers/models": {
         "workers.attention", "workers.config_json.model_config",
         "workers.config_json.quantized_modules", "workers.distributed", "workers.layers",
+        "workers.linear_attention",
     },
     "workers/step": {
         "workers.attention", "workers.config_json.decoder_names",
         "workers.config_json.model_config",
-        "workers.config_json.quantized_modules", "workers.models", "workers.rows",
-        "workers.sampling", "workers.staging", "workers.zeros",
+        "workers.config_json.quantized_modules", "workers.linear_attention", "workers.models",
+        "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
     },
     "workers/self_check": {
         "workers.attention", "workers.distributed", "workers.layers", "workers.models",

@@ -29,4 +29,5 @@ def test_the_command_prints_it(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_type_is_tried_against_transformers() -> None:
     others = {"kimi_k2", "kimi_k25", "mistral3"}  # of latent families: test_latent_texts.py
+    others |= {"qwen3_5_moe_text"}
     assert set(MODEL_TYPES) - others == set(FAMILIES)

@@ -13,7 +13,7 @@ from workers.families.gated_delta import DELTA_DEFAULTS, hybrid_attention
 
 _TEXT = ModelType(
     architecture="Qwen3_5MoeForCausalLM",
-    models="their text alone",
+    models="Qwen3.5-35B-A3B's text alone",
     attention=functools.partial(hybrid_attention, by_key_head=False),
     defaults={
         **COMMON_DEFAULTS,

@@ -84,9 +84,7 @@ class ColumnParallelLinear(nn.Module):
         """``quantized_TI`` is ``x_TI`` in eight bits, if anyone made it."""
         if self.context is None:
             return F.linear(x_TI, self.weight.plain(x_TI.dtype)).unsqueeze(0)
-        return linear_parts(
-            x_TI, self.weight, self.context, self.parts, quantized_MK=quantized_TI
-        )
+        return linear_parts(x_TI, self.weight, self.context, self.parts, quantized_MK=quantized_TI)
 
     def takes_quantized(self, num_tokens: int) -> bool:
         """Whether so many tokens are multiplied in eight bits."""

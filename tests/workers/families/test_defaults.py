@@ -15,6 +15,7 @@ from tests.workers.families.draws import FAMILIES
 from workers.attention.spec import AttentionSpec
 from workers.config_json.model_config import ModelConfig
 from workers.families import MODEL_TYPES
+from workers.linear_attention.spec import DeltaSpec
 
 # Where the class has no such key, its formula is always the same.
 OF_FORMULAS = {
@@ -27,6 +28,7 @@ OF_FORMULAS = {
 # Of the Hub's config.json, which the class does not read.
 OF_THE_HUB = {
     "attn_type_list",
+    "full_attention_interval",
     "gating_types",
     "intermediate_size",
     "moe_intermediate_size",
@@ -70,6 +72,9 @@ def test_absent_keys_of_positions_and_windows_are_those_of_the_class(family: str
     ropes: dict[str, Any] = theirs.rope_parameters
     types = getattr(theirs, "layer_types", None) or ["full_attention"] * config.num_layers
     for spec, kind in zip(config.attention, types, strict=True):
+        assert isinstance(spec, DeltaSpec) == (kind == "linear_attention")
+        if isinstance(spec, DeltaSpec):
+            continue
         rope = ropes.get(kind, ropes)
         if spec.rope is None:
             assert family in ("afmoe", "exaone_moe")

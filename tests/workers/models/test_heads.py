@@ -41,7 +41,7 @@ def heads_of(rank: int, norms: tuple[torch.Tensor, torch.Tensor], groups: Groups
     """A rank of four has a query head, and a KV head with its neighbour."""
     build: Any = types.SimpleNamespace(groups=groups, dtype=torch.float32, device=CPU)
     rows = ShardRows.shard(N * D, rank, RANKS), ShardRows.shard(K * D, rank // 2, K)
-    heads = QkvHeads(SPEC, build, EPS, None, *rows, counts_keys=rank % 2 == 0)
+    heads = QkvHeads(SPEC, build, EPS, RMSNorm, None, *rows, counts_keys=rank % 2 == 0)
     for each, whole in zip(heads.checkpoint_slices("q.", "k."), norms, strict=True):
         assert each.shape == tuple(whole.shape)
         assert each.target is not None

@@ -21,6 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from workers.attention.spec import AttentionSpec
 from workers.layers.linear import ShardRows
+from workers.layers.norm import RMSNorm
 from workers.layers.rope_spec import RopeSpec
 from workers.layers.rotary import RotaryEmbedding
 from workers.models.heads import QkvHeads
@@ -110,7 +111,7 @@ def _heads(family: Family, theirs: Any) -> QkvHeads:
     rotary = RotaryEmbedding(spec.rope, 16, CPU)
     rotary.cover(16)
     rows = ShardRows(N * D, 0, N * D), ShardRows(K * D, 0, K * D)
-    heads = QkvHeads(spec, build, EPS, rotary, *rows, counts_keys=True)
+    heads = QkvHeads(spec, build, EPS, RMSNorm, rotary, *rows, counts_keys=True)
     if heads.norms is not None:
         for norm, name in zip(heads.norms, family.norms, strict=True):
             norm.weight.data.copy_(getattr(theirs, name).weight.data)
