@@ -77,6 +77,10 @@ class WorkerConfig:
     max_batch_size: int = flag(
         "sequences that run at once on a replica", 256, aliases=("--max-num-seqs",), at_least=1
     )
+    kept_states: int | None = flag(
+        "states of prefixes that later sequences may find, of models whose layers keep states",
+        None, at_least=0, unset="half of max-batch-size",
+    )  # fmt: skip
     max_model_len: int | None = flag(
         "prompt plus output of one sequence",
         None, unit="tokens", at_least=1, unset="the model's",

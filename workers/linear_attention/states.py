@@ -11,6 +11,7 @@ import dataclasses
 
 import torch
 
+from workers.linear_attention.plan import StateRows
 from workers.zeros import zeros
 
 
@@ -31,18 +32,27 @@ class LayerStates:
         """W."""
         return self.inputs.shape[1]
 
+    def copy(self, source: int, target: int) -> None:
+        """One state over another."""
+        self.recurrent[target] = self.recurrent[source]
+        self.inputs[target] = self.inputs[source]
+
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class StatePlan:
-    """Which states a step's tokens read, and how kernels divide its prompts.
+    """Which states a step's rows read, write and keep, and how kernels divide its prompts.
 
     Attributes:
-        sources_T: of each token the state before its row, int32, -1: zeros.
+        rows: on the host; for plain torch.
+        sources_T: of each token the state before its row, int32, -1: zeros; ``keeps_T``: where its
+            row's is kept, -1: nowhere. Empty without kernels.
         chunks_KF, rows_RF: of the rows behind the decodes, as `plan.plan_rows` makes them, their
-            tokens counted from the first of these rows; None without any.
+            tokens counted from the first of these rows; None without any, or without kernels.
     """
 
+    rows: StateRows
     sources_T: torch.Tensor
+    keeps_T: torch.Tensor
     chunks_KF: torch.Tensor | None
     rows_RF: torch.Tensor | None
 

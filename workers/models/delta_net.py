@@ -103,7 +103,8 @@ class DeltaNet(nn.Module):
         if num_decodes:
             decode_delta(
                 x_STX[:, decodes], ba_STB[:, decodes], *weights, plan.sources_T[decodes],
-                batch.slots_T[decodes], batch.positions_T[decodes], out=out_TV[decodes], **options,
+                batch.slots_T[decodes], plan.keeps_T[decodes], batch.positions_T[decodes],
+                out=out_TV[decodes], **options,
             )  # fmt: skip
         if plan.chunks_KF is not None and plan.rows_RF is not None:
             assert batch.starts_T is not None
@@ -163,12 +164,28 @@ class DeltaNet(nn.Module):
             eps=self.eps,
         )
         out_TV = x_TX.new_zeros((len(x_TX), self.num_heads * self.spec.value_width))
-        start = 0
-        for slot, length, count in zip(batch.slots, batch.lengths, batch.num_tokens, strict=True):
-            row, first = slice(start, start + count), length - count
-            source = slot if first else -1
-            out_TV[row] = delta_row(x_TX[row], ba_TB[row], weights, states, source, slot, first)
-            start += count
+        assert batch.states is not None
+        rows, start = batch.states.rows, 0
+        columns = (rows.sources, rows.targets, rows.keep_positions, rows.keep_states)
+        of_rows = zip(*(each.tolist() for each in columns), strict=True)
+        for each, length, count in zip(of_rows, batch.lengths, batch.num_tokens, strict=True):
+            source, target, keep_position, keep_state = each
+            first, stop = length - count, start + count
+            if keep_state >= 0:  # the row in two pieces
+                middle = start + keep_position - first
+                piece = slice(start, middle)
+                out_TV[piece] = delta_row(
+                    x_TX[piece], ba_TB[piece], weights, states, source, keep_state, first
+                )
+                if middle == stop:
+                    states.copy(keep_state, target)
+                start, first, source = middle, keep_position, keep_state
+            if start < stop:
+                piece = slice(start, stop)
+                out_TV[piece] = delta_row(
+                    x_TX[piece], ba_TB[piece], weights, states, source, target, first
+                )
+            start = stop
         return out_TV
 
     def checkpoint_slices(self, prefix: str) -> Iterator[CheckpointSlice]:

@@ -10,6 +10,7 @@ from switchyard.release import release
 from switchyard.worker.link import PROTOCOL
 from switchyard.worker.v1 import worker_pb2
 from workers.distributed import ranks_here
+from workers.linear_attention.delta_rule import CHUNK
 from workers.rank.startup import LoadedRank
 
 
@@ -21,7 +22,7 @@ def describe(
     Args:
         startup_seconds: from the start of the process until now.
     """
-    ceilings = ready.runner.measure.device
+    ceilings, states = ready.runner.measure.device, ready.runner.builder.states
     return worker_pb2.DescribeResponse(
         protocol=PROTOCOL,
         version=release(),
@@ -53,7 +54,9 @@ def describe(
         quantization=_quantization(ready),
         kv_cache_dtype=ready.kv_cache_dtype,
         group_windows=[window or 0 for window in ready.model.layer_groups.windows],
-        keeps_states=bool(ready.runner.forward.cache.states),
+        keeps_states=states is not None,
+        num_kept_states=0 if states is None else states.num_kept,
+        state_interval=0 if states is None else CHUNK,
     )
 
 

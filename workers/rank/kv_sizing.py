@@ -92,9 +92,9 @@ def warm_up_shape(config: WorkerConfig, build: BuildContext) -> dict[str, int]:
 
 
 def cache_sizes(
-    model: Model, model_config: ModelConfig, block_size: int, dtype: torch.dtype, num_slots: int
+    model: Model, model_config: ModelConfig, block_size: int, dtype: torch.dtype, num_states: int
 ) -> CacheSizes:
-    """Of a rank's model; ``dtype`` is that of an entry's numbers, and each slot has a state."""
+    """Of a rank's model; ``dtype`` is that of an entry's numbers."""
     return CacheSizes(
         num_layers=model.layer_groups.size,
         block_size=block_size,
@@ -102,7 +102,7 @@ def cache_sizes(
         head_dim=model_config.cached[0].key_width,
         v_head_dim=model_config.cached[0].value_width,
         dtype=dtype,
-        states=model.state_sizes(num_slots),
+        states=model.state_sizes(num_states),
     )
 
 

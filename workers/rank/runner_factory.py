@@ -51,7 +51,7 @@ class RunnerFactory:
             device=build.device,
             attention=attention_shape(model_config, model.num_kv_heads, build),
             num_groups=model.layer_groups.num_groups,
-            keeps_states=build.context is not None and model.state_sizes(1) is not None,
+            num_kept_states=None if model.state_sizes(1) is None else num_kept_states(config),
         )
         load = model.expert_load
         self.results = ResultBuffer(
@@ -168,3 +168,8 @@ def _num_local(config: ModelConfig, build: BuildContext) -> int:
 def device_name(device: torch.device) -> str:
     """The name of a card as its driver says it, or ``cpu``."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu"
+
+
+def num_kept_states(config: WorkerConfig) -> int:
+    """States beside those of slots."""
+    return config.max_batch_size // 2 if config.kept_states is None else config.kept_states

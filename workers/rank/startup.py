@@ -32,7 +32,7 @@ from workers.rank import graph_capture, kv_sizing
 from workers.rank.compile_ahead import compile_ahead
 from workers.rank.load_progress import load_progress
 from workers.rank.model_plan import check_plan
-from workers.rank.runner_factory import RunnerFactory, device_name
+from workers.rank.runner_factory import RunnerFactory, device_name, num_kept_states
 from workers.scale_blocks import with_quantization
 from workers.self_check.checks import check_rank
 from workers.step.graphs import NO_GRAPHS
@@ -161,7 +161,11 @@ def _make_runner(
     factory = RunnerFactory(model, config, model_config, build, kv_cache_dtype)
     cache_dtype = _CACHE_DTYPES[kv_cache_dtype]
     sizes = kv_sizing.cache_sizes(
-        model, model_config, config.block_size, cache_dtype, config.max_batch_size
+        model,
+        model_config,
+        config.block_size,
+        cache_dtype,
+        config.max_batch_size + num_kept_states(config),
     )
     if graph_capture.launches_blindly(config, build):
         compile_ahead(factory, model.of_each_kind(model_config), sizes, config, build)

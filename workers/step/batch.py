@@ -17,7 +17,7 @@ from switchyard.worker.v1 import worker_pb2
 from workers.attention.layer import AttentionBatch, AttentionPlan
 from workers.attention.plan import AttentionKind, decode_capacity, decode_tiles, plan_decode
 from workers.attention.prefill_split import SPLIT_FIELDS, max_splits, tile_columns
-from workers.linear_attention.plan import state_columns
+from workers.linear_attention.plan import StateRows, state_columns
 from workers.linear_attention.states import StatePlan
 from workers.models.base import ForwardBatch
 from workers.rows import StepRows, int32s
@@ -27,6 +27,7 @@ from workers.sampling.slot_params import SlotParams
 from workers.sampling.torch_sampler import SamplingRows
 from workers.staging import Staging
 from workers.step.block_tables import BlockTables
+from workers.step.slot_states import SlotStates
 
 _SPARE_WORDS = 1 << 16  # initial size of the staging that no graph reads
 
@@ -89,7 +90,8 @@ class BatchBuilder:
         max_tokens: most tokens of a step.
         attention: plans for attention kernels are made with it; None: there are none.
         num_groups: groups of layers.
-        keeps_states: some layers do, and kernels compute them.
+        num_kept_states: states beside those of slots, of the layers that have any; None: no layer
+            has.
     """
 
     def __init__(
@@ -102,9 +104,11 @@ class BatchBuilder:
         device: torch.device,
         attention: AttentionShape | None = None,
         num_groups: int = 1,
-        keeps_states: bool = False,
+        num_kept_states: int | None = None,
     ) -> None:
-        self.keeps_states = keeps_states
+        self.states = None
+        if num_kept_states is not None:
+            self.states = SlotStates(num_slots=num_slots, num_kept=num_kept_states)
         self.num_slots = num_slots
         self.block_size = block_size
         self.device = device
@@ -123,7 +127,7 @@ class BatchBuilder:
         self.last_token = torch.zeros(num_slots, dtype=torch.int32, device=device)
         num_kinds = 1 if attention is None else len(attention.kinds)
         a_kind = 8 * max_tokens + 64 * num_slots + SPLIT_FIELDS * num_splits
-        a_kind += 4 * max_tokens + 16 * num_slots if keeps_states else 0
+        a_kind += 6 * max_tokens + 16 * num_slots if self.states is not None else 0
         self.columns = Staging(device, 8 * max_tokens + 192 * num_slots + num_kinds * a_kind + 4096)
         self.pairs = Staging(device, _SPARE_WORDS)
 
@@ -141,6 +145,8 @@ class BatchBuilder:
             self.params.set(new)
             self.logits_processor.forget(new.slot)
             self.tables.clear(new.slot)
+            if self.states is not None:
+                self.states.enter(new)
         rows = StepRows.from_step(step)
         rows.check_slots(self.num_slots)
         metadata = self._metadata(step, rows)
@@ -155,12 +161,15 @@ class BatchBuilder:
             num_decodes = shape.tokens if shape.decodes else 0
         if self.attention is not None:
             columns |= self._attention_columns(num_decodes, padded, shape, self.attention)
-        if self.keeps_states:
+        state_rows = None
+        if self.states is not None:
+            state_rows = self.states.rows(step, rows).padded(len(padded.slots))
+        if state_rows is not None and self.attention is not None:
             columns |= state_columns(
                 padded,
-                columns["slots"],
-                columns["starts"],
+                state_rows,
                 num_decodes,
+                len(columns["ids"]),
                 shape=None if shape is None else (shape.tokens, self.num_slots),
             )
         slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
@@ -170,7 +179,7 @@ class BatchBuilder:
         forward = ForwardBatch(
             ids_T=on["ids"],
             last_token=self.last_token,
-            attention=self._attention_batch(num_decodes, padded, on),
+            attention=self._attention_batch(num_decodes, padded, on, state_rows),
             max_tokens=max_tokens,
             num_valid=None if shape is None else on["num_valid"],
         )
@@ -247,7 +256,11 @@ class BatchBuilder:
         return columns
 
     def _attention_batch(
-        self, num_decodes: int, rows: StepRows, on: dict[str, torch.Tensor]
+        self,
+        num_decodes: int,
+        rows: StepRows,
+        on: dict[str, torch.Tensor],
+        state_rows: StateRows | None,
     ) -> AttentionBatch:
         kinds = () if self.attention is None else self.attention.kinds
         return AttentionBatch(
@@ -266,11 +279,7 @@ class BatchBuilder:
             finished_SK=self.finished_SK,
             finished_CK=self.finished_CK,
             starts_T=on["starts"],
-            states=StatePlan(
-                sources_T=on["sources"], chunks_KF=on.get("chunks"), rows_RF=on.get("rows")
-            )
-            if self.keeps_states
-            else None,
+            states=None if state_rows is None else _state_plan(state_rows, on),
         )
 
     def _suppressed(
@@ -307,6 +316,17 @@ class BatchBuilder:
             any_filter=any_filter,
             any_excluded=metadata is not None and metadata.excludes,
         )
+
+
+def _state_plan(rows: StateRows, on: dict[str, torch.Tensor]) -> StatePlan:
+    none = on["slots"][:0]
+    return StatePlan(
+        rows=rows,
+        sources_T=on.get("sources", none),
+        keeps_T=on.get("keeps", none),
+        chunks_KF=on.get("chunks"),
+        rows_RF=on.get("rows"),
+    )
 
 
 def _chunks(window: int | None) -> str:

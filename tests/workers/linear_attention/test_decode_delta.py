@@ -23,9 +23,10 @@ def test_it_computes_what_plain_torch_does(dtype: torch.dtype, parts: int) -> No
     positions = [0, 1, 2, 3, 70, 71, 9]
     sources = [-1, 0, 1, 2, 3, 4, 5]
     targets = [6, 0, 7, 2, 3, 8, -1]
+    keeps = [-1, 9, -1, -1, 10, -1, -1]
     T = len(positions)
     x, ba = torch.randn(parts, T, C + N * V), torch.randn(parts, T, 2 * N)
-    weights, states = make_weights(), make_states(9, dtype)
+    weights, states = make_weights(), make_states(11, dtype)
     own = LayerStates(states.recurrent.clone(), states.inputs.clone())
     expected = torch.zeros(T, N * V, dtype=dtype)
     whole = x.sum(0).to(dtype), ba.sum(0).to(dtype)
@@ -33,8 +34,12 @@ def test_it_computes_what_plain_torch_does(dtype: torch.dtype, parts: int) -> No
         if target >= 0:
             one = (each[row : row + 1] for each in whole)
             expected[row] = delta_row(*one, weights, states, source, target, first)[0]
+        if keeps[row] >= 0:
+            states.copy(target, keeps[row])
     out = torch.full((T, N * V), torch.nan, dtype=dtype)
-    numbers = (torch.tensor(each, dtype=torch.int32) for each in (sources, targets, positions))
+    numbers = (
+        torch.tensor(each, dtype=torch.int32) for each in (sources, targets, keeps, positions)
+    )
     decode_delta(
         x, ba, weights.taps_CW, weights.rate_N, weights.bias_N, weights.norm_V, own, *numbers,
         num_key_heads=M, eps=weights.eps, out=out, pdl=False,
@@ -42,7 +47,7 @@ def test_it_computes_what_plain_torch_does(dtype: torch.dtype, parts: int) -> No
     limit = {"rtol": SMALL[dtype], "atol": SMALL[dtype]}
     torch.testing.assert_close(out, expected, **limit)
     torch.testing.assert_close(own.recurrent, states.recurrent, **limit)
-    for target, position in zip(targets, positions, strict=True):
+    for target, position in zip(targets + keeps, positions * 2, strict=True):
         if target >= 0:
             rows = [each % 4 for each in range(max(0, position - 2), position + 1)]
             assert torch.equal(own.inputs[target, rows], states.inputs[target, rows])

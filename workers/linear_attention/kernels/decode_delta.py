@@ -28,8 +28,8 @@ _STATE_NUMBERS = 64
 
 @triton.jit
 def _convolved(
-    x_ptr, stride_s, taps_ptr, from_ptr, to_ptr, position, channels, mask, is_read, is_written,
-    C: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
+    x_ptr, stride_s, taps_ptr, from_ptr, to_ptr, keep_ptr, position, channels, mask, is_read,
+    is_written, is_kept, C: tl.constexpr, W: tl.constexpr, S: tl.constexpr,
 ):  # fmt: skip
     """silu of the taps' products with a token's inputs and those before it, which go to ``to_ptr``
     with it."""
@@ -42,9 +42,11 @@ def _convolved(
         tap = tl.load(taps_ptr + channels * W + (W - 1 - back), mask=mask, other=0.0)
         total += x.to(tl.float32) * tap.to(tl.float32)
         tl.store(to_ptr + place, x, mask=mask & is_written & (before >= 0))
+        tl.store(keep_ptr + place, x, mask=mask & is_kept & (before >= 0))
     x = add_parts(load_parts(x_ptr + channels, mask, stride_s, S), S).to(dtype)
     tap = tl.load(taps_ptr + channels * W + (W - 1), mask=mask, other=0.0)
     tl.store(to_ptr + position % W * C + channels, x, mask=mask & is_written)
+    tl.store(keep_ptr + position % W * C + channels, x, mask=mask & is_kept)
     return silu(total + x.to(tl.float32) * tap.to(tl.float32))
 
 
@@ -56,7 +58,8 @@ def _at_length_one(x, EPS: tl.constexpr):
 @triton.jit
 def _decode_delta_kernel(
     x_ptr, ba_ptr, taps_ptr, decay_ptr, bias_ptr, norm_ptr, states_ptr, inputs_ptr,
-    from_ptr, to_ptr, positions_ptr, out_ptr, x_stride_s, x_stride_t, ba_stride_s, ba_stride_t,
+    from_ptr, to_ptr, keep_ptr, positions_ptr, out_ptr,
+    x_stride_s, x_stride_t, ba_stride_s, ba_stride_t,
     N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, W: tl.constexpr,
     S: tl.constexpr, S_BA: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_V: tl.constexpr,
     SCALE: tl.constexpr, NORM_EPS: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
@@ -70,6 +73,7 @@ def _decode_delta_kernel(
     is_d, is_v = ds < D, vs < V
     source = tl.load(from_ptr + token).to(tl.int64)
     target = tl.load(to_ptr + token).to(tl.int64)
+    kept = tl.load(keep_ptr + token).to(tl.int64)
     position = tl.load(positions_ptr + token)
     is_read, is_written = source >= 0, target >= 0
     places = head * (D * V) + ds[:, None] * V + vs[None, :]
@@ -80,17 +84,18 @@ def _decode_delta_kernel(
     wait_for_previous(PDL)
     x_ptr += token * x_stride_t
     from_inputs, to_inputs = inputs_ptr + source * (W * C), inputs_ptr + target * (W * C)
+    keep_inputs = inputs_ptr + kept * (W * C)
     q = _convolved(
-        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, position, key_head * D + ds, is_d,
-        is_read, is_written, C, W, S,
+        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, keep_inputs, position,
+        key_head * D + ds, is_d, is_read, is_written, kept >= 0, C, W, S,
     )  # fmt: skip
     k = _convolved(
-        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, position, (M + key_head) * D + ds,
-        is_d, is_read, is_written, C, W, S,
+        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, keep_inputs, position,
+        (M + key_head) * D + ds, is_d, is_read, is_written, kept >= 0, C, W, S,
     )  # fmt: skip
     v = _convolved(
-        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, position, 2 * M * D + head * V + vs,
-        is_v, is_read, is_written, C, W, S,
+        x_ptr, x_stride_s, taps_ptr, from_inputs, to_inputs, keep_inputs, position,
+        2 * M * D + head * V + vs, is_v, is_read, is_written, kept >= 0, C, W, S,
     )  # fmt: skip
     q, k = _at_length_one(q, NORM_EPS) * SCALE, _at_length_one(k, NORM_EPS)
     ba_ptr += token * ba_stride_t + head
@@ -102,6 +107,7 @@ def _decode_delta_kernel(
     state += k[:, None] * new[None, :]
     read = tl.sum(q[:, None] * state, axis=0)
     tl.store(states_ptr + target * (N * D * V) + places, state, mask=is_place & is_written)
+    tl.store(states_ptr + kept * (N * D * V) + places, state, mask=is_place & (kept >= 0))
     z_ptr = x_ptr + C + head * V + vs
     z = add_parts(load_parts(z_ptr, is_v, x_stride_s, S), S).to(dtype).to(tl.float32)
     mean_square = tl.sum(read * read, axis=0) / V
@@ -120,6 +126,7 @@ def decode_delta(
     states: LayerStates,
     from_T: torch.Tensor,
     to_T: torch.Tensor,
+    keep_T: torch.Tensor,
     positions_T: torch.Tensor,
     *,
     num_key_heads: int,
@@ -134,7 +141,7 @@ def decode_delta(
         ba_STB: parts of what betas and decays are made of: B = 2·N.
         decay_N: A_log; ``bias_N``: dt_bias.
         from_T: int32, the state before the token, -1: zeros; ``to_T``: where the one behind it
-            goes, -1: the row is padding and reads 0.
+            goes, -1: the row is padding and reads 0; ``keep_T``: where it goes too, -1: nowhere.
     """
     N, D, V = states.recurrent.shape[1:]
     S, T, X = x_STX.shape
@@ -151,7 +158,7 @@ def decode_delta(
     block_d, block_v = triton.next_power_of_2(D), triton.next_power_of_2(V)
     _decode_delta_kernel[(T, N)](
         x_STX, ba_STB, taps_CW, decay_N, bias_N, norm_V, states.recurrent, states.inputs,
-        from_T, to_T, positions_T, out, *x_STX.stride()[:2], *ba_STB.stride()[:2],
+        from_T, to_T, keep_T, positions_T, out, *x_STX.stride()[:2], *ba_STB.stride()[:2],
         N=N, M=M, D=D, V=V, W=W, S=S, S_BA=ba_STB.shape[0], BLOCK_D=block_d, BLOCK_V=block_v,
         SCALE=D**-0.5, NORM_EPS=_NORM_EPS, EPS=eps,
         num_warps=max(1, min(16, block_d * block_v // (32 * _STATE_NUMBERS))),

@@ -29,8 +29,9 @@ _PIECE = 16  # rows of a system that are solved one after the other
 _VALUES = 64  # columns of a state that a program carries
 CHUNK_FIELDS = 2
 """First token, number of tokens; 0 tokens: there is no such chunk."""
-ROW_FIELDS = 5
-"""First chunk, number of chunks, the state before (-1: zeros), the state behind, first token."""
+ROW_FIELDS = 7
+"""First chunk, number of chunks, the state before (-1: zeros), the state behind, position of the
+first token; the chunk behind which the state is kept too, and where, -1: nowhere."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -189,10 +190,12 @@ def _scan_kernel(
     dtype: tl.constexpr = x_ptr.dtype.element_ty
     width: tl.constexpr = 2 * M * D + N * V
     row, head = tl.program_id(0), tl.program_id(1)
-    chunk = tl.load(rows_ptr + row * 5)
-    num_chunks = tl.load(rows_ptr + row * 5 + 1)
-    source = tl.load(rows_ptr + row * 5 + 2).to(tl.int64)
-    target = tl.load(rows_ptr + row * 5 + 3).to(tl.int64)
+    chunk = tl.load(rows_ptr + row * 7)
+    num_chunks = tl.load(rows_ptr + row * 7 + 1)
+    source = tl.load(rows_ptr + row * 7 + 2).to(tl.int64)
+    target = tl.load(rows_ptr + row * 7 + 3).to(tl.int64)
+    keep_chunk = tl.load(rows_ptr + row * 7 + 5)
+    kept = tl.load(rows_ptr + row * 7 + 6).to(tl.int64)
     wait_for_previous(PDL)
     if num_chunks == 0:
         return
@@ -220,35 +223,44 @@ def _scan_kernel(
         beta = tl.load(beta_ptr + (token + cs) * N + head, mask=is_token, other=0.0)
         squares = (number * N + head) * (C * C) + cs[:, None] * C + cs[None, :]
         solved, weights = tl.load(solved_ptr + squares), tl.load(weights_ptr + squares)
-        rounded, kept = state.to(dtype), tl.exp(since)[:, None]
-        seen = kept * tl.dot(k, rounded, input_precision=PRECISION)
+        rounded, faded = state.to(dtype), tl.exp(since)[:, None]
+        seen = faded * tl.dot(k, rounded, input_precision=PRECISION)
         right = (beta[:, None] * (v.to(tl.float32) - seen)).to(dtype)
         new = tl.dot(solved, right, input_precision=PRECISION)
-        read = kept * tl.dot(q, rounded, input_precision=PRECISION)
+        read = faded * tl.dot(q, rounded, input_precision=PRECISION)
         read += tl.dot(weights, new.to(dtype), input_precision=PRECISION)
         out_ptrs = read_ptr + (token + cs)[:, None] * (N * V) + head * V + vs[None, :]
         tl.store(out_ptrs, read, mask=is_value)
         left = tl.where(is_token, tl.exp(last - since), 0.0)
         state *= tl.exp(last)
         state += tl.dot(tl.trans(k), (left[:, None] * new).to(dtype), input_precision=PRECISION)
+        kept_ptrs = states_ptr + kept * (N * D * V) + places
+        tl.store(kept_ptrs, state, mask=is_place & (kept >= 0) & (number == keep_chunk))
     tl.store(states_ptr + target * (N * D * V) + places, state, mask=is_place)
     if tl.program_id(2) == 0:
-        first = tl.load(rows_ptr + row * 5 + 4)
+        first = tl.load(rows_ptr + row * 7 + 4)
         end_token = tl.load(chunks_ptr + (chunk + num_chunks - 1) * 2)
         end_token += tl.load(chunks_ptr + (chunk + num_chunks - 1) * 2 + 1)
         begin_token = tl.load(chunks_ptr + chunk * 2)
         xs = tl.arange(0, BLOCK_X)
-        _keep_inputs(
-            raw_ptr, inputs_ptr, source, target, begin_token, end_token, first,
-            2 * M * D + head * V + xs, xs < V, raw_stride_s, raw_stride_t, width, W, S,
-        )  # fmt: skip
-        if head % (N // M) == 0:
-            for part in tl.static_range(2):
-                _keep_inputs(
-                    raw_ptr, inputs_ptr, source, target, begin_token, end_token, first,
-                    (part * M + head // (N // M)) * D + xs, xs < D, raw_stride_s, raw_stride_t,
-                    width, W, S,
-                )  # fmt: skip
+        kept_token = tl.load(chunks_ptr + keep_chunk * 2, mask=kept >= 0, other=0)
+        kept_token += tl.load(chunks_ptr + keep_chunk * 2 + 1, mask=kept >= 0, other=0)
+        # What is kept is written first: the slot's own inputs may be those it reads.
+        for turn in tl.static_range(2):
+            to = kept if turn == 0 else target
+            end = kept_token if turn == 0 else end_token
+            _keep_inputs(
+                raw_ptr, inputs_ptr, source, to, begin_token, end, first,
+                2 * M * D + head * V + xs, (xs < V) & (to >= 0), raw_stride_s, raw_stride_t,
+                width, W, S,
+            )  # fmt: skip
+            if head % (N // M) == 0:
+                for part in tl.static_range(2):
+                    _keep_inputs(
+                        raw_ptr, inputs_ptr, source, to, begin_token, end, first,
+                        (part * M + head // (N // M)) * D + xs, (xs < D) & (to >= 0),
+                        raw_stride_s, raw_stride_t, width, W, S,
+                    )  # fmt: skip
 
 
 @triton.jit

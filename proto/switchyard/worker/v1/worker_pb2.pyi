@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "timed_tokens", "timed_seconds", "quantization", "kv_cache_dtype", "group_windows", "keeps_states")
+    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "timed_tokens", "timed_seconds", "quantization", "kv_cache_dtype", "group_windows", "keeps_states", "num_kept_states", "state_interval")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +43,8 @@ class DescribeResponse(_message.Message):
     KV_CACHE_DTYPE_FIELD_NUMBER: _ClassVar[int]
     GROUP_WINDOWS_FIELD_NUMBER: _ClassVar[int]
     KEEPS_STATES_FIELD_NUMBER: _ClassVar[int]
+    NUM_KEPT_STATES_FIELD_NUMBER: _ClassVar[int]
+    STATE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     rank: int
@@ -74,7 +76,9 @@ class DescribeResponse(_message.Message):
     kv_cache_dtype: str
     group_windows: _containers.RepeatedScalarFieldContainer[int]
     keeps_states: bool
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., timed_tokens: _Optional[int] = ..., timed_seconds: _Optional[float] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., group_windows: _Optional[_Iterable[int]] = ..., keeps_states: _Optional[bool] = ...) -> None: ...
+    num_kept_states: int
+    state_interval: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., timed_tokens: _Optional[int] = ..., timed_seconds: _Optional[float] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., group_windows: _Optional[_Iterable[int]] = ..., keeps_states: _Optional[bool] = ..., num_kept_states: _Optional[int] = ..., state_interval: _Optional[int] = ...) -> None: ...
 
 class ExecuteRequest(_message.Message):
     __slots__ = ("hello", "step", "goodbye")
@@ -117,7 +121,7 @@ class Goodbye(_message.Message):
     def __init__(self, end_rank: _Optional[bool] = ...) -> None: ...
 
 class NewSequence(_message.Message):
-    __slots__ = ("slot", "temperature", "top_p", "top_k", "min_p", "seed", "sample_index", "suppressed_token_ids", "suppress_until", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "bias_values", "allowed_token_ids", "banned_token_ids", "num_logprobs", "prompt_logprobs", "history_token_ids", "num_prompt_tokens")
+    __slots__ = ("slot", "temperature", "top_p", "top_k", "min_p", "seed", "sample_index", "suppressed_token_ids", "suppress_until", "repetition_penalty", "presence_penalty", "frequency_penalty", "bias_token_ids", "bias_values", "allowed_token_ids", "banned_token_ids", "num_logprobs", "prompt_logprobs", "history_token_ids", "num_prompt_tokens", "from_state")
     SLOT_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
@@ -138,6 +142,7 @@ class NewSequence(_message.Message):
     PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     HISTORY_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     NUM_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    FROM_STATE_FIELD_NUMBER: _ClassVar[int]
     slot: int
     temperature: float
     top_p: float
@@ -158,10 +163,11 @@ class NewSequence(_message.Message):
     prompt_logprobs: bool
     history_token_ids: _containers.RepeatedScalarFieldContainer[int]
     num_prompt_tokens: int
-    def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., banned_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., history_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ...) -> None: ...
+    from_state: int
+    def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., banned_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., history_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., from_state: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks", "mask_triggers")
+    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks", "mask_triggers", "keep_rows", "keep_positions", "keep_states")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -177,6 +183,9 @@ class StepRequest(_message.Message):
     MASKED_DRAWS_FIELD_NUMBER: _ClassVar[int]
     DRAW_MASKS_FIELD_NUMBER: _ClassVar[int]
     MASK_TRIGGERS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ROWS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    KEEP_STATES_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     new_sequences: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
@@ -192,7 +201,10 @@ class StepRequest(_message.Message):
     masked_draws: _containers.RepeatedScalarFieldContainer[int]
     draw_masks: bytes
     mask_triggers: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ..., mask_triggers: _Optional[_Iterable[int]] = ...) -> None: ...
+    keep_rows: _containers.RepeatedScalarFieldContainer[int]
+    keep_positions: _containers.RepeatedScalarFieldContainer[int]
+    keep_states: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ..., mask_triggers: _Optional[_Iterable[int]] = ..., keep_rows: _Optional[_Iterable[int]] = ..., keep_positions: _Optional[_Iterable[int]] = ..., keep_states: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("step_id", "token_ids", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops", "logprobs", "top_token_ids", "top_logprobs", "prompt_logprobs", "prompt_top_token_ids", "prompt_top_logprobs")
