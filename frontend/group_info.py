@@ -43,6 +43,8 @@ class GroupInfo:
     quantization: str = ""
     group_windows: tuple[int, ...] = (0,)
     keeps_states: bool = False
+    num_kept_states: int = 0
+    state_interval: int = 0
 
     @property
     def cache_groups(self) -> CacheGroups:

@@ -111,4 +111,6 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         quantization=first.quantization,
         group_windows=tuple(first.group_windows),
         keeps_states=first.keeps_states,
+        num_kept_states=first.num_kept_states,
+        state_interval=first.state_interval,
     )

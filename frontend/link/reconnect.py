@@ -154,7 +154,9 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
         num_replicas=info.data_parallel_size,
         max_queued_requests=config.max_queued_requests,
         max_queued_tokens=config.max_queued_tokens,
-        enable_prefix_cache=config.prefix_cache and not info.keeps_states,
+        enable_prefix_cache=config.prefix_cache,
+        state_interval=info.state_interval if info.keeps_states else 0,
+        num_kept_states=info.num_kept_states,
     )
 
 

@@ -241,6 +241,9 @@ def _encode(step: Step, batch: ReplicaBatch) -> bytes:
         masked_draws=batch.masked_draws,
         draw_masks=b"".join(batch.draw_masks),
         mask_triggers=batch.mask_triggers if max(batch.mask_triggers, default=-1) >= 0 else (),
+        keep_rows=batch.keep_rows,
+        keep_positions=batch.keep_positions,
+        keep_states=batch.keep_states,
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
 
@@ -267,5 +270,6 @@ def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:
         num_logprobs=sampling.num_logprobs,
         prompt_logprobs=new.prompt_logprobs,
         history_token_ids=new.history,
+        from_state=new.from_state + 1,
         num_prompt_tokens=new.num_prompt if new.history else 0,
     )

@@ -175,6 +175,13 @@ class BlockPool:
             if self.observer is not None and not group:
                 self.observer.stored(prefix)
 
+    def drop(self, block: int) -> None:
+        """Let nobody find a block any more, unless somebody holds it or it is found no longer."""
+        if block in self._cached:
+            del self._cached[block]
+            self._forget(block)
+            self._unused.append(block)
+
     def _forget(self, block: int) -> None:
         prefix = self._prefix_of[block]
         assert prefix is not None, f"block {block} is cached without a prefix"

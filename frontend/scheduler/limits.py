@@ -22,6 +22,9 @@ class SchedulerLimits:
         max_queued_requests: requests that may wait, not counting those that a free slot can take.
         max_queued_tokens: tokens of prompts that may wait.
         enable_prefix_cache: reuse the KV of equal prefixes.
+        state_interval: tokens between the positions whose states can be kept, of models with layers
+            that keep a state; 0: the model has none.
+        num_kept_states: of prefixes, beside those of running sequences.
     """
 
     max_batch_size: int
@@ -34,6 +37,8 @@ class SchedulerLimits:
     num_replicas: int = 1
     windows: tuple[int, ...] = (0,)
     enable_prefix_cache: bool = True
+    state_interval: int = 0
+    num_kept_states: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_model_len", "block_size", "num_blocks", "num_replicas"):

@@ -5,6 +5,7 @@ Knows nothing of the queue, or of what a replica does with its sequences.
 
 from __future__ import annotations
 
+from frontend.scheduler.kept_states import kept_states
 from frontend.scheduler.kv_blocks import BlockPool
 from frontend.scheduler.limits import SchedulerLimits
 from frontend.scheduler.prefix_match import Matched
@@ -25,6 +26,7 @@ def make_replicas(limits: SchedulerLimits) -> list[Replica]:
             limits.groups,
             num_slots=limits.max_batch_size,
             enable_prefix_cache=limits.enable_prefix_cache,
+            states=kept_states(limits),
         )
         for index in range(limits.num_replicas)
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from frontend.cache_groups import CacheGroups
 from frontend.requests.request import TriggeredMask
+from frontend.scheduler.kept_states import KeptStates
 from frontend.scheduler.kv_blocks import FREED, BlockPool
 from frontend.scheduler.prefix_match import Matched, longest_match, no_match
 from frontend.scheduler.sequence import Phase, Sequence
@@ -28,11 +29,13 @@ class Replica:
         "_decoding",
         "_free_slots",
         "_groups",
+        "_keeps",
         "_prefilling",
         "_reuses_prefixes",
         "_windowed",
         "index",
         "pool",
+        "states",
     )
 
     def __init__(
@@ -43,12 +46,15 @@ class Replica:
         *,
         num_slots: int,
         enable_prefix_cache: bool,
+        states: KeptStates | None = None,
     ) -> None:
         self.index = index
         self.pool = pool
         self._groups = groups
         self._windowed = [group for group, window in enumerate(groups.windows) if window]
         self._reuses_prefixes = enable_prefix_cache
+        self.states = states
+        self._keeps = states if enable_prefix_cache else None
         self._free_slots = list(range(num_slots - 1, -1, -1))
         self._decoding: list[Sequence] = []
         self._prefilling: list[Sequence] = []
@@ -74,7 +80,13 @@ class Replica:
         pool = self.pool
         num_blocks = (len(sequence.tokens) - 1) // pool.block_size
         prefixes = sequence.leading_blocks(num_blocks, pool.block_size)
-        return longest_match(pool, self._groups, prefixes)
+        matched = longest_match(pool, self._groups, prefixes)
+        if self._keeps is None:
+            return matched
+        # A sequence goes on where there are blocks and a state.
+        while len(matched[0]) > (count := self._keeps.longest(prefixes[: len(matched[0])])):
+            matched = longest_match(pool, self._groups, prefixes[:count])
+        return matched
 
     def has_room(self, sequence: Sequence, matched: Matched) -> bool:
         """Whether a slot is free, and blocks for the sequence besides the matched ones.
@@ -118,6 +130,8 @@ class Replica:
         sequence.capacity = num_blocks * pool.block_size
         sequence.num_scheduled = num_matched * pool.block_size
         sequence.num_published = num_matched
+        if self._keeps is not None:
+            self._keeps.begin(sequence, num_matched)
         sequence.prefill_end = len(sequence.tokens)
         if sequence.wants_prompt_logprobs:
             sequence.request.prompt_logprobs.clear()  # those of an earlier admission
@@ -153,6 +167,8 @@ class Replica:
                 num_new_blocks += one_each
             else:
                 num_new_blocks += none
+            if self._keeps is not None:
+                self._keeps.keep(sequence, position, position + 1, batch)
             matcher = sequence.request.matcher
             if matcher is not None:
                 num_unknown = sequence.num_unknown
@@ -192,6 +208,8 @@ class Replica:
         self._free_slots.append(sequence.slot)
         for blocks in sequence.blocks:
             self.pool.free(blocks)
+        if self._keeps is not None:
+            self._keeps.release(sequence)
         sequence.blocks, sequence.num_freed, sequence.unsent_blocks = [], [], []
         sequence.capacity = 0
         sequence.replica = sequence.slot = -1
@@ -210,6 +228,8 @@ class Replica:
                 for group, blocks in enumerate(sequence.blocks):
                     pool.publish(blocks[index], prefixes[index], group)
             sequence.num_published = max(sequence.num_published, num_full)
+        if self._keeps is not None:
+            self._keeps.publish(sequence, num_written)
         for group in self._windowed:
             self._free_behind(sequence, group, num_full)
 
@@ -346,6 +366,9 @@ class Replica:
             if end <= start:
                 return victims
         draws = end == sequence.prefill_end
+        if self._keeps is not None:
+            self._keeps.begun(sequence)
+            self._keeps.keep(sequence, start, end, batch)
         batch.slots.append(sequence.slot)
         batch.positions.append(start)
         batch.num_tokens.append(end - start)

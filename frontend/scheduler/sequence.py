@@ -50,6 +50,9 @@ class Sequence:
         capacity: positions that its blocks hold, once its prompt is scheduled.
         prefixes: its leading full blocks, as far as they were needed.
         num_published: leading blocks that are in the prefix cache.
+        from_state: the kept state that its next row begins from; -1: none.
+        unseen_states: what it keeps that nobody can find yet, as positions and states.
+        decoded: the prefix of the last one that was kept behind its output.
         leader: the sample of its call whose prompt must be computed before it is admitted, while it
             waits for that.
         has_yielded: it gave up its slot to another key, and waits in its own key's line.
@@ -59,6 +62,8 @@ class Sequence:
         "blocks",
         "capacity",
         "crashes",
+        "decoded",
+        "from_state",
         "has_yielded",
         "last_step",
         "leader",
@@ -75,6 +80,7 @@ class Sequence:
         "request",
         "slot",
         "tokens",
+        "unseen_states",
         "unsent_blocks",
     )
 
@@ -97,6 +103,9 @@ class Sequence:
         self.capacity = 0
         self.prefixes: list[PrefixBlock] = []
         self.num_published = 0
+        self.from_state = -1
+        self.decoded: PrefixBlock | None = None
+        self.unseen_states: list[tuple[int, int]] = []
         self.crashes = 0
         self.leader: Sequence | None = None
         self.has_yielded = False
@@ -145,6 +154,8 @@ class Sequence:
         self.num_scheduled = self.prefill_end = self.last_step = 0
         self.blocks, self.num_freed, self.unsent_blocks = [], [], []
         self.capacity = self.num_published = 0
+        self.from_state, self.decoded = -1, None
+        self.unseen_states = []
 
 
 def check_fits(limits: SchedulerLimits, num_prompt: int, max_new_tokens: int) -> None:

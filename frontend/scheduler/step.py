@@ -19,6 +19,7 @@ class NewSequence:
     Attributes:
         history: its tokens so far, the prompt's first; empty when the workers need not know them.
         num_prompt: how many of them are the prompt's.
+        from_state: the kept state that it begins from; -1: none.
     """
 
     slot: int
@@ -28,6 +29,7 @@ class NewSequence:
     history: list[int]
     num_prompt: int
     prompt_logprobs: bool
+    from_state: int = -1
 
     @classmethod
     def of(cls, sequence: Sequence) -> NewSequence:
@@ -42,6 +44,7 @@ class NewSequence:
             history=sequence.tokens.copy() if sampling.needs_history else [],
             num_prompt=sequence.num_prompt,
             prompt_logprobs=sequence.wants_prompt_logprobs,
+            from_state=sequence.from_state,
         )
 
 
@@ -59,6 +62,8 @@ class ReplicaBatch:
         num_draws: rows that draw a token.
         masked_draws, draw_masks, mask_triggers: draws that a matcher narrows, and of each the mask
             and the token behind which it holds, -1: behind any.
+        keep_rows, keep_positions, keep_states: rows whose state is kept, behind which position, and
+            as which.
         sequences: the sequence of each row; stays in the frontend.
     """
 
@@ -77,7 +82,16 @@ class ReplicaBatch:
     masked_draws: list[int] = dataclasses.field(default_factory=list)
     draw_masks: list[bytes] = dataclasses.field(default_factory=list)
     mask_triggers: list[int] = dataclasses.field(default_factory=list)
+    keep_rows: list[int] = dataclasses.field(default_factory=list)
+    keep_positions: list[int] = dataclasses.field(default_factory=list)
+    keep_states: list[int] = dataclasses.field(default_factory=list)
     sequences: list[Sequence] = dataclasses.field(default_factory=list)
+
+    def keep_state(self, position: int, state: int) -> None:
+        """Of the row that is added next."""
+        self.keep_rows.append(len(self.slots))
+        self.keep_positions.append(position)
+        self.keep_states.append(state)
 
     def mask_draw(self, draw: int, mask: TriggeredMask) -> None:
         """Narrow draw number ``draw``, unless the mask allows any token."""

@@ -3,7 +3,7 @@
 The model's next token depends on all tokens before it, read back through the block tables: a cache
 entry is the digest of the whole prefix it ends, so a wrong block, slot or position is noticed. Each
 group of layers has entries of its own, and of one with a window only those that a query sees are
-read.
+read. The states of layers that keep some are such digests too.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ class _Slot:
     tables: list[list[int]]
     next_position: int | None = None
     last_token: int | None = None
+    state: bytes = b""
 
 
 class FakeReplica:
@@ -67,6 +68,7 @@ class FakeReplica:
         # The group, token and prefix of what stands at a place of a block.
         self.cache: dict[tuple[int, int], tuple[int, int, bytes]] = {}
         self.slots: dict[int, _Slot] = {}
+        self.kept_states: dict[int, bytes] = {}
 
     def run(self, batch: ReplicaBatch) -> list[int]:
         rows = len(batch.slots)
@@ -84,6 +86,7 @@ class FakeReplica:
             self.slots[new.slot] = _Slot(new, [[] for _ in range(num_groups)])
         token_ids, new_blocks = deque(batch.token_ids), deque(batch.new_blocks)
         counts = deque(batch.num_new_blocks)
+        keeps = self._keeps(batch)
         drawn = []
         for row in range(rows):
             slot = self.slots[batch.slots[row]]
@@ -99,26 +102,46 @@ class FakeReplica:
                 assert batch.num_tokens[index] > 0
                 tokens = [token_ids.popleft() for _ in range(batch.num_tokens[index])]
                 draws = batch.draws[index]
-            prefix = self._write(slot, batch.positions[row], tokens)
+            prefix = self._write(slot, batch.positions[row], tokens, *keeps.get(row, (0, -1)))
             if draws:
                 slot.last_token = self._draw(slot, prefix)
                 drawn.append(slot.last_token)
         return drawn
 
-    def _write(self, slot: _Slot, position: int, tokens: list[int]) -> bytes:
+    def _keeps(self, batch: ReplicaBatch) -> dict[int, tuple[int, int]]:
+        """By row the position behind which a state is kept, and as which."""
+        assert batch.keep_rows == sorted(set(batch.keep_rows))
+        assert len(set(batch.keep_states)) == len(batch.keep_states)
+        assert all(0 <= each < self.limits.num_kept_states for each in batch.keep_states)
+        pairs = zip(batch.keep_positions, batch.keep_states, strict=True)
+        return dict(zip(batch.keep_rows, pairs, strict=True))
+
+    def _write(
+        self, slot: _Slot, position: int, tokens: list[int], keep_position: int, keep_state: int
+    ) -> bytes:
         """Read all positions before, write these; returns the digest of the whole prefix."""
         if slot.next_position is None:
             assert position % self.limits.block_size == 0, "reuse is of whole blocks"
+            if slot.new.from_state >= 0:
+                slot.state = self.kept_states[slot.new.from_state]
         else:
             assert position == slot.next_position, "positions have a gap"
         prefixes = [self._read(slot, group, position) for group in range(len(slot.tables))]
         # A window of 1 sees no key before its query's own.
         (prefix,) = {each for each in prefixes if each is not None}
+        if self.limits.state_interval:
+            assert slot.state == prefix, "a state of another prefix"
+        if keep_state >= 0:
+            assert position < keep_position <= position + len(tokens)
+            assert keep_position % self.limits.state_interval == 0
         for offset, token in enumerate(tokens):
             prefix = chain(prefix, token)
+            if keep_state >= 0 and position + offset + 1 == keep_position:
+                self.kept_states[keep_state] = prefix
             for group in range(len(slot.tables)):
                 self.cache[self._where(slot, group, position + offset)] = (group, token, prefix)
         slot.next_position = position + len(tokens)
+        slot.state = prefix
         assert slot.next_position < self.limits.max_model_len
         return prefix
 

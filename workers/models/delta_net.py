@@ -98,13 +98,13 @@ class DeltaNet(nn.Module):
         shape = (T, self.num_heads * self.spec.value_width)
         out_TV = context.workspace.take("attended", shape, context.dtype)
         weights = self.taps_C1W[:, 0], self.rate_N, self.bias_N, self.norm_V, states
-        options = {"num_key_heads": self.num_key_heads, "eps": self.eps, "pdl": context.pdl}
+        num_key_heads, eps, pdl = self.num_key_heads, self.eps, context.pdl
         decodes, others = slice(0, num_decodes), slice(num_decodes, T)
         if num_decodes:
             decode_delta(
                 x_STX[:, decodes], ba_STB[:, decodes], *weights, plan.sources_T[decodes],
                 batch.slots_T[decodes], plan.keeps_T[decodes], batch.positions_T[decodes],
-                out=out_TV[decodes], **options,
+                out=out_TV[decodes], num_key_heads=num_key_heads, eps=eps, pdl=pdl,
             )  # fmt: skip
         if plan.chunks_KF is not None and plan.rows_RF is not None:
             assert batch.starts_T is not None
@@ -112,7 +112,7 @@ class DeltaNet(nn.Module):
                 x_STX[:, others], ba_STB[:, others], *weights, plan.sources_T[others],
                 batch.positions_T[others], batch.starts_T[others], plan.chunks_KF, plan.rows_RF,
                 self._workspace(T - num_decodes, len(plan.chunks_KF), context),
-                out=out_TV[others], **options,
+                out=out_TV[others], num_key_heads=num_key_heads, eps=eps, pdl=pdl,
             )  # fmt: skip
         return out_TV
 
