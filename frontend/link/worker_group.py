@@ -241,11 +241,15 @@ def _encode(step: Step, batch: ReplicaBatch) -> bytes:
         masked_draws=batch.masked_draws,
         draw_masks=b"".join(batch.draw_masks),
         mask_triggers=batch.mask_triggers if max(batch.mask_triggers, default=-1) >= 0 else (),
-        keep_rows=batch.keep_rows,
-        keep_positions=batch.keep_positions,
-        keep_states=batch.keep_states,
+        keep=_kept_states(batch) if batch.keep_rows else None,
     )
     return worker_pb2.ExecuteRequest(step=message).SerializeToString()
+
+
+def _kept_states(batch: ReplicaBatch) -> worker_pb2.KeptStates:
+    return worker_pb2.KeptStates(
+        rows=batch.keep_rows, positions=batch.keep_positions, states=batch.keep_states
+    )
 
 
 def _new_sequence(new: NewSequence) -> worker_pb2.NewSequence:

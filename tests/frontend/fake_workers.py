@@ -122,7 +122,7 @@ class FakeReplica:
         """Read all positions before, write these; returns the digest of the whole prefix."""
         if slot.next_position is None:
             assert position % self.limits.block_size == 0, "reuse is of whole blocks"
-            if slot.new.from_state >= 0:
+            if self.limits.state_interval and slot.new.from_state >= 0:
                 slot.state = self.kept_states[slot.new.from_state]
         else:
             assert position == slot.next_position, "positions have a gap"

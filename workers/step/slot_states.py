@@ -11,7 +11,7 @@ import numpy as np
 from switchyard.worker.v1 import worker_pb2
 from workers.linear_attention.delta_rule import CHUNK
 from workers.linear_attention.plan import StateRows
-from workers.rows import StepRows, int32s
+from workers.rows import StepRows
 
 
 class SlotStates:
@@ -46,8 +46,9 @@ class SlotStates:
         own = np.where(rows.positions > 0, rows.slots, -1)
         self._first[rows.slots] = -1
         keep_positions, keep_states = np.zeros_like(rows.slots), np.full_like(rows.slots, -1)
-        columns = [int32s(step, f"keep_{name}") for name in ("rows", "positions", "states")]
-        kept_rows, positions, states = columns
+        keep = step.keep
+        columns = (keep.rows, keep.positions, keep.states)
+        kept_rows, positions, states = (np.array(each, dtype=np.int64) for each in columns)
         if not len(kept_rows) == len(positions) == len(states):
             raise ValueError(
                 f"step {step.step_id}: {len(kept_rows)} rows keep {len(states)} states"

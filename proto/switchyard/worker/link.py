@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-PROTOCOL = 6
+PROTOCOL = 7
 """Meaning of worker.proto that this release speaks."""
 
 MAX_STEPS_IN_FLIGHT = 4

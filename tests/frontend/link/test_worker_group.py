@@ -172,6 +172,7 @@ def a_batch(first: int) -> ReplicaBatch:
                 history=[10, 11, 12],
                 num_prompt=2,
                 prompt_logprobs=True,
+                from_state=4,
             )
         ],
         slots=[first, first + 1, first + 2, first + 3],
@@ -221,6 +222,7 @@ async def test_every_rank_gets_its_replica_s_batch_and_first_ranks_answer(tmp_pa
     assert (list(new.allowed_token_ids), list(new.banned_token_ids)) == ([4, 9, 11], [2, 3])
     assert (new.num_logprobs, new.prompt_logprobs, new.sample_index) == (3, True, 2)
     assert (list(new.history_token_ids), new.num_prompt_tokens) == ([10, 11, 12], 2)
+    assert new.from_state == 5
     empty = worker_pb2.StepRequest.FromString(received[2][0])
     assert empty == worker_pb2.StepRequest(step_id=1, max_replica_tokens=6, decode_only=False)
 
@@ -542,7 +544,7 @@ def test_the_frontend_knows_a_group_as_its_first_rank_describes_it() -> None:
     expected: dict[str, Any] = {}
     for number, field in enumerate(dataclasses.fields(GroupInfo), 1):
         kind = type(getattr(description, field.name))
-        if kind in (int, float, str):
+        if kind in (bool, int, float, str):
             expected[field.name] = kind(number)
             setattr(description, field.name, kind(number))
         else:

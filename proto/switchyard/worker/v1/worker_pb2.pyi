@@ -167,7 +167,7 @@ class NewSequence(_message.Message):
     def __init__(self, slot: _Optional[int] = ..., temperature: _Optional[float] = ..., top_p: _Optional[float] = ..., top_k: _Optional[int] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., sample_index: _Optional[int] = ..., suppressed_token_ids: _Optional[_Iterable[int]] = ..., suppress_until: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., bias_token_ids: _Optional[_Iterable[int]] = ..., bias_values: _Optional[_Iterable[float]] = ..., allowed_token_ids: _Optional[_Iterable[int]] = ..., banned_token_ids: _Optional[_Iterable[int]] = ..., num_logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[bool] = ..., history_token_ids: _Optional[_Iterable[int]] = ..., num_prompt_tokens: _Optional[int] = ..., from_state: _Optional[int] = ...) -> None: ...
 
 class StepRequest(_message.Message):
-    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks", "mask_triggers", "keep_rows", "keep_positions", "keep_states")
+    __slots__ = ("step_id", "new_sequences", "slots", "positions", "num_decodes", "num_tokens", "token_ids", "draws", "num_new_blocks", "new_blocks", "max_replica_tokens", "decode_only", "masked_draws", "draw_masks", "mask_triggers", "keep")
     STEP_ID_FIELD_NUMBER: _ClassVar[int]
     NEW_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     SLOTS_FIELD_NUMBER: _ClassVar[int]
@@ -183,9 +183,7 @@ class StepRequest(_message.Message):
     MASKED_DRAWS_FIELD_NUMBER: _ClassVar[int]
     DRAW_MASKS_FIELD_NUMBER: _ClassVar[int]
     MASK_TRIGGERS_FIELD_NUMBER: _ClassVar[int]
-    KEEP_ROWS_FIELD_NUMBER: _ClassVar[int]
-    KEEP_POSITIONS_FIELD_NUMBER: _ClassVar[int]
-    KEEP_STATES_FIELD_NUMBER: _ClassVar[int]
+    KEEP_FIELD_NUMBER: _ClassVar[int]
     step_id: int
     new_sequences: _containers.RepeatedCompositeFieldContainer[NewSequence]
     slots: _containers.RepeatedScalarFieldContainer[int]
@@ -201,10 +199,18 @@ class StepRequest(_message.Message):
     masked_draws: _containers.RepeatedScalarFieldContainer[int]
     draw_masks: bytes
     mask_triggers: _containers.RepeatedScalarFieldContainer[int]
-    keep_rows: _containers.RepeatedScalarFieldContainer[int]
-    keep_positions: _containers.RepeatedScalarFieldContainer[int]
-    keep_states: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ..., mask_triggers: _Optional[_Iterable[int]] = ..., keep_rows: _Optional[_Iterable[int]] = ..., keep_positions: _Optional[_Iterable[int]] = ..., keep_states: _Optional[_Iterable[int]] = ...) -> None: ...
+    keep: KeptStates
+    def __init__(self, step_id: _Optional[int] = ..., new_sequences: _Optional[_Iterable[_Union[NewSequence, _Mapping]]] = ..., slots: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., num_decodes: _Optional[int] = ..., num_tokens: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., draws: _Optional[_Iterable[bool]] = ..., num_new_blocks: _Optional[_Iterable[int]] = ..., new_blocks: _Optional[_Iterable[int]] = ..., max_replica_tokens: _Optional[int] = ..., decode_only: _Optional[bool] = ..., masked_draws: _Optional[_Iterable[int]] = ..., draw_masks: _Optional[bytes] = ..., mask_triggers: _Optional[_Iterable[int]] = ..., keep: _Optional[_Union[KeptStates, _Mapping]] = ...) -> None: ...
+
+class KeptStates(_message.Message):
+    __slots__ = ("rows", "positions", "states")
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    POSITIONS_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    rows: _containers.RepeatedScalarFieldContainer[int]
+    positions: _containers.RepeatedScalarFieldContainer[int]
+    states: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, rows: _Optional[_Iterable[int]] = ..., positions: _Optional[_Iterable[int]] = ..., states: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class StepResult(_message.Message):
     __slots__ = ("step_id", "token_ids", "device_seconds", "floor_seconds", "idle_seconds", "bytes_moved", "flops", "logprobs", "top_token_ids", "top_logprobs", "prompt_logprobs", "prompt_top_token_ids", "prompt_top_logprobs")
