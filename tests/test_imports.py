@@ -77,8 +77,8 @@ LAYERS = {
         "workers.rows", "workers.sampling", "workers.staging", "workers.zeros",
     },
     "workers/self_check": {
-        "workers.attention", "workers.distributed", "workers.layers", "workers.models",
-        "workers.sampling", "workers.step",
+        "workers.attention", "workers.distributed", "workers.layers",
+        "workers.linear_attention.states", "workers.models", "workers.sampling", "workers.step",
     },
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config",

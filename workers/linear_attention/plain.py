@@ -73,7 +73,7 @@ def delta_row(
     )
     states.recurrent[target] = after[0]
     rows = torch.arange(first + T - W + 1, first + T, device=x_TX.device)
-    states.inputs[target, rows % W] = inputs_UC[-(W - 1) :]
+    states.inputs[target, rows % W] = inputs_UC[-(W - 1) :].to(states.inputs.dtype)
     out_TNV = out[0]
     normed_TNV = out_TNV * torch.rsqrt(out_TNV.square().mean(-1, keepdim=True) + weights.eps)
     z_TNV = x_TX[:, C:].float().view(T, N, V)

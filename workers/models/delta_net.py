@@ -77,24 +77,26 @@ class DeltaNet(nn.Module):
         quantized_TH: Quantized | None = None,
     ) -> DeferredSum:
         """``quantized_TH`` is ``hidden_TH`` in eight bits, if the norm made it."""
-        if self.context is not None:
-            return self._out(self._kernels(hidden_TH, states, batch, quantized_TH, self.context))
-        x_TX = self.in_proj(hidden_TH, quantized_TH)[0]
-        ba_TB = self.in_proj_ba(hidden_TH)[0]
-        return self._out(self._plain(x_TX, ba_TB, states, batch))
+        x_STX, ba_STB = self.in_proj(hidden_TH, quantized_TH), self.in_proj_ba(hidden_TH)
+        if self.context is None:
+            read_TV = self.plain(x_STX[0], ba_STB[0], states, batch)
+        else:
+            read_TV = self.read(x_STX, ba_STB, states, batch, self.context)
+        update: DeferredSum = self.out_proj(read_TV)
+        return update
 
-    def _kernels(
+    def read(
         self,
-        hidden_TH: torch.Tensor,
+        x_STX: torch.Tensor,
+        ba_STB: torch.Tensor,
         states: LayerStates,
         batch: AttentionBatch,
-        quantized_TH: Quantized | None,
         context: KernelContext,
     ) -> torch.Tensor:
-        """What tokens read, in workspace ``[T, N·V]``."""
+        """What tokens read of their sequences' states, by kernels, in workspace ``[T, N·V]``."""
         assert batch.states is not None
-        x_STX, ba_STB = self.in_proj(hidden_TH, quantized_TH), self.in_proj_ba(hidden_TH)
-        T, num_decodes, plan = len(hidden_TH), batch.num_decodes, batch.states
+        num_decodes, plan = batch.num_decodes, batch.states
+        T = x_STX.shape[1]
         shape = (T, self.num_heads * self.spec.value_width)
         out_TV = context.workspace.take("attended", shape, context.dtype)
         weights = self.taps_C1W[:, 0], self.rate_N, self.bias_N, self.norm_V, states
@@ -130,10 +132,6 @@ class DeltaNet(nn.Module):
             take("delta_read", (num_tokens, N * self.spec.value_width), torch.float32),
         )
 
-    def _out(self, attended_TV: torch.Tensor) -> DeferredSum:
-        update: DeferredSum = self.out_proj(attended_TV)
-        return update
-
     def state_sizes(self, num_layers: int, num_states: int) -> StateSizes:
         """Of so many layers like this."""
         return StateSizes(
@@ -151,10 +149,10 @@ class DeltaNet(nn.Module):
         """Whether so many tokens are multiplied in eight bits, by some of its weights at least."""
         return self.in_proj.takes_quantized(num_tokens)
 
-    def _plain(
+    def plain(
         self, x_TX: torch.Tensor, ba_TB: torch.Tensor, states: LayerStates, batch: AttentionBatch
     ) -> torch.Tensor:
-        """What tokens read of their sequences' states, which stand by slot, in plain torch."""
+        """The same ``[T, N·V]`` in plain torch."""
         weights = DeltaWeights(
             taps_CW=self.taps_C1W[:, 0],
             rate_N=self.rate_N,

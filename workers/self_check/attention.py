@@ -54,11 +54,11 @@ def check_steps(
     attention: AttentionT, setting: Setting, check_step: CheckStep[AttentionT]
 ) -> Iterator[Finding]:
     """A step of prompts, two that go on with the longest, and decodes; then the last projection."""
-    most = _most_blocks(setting)
+    most = most_blocks(setting)
     sizes = dataclasses.replace(setting.sizes, num_layers=1)
     num_groups = len(setting.builder.tables.groups)
     cache = KVCache(sizes, num_groups * most, setting.device).layers[0]
-    for step in _made_up_steps(setting, most):
+    for step in made_up_steps(setting, most):
         # The check's cache is one layer's, which has the first group's tables.
         in_groups(step, num_groups)
         batch = setting.builder.build(step).forward.attention
@@ -163,7 +163,7 @@ def _attend(
     return torch.cat(outputs)
 
 
-def _made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.StepRequest]:
+def made_up_steps(setting: Setting, num_blocks: int) -> Iterator[worker_pb2.StepRequest]:
     """Blocks are given from the last one down, so that no sequence has the block of its number."""
     prompts = _prompts(setting)
     sequences = _Sequences([0] * len(prompts))
@@ -174,7 +174,7 @@ def _made_up_steps(setting: Setting, most_blocks: int) -> Iterator[worker_pb2.St
         sequences.lengths[slot] += num_tokens
         size = setting.builder.block_size
         num_new = -(-(before + num_tokens) // size) - -(-before // size)
-        first = most_blocks - 1 - sequences.num_blocks
+        first = num_blocks - 1 - sequences.num_blocks
         sequences.num_blocks += num_new
         step.slots.append(slot)
         step.positions.append(before)
@@ -218,7 +218,7 @@ def _chunks(setting: Setting, length: int) -> list[int]:
     return [chunk] * min(2, room // chunk)
 
 
-def _most_blocks(setting: Setting) -> int:
+def most_blocks(setting: Setting) -> int:
     """Blocks that all made-up steps take, and one that none does."""
     size, prompts = setting.builder.block_size, _prompts(setting)
     first = prompts[0] + sum(_chunks(setting, prompts[0])) + _SPARE

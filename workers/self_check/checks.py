@@ -19,9 +19,10 @@ from triton.errors import TritonError
 from moe.layer import SparseMoeBlock
 from workers.attention.kv_cache import CacheSizes
 from workers.layers.embedding import Embedding, LMHead
-from workers.layers.norm import LayerNorm, Norm, RMSNorm
+from workers.layers.norm import LayerNorm, Norm, RMSNorm, RMSNormOfOne
 from workers.models.attention import Attention
 from workers.models.base import BuildContext, Model
+from workers.models.delta_net import DeltaNet
 from workers.models.dense_mlp import DenseMLP
 from workers.models.end_norms import EndNormLayer
 from workers.models.mla import LatentAttention
@@ -40,6 +41,7 @@ from workers.self_check.finding import Finding
 from workers.self_check.latents import check_latents
 from workers.self_check.sampling import check_sampler
 from workers.self_check.setting import Setting
+from workers.self_check.states import check_delta
 from workers.step.batch import BatchBuilder
 
 log = logging.getLogger(__name__)
@@ -52,10 +54,12 @@ CHECKS: dict[type[nn.Module], Callable[[Any, Setting], Iterator[Finding]]] = {
     Embedding: check_embedding,
     Attention: check_attention,
     LatentAttention: check_latents,
+    DeltaNet: check_delta,
     DenseMLP: check_mlp,
     EndNormLayer: check_end_norms,
     SparseMoeBlock: check_sparse,
     RMSNorm: check_norm,
+    RMSNormOfOne: check_norm,
     LayerNorm: check_norm,
     LMHead: check_head,
 }

@@ -43,6 +43,14 @@ ERNIE: dict[str, Any] = {
     "moe_num_experts": 24, "moe_k": 2, "max_position_embeddings": 512,
     "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
 }  # fmt: skip
+QWEN3_NEXT: dict[str, Any] = {
+    "model_type": "qwen3_next", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    "max_position_embeddings": 512, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}  # fmt: skip
 RANKS: list[dict[str, Any]] = [
     {},
     {"moe": False, "tie_word_embeddings": True, "dtype": FP16, "max_tokens": 9},
@@ -54,6 +62,7 @@ RANKS: list[dict[str, Any]] = [
     {"config": LAGUNA, "max_tokens": 5},
     {"config": TRINITY, "dtype": FP16, "max_tokens": 5},
     {"config": ERNIE, "dtype": FP16, "max_tokens": 5},
+    {"config": QWEN3_NEXT, "dtype": FP16, "max_tokens": 70},
     # A group of ranks sums before the norm; some experts are foreign, or a row is a route.
     {"tp": 2, "max_tokens": 5, "use_sliding_window": True, "sliding_window": 3},
     {"tp": 2, "backend": "disabled", "fp8": True, "max_tokens": 5},
