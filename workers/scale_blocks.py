@@ -43,12 +43,13 @@ class _Layout(NamedTuple):
 
 
 class _Side(NamedTuple):
-    """One side of a matrix, cut in equal shares; ``may_cut``: its last block need not be whole."""
+    """One side of a matrix, cut in equal shares, as `workers.attention.projection.Side` is."""
 
     name: str
     total: int
     shares: int
     may_cut: bool = False
+    pieces: tuple[int, ...] = ()
 
 
 class _Matrix(NamedTuple):
@@ -129,6 +130,12 @@ def _problem(config: ModelConfig, quantization: Quantization, layout: _Layout) -
                     f"{side.name} {side.total}{shares} is no multiple of {size}, and "
                     f"{_why(quantization.weight_format, size)}"
                 )
+            for piece in side.pieces:
+                if piece % size:
+                    return (
+                        f"{side.name}: {piece} rows of one head are no multiple of {size}, and "
+                        f"{_why(quantization.weight_format, size)}"
+                    )
     return None
 
 
@@ -200,4 +207,4 @@ def _matrices(config: ModelConfig, layout: _Layout) -> Iterator[_Matrix]:
 
 
 def _side(side: Side, tp: int) -> _Side:
-    return _Side(side.name, side.size, side.ranks(tp), side.may_cut)
+    return _Side(side.name, side.size, side.ranks(tp), side.may_cut, side.pieces)

@@ -20,6 +20,7 @@ PROJECTIONS = (
     *(f"{name}_proj.weight" for name in ["q", "k", "v", "o", "gate", "up", "down"]),
     *(f"{name}_proj.weight" for name in ["q_a", "q_b", "kv_b"]),
     "kv_a_proj_with_mqa.weight",
+    *(f"{name}.weight" for name in ["in_proj_qkvz", "in_proj_qkv", "in_proj_z", "out_proj"]),
     *(f"{name}.weight" for name in ["w1", "w2", "w3"]),
 )
 Tensors = dict[str, torch.Tensor]

@@ -16,12 +16,15 @@ class Side(NamedTuple):
         size: its length.
         heads: ranks that it is divided over at most; 1: each has all of it.
         may_cut: its end need not be that of a block of scales.
+        pieces: lengths that follow each other again and again, which ranks hold in another order;
+            none: it is held as it stands.
     """
 
     name: str
     size: int
     heads: int = 1
     may_cut: bool = False
+    pieces: tuple[int, ...] = ()
 
     def ranks(self, tp: int) -> int:
         """Shares it is cut into."""

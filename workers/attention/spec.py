@@ -87,7 +87,7 @@ class AttentionSpec:
         query, key = "num_attention_heads × head_dim", "num_key_value_heads × head_dim"
         heads, kv_heads = self.num_heads, self.num_kv_heads
         found = [
-            Projection("q_proj", Side(query, heads * self.query_rows, heads), hidden),
+            Projection("q_proj", self._query_side(query), hidden),
             Projection("k_proj", Side(key, kv_heads * self.head_dim, kv_heads), hidden),
             Projection("v_proj", Side(key, kv_heads * self.v_head_dim, kv_heads), hidden),
             Projection("o_proj", hidden, Side(query, heads * self.v_head_dim, heads)),
@@ -96,6 +96,10 @@ class AttentionSpec:
             width = heads if self.gate == "head" else heads * self.v_head_dim
             found.append(Projection(self.gate_name, Side(query, width, heads), hidden))
         return found
+
+    def _query_side(self, name: str) -> Side:
+        pieces = (self.head_dim, self.v_head_dim) if self.gate_in_query else ()
+        return Side(name, self.num_heads * self.query_rows, self.num_heads, pieces=pieces)
 
     def check_heads(self, tp: int) -> None:
         """Raise ValueError unless heads divide over ``tp`` ranks."""

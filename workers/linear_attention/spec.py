@@ -60,11 +60,18 @@ class DeltaSpec:
         values = Side("linear_num_value_heads × linear_value_head_dim", self.values_size, heads)
         if self.by_key_head:
             size = 2 * self.keys_size + 2 * self.values_size
-            found = [Projection("in_proj_qkvz", Side(names, size, heads), hidden)]
+            group = self.num_value_heads // self.num_key_heads * self.value_width
+            pieces = (self.key_width, group)
+            rows = Side(names, size, heads, pieces=pieces)
+            found = [Projection("in_proj_qkvz", rows, hidden)]
         else:
             size = 2 * self.keys_size + self.values_size
             found = [
-                Projection("in_proj_qkv", Side(names, size, heads), hidden),
+                Projection(
+                    "in_proj_qkv",
+                    Side(names, size, heads, pieces=(self.keys_size, self.values_size)),
+                    hidden,
+                ),
                 Projection("in_proj_z", values, hidden),
             ]
         return [*found, Projection("out_proj", hidden, values)]
