@@ -53,6 +53,16 @@ class DeltaSpec:
         """Of all heads' values."""
         return self.num_value_heads * self.value_width
 
+    def state_bytes(self, value_bytes: int) -> int:
+        """Of one sequence's state; the convolution's inputs have ``value_bytes`` each."""
+        recurrent = 4 * self.num_value_heads * self.key_width * self.value_width
+        return recurrent + value_bytes * self.taps * (2 * self.keys_size + self.values_size)
+
+    @property
+    def token_flops(self) -> int:
+        """Operations of a token on its state: what it says of the key, the new value, the query."""
+        return 6 * self.num_value_heads * self.key_width * self.value_width
+
     def projections(self, hidden_size: int) -> list[Projection]:
         """All matrices of a layer; those of betas and decays are too small for scales."""
         hidden, heads = hidden_side(hidden_size), self.num_key_heads

@@ -23,6 +23,7 @@ import numpy as np
 from moe.base.parallel import ParallelConfig
 from workers.attention.any import CachedAttention
 from workers.config_json.model_config import ModelConfig
+from workers.linear_attention.spec import DeltaSpec
 from workers.step.weight_counts import dense_weights, expert_weights
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
@@ -77,6 +78,7 @@ class StepWork:
         cached, attended: as in `Seen`, of layers without a window: every row's length after the
             step, and the pairs of its queries.
         windows: by their width, what layers with one see.
+        rows: sequences that have tokens.
     """
 
     tokens: int
@@ -84,6 +86,7 @@ class StepWork:
     cached: float
     attended: float
     windows: Mapping[int, Seen] = dataclasses.field(default_factory=dict)
+    rows: int = 0
 
     @classmethod
     def of_rows(
@@ -103,6 +106,7 @@ class StepWork:
             cached=whole.cached,
             attended=whole.attended,
             windows={window: _seen(positions, num_tokens, window) for window in windows},
+            rows=len(num_tokens),
         )
 
     def seen(self, window: int | None) -> Seen:
@@ -177,6 +181,7 @@ class Roofline:
         cache_bytes: of one token's keys and values in this rank's cache.
         pair_flops: operations of one query-key pair, over all layers and this rank's heads.
         windows: by their width, what of both is that of layers with a window.
+        state_bytes: of one sequence's states here; state_flops: operations of a token on them.
     """
 
     value_bytes: int
@@ -196,6 +201,8 @@ class Roofline:
     cache_bytes: int
     pair_flops: int
     windows: Mapping[int, WindowShare] = dataclasses.field(default_factory=dict)
+    state_bytes: int = 0
+    state_flops: int = 0
 
     @classmethod
     def of_rank(
@@ -226,6 +233,7 @@ class Roofline:
 
         whole = share(config.cached)
         windows = {each.window for each in config.cached if each.window is not None}
+        states = [each for each in config.attention if isinstance(each, DeltaSpec)]
         return cls(
             value_bytes=_BYTES[dtype],
             dense=dense.parameters,
@@ -247,6 +255,8 @@ class Roofline:
                 window: share(each for each in config.cached if each.window == window)
                 for window in sorted(windows)
             },
+            state_bytes=sum(each.state_bytes(_BYTES[dtype]) for each in states) // tp,
+            state_flops=sum(each.token_flops for each in states) // tp,
         )
 
     @classmethod
@@ -281,12 +291,13 @@ class Roofline:
             seen = work.seen(window)
             cached -= share.cache_bytes * (work.cached - seen.cached)
             attended -= share.pair_flops * (work.attended - seen.attended)
+        cached += 2 * self.state_bytes * work.rows  # read and written
         return StepCost(
             dense_bytes=self.dense_bytes if work.tokens else 0,
             head_bytes=self.value_bytes * self.head if work.draws else 0,
             expert_bytes=self.expert_bytes * experts_hit,
             cache_bytes=cached,
-            flops=dense + experts + attended,
+            flops=dense + experts + attended + self.state_flops * work.tokens,
         )
 
     def expected_hits(self, tokens: int) -> float:
@@ -310,6 +321,7 @@ class Roofline:
             cached=read,
             attended=read,
             windows={window: Seen(each, each) for window, each in seen.items()},
+            rows=here,
         )
         return self.cost(work, self.expected_hits(min(batch, here * self.expert_replicas)))
 

@@ -128,7 +128,7 @@ def test_a_step_costs_what_its_rows_ask_for(
         tokens += count
         cached += position + count
         pairs += sum(at + 1 for at in range(position, position + count))
-    assert work == StepWork(tokens=tokens, draws=5, cached=cached, attended=pairs)
+    assert work == StepWork(tokens=tokens, draws=5, cached=cached, attended=pairs, rows=7)
     kv_heads = max(1, 2 // tp)
     hit = rng.randrange(1, 2 * local)
     cost = roofline.cost(work, hit)
@@ -287,3 +287,18 @@ def test_routers_of_fp32_have_its_bytes(dtype: str, value_bytes: int) -> None:
     roofline = Roofline.of_layout(config, layout(1, 1, 1), dtype=dtype)
     wider = (4 - value_bytes) * 2 * 16 * 64
     assert roofline.dense_bytes == value_bytes * roofline.dense + wider
+
+
+@pytest.mark.parametrize("tp", [1, 4])
+def test_states_are_read_and_written_once_a_row(tp: int) -> None:
+    """Those of Qwen3-Next's 36 layers, beside keys and values of the other 12."""
+    config = ModelConfig.from_hf({"model_type": "qwen3_next", "dtype": "bfloat16"})
+    roofline = Roofline.of_layout(config, layout(tp, 1, tp), dtype="bfloat16")
+    recurrent, inputs = 32 * 128 * 128 * 4, 4 * (2 * 16 * 128 + 32 * 128) * 2
+    state = 36 * (recurrent + inputs) / tp
+    assert roofline.state_bytes == state
+    token = 12 * max(1, 2 / tp) * 2 * 256 * 2
+    assert roofline.decode(batch=5, context=100).cache_bytes == 5 * (2 * state + 100 * token)
+    longer = roofline.prefill(prompts=1, length=200).flops
+    shorter = roofline.prefill(prompts=1, length=100).flops
+    assert longer - shorter > 100 * 36 * 6 * 32 * 128 * 128 / tp
