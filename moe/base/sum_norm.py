@@ -74,10 +74,13 @@ def _load_read_parts(ptrs, weights, mask, stride_s, S: tl.constexpr):
 
 @triton.jit
 def rms_norm(x, weight, EPS: tl.constexpr, SIZE: tl.constexpr, DTYPE: tl.constexpr):
-    """Norm of the last dimension, 0 where padded: rounded before the weight, and after it."""
+    """Norm of the last dimension, 0 where padded: rounded before a weight of DTYPE, and after it;
+    before one of fp32, as those of 1 + w are, it is not."""
     mean_square = tl.sum(x * x, axis=-1, keep_dims=True) / SIZE
     scaled = x * tl.rsqrt(mean_square + EPS)
-    return (scaled.to(DTYPE).to(tl.float32) * weight).to(DTYPE)
+    if weight.dtype == DTYPE:
+        scaled = scaled.to(DTYPE).to(tl.float32)
+    return (scaled * weight.to(tl.float32)).to(DTYPE)
 
 
 @triton.jit
@@ -152,7 +155,7 @@ def _sum_norm_kernel(
                 EPS, H, dtype,
             )  # fmt: skip
         else:
-            normed = rms_norm(x.to(tl.float32), norm_weight.to(tl.float32), EPS, H, dtype)
+            normed = rms_norm(x.to(tl.float32), norm_weight, EPS, H, dtype)
         tl.store(out_normed_ptr + token * H + columns, normed, mask=is_stored)
         if E > 0:
             products = router.to(tl.float32) * normed.to(tl.float32)[None, :]

@@ -255,3 +255,15 @@ def test_few_programs_make_a_router_s_logits() -> None:
     assert not takes_router(17, weight)
     assert not takes_router(0, weight)
     assert not takes_router(8, torch.empty(128, 1 << 14, device="meta"))
+
+
+def test_a_weight_of_fp32_meets_numbers_that_are_not_rounded() -> None:
+    """As 1 + w is, of models whose norms have such."""
+    x = torch.randn(5, 1, 48, device=DEVICE)
+    weight = 1 + torch.randn(48, device=DEVICE)
+    model = torch.empty(5, 48, dtype=torch.float16, device=DEVICE)
+    normed, _ = sum_norm(x, norm_weight_H=weight, eps=EPS, out_residual=model)
+    exact = torch.rms_norm(x[:, 0].half().float(), (48,), weight, EPS).half()
+    assert normed is not None
+    torch.testing.assert_close(normed, exact, rtol=1e-3, atol=0)
+    assert (normed == exact).float().mean() > 0.99

@@ -82,7 +82,7 @@ def _latent_kernel(
         at_1, at_2 = pair_places(halves, R, INTERLEAVED)
         first = _sum(down_ptr + C + at_1, is_half, stride_s, S, dtype)
         second = _sum(down_ptr + C + at_2, is_half, stride_s, S, dtype)
-        latent = finite(rms_norm(latent.to(tl.float32), weight.to(tl.float32), EPS, C, dtype))
+        latent = finite(rms_norm(latent.to(tl.float32), weight, EPS, C, dtype))
         first, second = turn(first, second, cos, sin, dtype)
         first, second = finite(first), finite(second)
         keys_ptr += (block.to(tl.int64) * BLOCK_SIZE + position % BLOCK_SIZE) * (C + R)
@@ -100,7 +100,7 @@ def _latent_kernel(
             q_weight = tl.load(q_norm_ptr + columns, mask=is_column, other=0.0)
             wait_for_previous(PDL)
             q = _sum(down_ptr + columns, is_column, stride_s, S, dtype).to(tl.float32)
-            normed = rms_norm(q, q_weight.to(tl.float32), EPS, Q, dtype)
+            normed = rms_norm(q, q_weight, EPS, Q, dtype)
             tl.store(q_ptr + token * Q + columns, normed, mask=is_column)
 
 

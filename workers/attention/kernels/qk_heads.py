@@ -45,8 +45,11 @@ def clip(x, CLIP: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def _weigh(half, scale, weight, DTYPE: tl.constexpr):
-    """One half of RMSNorm, cast before the weight and after it; in fp32 again."""
-    scaled = (half * scale).to(DTYPE).to(tl.float32)
+    """One half of RMSNorm, cast before a weight of DTYPE, as `moe.base.sum_norm.rms_norm` does, and
+    after it; in fp32 again."""
+    scaled = half * scale
+    if weight.dtype == DTYPE:
+        scaled = scaled.to(DTYPE).to(tl.float32)
     return (scaled * weight.to(tl.float32)).to(DTYPE).to(tl.float32)
 
 
