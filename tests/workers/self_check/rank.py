@@ -34,6 +34,14 @@ TRINITY: dict[str, Any] = {
     "num_experts": 4, "num_experts_per_tok": 2, "max_position_embeddings": 512,
     "moe_intermediate_size": 32, "num_shared_experts": 1,
 }  # fmt: skip
+QWEN3_NEXT: dict[str, Any] = {
+    "model_type": "qwen3_next", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32,
+    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
+    "max_position_embeddings": 512, "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}  # fmt: skip
 NOBODY: Any = object()  # in the place of a process group
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from moe.base.tiles import MANY_ROWS
 from moe.layer import SparseMoeBlock
 from tests.workers.config_json.test_int4_methods import GPTQ
-from tests.workers.self_check.rank import TRINITY, make_rank
+from tests.workers.self_check.rank import QWEN3_NEXT, TRINITY, make_rank
 from workers.layers.norm import RMSNorm
 from workers.models.attention import Attention
 from workers.models.dense_mlp import DenseMLP
@@ -42,14 +42,6 @@ ERNIE: dict[str, Any] = {
     "num_hidden_layers": 2, "num_attention_heads": 8, "num_key_value_heads": 2,
     "moe_num_experts": 24, "moe_k": 2, "max_position_embeddings": 512,
     "moe_intermediate_size": 32, "moe_num_shared_experts": 1,
-}  # fmt: skip
-QWEN3_NEXT: dict[str, Any] = {
-    "model_type": "qwen3_next", "vocab_size": 97, "hidden_size": 64, "intermediate_size": 32,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-    "linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16,
-    "linear_value_head_dim": 16, "num_experts": 4, "num_experts_per_tok": 2,
-    "max_position_embeddings": 512, "moe_intermediate_size": 32,
-    "shared_expert_intermediate_size": 32,
 }  # fmt: skip
 RANKS: list[dict[str, Any]] = [
     {},

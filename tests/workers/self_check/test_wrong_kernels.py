@@ -17,10 +17,11 @@ from moe.base.tiles import MANY_ROWS
 from moe.base.weight import Weight
 from moe.layer import SparseMoeBlock
 from tests.workers.config_json.test_int4_methods import GPTQ
-from tests.workers.self_check.rank import TRINITY, first_wrong, make_rank
+from tests.workers.self_check.rank import QWEN3_NEXT, TRINITY, first_wrong, make_rank
 from workers.layers.embedding import Embedding, LMHead
 from workers.layers.norm import RMSNorm
 from workers.models.attention import Attention
+from workers.models.delta_net import DeltaNet
 from workers.models.dense_mlp import DenseMLP
 from workers.models.end_norms import EndNormLayer
 from workers.sampling.kernels.draw import Kept
@@ -67,6 +68,7 @@ INT4 = {"dtype": torch.float16, "said": {**GPTQ, "group_size": 32}}
 # Routes that tiles take.
 MANY_FP16, MANY_FP8 = FP16 | {"max_tokens": 12}, FP8 | {"max_tokens": 12}
 END_NORMS = {"config": TRINITY, "max_tokens": 3}
+HYBRID = {"config": QWEN3_NEXT, "max_tokens": 70}
 
 
 def spoilt_result(change: Callable[[torch.Tensor], torch.Tensor]) -> Breaks:
@@ -123,6 +125,7 @@ def one_wrong(x: torch.Tensor) -> torch.Tensor:
 
 GEMM, EXPERTS, NORM = "moe.base.gemm.", "moe.kernels.experts.", "workers.layers.norm."
 ATTENTION = "workers.attention.layer."
+DELTA = "workers.models.delta_net."
 EIGHT_BITS = "moe.kernels.eight_bits."
 ROPE, SWIGLU = "workers.models.heads.qk_rope", "workers.self_check.dense.swiglu"
 CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
@@ -162,6 +165,12 @@ CASES: list[tuple[str, type[nn.Module], dict[str, Any], str, Breaks]] = [
      spoilt(lambda *_, out, **__: out, lambda out: out.roll(1, 1))),
     ("output projection", Attention, FP8, "workers.self_check.dense.linear_parts",
      spoilt_result(lambda parts: parts * 1.02)),
+    ("what tokens read, decode", DeltaNet, HYBRID, DELTA + "decode_delta",
+     placed(3, lambda rates: rates + 1.0)),
+    ("states, decode", DeltaNet, HYBRID, DELTA + "decode_delta",
+     spoilt(lambda *args, **_: args[6].recurrent, lambda states: 1.01 * states)),
+    ("what tokens read, prefill", DeltaNet, HYBRID, DELTA + "prefill_delta",
+     placed(9, lambda starts: starts + 1)),
     ("router 6 x 64", SparseMoeBlock, {"dp": 2}, GEMM + "_vector",
      spoilt(lambda x, w, out, *_: out, lambda out: out.roll(1, -1))),
     ("router beside its norm", Attention, {"moe": True}, NORM + "sum_norm",
