@@ -34,6 +34,7 @@ from workers.attention.any import AnyAttention
 from workers.attention.mla_spec import MlaSpec
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
+from workers.linear_attention.spec import DeltaSpec
 from workers.rank.startup import LoadedRank, start
 from workers.step.block_tables import in_groups
 from workers.step.roofline import Device, StepWork
@@ -52,6 +53,10 @@ _LABELS = {
     "^_latent": "norms + latents",
     "^_absorb": "absorbed queries",
     "^_new": "attention to new",
+    "^_(decode_delta|scan)": "delta rule",
+    "^_prepare": "convolution",
+    "^_solve": "delta systems",
+    "^_finish": "gated norm",
     "^_project": "values",
     "^_topk": "top-k",
     "^_align": "align",
@@ -71,12 +76,16 @@ _BEHIND = {
     "norms + latents": "queries",
     "absorbed queries": "keys and values",
     "values": "o_proj",
+    "delta rule": "out_proj",
+    "gated norm": "out_proj",
     "swiglu": "dense down",
     "expert load": "head",
 }
 _BEFORE = {
     "qk-norm + rope + cache": "qkv",
     "norms + latents": "latents",
+    "delta rule": "qkvz",
+    "convolution": "qkvz",
     "top-k": "router",
     "experts gate·up": "router",  # where it chooses its experts itself
     "swiglu": "dense gate·up",
@@ -246,6 +255,10 @@ def floors(
         "dense down": gemm(dense, dense * tokens),
         "head": least(head, head * work.draws),
     }
+    if states := [each for each in config.attention if isinstance(each, DeltaSpec)]:
+        state_bytes = 2 * work.rows * sum(each.state_bytes(value_bytes) for each in states)
+        products = tokens * sum(each.token_flops for each in states) / 2
+        found["delta rule"] = least(state_bytes / value_bytes, products)
     if config.moe is not None:
         matrix = hidden * config.moe.intermediate_size
         routes = sparse_layers * tokens * config.moe.num_experts_per_tok
@@ -272,10 +285,12 @@ def _cache_numbers(spec: AnyAttention) -> int:
 def _projections(config: ModelConfig) -> Counter[str]:
     """Weights of attention's matrices over all layers, by the label that reads them."""
     sizes: Counter[str] = Counter()
-    for spec in config.cached:
+    for spec in config.attention:
         for module, outputs, inputs in spec.projections(config.hidden_size):
             size = outputs.size * inputs.size
-            if module == "o_proj":
+            if isinstance(spec, DeltaSpec):
+                sizes["out_proj" if module == "out_proj" else "qkvz"] += size
+            elif module == "o_proj":
                 sizes["o_proj"] += size
             elif not isinstance(spec, MlaSpec):
                 sizes["qkv"] += size

@@ -33,6 +33,8 @@ SIZES = {
     "qwen3-235b-a22b": (235, 22),
     "qwen3-30b-a3b": (30.5, 3.3),
     "qwen3-8b": (8.2, 8.2),
+    "qwen3-next-80b-a3b": (80, 3),
+    "qwen3.5-35b-a3b": (35, 3),
 }
 # What differs from the defaults of a class that is made for the model: tokens, and these.
 DIFFERENT = {

@@ -32,7 +32,15 @@ _TEXT = ModelType(
         "num_experts": 256,
         "norm_topk_prob": True,
     },
-    allowed={"attention_bias": (None, False), "norm_topk_prob": (None, True)},
+    allowed={
+        "attention_bias": (None, False),
+        "attn_output_gate": (None, True),
+        "norm_topk_prob": (None, True),
+    },
+    # Layers for speculation are left out; states are fp32 always.
+    without_effect=frozenset(
+        {"mamba_ssm_dtype", "mtp_num_hidden_layers", "mtp_use_dedicated_embeddings"}
+    ),
     moe=MoEKeys(shared_size="shared_expert_intermediate_size", shared_gated=True),
     # Positions of text are the same in all sections of a head.
     rope=RopeDefaults(partial=0.25, ignored=frozenset({"mrope_section", "mrope_interleaved"})),
