@@ -83,7 +83,8 @@ LAYERS = {
     "workers/rank": {
         "workers.attention", "workers.checkpoint", "workers.config",
         "workers.config_json.model_config", "workers.distributed", "workers.launcher",
-        "workers.linear_attention.delta_rule", "workers.model_checkpoint", "workers.models",
+        "workers.linear_attention.delta_rule", "workers.linear_attention.states",
+        "workers.model_checkpoint", "workers.models",
         "workers.sampling", "workers.scale_blocks", "workers.self_check", "workers.step",
         "workers.weight_loading",
     },

@@ -19,6 +19,7 @@ from workers.attention.kv_cache import (
 from workers.config import WorkerConfig
 from workers.config_json.model_config import ModelConfig
 from workers.distributed import ranks_here
+from workers.linear_attention.states import StateSizes
 from workers.models.base import BuildContext, Model
 from workers.rank.runner_factory import RunnerFactory
 from workers.rank.warm_up import made_up_prefill, warm_up_blocks, warm_up_steps
@@ -43,7 +44,8 @@ def num_cache_blocks(
     if build.device.type == "cuda":
         torch.cuda.empty_cache()  # in pieces that the cache could not use
     budget = free_bytes(build.device, config.memory_fraction, workspace, ranks_here())
-    budget -= 0 if sizes.states is None else sizes.states.num_bytes
+    if sizes.states is not None:
+        budget = _beside_states(budget, sizes.states, config)
     return build.groups.minimum(
         blocks_that_fit(
             config,
@@ -53,6 +55,24 @@ def num_cache_blocks(
             factory.model.layer_groups.num_groups,
         )
     )
+
+
+def _beside_states(budget: int, states: StateSizes, config: WorkerConfig) -> int:
+    """What states leave for blocks.
+
+    Raises:
+        ValueError: nothing.
+    """
+    count, size = states.num_states, states.num_bytes / 2**30
+    log.info("%d states of layers without keys take %.1f GiB", count, size)
+    if states.num_bytes >= budget:
+        raise ValueError(
+            f"--memory-fraction {config.memory_fraction} leaves {budget / 2**30:.1f} GiB for the "
+            f"KV cache and states, of which {count} take {size:.1f} GiB: one for each of "
+            f"--max-batch-size {config.max_batch_size} and {count - config.max_batch_size} kept; "
+            "lower --max-batch-size or --kept-states"
+        )
+    return budget - states.num_bytes
 
 
 def time_prefill(runner: Runner, config: WorkerConfig, build: BuildContext) -> tuple[int, float]:
