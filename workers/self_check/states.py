@@ -40,8 +40,8 @@ def check_delta(layer: DeltaNet, setting: Setting) -> Iterator[Finding]:
         yield check_parts("betas and decays", x_TH, layer.in_proj_ba.weight, ba_STB, setting)
         before = LayerStates(states.recurrent.clone(), states.inputs.clone())
         found_TV = layer.read(x_STX, ba_STB, states, batch, context)
-        rounded = (each.float().sum(0).to(setting.dtype).float() for each in (x_STX, ba_STB))
-        expected_TV = layer.plain(*rounded, before, batch)
+        x_TX, ba_TB = (each.float().sum(0).to(setting.dtype).float() for each in (x_STX, ba_STB))
+        expected_TV = layer.plain(x_TX, ba_TB, before, batch)
         kind = "decode" if batch.num_decodes else "prefill"
         what = f"{kind} of {layer.num_heads} states of up to {max(batch.lengths)} tokens, {told(T)}"
         yield compare(f"what tokens read, {what}", found_TV, expected_TV, allowed)
