@@ -82,7 +82,7 @@ class DeltaNet(nn.Module):
             read_TV = self.plain(x_STX[0], ba_STB[0], states, batch)
         else:
             read_TV = self.read(x_STX, ba_STB, states, batch, self.context)
-        update: DeferredSum = self.out_proj(read_TV)
+        update: DeferredSum = self.out_proj(read_TV, batch.drawn_R)
         return update
 
     def read(
@@ -102,26 +102,29 @@ class DeltaNet(nn.Module):
         weights = self.taps_C1W[:, 0], self.rate_N, self.bias_N, self.norm_V, states
         num_key_heads, eps, pdl = self.num_key_heads, self.eps, context.pdl
         decodes, others = slice(0, num_decodes), slice(num_decodes, T)
+        read_TW = context.workspace.take("delta_read", shape, torch.float32)
         if num_decodes:
             decode_delta(
                 x_STX[:, decodes], ba_STB[:, decodes], *weights, plan.sources_T[decodes],
                 batch.slots_T[decodes], plan.keeps_T[decodes], batch.positions_T[decodes],
-                out=out_TV[decodes], num_key_heads=num_key_heads, eps=eps, pdl=pdl,
+                read_TW[decodes], out=out_TV[decodes], num_key_heads=num_key_heads, eps=eps,
+                pdl=pdl,
             )  # fmt: skip
         if plan.chunks_KF is not None and plan.rows_RF is not None:
             assert batch.starts_T is not None
             prefill_delta(
                 x_STX[:, others], ba_STB[:, others], *weights, plan.sources_T[others],
                 batch.positions_T[others], batch.starts_T[others], plan.chunks_KF, plan.rows_RF,
-                self._workspace(T - num_decodes, len(plan.chunks_KF), context),
-                out=out_TV[others], num_key_heads=num_key_heads, eps=eps, pdl=pdl,
+                self._workspace(read_TW[others], len(plan.chunks_KF), context),
+                out=out_TV[others], num_key_heads=num_key_heads, eps=eps,
+                num_cores=context.num_cores, pdl=pdl,
             )  # fmt: skip
         return out_TV
 
     def _workspace(
-        self, num_tokens: int, num_chunks: int, context: KernelContext
+        self, read_TW: torch.Tensor, num_chunks: int, context: KernelContext
     ) -> PrefillWorkspace:
-        N, take = self.num_heads, context.workspace.take
+        N, take, num_tokens = self.num_heads, context.workspace.take, len(read_TW)
         squares = (num_chunks, N, CHUNK, CHUNK)
         return PrefillWorkspace(
             take("delta_convolved", (num_tokens, self.channels), context.dtype),
@@ -129,7 +132,7 @@ class DeltaNet(nn.Module):
             take("delta_beta", (num_tokens, N), torch.float32),
             take("delta_solved", squares, context.dtype),
             take("delta_weights", squares, context.dtype),
-            take("delta_read", (num_tokens, N * self.spec.value_width), torch.float32),
+            read_TW,
         )
 
     def state_sizes(self, num_layers: int, num_states: int) -> StateSizes:

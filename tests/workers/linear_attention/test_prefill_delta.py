@@ -77,7 +77,7 @@ def test_they_compute_what_plain_torch_does(dtype: torch.dtype, parts: int) -> N
     prefill_delta(
         x, ba, weights.taps_CW, weights.rate_N, weights.bias_N, weights.norm_V, own, *numbers,
         *tables, make_workspace(T, len(chunks), dtype), num_key_heads=M, eps=weights.eps, out=out,
-        pdl=False,
+        num_cores=4, pdl=False,
     )  # fmt: skip
     limit = {"rtol": SMALL[dtype], "atol": SMALL[dtype]}
     torch.testing.assert_close(out, torch.cat(expected), **limit)

@@ -1,8 +1,8 @@
 """Prompts of a gated delta layer: convolution and norms, chunks' systems, the scan, the gated norm.
 
-Owns four launches. `_prepare` convolves and norms all tokens; `_solve` inverts each chunk's
+Owns three launches. `_prepare` convolves and norms all tokens; `_solve` inverts each chunk's
 triangular system and weighs its queries with its keys, all chunks side by side; `_scan` goes
-through a row's chunks with its state in registers; `_finish` norms and gates what was read. The
+through a row's chunks with its state in registers. What is read goes to `gated_norm`. The
 mathematics is `workers.linear_attention.delta_rule`'s. T tokens, N value heads, M key heads, D
 width of queries and keys, V of values, X = 2·M·D + 2·N·V numbers of a projected token, C = 64
 tokens of a chunk, K chunks, R rows, W taps.
@@ -21,12 +21,15 @@ from moe.base.silu import silu
 from moe.base.sum_norm import add_parts, load_parts
 from workers.attention.kernels.output_gate import softplus
 from workers.linear_attention.delta_rule import CHUNK
+from workers.linear_attention.kernels.gated_norm import gated_norm
 from workers.linear_attention.states import LayerStates
 
 _NORM_EPS = 1e-6
-_TOKENS = 16  # of a program that prepares or finishes
-_PIECE = 16  # rows of a system that are solved one after the other
-_VALUES = 64  # columns of a state that a program carries
+_TOKENS = 16  # of a program that prepares
+_WARPS = 4  # of a program that solves or scans: with 8 either takes longer
+# Columns of a state that a program carries, where states are few and where they are not: a row's
+# chunks follow each other.
+_FEW_VALUES, _VALUES = 16, 64
 CHUNK_FIELDS = 2
 """First token, number of tokens; 0 tokens: there is no such chunk."""
 ROW_FIELDS = 7
@@ -53,7 +56,11 @@ class PrefillWorkspace:
     read_TW: torch.Tensor
 
 
-@triton.jit
+@triton.jit(
+    do_not_specialize=["num_tokens"],
+    # They begin behind decodes, wherever that is.
+    do_not_specialize_on_alignment=["positions_ptr", "starts_ptr", "sources_ptr"],
+)
 def _prepare_kernel(
     x_ptr, ba_ptr, taps_ptr, rate_ptr, bias_ptr, inputs_ptr, positions_ptr, starts_ptr, sources_ptr,
     out_ptr, decay_ptr, beta_ptr, num_tokens, x_stride_s, x_stride_t, ba_stride_s, ba_stride_t,
@@ -121,28 +128,18 @@ def _since(decay_ptr, token, cs, is_token, head, N: tl.constexpr):
 
 
 @triton.jit
-def _inverse(system, C: tl.constexpr, PIECE: tl.constexpr):
-    """(I + system)⁻¹ of a strictly lower triangle: pieces on the diagonal row by row, then pairs of
-    them, of which the lower left part is −X₂ A X₁."""
-    pieces: tl.constexpr = C // PIECE
-    ps, rs = tl.arange(0, pieces), tl.arange(0, PIECE)
-    is_own = (ps[:, None] == ps[None, :])[:, None, :, None]
-    diagonal = tl.sum(tl.where(is_own, system.reshape(pieces, PIECE, pieces, PIECE), 0.0), axis=2)
-    eye = (rs[:, None] == rs[None, :]).to(tl.float32)
-    found = tl.zeros((pieces, PIECE, PIECE), dtype=tl.float32) + eye[None, :, :]
-    for i in range(1, PIECE):
-        is_row = (rs == i)[None, :, None]
-        row = tl.sum(tl.where(is_row, diagonal, 0.0), axis=1)  # [pieces, PIECE]
-        new = tl.sum(row[:, :, None] * found, axis=1)
-        found = tl.where(is_row, found - new[:, None, :], found)
-    found = tl.where(is_own, found[:, :, None, :], 0.0).reshape(C, C)
+def _inverse(system, C: tl.constexpr, LEVELS: tl.constexpr, PRECISION: tl.constexpr):
+    """(I + system)⁻¹ of a strictly lower triangle: of pairs of neighbouring blocks, which grow from
+    one row to half of all, the lower left part is −X₂ A X₁."""
     cs = tl.arange(0, C)
-    for level in tl.static_range(2):
-        rows, columns = cs[:, None] // (PIECE << level), cs[None, :] // (PIECE << level)
-        is_below = (rows % 2 == 1) & (columns == rows - 1)
-        below = tl.where(is_below, system, 0.0)
-        left = tl.dot(found, below, input_precision="ieee")
-        found -= tl.dot(left, found, input_precision="ieee")
+    found = (cs[:, None] == cs[None, :]).to(tl.float32)
+    is_pair = (cs[:, None] % 2 == 1) & (cs[None, :] == cs[:, None] - 1)
+    found -= tl.where(is_pair, system, 0.0)
+    for level in tl.static_range(1, LEVELS):
+        rows, columns = cs[:, None] >> level, cs[None, :] >> level
+        below = tl.where((rows % 2 == 1) & (columns == rows - 1), system, 0.0)
+        left = tl.dot(found, below, input_precision=PRECISION)
+        found -= tl.dot(left, found, input_precision=PRECISION)
     return found
 
 
@@ -150,7 +147,8 @@ def _inverse(system, C: tl.constexpr, PIECE: tl.constexpr):
 def _solve_kernel(
     x_ptr, decay_ptr, beta_ptr, chunks_ptr, solved_ptr, weights_ptr,
     N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, C: tl.constexpr,
-    PIECE: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr, PDL: tl.constexpr,
+    LEVELS: tl.constexpr, BLOCK_D: tl.constexpr, PRECISION: tl.constexpr,
+    INVERSE_PRECISION: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One chunk and value head."""
     dtype: tl.constexpr = solved_ptr.dtype.element_ty
@@ -175,7 +173,7 @@ def _solve_kernel(
     tl.store(weights_ptr + places, tl.where(is_seen, weights * between, 0.0).to(dtype))
     products = tl.dot(k, tl.trans(k), input_precision=PRECISION)
     system = tl.where(cs[:, None] > cs[None, :], beta[:, None] * products * between, 0.0)
-    tl.store(solved_ptr + places, _inverse(system, C, PIECE).to(dtype))
+    tl.store(solved_ptr + places, _inverse(system, C, LEVELS, INVERSE_PRECISION).to(dtype))
 
 
 @triton.jit
@@ -283,29 +281,6 @@ def _keep_inputs(
         tl.store(inputs_ptr + target * (W * C) + place, x, mask=mask & (position >= 0))
 
 
-@triton.jit
-def _finish_kernel(
-    read_ptr, x_ptr, norm_ptr, out_ptr, num_tokens, stride_s, stride_t,
-    N: tl.constexpr, M: tl.constexpr, D: tl.constexpr, V: tl.constexpr, S: tl.constexpr,
-    TOKENS: tl.constexpr, BLOCK_V: tl.constexpr, EPS: tl.constexpr, PDL: tl.constexpr,
-):  # fmt: skip
-    """Some tokens of one value head."""
-    dtype: tl.constexpr = out_ptr.dtype.element_ty
-    tokens, vs = tl.program_id(0) * TOKENS + tl.arange(0, TOKENS), tl.arange(0, BLOCK_V)
-    head, is_v = tl.program_id(1), vs < V
-    mask = (tokens < num_tokens)[:, None] & is_v[None, :]
-    norm = tl.load(norm_ptr + vs, mask=is_v, other=0.0).to(tl.float32)
-    wait_for_previous(PDL)
-    rows = tokens.to(tl.int64)[:, None]
-    places = rows * (N * V) + head * V + vs[None, :]
-    read = tl.load(read_ptr + places, mask=mask, other=0.0)
-    z_ptrs = x_ptr + rows * stride_t + (2 * M * D + N * V + head * V) + vs[None, :]
-    z = add_parts(load_parts(z_ptrs, mask, stride_s, S), S).to(dtype).to(tl.float32)
-    scale = tl.rsqrt(tl.sum(read * read, axis=1) / V + EPS)
-    out = read * scale[:, None] * norm[None, :] * silu(z)
-    tl.store(out_ptr + places, out.to(dtype), mask=mask)
-
-
 def prefill_delta(
     x_STX: torch.Tensor,
     ba_STB: torch.Tensor,
@@ -324,6 +299,7 @@ def prefill_delta(
     num_key_heads: int,
     eps: float,
     out: torch.Tensor,
+    num_cores: int,
     pdl: bool,
 ) -> None:
     """What tokens of rows of any length read of their states, normed and gated, ``[T, N·V]``.
@@ -357,17 +333,21 @@ def prefill_delta(
     )  # fmt: skip
     _solve_kernel[(len(chunks_KF), N)](
         w.convolved_TC, w.log_decay_TN, w.beta_TN, chunks_KF, w.solved_KNCC, w.weights_KNCC,
-        **sizes, C=CHUNK, PIECE=_PIECE, BLOCK_D=max(16, block_d), PRECISION=precision, num_warps=8,
-        **options,
+        **sizes, C=CHUNK, LEVELS=CHUNK.bit_length() - 1, BLOCK_D=max(16, block_d),
+        PRECISION=precision, INVERSE_PRECISION="ieee" if precision == "ieee" else "tf32x3",
+        num_warps=_WARPS, **options,
     )  # fmt: skip
-    carried = max(16, min(_VALUES, block_v))
+    carried = _carried(len(rows_RF) * N, block_v, num_cores)
     _scan_kernel[(len(rows_RF), N, triton.cdiv(V, carried))](
         w.convolved_TC, x_STX, w.log_decay_TN, w.beta_TN, chunks_KF, rows_RF, w.solved_KNCC,
         w.weights_KNCC, states.recurrent, states.inputs, w.read_TW, *x_STX.stride()[:2],
         **sizes, W=W, S=S, C=CHUNK, BLOCK_D=max(16, block_d), BLOCK_V=carried,
-        BLOCK_X=max(block_d, block_v), PRECISION=precision, num_warps=8, **options,
+        BLOCK_X=max(block_d, block_v), PRECISION=precision, num_warps=_WARPS, **options,
     )  # fmt: skip
-    _finish_kernel[(tiles, N)](
-        w.read_TW, x_STX, norm_V, out, T, *x_STX.stride()[:2],
-        **sizes, S=S, TOKENS=_TOKENS, BLOCK_V=block_v, EPS=eps, num_warps=4, **options,
-    )  # fmt: skip
+    gated_norm(w.read_TW, x_STX[..., channels:], norm_V, eps=eps, out=out, pdl=pdl)
+
+
+def _carried(num_states: int, values: int, num_cores: int) -> int:
+    """Columns of a program."""
+    carried = max(16, min(_VALUES, values))
+    return carried if num_states * triton.cdiv(values, carried) >= num_cores else _FEW_VALUES
