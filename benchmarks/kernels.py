@@ -18,7 +18,7 @@ import re
 import statistics
 import sys
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
@@ -56,7 +56,9 @@ _LABELS = {
     "^_(decode_delta|scan)": "delta rule",
     "^_prepare": "convolution",
     "^_solve": "delta systems",
-    "^_finish": "gated norm",
+    "^_gated_norm": "gated norm",
+    "^_output_gate": "output gate",
+    "^_quantize_rows": "quantized rows",
     "^_project": "values",
     "^_topk": "top-k",
     "^_align": "align",
@@ -76,7 +78,6 @@ _BEHIND = {
     "norms + latents": "queries",
     "absorbed queries": "keys and values",
     "values": "o_proj",
-    "delta rule": "out_proj",
     "gated norm": "out_proj",
     "swiglu": "dense down",
     "expert load": "head",
@@ -91,6 +92,8 @@ _BEFORE = {
     "swiglu": "dense gate·up",
     "draw": "head",
 }
+
+_OUTPUTS = {"o_proj", "out_proj"}
 
 Parts = dict[str, list[float]]  # microseconds of each launch, by label
 
@@ -239,20 +242,23 @@ def floors(
         return least(weights * weight_bytes / value_bytes, products)
 
     hidden, layers, tokens = config.hidden_size, config.num_layers, work.tokens
-    sparse_layers = sum(config.moe_layers)
     cached, pairs = _attention_work(config, work)
-    widths = (layers - sparse_layers) * config.intermediate_size
-    if config.moe is not None:  # shared experts are dense MLPs too
-        widths += sparse_layers * config.moe.shared_expert_size
-    dense = hidden * widths
+    dense = [hidden * _dense_width(config, layer) for layer in range(layers)]
+    # In the last layer only drawn tokens go on behind attention.
+    unread = tokens - work.draws
+    dense_products = tokens * sum(dense) - unread * dense[-1]
+    last = _projections(config, [layers - 1])
     if cache_bytes is not None:
         cached *= cache_bytes / (value_bytes * sum(map(_cache_numbers, config.cached)))
     head = hidden * config.vocab_size
     found = {
-        **{label: gemm(size, size * tokens) for label, size in _projections(config).items()},
+        **{
+            label: gemm(size, size * tokens - unread * last[label] * (label in _OUTPUTS))
+            for label, size in _projections(config, range(layers)).items()
+        },
         "attention": least(cached, pairs),
-        "dense gate·up": gemm(2 * dense, 2 * dense * tokens),
-        "dense down": gemm(dense, dense * tokens),
+        "dense gate·up": gemm(2 * sum(dense), 2 * dense_products),
+        "dense down": gemm(sum(dense), dense_products),
         "head": least(head, head * work.draws),
     }
     if states := [each for each in config.attention if isinstance(each, DeltaSpec)]:
@@ -261,7 +267,8 @@ def floors(
         found["delta rule"] = least(state_bytes / value_bytes, products)
     if config.moe is not None:
         matrix = hidden * config.moe.intermediate_size
-        routes = sparse_layers * tokens * config.moe.num_experts_per_tok
+        seen = sum(config.moe_layers) * tokens - config.moe_layers[-1] * unread
+        routes = seen * config.moe.num_experts_per_tok
         found["experts gate·up"] = gemm(2 * matrix * experts_hit, 2 * matrix * routes)
         found["experts down"] = gemm(matrix * experts_hit, matrix * routes)
     return found
@@ -282,10 +289,17 @@ def _cache_numbers(spec: AnyAttention) -> int:
     return spec.cache_heads * (spec.key_width + spec.value_width)
 
 
-def _projections(config: ModelConfig) -> Counter[str]:
-    """Weights of attention's matrices over all layers, by the label that reads them."""
+def _dense_width(config: ModelConfig, layer: int) -> int:
+    """Of the MLP that all tokens of a layer pass: shared experts are one too."""
+    if config.moe is not None and config.moe_layers[layer]:
+        return config.moe.shared_expert_size
+    return config.intermediate_size
+
+
+def _projections(config: ModelConfig, layers: Iterable[int]) -> Counter[str]:
+    """Weights of attention's matrices over some layers, by the label that reads them."""
     sizes: Counter[str] = Counter()
-    for spec in config.attention:
+    for spec in (config.attention[layer] for layer in layers):
         for module, outputs, inputs in spec.projections(config.hidden_size):
             size = outputs.size * inputs.size
             if isinstance(spec, DeltaSpec):

@@ -6,6 +6,8 @@ come from. L sparse layers, E experts, P routes of a step.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 from moe.base.context import KernelContext
@@ -15,11 +17,19 @@ from moe.kernels.expert_load import expert_load
 from moe.placement import ExpertPlacement
 
 
+class StepSize(NamedTuple):
+    """Tokens that a layer sees in a step: of this replica, and the most of any."""
+
+    num_tokens: int
+    max_tokens: int
+
+
 class ExpertCounters:
     """Counts over the steps of a rank.
 
     Args:
         max_tokens: most tokens of a step on one replica.
+        has_last: the model's last layer is the last of these.
 
     Attributes:
         ids_LP: int32, takes a step's routes: global ids, −1 for none. A layer's routes may come
@@ -37,8 +47,10 @@ class ExpertCounters:
         max_tokens: int,
         device: torch.device,
         context: KernelContext | None,
+        has_last: bool = True,
     ) -> None:
         self.parallel = parallel
+        self.has_last = has_last
         self.context = context
         self.routes_per_token = config.num_experts_per_tok
         self.first_local = placement.start
@@ -52,22 +64,22 @@ class ExpertCounters:
         """L."""
         return len(self.load_LE)
 
-    def count(self, num_tokens: int, max_tokens: int, *, out_hits_L: torch.Tensor) -> None:
+    def count(self, step: StepSize, last: StepSize, *, out_hits_L: torch.Tensor) -> None:
         """Take in what a step left in `ids_LP`.
 
         Args:
-            num_tokens: of this replica; max_tokens: most of any replica.
+            step: what layers saw; last: the model's last one.
             out_hits_L: int32, takes how many of this rank's experts the step hit.
         """
-        num_routes = expert_rows(self.parallel, num_tokens, max_tokens) * self.routes_per_token
-        if self.parallel.needs_host_sync:
-            num_routes = self.ids_LP.shape[1]
+        num_routes = self._num_routes(step)
+        num_last = self._num_routes(last) if self.has_last else num_routes
         if self.context is None:
-            self._count(num_routes, out_hits_L)
+            self._count(num_routes, num_last, out_hits_L)
             return
         expert_load(
             self.ids_LP,
             num_routes,
+            num_last,
             self.load_LE,
             out_hits_L,
             self.first_local,
@@ -79,9 +91,16 @@ class ExpertCounters:
         """Forget all that was counted."""
         self.load_LE.zero_()
 
-    def _count(self, num_routes: int, out_hits_L: torch.Tensor) -> None:
+    def _num_routes(self, size: StepSize) -> int:
+        """That count, of a layer's row."""
+        if self.parallel.needs_host_sync:
+            return self.ids_LP.shape[1]
+        return expert_rows(self.parallel, *size) * self.routes_per_token
+
+    def _count(self, num_routes: int, num_last: int, out_hits_L: torch.Tensor) -> None:
         num_layers, num_experts = self.load_LE.shape
         ids_LP = self.ids_LP[:, :num_routes].long()
+        ids_LP[-1, num_last:] = -1
         # One more column takes what is no route.
         keys_LP = torch.where(ids_LP < 0, num_experts, ids_LP)
         step_LE = torch.zeros(num_layers, num_experts + 1, dtype=torch.int64, device=ids_LP.device)

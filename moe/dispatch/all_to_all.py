@@ -39,7 +39,8 @@ class AllToAllDispatcher(ShareDispatcher):
 
         Routes are ordered by rank, token and k on both sides, so no index travels back.
         """
-        goes_NVK = self.owners_E[topk.ids.long()] == self.ranks_N11
+        owners_VK = self.owners_E[topk.ids.long().clamp(min=0)]
+        goes_NVK = (owners_VK == self.ranks_N11) & (topk.ids >= 0)  # padding goes nowhere
         sends_NV = goes_NVK.any(dim=-1)
         counts = torch.stack((sends_NV.sum(dim=1), goes_NVK.sum(dim=(1, 2))), dim=1)
         ones = [1] * self.groups.ep_size
@@ -73,9 +74,10 @@ class AllToAllDispatcher(ShareDispatcher):
         assert exchange is not None
         rows_RH = expert_out.total(dispatched.hidden.dtype, self.context)
         back = exchange_rows(rows_RH, exchange.num_received, exchange.num_sent, self.group)
-        routes = torch.empty_like(back)
+        ids_VK = exchange.topk.ids
+        routes = back.new_zeros(ids_VK.numel(), back.shape[1])
         routes[exchange.route_index] = back
-        routes_VKH = routes.view(*exchange.topk.ids.shape, back.shape[1])
+        routes_VKH = routes.view(*ids_VK.shape, back.shape[1])
         routed = DeferredSum(routes_VKH, exchange.topk.weights)
         out_VH = routed.plus(shared).total(back.dtype, self.context)
         out_SH = pad_rows(out_VH, dispatched.share.num_rows)

@@ -15,9 +15,9 @@ from moe.base.launch import launch_options, wait_for_previous
 _BLOCK = 2048
 
 
-@triton.jit(do_not_specialize=["num_routes"])
+@triton.jit(do_not_specialize=["num_routes", "num_last"])
 def _expert_load_kernel(
-    ids_ptr, num_routes, load_ptr, hit_ptr, stride_l, E: tl.constexpr,
+    ids_ptr, num_routes, num_last, load_ptr, hit_ptr, stride_l, E: tl.constexpr,
     FIRST_LOCAL: tl.constexpr, NUM_LOCAL: tl.constexpr,
     BLOCK_E: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
@@ -25,6 +25,7 @@ def _expert_load_kernel(
     layer = tl.program_id(0)
     experts_E, routes = tl.arange(0, BLOCK_E), tl.arange(0, BLOCK)
     wait_for_previous(PDL)
+    num_routes = tl.where(layer == tl.num_programs(0) - 1, num_last, num_routes)
     ids_ptr += layer.to(tl.int64) * stride_l
     counts_E = tl.zeros((BLOCK_E,), dtype=tl.int32)
     start = 0
@@ -42,6 +43,7 @@ def _expert_load_kernel(
 def expert_load(
     ids_LP: torch.Tensor,
     num_routes: int,
+    num_last: int,
     load_LE: torch.Tensor,
     hit_L: torch.Tensor,
     first_local: int,
@@ -52,7 +54,8 @@ def expert_load(
     """Add a step's routes to ``load_LE``; set ``hit_L`` to the number of local experts it hit.
 
     Args:
-        ids_LP: int32 global ids, −1 for none; the first ``num_routes`` of each layer count.
+        ids_LP: int32 global ids, −1 for none; the first ``num_routes`` of each layer count,
+            ``num_last`` of the last one.
         load_LE: int64, added to.
         hit_L: int32, overwritten.
         first_local, num_local: local experts are first_local … first_local + num_local − 1.
@@ -68,9 +71,9 @@ def expert_load(
     assert hit_L.dtype == torch.int32
     assert hit_L.is_contiguous()
     assert 0 <= first_local <= first_local + num_local <= E
-    assert num_routes <= P
+    assert num_routes <= P and num_last <= P
     _expert_load_kernel[(L,)](
-        ids_LP, num_routes, load_LE, hit_L, ids_LP.stride(0), E=E,
+        ids_LP, num_routes, num_last, load_LE, hit_L, ids_LP.stride(0), E=E,
         FIRST_LOCAL=first_local, NUM_LOCAL=num_local,
         BLOCK_E=triton.next_power_of_2(E), BLOCK=_BLOCK, num_warps=8, **launch_options(pdl),
     )  # fmt: skip

@@ -29,7 +29,8 @@ from tests.processes import forks
 class Case:
     """One forward pass of a layer over tp × dp ranks; `counts` has a replica's tokens each.
 
-    With `kernels` they run interpreted; on GPUs they always run.
+    With `kernels` they run interpreted; on GPUs they always run. A replica's last `padding` tokens
+    are none.
     """
 
     tp: int
@@ -42,6 +43,7 @@ class Case:
     exact: bool = False
     skew: bool = False
     kernels: bool = False
+    padding: int = 0
     dtype: torch.dtype = torch.float32
 
     @property
@@ -190,9 +192,11 @@ def _forward(case: Case, rank: int, pairs: list[Any], device: str) -> dict[str, 
         return run(hidden, topk, w13, w2, expert_map, context, quantized)
 
     layer.experts.run = counting_run
-    out = layer(case.hidden(rank // case.tp).to(device), max(case.counts)).total(
-        case.dtype, layer.experts.context
-    )
+    hidden, num_valid = case.hidden(rank // case.tp).to(device), None
+    if case.padding:
+        num_valid = torch.tensor([len(hidden) - case.padding], dtype=torch.int32, device=device)
+    update = layer(hidden, max(case.counts), num_valid)
+    out = update.total(case.dtype, layer.experts.context)
     return {"out": out.float().cpu().numpy(), "num_routes": num_routes}
 
 
@@ -203,6 +207,8 @@ def check(pool: RankPool, case: Case) -> list[dict[str, Any]]:
     tolerance = 1e-5 if case.dtype == torch.float32 else 4e-2
     for rank, answer in enumerate(answers):
         hidden = case.hidden(rank // case.tp)
-        expected = oracle(case.config, weights, hidden.float())
-        torch.testing.assert_close(answer["out"].double(), expected, rtol=tolerance, atol=tolerance)
+        count = len(hidden) - case.padding
+        expected = oracle(case.config, weights, hidden.float())[:count]
+        found = answer["out"][:count].double()
+        torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance)
     return answers

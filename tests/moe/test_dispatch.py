@@ -99,6 +99,16 @@ def test_no_route_is_computed_twice(pool: RankPool, tp: int, dp: int, backend: s
     assert sum(answer["num_routes"] for answer in answers) == sum(counts) * K
 
 
+@pytest.mark.parametrize("backend", ["disabled", "local_allreduce", AG_RS, "all_to_all"])
+@pytest.mark.parametrize("padding", [1, 7])
+def test_padding_goes_nowhere(pool: RankPool, backend: str, padding: int) -> None:
+    """All of a share may be padding."""
+    case = Case(tp=4, dp=1, backend=backend, counts=(9,), config=QWEN3, padding=padding)
+    answers = check(pool, case)
+    sliced = 4 if backend == "disabled" else 1
+    assert sum(answer["num_routes"] for answer in answers) == (9 - padding) * K * sliced
+
+
 def test_an_exact_case_leaves_a_gemm_nothing_to_round() -> None:
     """Else libraries that add in another order for another shape would fail the test below."""
     case = Case(tp=1, dp=1, backend="auto", counts=(33,), config=QWEN3, exact=True)

@@ -13,7 +13,7 @@ from moe.base.parallel import resolve_parallel
 from moe.base.tiles import TileTable
 from moe.base.workspace import Workspace
 from moe.config import MoEConfig
-from moe.expert_load import ExpertCounters, expert_rows
+from moe.expert_load import ExpertCounters, StepSize, expert_rows
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 L, E, K, T = 3, 7, 2, 6
@@ -42,10 +42,12 @@ def make_load(
     )
 
 
-def count(load: ExpertCounters, num_tokens: int) -> list[int]:
+def count(load: ExpertCounters, num_tokens: int, num_last: int | None = None) -> list[int]:
     """The hits, in a buffer that holds other things too: they are copied with a step's tokens."""
     results = torch.full((5 + L,), 9, dtype=torch.int32, device=DEVICE)
-    load.count(num_tokens, num_tokens, out_hits_L=results[5:])
+    num_last = num_tokens if num_last is None else num_last
+    step, last = StepSize(num_tokens, num_tokens), StepSize(num_last, num_last)
+    load.count(step, last, out_hits_L=results[5:])
     assert results[:5].tolist() == [9] * 5
     return results[5:].tolist()
 
@@ -71,6 +73,19 @@ def test_steps_add_up(kernels: bool, first: int, num_local: int) -> None:
         assert load.load_LE.cpu().tolist() == total.tolist()
     load.reset()
     assert not load.load_LE.any()
+
+
+@pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])
+@pytest.mark.parametrize("has_last", [True, False])
+def test_the_last_layer_may_see_fewer(kernels: bool, has_last: bool) -> None:
+    load = make_load(kernels)
+    load.has_last = has_last
+    load.ids_LP.copy_(torch.arange(L * T * K).view(L, -1) % E)
+    hits = count(load, 4, 1)
+    sizes = [4 * K, 4 * K, K if has_last else 4 * K]
+    step = [counted(row[None, :size])[0] for row, size in zip(load.ids_LP, sizes, strict=True)]
+    assert load.load_LE.cpu().tolist() == step
+    assert hits == [sum(each > 0 for each in row) for row in step]
 
 
 @pytest.mark.parametrize("kernels", [False, pytest.param(True, marks=pytest.mark.interpreter)])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import torch
@@ -88,10 +89,21 @@ def decode_step(
 
 @torch.inference_mode()
 def step_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
-    """Run a step and return the logits of all its tokens. Its blocks are one group's of layers."""
+    """Run a step and return the logits of all its tokens, whether they are drawn behind or not. Its
+    blocks are one group's of layers."""
+    in_groups(step, rank.model.layer_groups.num_groups)
+    batch = dataclasses.replace(rank.runner.builder.build(step).forward, drawn=None)
+    return rank.model.logits(rank.model.forward(batch, rank.runner.forward.cache))
+
+
+@torch.inference_mode()
+def drawn_logits(rank: LoadedRank, step: worker_pb2.StepRequest) -> torch.Tensor:
+    """As `step_logits`, of the tokens that are drawn behind: the last layer sees no others."""
     in_groups(step, rank.model.layer_groups.num_groups)
     batch = rank.runner.builder.build(step)
-    return rank.model.logits(rank.model.forward(batch.forward, rank.runner.forward.cache))
+    hidden_RH = rank.runner.forward(batch)
+    assert len(hidden_RH) == rank.runner.builder.num_slots < step.max_replica_tokens
+    return rank.model.logits(hidden_RH[: len(batch.draw_slots_D)])
 
 
 def relative_error(ours: torch.Tensor, oracle: torch.Tensor) -> float:

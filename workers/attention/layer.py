@@ -12,6 +12,7 @@ import dataclasses
 import torch
 
 from moe.base.context import KernelContext
+from moe.base.picked_rows import pick_rows
 from moe.base.quantized import Quantized
 from workers.attention import plain
 from workers.attention.kernels.decode_attention import DecodeWorkspace, decode_attention
@@ -60,6 +61,7 @@ class AttentionBatch:
         starts_T: position of the first token of each token's row in this step, int32; read by
             kernels over latents alone.
         states: of layers that keep states, for kernels; None without either.
+        drawn_R: indices of the tokens whose attention is read, int32; None: all are.
     """
 
     positions_T: torch.Tensor
@@ -75,6 +77,13 @@ class AttentionBatch:
     starts_T: torch.Tensor | None = None
     other_tables: tuple[torch.Tensor, ...] = ()
     states: StatePlan | None = None
+    drawn_R: torch.Tensor | None = None
+
+    def pick_drawn(self, residual_TH: torch.Tensor, context: KernelContext | None) -> torch.Tensor:
+        """The rows ``drawn_R``; all where that is None."""
+        if self.drawn_R is None:
+            return residual_TH
+        return pick_rows(residual_TH, self.drawn_R, context, "picked_residual")
 
     def of_groups(self) -> list[AttentionBatch]:
         """Of each group of layers, with its tables."""

@@ -16,6 +16,7 @@ from moe.base.checkpoint_slice import CheckpointSlice, part, whole
 from moe.base.context import KernelContext
 from moe.base.deferred_sum import DeferredSum
 from moe.base.gemm import linear_parts, rows_for, takes_quantized
+from moe.base.picked_rows import pick_rows
 from moe.base.quantize import empty_weight
 from moe.base.quantized import Quantized
 from moe.base.weight import held_weight
@@ -137,8 +138,16 @@ class RowParallelLinear(nn.Module):
         assert self.context is not None
         return rows_for(self.weight, num_tokens, self.context, name)
 
-    def forward(self, x_TI: torch.Tensor | Quantized) -> DeferredSum:
-        """The bias is a part of its own, which the next norm adds last."""
+    def forward(
+        self, x_TI: torch.Tensor | Quantized, picked_R: torch.Tensor | None = None
+    ) -> DeferredSum:
+        """The bias is a part of its own, which the next norm adds last.
+
+        Args:
+            picked_R: indices of the rows that are wanted, int32; None: all are.
+        """
+        if picked_R is not None:
+            x_TI = pick_rows(x_TI, picked_R, self.context, "picked_inputs")
         update = self._product(x_TI)
         if self.bias is None:
             return update

@@ -115,7 +115,7 @@ class Attention(nn.Module):
         if self.gate is not None:
             assert isinstance(attended, torch.Tensor)
             attended = self.gate(attended, hidden_TH, quantized_TH)
-        update: DeferredSum = self.o_proj(attended)
+        update: DeferredSum = self.o_proj(attended, batch.drawn_R)
         return update
 
     def takes_quantized(self, num_tokens: int) -> bool:

@@ -73,6 +73,19 @@ class BuildContext:
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class DrawnRows:
+    """The tokens whose hidden states anyone reads, in as many rows as there are slots.
+
+    Attributes:
+        tokens_R: indices into the step's tokens, int32; 0 for padding.
+        num_valid: int32 [1]; rows from there on are padding.
+    """
+
+    tokens_R: torch.Tensor
+    num_valid: torch.Tensor
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class ForwardBatch:
     """One step's input on the device.
 
@@ -82,6 +95,7 @@ class ForwardBatch:
         attention: which tokens belong together, and where they stand.
         max_tokens: most tokens any replica has in this step.
         num_valid: int32 [1]; tokens from there on are padding. None: there is none.
+        drawn: behind its attention the last layer goes on with these alone; None: with all.
     """
 
     ids_T: torch.Tensor
@@ -89,6 +103,19 @@ class ForwardBatch:
     attention: AttentionBatch
     max_tokens: int
     num_valid: torch.Tensor | None = None
+    drawn: DrawnRows | None = None
+
+    @property
+    def of_drawn(self) -> ForwardBatch:
+        """As the last layer sees it."""
+        if self.drawn is None:
+            return self
+        return dataclasses.replace(
+            self,
+            attention=dataclasses.replace(self.attention, drawn_R=self.drawn.tokens_R),
+            max_tokens=len(self.drawn.tokens_R),
+            num_valid=self.drawn.num_valid,
+        )
 
 
 class Model(Protocol):
@@ -119,7 +146,8 @@ class Model(Protocol):
         ...
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
-        """Last hidden states ``[T, H]``, normed; the step's keys and values go to the cache."""
+        """Last hidden states, normed, ``[T, H]`` or ``[R, H]`` of ``batch.drawn``; the step's keys
+        and values go to the cache."""
         ...
 
     def logits(self, hidden_DH: torch.Tensor) -> torch.Tensor:

@@ -69,16 +69,17 @@ class DecoderLayer(nn.Module):
         batch: ForwardBatch,
     ) -> tuple[torch.Tensor, DeferredSum]:
         """The residual stream and what this layer's MLP adds to it; ``update`` is that of the layer
-        before."""
-        T = len(residual_TH)
+        before. Of a batch with ``drawn_R`` both are those rows alone."""
+        in_eight_bits = self.self_attn.takes_quantized(len(residual_TH))
         normed = self.input_layernorm.add_for_readers(
-            residual_TH, update, in_eight_bits=self.self_attn.takes_quantized(T)
+            residual_TH, update, in_eight_bits=in_eight_bits
         )
         update = self.self_attn(normed.rows, cache, batch.attention, normed.quantized)
+        residual_TH = batch.attention.pick_drawn(normed.residual, self.self_attn.context)
         normed = self.post_attention_layernorm.add_for_readers(
-            normed.residual,
+            residual_TH,
             update.times(self.multiplier),
-            in_eight_bits=self.mlp.takes_quantized(T),
+            in_eight_bits=self.mlp.takes_quantized(len(residual_TH)),
             router_EH=self.mlp.router_weight,
         )
         update = self.mlp(normed.rows, batch, normed.quantized, normed.logits)
@@ -172,18 +173,18 @@ class Decoder(nn.Module):
         return found[0].state_sizes(len(found), num_states) if found else None
 
     def forward(self, batch: ForwardBatch, cache: KVCache) -> torch.Tensor:
-        """Last hidden states ``[T, H]``, normed."""
+        """Last hidden states, normed, ``[T, H]`` or ``[R, H]`` of ``batch.drawn``."""
         for rotary in self.rotaries:
             cast(RotaryEmbedding, rotary).cover(max(batch.attention.lengths, default=0))
         residual_TH = self.embed_tokens(batch.ids_T, batch.attention.slots_T, batch.last_token)
         if self.embedding_multiplier != 1:
             residual_TH.mul_(self.embedding_multiplier)
-        update = None
+        update, last = None, self.layers[-1]
         of_groups = [
             dataclasses.replace(batch, attention=each) for each in batch.attention.of_groups()
         ]
         for layer, (group, place) in zip(self.layers, self.layer_groups.places, strict=True):
-            own = of_groups[group]
+            own = of_groups[group].of_drawn if layer is last else of_groups[group]
             has_state = isinstance(layer.self_attn, DeltaNet)
             kept = cache.states[place] if has_state else cache.layers[place]
             residual_TH, update = layer(residual_TH, update, kept, own)

@@ -64,19 +64,15 @@ class EndNormLayer(nn.Module):
         batch: ForwardBatch,
     ) -> tuple[torch.Tensor, DeferredSum]:
         """As `DecoderLayer` does."""
-        T = len(residual_TH)
-        normed = self._enter(
-            self.attention_norm,
-            residual_TH,
-            update,
-            in_eight_bits=self.self_attn.takes_quantized(T),
-        )
+        in_eight_bits = self.self_attn.takes_quantized(len(residual_TH))
+        normed = self._enter(self.attention_norm, residual_TH, update, in_eight_bits=in_eight_bits)
         update = self.self_attn(normed.rows, cache, batch.attention, normed.quantized)
+        residual_TH = batch.attention.pick_drawn(normed.residual, self.context)
         normed = self._enter(
             self.mlp_norm,
-            normed.residual,
+            residual_TH,
             self.attention_end_norm.of_sum(update),
-            in_eight_bits=self.mlp.takes_quantized(T),
+            in_eight_bits=self.mlp.takes_quantized(len(residual_TH)),
             router_EH=self.mlp.router_weight,
         )
         update = self.mlp(normed.rows, batch, normed.quantized, normed.logits)

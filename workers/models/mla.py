@@ -112,7 +112,7 @@ class LatentAttention(nn.Module):
             attended_TW = self._plain(down_STW[0], cache, batch)
         else:
             attended_TW = self.attend(down_STW, cache, batch, self.context)
-        update: DeferredSum = self.o_proj(attended_TW)
+        update: DeferredSum = self.o_proj(attended_TW, batch.drawn_R)
         return update
 
     def takes_quantized(self, num_tokens: int) -> bool:

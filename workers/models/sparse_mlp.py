@@ -97,4 +97,5 @@ def make_expert_load(config: ModelConfig, build: BuildContext) -> ExpertCounters
         max_tokens=build.max_tokens,
         device=build.device,
         context=build.context,
+        has_last=config.moe_layers[-1],
     )

@@ -52,6 +52,7 @@ class RunnerFactory:
             attention=attention_shape(model_config, model.num_kv_heads, build),
             num_groups=model.layer_groups.num_groups,
             num_kept_states=None if model.state_sizes(1) is None else num_kept_states(config),
+            picks_drawn=build.parallel.dp == 1,
         )
         load = model.expert_load
         self.results = ResultBuffer(

@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from moe.base.tiles import MANY_ROWS
 from switchyard.worker.v1 import worker_pb2
 
+# Prompts, and tokens of each: the head and layers that keep states are cut by the number of rows.
+_PROMPTS = ((2, 1), (8, 1), (16, 1), (32, 4), (64, 1))
 _DECODES = (1, 3, 17, 65)  # see attention.plan.decode_tiles and kernels.scaled_logits
 _BETWEEN = (24, 48, 96)  # routes are aligned in blocks of powers of two, and of experts' means
 _MAX_LOGPROBS = 21  # a token's own and the 20 alternatives of the public interface
@@ -22,17 +24,21 @@ def warm_up_steps(
 ) -> Iterator[worker_pb2.StepRequest]:
     """The steps in order: prefills of the largest size, of each power of two below it and of a few
     sizes between, which draw one row or a few, in turn plainly and with filters and suppressed
-    tokens; decodes of all slots, and of the fewest for each way that attention cuts them, plainly
-    and with filters, with and without all sampling options; a decode beside a prompt of one token,
-    and decodes of every cut beside many tokens; the largest prefill again, with log-probabilities
-    of its prompts.
+    tokens; many prompts; decodes of all slots, and of the fewest for each way that attention cuts
+    them, plainly and with filters, with and without all sampling options; a decode beside a prompt
+    of one token, and decodes of every cut beside many tokens; the largest prefill again, with
+    log-probabilities of its prompts.
 
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
     sizes = [num_tokens, *(1 << n for n in range(num_tokens.bit_length()) if 1 << n < num_tokens)]
-    sizes += [size for size in _BETWEEN if size < num_tokens]
+    # From twice the slots on the last layer goes on with rows that draw alone.
+    sizes += [size for size in (*_BETWEEN, 2 * num_sequences - 1) if size < num_tokens]
     for index, size in enumerate(sizes):
         yield made_up_prefill(size, num_sequences, max_model_len, block_size, plain=index % 2 == 0)
+    for count, each in _PROMPTS:
+        if count <= num_sequences and count * each <= num_tokens and each <= max_model_len:
+            yield made_up_prefill(count * each, num_sequences, each, block_size)
     decodes = [size for size in _DECODES if size < num_sequences]
     for size in (*decodes, num_sequences):
         for plain in (False, True):
@@ -52,7 +58,8 @@ def warm_up_blocks(
     """Blocks that ``warm_up_steps`` touches."""
     rows = -(-num_tokens // max_model_len)
     decodes = min(num_sequences, max(_DECODES))
-    return max(num_sequences, decodes - (-num_tokens // block_size) + rows) + 1
+    prompts = max(min(count, num_sequences) * -(-each // block_size) for count, each in _PROMPTS)
+    return max(num_sequences, prompts, decodes - (-num_tokens // block_size) + rows) + 1
 
 
 def made_up_prefill(

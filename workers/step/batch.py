@@ -19,7 +19,7 @@ from workers.attention.plan import AttentionKind, decode_capacity, decode_tiles,
 from workers.attention.prefill_split import SPLIT_FIELDS, max_splits, tile_columns
 from workers.linear_attention.plan import StateRows, state_columns
 from workers.linear_attention.states import StatePlan
-from workers.models.base import ForwardBatch
+from workers.models.base import DrawnRows, ForwardBatch
 from workers.rows import StepRows, int32s
 from workers.sampling.logits_processor import LogitsProcessor
 from workers.sampling.options import SamplingMetadata
@@ -59,8 +59,8 @@ class DeviceBatch:
     Attributes:
         rows: the rows of the step, without padding.
         shape: the shape it was padded to, None if it was not.
-        last_D: index of the last token of each row that draws, into the step's tokens, int32 [D];
-            None when every token draws.
+        last_D: index of the last token of each row that draws, into what the model returns, int32
+            [D]; None: the first D are these.
         draw_slots_D: slot of each row that draws, int32, -1 for padding.
         sampling: None when no row draws.
         metadata: None when no row has options beyond `sampling`.
@@ -92,6 +92,8 @@ class BatchBuilder:
         num_groups: groups of layers.
         num_kept_states: states beside those of slots, of the layers that have any; None: no layer
             has.
+        picks_drawn: the last layer need not go on with tokens that nobody draws behind; several
+            replicas would have to agree on their number.
     """
 
     def __init__(
@@ -105,7 +107,9 @@ class BatchBuilder:
         attention: AttentionShape | None = None,
         num_groups: int = 1,
         num_kept_states: int | None = None,
+        picks_drawn: bool = False,
     ) -> None:
+        self.picks_drawn = picks_drawn
         self.states = None
         if num_kept_states is not None:
             self.states = SlotStates(num_slots=num_slots, num_kept=num_kept_states)
@@ -173,7 +177,10 @@ class BatchBuilder:
                 shape=None if shape is None else (shape.tokens, self.num_slots),
             )
         slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
-        columns |= self._draw_columns(padded, slots, lengths)
+        picks = self._picks_drawn(len(columns["ids"]), shape, metadata)
+        if picks:
+            columns |= self._drawn_columns(padded)
+        columns |= self._draw_columns(padded, slots, lengths, of_drawn=picks)
         on = self.columns.copy(columns)
         max_tokens = step.max_replica_tokens if shape is None else shape.tokens
         forward = ForwardBatch(
@@ -182,6 +189,7 @@ class BatchBuilder:
             attention=self._attention_batch(num_decodes, padded, on, state_rows),
             max_tokens=max_tokens,
             num_valid=None if shape is None else on["num_valid"],
+            drawn=DrawnRows(tokens_R=on["drawn"], num_valid=on["num_drawn"]) if picks else None,
         )
         return DeviceBatch(
             rows=rows,
@@ -217,17 +225,40 @@ class BatchBuilder:
         row_starts[:num_tokens] = rows.positions[row_of_token]
         return {"ids": ids, "positions": positions, "slots": slots, "starts": row_starts}
 
+    def _picks_drawn(
+        self, num_tokens: int, shape: BatchShape | None, metadata: SamplingMetadata | None
+    ) -> bool:
+        """Whether the last layer goes on with `DrawnRows`, of so many tokens, padding included."""
+        if not self.picks_drawn or (shape is not None and shape.decodes):
+            return False
+        return num_tokens >= 2 * self.num_slots and (metadata is None or not metadata.prompts)
+
+    def reads_prompts(self, step: worker_pb2.StepRequest) -> bool:
+        """Whether the last hidden states of a step's prompts may be read, not only those of tokens
+        to draw behind: no captured shape has them. To be asked before the step is built."""
+        if any(new.prompt_logprobs for new in step.new_sequences):
+            return True
+        options = (self.params.options.get(slot) for slot in step.slots[step.num_decodes :])
+        return any(each is not None and each.prompt_logprobs for each in options)
+
+    def _drawn_columns(self, rows: StepRows) -> dict[str, np.ndarray]:
+        """As many entries as there are slots, those of rows that draw first."""
+        last = _last_tokens(rows)
+        drawn = np.zeros(self.num_slots, dtype=np.int32)
+        drawn[: len(last)] = last
+        return {"drawn": drawn, "num_drawn": np.array([len(last)], dtype=np.int32)}
+
     def _draw_columns(
-        self, rows: StepRows, slots: np.ndarray, lengths: np.ndarray
+        self, rows: StepRows, slots: np.ndarray, lengths: np.ndarray, *, of_drawn: bool
     ) -> dict[str, np.ndarray]:
-        """One entry a row that draws."""
+        """One entry a row that draws; ``of_drawn``: the model returns these alone."""
         columns = {
             "draw_slots": slots,
             "draw_positions": lengths.astype(np.int64),
             **self.params.columns(slots),
         }
-        if len(slots) != rows.num_tokens.sum():
-            columns["last"] = (rows.first_token + rows.num_tokens - 1)[rows.draws]
+        if not of_drawn and len(slots) != rows.num_tokens.sum():
+            columns["last"] = _last_tokens(rows)
         return columns
 
     def _attention_columns(
@@ -327,6 +358,12 @@ def _state_plan(rows: StateRows, on: dict[str, torch.Tensor]) -> StatePlan:
         chunks_KF=on.get("chunks"),
         rows_RF=on.get("rows"),
     )
+
+
+def _last_tokens(rows: StepRows) -> np.ndarray:
+    """Of each row that draws, int32."""
+    last: np.ndarray = (rows.first_token + rows.num_tokens - 1)[rows.draws]
+    return last
 
 
 def _chunks(window: int | None) -> str:

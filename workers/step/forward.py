@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 
+from moe.expert_load import StepSize
 from workers.attention.kv_cache import KVCache
 from workers.models.base import Model
 from workers.step.batch import DeviceBatch
@@ -28,10 +29,14 @@ class StepForward:
         self.out_hits_L = out_hits_L
 
     def __call__(self, batch: DeviceBatch) -> torch.Tensor:
-        """Logits ``[D, V]`` of a step padded to decodes, else the last hidden states ``[T, H]``."""
-        hidden_TH = self.model.forward(batch.forward, self.cache)
+        """Logits ``[D, V]`` of a step padded to decodes, else the last hidden states, as
+        `Model.forward` returns them."""
+        step, last = batch.forward, batch.forward.of_drawn
+        hidden = self.model.forward(step, self.cache)
         if self.expert_load is not None:
             self.expert_load.count(
-                len(hidden_TH), batch.forward.max_tokens, out_hits_L=self.out_hits_L
+                StepSize(len(step.ids_T), step.max_tokens),
+                StepSize(len(hidden), last.max_tokens),
+                out_hits_L=self.out_hits_L,
             )
-        return self.model.logits(hidden_TH) if batch.all_draw else hidden_TH
+        return self.model.logits(hidden) if batch.all_draw else hidden

@@ -6,7 +6,8 @@ how steps are run or measured.
 
 Counted: the matrices of attention, router, head and MLPs, those of experts when they are hit, and
 keys and values, each read or written once, of layers with a window those that it shows; 8-bit
-matrices with their scales. Neglected:
+matrices with their scales. In the last layer only tokens that are drawn behind need an output
+projection and an MLP. Neglected:
 activations, embedding rows, norms, and what ranks say to each other. So it is less than any device
 can need, by about 1 % in decodes. An operation on 8-bit weights counts half: tensor cores do two in
 the time of one.
@@ -24,7 +25,7 @@ from moe.base.parallel import ParallelConfig
 from workers.attention.any import CachedAttention
 from workers.config_json.model_config import ModelConfig
 from workers.linear_attention.spec import DeltaSpec
-from workers.step.weight_counts import dense_weights, expert_weights
+from workers.step.weight_counts import dense_weights, expert_weights, last_weights
 
 _BYTES = {"bfloat16": 2, "float16": 2, "float32": 4}
 
@@ -168,6 +169,8 @@ class Roofline:
             shared experts.
         dense_fp8: those of them that have 8 bits.
         dense_bytes: bytes of all of them, scales included.
+        last: those that the last layer has behind its attention, without experts; last_fp8: of them
+            those that have 8 bits.
         head: parameters of the head.
         expert: parameters of one expert, or of the slice of it that is here; in the mean of layers.
         expert_fp8: those of them that have 8 bits.
@@ -177,7 +180,7 @@ class Roofline:
         local_share: share of a layer's experts that is here.
         replicas: attention replicas.
         expert_replicas: of these, the ones whose tokens come to the experts here.
-        moe_layers: layers with experts.
+        moe_layers: layers with experts; last_is_moe: the last layer is one of them.
         cache_bytes: of one token's keys and values in this rank's cache.
         pair_flops: operations of one query-key pair, over all layers and this rank's heads.
         windows: by their width, what of both is that of layers with a window.
@@ -200,6 +203,9 @@ class Roofline:
     moe_layers: int
     cache_bytes: int
     pair_flops: int
+    last: int = 0
+    last_fp8: int = 0
+    last_is_moe: bool = False
     windows: Mapping[int, WindowShare] = dataclasses.field(default_factory=dict)
     state_bytes: int = 0
     state_flops: int = 0
@@ -222,6 +228,7 @@ class Roofline:
         tp, moe = parallel.tp, config.moe
         num_experts = moe.num_experts if moe else 0
         dense = dense_weights(config, parallel, _BYTES[dtype])
+        last = last_weights(config, parallel, _BYTES[dtype])
         expert = expert_weights(config, tp if parallel.ep == 1 else 1, _BYTES[dtype])
 
         def share(specs: Iterable[CachedAttention]) -> WindowShare:
@@ -239,6 +246,8 @@ class Roofline:
             dense=dense.parameters,
             dense_fp8=dense.fp8,
             dense_bytes=dense.num_bytes,
+            last=last.parameters,
+            last_fp8=last.fp8,
             head=round(config.vocab_size * config.hidden_size / tp),
             expert=expert.parameters,
             expert_fp8=expert.fp8,
@@ -249,6 +258,7 @@ class Roofline:
             replicas=parallel.dp,
             expert_replicas=parallel.dp if parallel.ep > 1 else 1,
             moe_layers=sum(config.moe_layers) if moe else 0,
+            last_is_moe=moe is not None and config.moe_layers[-1],
             cache_bytes=whole.cache_bytes,
             pair_flops=whole.pair_flops,
             windows={
@@ -283,9 +293,12 @@ class Roofline:
             experts_hit: (layer, expert of this rank) pairs that got at least one token, of any
                 replica. Operations are counted as if routing were even and replicas equally busy.
         """
-        routes = work.tokens * self.expert_replicas * self.experts_per_token * self.local_share
+        unread = work.tokens - work.draws  # by the last layer behind its attention
         dense = work.tokens * (2 * self.dense - self.dense_fp8) + work.draws * 2 * self.head
-        experts = routes * self.moe_layers * (2 * self.expert - self.expert_fp8)
+        dense -= unread * (2 * self.last - self.last_fp8)
+        seen_by_experts = work.tokens * self.moe_layers - unread * self.last_is_moe
+        routes = seen_by_experts * self.expert_replicas * self.experts_per_token * self.local_share
+        experts = routes * (2 * self.expert - self.expert_fp8)
         cached, attended = self.cache_bytes * work.cached, self.pair_flops * work.attended
         for window, share in self.windows.items():
             seen = work.seen(window)
@@ -300,14 +313,20 @@ class Roofline:
             flops=dense + experts + attended + self.state_flops * work.tokens,
         )
 
-    def expected_hits(self, tokens: int) -> float:
+    def expected_hits(self, tokens: int, draws: int | None = None) -> float:
         """(layer, local expert) pairs that ``tokens`` are expected to hit, routed evenly and
         independently: of E experts with K a token E · (1 − (1 − K/E)^tokens) a layer.
+
+        Args:
+            draws: how many of them are drawn behind; None: all.
         """
         if not self.moe_layers:
             return 0.0
-        missed: float = (1 - self.experts_per_token / self.experts_per_layer) ** tokens
-        return self.moe_layers * self.local_share * self.experts_per_layer * (1 - missed)
+        missed: float = 1 - self.experts_per_token / self.experts_per_layer
+        layers = self.moe_layers * (1 - missed**tokens)
+        if draws is not None and self.last_is_moe:
+            layers += missed**tokens - missed**draws
+        return layers * self.local_share * self.experts_per_layer
 
     def decode(self, *, batch: int, context: float) -> StepCost:
         """A step in which ``batch`` sequences, spread over the replicas, decode at ``context``
@@ -330,8 +349,8 @@ class Roofline:
         here = -(-prompts // self.replicas)
         starts, lengths = np.zeros(here, np.int64), np.full(here, length, np.int64)
         work = StepWork.of_rows(starts, lengths, draws=here, windows=self.windows)
-        reached = min(prompts, here * self.expert_replicas) * length
-        return self.cost(work, self.expected_hits(reached))
+        reached = min(prompts, here * self.expert_replicas)
+        return self.cost(work, self.expected_hits(reached * length, reached))
 
 
 def _token_bytes(spec: CachedAttention, tp: int, dtype: str, kv_cache_dtype: str) -> float:

@@ -104,7 +104,7 @@ class Runner:
         Raises:
             ValueError: the step's columns are inconsistent.
         """
-        shape = self.graphs.shape_for(step)
+        shape = None if self.builder.reads_prompts(step) else self.graphs.shape_for(step)
         batch = self.builder.build(step, shape)
         copy = self.results.next_copy()
         started = _now(None if copy is None else copy.started)

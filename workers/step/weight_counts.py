@@ -13,6 +13,7 @@ from typing import NamedTuple
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.names import Mlp
+from workers.attention.projection import hidden_side
 from workers.config_json.decoder_names import MLP_MODULES
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantized_modules import Quantization
@@ -43,6 +44,23 @@ def dense_weights(config: ModelConfig, parallel: ParallelConfig, value_bytes: in
     return _count(_dense_matrices(config, parallel), config.quantization, value_bytes)
 
 
+def last_weights(config: ModelConfig, parallel: ParallelConfig, value_bytes: int) -> WeightCount:
+    """Of `dense_weights` what stands behind the last layer's attention: an output projection and
+    an MLP, or what a mixture has beside its experts."""
+    last, hidden = config.num_layers - 1, hidden_side(config.hidden_size)
+    outputs = [
+        matrix
+        for matrix, (_, outputs, _) in zip(
+            _attention(config, parallel, last),
+            config.attention[last].projections(config.hidden_size),
+            strict=True,
+        )
+        if outputs == hidden
+    ]
+    behind = [*outputs, *_beside_experts(config, parallel, last)]
+    return _count(behind, config.quantization, value_bytes)
+
+
 def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> WeightCount:
     """One expert, or one of ``num_slices`` of it: the mean over the layers that have any."""
     layers = [layer for layer, is_moe in enumerate(config.moe_layers) if is_moe]
@@ -60,21 +78,30 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
 
 
 def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_Matrix]:
+    for layer in range(config.num_layers):
+        yield from _attention(config, parallel, layer)
+        yield from _beside_experts(config, parallel, layer)
+
+
+def _attention(config: ModelConfig, parallel: ParallelConfig, layer: int) -> Iterator[_Matrix]:
+    prefix, tp = config.attention_prefix(layer), parallel.tp
+    for module, outputs, inputs in config.attention[layer].projections(config.hidden_size):
+        yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
+
+
+def _beside_experts(config: ModelConfig, parallel: ParallelConfig, layer: int) -> Iterator[_Matrix]:
+    """A dense MLP, or what a mixture has that every token passes."""
     tp, moe, hidden = parallel.tp, config.moe, config.hidden_size
-    for layer, is_moe in enumerate(config.moe_layers):
-        prefix = config.attention_prefix(layer)
-        for module, outputs, inputs in config.attention[layer].projections(hidden):
-            yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
-        prefix = config.names.layer_mlp(layer)
-        if moe is None or not is_moe:
-            yield from _mlp(prefix, MLP_MODULES, config.intermediate_size / tp, hidden)
-            continue
-        yield _Matrix("", moe.num_experts, hidden, is_fp32=moe.fp32_gate)
-        if moe.shared_expert_gated:
-            yield _Matrix("", 1, hidden)
-        if moe.shared_expert_size:
-            shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
-            yield from _mlp(prefix, moe.shared_modules, shared, hidden)
+    prefix = config.names.layer_mlp(layer)
+    if moe is None or not config.moe_layers[layer]:
+        yield from _mlp(prefix, MLP_MODULES, config.intermediate_size / tp, hidden)
+        return
+    yield _Matrix("", moe.num_experts, hidden, is_fp32=moe.fp32_gate)
+    if moe.shared_expert_gated:
+        yield _Matrix("", 1, hidden)
+    if moe.shared_expert_size:
+        shared = moe.shared_expert_size / (tp if parallel.tokens_replicated else 1)
+        yield from _mlp(prefix, moe.shared_modules, shared, hidden)
 
 
 def _mlp(prefix: str, modules: Mlp, width: float, hidden: int) -> list[_Matrix]:

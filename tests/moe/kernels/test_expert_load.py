@@ -13,19 +13,27 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def check(
-    L: int, P: int, E: int, num_routes: int, first: int, num_local: int, device: str = DEVICE
+    L: int,
+    P: int,
+    E: int,
+    num_routes: int,
+    first: int,
+    num_local: int,
+    device: str = DEVICE,
+    num_last: int | None = None,
 ) -> None:
+    num_last = num_routes if num_last is None else num_last
     ids = torch.randint(-1, E, (L, P), device=device, dtype=torch.int32)
     load = torch.randint(0, 1 << 40, (L, E), device=device)
     hit = torch.full((L,), 77, dtype=torch.int32, device=device)
     expected = load.clone()
     hits = []
     for layer in range(L):
-        step = ids[layer, :num_routes]
+        step = ids[layer, : num_last if layer == L - 1 else num_routes]
         counts = torch.bincount(step[step >= 0], minlength=E)
         expected[layer] += counts
         hits.append(int((counts[first : first + num_local] > 0).sum()))
-    expert_load(ids, num_routes, load, hit, first, num_local)
+    expert_load(ids, num_routes, num_last, load, hit, first, num_local)
     assert torch.equal(load, expected)
     assert hit.tolist() == hits
 
@@ -42,6 +50,11 @@ def test_experts(E: int, first: int, num_local: int) -> None:
     check(2, 27, E, 24, first, num_local)
 
 
+@pytest.mark.parametrize("num_last", [0, 2, 14])
+def test_the_last_layer_may_have_others(num_last: int) -> None:
+    check(3, 14, 24, 9, 6, 12, num_last=num_last)
+
+
 def test_several_blocks() -> None:
     check(2, 6400, 16, 6216, 8, 8)
 
@@ -51,7 +64,7 @@ def test_layers_of_a_larger_buffer() -> None:
     ids = torch.randint(0, 4, (2, 12), device=DEVICE, dtype=torch.int32)
     load = torch.zeros(2, 4, dtype=torch.int64, device=DEVICE)
     hit = torch.zeros(2, dtype=torch.int32, device=DEVICE)
-    expert_load(ids[:, :6], 6, load, hit, 0, 4)
+    expert_load(ids[:, :6], 6, 6, load, hit, 0, 4)
     assert load.sum(1).tolist() == [6, 6]
     assert torch.equal(load[1], torch.bincount(ids[1, :6], minlength=4))
 

@@ -123,14 +123,16 @@ def check_compilations(rank: LoadedRank, vocab_size: int, longest: int) -> None:
     with compilations() as names:
         for slot, prompt in random_prompts(40, vocab_size, 300, 4).items():
             rank.runner.launch(frontend.step(prompts={slot: prompt})).result()
-        assert names == []
+        assert names == [], names
         for count in range(1, 41):
             rank.runner.launch(frontend.step(rng.sample(range(40), count))).result()
-        assert names == []
+        assert names == [], names
         for slot, prompt in random_prompts(40, vocab_size, longest, 5).items():
             decodes = rng.sample([s for s in range(40) if s != slot], rng.randint(1, 39))
             rank.runner.launch(frontend.step(decodes, {slot: prompt})).result()
-    assert names == []
+        together = random_prompts(40, vocab_size, longest // 40, 6)
+        rank.runner.launch(frontend.step(prompts=together)).result()
+    assert names == [], names
 
 
 @contextlib.contextmanager

@@ -41,7 +41,11 @@ REAL: dict[str, dict[str, Any]] = {
     "minimax-m2": {"num_hidden_layers": 1, "num_local_experts": 32},
     "ernie-4.5-21b-a3b": {"num_hidden_layers": 2},
     "hunyuan-a13b": {"num_hidden_layers": 1},
+    "qwen3.5-35b-a3b": {"num_hidden_layers": 4, "num_experts": 32},
 }
+# Of the largest logit; layers that keep a state carry roundings on: transformers' own logits differ
+# by 4e-4 between fp32 and fp64.
+LIMITS = dict.fromkeys(("qwen3_next", "qwen3_5_moe"), 1e-3)
 WORDS = 2048
 
 
@@ -54,8 +58,9 @@ def _shared_card(monkeypatch: pytest.MonkeyPatch) -> None:
 def real(name: str, folder: Path) -> Path:
     raw = json.loads((CONFIGS / name / "config.json").read_text())
     raw = {key: value for key, value in raw.items() if key != "quantization_config"}
-    raw |= REAL[name] | {"vocab_size": WORDS, "eos_token_id": 2, "bos_token_id": 1}
-    raw |= {"pad_token_id": None}
+    text = raw.get("text_config", raw)
+    text |= REAL[name] | {"vocab_size": WORDS, "eos_token_id": 2, "bos_token_id": 1}
+    text |= {"pad_token_id": None}
     (folder / "config.json").write_text(json.dumps(raw))
     return folder
 
@@ -77,7 +82,7 @@ def test_kernels_compute_what_transformers_does(family: str, tmp_path: Path) -> 
         count = -(-len(tokens) // rank.runner.builder.block_size)
         blocks = torch.randperm(rank.num_blocks // rank.model.layer_groups.num_groups).tolist()
         ours = step_logits(rank, prefill_step(0, 2, tokens, blocks[:count]))
-        assert relative_error(ours, expected) <= 1e-4
+        assert relative_error(ours, expected) <= LIMITS.get(family, 1e-4)
         chunks = [(0, 1), (1, 17), (17, 199)]
         parts = [
             step_logits(
@@ -95,7 +100,7 @@ def test_kernels_compute_what_transformers_does(family: str, tmp_path: Path) -> 
         ]
         rank.runner.builder.last_token[5] = tokens[199]
         parts.append(step_logits(rank, decode_step(3, [5], [199], [[]])))
-        assert relative_error(torch.cat(parts), expected) <= 1e-4
+        assert relative_error(torch.cat(parts), expected) <= LIMITS.get(family, 1e-4)
 
 
 @pytest.mark.parametrize("name", REAL)
@@ -112,7 +117,9 @@ def test_graphs_of_real_sizes(name: str, tmp_path: Path) -> None:
     check_compilations(rank, WORDS, 900)
 
 
-@pytest.mark.parametrize("name", ["deepseek-v2-lite", "glm-4.7-flash", "olmoe-1b-7b"])
+@pytest.mark.parametrize(
+    "name", ["deepseek-v2-lite", "glm-4.7-flash", "olmoe-1b-7b", "qwen3.5-35b-a3b"]
+)
 def test_no_step_compiles_without_graphs(name: str, tmp_path: Path) -> None:
     rank = start_rank(
         real(name, tmp_path), load_format="dummy", dtype="bfloat16", max_batch_size=72,

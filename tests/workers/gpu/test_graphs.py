@@ -42,7 +42,13 @@ def check_graphs(rank: LoadedRank, vocab_size: int) -> None:
         assert graphs.shape_for(step) == shape
         num_tokens = step.max_replica_tokens
         batch = runner.builder.build(step, shape)
+        # A step is run twice, from the same states where layers keep any.
+        states = runner.forward.cache.states
+        before = [(each.recurrent.clone(), each.inputs.clone()) for each in states]
         eager = runner.forward(batch)[:num_tokens].clone()
+        for each, (recurrent, inputs) in zip(states, before, strict=True):
+            each.recurrent.copy_(recurrent)
+            each.inputs.copy_(inputs)
         replayed = graphs.replay(shape)[:num_tokens]
         assert eager.isfinite().all()
         assert torch.equal(eager, replayed), shape

@@ -61,8 +61,8 @@ def prefills(steps: list[worker_pb2.StepRequest]) -> list[int]:
     ("num_tokens", "sizes"),
     [
         (1, [1, 1]),
-        (8, [8, 1, 2, 4, 8]),
-        (300, [300, 1, 2, 4, 8, 16, 32, 64, 128, 256, 24, 48, 96, 300]),
+        (8, [8, 1, 2, 4, 2, 8, 8]),
+        (300, [300, 1, 2, 4, 8, 16, 32, 64, 128, 256, 24, 48, 96, 17, 2, 8, 300]),
     ],
 )
 def test_prefills_of_every_order_of_size_the_largest_first_and_last(

@@ -86,6 +86,70 @@ def test_padding_takes_no_slot_and_no_context(builder: BatchBuilder) -> None:
     assert batch.sampling.temperature_D.tolist()[2:] == [0.0, 0.0]
 
 
+@pytest.fixture
+def picking() -> BatchBuilder:
+    """Of two slots, whose last layer goes on with tokens that are drawn behind alone."""
+    return BatchBuilder(
+        num_slots=2,
+        max_blocks=8,
+        block_size=BLOCK,
+        max_tokens=64,
+        device=torch.device("cpu"),
+        picks_drawn=True,
+    )
+
+
+def test_the_last_layer_goes_on_with_tokens_drawn_behind(picking: BatchBuilder) -> None:
+    picking.build(prefill_step(0, 0, [5], [1]))
+    step = decode_step(1, [0], [1], [[]])
+    step.decode_only = False
+    added = prefill_step(1, 1, [7, 8, 9], [3])
+    step.new_sequences.extend(added.new_sequences)
+    for name in ("slots", "positions", "num_tokens", "token_ids", "draws", "num_new_blocks"):
+        getattr(step, name).extend(getattr(added, name))
+    step.new_blocks.extend(added.new_blocks)
+    step.max_replica_tokens = 4
+    batch = picking.build(step, BatchShape(6, decodes=False))
+    drawn = batch.forward.drawn
+    assert drawn is not None
+    assert drawn.tokens_R.tolist() == [0, 3]
+    assert drawn.num_valid.tolist() == [2]
+    assert batch.last_D is None
+    last = batch.forward.of_drawn
+    assert (last.max_tokens, last.num_valid) == (2, drawn.num_valid)
+    assert last.attention.drawn_R is drawn.tokens_R
+    assert batch.forward.attention.drawn_R is None
+
+
+def test_where_nobody_draws_all_of_the_last_layer_is_padding(picking: BatchBuilder) -> None:
+    batch = picking.build(prefill_step(0, 1, [7, 8, 9, 5], [3], draw=False))
+    assert batch.forward.drawn is not None
+    assert batch.forward.drawn.num_valid.tolist() == [0]
+    assert batch.forward.drawn.tokens_R.tolist() == [0, 0]
+
+
+def test_few_tokens_decodes_and_prompts_that_are_read_go_on_whole(picking: BatchBuilder) -> None:
+    few = picking.build(prefill_step(0, 1, [7, 8, 9], [3]))
+    assert few.forward.drawn is None
+    assert few.forward.of_drawn is few.forward
+    assert few.last_D is not None
+    decodes = picking.build(decode_step(1, [1], [3], [[]]), BatchShape(4, decodes=True))
+    assert decodes.forward.drawn is None
+    read = prefill_step(
+        2, 0, [1, 2, 3, 4], [4], num_logprobs=1, prompt_logprobs=True, num_prompt_tokens=8,
+        history_token_ids=[1, 2, 3, 4, 5, 6, 7, 8],
+    )  # fmt: skip
+    assert picking.reads_prompts(read)
+    assert picking.build(read).forward.drawn is None
+    chunk = prefill_step(3, 0, [5, 6, 7, 8], [5], position=4)
+    assert picking.reads_prompts(chunk)
+    assert picking.build(chunk).forward.drawn is None
+    other = prefill_step(4, 0, [1, 2, 3, 4], [4])
+    assert not picking.reads_prompts(decode_step(4, [0], [8], [[6]]))
+    picking.build(other)
+    assert not picking.reads_prompts(prefill_step(5, 0, [5, 6, 7, 8], [5], position=4))
+
+
 def test_a_table_takes_no_more_than_its_blocks(builder: BatchBuilder) -> None:
     with pytest.raises(ValueError, match="more than 8 blocks"):
         builder.build(prefill_step(0, 1, [1] * 36, list(range(9))))

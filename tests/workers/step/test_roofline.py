@@ -57,12 +57,12 @@ def test_decode_floors_of_two_h200(batch: int, two_sliced: float, two_replicas: 
 def test_prefill_floors() -> None:
     whole, half = of("qwen3-30b-a3b", layout()), of("qwen3-30b-a3b", layout(tp=2))
     seconds = whole.prefill(prompts=64, length=1024).floor_seconds(H200)
-    assert 64 * 1024 / seconds == pytest.approx(134e3, rel=0.01)
+    assert 64 * 1024 / seconds == pytest.approx(137e3, rel=0.01)
     assert whole.prefill(prompts=1, length=1024).floor_seconds(H200) == pytest.approx(
-        0.0141, rel=0.01
+        0.0138, rel=0.01
     )
     seconds = half.prefill(prompts=64, length=1024).floor_seconds(H200)
-    assert 64 * 1024 / seconds == pytest.approx(268e3, rel=0.01)
+    assert 64 * 1024 / seconds == pytest.approx(274e3, rel=0.01)
 
 
 def test_a_dense_model() -> None:
@@ -120,6 +120,8 @@ def test_a_step_costs_what_its_rows_ask_for(
     local = 12 // ep
     roofline = Roofline.of_rank(CONFIG, layout(tp, dp, ep), num_local_experts=local, dtype=dtype)
     dense, expert = matrices(CONFIG, tp, ep)
+    # Of the last layer, a sparse one, only drawn tokens need what is behind attention.
+    behind = 64 * 8 * 16 // tp + 64 * 12
     positions = np.array([rng.randrange(50) for _ in range(7)])
     counts = np.array([1, 1, 1, 1, 5, 9, 2])
     work = StepWork.of_rows(positions, counts, draws=5)
@@ -138,8 +140,8 @@ def test_a_step_costs_what_its_rows_ask_for(
     assert cost.cache_bytes == value_bytes * 4 * 2 * kv_heads * 16 * cached
     parts = (cost.dense_bytes, cost.head_bytes, cost.expert_bytes, cost.cache_bytes)
     assert cost.bytes_moved == sum(parts)
-    routes = tokens * 3 * (dp / ep if ep > 1 else 1)
-    products = tokens * dense + 5 * (256 // tp) * 64 + 2 * routes * expert
+    routes = (tokens + 5) * 3 * (dp / ep if ep > 1 else 1)
+    products = tokens * dense - (tokens - 5) * behind + 5 * (256 // tp) * 64 + routes * expert
     assert cost.flops == pytest.approx(2 * products + 4 * pairs * 4 * (8 // tp) * 16)
 
 
@@ -234,6 +236,8 @@ def test_expected_hits_are_those_of_random_routing() -> None:
             total += len(chosen & set(range(6)))
         # Two sparse layers.
         assert roofline.expected_hits(tokens) == pytest.approx(2 * total / 2000, rel=0.03)
+    few, many = roofline.expected_hits(1), roofline.expected_hits(40)
+    assert roofline.expected_hits(40, 1) == pytest.approx((few + many) / 2)
 
 
 def test_shared_experts_are_dense() -> None:
