@@ -45,6 +45,7 @@ class GroupInfo:
     keeps_states: bool = False
     num_kept_states: int = 0
     state_interval: int = 0
+    state_bytes: int = 0
 
     @property
     def cache_groups(self) -> CacheGroups:

@@ -143,6 +143,8 @@ class Engine:
             prefix_hit_tokens=scheduler.prefix_hit_tokens,
             worker_restarts=self._restarts,
             replayed_requests=self._replayed,
+            kept_states=scheduler.kept_states,
+            kept_state_bytes=scheduler.kept_states * scheduler.limits.state_bytes,
             restarting=self._lost,
             rates=self._window.rates(time.monotonic()),
         )

@@ -18,6 +18,8 @@ class EngineLoad:
         queued_prompt_tokens: tokens of waiting and running requests that no step has computed yet.
         preemptions, prefix_query_tokens, prefix_hit_tokens, worker_restarts, replayed_requests:
             counts since the start.
+        kept_states: prefixes whose state is kept, of models whose layers keep one.
+        kept_state_bytes: of these, on each rank.
         restarting: the workers are lost, and not back yet.
         rates: what steps took.
     """
@@ -31,5 +33,7 @@ class EngineLoad:
     prefix_hit_tokens: int
     worker_restarts: int
     replayed_requests: int
+    kept_states: int
+    kept_state_bytes: int
     restarting: bool
     rates: StepRates

@@ -113,4 +113,5 @@ def group_info(first: worker_pb2.DescribeResponse) -> GroupInfo:
         keeps_states=first.keeps_states,
         num_kept_states=first.num_kept_states,
         state_interval=first.state_interval,
+        state_bytes=first.state_bytes,
     )

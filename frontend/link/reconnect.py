@@ -157,6 +157,7 @@ def limits_of(info: GroupInfo, config: FrontendConfig) -> SchedulerLimits:
         enable_prefix_cache=config.prefix_cache,
         state_interval=info.state_interval if info.keeps_states else 0,
         num_kept_states=info.num_kept_states,
+        state_bytes=info.state_bytes,
     )
 
 

@@ -24,6 +24,16 @@ GAUGES: tuple[tuple[str, str, _Read], ...] = (
         lambda x: x.kv_cache_usage,
     ),
     (
+        "switchyard:kept_states",
+        "Prefixes whose state is kept, of models whose layers keep one.",
+        lambda x: x.kept_states,
+    ),
+    (
+        "switchyard:kept_state_bytes",
+        "Bytes of the states of prefixes, on each rank.",
+        lambda x: x.kept_state_bytes,
+    ),
+    (
         "switchyard:queued_prompt_tokens",
         "Prompt tokens of waiting and running requests that no step has computed.",
         lambda x: x.queued_prompt_tokens,

@@ -25,6 +25,7 @@ class SchedulerLimits:
         state_interval: tokens between the positions whose states can be kept, of models with layers
             that keep a state; 0: the model has none.
         num_kept_states: of prefixes, beside those of running sequences.
+        state_bytes: of one, on each rank.
     """
 
     max_batch_size: int
@@ -39,6 +40,7 @@ class SchedulerLimits:
     enable_prefix_cache: bool = True
     state_interval: int = 0
     num_kept_states: int = 0
+    state_bytes: int = 0
 
     def __post_init__(self) -> None:
         for name in ("max_batch_size", "max_model_len", "block_size", "num_blocks", "num_replicas"):

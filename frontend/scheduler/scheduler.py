@@ -227,6 +227,12 @@ class Scheduler:
         return len(self._waiting) + self._num_preempted + self._num_yielded
 
     @property
+    def kept_states(self) -> int:
+        """Prefixes whose state is kept."""
+        states = (replica.states for replica in self._replicas)
+        return sum(each.num_found for each in states if each is not None)
+
+    @property
     def kv_cache_usage(self) -> float:
         """Share of KV blocks in use, 0 to 1."""
         pools = [replica.pool for replica in self._replicas]

@@ -87,6 +87,8 @@ def load(load: EngineLoad) -> pb.GetLoadResponse:
         worker_restarts=load.worker_restarts,
         replayed_requests=load.replayed_requests,
         restarting=load.restarting,
+        kept_states=load.kept_states,
+        kept_state_bytes=load.kept_state_bytes,
     )
 
 

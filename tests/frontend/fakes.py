@@ -61,6 +61,8 @@ LOAD = EngineLoad(
     prefix_hit_tokens=7,
     worker_restarts=8,
     replayed_requests=9,
+    kept_states=10,
+    kept_state_bytes=11,
     restarting=False,
     rates=STEP_RATES,
 )

@@ -25,7 +25,10 @@ from frontend.scheduler.scheduler import Scheduler
 from frontend.service.service import Service
 from switchyard.client import AsyncClient, ServerError
 from tests.processes import open_files
+from tests.service.test_families import config_of
 from tests.waiting import HANG_SECONDS, steady, until
+from tests.workers.families.draw_parts import VOCAB
+from tests.workers.families.draws import save_family
 from tests.workers.launched import launched
 
 pytestmark = pytest.mark.processes
@@ -43,12 +46,14 @@ ON_GPUS = {
 
 
 @contextlib.asynccontextmanager
-async def service(folder: Path, *flags: str) -> AsyncIterator[tuple[str, Scheduler, int]]:
+async def service(
+    folder: Path, model: Path, *flags: str
+) -> AsyncIterator[tuple[str, Scheduler, int]]:
     """The frontend in this process, so that it can be looked into, on a real worker process."""
-    with launched(folder, *FLAGS, *flags) as workers:
+    with launched(folder, *FLAGS, *flags, model=model) as workers:
         group = await WorkerGroup.connect([workers.listen], startup_timeout=HANG_SECONDS)
         config = FrontendConfig(
-            model=CHECKPOINT,
+            model=model,
             served_name="demo",
             workers=(workers.listen,),
             max_queued_requests=MAX_QUEUED,
@@ -61,9 +66,9 @@ async def service(folder: Path, *flags: str) -> AsyncIterator[tuple[str, Schedul
         app.open(
             Backend(
                 engine=engine,
-                tokenizer=Tokenizer.load(CHECKPOINT),
+                tokenizer=Tokenizer.load(model),
                 info=group.info,
-                defaults=read_sampling_defaults(CHECKPOINT),
+                defaults=read_sampling_defaults(model),
                 max_queued_requests=MAX_QUEUED,
             )
         )
@@ -81,11 +86,17 @@ def held(rank: int, *, on_gpu: bool) -> tuple[int, ...]:
     return len(asyncio.all_tasks()), *files, torch.cuda.mem_get_info()[0] if on_gpu else 0
 
 
-async def one_request(client: AsyncClient, scheduler: Scheduler, draw: random.Random) -> str:
+async def one_request(
+    client: AsyncClient, scheduler: Scheduler, draw: random.Random, longest: int
+) -> str:
     """One request of a random kind; how it ended. One that is refused leaves time for others."""
     kind = draw.choice(["finish", "finish", "cancel", "expire", "refuse", "abort"])
-    prompt = [draw.randrange(3, 1000) for _ in range(draw.randint(1, 60))]
+    prompt = [draw.randrange(3, VOCAB) for _ in range(draw.randint(1, longest))]
+    if draw.random() < 0.3:  # some find the prefixes of others
+        common = [each % VOCAB for each in range(longest * 2 // 3)]
+        prompt[: len(common)] = common[: len(prompt)]
     options = {
+        "skip_detokenize": True,
         "max_new_tokens": draw.choice([1, 4, 12, 64]),
         "ignore_eos": True,
         "temperature": 1.0,
@@ -117,17 +128,27 @@ async def settled(scheduler: Scheduler, rank: int, *, on_gpu: bool) -> tuple[int
 
 @pytest.mark.timeout(240)
 @pytest.mark.parametrize(
-    "flags",
+    ("flags", "has_states"),
     [
-        pytest.param((), id="cpu"),
-        *(pytest.param(each, id=name, marks=pytest.mark.gpu) for name, each in ON_GPUS.items()),
+        pytest.param((), False, id="cpu"),
+        pytest.param(("--kept-states", "6"), True, id="cpu-states"),
+        *(
+            pytest.param(each, False, id=name, marks=pytest.mark.gpu)
+            for name, each in ON_GPUS.items()
+        ),
+        pytest.param((*CUDA, "--kept-states", "6"), True, id="states", marks=pytest.mark.gpu),
     ],
 )
-async def test_nothing_leaks(flags: tuple[str, ...], tmp_path: Path) -> None:
+async def test_nothing_leaks(flags: tuple[str, ...], has_states: bool, tmp_path: Path) -> None:
+    """Of a model whose layers keep states these too."""
     ended: dict[str, int] = {}
     on_gpu = "cuda" in flags
+    model, longest = CHECKPOINT, 60
+    if has_states:
+        model, longest = tmp_path / "model", 120
+        save_family(config_of("qwen3_next", ""), model)
     async with (
-        service(tmp_path, *flags) as (address, scheduler, rank),
+        service(tmp_path, model, *flags) as (address, scheduler, rank),
         AsyncClient(address) as client,
     ):
         draw = random.Random(0)
@@ -135,7 +156,7 @@ async def test_nothing_leaks(flags: tuple[str, ...], tmp_path: Path) -> None:
 
         async def one(seed: int) -> None:
             async with gate:
-                how = await one_request(client, scheduler, random.Random(seed))
+                how = await one_request(client, scheduler, random.Random(seed), longest)
                 ended[how] = ended.get(how, 0) + 1
 
         # A first round makes connections, threads and caches that stay.
@@ -154,4 +175,9 @@ async def test_nothing_leaks(flags: tuple[str, ...], tmp_path: Path) -> None:
     for replica in scheduler._replicas:
         assert len(replica._free_slots) == 16
         assert replica.pool.num_free == replica.pool.size
+        assert (replica.states is not None) == has_states
+        if replica.states is not None:
+            assert replica.states.num_free == 6
+            assert 0 < scheduler.kept_states <= 6
+            assert scheduler.prefix_hit_tokens > 0
     assert after == before

@@ -78,9 +78,14 @@ class StateSizes:
     @property
     def num_bytes(self) -> int:
         """Of all layers' states."""
+        return self.num_states * self.bytes_per_state
+
+    @property
+    def bytes_per_state(self) -> int:
+        """Of one sequence, in all layers."""
         recurrent = self.num_heads * self.key_width * self.value_width * torch.float32.itemsize
         inputs = self.taps * self.channels * self.inputs_dtype.itemsize
-        return self.num_layers * self.num_states * (recurrent + inputs)
+        return self.num_layers * (recurrent + inputs)
 
     def allocate(self, device: torch.device) -> list[LayerStates]:
         """Of each layer, zeros."""

@@ -145,15 +145,15 @@ class Decoder(nn.Module):
         return EndNormLayer(config, build, attention, mlp)
 
     def of_each_kind(self, config: ModelConfig) -> Decoder:
-        """A model of this one's weights that runs two layers of each kind, if there are so many:
-        what it launches is what the whole model does."""
+        """A model of this one's weights that runs two layers of each kind, if there are so many,
+        and the last one: what it launches is what the whole model does."""
         found: Counter[object] = Counter()
         indices = []
         for index, layer in enumerate(cast(nn.ModuleList, self.layers)):
             shapes = tuple((name, each.shape) for name, each in layer.named_parameters())
             kind = config.attention[index], shapes
             found[kind] += 1
-            if found[kind] <= 2:
+            if found[kind] <= 2 or index == len(self.layers) - 1:
                 indices.append(index)
         few = copy.copy(self)
         few._modules = {**self._modules, "layers": nn.ModuleList(self.layers[i] for i in indices)}

@@ -23,6 +23,7 @@ def describe(
         startup_seconds: from the start of the process until now.
     """
     ceilings, states = ready.runner.measure.device, ready.runner.builder.states
+    sizes = ready.model.state_sizes(1)
     return worker_pb2.DescribeResponse(
         protocol=PROTOCOL,
         version=release(),
@@ -57,6 +58,7 @@ def describe(
         keeps_states=states is not None,
         num_kept_states=0 if states is None else states.num_kept,
         state_interval=0 if states is None else CHUNK,
+        state_bytes=0 if sizes is None else sizes.bytes_per_state,
     )
 
 

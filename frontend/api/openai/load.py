@@ -45,6 +45,8 @@ class Load(TypedDict):
     worker_restarts: int
     replayed_requests: int
     restarting: bool
+    kept_states: int
+    kept_state_bytes: int
 
 
 class ServerInfo(TypedDict):

@@ -480,7 +480,7 @@ class StepTotals(_message.Message):
     def __init__(self, steps: _Optional[int] = ..., device_seconds: _Optional[float] = ..., floor_seconds: _Optional[float] = ..., idle_seconds: _Optional[float] = ..., bytes_moved: _Optional[float] = ..., flops: _Optional[float] = ...) -> None: ...
 
 class GetLoadResponse(_message.Message):
-    __slots__ = ("running_requests", "queued_requests", "kv_cache_usage", "generated_tokens_per_second", "queued_prompt_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "floor_share", "decode_floor_share", "device_busy", "step_seconds", "idle_seconds_per_step", "steps", "decode_steps", "worker_restarts", "replayed_requests", "restarting")
+    __slots__ = ("running_requests", "queued_requests", "kv_cache_usage", "generated_tokens_per_second", "queued_prompt_tokens", "preemptions", "prefix_query_tokens", "prefix_hit_tokens", "floor_share", "decode_floor_share", "device_busy", "step_seconds", "idle_seconds_per_step", "steps", "decode_steps", "worker_restarts", "replayed_requests", "restarting", "kept_states", "kept_state_bytes")
     RUNNING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     QUEUED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     KV_CACHE_USAGE_FIELD_NUMBER: _ClassVar[int]
@@ -499,6 +499,8 @@ class GetLoadResponse(_message.Message):
     WORKER_RESTARTS_FIELD_NUMBER: _ClassVar[int]
     REPLAYED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     RESTARTING_FIELD_NUMBER: _ClassVar[int]
+    KEPT_STATES_FIELD_NUMBER: _ClassVar[int]
+    KEPT_STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     running_requests: int
     queued_requests: int
     kv_cache_usage: float
@@ -517,7 +519,9 @@ class GetLoadResponse(_message.Message):
     worker_restarts: int
     replayed_requests: int
     restarting: bool
-    def __init__(self, running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens_per_second: _Optional[float] = ..., queued_prompt_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., floor_share: _Optional[float] = ..., decode_floor_share: _Optional[float] = ..., device_busy: _Optional[float] = ..., step_seconds: _Optional[float] = ..., idle_seconds_per_step: _Optional[float] = ..., steps: _Optional[_Union[StepTotals, _Mapping]] = ..., decode_steps: _Optional[_Union[StepTotals, _Mapping]] = ..., worker_restarts: _Optional[int] = ..., replayed_requests: _Optional[int] = ..., restarting: _Optional[bool] = ...) -> None: ...
+    kept_states: int
+    kept_state_bytes: int
+    def __init__(self, running_requests: _Optional[int] = ..., queued_requests: _Optional[int] = ..., kv_cache_usage: _Optional[float] = ..., generated_tokens_per_second: _Optional[float] = ..., queued_prompt_tokens: _Optional[int] = ..., preemptions: _Optional[int] = ..., prefix_query_tokens: _Optional[int] = ..., prefix_hit_tokens: _Optional[int] = ..., floor_share: _Optional[float] = ..., decode_floor_share: _Optional[float] = ..., device_busy: _Optional[float] = ..., step_seconds: _Optional[float] = ..., idle_seconds_per_step: _Optional[float] = ..., steps: _Optional[_Union[StepTotals, _Mapping]] = ..., decode_steps: _Optional[_Union[StepTotals, _Mapping]] = ..., worker_restarts: _Optional[int] = ..., replayed_requests: _Optional[int] = ..., restarting: _Optional[bool] = ..., kept_states: _Optional[int] = ..., kept_state_bytes: _Optional[int] = ...) -> None: ...
 
 class GetExpertLoadRequest(_message.Message):
     __slots__ = ()

@@ -34,7 +34,8 @@ RATES = StepRates(
 LOAD = EngineLoad(
     running_requests=3, queued_requests=4, kv_cache_usage=0.25, queued_prompt_tokens=50,
     preemptions=6, prefix_query_tokens=80, prefix_hit_tokens=20,
-    worker_restarts=2, replayed_requests=9, restarting=False, rates=RATES,
+    worker_restarts=2, replayed_requests=9, kept_states=12, kept_state_bytes=12 << 21,
+    restarting=False, rates=RATES,
 )  # fmt: skip
 EXPERTS = pb.GetExpertLoadResponse(
     layers=[{"layer": 1, "tokens": [1, 2, 3, 4], "imbalance": 1.4}, {"layer": 3, "tokens": [5, 5]}]
@@ -106,6 +107,8 @@ async def test_gauges_and_counters_are_what_load_says_at_the_scrape(metrics: Met
     assert page("vllm:num_preemptions_total") == 6
     assert page("vllm:prefix_cache_queries_total") == 80
     assert page("vllm:prefix_cache_hits_total") == 20
+    assert page("switchyard:kept_states") == 12
+    assert page("switchyard:kept_state_bytes") == 12 << 21
     assert page("switchyard:floor_share") == 0.5
     assert page("switchyard:decode_floor_share") == 0.75
     assert page("switchyard:worker_restarts_total") == 2
@@ -121,7 +124,8 @@ async def test_gauges_and_counters_are_what_load_says_at_the_scrape(metrics: Met
 IDLE = EngineLoad(
     running_requests=0, queued_requests=0, kv_cache_usage=0.0, queued_prompt_tokens=0,
     preemptions=0, prefix_query_tokens=0, prefix_hit_tokens=0, worker_restarts=0,
-    replayed_requests=0, restarting=False, rates=StepStatsWindow().rates(time.monotonic()),
+    replayed_requests=0, kept_states=0, kept_state_bytes=0, restarting=False,
+    rates=StepStatsWindow().rates(time.monotonic()),
 )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ class DescribeRequest(_message.Message):
     def __init__(self) -> None: ...
 
 class DescribeResponse(_message.Message):
-    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "timed_tokens", "timed_seconds", "quantization", "kv_cache_dtype", "group_windows", "keeps_states", "num_kept_states", "state_interval")
+    __slots__ = ("protocol", "version", "rank", "world_size", "local_world_size", "tensor_parallel_size", "data_parallel_size", "expert_parallel_size", "moe_ep_backend", "architecture", "vocab_size", "max_model_len", "max_batch_size", "max_num_batched_tokens", "block_size", "num_blocks", "eos_token_ids", "device", "dtype", "weights_sha256", "bytes_read", "startup_seconds", "bytes_per_second", "flops_per_second", "graph_batch_sizes", "timed_tokens", "timed_seconds", "quantization", "kv_cache_dtype", "group_windows", "keeps_states", "num_kept_states", "state_interval", "state_bytes")
     PROTOCOL_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     RANK_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +45,7 @@ class DescribeResponse(_message.Message):
     KEEPS_STATES_FIELD_NUMBER: _ClassVar[int]
     NUM_KEPT_STATES_FIELD_NUMBER: _ClassVar[int]
     STATE_INTERVAL_FIELD_NUMBER: _ClassVar[int]
+    STATE_BYTES_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     version: str
     rank: int
@@ -78,7 +79,8 @@ class DescribeResponse(_message.Message):
     keeps_states: bool
     num_kept_states: int
     state_interval: int
-    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., timed_tokens: _Optional[int] = ..., timed_seconds: _Optional[float] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., group_windows: _Optional[_Iterable[int]] = ..., keeps_states: _Optional[bool] = ..., num_kept_states: _Optional[int] = ..., state_interval: _Optional[int] = ...) -> None: ...
+    state_bytes: int
+    def __init__(self, protocol: _Optional[int] = ..., version: _Optional[str] = ..., rank: _Optional[int] = ..., world_size: _Optional[int] = ..., local_world_size: _Optional[int] = ..., tensor_parallel_size: _Optional[int] = ..., data_parallel_size: _Optional[int] = ..., expert_parallel_size: _Optional[int] = ..., moe_ep_backend: _Optional[str] = ..., architecture: _Optional[str] = ..., vocab_size: _Optional[int] = ..., max_model_len: _Optional[int] = ..., max_batch_size: _Optional[int] = ..., max_num_batched_tokens: _Optional[int] = ..., block_size: _Optional[int] = ..., num_blocks: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., device: _Optional[str] = ..., dtype: _Optional[str] = ..., weights_sha256: _Optional[str] = ..., bytes_read: _Optional[int] = ..., startup_seconds: _Optional[float] = ..., bytes_per_second: _Optional[float] = ..., flops_per_second: _Optional[float] = ..., graph_batch_sizes: _Optional[_Iterable[int]] = ..., timed_tokens: _Optional[int] = ..., timed_seconds: _Optional[float] = ..., quantization: _Optional[str] = ..., kv_cache_dtype: _Optional[str] = ..., group_windows: _Optional[_Iterable[int]] = ..., keeps_states: _Optional[bool] = ..., num_kept_states: _Optional[int] = ..., state_interval: _Optional[int] = ..., state_bytes: _Optional[int] = ...) -> None: ...
 
 class ExecuteRequest(_message.Message):
     __slots__ = ("hello", "step", "goodbye")
