@@ -32,7 +32,7 @@ from moe.base.scaled_dot import (
     within_blocks,
 )
 from moe.base.specialized_fp8 import linear_tiles, specialized_linear
-from moe.base.tiles import FP8_NAME, INT4_NAME, MANY_ROWS, Tiles
+from moe.base.tiles import FP8_NAME, INT4_NAME, MANY_ROWS, Tiles, power_of_2
 from moe.base.weight import Weight
 
 # Weights of up to so many bytes are asked for before the input is there: they fit the L2 cache.
@@ -213,10 +213,12 @@ def _fp8_tiles(num_rows: int, weight_NK: Weight, context: KernelContext) -> Tile
 
 
 def _takes_specialized(num_rows: int, weight_NK: Weight, context: KernelContext) -> bool:
+    """By the next power of two, as tiles are chosen: warm-up has met those alone, and what a later
+    step chose otherwise it would compile."""
     N = weight_NK.shape[0]
     if not (context.specialized and specializes(weight_NK, N)):
         return False
-    tiles = linear_tiles(num_rows, N)
+    tiles = linear_tiles(power_of_2(num_rows), N)
     rounds = -(-tiles // context.num_cores)
     return tiles >= _LEAST_FILL * rounds * context.num_cores
 

@@ -147,6 +147,7 @@ class RowParallelLinear(nn.Module):
             picked_R: indices of the rows that are wanted, int32; None: all are.
         """
         if picked_R is not None:
+            assert isinstance(x_TI, torch.Tensor)
             x_TI = pick_rows(x_TI, picked_R, self.context, "picked_inputs")
         update = self._product(x_TI)
         if self.bias is None:

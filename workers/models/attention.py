@@ -148,13 +148,15 @@ class Attention(nn.Module):
             self.kind,
             scale=self.spec.scale,
             sinks_N=self.sinks,
-            out=self.rows(len(q_TND), context),
+            out=self.rows(len(q_TND), context, picked=batch.drawn_R is not None),
         )
 
-    def rows(self, num_tokens: int, context: KernelContext) -> torch.Tensor | Quantized:
+    def rows(
+        self, num_tokens: int, context: KernelContext, *, picked: bool = False
+    ) -> torch.Tensor | Quantized:
         """Workspace ``[T, N·V]`` for what attention finds; of eight bits where the output
-        projection takes such, no gate is before it and heads are whole groups."""
-        if self.gate is None and self.spec.v_head_dim % GROUP == 0:
+        projection takes such, all of them, no gate is before it and heads are whole groups."""
+        if self.gate is None and self.spec.v_head_dim % GROUP == 0 and not picked:
             return self.o_proj.rows(num_tokens, "attended")
         shape = (num_tokens, self.num_heads * self.spec.v_head_dim)
         return context.workspace.take("attended", shape, context.dtype)

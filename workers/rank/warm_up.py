@@ -32,8 +32,10 @@ def warm_up_steps(
     Blocks are numbered from 0; needs ``warm_up_blocks`` of the same arguments.
     """
     sizes = [num_tokens, *(1 << n for n in range(num_tokens.bit_length()) if 1 << n < num_tokens)]
-    # From twice the slots on the last layer goes on with rows that draw alone.
-    sizes += [size for size in (*_BETWEEN, 2 * num_sequences - 1) if size < num_tokens]
+    # From MANY_ROWS on other kernels take them; from twice the slots on the last layer goes on with
+    # rows that draw alone.
+    others = (*_BETWEEN, MANY_ROWS - 1, 2 * num_sequences - 1)
+    sizes += [size for size in others if size < num_tokens]
     for index, size in enumerate(sizes):
         yield made_up_prefill(size, num_sequences, max_model_len, block_size, plain=index % 2 == 0)
     for count, each in _PROMPTS:
