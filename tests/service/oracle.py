@@ -48,6 +48,22 @@ def check_tokens(
     return 0
 
 
+@torch.inference_mode()
+def check_greedy(
+    model: torch.nn.Module, prompt: Sequence[int], ours: Sequence[int], tie: float = TIE
+) -> int:
+    """Assert that each token is the best behind those before it, or ties with it; the number of
+    ties. One whole forward."""
+    logits = model(torch.tensor([[*prompt, *ours[:-1]]])).logits[0, len(prompt) - 1 :]
+    best = logits.max(dim=1).values
+    margins = (best - logits[torch.arange(len(ours)), torch.tensor(ours)]).tolist()
+    others = [(index, margin) for index, margin in enumerate(margins) if margin > 0]
+    for index, margin in others:
+        assert margin < tie, f"token {index} is {ours[index]}, below the best by {margin}"
+        warnings.warn(f"tie at token {index}: margin {margin:.2g}", stacklevel=2)
+    return len(others)
+
+
 async def generate(
     address: str, prompts: Sequence[Sequence[int]], **options: object
 ) -> list[list[int]]:
