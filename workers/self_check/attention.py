@@ -97,6 +97,10 @@ def _check_step(
     expected = _attend(q_TND, keys, values, cache, batch, attention)
     what = f"{kind} attention over up to {longest} keys of {dtype}, {what}"
     yield check_rows(what, attended, expected, 3)
+    if isinstance(attended, Quantized):  # the last layer's, of which some are picked, are not
+        picked = dataclasses.replace(batch, drawn_R=batch.slots_T)
+        plain = attention.attend(q_TND, cache, picked, context)
+        yield check_rows(f"{what}, not of eight bits", plain, expected, 3)
     if attention.gate is not None:
         assert isinstance(attended, torch.Tensor)
         yield from _check_gate(attention.gate, x_TH, attended, setting)
