@@ -145,12 +145,7 @@ class BatchBuilder:
         Raises:
             ValueError: the columns contradict each other or name what does not exist.
         """
-        for new in step.new_sequences:
-            self.params.set(new)
-            self.logits_processor.forget(new.slot)
-            self.tables.clear(new.slot)
-            if self.states is not None:
-                self.states.enter(new)
+        self._enter(step)
         rows = StepRows.from_step(step)
         rows.check_slots(self.num_slots)
         metadata = self._metadata(step, rows)
@@ -169,12 +164,9 @@ class BatchBuilder:
         if self.states is not None:
             state_rows = self.states.rows(step, rows).padded(len(padded.slots))
         if state_rows is not None and self.attention is not None:
+            num_padded = len(columns["ids"])
             columns |= state_columns(
-                padded,
-                state_rows,
-                num_decodes,
-                len(columns["ids"]),
-                shape=None if shape is None else (shape.tokens, self.num_slots),
+                padded, state_rows, num_decodes, num_padded, self._padded_to(shape)
             )
         slots, lengths = padded.slots[padded.draws], padded.lengths[padded.draws]
         picks = self._picks_drawn(len(columns["ids"]), shape, metadata)
@@ -200,6 +192,19 @@ class BatchBuilder:
             sampling=self._sampling(slots, lengths, on, metadata),
             metadata=metadata,
         )
+
+    def _enter(self, step: worker_pb2.StepRequest) -> None:
+        """New sequences take their slots."""
+        for new in step.new_sequences:
+            self.params.set(new)
+            self.logits_processor.forget(new.slot)
+            self.tables.clear(new.slot)
+            if self.states is not None:
+                self.states.enter(new)
+
+    def _padded_to(self, shape: BatchShape | None) -> tuple[int, int] | None:
+        """Tokens and rows that plans of a captured step are as long as."""
+        return None if shape is None else (shape.tokens, self.num_slots)
 
     def _metadata(self, step: worker_pb2.StepRequest, rows: StepRows) -> SamplingMetadata | None:
         """None when no row has options."""
@@ -282,7 +287,7 @@ class BatchBuilder:
                     kind=kind,
                     kv_heads=heads.kv_heads,
                     num_cores=heads.num_cores,
-                    shape=None if shape is None else (shape.tokens, self.num_slots),
+                    shape=self._padded_to(shape),
                 )
         return columns
 
