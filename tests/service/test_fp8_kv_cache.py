@@ -19,7 +19,7 @@ from switchyard.v1 import inference_pb2 as pb
 from tests.faults.streams import Asked, Progress, answer, answers, outcomes
 from tests.processes import send
 from tests.server import Server
-from tests.service.oracle import check_tokens, generate, greedy
+from tests.service.oracle import check_greedy, generate
 from tests.workers.fp8_kv_oracle import over_fp8_cache
 from tests.workers.tiny_models import save_model
 
@@ -52,17 +52,15 @@ def test_random_models_answer_as_transformers_over_rounded_keys_and_values(tmp_p
     rng = random.Random(5)
     prompts = [[rng.randrange(301) for _ in range(size)] for size in (3, 20, 37, 50, 50)]
     prompts[4][:32] = prompts[3][:32]
-    expected = [greedy(oracle, prompt, NUM_TOKENS) for prompt in prompts]
     options = {"max_new_tokens": NUM_TOKENS, "ignore_eos": True, "temperature": 0.0}
     for flags in (("--tp", "1"), ("--tp", "1", *SMALL_CACHE), ("--tp", "2", *SMALL_CACHE)):
         with Server(tmp_path, str(tmp_path), *CPU, *FP8, *flags) as server:
             ours = asyncio.run(generate(server.address, prompts, **options))
             again = asyncio.run(generate(server.address, prompts[3:], **options))
             load = load_of(server)
-        for prompt, mine, theirs in zip(
-            prompts + prompts[3:], ours + again, expected + expected[3:], strict=True
-        ):
-            check_tokens(oracle, prompt, mine, theirs, tie=NEAR)
+        for prompt, tokens in zip(prompts + prompts[3:], ours + again, strict=True):
+            assert len(tokens) == NUM_TOKENS
+            check_greedy(oracle, prompt, tokens, tie=NEAR)
         assert load.prefix_hit_tokens > 0
         assert (load.preemptions > 0) == ("--num-blocks" in flags)
 
