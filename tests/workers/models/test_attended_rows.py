@@ -3,6 +3,7 @@ decodes, prompts and prompts that go on."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from moe.base.quantized import Quantized, take_quantized
 from moe.base.workspace import Workspace
 from tests.workers.self_check.rank import MadeRank, make_rank
 from tests.workers.self_check.test_right_kernels import LAGUNA
-from tests.workers.steps import decode_step
+from tests.workers.steps import decode_step, prefill_step
 from workers.attention.kv_cache import KVCache
 from workers.models.attention import Attention
 
@@ -114,3 +115,21 @@ def test_a_frozen_workspace_has_room_for_fewer_rows() -> None:
     assert isinstance(attention.rows(MANY, context), Quantized)
     context.workspace.freeze()
     assert isinstance(attention.rows(MANY - 1, context), torch.Tensor)
+
+
+@torch.inference_mode()
+def test_the_last_layer_goes_on_with_few_of_many_rows_of_eight_bits() -> None:
+    """They are picked before they have any, and are as those of all tokens."""
+    rank, attention, context = make(moe=True, moe_intermediate_size=128)
+    assert isinstance(attention.rows(20, context), Quantized)
+    model, builder = rank.model, rank.factory.builder
+    step = prefill_step(0, 1, [(7 * each) % 90 + 3 for each in range(20)], [3, 4])
+    found = []
+    for picks in (True, False):
+        forward = builder.build(step).forward
+        assert forward.drawn is not None
+        cache = KVCache(rank.sizes, 16, torch.device("cpu"))
+        batch = forward if picks else dataclasses.replace(forward, drawn=None)
+        found.append(model.forward(batch, cache)[0 if picks else 19].float())
+    # Other kernels take few rows, from other roundings.
+    assert (found[0] - found[1]).norm() < 0.05 * found[1].norm()
