@@ -38,7 +38,13 @@ class Norm(nn.Module):
 
     Args:
         quantize: readers multiply the norm with weights of eight bits.
+
+    Attributes:
+        weight_dtype: None: the model's.
     """
+
+    weight_dtype: torch.dtype | None = None
+    has_bias = False
 
     def __init__(
         self,
@@ -53,10 +59,12 @@ class Norm(nn.Module):
         self.quantize = quantize and size % GROUP == 0 and dtype.itemsize == 2
         self.eps = eps
         self.context = context
-        self.weight = nn.Parameter(
-            torch.empty(size, dtype=dtype, device=device), requires_grad=False
-        )
+        weight = torch.empty(size, dtype=self.weight_dtype or dtype, device=device)
+        self.weight = nn.Parameter(weight, requires_grad=False)
         self.bias: nn.Parameter | None = None
+        if self.has_bias:
+            bias = torch.empty(size, dtype=dtype, device=device)
+            self.bias = nn.Parameter(bias, requires_grad=False)
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
         """The norm in plain torch."""
@@ -191,18 +199,7 @@ class RMSNormOfOne(Norm):
     """``x / sqrt(mean(x²) + eps) · (1 + w)``, in fp32, cast once, as Qwen3-Next's layers have it;
     1 + w is held in fp32."""
 
-    def __init__(
-        self,
-        size: int,
-        eps: float,
-        dtype: torch.dtype,
-        device: torch.device,
-        context: KernelContext | None = None,
-        quantize: bool = False,
-    ) -> None:
-        super().__init__(size, eps, dtype, device, context, quantize)
-        weight = torch.empty(size, dtype=torch.float32, device=device)
-        self.weight = nn.Parameter(weight, requires_grad=False)
+    weight_dtype = torch.float32
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
         return torch.rms_norm(x.float(), self.weight.shape, self.weight, self.eps).to(x.dtype)
@@ -216,18 +213,7 @@ class LayerNorm(Norm):
     """``(x - mean(x)) / sqrt(var(x) + eps) · w + b``, in fp32, cast once (Ba et al., 2016), as
     PhiMoE's layers have it."""
 
-    def __init__(
-        self,
-        size: int,
-        eps: float,
-        dtype: torch.dtype,
-        device: torch.device,
-        context: KernelContext | None = None,
-        quantize: bool = False,
-    ) -> None:
-        super().__init__(size, eps, dtype, device, context, quantize)
-        bias = torch.empty(size, dtype=dtype, device=device)
-        self.bias = nn.Parameter(bias, requires_grad=False)
+    has_bias = True
 
     def plain(self, x: torch.Tensor) -> torch.Tensor:
         return F.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)

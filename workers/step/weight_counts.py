@@ -13,7 +13,7 @@ from typing import NamedTuple
 from moe.base.fp8_format import Fp8Format
 from moe.base.parallel import ParallelConfig
 from moe.names import Mlp
-from workers.attention.projection import hidden_side
+from workers.attention.projection import Projection, hidden_side
 from workers.config_json.decoder_names import MLP_MODULES
 from workers.config_json.model_config import ModelConfig
 from workers.config_json.quantized_modules import Quantization
@@ -48,16 +48,12 @@ def last_weights(config: ModelConfig, parallel: ParallelConfig, value_bytes: int
     """Of `dense_weights` what stands behind the last layer's attention: an output projection and
     an MLP, or what a mixture has beside its experts."""
     last, hidden = config.num_layers - 1, hidden_side(config.hidden_size)
-    outputs = [
-        matrix
-        for matrix, (_, outputs, _) in zip(
-            _attention(config, parallel, last),
-            config.attention[last].projections(config.hidden_size),
-            strict=True,
-        )
-        if outputs == hidden
+    found = config.attention[last].projections(config.hidden_size)
+    outputs = [each for each in found if each.outputs == hidden]
+    behind = [
+        *_projected(config, parallel, last, outputs),
+        *_beside_experts(config, parallel, last),
     ]
-    behind = [*outputs, *_beside_experts(config, parallel, last)]
     return _count(behind, config.quantization, value_bytes)
 
 
@@ -79,13 +75,17 @@ def expert_weights(config: ModelConfig, num_slices: int, value_bytes: int) -> We
 
 def _dense_matrices(config: ModelConfig, parallel: ParallelConfig) -> Iterator[_Matrix]:
     for layer in range(config.num_layers):
-        yield from _attention(config, parallel, layer)
+        projections = config.attention[layer].projections(config.hidden_size)
+        yield from _projected(config, parallel, layer, projections)
         yield from _beside_experts(config, parallel, layer)
 
 
-def _attention(config: ModelConfig, parallel: ParallelConfig, layer: int) -> Iterator[_Matrix]:
+def _projected(
+    config: ModelConfig, parallel: ParallelConfig, layer: int, projections: Iterable[Projection]
+) -> Iterator[_Matrix]:
+    """Of a layer's attention."""
     prefix, tp = config.attention_prefix(layer), parallel.tp
-    for module, outputs, inputs in config.attention[layer].projections(config.hidden_size):
+    for module, outputs, inputs in projections:
         yield _Matrix(f"{prefix}{module}", outputs.share(tp), inputs.share(tp))
 
 

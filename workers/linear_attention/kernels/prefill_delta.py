@@ -16,7 +16,7 @@ import torch
 import triton
 import triton.language as tl
 
-from moe.base.launch import launch_options, wait_for_previous
+from moe.base.launch import launch_options, precision, wait_for_previous
 from moe.base.silu import silu
 from moe.base.sum_norm import add_parts, load_parts
 from workers.attention.kernels.output_gate import softplus
@@ -322,7 +322,7 @@ def prefill_delta(
     sizes = {"N": N, "M": M, "D": D, "V": V}
     block_d, block_v = triton.next_power_of_2(D), triton.next_power_of_2(V)
     options, w = launch_options(pdl), workspace
-    precision = "ieee" if out.dtype == torch.float32 else "tf32"
+    dots = precision(out.dtype)
     tiles = triton.cdiv(T, _TOKENS)
     _prepare_kernel[(tiles, 2 * M + N)](
         x_STX, ba_STB, taps_CW, rate_N, bias_N, states.inputs, positions_T, starts_T, sources_T,
@@ -334,7 +334,7 @@ def prefill_delta(
     _solve_kernel[(len(chunks_KF), N)](
         w.convolved_TC, w.log_decay_TN, w.beta_TN, chunks_KF, w.solved_KNCC, w.weights_KNCC,
         **sizes, C=CHUNK, LEVELS=CHUNK.bit_length() - 1, BLOCK_D=max(16, block_d),
-        PRECISION=precision, INVERSE_PRECISION="ieee" if precision == "ieee" else "tf32x3",
+        PRECISION=dots, INVERSE_PRECISION="ieee" if dots == "ieee" else "tf32x3",
         num_warps=_WARPS, **options,
     )  # fmt: skip
     carried = _carried(len(rows_RF) * N, block_v, num_cores)
@@ -342,7 +342,7 @@ def prefill_delta(
         w.convolved_TC, x_STX, w.log_decay_TN, w.beta_TN, chunks_KF, rows_RF, w.solved_KNCC,
         w.weights_KNCC, states.recurrent, states.inputs, w.read_TW, *x_STX.stride()[:2],
         **sizes, W=W, S=S, C=CHUNK, BLOCK_D=max(16, block_d), BLOCK_V=carried,
-        BLOCK_X=max(block_d, block_v), PRECISION=precision, num_warps=_WARPS, **options,
+        BLOCK_X=max(block_d, block_v), PRECISION=dots, num_warps=_WARPS, **options,
     )  # fmt: skip
     gated_norm(w.read_TW, x_STX[..., channels:], norm_V, eps=eps, out=out, pdl=pdl)
 
