@@ -199,6 +199,28 @@ class Losing(Driver):
         return replayed
 
 
+def check_while_lost(
+    driver: Losing, rng: random.Random, requests: list[Request], check: Callable[[], None]
+) -> None:
+    """Play the requests, of which some are aborted, while workers are lost now and then: outputs
+    are those of each request alone. ``check`` is called before every step."""
+
+    def disturb() -> bool:
+        check()
+        if rng.random() < 0.95:
+            return False
+        driver.lose()
+        return True
+
+    aborted = driver.play(rng, [[request] for request in requests], disturb)
+    for request in requests:
+        drawn = taken(request).token_ids
+        expected = expected_output(request, driver.scheduler.limits)
+        assert drawn == expected[: len(drawn)]
+        if request.id not in aborted:
+            assert drawn == expected
+
+
 def random_request(rng: random.Random, name: str, limits: SchedulerLimits) -> Request:
     """Short prompts over few tokens with common beginnings, so that prefixes meet."""
     length = rng.randint(1, limits.max_model_len // 2)

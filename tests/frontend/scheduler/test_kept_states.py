@@ -17,7 +17,7 @@ from tests.frontend.builders import (
     LIMITS,
     Driver,
     Losing,
-    expected_output,
+    check_while_lost,
     make_request,
     random_limits,
     random_request,
@@ -59,21 +59,8 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
     limits = tight(limits, rng)
     driver = Losing(limits, depth=rng.choice([1, 2, 3, 5]))
     requests = [random_request(rng, f"r{number}", limits) for number in range(12)]
-
-    def disturb() -> bool:
-        check_held(driver.scheduler)
-        if rng.random() < 0.95:
-            return False
-        driver.lose()
-        return True
-
-    aborted = driver.play(rng, [[request] for request in requests], disturb)
+    check_while_lost(driver, rng, requests, lambda: check_held(driver.scheduler))
     check_held(driver.scheduler)
-    for request in requests:
-        drawn, expected = taken(request).token_ids, expected_output(request, limits)
-        assert drawn == expected[: len(drawn)]
-        if request.id not in aborted:
-            assert drawn == expected
     for states in states_of(driver.scheduler):
         assert states.num_free == limits.num_kept_states
 

@@ -24,6 +24,7 @@ from tests.frontend.builders import (
     LIMITS,
     Driver,
     Losing,
+    check_while_lost,
     expected_output,
     make_request,
     random_limits,
@@ -67,20 +68,7 @@ def test_outputs_are_those_of_each_request_alone(seed: int) -> None:
     limits = random_windows(rng)
     driver = Losing(limits, depth=rng.choice([1, 2, 3, 5]))
     requests = [random_request(rng, f"r{number}", limits) for number in range(12)]
-
-    def disturb() -> bool:
-        check_held(driver.scheduler)
-        if rng.random() < 0.95:
-            return False
-        driver.lose()
-        return True
-
-    aborted = driver.play(rng, [[request] for request in requests], disturb)
-    for request in requests:
-        drawn, expected = taken(request).token_ids, expected_output(request, limits)
-        assert drawn == expected[: len(drawn)]
-        if request.id not in aborted:
-            assert drawn == expected
+    check_while_lost(driver, rng, requests, lambda: check_held(driver.scheduler))
 
 
 def test_a_long_sequence_holds_what_its_windows_see() -> None:

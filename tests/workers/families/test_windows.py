@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from frontend.link.worker_group import _encode
 from frontend.scheduler.limits import SchedulerLimits
@@ -18,7 +17,7 @@ from frontend.scheduler.step import Drawn, Step
 from moe.base.context import KernelContext
 from switchyard.worker.v1 import worker_pb2
 from tests.frontend.builders import Driver, make_request, taken
-from tests.service.oracle import TIE
+from tests.service.oracle import check_greedy
 from tests.workers.families.draw_parts import VOCAB
 from tests.workers.families.draws import FAMILIES, save_family
 from tests.workers.steps import interpreted, start_rank
@@ -58,14 +57,6 @@ def config_of(family: str) -> Any:
         ):
             return config
     raise AssertionError
-
-
-@torch.inference_mode()
-def check_greedy(oracle: torch.nn.Module, prompt: list[int], output: list[int]) -> None:
-    """Every token is the oracle's, given those before it, or as good."""
-    logits = oracle(torch.tensor([[*prompt, *output]])).logits[0, len(prompt) - 1 : -1]
-    chosen = logits.gather(1, torch.tensor(output)[:, None])[:, 0]
-    assert float((logits.amax(1) - chosen).max()) < TIE
 
 
 @pytest.mark.parametrize(
